@@ -1,0 +1,3 @@
+//! Objects to model to xDS; certificate authority; waypoint lifecycle; statuses.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Sockets and network namespaces; the only crate with unsafe code.

@@ -1,0 +1,1 @@
+//! Kubernetes and Istio objects: reading, validating, watching and writing them.

@@ -1,0 +1,1 @@
+//! L7 routing, subsets and authorization over compiled tables; pure.

@@ -1,0 +1,223 @@
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use crate::lifetime::{Lifetime, LifetimeOwner};
+
+/// Owns tasks that may move between threads: can stop them and joins them.
+#[derive(Debug)]
+pub struct Scope {
+    name: &'static str,
+    owner: LifetimeOwner,
+    tasks: TaskTracker,
+}
+
+impl Scope {
+    /// An empty scope; `name` appears in logs.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            owner: LifetimeOwner::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// A handle on this scope's life.
+    #[must_use]
+    pub fn lifetime(&self) -> Lifetime {
+        self.owner.lifetime()
+    }
+
+    /// Starts `task`; it ends when it returns, or when the scope is stopped. A panic is logged.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where tasks get their owner"
+    )]
+    pub fn spawn<F>(&self, task: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let life = self.owner.lifetime();
+        let scope = self.name;
+        let body = self.tasks.track_future(async move {
+            tokio::select! {
+                () = life.stopped() => {}
+                () = future => {}
+            }
+        });
+        let tracker = self.tasks.clone();
+        let handle = tokio::spawn(body);
+        drop(tokio::spawn(tracker.track_future(async move {
+            if let Err(error) = handle.await
+                && error.is_panic()
+            {
+                tracing::error!(scope, task, "a task panicked");
+            }
+        })));
+    }
+
+    /// Asks tasks for a polite end.
+    pub fn drain(&self) {
+        self.owner.drain();
+    }
+
+    /// Number of tasks alive, the watchers of each included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// True when no task is alive.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Drains, waits at most `limit` for tasks to end by themselves, then stops and joins the rest.
+    /// Returns true if all ended by themselves.
+    pub async fn shutdown(self, limit: Duration) -> bool {
+        self.owner.drain();
+        self.tasks.close();
+        let orderly = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
+        self.owner.stop();
+        self.tasks.wait().await;
+        orderly
+    }
+}
+
+/// Owns `!Send` tasks of one worker thread.
+#[derive(Debug)]
+pub struct LocalScope {
+    name: &'static str,
+    owner: LifetimeOwner,
+    tasks: TaskTracker,
+}
+
+impl LocalScope {
+    /// An empty scope; `name` appears in logs.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            owner: LifetimeOwner::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// A handle on this scope's life.
+    #[must_use]
+    pub fn lifetime(&self) -> Lifetime {
+        self.owner.lifetime()
+    }
+
+    /// Starts `task` on this thread; it ends when it returns, or when the scope is stopped.
+    ///
+    /// # Panics
+    /// Outside a worker (a `LocalSet` or local runtime).
+    pub fn spawn<F>(&self, task: &'static str, future: F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let life = self.owner.lifetime();
+        let scope = self.name;
+        let body = self.tasks.track_future(async move {
+            let guard = PanicGuard { scope, task };
+            tokio::select! {
+                () = life.stopped() => {}
+                () = future => {}
+            }
+            drop(guard);
+        });
+        drop(tokio::task::spawn_local(body));
+    }
+
+    /// Asks tasks for a polite end.
+    pub fn drain(&self) {
+        self.owner.drain();
+    }
+
+    /// Ends every task at its next await.
+    pub fn stop(&self) {
+        self.owner.stop();
+    }
+
+    /// Number of tasks alive.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// True when no task is alive.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Drains, waits at most `limit` for tasks to end by themselves, then stops and joins the rest.
+    /// Returns true if all ended by themselves.
+    pub async fn shutdown(&self, limit: Duration) -> bool {
+        self.owner.drain();
+        self.tasks.close();
+        let orderly = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
+        self.owner.stop();
+        self.tasks.wait().await;
+        orderly
+    }
+}
+
+struct PanicGuard {
+    scope: &'static str,
+    task: &'static str,
+}
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(scope = self.scope, task = self.task, "a task panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_joins_and_tells_who_was_late() {
+        let scope = Scope::new("test");
+        let life = scope.lifetime();
+        scope.spawn("polite", async move { life.draining().await });
+        assert!(scope.shutdown(Duration::from_secs(1)).await);
+
+        let scope = Scope::new("test");
+        scope.spawn("stubborn", std::future::pending());
+        assert!(!scope.shutdown(Duration::from_secs(1)).await);
+    }
+
+    #[tokio::test]
+    async fn a_panic_stays_inside_its_task() {
+        let scope = Scope::new("test");
+        scope.spawn("bad", async { panic!("on purpose") });
+        scope.spawn("good", async {});
+        assert!(scope.shutdown(Duration::from_secs(5)).await);
+    }
+
+    #[tokio::test]
+    async fn local_tasks_are_owned_too() {
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let scope = LocalScope::new("test");
+                let value = std::rc::Rc::new(1);
+                scope.spawn("local", async move { drop(value) });
+                assert!(scope.shutdown(Duration::from_secs(5)).await);
+                assert!(scope.is_empty());
+            })
+            .await;
+    }
+}

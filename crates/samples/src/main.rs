@@ -1,0 +1,3 @@
+//! Sample applications for the lab, in one binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The snapshot of the mesh and every L4 decision made on it; pure.

@@ -1,0 +1,1 @@
+//! Metrics, logs, readiness and the admin server.

@@ -1,0 +1,1 @@
+//! TLS, SPIFFE verification, certificate requests, the signing half of the CA, bound tokens.

@@ -1,0 +1,1 @@
+//! Delta discovery client, certificate client and the snapshot store they feed.

@@ -1,0 +1,3 @@
+//! Enrolment, redirection rules, pod announcements.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! L7 proxy, per namespace or per service account.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! L4 node proxy.
+
+fn main() {}
