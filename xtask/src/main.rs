@@ -1,3 +1,80 @@
-//! Checks of the house itself.
+//! Checks of the house itself: `cargo run -p xtask -- check`.
+//!
+//! Each check prints what is wrong and how to mend it; the exit code is 1 if any found something.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod docs;
+mod layers;
+mod size;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// One complaint: where, and what to do.
+#[derive(Debug)]
+pub(crate) struct Complaint(pub(crate) String);
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lives one level below the workspace")
+        .to_owned()
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let root = root();
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    type Check = fn(&Path) -> anyhow::Result<Vec<Complaint>>;
+    let checks: [(&str, Check); 3] = [
+        ("layers", layers::check),
+        ("size", size::check),
+        ("docs", docs::check),
+    ];
+    if !checks.iter().any(|(name, _)| *name == wanted) && wanted != "check" {
+        eprintln!("usage: xtask check|layers|size|docs");
+        return Ok(ExitCode::from(2));
+    }
+    let mut failed = false;
+    for (name, check) in checks {
+        if wanted != "check" && wanted != name {
+            continue;
+        }
+        let complaints = check(&root)?;
+        println!(
+            "{name}: {}",
+            if complaints.is_empty() { "ok" } else { "wrong" }
+        );
+        for Complaint(text) in &complaints {
+            println!("  {text}");
+        }
+        failed |= !complaints.is_empty();
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Files git tracks or would track, relative to the root.
+pub(crate) fn tracked(root: &Path, pattern: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let output = std::process::Command::new("git")
+        .args([
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "--",
+            pattern,
+        ])
+        .current_dir(root)
+        .output()?;
+    anyhow::ensure!(output.status.success(), "git ls-files failed");
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text
+        .lines()
+        .map(PathBuf::from)
+        .filter(|p| root.join(p).is_file())
+        .collect())
+}

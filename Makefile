@@ -1,0 +1,47 @@
+# The one door to the project. `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PROFILE := quick
+CARGO := cargo
+BIN := target/$(PROFILE)
+PRODUCTS := -p isobar-ztunnel -p isobar-waypoint -p isobar-control-plane -p isobar-node-agent -p isobar-cli -p isobar-samples -p isobar-tests --bins
+
+.PHONY: help setup build demo test test-unit test-e2e lint fmt bench
+
+help: ## List the targets
+	@echo "Isobar: an ambient service mesh. Targets:"
+	@echo
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "First time here?  make demo   (installs what is missing, builds, and tours the mesh in a lab on this machine)"
+
+setup: ## Install what is missing to build, run and test (idempotent)
+	@bash xtask/setup.sh
+
+build: setup ## Build every program into target/quick
+	$(CARGO) build --profile $(PROFILE) $(PRODUCTS)
+
+demo: build ## Tour the mesh: routing, encryption, policy; KEEP=1 leaves the lab up
+	@$(BIN)/isobar-demo $(if $(KEEP),--keep)
+
+test: build test-unit test-e2e ## Run every test, end to end in network namespaces included
+
+test-unit: ## Run the tests of each crate
+	$(CARGO) test --profile $(PROFILE) --workspace --exclude isobar-tests
+
+test-e2e: build ## Run the end-to-end suites (needs network namespaces)
+	$(CARGO) test --profile $(PROFILE) -p isobar-tests -- --test-threads=1
+
+lint: setup ## Format, clippy, and the checks of the house
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --profile $(PROFILE) --workspace --all-targets -- -D warnings
+	$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- check
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+bench: setup ## Run the benchmarks in a lab and write a table to target/bench
+	$(CARGO) build --release $(PRODUCTS)
+	$(CARGO) run --release -p isobar-benches -- --bin target/release --out target/bench
