@@ -1,0 +1,245 @@
+use std::fmt::{self, Write as _};
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::LogFormat;
+use super::output::Output;
+
+/// Turns events into lines.
+pub(super) struct LineLayer {
+    format: LogFormat,
+    output: Output,
+}
+
+impl LineLayer {
+    pub(super) const fn new(format: LogFormat, output: Output) -> Self {
+        Self { format, output }
+    }
+}
+
+/// Fields of a span, kept with it until its events are written.
+struct SpanFields {
+    text: TextFields,
+    json: Map<String, Value>,
+}
+
+impl<S> Layer<S> for LineLayer
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut fields = SpanFields {
+            text: TextFields::default(),
+            json: Map::new(),
+        };
+        match self.format {
+            LogFormat::Text => attributes.record(&mut fields.text),
+            LogFormat::Json => attributes.record(&mut JsonFields(&mut fields.json)),
+        }
+        span.extensions_mut().replace(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut extensions = span.extensions_mut();
+        let Some(fields) = extensions.get_mut::<SpanFields>() else {
+            return;
+        };
+        match self.format {
+            LogFormat::Text => values.record(&mut fields.text),
+            LogFormat::Json => values.record(&mut JsonFields(&mut fields.json)),
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let line = match self.format {
+            LogFormat::Text => text_line(event, &context),
+            LogFormat::Json => json_line(event, &context),
+        };
+        self.output.write(line);
+    }
+}
+
+fn text_line<S>(event: &Event<'_>, context: &Context<'_, S>) -> String
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let mut line = String::with_capacity(256);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        line,
+        "{}\t{}\t{}",
+        now(),
+        level(event),
+        event
+            .metadata()
+            .target()
+            .trim_start_matches("ztunnel::")
+            .trim_start_matches("isobar_")
+    );
+    for span in context
+        .event_scope(event)
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .iter()
+        .rev()
+    {
+        line.push(':');
+        line.push_str(span.name());
+        if let Some(fields) = span.extensions().get::<SpanFields>()
+            && !fields.text.pairs.is_empty()
+        {
+            let _ = write!(line, "{{{}}}", fields.text.pairs);
+        }
+    }
+    let mut fields = TextFields::default();
+    event.record(&mut fields);
+    line.push('\t');
+    line.push_str(&fields.message);
+    if !fields.pairs.is_empty() {
+        line.push('\t');
+        line.push_str(&fields.pairs);
+    }
+    line
+}
+
+fn json_line<S>(event: &Event<'_>, context: &Context<'_, S>) -> String
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let mut object = Map::new();
+    object.insert("level".into(), level(event).into());
+    object.insert("time".into(), now().into());
+    object.insert("scope".into(), event.metadata().target().into());
+    let mut fields = Map::new();
+    event.record(&mut JsonFields(&mut fields));
+    if let Some(message) = fields.shift_remove("message") {
+        object.insert("message".into(), message);
+    }
+    object.extend(fields);
+    for span in context.event_scope(event).into_iter().flatten() {
+        let extensions = span.extensions();
+        let fields = extensions.get::<SpanFields>();
+        let fields = fields.map(|f| f.json.clone()).unwrap_or_default();
+        object.insert(span.name().into(), Value::Object(fields));
+    }
+    Value::Object(object).to_string()
+}
+
+fn level(event: &Event<'_>) -> &'static str {
+    match *event.metadata().level() {
+        tracing::Level::ERROR => "error",
+        tracing::Level::WARN => "warn",
+        tracing::Level::INFO => "info",
+        tracing::Level::DEBUG => "debug",
+        tracing::Level::TRACE => "trace",
+    }
+}
+
+/// RFC 3339, UTC, microseconds.
+fn now() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
+#[derive(Default)]
+struct TextFields {
+    message: String,
+    pairs: String,
+}
+
+impl TextFields {
+    fn key(&mut self, field: &Field) {
+        if !self.pairs.is_empty() {
+            self.pairs.push(' ');
+        }
+        self.pairs.push_str(field.name());
+        self.pairs.push('=');
+    }
+}
+
+impl Visit for TextFields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            escape_controls(value, &mut self.message);
+            return;
+        }
+        self.key(field);
+        let _ = write!(self.pairs, "{value:?}");
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" {
+            escape_controls(&text, &mut self.message);
+            return;
+        }
+        self.key(field);
+        escape_controls(&text, &mut self.pairs);
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.key(field);
+        let _ = write!(self.pairs, "{:?}", chain(value));
+    }
+}
+
+struct JsonFields<'a>(&'a mut Map<String, Value>);
+
+impl JsonFields<'_> {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for JsonFields<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.put(field, chain(value));
+    }
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let _ = write!(text, ": {source}");
+        next = source.source();
+    }
+    text
+}
+
+/// A line is a line: what a peer sent must not start another one.
+fn escape_controls(text: &str, out: &mut String) {
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+}
