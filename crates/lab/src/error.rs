@@ -1,0 +1,109 @@
+use std::path::PathBuf;
+
+/// Why something about a lab did not work. Messages say what to do where there is something to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The name cannot be used.
+    #[error(
+        "{name:?} is not a lab name: use at most 40 lower-case letters, digits and inner hyphens"
+    )]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// Too few or too many nodes.
+    #[error("a lab has 1 to {most} nodes, not {asked}")]
+    NodeCount {
+        /// What was given.
+        asked: u8,
+        /// The limit.
+        most: u8,
+    },
+    /// No such lab is running.
+    #[error("no lab named {name:?} is running; `isobar lab up -f DIR` starts one")]
+    NotRunning {
+        /// The lab.
+        name: String,
+    },
+    /// A lab of that name runs already.
+    #[error("lab {name:?} is running already (process {pid}); `isobar lab down` ends it")]
+    Running {
+        /// The lab.
+        name: String,
+        /// Its supervisor, as the host numbers it.
+        pid: i32,
+    },
+    /// The kernel or its configuration does not allow what a lab needs.
+    #[error("this system does not allow a lab: {why}")]
+    Forbidden {
+        /// What was refused, and what would help.
+        why: String,
+    },
+    /// A program that the lab needs is not installed.
+    #[error("{program} was not found: {hint}")]
+    MissingProgram {
+        /// The program.
+        program: String,
+        /// How to get it.
+        hint: String,
+    },
+    /// The lab started but did not become ready, or ended while starting.
+    #[error("the lab did not become ready: {why}{}", tail_text(.tail))]
+    NotReady {
+        /// What is missing.
+        why: String,
+        /// Last lines of the log that tells most.
+        tail: Vec<String>,
+    },
+    /// The supervisor refused a request.
+    #[error("{message}")]
+    Refused {
+        /// Its words.
+        message: String,
+    },
+    /// The supervisor went away during a request, or answered something else.
+    #[error("the lab's supervisor did not answer: {why}")]
+    NoAnswer {
+        /// What happened.
+        why: String,
+    },
+    /// A path is too long for a socket name.
+    #[error("{} is too long for socket names below it; choose a shorter state folder", .path.display())]
+    PathTooLong {
+        /// The lab's state folder.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl LabError {
+    /// For `map_err`: says what was being done when the system refused.
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Io { doing, source }
+    }
+
+    /// The same for errors of system calls made through `nix`.
+    pub(crate) fn sys(doing: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
+        let doing = doing.into();
+        move |errno| Self::Io {
+            doing,
+            source: errno.into(),
+        }
+    }
+}
+
+fn tail_text(tail: &[String]) -> String {
+    if tail.is_empty() {
+        String::new()
+    } else {
+        format!("\n  {}", tail.join("\n  "))
+    }
+}
