@@ -1,0 +1,246 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use boring::x509::X509;
+use isobar_types::Identity;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::peer::Shown;
+use crate::{CryptoFailure, PeerError, PrivateKey, ServerTls, pem, provider};
+
+/// A workload's certificate chain, its key and the roots it trusts: all that both ends of HBONE
+/// need. Built once per issuance; the expensive parts are shared by all connections.
+pub struct WorkloadCertificate {
+    identity: Identity,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    chain: Vec<CertificateInfo>,
+    roots: Vec<CertificateInfo>,
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) root_store: Arc<RootCertStore>,
+    pub(crate) server: ServerTls,
+}
+
+/// One certificate, as dumps show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// One PEM block.
+    pub pem: String,
+    /// Serial number, decimal.
+    pub serial: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// Why an issued certificate is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// The authority's answer has fewer than two parts.
+    #[error("the answer holds {0} parts; a chain and its roots are needed")]
+    TooFewParts(usize),
+    /// A part is not what it should be.
+    #[error("part {part} of the answer: {detail}")]
+    Malformed {
+        /// Position in the answer, from 0.
+        part: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The leaf is for somebody else.
+    #[error("the certificate is for {found}, asked for {asked}")]
+    WrongIdentity {
+        /// Identity asked for.
+        asked: Identity,
+        /// What the leaf names.
+        found: String,
+    },
+    /// The leaf does not belong to the key.
+    #[error("the certificate does not belong to the private key")]
+    WrongKey,
+    /// The leaf cannot be read.
+    #[error(transparent)]
+    Leaf(#[from] PeerError),
+    /// BoringSSL or rustls refuse it.
+    #[error(transparent)]
+    Crypto(#[from] CryptoFailure),
+}
+
+impl WorkloadCertificate {
+    /// Takes what an authority answered to `CreateCertificate` (ztunnel.md §3.1): `parts[0]` is the
+    /// leaf, the last part the root or roots, those between are intermediates. The leaf must name
+    /// exactly `asked` and belong to `key`.
+    ///
+    /// # Errors
+    /// When the answer is not of that shape, or is for another identity or key.
+    pub fn new(
+        asked: &Identity,
+        parts: &[String],
+        key: &PrivateKey,
+    ) -> Result<Self, CertificateError> {
+        let [first, .., last] = parts else {
+            return Err(CertificateError::TooFewParts(parts.len()));
+        };
+        let read = |part: usize, text: &str| {
+            pem::certificates(text).map_err(|detail| CertificateError::Malformed { part, detail })
+        };
+        let mut chain = read(0, first)?;
+        for (part, text) in parts.iter().enumerate().take(parts.len() - 1).skip(1) {
+            chain.extend(read(part, text)?);
+        }
+        let roots = read(parts.len() - 1, last)?;
+        check_leaf(asked, &chain[0], key)?;
+
+        let info = |part: usize, list: &[CertificateDer<'_>]| {
+            list.iter()
+                .map(CertificateInfo::read)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|detail| CertificateError::Malformed { part, detail })
+        };
+        let chain_info = info(0, &chain)?;
+        let root_info = info(parts.len() - 1, &roots)?;
+
+        let provider = provider();
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root).map_err(CryptoFailure::of("read a root"))?;
+        }
+        let root_store = Arc::new(store);
+        let chain_verifier: Arc<dyn ClientCertVerifier> =
+            WebPkiClientVerifier::builder_with_provider(
+                Arc::clone(&root_store),
+                Arc::clone(&provider),
+            )
+            .build()
+            .map_err(CryptoFailure::of("trust the roots"))?;
+        let signing = provider
+            .key_provider
+            .load_private_key(key.to_der()?)
+            .map_err(CryptoFailure::of("load the key"))?;
+        let key = Arc::new(CertifiedKey::new(chain, signing));
+        let server = ServerTls::new(asked, Arc::clone(&key), chain_verifier)?;
+        Ok(Self {
+            identity: asked.clone(),
+            not_before: chain_info[0].not_before,
+            not_after: chain_info
+                .iter()
+                .map(|c| c.not_after)
+                .min()
+                .unwrap_or(SystemTime::UNIX_EPOCH),
+            chain: chain_info,
+            roots: root_info,
+            key,
+            root_store,
+            server,
+        })
+    }
+
+    /// The identity it proves.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Start of validity of the leaf.
+    #[must_use]
+    pub const fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// First end of validity along the chain.
+    #[must_use]
+    pub const fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Half-way through its validity (ztunnel.md §3.3).
+    #[must_use]
+    pub fn renew_at(&self) -> SystemTime {
+        let life = self
+            .not_after
+            .duration_since(self.not_before)
+            .unwrap_or(Duration::ZERO);
+        self.not_before + life / 2
+    }
+
+    /// True from `not_before` to `not_after`.
+    #[must_use]
+    pub fn is_valid_at(&self, now: SystemTime) -> bool {
+        now >= self.not_before && now <= self.not_after
+    }
+
+    /// Leaf first, then intermediates.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateInfo] {
+        &self.chain
+    }
+
+    /// The roots peers are verified against.
+    #[must_use]
+    pub fn roots(&self) -> &[CertificateInfo] {
+        &self.roots
+    }
+}
+
+impl fmt::Debug for WorkloadCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadCertificate")
+            .field("identity", &self.identity.to_string())
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check_leaf(
+    asked: &Identity,
+    leaf: &CertificateDer<'_>,
+    key: &PrivateKey,
+) -> Result<(), CertificateError> {
+    let shown = Shown::read(leaf)?;
+    if shown.identities != [asked.clone()] {
+        let found: Vec<_> = shown.identities.iter().map(ToString::to_string).collect();
+        let found = if found.is_empty() {
+            "nobody".to_owned()
+        } else {
+            found.join(", ")
+        };
+        return Err(CertificateError::WrongIdentity {
+            asked: asked.clone(),
+            found,
+        });
+    }
+    let belongs = X509::from_der(leaf)
+        .and_then(|leaf| leaf.public_key())
+        .map_err(CryptoFailure::of("read the leaf's key"))?
+        .public_eq(key.pkey());
+    if belongs {
+        Ok(())
+    } else {
+        Err(CertificateError::WrongKey)
+    }
+}
+
+impl CertificateInfo {
+    pub(crate) fn read(der: &CertificateDer<'_>) -> Result<Self, String> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|e| e.to_string())?;
+        let validity = certificate.validity();
+        Ok(Self {
+            pem: pem::block(der),
+            serial: certificate.serial.to_string(),
+            not_before: system_time(validity.not_before.timestamp()),
+            not_after: system_time(validity.not_after.timestamp()),
+        })
+    }
+}
+
+/// Seconds since 1970 as a time; times before it count as 1970.
+fn system_time(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}

@@ -1,0 +1,226 @@
+use std::io;
+use std::sync::Arc;
+
+use isobar_types::Identity;
+use rustls::client::Resumption;
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{CertificateError as RustlsCertificateError, ClientConfig, ServerConfig};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::peer::PeerRule;
+use crate::provider::key_log;
+use crate::verify::{CallerVerifier, ServerRule, ServerVerifier};
+use crate::{
+    ClientStream, CryptoFailure, PeerError, ServerStream, VerifiedPeer, WorkloadCertificate,
+    provider,
+};
+
+const H2: &[u8] = b"h2";
+/// Plaintext rustls may hold before a write has to wait; room for several DATA frames.
+const TLS_BUFFER: usize = 300 * 1024;
+
+/// How a workload accepts HBONE connections. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    rule: PeerRule,
+}
+
+/// How a workload opens HBONE connections to some peers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    rule: PeerRule,
+}
+
+/// Why a handshake between workloads failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer's certificate chains to our roots but is not acceptable.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The peer's certificate does not chain to our roots, is expired, or there is none.
+    #[error("the peer's certificate is not acceptable: {0}")]
+    Certificate(String),
+    /// The peer refused us: its alert.
+    #[error("the peer refused the handshake: {0}")]
+    Alert(String),
+    /// The peer broke the protocol, or is not speaking TLS.
+    #[error("TLS: {0}")]
+    Protocol(String),
+    /// The peer did not agree on HTTP/2.
+    #[error("the peer did not negotiate h2")]
+    NotHttp2,
+    /// The connection ended.
+    #[error("the connection ended during the handshake: {0}")]
+    Io(#[source] io::Error),
+}
+
+/// TLS 1.3 only, ALPN `h2`, a client certificate of the same trust domain required, no resumption.
+#[must_use]
+pub fn server_config(certificate: &WorkloadCertificate) -> ServerTls {
+    certificate.server.clone()
+}
+
+/// TLS 1.3 only, ALPN `h2`, no server name sent, no resumption; the server must show one of
+/// `expect`. An empty `expect` can never succeed.
+///
+/// # Errors
+/// When rustls refuses the configuration.
+pub fn client_config(
+    certificate: &WorkloadCertificate,
+    expect: &[Identity],
+) -> Result<ClientTls, CryptoFailure> {
+    let rule = PeerRule::OneOf(expect.into());
+    let provider = provider();
+    let verifier = ServerVerifier {
+        provider: Arc::clone(&provider),
+        roots: Arc::clone(&certificate.root_store),
+        rule: ServerRule::Peer(rule.clone()),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(CryptoFailure::of("configure TLS"))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(
+            &certificate.key,
+        ))));
+    config.alpn_protocols = vec![H2.to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    config.key_log = key_log();
+    Ok(ClientTls {
+        config: Arc::new(config),
+        rule,
+    })
+}
+
+impl ServerTls {
+    pub(crate) fn new(
+        identity: &Identity,
+        key: Arc<CertifiedKey>,
+        chain: Arc<dyn ClientCertVerifier>,
+    ) -> Result<Self, CryptoFailure> {
+        let rule = PeerRule::TrustDomain(identity.trust_domain.clone());
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(CryptoFailure::of("configure TLS"))?
+            .with_client_cert_verifier(Arc::new(CallerVerifier {
+                chain,
+                rule: rule.clone(),
+            }))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        config.alpn_protocols = vec![H2.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.key_log = key_log();
+        Ok(Self {
+            config: Arc::new(config),
+            rule,
+        })
+    }
+
+    /// Runs the server's side of the handshake. The caller sets the time limit.
+    ///
+    /// # Errors
+    /// When the peer is not acceptable, breaks the protocol or goes away.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes `io`.
+    pub async fn accept<IO>(
+        &self,
+        io: IO,
+    ) -> Result<(ServerStream<IO>, VerifiedPeer), HandshakeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.config));
+        let mut stream = acceptor
+            .accept_with(io, |connection| {
+                connection.set_buffer_limit(Some(TLS_BUFFER))
+            })
+            .await
+            .map_err(HandshakeError::from_io)?;
+        let (_, connection) = stream.get_mut();
+        let peer = verified(connection, &self.rule)?;
+        Ok((stream, peer))
+    }
+}
+
+impl ClientTls {
+    /// Runs the client's side of the handshake. The caller sets the time limit. A server that
+    /// refuses our certificate says so only on the first read (TLS 1.3).
+    ///
+    /// # Errors
+    /// When the peer is not acceptable, breaks the protocol or goes away.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes `io`.
+    pub async fn connect<IO>(
+        &self,
+        io: IO,
+    ) -> Result<(ClientStream<IO>, VerifiedPeer), HandshakeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        // Never sent (no SNI) and never compared: the rule looks at identities.
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+        let mut stream = TlsConnector::from(Arc::clone(&self.config))
+            .connect_with(name, io, |connection| {
+                connection.set_buffer_limit(Some(TLS_BUFFER))
+            })
+            .await
+            .map_err(HandshakeError::from_io)?;
+        let (_, connection) = stream.get_mut();
+        let peer = verified(connection, &self.rule)?;
+        Ok((stream, peer))
+    }
+}
+
+fn verified<D>(
+    connection: &rustls::ConnectionCommon<D>,
+    rule: &PeerRule,
+) -> Result<VerifiedPeer, HandshakeError> {
+    if connection.alpn_protocol() != Some(H2) {
+        return Err(HandshakeError::NotHttp2);
+    }
+    let leaf = connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .ok_or(PeerError::ChainSize {
+            certificates: 0,
+            bytes: 0,
+        })?;
+    Ok(VerifiedPeer::after_handshake(leaf, rule)?)
+}
+
+impl HandshakeError {
+    /// Sorts what rustls reports through an I/O error.
+    pub(crate) fn from_io(error: io::Error) -> Self {
+        let Some(tls) = error
+            .get_ref()
+            .and_then(|e| e.downcast_ref::<rustls::Error>())
+        else {
+            return Self::Io(error);
+        };
+        match tls {
+            rustls::Error::InvalidCertificate(RustlsCertificateError::Other(other)) => {
+                match other.0.downcast_ref::<PeerError>() {
+                    Some(peer) => Self::Peer(peer.clone()),
+                    None => Self::Certificate(other.to_string()),
+                }
+            }
+            rustls::Error::InvalidCertificate(reason) => Self::Certificate(reason.to_string()),
+            rustls::Error::NoCertificatesPresented => {
+                Self::Certificate("none was shown".to_owned())
+            }
+            rustls::Error::AlertReceived(alert) => Self::Alert(format!("{alert:?}")),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
