@@ -1,1 +1,42 @@
-//! The snapshot of the mesh and every L4 decision made on it; pure.
+//! The snapshot of the mesh and every L4 decision made on it.
+//!
+//! Pure: no clock, no dice, no sockets. A [`Snapshot`] is immutable and cheap to clone; a [`Draft`]
+//! makes the next one from wire resources. Decisions are functions over one snapshot:
+//!
+//! - [`outbound::route`]: where does a connection of a local workload go?
+//! - [`inbound::resolve`]: what does a tunnel's authority mean here?
+//! - [`authorize()`]: may this peer reach that workload?
+//! - [`balance`]: which endpoint of a service?
+
+#![forbid(unsafe_code)]
+
+mod authorize;
+pub mod balance;
+pub mod convert;
+mod draft;
+mod gateway;
+pub mod inbound;
+pub mod outbound;
+mod policy;
+mod service;
+mod sharded;
+mod snapshot;
+mod workload;
+
+pub use authorize::{Denied, DryRun, Peer, Permit, authorize};
+pub use convert::ConvertError;
+pub use draft::Draft;
+pub use gateway::{Waypoint, resolve_waypoint};
+pub use outbound::Refusal;
+pub use policy::{
+    Action, Authorization, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, TextMatch,
+};
+pub use service::{
+    BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope, Service,
+    Visibility, WeightedWaypoint,
+};
+pub use snapshot::{AddressObject, Snapshot, Traversal};
+pub use workload::{
+    ApplicationTunnel, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
+    TunnelProtocol, Workload, WorkloadType,
+};

@@ -1,0 +1,294 @@
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use isobar_types::{Identity, NamespacedName, Reason};
+
+use crate::gateway::{any_member, gateway_name, has_identity};
+use crate::policy::{Action, Authorization, Clause, Match, Rule, ServiceAccountMatch, TextMatch};
+use crate::snapshot::{Snapshot, Traversal};
+use crate::workload::{GatewayAddress, Workload};
+
+/// Who wants in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// From the client certificate; `None` for plaintext.
+    pub identity: Option<Identity>,
+    /// Address of the TCP peer.
+    pub ip: IpAddr,
+}
+
+/// Proof that a connection was authorised: only [`authorize`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    version: u64,
+    allowed_by: Option<NamespacedName>,
+    dry_runs: Vec<DryRun>,
+    missing: Vec<NamespacedName>,
+}
+
+impl Permit {
+    /// Snapshot version the decision was made on.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The ALLOW policy that matched; `None` if there is no ALLOW policy at all.
+    #[must_use]
+    pub const fn allowed_by(&self) -> Option<&NamespacedName> {
+        self.allowed_by.as_ref()
+    }
+
+    /// What policies that are not enforced would have done.
+    #[must_use]
+    pub fn dry_runs(&self) -> &[DryRun] {
+        &self.dry_runs
+    }
+
+    /// Policies the workload lists that have not arrived: skipped, worth a warning.
+    #[must_use]
+    pub fn missing(&self) -> &[NamespacedName] {
+        &self.missing
+    }
+}
+
+/// A connection that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Denied {
+    /// For metrics and logs.
+    pub reason: Reason,
+    /// The DENY policy that matched; `None` if no ALLOW policy did, or for a bypassed waypoint.
+    pub policy: Option<NamespacedName>,
+    /// Names what is wrong; the texts of policy denials are Istio's, people search for them.
+    pub detail: String,
+    /// What policies that are not enforced would have done.
+    pub dry_runs: Vec<DryRun>,
+}
+
+/// What a policy that is not enforced would have done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DryRun {
+    /// The policy; `None`: ALLOW policies in dry run exist, and none matched.
+    pub policy: Option<NamespacedName>,
+    /// What it would have said.
+    pub action: Action,
+}
+
+/// Decides whether `peer` may connect to `dst` (the address that will really be dialled) at the
+/// local `workload`: any matching DENY refuses; then the workload's waypoint must have been passed;
+/// then, if an enforced ALLOW exists, one must match.
+///
+/// # Errors
+/// [`Denied`] with the policy, or with what is bypassed.
+pub fn authorize(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    workload: &Workload,
+    dst: SocketAddr,
+) -> Result<Permit, Denied> {
+    let attributes = Attributes::new(peer, dst);
+    let (policies, missing) = applicable(snapshot, workload);
+    let of = |action, dry_run| {
+        policies
+            .iter()
+            .filter(move |p| p.action == action && p.dry_run == dry_run)
+    };
+    let mut dry_runs = Vec::new();
+    if let Some(hit) = of(Action::Deny, true).find(|p| attributes.matches(p)) {
+        dry_runs.push(DryRun {
+            policy: Some(hit.key.clone()),
+            action: Action::Deny,
+        });
+    }
+    if let Some(policy) = of(Action::Deny, false).find(|p| attributes.matches(p)) {
+        let plaintext = peer.identity.is_none() && wants_identity(policy);
+        return Err(Denied {
+            reason: if plaintext {
+                Reason::PlaintextRefused
+            } else {
+                Reason::PolicyDenied
+            },
+            policy: Some(policy.key.clone()),
+            detail: format!("explicitly denied by: {}", policy.key),
+            dry_runs,
+        });
+    }
+    if let Err(detail) = came_through_waypoint(snapshot, peer, workload) {
+        return Err(Denied {
+            reason: Reason::WaypointBypassed,
+            policy: None,
+            detail,
+            dry_runs,
+        });
+    }
+    if of(Action::Allow, true).next().is_some() {
+        let hit = of(Action::Allow, true).find(|p| attributes.matches(p));
+        dry_runs.push(DryRun {
+            policy: hit.map(|p| p.key.clone()),
+            action: Action::Allow,
+        });
+    }
+    let hit = of(Action::Allow, false).find(|p| attributes.matches(p));
+    if hit.is_none() && of(Action::Allow, false).next().is_some() {
+        return Err(Denied {
+            reason: Reason::PolicyDenied,
+            policy: None,
+            detail: "allow policies exist, but none allowed".to_owned(),
+            dry_runs,
+        });
+    }
+    Ok(Permit {
+        version: snapshot.version(),
+        allowed_by: hit.map(|p| p.key.clone()),
+        dry_runs,
+        missing,
+    })
+}
+
+/// Policies of the workload's namespace, global ones, and those the workload lists; and the listed
+/// ones that are not there.
+fn applicable<'a>(
+    snapshot: &'a Snapshot,
+    workload: &Workload,
+) -> (Vec<&'a Authorization>, Vec<NamespacedName>) {
+    let namespace = snapshot.namespace_policies.get(&workload.namespace);
+    let groups = namespace.into_iter().chain(&snapshot.global_policies);
+    let mut policies: Vec<&Authorization> =
+        groups.flat_map(|g| g.iter()).map(Arc::as_ref).collect();
+    let mut missing = Vec::new();
+    for key in &workload.authorization_policies {
+        match snapshot.authorization(key) {
+            Some(policy) => policies.push(policy),
+            None => missing.push(key.clone()),
+        }
+    }
+    (policies, missing)
+}
+
+/// True for a policy of the kind "no plaintext": it denies whoever has no principal.
+fn wants_identity(policy: &Authorization) -> bool {
+    let clauses = policy.rules.iter().flat_map(|r| &r.clauses);
+    clauses
+        .flat_map(|c| &c.matches)
+        .any(|m| m.not_principals.contains(&TextMatch::Presence))
+}
+
+/// A workload bound to a waypoint takes traffic from its waypoints only: its own, and those of the
+/// services it belongs to. The waypoint's own workloads are bound to nothing.
+fn came_through_waypoint(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    workload: &Workload,
+) -> Result<(), String> {
+    let Some(own) = &workload.waypoint else {
+        return Ok(());
+    };
+    if snapshot.traversal == Traversal::Trusted {
+        return Ok(());
+    }
+    let namespace = &*workload.namespace;
+    let waypoints = || accepted_waypoints(snapshot, workload, own);
+    let is_member = |gateway: &GatewayAddress| {
+        any_member(snapshot, gateway, namespace, |w| w.uid == workload.uid)
+    };
+    if waypoints().any(is_member) {
+        return Ok(());
+    }
+    if let Some(identity) = &peer.identity
+        && waypoints().any(|gateway| has_identity(snapshot, gateway, namespace, identity))
+    {
+        return Ok(());
+    }
+    let who = peer.identity.as_ref().map_or_else(
+        || format!("a plaintext client at {}", peer.ip),
+        |identity| format!("{identity} at {}", peer.ip),
+    );
+    Err(format!(
+        "workload {} is bound to waypoint {} and takes traffic from it only; this came directly \
+         from {who}",
+        workload.display_name(),
+        gateway_name(own)
+    ))
+}
+
+fn accepted_waypoints<'a>(
+    snapshot: &'a Snapshot,
+    workload: &'a Workload,
+    own: &'a GatewayAddress,
+) -> impl Iterator<Item = &'a GatewayAddress> {
+    let services = workload
+        .services
+        .keys()
+        .filter_map(|key| snapshot.service(key));
+    let of_services = services.flat_map(|service| {
+        let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+        service.waypoint.iter().chain(weighted)
+    });
+    std::iter::once(own).chain(of_services)
+}
+
+/// What policies may look at.
+struct Attributes<'a> {
+    identity: Option<&'a Identity>,
+    principal: Option<String>,
+    source: IpAddr,
+    destination: SocketAddr,
+}
+
+impl<'a> Attributes<'a> {
+    fn new(peer: &'a Peer, destination: SocketAddr) -> Self {
+        let ip = destination.ip().to_canonical();
+        Self {
+            identity: peer.identity.as_ref(),
+            principal: peer.identity.as_ref().map(Identity::principal),
+            source: peer.ip.to_canonical(),
+            destination: SocketAddr::new(ip, destination.port()),
+        }
+    }
+
+    fn matches(&self, policy: &Authorization) -> bool {
+        policy.rules.iter().any(|rule| self.rule(rule))
+    }
+
+    fn rule(&self, rule: &Rule) -> bool {
+        rule.clauses.iter().all(|clause| self.clause(clause))
+    }
+
+    fn clause(&self, clause: &Clause) -> bool {
+        clause.matches.is_empty() || clause.matches.iter().any(|m| self.one(m))
+    }
+
+    fn one(&self, m: &Match) -> bool {
+        // An empty match stands for conditions that could not be expressed: it must never hit.
+        if m.is_empty() {
+            return false;
+        }
+        let namespace = self.identity.map_or("", |i| &*i.namespace);
+        let port = self.destination.port();
+        let principal = |t: &TextMatch| self.principal.as_deref().is_some_and(|p| t.matches(p));
+        let from = self.source;
+        let to = self.destination.ip();
+        group(&m.destination_ips, &m.not_destination_ips, |n| {
+            n.contains(&to)
+        }) && group(&m.source_ips, &m.not_source_ips, |n| n.contains(&from))
+            && group(&m.destination_ports, &m.not_destination_ports, |p| {
+                *p == port
+            })
+            && group(&m.service_accounts, &m.not_service_accounts, |a| {
+                self.account(a)
+            })
+            && group(&m.principals, &m.not_principals, principal)
+            && group(&m.namespaces, &m.not_namespaces, |t| t.matches(namespace))
+    }
+
+    fn account(&self, want: &ServiceAccountMatch) -> bool {
+        self.identity.is_some_and(|i| {
+            i.namespace == want.namespace && i.service_account == want.service_account
+        })
+    }
+}
+
+fn group<T>(positive: &[T], negative: &[T], hit: impl Fn(&T) -> bool) -> bool {
+    (positive.is_empty() || positive.iter().any(&hit)) && !negative.iter().any(&hit)
+}

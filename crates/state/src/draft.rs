@@ -1,0 +1,299 @@
+use std::hash::Hash;
+use std::sync::Arc;
+
+use isobar_proto::istio;
+use isobar_types::{NamespacedHostname, NamespacedName, Str};
+
+use crate::convert::{self, Address, ConvertError, Interner};
+use crate::policy::{Authorization, PolicyScope};
+use crate::service::{Endpoint, Service};
+use crate::sharded::Sharded;
+use crate::snapshot::{Group, Snapshot, address_rank};
+use crate::workload::Workload;
+
+/// The next version of a [`Snapshot`] in the making. What is not changed stays shared.
+#[derive(Debug)]
+pub struct Draft {
+    next: Snapshot,
+    decisions_changed: bool,
+    interner: Interner,
+    warnings: Vec<String>,
+}
+
+impl Draft {
+    pub(crate) fn new(base: Snapshot) -> Self {
+        Self {
+            next: base,
+            decisions_changed: false,
+            interner: Interner::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Adds or replaces a workload or service.
+    ///
+    /// # Errors
+    /// When a field cannot be understood; the object's previous version stays.
+    pub fn upsert_address(
+        &mut self,
+        address: &istio::workload::Address,
+    ) -> Result<(), ConvertError> {
+        match convert::address(address, &mut self.interner, &mut self.warnings)? {
+            Address::Workload(workload) => self.put_workload(*workload),
+            Address::Service(service) => self.put_service(*service),
+        }
+        Ok(())
+    }
+
+    /// Adds or replaces a policy.
+    ///
+    /// # Errors
+    /// When a field cannot be understood; the policy's previous version stays.
+    pub fn upsert_authorization(
+        &mut self,
+        policy: &istio::security::Authorization,
+    ) -> Result<(), ConvertError> {
+        let policy = convert::authorization(policy, &mut self.interner)?;
+        self.put_authorization(policy);
+        Ok(())
+    }
+
+    /// Removes a workload by uid, or else a service by `namespace/hostname`. Returns whether there
+    /// was one.
+    pub fn remove_address(&mut self, name: &str) -> bool {
+        if self.take_workload(name).is_some() {
+            return true;
+        }
+        NamespacedHostname::parse(name).is_some_and(|key| self.take_service(&key).is_some())
+    }
+
+    /// Removes a policy by `namespace/name`. Returns whether there was one.
+    pub fn remove_authorization(&mut self, name: &str) -> bool {
+        NamespacedName::parse(name).is_some_and(|key| self.take_authorization(&key).is_some())
+    }
+
+    /// Adds or replaces a workload.
+    pub fn put_workload(&mut self, workload: Workload) {
+        if self.next.workloads.get(&workload.uid).map(|w| &**w) == Some(&workload) {
+            return;
+        }
+        let old = self.take_workload_entry(&workload.uid.clone());
+        self.decisions_changed |= old.is_some_and(|old| !decides_alike(&old, &workload));
+        let workload = Arc::new(workload);
+        let next = &mut self.next;
+        for address in workload.network_addresses() {
+            group_insert(&mut next.by_address, &address, &workload, |w| {
+                address_rank(w)
+            });
+        }
+        if !workload.hostname.is_empty() {
+            let key = hostname_key(&workload);
+            group_insert(&mut next.by_workload_hostname, &key, &workload, |w| {
+                w.uid.clone()
+            });
+        }
+        Arc::make_mut(next.by_node.entry(&workload.node))
+            .insert(node_key(&workload), Arc::clone(&workload));
+        for (service, ports) in &workload.services {
+            let endpoint = Endpoint {
+                workload: Arc::clone(&workload),
+                ports: ports.clone(),
+            };
+            Arc::make_mut(next.endpoints.entry(service)).insert(workload.uid.clone(), endpoint);
+        }
+        next.workloads.insert(workload.uid.clone(), workload);
+    }
+
+    fn take_workload(&mut self, uid: &str) -> Option<Arc<Workload>> {
+        let old = self.take_workload_entry(uid);
+        self.decisions_changed |= old.is_some();
+        old
+    }
+
+    fn take_workload_entry(&mut self, uid: &str) -> Option<Arc<Workload>> {
+        let next = &mut self.next;
+        let old = next.workloads.remove(uid)?;
+        for address in old.network_addresses() {
+            group_remove(&mut next.by_address, &address, |w| w.uid == old.uid);
+        }
+        if !old.hostname.is_empty() {
+            let key = hostname_key(&old);
+            group_remove(&mut next.by_workload_hostname, &key, |w| w.uid == old.uid);
+        }
+        let on_node = Arc::make_mut(next.by_node.entry(&old.node));
+        on_node.remove(&node_key(&old));
+        if on_node.is_empty() {
+            next.by_node.remove(&old.node);
+        }
+        for service in old.services.keys() {
+            let endpoints = Arc::make_mut(next.endpoints.entry(service));
+            endpoints.remove(&old.uid);
+            if endpoints.is_empty() {
+                next.endpoints.remove(service);
+            }
+        }
+        Some(old)
+    }
+
+    /// Adds or replaces a service.
+    pub fn put_service(&mut self, service: Service) {
+        if self.next.services.get(&service.key).map(|s| &**s) == Some(&service) {
+            return;
+        }
+        self.take_service(&service.key.clone());
+        let service = Arc::new(service);
+        let next = &mut self.next;
+        let rank = |s: &Service| s.key.clone();
+        for vip in &service.vips {
+            group_insert(&mut next.by_vip, vip, &service, rank);
+        }
+        group_insert(&mut next.by_hostname, &service.key.hostname, &service, rank);
+        if !service.cidr_vips.is_empty() {
+            let ranges = Arc::make_mut(&mut next.cidr_vips);
+            for (network, net) in &service.cidr_vips {
+                ranges.push((network.clone(), *net, Arc::clone(&service)));
+            }
+            ranges.sort_by(|a, b| (&a.2.key, a.1, &a.0).cmp(&(&b.2.key, b.1, &b.0)));
+        }
+        next.services.insert(service.key.clone(), service);
+        self.decisions_changed = true;
+    }
+
+    fn take_service(&mut self, key: &NamespacedHostname) -> Option<Arc<Service>> {
+        let next = &mut self.next;
+        let old = next.services.remove(key)?;
+        for vip in &old.vips {
+            group_remove(&mut next.by_vip, vip, |s| s.key == *key);
+        }
+        group_remove(&mut next.by_hostname, &key.hostname, |s| s.key == *key);
+        if !old.cidr_vips.is_empty() {
+            Arc::make_mut(&mut next.cidr_vips).retain(|(_, _, s)| s.key != *key);
+        }
+        self.decisions_changed = true;
+        Some(old)
+    }
+
+    /// Adds or replaces a policy.
+    pub fn put_authorization(&mut self, policy: Authorization) {
+        if self.next.policies.get(&policy.key).map(|p| &**p) == Some(&policy) {
+            return;
+        }
+        self.take_authorization(&policy.key.clone());
+        let policy = Arc::new(policy);
+        let next = &mut self.next;
+        let rank = |p: &Authorization| p.key.clone();
+        match policy.scope {
+            PolicyScope::Global => {
+                let global = next.global_policies.take();
+                next.global_policies = Some(with(global.as_deref(), &policy, rank));
+            }
+            PolicyScope::Namespace => group_insert(
+                &mut next.namespace_policies,
+                &policy.key.namespace,
+                &policy,
+                rank,
+            ),
+            PolicyScope::WorkloadSelector => {}
+        }
+        next.policies.insert(policy.key.clone(), policy);
+        self.decisions_changed = true;
+    }
+
+    fn take_authorization(&mut self, key: &NamespacedName) -> Option<Arc<Authorization>> {
+        let next = &mut self.next;
+        let old = next.policies.remove(key)?;
+        match old.scope {
+            PolicyScope::Global => {
+                let global = next.global_policies.take();
+                next.global_policies = global.and_then(|g| without(&g, |p| p.key == *key));
+            }
+            PolicyScope::Namespace => {
+                group_remove(&mut next.namespace_policies, &key.namespace, |p| {
+                    p.key == *key
+                });
+            }
+            PolicyScope::WorkloadSelector => {}
+        }
+        self.decisions_changed = true;
+        Some(old)
+    }
+
+    /// What was odd but accepted since the last call; for the log.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// The snapshot, one version later.
+    #[must_use]
+    pub fn finish(mut self) -> Snapshot {
+        self.next.version += 1;
+        if self.decisions_changed {
+            self.next.policy_version = self.next.version;
+        }
+        self.next
+    }
+}
+
+/// True if a change from one to the other leaves every answer of [`crate::authorize()`] as it was.
+fn decides_alike(a: &Workload, b: &Workload) -> bool {
+    a.authorization_policies == b.authorization_policies
+        && a.waypoint == b.waypoint
+        && a.services == b.services
+        && a.namespace == b.namespace
+        && a.identity() == b.identity()
+        && a.addresses == b.addresses
+        && a.hostname == b.hostname
+}
+
+fn hostname_key(workload: &Workload) -> NamespacedHostname {
+    NamespacedHostname {
+        namespace: workload.namespace.clone(),
+        hostname: workload.hostname.clone(),
+    }
+}
+
+fn node_key(workload: &Workload) -> (Str, Str, Str) {
+    (
+        workload.namespace.clone(),
+        workload.name.clone(),
+        workload.uid.clone(),
+    )
+}
+
+fn with<T, R: Ord>(group: Option<&[Arc<T>]>, item: &Arc<T>, rank: impl Fn(&T) -> R) -> Group<T> {
+    let mut all: Vec<_> = group.unwrap_or_default().to_vec();
+    let at = all.partition_point(|other| rank(other) < rank(item));
+    all.insert(at, Arc::clone(item));
+    all.into()
+}
+
+fn without<T>(group: &[Arc<T>], is_it: impl Fn(&T) -> bool) -> Option<Group<T>> {
+    let rest: Vec<_> = group.iter().filter(|item| !is_it(item)).cloned().collect();
+    (!rest.is_empty()).then(|| rest.into())
+}
+
+fn group_insert<K: Hash + Eq + Clone, T, R: Ord>(
+    map: &mut Sharded<K, Group<T>>,
+    key: &K,
+    item: &Arc<T>,
+    rank: impl Fn(&T) -> R,
+) {
+    let group = with(map.get(key).map(|g| &g[..]), item, rank);
+    map.insert(key.clone(), group);
+}
+
+fn group_remove<K: Hash + Eq + Clone, T>(
+    map: &mut Sharded<K, Group<T>>,
+    key: &K,
+    is_it: impl Fn(&T) -> bool,
+) {
+    let Some(group) = map.get(key) else { return };
+    match without(group, is_it) {
+        Some(rest) => {
+            map.insert(key.clone(), rest);
+        }
+        None => {
+            map.remove(key);
+        }
+    }
+}

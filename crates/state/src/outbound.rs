@@ -1,0 +1,350 @@
+//! Where a connection of a local workload goes (HBONE rules: `docs/` of the wire, section
+//! "outbound"). The order of the steps is the behaviour of Istio's ztunnel; what differs is that a
+//! refusal says why.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use isobar_types::{Identity, NetworkAddress, Reason, Str, ports};
+
+use crate::balance::{self, Candidate, Purpose, next_dice};
+use crate::gateway::{any_member, expected_identities, resolve_waypoint};
+use crate::service::Service;
+use crate::snapshot::{AddressObject, Snapshot};
+use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
+
+/// A captured connection of a local workload.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboundCall<'a> {
+    /// The local workload.
+    pub source: &'a Workload,
+    /// Address the application connected from.
+    pub source_ip: IpAddr,
+    /// Original destination.
+    pub destination: SocketAddr,
+    /// Network of this node.
+    pub network: &'a str,
+}
+
+/// Where to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextHop {
+    /// The original destination, unchanged: unknown to the mesh, or a service that stands for
+    /// itself.
+    Passthrough(SocketAddr),
+    /// Plain TCP to a workload outside the mesh.
+    Direct {
+        /// Address to connect to.
+        to: SocketAddr,
+        /// The workload.
+        workload: Arc<Workload>,
+        /// The service the call was for.
+        service: Option<Arc<Service>>,
+    },
+    /// Plain TCP to a workload known by DNS name only: resolve it, then connect.
+    Resolve {
+        /// Name to resolve.
+        hostname: Str,
+        /// Port to connect to.
+        port: u16,
+        /// Prefer addresses of IPv6.
+        prefer_v6: bool,
+        /// The workload.
+        workload: Arc<Workload>,
+        /// The service the call was for.
+        service: Option<Arc<Service>>,
+    },
+    /// An HBONE tunnel.
+    Tunnel {
+        /// Address of the tunnel's end.
+        to: SocketAddr,
+        /// `:authority` of the CONNECT request.
+        authority: String,
+        /// One of these the peer must show.
+        expect: Vec<Identity>,
+        /// The workload at the tunnel's end.
+        workload: Arc<Workload>,
+        /// The service the call was for; with a waypoint, the waypointed one.
+        service: Option<Arc<Service>>,
+        /// The tunnel ends at a waypoint, not at the destination.
+        via_waypoint: bool,
+    },
+}
+
+/// A connection that is not made, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// For metrics and logs.
+    pub reason: Reason,
+    /// Names what is wrong and the way out.
+    pub detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Decides where a captured connection goes. `dice` is any random number; equal dice on an equal
+/// snapshot give equal answers.
+///
+/// # Errors
+/// A [`Refusal`] where the connection must not be made; never a silent way around a waypoint.
+pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<NextHop, Refusal> {
+    let to = call.destination;
+    if to.ip().to_canonical().is_loopback() && ports::is_reserved(to.port()) {
+        return Err(Refusal::new(
+            Reason::ReservedPort,
+            format!("port {} belongs to the mesh itself", to.port()),
+        ));
+    }
+    let client = Some(&*call.source.namespace);
+    let here = NetworkAddress::new(call.network.into(), to.ip());
+    if let Some(AddressObject::Service(service)) = snapshot.object_at(&here, client)
+        && let Some(gateway) = service_waypoint(service, dice)
+    {
+        let owner = owner_of(service);
+        return via_waypoint(
+            snapshot,
+            call,
+            gateway,
+            Some(service),
+            &owner,
+            next_dice(dice),
+        );
+    }
+    let there = if *call.network == *call.source.network {
+        here
+    } else {
+        NetworkAddress::new(call.source.network.clone(), to.ip())
+    };
+    if let Some(service) = snapshot.service_by_vip(&there, client) {
+        return to_service(snapshot, call, service, dice);
+    }
+    match snapshot.workload_by_address(&there) {
+        None => Ok(NextHop::Passthrough(to)),
+        Some(workload) => to_workload(snapshot, call, workload, dice),
+    }
+}
+
+/// The waypoint that calls to a service have to pass: one of the weighted ones if their total is
+/// positive, else the single one.
+#[must_use]
+pub fn service_waypoint(service: &Service, dice: u64) -> Option<&GatewayAddress> {
+    let weighted = &service.weighted_waypoints;
+    let total: u64 = weighted.iter().map(|w| u64::from(w.weight)).sum();
+    let Some(mut at) = dice.checked_rem(total) else {
+        return service.waypoint.as_ref();
+    };
+    weighted
+        .iter()
+        .find(|w| match at.checked_sub(u64::from(w.weight)) {
+            Some(rest) => {
+                at = rest;
+                false
+            }
+            None => true,
+        })
+        .map(|w| &w.destination)
+}
+
+/// How to reach a chosen endpoint of a service; for callers that balance by themselves.
+/// `destination` is the original one: its address is kept where the workload owns it, and its
+/// family is preferred otherwise.
+///
+/// # Errors
+/// If the workload has no address in the source's network.
+pub fn reach(
+    candidate: Candidate<'_>,
+    service: Option<&Arc<Service>>,
+    source: &Workload,
+    destination: IpAddr,
+) -> Result<NextHop, Refusal> {
+    let workload = &candidate.endpoint.workload;
+    hop(workload, service, source, destination, candidate.port)
+}
+
+fn to_service(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    service: &Arc<Service>,
+    dice: u64,
+) -> Result<NextHop, Refusal> {
+    let to = call.destination;
+    if service.is_passthrough() {
+        return Ok(NextHop::Passthrough(to));
+    }
+    let all = balance::endpoints(snapshot, service, to.port(), call.source, Purpose::Call)?;
+    let candidates = prefer_own_network(all, call.source);
+    let chosen = balance::pick(&candidates, next_dice(dice)).ok_or_else(|| {
+        Refusal::new(
+            Reason::NoHealthyUpstream,
+            format!("every endpoint of {} has capacity 0", owner_of(service)),
+        )
+    })?;
+    reach(chosen, Some(service), call.source, to.ip())
+}
+
+/// Networks cannot be crossed yet, so an endpoint elsewhere is chosen only if there is no other;
+/// the refusal then says what is missing.
+fn prefer_own_network<'a>(all: Vec<Candidate<'a>>, source: &Workload) -> Vec<Candidate<'a>> {
+    let own: Vec<_> = all
+        .iter()
+        .filter(|c| c.endpoint.workload.network == source.network)
+        .copied()
+        .collect();
+    if own.is_empty() { all } else { own }
+}
+
+fn to_workload(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    workload: &Arc<Workload>,
+    dice: u64,
+) -> Result<NextHop, Refusal> {
+    let to = call.destination;
+    if let Some(gateway) = &workload.waypoint
+        && !from_gateway(snapshot, call, gateway)
+    {
+        let owner = format!("workload {}", workload.display_name());
+        return via_waypoint(snapshot, call, gateway, None, &owner, dice);
+    }
+    hop(workload, None, call.source, to.ip(), to.port())
+}
+
+/// True if the caller is itself a workload of the gateway.
+fn from_gateway(snapshot: &Snapshot, call: &OutboundCall<'_>, gateway: &GatewayAddress) -> bool {
+    let identity = call.source.identity();
+    any_member(snapshot, gateway, &call.source.namespace, |member| {
+        member.has_identity(&identity) && Snapshot::owns(member, call.source_ip.to_canonical())
+    })
+}
+
+fn via_waypoint(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    gateway: &GatewayAddress,
+    service: Option<&Arc<Service>>,
+    owner: &str,
+    dice: u64,
+) -> Result<NextHop, Refusal> {
+    let to = call.destination;
+    let waypoint = resolve_waypoint(snapshot, gateway, call.source, to.ip(), owner, dice)?;
+    if waypoint.workload.network != call.source.network {
+        return Err(other_network(&waypoint.workload, call.source));
+    }
+    Ok(NextHop::Tunnel {
+        to: waypoint.to,
+        authority: to.to_string(),
+        expect: waypoint.expect(),
+        workload: waypoint.workload,
+        service: service.cloned(),
+        via_waypoint: true,
+    })
+}
+
+fn hop(
+    workload: &Arc<Workload>,
+    service: Option<&Arc<Service>>,
+    source: &Workload,
+    destination: IpAddr,
+    port: u16,
+) -> Result<NextHop, Refusal> {
+    if workload.network != source.network {
+        return Err(other_network(workload, source));
+    }
+    let address = choose_address(workload, service.map(|s| &**s), destination);
+    let service_owned = service.cloned();
+    match (address, workload.tunnel) {
+        (Some(ip), TunnelProtocol::Hbone) => Ok(NextHop::Tunnel {
+            to: SocketAddr::new(ip, ports::HBONE),
+            authority: SocketAddr::new(ip, port).to_string(),
+            expect: expected_identities(service.map(|s| &**s), workload),
+            workload: Arc::clone(workload),
+            service: service_owned,
+            via_waypoint: false,
+        }),
+        (Some(ip), TunnelProtocol::None) => Ok(NextHop::Direct {
+            to: SocketAddr::new(ip, port),
+            workload: Arc::clone(workload),
+            service: service_owned,
+        }),
+        (None, TunnelProtocol::None) if !workload.hostname.is_empty() => Ok(NextHop::Resolve {
+            hostname: workload.hostname.clone(),
+            port,
+            prefer_v6: destination.is_ipv6(),
+            workload: Arc::clone(workload),
+            service: service_owned,
+        }),
+        (None, _) => Err(Refusal::new(
+            Reason::NoHealthyUpstream,
+            format!("workload {} has no address", workload.display_name()),
+        )),
+    }
+}
+
+fn other_network(workload: &Workload, source: &Workload) -> Refusal {
+    Refusal::new(
+        Reason::NoHealthyUpstream,
+        format!(
+            "workload {} is on network {:?}, the caller on {:?}: calls across networks are not \
+             supported by this version",
+            workload.display_name(),
+            &*workload.network,
+            &*source.network
+        ),
+    )
+}
+
+/// The address to use for a workload: the one asked for if it is its own; else the first of the
+/// same family that the service allows; else the first that the service allows.
+pub(crate) fn choose_address(
+    workload: &Workload,
+    service: Option<&Service>,
+    destination: IpAddr,
+) -> Option<IpAddr> {
+    let destination = destination.to_canonical();
+    if workload.addresses.contains(&destination) {
+        return Some(destination);
+    }
+    let allowed = |ip: &&IpAddr| service.is_none_or(|s| s.ip_families.allows(**ip));
+    let mut of_family = workload.addresses.iter().filter(allowed);
+    of_family
+        .clone()
+        .find(|ip| ip.is_ipv4() == destination.is_ipv4())
+        .or_else(|| of_family.next())
+        .copied()
+}
+
+fn owner_of(service: &Service) -> String {
+    format!("service {}/{}", service.key.namespace, service.name)
+}
+
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passthrough(to) => write!(f, "passthrough to {to}"),
+            Self::Direct { to, workload, .. } => {
+                write!(f, "plain TCP to {} at {to}", workload.display_name())
+            }
+            Self::Resolve { hostname, port, .. } => write!(f, "plain TCP to {hostname}:{port}"),
+            Self::Tunnel {
+                to,
+                authority,
+                workload,
+                via_waypoint,
+                ..
+            } => {
+                let kind = if *via_waypoint { "waypoint " } else { "" };
+                let name = workload.display_name();
+                write!(f, "HBONE to {kind}{name} at {to} for {authority}")
+            }
+        }
+    }
+}

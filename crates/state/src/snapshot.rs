@@ -1,0 +1,286 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use isobar_types::{NamespacedHostname, NamespacedName, NetworkAddress, Str};
+
+use crate::draft::Draft;
+use crate::policy::Authorization;
+use crate::service::{Endpoint, Service};
+use crate::sharded::Sharded;
+use crate::workload::{TunnelProtocol, Workload};
+
+/// Several objects under one key, in a fixed order.
+pub(crate) type Group<T> = Arc<[Arc<T>]>;
+/// Endpoints of one service by workload uid.
+pub(crate) type EndpointMap = BTreeMap<Str, Endpoint>;
+/// Workloads of one node by namespace, name and uid.
+pub(crate) type NodeMap = BTreeMap<(Str, Str, Str), Arc<Workload>>;
+
+/// Whether a bound workload refuses traffic that did not come through its waypoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Traversal {
+    /// It does: a policy of the waypoint is never skipped.
+    #[default]
+    Required,
+    /// It does not, as Istio's own ztunnel: for a control plane that sends calls to services
+    /// without a waypoint straight to pods that have one.
+    Trusted,
+}
+
+/// One immutable version of the mesh. Cloning copies a few pointers.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    pub(crate) version: u64,
+    pub(crate) policy_version: u64,
+    pub(crate) traversal: Traversal,
+    pub(crate) workloads: Sharded<Str, Arc<Workload>>,
+    pub(crate) by_address: Sharded<NetworkAddress, Group<Workload>>,
+    pub(crate) by_node: Sharded<Str, Arc<NodeMap>>,
+    pub(crate) by_workload_hostname: Sharded<NamespacedHostname, Group<Workload>>,
+    pub(crate) services: Sharded<NamespacedHostname, Arc<Service>>,
+    pub(crate) by_vip: Sharded<NetworkAddress, Group<Service>>,
+    pub(crate) cidr_vips: Arc<Vec<(Str, IpNet, Arc<Service>)>>,
+    pub(crate) by_hostname: Sharded<Str, Group<Service>>,
+    pub(crate) endpoints: Sharded<NamespacedHostname, Arc<EndpointMap>>,
+    pub(crate) policies: Sharded<NamespacedName, Arc<Authorization>>,
+    pub(crate) namespace_policies: Sharded<Str, Group<Authorization>>,
+    pub(crate) global_policies: Option<Group<Authorization>>,
+}
+
+/// What an address belongs to.
+#[derive(Debug, Clone)]
+pub enum AddressObject<'a> {
+    /// A workload.
+    Workload(&'a Arc<Workload>),
+    /// A service.
+    Service(&'a Arc<Service>),
+}
+
+impl Snapshot {
+    /// The empty mesh, version 0.
+    #[must_use]
+    pub fn empty(traversal: Traversal) -> Self {
+        Self {
+            traversal,
+            ..Self::default()
+        }
+    }
+
+    /// Starts the next version.
+    #[must_use]
+    pub fn draft(&self) -> Draft {
+        Draft::new(self.clone())
+    }
+
+    /// Grows by one with each finished draft.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The version in which a decision of [`crate::authorize()`] may last have changed: open
+    /// connections need a new look only when this number has changed.
+    #[must_use]
+    pub const fn policy_version(&self) -> u64 {
+        self.policy_version
+    }
+
+    /// The workload with that uid.
+    #[must_use]
+    pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The preferred workload at an address: a pod in the mesh, a pod, one in the mesh, any other.
+    #[must_use]
+    pub fn workload_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        self.workloads_at(address).first()
+    }
+
+    /// All workloads at an address, the preferred one first; those on the host's network are not
+    /// found by address.
+    #[must_use]
+    pub fn workloads_at(&self, address: &NetworkAddress) -> &[Arc<Workload>] {
+        self.by_address.get(address).map_or(&[], |group| &group[..])
+    }
+
+    /// Workloads of that host name and namespace.
+    #[must_use]
+    pub fn workloads_by_hostname(&self, key: &NamespacedHostname) -> &[Arc<Workload>] {
+        self.by_workload_hostname
+            .get(key)
+            .map_or(&[], |group| &group[..])
+    }
+
+    /// The service of a virtual address, as a client in `client_namespace` sees it: its own
+    /// namespace's, the canonical one, the first by namespace; then address ranges.
+    #[must_use]
+    pub fn service_by_vip(
+        &self,
+        address: &NetworkAddress,
+        client_namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
+        let exact = self.by_vip.get(address).map_or(&[][..], |group| &group[..]);
+        best_service(exact, client_namespace)
+            .or_else(|| self.service_by_range(address, client_namespace))
+    }
+
+    fn service_by_range(
+        &self,
+        address: &NetworkAddress,
+        client_namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
+        let inside = |net: &IpNet| net.contains(&address.ip);
+        self.cidr_vips
+            .iter()
+            .filter(|(network, net, service)| {
+                *network == address.network && inside(net) && service.visible_from(client_namespace)
+            })
+            // Of equals the first in the list wins, hence the reversal: max_by_key takes the last.
+            .rev()
+            .max_by_key(|(_, net, service)| {
+                let home = client_namespace == Some(&*service.key.namespace);
+                (home, net.prefix_len(), service.canonical)
+            })
+            .map(|(_, _, service)| service)
+    }
+
+    /// The service of that key.
+    #[must_use]
+    pub fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// Services of a host name, one a namespace, ordered by namespace.
+    #[must_use]
+    pub fn services_by_hostname(&self, hostname: &str) -> &[Arc<Service>] {
+        self.by_hostname
+            .get(hostname)
+            .map_or(&[], |group| &group[..])
+    }
+
+    /// The service a client in `client_namespace` means by a host name.
+    #[must_use]
+    pub fn service_by_hostname(
+        &self,
+        hostname: &str,
+        client_namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
+        best_service(self.services_by_hostname(hostname), client_namespace)
+    }
+
+    /// What an address belongs to, workloads first: the answer to "is this a service?".
+    #[must_use]
+    pub fn object_at(
+        &self,
+        address: &NetworkAddress,
+        client_namespace: Option<&str>,
+    ) -> Option<AddressObject<'_>> {
+        if let Some(workload) = self.workload_by_address(address) {
+            return Some(AddressObject::Workload(workload));
+        }
+        self.service_by_vip(address, client_namespace)
+            .map(AddressObject::Service)
+    }
+
+    /// A pod of this node by name. An empty `node` means any.
+    #[must_use]
+    pub fn local_workload(
+        &self,
+        node: &str,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+    ) -> Option<&Arc<Workload>> {
+        let is_it = |w: &Workload| {
+            &*w.namespace == namespace && &*w.name == name && &*w.service_account == service_account
+        };
+        if node.is_empty() {
+            return self.workloads().find(|w| is_it(w));
+        }
+        let first = (Str::from(namespace), Str::from(name), Str::from(""));
+        self.by_node
+            .get(node)?
+            .range(first..)
+            .map(|(_, workload)| workload)
+            .take_while(|w| &*w.namespace == namespace && &*w.name == name)
+            .find(|w| is_it(w))
+    }
+
+    /// Workloads of a node, ordered by namespace and name.
+    pub fn workloads_on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.by_node.get(node).into_iter().flat_map(|m| m.values())
+    }
+
+    /// The endpoints of a service by workload uid, unready ones included.
+    pub fn endpoints(&self, key: &NamespacedHostname) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints
+            .get(key)
+            .into_iter()
+            .flat_map(|map| map.values())
+    }
+
+    /// One workload as endpoint of a service.
+    #[must_use]
+    pub fn endpoint(&self, key: &NamespacedHostname, uid: &str) -> Option<&Endpoint> {
+        self.endpoints.get(key)?.get(uid)
+    }
+
+    /// The policy of that key.
+    #[must_use]
+    pub fn authorization(&self, key: &NamespacedName) -> Option<&Arc<Authorization>> {
+        self.policies.get(key)
+    }
+
+    /// Every workload, in no particular order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.iter().map(|(_, workload)| workload)
+    }
+
+    /// Every service, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.iter().map(|(_, service)| service)
+    }
+
+    /// Every policy, in no particular order.
+    pub fn authorizations(&self) -> impl Iterator<Item = &Arc<Authorization>> {
+        self.policies.iter().map(|(_, policy)| policy)
+    }
+
+    /// Numbers of workloads, services and policies.
+    #[must_use]
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (
+            self.workloads.len(),
+            self.services.len(),
+            self.policies.len(),
+        )
+    }
+
+    /// Workloads that own `ip` in `network` and carry no other claim: used to tell whether a
+    /// connection comes from a given workload.
+    pub(crate) fn owns(workload: &Workload, ip: IpAddr) -> bool {
+        workload.addresses.contains(&ip)
+    }
+}
+
+/// Same namespace, then canonical, then the first; invisible ones not at all.
+fn best_service<'a>(
+    services: &'a [Arc<Service>],
+    client_namespace: Option<&str>,
+) -> Option<&'a Arc<Service>> {
+    services
+        .iter()
+        .filter(|s| s.visible_from(client_namespace))
+        .rev()
+        .max_by_key(|s| (client_namespace == Some(&*s.key.namespace), s.canonical))
+}
+
+/// Sort key of workloads that share an address; the smallest is preferred.
+pub(crate) fn address_rank(workload: &Workload) -> (bool, bool, Str) {
+    let pod = workload.uid.contains("//Pod/");
+    let hbone = workload.tunnel == TunnelProtocol::Hbone;
+    (!pod, !hbone, workload.uid.clone())
+}

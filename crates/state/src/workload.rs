@@ -1,0 +1,235 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use isobar_types::{Identity, NamespacedHostname, NamespacedName, NetworkAddress, Str};
+
+/// One workload as every proxy sees it: a pod, a `WorkloadEntry`, or an aggregate of a remote
+/// network. Made by [`crate::convert::workload`] from `istio.workload.Workload`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Key of the resource, unique in the mesh; `CLUSTER//Pod/NAMESPACE/NAME` for pods.
+    pub uid: Str,
+    /// Name of the pod or entry.
+    pub name: Str,
+    /// Kubernetes namespace.
+    pub namespace: Str,
+    /// Service account; never empty.
+    pub service_account: Str,
+    /// Trust domain; never empty.
+    pub trust_domain: Str,
+    /// Node the workload runs on; empty outside Kubernetes.
+    pub node: Str,
+    /// Addresses, the preferred one first, canonical; may be empty.
+    pub addresses: Vec<IpAddr>,
+    /// DNS name to resolve where there is no address; empty otherwise.
+    pub hostname: Str,
+    /// Network the addresses are valid in.
+    pub network: Str,
+    /// Whether the addresses are those of the host and shared with others.
+    pub network_mode: NetworkMode,
+    /// Cluster; never empty.
+    pub cluster_id: Str,
+    /// How peers reach it.
+    pub tunnel: TunnelProtocol,
+    /// The workload terminates HBONE itself (waypoints, gateways).
+    pub native_tunnel: bool,
+    /// What the workload wants behind its end of a tunnel.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Waypoint that traffic to the workload's own addresses has to pass.
+    pub waypoint: Option<GatewayAddress>,
+    /// Gateway to cross where the workload is on another network.
+    pub network_gateway: Option<GatewayAddress>,
+    /// Value of the label of the same meaning, for telemetry.
+    pub canonical_name: Str,
+    /// Value of the label of the same meaning, for telemetry.
+    pub canonical_revision: Str,
+    /// Kind of the owner, for telemetry.
+    pub workload_type: WorkloadType,
+    /// Name of the owner, for telemetry.
+    pub workload_name: Str,
+    /// Policies that select this workload.
+    pub authorization_policies: Vec<NamespacedName>,
+    /// The workload is ready to take traffic.
+    pub healthy: bool,
+    /// Services this workload is an endpoint of, and where it listens for them.
+    pub services: BTreeMap<NamespacedHostname, PortMap>,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Relative share of traffic; 0 takes none.
+    pub capacity: u32,
+}
+
+impl Workload {
+    /// The SPIFFE identity the workload's certificate carries.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity {
+            trust_domain: self.trust_domain.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+        }
+    }
+
+    /// True if `identity` is this workload's; allocates nothing.
+    #[must_use]
+    pub fn has_identity(&self, identity: &Identity) -> bool {
+        self.trust_domain == identity.trust_domain
+            && self.namespace == identity.namespace
+            && self.service_account == identity.service_account
+    }
+
+    /// Address look-up keys: none for workloads on the host's network, whose address is not theirs.
+    pub fn network_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
+        let indexed = self.network_mode == NetworkMode::Standard;
+        self.addresses
+            .iter()
+            .filter(move |_| indexed)
+            .map(|ip| NetworkAddress::new(self.network.clone(), *ip))
+    }
+
+    /// `namespace/name`, as messages name workloads.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Service port to target port, ascending by service port. Target 0: only endpoints know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortMap(Vec<(u16, u16)>);
+
+impl PortMap {
+    /// The target of `service_port`; `None` if the port is not there.
+    #[must_use]
+    pub fn target(&self, service_port: u16) -> Option<u16> {
+        let at = self.0.binary_search_by_key(&service_port, |p| p.0).ok()?;
+        self.0.get(at).map(|p| p.1)
+    }
+
+    /// All pairs, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// True without any port.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The service ports, for messages: `80, 443`; `none` if empty.
+    #[must_use]
+    pub fn listing(&self) -> String {
+        if self.0.is_empty() {
+            return "none".to_owned();
+        }
+        let ports: Vec<_> = self.0.iter().map(|p| p.0.to_string()).collect();
+        ports.join(", ")
+    }
+}
+
+impl FromIterator<(u16, u16)> for PortMap {
+    /// The last of several entries for one service port counts.
+    fn from_iter<I: IntoIterator<Item = (u16, u16)>>(ports: I) -> Self {
+        let map: BTreeMap<u16, u16> = ports.into_iter().collect();
+        Self(map.into_iter().collect())
+    }
+}
+
+/// How a workload is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TunnelProtocol {
+    /// Plain TCP.
+    None,
+    /// HTTP/2 CONNECT over mutual TLS on port 15008.
+    Hbone,
+}
+
+/// Whose addresses a workload's are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NetworkMode {
+    /// Its own.
+    Standard,
+    /// The node's, shared with whatever else runs there: not usable as a key.
+    HostNetwork,
+}
+
+/// Kind of a workload's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WorkloadType {
+    /// A Deployment (and everything unknown).
+    Deployment,
+    /// A `CronJob`.
+    CronJob,
+    /// A bare pod.
+    Pod,
+    /// A Job.
+    Job,
+}
+
+impl WorkloadType {
+    /// Lower-case name, as in telemetry.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// What comes out of the tunnel at the workload's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApplicationTunnel {
+    /// The connection starts with a PROXY protocol header.
+    pub proxy_protocol: bool,
+    /// Port that replaces the one asked for.
+    pub port: Option<u16>,
+}
+
+/// Where a workload runs; empty strings are unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// Region.
+    pub region: Str,
+    /// Zone in the region.
+    pub zone: Str,
+    /// Subzone in the zone.
+    pub subzone: Str,
+}
+
+/// A reference to a waypoint or network gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayAddress {
+    /// Who it is.
+    pub destination: GatewayDestination,
+    /// Its HBONE port.
+    pub hbone_port: u16,
+}
+
+/// How a gateway is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GatewayDestination {
+    /// A service, or a workload with that host name.
+    Hostname(NamespacedHostname),
+    /// An address of a service or workload.
+    Address(NetworkAddress),
+}
+
+impl fmt::Display for GatewayDestination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hostname(host) => host.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.destination, self.hbone_port)
+    }
+}
