@@ -1,1 +1,42 @@
-//! L7 routing, subsets and authorization over compiled tables; pure.
+//! What a waypoint does with a request or connection: which route, which destination, allowed or not.
+//!
+//! Everything here is a pure function over compiled [`Tables`]: chance comes in as `dice`, time and
+//! sockets stay outside. The waypoint, the control plane's validation, the command line and the
+//! fuzzers call the same code.
+//!
+//! * [`Tables`] / [`Draft`]: the compiled form of the `isobar.v1` resources, and how it changes.
+//! * [`match_http`], [`match_tcp`]: which rule takes it; [`HttpRoute`] and friends: what the rule does.
+//! * [`authorize_http`], [`authorize_tcp`]: DENY before ALLOW, stricter where not understood.
+//! * [`path`]: the one normalised view of path and host that policy, routing and log share.
+//! * [`unsupported`]: fields of a `VirtualService` that are accepted but not honoured.
+
+#![forbid(unsafe_code)]
+
+mod action;
+mod authorization;
+mod call;
+mod condition;
+mod destination_rule;
+mod http_match;
+pub mod path;
+mod pattern;
+mod table;
+mod tcp;
+mod text;
+mod unsupported;
+mod virtual_service;
+
+pub use action::{
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Preflight, Redirect, Rewrite,
+    Target, Weighted, choose,
+};
+pub use authorization::{Audited, Denied, Permit, Policy, authorize_http, authorize_tcp};
+pub use call::{Caller, HttpCall, Labels, TcpCall};
+pub use destination_rule::{LoadBalancer, Subset, TrafficRules};
+pub use http_match::{HttpDecision, Taken, match_http};
+pub use pattern::{Pattern, PatternError};
+pub use table::{Draft, ResourceError, Tables, WaypointInfo};
+pub use tcp::{TcpDecision, TcpRoute, match_tcp};
+pub use text::{TextMatch, ValueMatch};
+pub use unsupported::{unsupported, unsupported_in_destination_rule};
+pub use virtual_service::{HttpMatch, HttpRoute, Retries, VirtualService};

@@ -1,0 +1,383 @@
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use isobar_types::{NamespacedHostname, Str};
+
+use crate::pattern::Pattern;
+use crate::text::TextMatch;
+
+/// What a rule does with a request that matched it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Sends it to one of these.
+    Forward(Vec<Weighted>),
+    /// Answers with a redirect.
+    Redirect(Redirect),
+    /// Answers with a fixed reply.
+    Direct(DirectResponse),
+}
+
+/// One destination and its share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weighted {
+    /// Where to.
+    pub target: Target,
+    /// Share relative to the sum of all; 0 gets none.
+    pub weight: u32,
+    /// Header edits for this destination only.
+    pub request: HeaderEdits,
+    /// Edits of the reply's headers.
+    pub response: HeaderEdits,
+}
+
+/// A service, optionally a subset of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The service; `None` where the host names none that this waypoint knows.
+    pub service: Option<NamespacedHostname>,
+    /// Subset name of a DestinationRule.
+    pub subset: Option<Str>,
+    /// Service port; 0 means the port the call came for.
+    pub port: u16,
+    /// The host as the user wrote it.
+    pub host: Str,
+}
+
+/// Picks by weight: `dice` is a uniformly random number. `None` if no weight is above 0.
+#[must_use]
+pub fn choose(destinations: &[Weighted], dice: u64) -> Option<&Weighted> {
+    let total: u64 = destinations.iter().map(|d| u64::from(d.weight)).sum();
+    let mut left = dice.checked_rem(total)?;
+    destinations.iter().find(|destination| {
+        let weight = u64::from(destination.weight);
+        let here = left < weight;
+        left = left.saturating_sub(weight);
+        here
+    })
+}
+
+/// Header operations: removals first, then replacements, then additions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeaderEdits {
+    /// Names to remove.
+    pub remove: Vec<HeaderName>,
+    /// Names to give exactly this value.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Lines to add.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    /// A new authority, where `host` or `:authority` was set.
+    pub authority: Option<String>,
+}
+
+impl HeaderEdits {
+    /// Applies to a message's headers.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
+        }
+    }
+}
+
+/// Changes of path and authority before forwarding.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// New path, or new form of the matched prefix.
+    pub uri: Option<String>,
+    /// New authority.
+    pub authority: Option<String>,
+    /// Search and replace on the path; replacement in RE2 form (`\1`).
+    pub regex: Option<(Pattern, String)>,
+}
+
+impl Rewrite {
+    /// The new path (without query), if it changes. `matched` is the URI match that took the request.
+    #[must_use]
+    pub fn path(&self, path: &str, matched: Option<&TextMatch>) -> Option<String> {
+        if let Some((pattern, replacement)) = &self.regex {
+            return String::from_utf8(pattern.replace_all(path, replacement)).ok();
+        }
+        let uri = self.uri.as_deref()?;
+        let prefix = match matched {
+            Some(TextMatch::Prefix(prefix)) => prefix.len(),
+            None | Some(TextMatch::Present) => 1,
+            Some(TextMatch::Exact(_) | TextMatch::Regex(_)) => path.len(),
+        };
+        let rest = path.get(prefix..).unwrap_or("");
+        Some(format!("{uri}{rest}"))
+    }
+}
+
+/// A redirect reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// New path; a query in it replaces the request's.
+    pub uri: Option<String>,
+    /// New authority.
+    pub authority: Option<String>,
+    /// New scheme.
+    pub scheme: Option<String>,
+    /// New port.
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308.
+    pub code: u16,
+}
+
+impl Redirect {
+    /// The value of `location`.
+    #[must_use]
+    pub fn location(
+        &self,
+        scheme: &str,
+        authority: &str,
+        path: &str,
+        query: Option<&str>,
+    ) -> String {
+        let to_scheme = self.scheme.as_deref().unwrap_or(scheme);
+        let (host, mut port) = match &self.authority {
+            Some(authority) => (authority.as_str(), None),
+            None => crate::path::split_port(authority),
+        };
+        let own_port = self.port.map(|port| port.to_string());
+        if to_scheme != scheme {
+            port = None;
+        }
+        if let Some(own) = &own_port {
+            let default = matches!((to_scheme, own.as_str()), ("http", "80") | ("https", "443"));
+            port = (!default).then_some(own.as_str());
+        }
+        let mut out = format!("{to_scheme}://{host}");
+        if let Some(port) = port {
+            out.push(':');
+            out.push_str(port);
+        }
+        let new_path = self.uri.as_deref().unwrap_or(path);
+        out.push_str(new_path);
+        if let Some(query) = query.filter(|_| !new_path.contains('?')) {
+            out.push('?');
+            out.push_str(query);
+        }
+        out
+    }
+}
+
+/// A fixed reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// HTTP status, 200 to 599.
+    pub status: u16,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+/// Injected faults. Percentages are 0 to 100.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Fault {
+    /// Share of requests delayed, and by how much.
+    pub delay: Option<(f64, Duration)>,
+    /// Share of requests aborted, with which status.
+    pub abort: Option<(f64, AbortWith)>,
+}
+
+/// How an aborted request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AbortWith {
+    /// HTTP status.
+    Http(u16),
+    /// gRPC status.
+    Grpc(u16),
+}
+
+impl Fault {
+    /// The delay for this request, by dice.
+    #[must_use]
+    pub fn delay(&self, dice: u64) -> Option<Duration> {
+        self.delay
+            .and_then(|(percentage, by)| hits(percentage, dice).then_some(by))
+    }
+
+    /// The abort for this request, by dice.
+    #[must_use]
+    pub fn abort(&self, dice: u64) -> Option<AbortWith> {
+        self.abort
+            .and_then(|(percentage, with)| hits(percentage, dice).then_some(with))
+    }
+}
+
+/// Percentages are honoured to a millionth, as Envoy does.
+fn hits(percentage: f64, dice: u64) -> bool {
+    let drawn = u32::try_from(dice % 1_000_000).unwrap_or(0);
+    f64::from(drawn) < percentage * 10_000.0
+}
+
+/// Cross-origin rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cors {
+    /// Origins served; one must match.
+    pub origins: Vec<TextMatch>,
+    /// Joined list for `access-control-allow-methods`.
+    pub methods: Option<HeaderValue>,
+    /// Joined list for `access-control-allow-headers`.
+    pub headers: Option<HeaderValue>,
+    /// Joined list for `access-control-expose-headers`.
+    pub expose: Option<HeaderValue>,
+    /// Seconds a browser may keep the answer.
+    pub max_age: Option<u64>,
+    /// Allows credentials.
+    pub credentials: bool,
+}
+
+/// What cross-origin rules say about one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Preflight {
+    /// Not a cross-origin request of an allowed origin: go on without additions.
+    None,
+    /// Answer 200 with these headers.
+    Answer(HeaderMap),
+    /// Go on and put these headers on the reply.
+    Decorate(HeaderMap),
+}
+
+impl Cors {
+    /// Looks at one request. A preflight of an origin that is not allowed is forwarded, as in Istio.
+    #[must_use]
+    pub fn check(&self, method: &Method, request: &HeaderMap) -> Preflight {
+        let Some(origin) = request.get(header::ORIGIN) else {
+            return Preflight::None;
+        };
+        if !self.origins.iter().any(|o| o.matches(origin.as_bytes())) {
+            return Preflight::None;
+        }
+        let mut out = HeaderMap::new();
+        out.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        if self.credentials {
+            let yes = HeaderValue::from_static("true");
+            out.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        }
+        let preflight = *method == Method::OPTIONS
+            && request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        let mut put = |name: HeaderName, value: &Option<HeaderValue>| {
+            if let Some(value) = value {
+                out.insert(name, value.clone());
+            }
+        };
+        if preflight {
+            put(header::ACCESS_CONTROL_ALLOW_METHODS, &self.methods);
+            put(header::ACCESS_CONTROL_ALLOW_HEADERS, &self.headers);
+            put(
+                header::ACCESS_CONTROL_MAX_AGE,
+                &self.max_age.map(HeaderValue::from),
+            );
+            return Preflight::Answer(out);
+        }
+        put(header::ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose);
+        Preflight::Decorate(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weighted(weights: &[u32]) -> Vec<Weighted> {
+        weights
+            .iter()
+            .enumerate()
+            .map(|(at, weight)| Weighted {
+                target: Target {
+                    service: None,
+                    subset: None,
+                    port: 0,
+                    host: at.to_string().into(),
+                },
+                weight: *weight,
+                request: HeaderEdits::default(),
+                response: HeaderEdits::default(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn weights_are_exact_over_a_full_round_of_dice() {
+        let all = weighted(&[80, 0, 20]);
+        let count = |host: &str| {
+            (0..100)
+                .filter(|dice| &*choose(&all, *dice).unwrap().target.host == host)
+                .count()
+        };
+        assert_eq!((count("0"), count("1"), count("2")), (80, 0, 20));
+        assert!(choose(&weighted(&[0, 0]), 7).is_none());
+        assert!(choose(&[], 7).is_none());
+    }
+
+    #[test]
+    fn rewrites() {
+        let rewrite = Rewrite {
+            uri: Some("/new".into()),
+            ..Rewrite::default()
+        };
+        let prefix = TextMatch::Prefix("/old".into());
+        let exact = TextMatch::Exact("/old/x".into());
+        assert_eq!(rewrite.path("/old/x", Some(&prefix)).unwrap(), "/new/x");
+        assert_eq!(rewrite.path("/old/x", Some(&exact)).unwrap(), "/new");
+        assert_eq!(rewrite.path("/x", None).unwrap(), "/newx");
+        assert_eq!(Rewrite::default().path("/x", None), None);
+    }
+
+    #[test]
+    fn redirects_keep_what_is_not_said() {
+        let mut to = Redirect {
+            uri: None,
+            authority: None,
+            scheme: Some("https".into()),
+            port: None,
+            code: 301,
+        };
+        let place = |to: &Redirect| to.location("http", "a.b:8080", "/p", Some("q=1"));
+        assert_eq!(place(&to), "https://a.b/p?q=1");
+        to.port = Some(443);
+        to.uri = Some("/n?z".into());
+        assert_eq!(place(&to), "https://a.b/n?z");
+        to.scheme = None;
+        to.authority = Some("c".into());
+        to.port = None;
+        assert_eq!(place(&to), "http://c/n?z");
+    }
+
+    #[test]
+    fn faults_hit_their_share() {
+        let fault = Fault {
+            delay: Some((100.0, Duration::from_secs(1))),
+            abort: Some((0.01, AbortWith::Http(503))),
+        };
+        assert!(
+            (0..1_000_000)
+                .step_by(999)
+                .all(|d| fault.delay(d).is_some())
+        );
+        let hits = (0..1_000_000).filter(|d| fault.abort(*d).is_some()).count();
+        assert_eq!(hits, 100);
+    }
+
+    #[test]
+    fn header_edits_remove_set_add() {
+        let mut headers = HeaderMap::new();
+        headers.insert("a", HeaderValue::from_static("1"));
+        headers.insert("b", HeaderValue::from_static("1"));
+        let edits = HeaderEdits {
+            remove: vec![HeaderName::from_static("a")],
+            set: vec![(HeaderName::from_static("b"), HeaderValue::from_static("2"))],
+            add: vec![(HeaderName::from_static("b"), HeaderValue::from_static("3"))],
+            authority: None,
+        };
+        edits.apply(&mut headers);
+        let b: Vec<_> = headers.get_all("b").iter().collect();
+        assert_eq!(b, ["2", "3"]);
+        assert!(!headers.contains_key("a"));
+    }
+}

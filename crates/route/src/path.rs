@@ -1,0 +1,204 @@
+//! The one normalised view of a request's path and host.
+//!
+//! Policy, routing, rewriting, log and what is forwarded all use these values, so that a policy can
+//! never see another path than the application does. The mode is Istio's BASE: dot segments are
+//! resolved, unreserved characters decoded, backslashes are slashes; doubled slashes stay.
+
+use std::borrow::Cow;
+
+/// Why a request target cannot be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// A control character, a space, a raw non-ASCII byte, a fragment or an encoded NUL.
+    #[error("the path holds a character that is not allowed")]
+    Character,
+    /// The path does not start with a slash.
+    #[error("the path does not start with a slash")]
+    NotAbsolute,
+}
+
+/// Normalises a path without its query.
+///
+/// # Errors
+/// When the path holds what no honest client sends; the request is then refused with 400.
+pub fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
+    if path.bytes().any(|b| b <= b' ' || b >= 0x7f || b == b'#') {
+        return Err(PathError::Character);
+    }
+    if !path.starts_with(['/', '\\']) {
+        return Err(PathError::NotAbsolute);
+    }
+    if is_normal(path) {
+        return Ok(Cow::Borrowed(path));
+    }
+    Ok(Cow::Owned(resolve_dots(&decode_unreserved(path)?)))
+}
+
+fn is_normal(path: &str) -> bool {
+    !path.bytes().any(|b| matches!(b, b'%' | b'\\')) && !path.contains("/.")
+}
+
+fn decode_unreserved(path: &str) -> Result<String, PathError> {
+    let bytes = path.as_bytes();
+    let mut out = String::with_capacity(path.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'\\' => out.push('/'),
+            b'%' => match hex_pair(bytes.get(at..at + 2)) {
+                Some(0) => return Err(PathError::Character),
+                Some(value)
+                    if value.is_ascii_alphanumeric()
+                        || matches!(value, b'-' | b'.' | b'_' | b'~') =>
+                {
+                    out.push(char::from(value));
+                    at += 2;
+                }
+                _ => out.push('%'),
+            },
+            other => out.push(char::from(other)),
+        }
+    }
+    Ok(out)
+}
+
+fn hex_pair(pair: Option<&[u8]>) -> Option<u8> {
+    let pair = std::str::from_utf8(pair?).ok()?;
+    pair.bytes()
+        .all(|b| b.is_ascii_hexdigit())
+        .then(|| u8::from_str_radix(pair, 16).ok())?
+}
+
+/// RFC 3986 §5.2.4 on an absolute path; going above the root stays at the root.
+fn resolve_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path[1..].split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "." if last => kept.push(""),
+            "." => {}
+            ".." => {
+                kept.pop();
+                if last {
+                    kept.push("");
+                }
+            }
+            other => kept.push(other),
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in &kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if out.is_empty() {
+        out.push('/');
+    }
+    out
+}
+
+/// Normalises an authority: lower case, no user info, no trailing dot, no default port of `scheme`.
+/// `None` if it is not a host with an optional port.
+#[must_use]
+pub fn normalise_authority(authority: &str, scheme: &str) -> Option<String> {
+    let bad = |b: u8| b <= b' ' || b >= 0x7f || matches!(b, b'@' | b'/' | b'\\' | b'?' | b'#');
+    if authority.is_empty() || authority.bytes().any(bad) {
+        return None;
+    }
+    let (host, port) = split_port(authority);
+    let port = match port {
+        Some("") | None => None,
+        Some(port) => Some(port.parse::<u16>().ok()?),
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.is_empty() {
+        return None;
+    }
+    let mut out = host.to_ascii_lowercase();
+    let default = if scheme == "https" { 443 } else { 80 };
+    if let Some(port) = port.filter(|port| *port != default) {
+        out.push_str(&format!(":{port}"));
+    }
+    Some(out)
+}
+
+/// Splits `host:port`; brackets of an IPv6 address belong to the host.
+#[must_use]
+pub fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port))
+            if !port.contains(']') && (!host.contains(':') || host.ends_with(']')) =>
+        {
+            (host, Some(port))
+        }
+        _ => (authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_view_of_a_path() {
+        for (given, seen) in [
+            ("/admin", "/admin"),
+            ("/Admin", "/Admin"),
+            ("//admin", "//admin"),
+            ("/./admin", "/admin"),
+            ("/x/../admin", "/admin"),
+            ("/%61dmin", "/admin"),
+            ("/admin%2f", "/admin%2f"),
+            ("/admin;x=1", "/admin;x=1"),
+            ("/%2e%2e/admin", "/admin"),
+            ("/..;/admin", "/..;/admin"),
+            (r"\admin", "/admin"),
+            (r"/a\..\admin", "/admin"),
+            ("/a/..", "/"),
+            ("/a/b/.", "/a/b/"),
+            ("/../..", "/"),
+            ("/%c0%af", "/%c0%af"),
+            ("/%zz", "/%zz"),
+            ("/%", "/%"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a//../b", "/a/b"),
+        ] {
+            let once = normalise(given).unwrap();
+            assert_eq!(once, seen, "{given}");
+            assert_eq!(normalise(&once).unwrap(), seen, "{given} twice");
+        }
+        for bad in [
+            "/a b",
+            "/a#x",
+            "/a\0",
+            "/é",
+            "/a\r\n",
+            "/admin%00",
+            "admin",
+            "*",
+            "",
+        ] {
+            assert!(normalise(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn one_view_of_a_host() {
+        for (given, seen) in [
+            ("Example.COM", "example.com"),
+            ("example.com.", "example.com"),
+            ("example.com:80", "example.com"),
+            ("example.com.:8080", "example.com:8080"),
+            ("[::1]:8080", "[::1]:8080"),
+            ("[::1]", "[::1]"),
+            ("a:", "a"),
+        ] {
+            assert_eq!(normalise_authority(given, "http").as_deref(), Some(seen));
+        }
+        for bad in ["", "a b", "u@h", "a/b", "h:99999", "h:x", ".", ":80"] {
+            assert_eq!(normalise_authority(bad, "http"), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+use isobar_proto::isobar::v1 as proto;
+
+use crate::pattern::{Pattern, PatternError};
+
+/// A compiled match on one value of a request (VirtualService `StringMatch`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextMatch {
+    /// The value is this.
+    Exact(String),
+    /// The value starts with this.
+    Prefix(String),
+    /// The whole value matches.
+    Regex(Pattern),
+    /// The value is there.
+    Present,
+}
+
+impl TextMatch {
+    /// Compiles; a match of no type, and the pattern `*`, mean "present" as in Istio.
+    ///
+    /// # Errors
+    /// When the regular expression is refused.
+    pub fn compile(from: &proto::StringMatch) -> Result<Self, PatternError> {
+        use proto::string_match::MatchType;
+        Ok(match &from.match_type {
+            Some(MatchType::Exact(text)) => Self::Exact(text.clone()),
+            Some(MatchType::Prefix(text)) => Self::Prefix(text.clone()),
+            Some(MatchType::Regex(text)) if text == "*" => Self::Present,
+            Some(MatchType::Regex(text)) => Self::Regex(Pattern::full(text)?),
+            Some(MatchType::Present(_)) | None => Self::Present,
+        })
+    }
+
+    /// True if a value that is there matches.
+    #[must_use]
+    pub fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.as_bytes() == value,
+            Self::Prefix(text) => value.starts_with(text.as_bytes()),
+            Self::Regex(pattern) => pattern.matches(value),
+            Self::Present => true,
+        }
+    }
+
+    /// As [`Self::matches`], but ASCII case does not count for exact and prefix.
+    #[must_use]
+    pub fn matches_ignoring_case(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.as_bytes().eq_ignore_ascii_case(value),
+            Self::Prefix(text) => value
+                .get(..text.len())
+                .is_some_and(|head| head.eq_ignore_ascii_case(text.as_bytes())),
+            Self::Regex(_) | Self::Present => self.matches(value),
+        }
+    }
+}
+
+/// A compiled star form of an AuthorizationPolicy: `a`, `a*`, `*a`, `*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValueMatch {
+    /// Equal.
+    Exact(String),
+    /// Starts with.
+    Prefix(String),
+    /// Ends with.
+    Suffix(String),
+    /// There and not empty.
+    Present,
+}
+
+impl ValueMatch {
+    /// Compiles; `None` for a match of no type, which nothing can honour.
+    #[must_use]
+    pub fn compile(from: &proto::ValueMatch) -> Option<Self> {
+        use proto::value_match::MatchType;
+        Some(match from.match_type.as_ref()? {
+            MatchType::Exact(text) => Self::Exact(text.clone()),
+            MatchType::Prefix(text) => Self::Prefix(text.clone()),
+            MatchType::Suffix(text) => Self::Suffix(text.clone()),
+            MatchType::Present(_) => Self::Present,
+        })
+    }
+
+    /// True if the value matches, by bytes.
+    #[must_use]
+    pub fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.as_bytes() == value,
+            Self::Prefix(text) => value.starts_with(text.as_bytes()),
+            Self::Suffix(text) => value.ends_with(text.as_bytes()),
+            Self::Present => !value.is_empty(),
+        }
+    }
+
+    /// True if the value matches where ASCII case does not count.
+    #[must_use]
+    pub fn matches_ignoring_case(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.as_bytes().eq_ignore_ascii_case(value),
+            Self::Prefix(text) => value
+                .get(..text.len())
+                .is_some_and(|head| head.eq_ignore_ascii_case(text.as_bytes())),
+            Self::Suffix(text) => value
+                .len()
+                .checked_sub(text.len())
+                .is_some_and(|at| value[at..].eq_ignore_ascii_case(text.as_bytes())),
+            Self::Present => !value.is_empty(),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+use isobar_proto::isobar::v1 as proto;
+
+/// Fields of a `VirtualService` that are accepted and not honoured, by path; empty if all are.
+/// The control plane puts them on the object's status, so that nothing is dropped in silence.
+#[must_use]
+pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
+    let mut out = Vec::new();
+    for (at, route) in object.http.iter().enumerate() {
+        let here = format!("http[{at}]");
+        if !route.mirrors.is_empty() {
+            out.push(format!("{here}.mirrors"));
+        }
+        if route.retries.as_ref().is_some_and(|r| r.attempts > 0) {
+            out.push(format!("{here}.retries"));
+        }
+        for (place, block) in route.matches.iter().enumerate() {
+            if !block.stat_prefix.is_empty() {
+                out.push(format!("{here}.match[{place}].statPrefix"));
+            }
+        }
+        header_commands(route.headers.as_ref(), &here, &mut out);
+        if let Some(proto::http_route::Action::Forward(forward)) = &route.action {
+            for (place, destination) in forward.destinations.iter().enumerate() {
+                let there = format!("{here}.route[{place}]");
+                header_commands(destination.headers.as_ref(), &there, &mut out);
+            }
+        }
+    }
+    for (at, route) in object.tls.iter().enumerate() {
+        for (place, block) in route.matches.iter().enumerate() {
+            if !block.sni_hosts.is_empty() {
+                out.push(format!("tls[{at}].match[{place}].sniHosts"));
+            }
+        }
+    }
+    out
+}
+
+/// Envoy's substitutions (`%REQ(x)%`) are sent as they are written.
+fn header_commands(headers: Option<&proto::Headers>, here: &str, out: &mut Vec<String>) {
+    let Some(headers) = headers else { return };
+    for (side, operations) in [
+        ("request", &headers.request),
+        ("response", &headers.response),
+    ] {
+        let Some(operations) = operations else {
+            continue;
+        };
+        for (kind, map) in [("set", &operations.set), ("add", &operations.add)] {
+            for (name, value) in map {
+                if value.contains('%') {
+                    out.push(format!("{here}.headers.{side}.{kind}.{name}"));
+                }
+            }
+        }
+    }
+}
+
+/// Fields of a `DestinationRule` that are accepted and not honoured, by path.
+#[must_use]
+pub fn unsupported_in_destination_rule(object: &proto::DestinationRule) -> Vec<String> {
+    let mut out = Vec::new();
+    let top = object.traffic_policy.as_ref();
+    traffic(top, "trafficPolicy", &mut out);
+    for (at, subset) in object.subsets.iter().enumerate() {
+        let here = format!("subsets[{at}].trafficPolicy");
+        traffic(subset.traffic_policy.as_ref(), &here, &mut out);
+    }
+    out
+}
+
+fn traffic(policy: Option<&proto::TrafficPolicy>, here: &str, out: &mut Vec<String>) {
+    use proto::traffic_policy::LoadBalancer;
+    let Some(policy) = policy else { return };
+    if policy.load_balancer == i32::from(LoadBalancer::Passthrough) {
+        out.push(format!("{here}.loadBalancer.simple"));
+    }
+    if policy
+        .connection_pool
+        .is_some_and(|pool| pool.max_connections > 0)
+    {
+        out.push(format!("{here}.connectionPool.tcp.maxConnections"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_the_field() {
+        let object = proto::VirtualService {
+            http: vec![proto::HttpRoute {
+                mirrors: vec![proto::Mirror::default()],
+                retries: Some(proto::Retries {
+                    attempts: 2,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(unsupported(&object), ["http[0].mirrors", "http[0].retries"]);
+        assert!(unsupported(&proto::VirtualService::default()).is_empty());
+    }
+}
