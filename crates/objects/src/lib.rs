@@ -1,1 +1,52 @@
 //! Kubernetes and Istio objects: reading, validating, watching and writing them.
+//!
+//! * [`Kind`], [`Object`], [`ObjectSet`]: what the mesh reads, typed; [`istio`] and [`gateway_api`]
+//!   hold the resources that are not part of Kubernetes itself.
+//! * [`read_text`], [`validate`], [`validate_dir`], [`Finding`]: from text to objects, and what is
+//!   wrong with it.
+//! * [`ObjectSource`] and [`DirectorySource`]: a set that follows its origin.
+//! * [`ObjectWriter`] and [`OverlayWriter`]: writing objects back.
+//! * [`pods`], [`selectors`], [`enrolment`]: what is derived from one or two objects.
+
+#![forbid(unsafe_code)]
+
+pub mod duration;
+pub mod enrolment;
+pub mod gateway_api;
+pub mod istio;
+pub mod pods;
+pub mod selectors;
+
+mod directory;
+mod document;
+mod finding;
+mod kinds;
+mod merge;
+mod names;
+mod object;
+mod overlay;
+mod re2;
+mod read;
+mod set;
+mod source;
+mod strict;
+mod support;
+mod validate;
+mod writer;
+
+pub use directory::{DirectoryOptions, DirectorySource, validate_dir};
+pub use finding::{Finding, Severity};
+pub use kinds::{Kind, ObjectRef};
+pub use merge::merge_patch;
+pub use object::{Object, ObjectHead};
+pub use overlay::OverlayWriter;
+pub use re2::check as check_pattern;
+pub use read::{ReadObject, ReadText, read_text, read_value};
+pub use set::{Change, ChangeKind, Held, ObjectMap, ObjectSet, Origin};
+pub use source::{ObjectSource, Published, StaticSource};
+pub use validate::{validate, validate_set};
+pub use writer::{ObjectWriter, WriteError};
+
+pub use k8s_openapi::api::apps::v1::Deployment;
+pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+pub use k8s_openapi::api::networking::v1::NetworkPolicy;

@@ -1,0 +1,292 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+use isobar_types::Str;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+
+use crate::gateway_api::{Gateway, GatewayClass};
+use crate::istio::{AuthorizationPolicy, DestinationRule, PeerAuthentication, VirtualService};
+use crate::kinds::{Kind, ObjectRef};
+use crate::object::{Object, ObjectHead};
+
+/// Where an object came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// File; `-` for objects that did not come from one.
+    pub file: Arc<Path>,
+    /// Line of the document's first line, from 1.
+    pub line: u32,
+}
+
+/// An object in a set. Reads as the object itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held<T> {
+    /// The object.
+    pub object: T,
+    /// Where its base came from.
+    pub origin: Origin,
+    /// Version of the set in which it last changed.
+    pub changed: u64,
+}
+
+impl<T> Deref for Held<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.object
+    }
+}
+
+/// Objects of one kind by namespace and name; cheap to clone, ordered.
+#[derive(Debug)]
+pub struct ObjectMap<T>(Arc<BTreeMap<Str, BTreeMap<Str, Arc<Held<T>>>>>);
+
+impl<T> Clone for ObjectMap<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for ObjectMap<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> ObjectMap<T> {
+    /// One object; `namespace` is empty for cluster-wide kinds.
+    #[must_use]
+    pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Held<T>>> {
+        self.0.get(namespace)?.get(name)
+    }
+
+    /// All objects, ordered by namespace and name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Held<T>>> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+
+    /// The objects of one namespace, ordered by name.
+    pub fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Held<T>>> {
+        self.0.get(namespace).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Number of objects.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.values().map(BTreeMap::len).sum()
+    }
+
+    /// True without objects.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// True if both are the same map, so that nothing can have changed.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn insert(&mut self, namespace: &str, name: &str, held: Arc<Held<T>>) {
+        Arc::make_mut(&mut self.0)
+            .entry(namespace.into())
+            .or_default()
+            .insert(name.into(), held);
+    }
+
+    fn remove(&mut self, namespace: &str, name: &str) {
+        if self.get(namespace, name).is_none() {
+            return;
+        }
+        let map = Arc::make_mut(&mut self.0);
+        if let Some(names) = map.get_mut(namespace) {
+            names.remove(name);
+            if names.is_empty() {
+                map.remove(namespace);
+            }
+        }
+    }
+
+    fn compare(&self, old: &Self, kind: Kind, changes: &mut Vec<Change>) {
+        if self.is_same(old) {
+            return;
+        }
+        let mut note = |what, namespace: &Str, name: &Str| {
+            changes.push(Change {
+                what,
+                object: ObjectRef::new(kind, namespace, name),
+            });
+        };
+        for (namespace, names) in &*self.0 {
+            for (name, held) in names {
+                match old.get(namespace, name) {
+                    None => note(ChangeKind::Added, namespace, name),
+                    Some(before) if !Arc::ptr_eq(before, held) => {
+                        note(ChangeKind::Changed, namespace, name);
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        for (namespace, names) in &*old.0 {
+            for name in names.keys() {
+                if self.get(namespace, name).is_none() {
+                    note(ChangeKind::Removed, namespace, name);
+                }
+            }
+        }
+    }
+}
+
+/// One difference between two sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What happened.
+    pub what: ChangeKind,
+    /// To which object.
+    pub object: ObjectRef,
+}
+
+/// What happened to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChangeKind {
+    /// It is new.
+    Added,
+    /// Its content is another.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+macro_rules! set {
+    ($($(#[doc = $doc:literal])+ $map:ident: $kind:ident;)+) => {
+        /// All objects in force at one moment. Cheap to clone; kinds that did not change are shared
+        /// between versions.
+        #[derive(Clone, Default)]
+        pub struct ObjectSet {
+            /// Grows with every change.
+            pub version: u64,
+            $($(#[doc = $doc])+ pub $map: ObjectMap<$kind>,)+
+        }
+
+        impl ObjectSet {
+            /// What differs from `old`, additions and changes of a kind before its removals.
+            #[must_use]
+            pub fn changes_since(&self, old: &Self) -> Vec<Change> {
+                let mut changes = Vec::new();
+                $(self.$map.compare(&old.$map, Kind::$kind, &mut changes);)+
+                changes
+            }
+
+            /// Removes an object, if it is there.
+            pub fn remove(&mut self, object: &ObjectRef) {
+                match object.known() {
+                    $(Some(Kind::$kind) => self.$map.remove(&object.namespace, &object.name),)+
+                    None => {}
+                }
+            }
+
+            /// Adds an object or replaces the one with its identity.
+            pub fn insert(&mut self, object: Object, origin: Origin) {
+                match object {
+                    $(Object::$kind(object) => self.hold(*object, origin),)+
+                }
+            }
+
+            /// Number of objects.
+            #[must_use]
+            pub fn len(&self) -> usize {
+                0 $(+ self.$map.len())+
+            }
+        }
+    };
+}
+
+set! {
+    /// Namespaces.
+    namespaces: Namespace;
+    /// Nodes.
+    nodes: Node;
+    /// Service accounts.
+    service_accounts: ServiceAccount;
+    /// Pods.
+    pods: Pod;
+    /// Deployments.
+    deployments: Deployment;
+    /// Services.
+    services: Service;
+    /// Network policies.
+    network_policies: NetworkPolicy;
+    /// Virtual services.
+    virtual_services: VirtualService;
+    /// Destination rules.
+    destination_rules: DestinationRule;
+    /// Gateways of the Gateway API, waypoints among them.
+    gateways: Gateway;
+    /// Gateway classes.
+    gateway_classes: GatewayClass;
+    /// Peer authentications.
+    peer_authentications: PeerAuthentication;
+    /// Authorization policies.
+    authorization_policies: AuthorizationPolicy;
+}
+
+impl ObjectSet {
+    /// True without objects.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds an object or replaces the one with its identity; an equal one stays what it was.
+    fn hold<T: ObjectHead>(&mut self, object: T, origin: Origin) {
+        let held = Arc::new(Held {
+            changed: self.version,
+            origin,
+            object,
+        });
+        let (namespace, name) = (
+            held.object.namespace().to_owned(),
+            held.object.name().to_owned(),
+        );
+        T::map_mut(self).insert(&namespace, &name, held);
+    }
+
+    /// A set of objects that did not come from files; for tests and tools.
+    #[must_use]
+    pub fn of(objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut set = Self {
+            version: 1,
+            ..Self::default()
+        };
+        for object in objects {
+            set.insert(object, Origin::nowhere());
+        }
+        set
+    }
+}
+
+impl Origin {
+    /// The origin of objects that did not come from a file.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self {
+            file: Path::new("-").into(),
+            line: 0,
+        }
+    }
+}
+
+impl fmt::Debug for ObjectSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectSet")
+            .field("version", &self.version)
+            .field("objects", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,65 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use isobar_runtime::Lifetime;
+use tokio::sync::watch;
+
+use crate::finding::Finding;
+use crate::set::ObjectSet;
+
+/// What a source has to say at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// Objects in force.
+    pub objects: Arc<ObjectSet>,
+    /// Everything that is wrong or worth knowing now, errors first within a file.
+    pub findings: Arc<Vec<Finding>>,
+    /// False until the source has seen everything once; nothing may be served before.
+    pub synced: bool,
+}
+
+/// Where objects come from: a directory, later also an API server.
+pub trait ObjectSource: Send + 'static {
+    /// Follows the source. The receiver always holds the latest publication.
+    fn subscribe(&self) -> watch::Receiver<Arc<Published>>;
+
+    /// Watches until `life` ends.
+    fn run(self: Box<Self>, life: Lifetime) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A source whose publications are set by hand; for tests and offline tools.
+#[derive(Debug)]
+pub struct StaticSource {
+    sender: watch::Sender<Arc<Published>>,
+}
+
+impl StaticSource {
+    /// A synced source with these objects.
+    #[must_use]
+    pub fn new(objects: ObjectSet) -> Self {
+        Self {
+            sender: watch::Sender::new(Arc::new(Published {
+                objects: Arc::new(objects),
+                findings: Arc::default(),
+                synced: true,
+            })),
+        }
+    }
+
+    /// The sending side, to publish more.
+    #[must_use]
+    pub fn sender(&self) -> watch::Sender<Arc<Published>> {
+        self.sender.clone()
+    }
+}
+
+impl ObjectSource for StaticSource {
+    fn subscribe(&self) -> watch::Receiver<Arc<Published>> {
+        self.sender.subscribe()
+    }
+
+    fn run(self: Box<Self>, life: Lifetime) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { life.stopped().await })
+    }
+}

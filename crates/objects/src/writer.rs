@@ -1,0 +1,56 @@
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use crate::kinds::ObjectRef;
+use crate::object::Object;
+
+/// Why an object could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The file could not be read, written or renamed.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The object cannot be written as JSON.
+    #[error("{object} cannot be written as JSON: {error}")]
+    Encode {
+        /// The object.
+        object: ObjectRef,
+        /// What is wrong with it.
+        error: serde_json::Error,
+    },
+    /// A name or namespace that is none.
+    #[error("{object} has no usable name")]
+    Name {
+        /// The object.
+        object: ObjectRef,
+    },
+}
+
+/// Writes objects back to where they come from.
+///
+/// Each writer owns what it wrote: `apply` replaces its own earlier version, `delete` takes back
+/// what it applied and patched, and neither touches what others wrote.
+#[async_trait]
+pub trait ObjectWriter: Send + Sync + 'static {
+    /// Writes a whole object.
+    async fn apply(&self, object: &Object) -> Result<(), WriteError>;
+
+    /// Merges `patch` (JSON merge patch; null deletes) into an object that somebody else owns.
+    /// Patches of one writer add up. Without the object a patch has no effect.
+    async fn patch(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError>;
+
+    /// Takes back what this writer applied and patched. Not an error if there is nothing.
+    async fn delete(&self, object: &ObjectRef) -> Result<(), WriteError>;
+
+    /// Merges into `status`.
+    async fn patch_status(&self, object: &ObjectRef, status: &Value) -> Result<(), WriteError> {
+        self.patch(object, &json!({ "status": status })).await
+    }
+}
