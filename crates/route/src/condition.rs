@@ -327,7 +327,7 @@ impl Test {
             Attribute::DestinationIp => values.iter().any(|v| v.net(subject.destination.ip())),
             Attribute::DestinationPort => {
                 let port = subject.destination.port();
-                values.iter().any(|v| *v == Value::Port(port))
+                values.contains(&Value::Port(port))
             }
             Attribute::ServerName => subject.sni.map_or(lean.unknown(), folded),
             Attribute::Method => call.map_or(lean.unknown(), |c| text(c.method.as_str())),
