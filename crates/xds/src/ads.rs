@@ -1,0 +1,182 @@
+//! Delta discovery: one stream for all types, one answer for each response.
+
+mod subscription;
+
+use std::time::Duration;
+
+use isobar_proto::envoy::config::core::v3::Node;
+use isobar_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use isobar_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use isobar_runtime::{Backoff, Lifetime};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::channel::{ConnectError, chain, connect, headers, read_roots};
+use crate::config::{AdsConfig, Server};
+use crate::handler::ResourceHandler;
+use crate::mesh::{AddressHandler, AuthorizationHandler};
+use crate::status::SyncStatus;
+use crate::store::Store;
+use subscription::Subscription;
+
+/// A cluster's whole state may come in one message.
+const MAX_MESSAGE: usize = 200 << 20;
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// For the server to accept the stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Answers that may wait to be sent.
+const ANSWERS: usize = 32;
+
+/// Keeps a [`Store`] (and the state of further handlers) equal to what the control plane says.
+pub struct AdsClient {
+    server: Server,
+    node: Node,
+    subscriptions: Vec<Subscription>,
+    status: SyncStatus,
+}
+
+/// How a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ending {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the control plane did not accept the stream within {OPEN_TIMEOUT:?}")]
+    Silent,
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[from] tonic::Status),
+    #[error("the control plane closed the stream")]
+    Closed,
+}
+
+impl AdsClient {
+    /// A client that feeds `store` with addresses and L4 policies, and `handlers` with their types.
+    #[must_use]
+    pub fn new(config: AdsConfig, store: Store, handlers: Vec<Box<dyn ResourceHandler>>) -> Self {
+        let (server, node_id, metadata) = config.split();
+        // Policies before the workloads that name them: a workload must not be reachable for the
+        // moment in which its policy is still on the way.
+        let mesh: [Box<dyn ResourceHandler>; 2] = [
+            Box::new(AuthorizationHandler(store.clone())),
+            Box::new(AddressHandler(store)),
+        ];
+        let subscriptions: Vec<_> = mesh
+            .into_iter()
+            .chain(handlers)
+            .map(Subscription::new)
+            .collect();
+        Self {
+            server,
+            node: Node {
+                id: node_id,
+                cluster: String::new(),
+                metadata: Some(subscription::metadata(&metadata)),
+            },
+            status: SyncStatus::new(subscriptions.iter().map(Subscription::type_url)),
+            subscriptions,
+        }
+    }
+
+    /// A handle on readiness and state, usable before and while the client runs.
+    #[must_use]
+    pub fn status(&self) -> SyncStatus {
+        self.status.clone()
+    }
+
+    /// Streams until `life` is stopped; reconnects for ever. What was received stays in force.
+    pub async fn run(mut self, life: Lifetime) {
+        tokio::select! {
+            () = life.stopped() => {}
+            () = self.stream_for_ever() => {}
+        }
+    }
+
+    async fn stream_for_ever(&mut self) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        loop {
+            let mut answered = false;
+            let ending = match self.stream(&mut answered).await {
+                Ok(()) => Ending::Closed,
+                Err(ending) => ending,
+            };
+            if answered {
+                backoff.reset();
+            }
+            let why = chain(&ending);
+            let wait = backoff.step(rand::random());
+            if answered {
+                // Servers end streams now and then, to spread load: nothing to worry about.
+                tracing::debug!("discovery stream ended: {why}");
+            } else {
+                let address = &self.server.address;
+                tracing::warn!(address, ?wait, "no discovery, will try again: {why}");
+            }
+            self.status.disconnected(why);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn stream(&mut self, answered: &mut bool) -> Result<(), Ending> {
+        let (answers, mut responses) = self.open().await?;
+        self.status.connected();
+        tracing::info!(address = self.server.address, "discovery stream open");
+        while let Some(response) = responses.message().await? {
+            *answered = true;
+            let answer = self.take(response);
+            if answers.send(answer).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+    ) -> Result<
+        (
+            mpsc::Sender<DeltaDiscoveryRequest>,
+            Streaming<DeltaDiscoveryResponse>,
+        ),
+        Ending,
+    > {
+        let roots = read_roots(&self.server.roots).await?;
+        let channel = connect(&self.server, &roots).await?;
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (answers, outgoing) = mpsc::channel(self.subscriptions.len() + ANSWERS);
+        for subscription in &self.subscriptions {
+            // There is room for all of them and the receiver is still here.
+            let _ = answers.send(subscription.first_request(&self.node)).await;
+        }
+        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+        headers(&self.server, request.metadata_mut()).await?;
+        let call = client.delta_aggregated_resources(request);
+        let responses = tokio::time::timeout(OPEN_TIMEOUT, call)
+            .await
+            .map_err(|_| Ending::Silent)??
+            .into_inner();
+        Ok((answers, responses))
+    }
+
+    fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let known = self
+            .subscriptions
+            .iter_mut()
+            .find(|s| s.type_url() == response.type_url);
+        match known {
+            Some(subscription) => subscription.take(&response, &self.status),
+            None => {
+                tracing::warn!(type_url = response.type_url, "unknown resource type");
+                DeltaDiscoveryRequest {
+                    type_url: response.type_url,
+                    response_nonce: response.nonce,
+                    ..Default::default()
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use isobar_tls::WorkloadCertificate;
+use isobar_types::Identity;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::schedule::{Priority, Schedule};
+use super::{CertError, CertState, Requester, Shared};
+
+/// Requests under way at one time.
+const IN_FLIGHT: usize = 8;
+/// Longest sleep: a suspended machine's timers lag behind its wall clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+pub(super) enum Command {
+    Want(Identity, Priority),
+    Forget(Identity),
+}
+
+type Landing = (Identity, Result<WorkloadCertificate, CertError>);
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    requester: Arc<dyn Requester>,
+    queue: mpsc::Receiver<Command>,
+    schedule: Schedule,
+}
+
+enum Event {
+    Command(Option<Command>),
+    Landed(Box<Landing>),
+    Time,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        requester: Arc<dyn Requester>,
+        queue: mpsc::Receiver<Command>,
+    ) -> Self {
+        Self {
+            shared,
+            requester,
+            queue,
+            schedule: Schedule::default(),
+        }
+    }
+
+    /// Ends when the last manager is dropped.
+    pub(super) async fn run(mut self) {
+        let requester = Arc::clone(&self.requester);
+        let mut flights: FuturesUnordered<BoxFuture<'_, Landing>> = FuturesUnordered::new();
+        loop {
+            let now = Instant::now();
+            while self.schedule.in_flight() < IN_FLIGHT {
+                let Some(identity) = self.schedule.start(now) else {
+                    break;
+                };
+                let requester = &requester;
+                flights.push(Box::pin(async move {
+                    let result = requester.request(&identity).await;
+                    (identity, result)
+                }));
+            }
+            let full = self.schedule.in_flight() >= IN_FLIGHT;
+            let longest = now + LONGEST_SLEEP;
+            let wake = match self.schedule.next_due() {
+                Some(due) if !full => due.min(longest),
+                _ => longest,
+            };
+            let event = tokio::select! {
+                command = self.queue.recv() => Event::Command(command),
+                Some(landing) = flights.next() => Event::Landed(Box::new(landing)),
+                () = tokio::time::sleep_until(wake) => Event::Time,
+            };
+            match event {
+                Event::Command(None) => return,
+                Event::Command(Some(Command::Want(identity, priority))) => {
+                    self.schedule.want(&identity, priority, Instant::now());
+                }
+                Event::Command(Some(Command::Forget(identity))) => self.schedule.forget(&identity),
+                Event::Landed(landing) => {
+                    let (identity, result) = *landing;
+                    self.land(&identity, result);
+                }
+                Event::Time => {}
+            }
+        }
+    }
+
+    fn land(&mut self, identity: &Identity, result: Result<WorkloadCertificate, CertError>) {
+        let now = Instant::now();
+        let wall = (self.shared.clock)();
+        match result {
+            Ok(cert) => {
+                let renew = now + until(cert.renew_at(), wall).max(Duration::from_secs(1));
+                if self.schedule.succeeded(identity, renew, now) {
+                    tracing::info!(%identity, renew_in = ?(renew - now), "certificate issued");
+                    self.shared
+                        .set(identity, CertState::Available(Arc::new(cert)));
+                }
+            }
+            Err(error) => {
+                let held = self.valid_until(identity, wall);
+                let latest = held.map(|end| now + until(end, wall));
+                let unreachable = matches!(error, CertError::Unreachable { .. });
+                let wait = self
+                    .schedule
+                    .failed(identity, unreachable, latest, now, rand::random());
+                let Some(wait) = wait else { return };
+                if held.is_some() {
+                    tracing::warn!(?wait, "{error}; the one in hand is still valid");
+                } else {
+                    tracing::warn!(?wait, "{error}");
+                    self.shared.set(identity, CertState::Unavailable(error));
+                }
+            }
+        }
+    }
+
+    fn valid_until(&self, identity: &Identity, wall: SystemTime) -> Option<SystemTime> {
+        let entries = self.shared.read();
+        let state = entries.get(identity)?.borrow();
+        match &*state {
+            CertState::Available(cert) if cert.is_valid_at(wall) => Some(cert.not_after()),
+            _ => None,
+        }
+    }
+}
+
+fn until(at: SystemTime, wall: SystemTime) -> Duration {
+    at.duration_since(wall).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,200 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// How well this proxy knows the mesh. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SyncStatus {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Held for the time of an update or a copy.
+    facts: Mutex<Facts>,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    connected: bool,
+    connects: u64,
+    last_failure: Option<String>,
+    types: BTreeMap<&'static str, TypeFacts>,
+}
+
+#[derive(Debug, Default)]
+struct TypeFacts {
+    answered: bool,
+    resources: usize,
+    messages: u64,
+    bytes: u64,
+    version: String,
+    nonce: String,
+    acknowledged: Option<Instant>,
+    rejected: BTreeMap<String, String>,
+}
+
+/// A copy for admin pages and metrics.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncReport {
+    /// A discovery stream is open.
+    pub connected: bool,
+    /// Streams opened since start.
+    pub connects: u64,
+    /// Why the last stream could not be opened, or ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
+    /// One entry a type.
+    pub types: Vec<TypeReport>,
+}
+
+/// What is known about one resource type.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeReport {
+    /// Type URL.
+    pub type_url: &'static str,
+    /// At least one response came.
+    pub answered: bool,
+    /// Resources held.
+    pub resources: usize,
+    /// Responses since start.
+    pub messages: u64,
+    /// Bytes of resource content since start.
+    pub bytes: u64,
+    /// The server's version of the last response.
+    pub version: String,
+    /// Nonce of the last response.
+    pub nonce: String,
+    /// Seconds since the last response was answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acknowledged_seconds_ago: Option<u64>,
+    /// Resources whose newest version is not in force, with the reason.
+    pub rejected: BTreeMap<String, String>,
+}
+
+/// What one response did.
+pub(crate) struct Applied<'a> {
+    pub(crate) type_url: &'static str,
+    pub(crate) resources: usize,
+    pub(crate) bytes: usize,
+    pub(crate) version: &'a str,
+    pub(crate) nonce: &'a str,
+    pub(crate) settled: Vec<&'a str>,
+    pub(crate) rejected: &'a [crate::handler::Rejected],
+}
+
+impl SyncStatus {
+    pub(crate) fn new(types: impl Iterator<Item = &'static str>) -> Self {
+        let types = types.map(|t| (t, TypeFacts::default())).collect();
+        Self {
+            shared: Arc::new(Shared {
+                facts: Mutex::new(Facts {
+                    types,
+                    ..Facts::default()
+                }),
+                synced: watch::Sender::new(false),
+            }),
+        }
+    }
+
+    /// Resolves once every type has been answered. A rejected resource does not hold it up: the
+    /// others are usable, and the report tells.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again at any time.
+    pub async fn synced(&self) {
+        // The sender lives in this very status, so the wait ends with the state only.
+        let _ = self.shared.synced.subscribe().wait_for(|s| *s).await;
+    }
+
+    /// True once every type has been answered.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        *self.shared.synced.borrow()
+    }
+
+    /// A copy of what is known now.
+    #[must_use]
+    pub fn report(&self) -> SyncReport {
+        let facts = self.facts();
+        SyncReport {
+            connected: facts.connected,
+            connects: facts.connects,
+            last_failure: facts.last_failure.clone(),
+            types: facts
+                .types
+                .iter()
+                .map(|(type_url, f)| TypeReport {
+                    type_url,
+                    answered: f.answered,
+                    resources: f.resources,
+                    messages: f.messages,
+                    bytes: f.bytes,
+                    version: f.version.clone(),
+                    nonce: f.nonce.clone(),
+                    acknowledged_seconds_ago: f.acknowledged.map(|at| at.elapsed().as_secs()),
+                    rejected: f.rejected.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Time since the last response of any type was answered; `None` before the first.
+    #[must_use]
+    pub fn last_update_age(&self) -> Option<Duration> {
+        let facts = self.facts();
+        let newest = facts.types.values().filter_map(|f| f.acknowledged).max();
+        newest.map(|at| at.elapsed())
+    }
+
+    pub(crate) fn connected(&self) {
+        let mut facts = self.facts();
+        facts.connected = true;
+        facts.connects += 1;
+    }
+
+    pub(crate) fn disconnected(&self, why: String) {
+        let mut facts = self.facts();
+        facts.connected = false;
+        facts.last_failure = Some(why);
+    }
+
+    pub(crate) fn applied(&self, applied: &Applied<'_>) {
+        let mut facts = self.facts();
+        if let Some(f) = facts.types.get_mut(applied.type_url) {
+            f.answered = true;
+            f.resources = applied.resources;
+            f.messages += 1;
+            f.bytes += applied.bytes as u64;
+            f.version = applied.version.to_owned();
+            f.nonce = applied.nonce.to_owned();
+            f.acknowledged = Some(Instant::now());
+            for name in &applied.settled {
+                f.rejected.remove(*name);
+            }
+            for rejected in applied.rejected {
+                f.rejected
+                    .insert(rejected.name.clone(), rejected.reason.clone());
+            }
+        }
+        let all = facts.types.values().all(|f| f.answered);
+        drop(facts);
+        if all {
+            self.shared.synced.send_replace(true);
+        }
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        // Each update leaves the facts whole, so a poisoned lock is as good as any.
+        self.shared
+            .facts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
