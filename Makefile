@@ -44,4 +44,4 @@ fmt: ## Format the code
 
 bench: setup ## Run the benchmarks in a lab and write a table to target/bench
 	$(CARGO) build --release $(PRODUCTS)
-	$(CARGO) run --release -p isobar-benches -- --bin target/release --out target/bench
+	$(CARGO) run --release -p isobar-benches -- --out target/bench

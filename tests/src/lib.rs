@@ -1,1 +1,18 @@
-//! End-to-end suites in network namespaces.
+//! What the end-to-end suites and the demo share: a mesh in a lab of its own, callers inside its
+//! pods, steady load that counts every failure, captures between the nodes.
+
+#![forbid(unsafe_code)]
+
+mod caller;
+mod capture;
+mod load;
+mod mesh;
+pub mod tour;
+mod wait;
+pub mod yaml;
+
+pub use caller::{Caller, Connection, Reply};
+pub use capture::{Capture, Recorded};
+pub use load::{Load, LoadKind, Tally};
+pub use mesh::{Mesh, MeshOptions, binaries, samples};
+pub use wait::{eventually, eventually_within};

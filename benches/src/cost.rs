@@ -1,0 +1,63 @@
+use std::fs;
+
+use serde::Serialize;
+
+/// Kernel clock ticks a second, as `/proc` counts CPU time (the value of every Linux build).
+const TICKS: f64 = 100.0;
+
+/// What the processes of one program have used.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Usage {
+    /// CPU seconds, user and system, all processes together.
+    pub(crate) cpu_seconds: f64,
+    /// Resident memory in KiB of the largest process.
+    pub(crate) rss_kib: u64,
+}
+
+/// Usage of all processes called `program` on this machine.
+pub(crate) fn usage(program: &str) -> Usage {
+    let mut total = Usage::default();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return total;
+    };
+    for path in entries.flatten().map(|e| e.path()) {
+        let named = fs::read_to_string(path.join("comm")).is_ok_and(|c| c.trim() == program);
+        if !named {
+            continue;
+        }
+        total.cpu_seconds += fs::read_to_string(path.join("stat"))
+            .ok()
+            .and_then(|stat| cpu_ticks(&stat))
+            .map_or(0.0, |ticks| ticks / TICKS);
+        let rss = fs::read_to_string(path.join("status"))
+            .ok()
+            .and_then(|s| rss_kib(&s));
+        total.rss_kib = total.rss_kib.max(rss.unwrap_or_default());
+    }
+    total
+}
+
+/// Fields 14 and 15 of `/proc/PID/stat`, counted after the parenthesised name.
+fn cpu_ticks(stat: &str) -> Option<f64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+fn rss_kib(status: &str) -> Option<u64> {
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_proc_says() {
+        let stat = "7 (a b) S 1 1 1 0 -1 0 1 2 3 4 250 50 0 0 20";
+        assert_eq!(cpu_ticks(stat), Some(300.0));
+        assert_eq!(rss_kib("Name:\tx\nVmRSS:\t  5120 kB\n"), Some(5120));
+    }
+}

@@ -1,0 +1,91 @@
+//! `make bench`: what the mesh costs, side by side with no mesh, in one run.
+//!
+//! The same program plays three parts: it starts the lab, and inside pods it is the server and the
+//! load generator, so that no other tool's cost is in the figures.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod cost;
+mod report;
+mod scenario;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of the mesh in a lab on this machine.
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Folder the table (`table.txt`) and the figures (`results.json`) are written to.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Seconds each measurement takes.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Rounds; the table shows medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Serves small HTTP replies, and swallows bytes on the next port (run inside a pod).
+    #[command(hide = true)]
+    Server {
+        /// Port of the HTTP server; the sink listens on the next one.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Makes load and prints what it measured as JSON (run inside a pod).
+    #[command(hide = true)]
+    Client {
+        /// Kind of load.
+        #[arg(long)]
+        kind: client::Kind,
+        /// Where to.
+        #[arg(long)]
+        to: SocketAddr,
+        /// Connections at once.
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
+        /// For how long, in seconds.
+        #[arg(long)]
+        seconds: u64,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match options.role {
+        Some(Role::Server { port }) => runtime.block_on(server::run(port)),
+        Some(Role::Client {
+            kind,
+            to,
+            connections,
+            seconds,
+        }) => {
+            let load = client::Load {
+                kind,
+                to,
+                connections,
+                length: Duration::from_secs(seconds),
+            };
+            let measured = runtime.block_on(tokio::task::LocalSet::new().run_until(load.run()))?;
+            println!("{}", serde_json::to_string(&measured)?);
+            Ok(())
+        }
+        None => {
+            let results = runtime.block_on(scenario::all(options.seconds, options.rounds))?;
+            report::write(&results, &options.out)
+        }
+    }
+}

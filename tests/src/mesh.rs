@@ -1,0 +1,346 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use isobar_lab::{Lab, LabConfig, LabRoot, LabStatus, Launcher, Output, PodStatus, Target};
+use tempfile::TempDir;
+
+use crate::caller::Caller;
+use crate::wait::eventually;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A mesh in a lab of its own. Dropping it ends the lab and removes everything.
+#[derive(Debug)]
+pub struct Mesh {
+    name: String,
+    root: LabRoot,
+    objects: TempDir,
+    lab: Lab,
+    keep: bool,
+}
+
+/// How a mesh is started.
+#[derive(Debug, Default, Clone)]
+pub struct MeshOptions {
+    /// Name of the lab; one that no other test uses if none is given.
+    pub name: Option<String>,
+    /// Folder whose files (not its subfolders) are the first objects.
+    pub sample: Option<PathBuf>,
+    /// Further environment of one program, by program name.
+    pub program_env: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// Folder of the programs under test: where cargo puts them beside this one.
+///
+/// # Errors
+/// When they are not built.
+pub fn binaries() -> Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    let folder = here
+        .ancestors()
+        .find(|dir| dir.join("isobar").is_file() && dir.join("isobard").is_file())
+        .context("the programs are not built: run `make build`")?;
+    Ok(folder.to_owned())
+}
+
+/// The project's samples.
+#[must_use]
+pub fn samples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples")
+}
+
+impl Mesh {
+    /// Starts a mesh over the given files (name, YAML text) and waits until all of it is ready.
+    ///
+    /// # Errors
+    /// When the lab does not become ready; the error holds the reason and the log's tail.
+    pub async fn start(files: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(MeshOptions::default(), files).await
+    }
+
+    /// As [`Mesh::start`], with options.
+    ///
+    /// # Errors
+    /// As [`Mesh::start`].
+    pub async fn start_with(options: MeshOptions, files: &[(&str, &str)]) -> Result<Self> {
+        let objects = tempfile::tempdir()?;
+        if let Some(sample) = &options.sample {
+            for entry in std::fs::read_dir(sample)? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    std::fs::copy(entry.path(), objects.path().join(entry.file_name()))?;
+                }
+            }
+        }
+        for (file, text) in files {
+            std::fs::write(objects.path().join(file), text)?;
+        }
+        let name = options.name.clone().unwrap_or_else(|| {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            format!("test-{}-{number}", std::process::id())
+        });
+        let folder = binaries()?;
+        let mut config = LabConfig::new(&*name, vec![objects.path().to_owned()])?;
+        config.launcher = Launcher {
+            program: folder.join("isobar"),
+        };
+        config.binaries = Some(folder);
+        config.program_env = options.program_env;
+        let root = config.root.clone();
+        isobar_lab::up(config, |_| {})
+            .await
+            .with_context(|| format!("starting lab {name}"))?;
+        let lab = Lab::connect(&root, &name)?;
+        Ok(Self {
+            name,
+            root,
+            objects,
+            lab,
+            keep: false,
+        })
+    }
+
+    /// Leaves the lab up when this value is dropped; returns the folder of its objects.
+    #[must_use]
+    pub fn keep(mut self) -> PathBuf {
+        self.keep = true;
+        let placeholder = self.objects.path().to_owned();
+        // The folder is the lab's API from now on, so it must outlive this value.
+        match tempfile::tempdir() {
+            Ok(empty) => std::mem::replace(&mut self.objects, empty).keep(),
+            Err(_) => placeholder,
+        }
+    }
+
+    /// The lab.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The lab's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Folder of the lab's objects.
+    #[must_use]
+    pub fn objects(&self) -> &Path {
+        self.objects.path()
+    }
+
+    /// Writes an object file the way careful programs do: beside, then renamed. `kubectl apply`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn apply(&self, file: &str, text: &str) -> Result<()> {
+        let temporary = self.objects.path().join(format!(".{file}.new"));
+        std::fs::write(&temporary, text)?;
+        std::fs::rename(temporary, self.objects.path().join(file))?;
+        Ok(())
+    }
+
+    /// Copies a file into the objects. `kubectl apply`.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn apply_file(&self, from: &Path, file: &str) -> Result<()> {
+        let text = std::fs::read_to_string(from).with_context(|| format!("{}", from.display()))?;
+        self.apply(file, &text)
+    }
+
+    /// Removes an object file. `kubectl delete`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn delete(&self, file: &str) -> Result<()> {
+        Ok(std::fs::remove_file(self.objects.path().join(file))?)
+    }
+
+    /// The lab's state.
+    ///
+    /// # Errors
+    /// When the supervisor does not answer.
+    pub async fn status(&self) -> Result<LabStatus> {
+        Ok(self.lab.status().await?)
+    }
+
+    /// A pod by `namespace/name`, or by `namespace/deployment` (its first pod).
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn pod(&self, pod: &str) -> Result<PodStatus> {
+        let (namespace, name) = pod.split_once('/').context("write namespace/name")?;
+        self.status()
+            .await?
+            .pods
+            .into_iter()
+            .find(|p| {
+                p.namespace == namespace
+                    && (p.name == name || p.name.starts_with(&format!("{name}-")))
+            })
+            .ok_or_else(|| anyhow!("no pod {pod}"))
+    }
+
+    /// Address of a pod.
+    ///
+    /// # Errors
+    /// When there is no such pod or it has no address yet.
+    pub async fn pod_ip(&self, pod: &str) -> Result<IpAddr> {
+        self.pod(pod)
+            .await?
+            .ip
+            .with_context(|| format!("{pod} has no address"))
+    }
+
+    /// Address of a Service by `namespace/name`.
+    ///
+    /// # Errors
+    /// When there is none or it has no address.
+    pub async fn service_ip(&self, service: &str) -> Result<IpAddr> {
+        let (namespace, name) = service.split_once('/').context("write namespace/name")?;
+        self.status()
+            .await?
+            .services
+            .into_iter()
+            .find(|s| s.namespace == namespace && s.name == name)
+            .and_then(|s| s.cluster_ip)
+            .with_context(|| format!("service {service} has no address"))
+    }
+
+    /// Waits until a pod is ready and is enrolled, or not, as asked.
+    ///
+    /// # Errors
+    /// When that does not happen in time.
+    pub async fn settled(&self, pod: &str, mesh: &str) -> Result<()> {
+        eventually(&format!("{pod} is ready and {mesh}"), async || {
+            let status = self.pod(pod).await?;
+            ensure!(status.ready && status.mesh == mesh, "{status:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// A caller whose sockets are those of an application inside the pod.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub async fn caller(&self, pod: &str) -> Result<Caller> {
+        let pod = self.pod(pod).await?;
+        let target = Target::pod(format!("{}/{}", pod.namespace, pod.name));
+        Caller::inside(self.lab.netns(target).await?)
+    }
+
+    /// Runs a command in a pod.
+    ///
+    /// # Errors
+    /// When it cannot be run; its own failure is in the output.
+    pub async fn exec(&self, pod: &str, argv: &[&str]) -> Result<Output> {
+        Ok(self.lab.output(Target::pod(pod), argv).await?)
+    }
+
+    /// Runs the `isobar` command against this lab and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it printed.
+    pub async fn isobar(&self, args: &[&str]) -> Result<String> {
+        let output = self.isobar_output(args).await?;
+        if !output.status.success() {
+            bail!(
+                "isobar {}: {}\n{}{}",
+                args.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs the `isobar` command against this lab, whatever its exit code.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn isobar_output(&self, args: &[&str]) -> Result<std::process::Output> {
+        Ok(tokio::process::Command::new(binaries()?.join("isobar"))
+            .args(args)
+            .env("ISOBAR_LAB", &self.name)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .await?)
+    }
+
+    /// The text of a log so far: of a pod (`namespace/name`) or a component.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn log(&self, of: &str) -> Result<String> {
+        let path = self.lab.log_path(of).await?;
+        Ok(std::fs::read_to_string(path)?)
+    }
+
+    /// GET from the loopback or own address of a node, the network, or a pod: for admin pages.
+    ///
+    /// # Errors
+    /// When the page does not answer with 200.
+    pub async fn page(&self, at: Target, port: u16, path: &str) -> Result<String> {
+        let address = match at {
+            Target::Outer => IpAddr::from([172, 30, 0, 1]),
+            Target::Pod(_) | Target::Node(_) => IpAddr::from([127, 0, 0, 1]),
+        };
+        let caller = Caller::inside(self.lab.netns(at).await?)?;
+        let reply = caller.get((address, port).into(), path).await?;
+        ensure!(
+            reply.status == 200,
+            "{path}: {} {}",
+            reply.status,
+            reply.body
+        );
+        Ok(reply.body)
+    }
+
+    /// Ends the lab now and tells whether that went well.
+    ///
+    /// # Errors
+    /// When something of it could not be removed.
+    pub fn down(self) -> Result<()> {
+        ensure!(
+            isobar_lab::down(&self.root, &self.name)?,
+            "lab {} was not there",
+            self.name
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if std::thread::panicking() || std::env::var_os("ISOBAR_TEST_LOGS").is_some() {
+            save_logs(self.lab.paths().dir(), &self.name);
+        }
+        if let Err(error) = isobar_lab::down(&self.root, &self.name) {
+            eprintln!("lab {}: {error}", self.name);
+        }
+    }
+}
+
+/// Keeps the logs of a failed test where a person can read them.
+fn save_logs(lab: &Path, name: &str) {
+    let Ok(folder) = binaries().map(|b| b.join("test-logs").join(name)) else {
+        return;
+    };
+    let _ = std::fs::create_dir_all(&folder);
+    if let Ok(entries) = std::fs::read_dir(lab.join("logs")) {
+        for entry in entries.flatten() {
+            let _ = std::fs::copy(entry.path(), folder.join(entry.file_name()));
+        }
+    }
+    eprintln!("logs of lab {name}: {}", folder.display());
+}

@@ -1,0 +1,222 @@
+//! The `isobar` command as a user meets it, and what a lab leaves behind: nothing.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use isobar_tests::{Mesh, MeshOptions, eventually};
+
+use crate::fixture::run;
+
+/// What a lab could leave on a machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    processes: BTreeSet<String>,
+    mounts: String,
+    namespaces: BTreeSet<String>,
+    labs: BTreeSet<String>,
+    descriptors: usize,
+}
+
+fn traces() -> Result<Traces> {
+    let ours = [
+        "isobar",
+        "isobard",
+        "isobar-cni",
+        "ztunnel",
+        "waypoint",
+        "isobar-samples",
+    ];
+    let mut processes = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Ok(name) = std::fs::read_to_string(path.join("comm")) else {
+            continue;
+        };
+        if ours.contains(&name.trim()) {
+            processes.insert(format!("{} {}", path.display(), name.trim()));
+        }
+    }
+    let list = |path: &str| -> BTreeSet<String> {
+        std::fs::read_dir(path)
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .map(|e| e.file_name().to_string_lossy().into_owned())
+                    .collect()
+            })
+            .unwrap_or_default()
+    };
+    Ok(Traces {
+        processes,
+        mounts: std::fs::read_to_string("/proc/self/mounts")?,
+        namespaces: list("/run/netns"),
+        labs: list("/run/isobar/lab"),
+        descriptors: list("/proc/self/fd").len(),
+    })
+}
+
+#[test]
+fn a_lab_leaves_nothing_behind() {
+    run(async {
+        let sample = || MeshOptions {
+            sample: Some(isobar_tests::samples().join("hello")),
+            ..MeshOptions::default()
+        };
+        let before = traces()?;
+        let first = Mesh::start_with(sample(), &[]).await?;
+        let second = Mesh::start_with(sample(), &[]).await?;
+        for mesh in [&first, &second] {
+            let reply = mesh
+                .exec("hello/httpbin", &["curl", "-s", "http://svc-hello:8080"])
+                .await?;
+            ensure!(reply.stdout.starts_with("Hello server - v"), "{reply:?}");
+        }
+        first.down()?;
+        let reply = second
+            .exec("hello/httpbin", &["curl", "-s", "http://svc-hello:8080"])
+            .await?;
+        ensure!(reply.code == 0, "one lab's end hurt the other: {reply:?}");
+
+        // A crash: the supervisor is killed, then `down` cleans up.
+        let labs = isobar_lab::list(&isobar_lab::LabRoot::from_env())?;
+        let pid = labs
+            .iter()
+            .find(|l| l.name == second.name())
+            .and_then(|l| l.pid)
+            .expect("the lab runs");
+        let killed = std::process::Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()?;
+        ensure!(killed.success());
+        second.down()?;
+        eventually("nothing is left", async || {
+            let after = traces()?;
+            ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
+            Ok(())
+        })
+        .await
+    });
+}
+
+#[test]
+fn status_and_dumps_tell_what_runs() {
+    run(async {
+        let mesh = Mesh::start_with(
+            MeshOptions {
+                sample: Some(isobar_tests::samples().join("bookinfo")),
+                ..MeshOptions::default()
+            },
+            &[],
+        )
+        .await?;
+        let page = mesh
+            .exec(
+                "bookinfo/productpage-v1",
+                &["curl", "-s", "http://productpage:9080/productpage"],
+            )
+            .await?;
+        ensure!(
+            page.stdout.contains("<html") && page.stdout.contains("eview"),
+            "{page:?}"
+        );
+        mesh.isobar(&[
+            "waypoint",
+            "apply",
+            "-n",
+            "bookinfo",
+            "--name",
+            "reviews",
+            "--service-account",
+            "bookinfo-reviews",
+            "--for",
+            "all",
+            "--wait",
+        ])
+        .await?;
+        eventually("every proxy is in step", async || {
+            let status = mesh.isobar(&["status"]).await?;
+            ensure!(
+                !status.contains("ERROR") && !status.contains("STALE"),
+                "{status}"
+            );
+            for word in ["NAME", "SYNCED", "ztunnel", "reviews", "node-1", "node-2"] {
+                ensure!(status.contains(word), "no {word} in:\n{status}");
+            }
+            Ok(())
+        })
+        .await?;
+        let json: serde_json::Value =
+            serde_json::from_str(&mesh.isobar(&["status", "-o", "json"]).await?)?;
+        ensure!(json.is_array() || json.is_object());
+        for what in ["workloads", "services", "policies", "certificates"] {
+            let text = mesh
+                .isobar(&["proxy-config", "ztunnel", "node-1", what])
+                .await?;
+            ensure!(
+                text.lines()
+                    .next()
+                    .is_some_and(|l| l.contains("NAME") || l.contains("NAMESPACE")),
+                "{what}: {text}"
+            );
+        }
+        let list = mesh.isobar(&["waypoint", "list", "-n", "bookinfo"]).await?;
+        ensure!(
+            list.contains("reviews") && list.contains("bookinfo-reviews"),
+            "{list}"
+        );
+        mesh.isobar(&["waypoint", "delete", "-n", "bookinfo", "reviews"])
+            .await?;
+        eventually("the page works without the waypoint", async || {
+            let page = mesh
+                .exec(
+                    "bookinfo/productpage-v1",
+                    &["curl", "-s", "http://reviews:9080/reviews/0"],
+                )
+                .await?;
+            ensure!(page.code == 0 && page.stdout.contains("review"), "{page:?}");
+            Ok(())
+        })
+        .await?;
+        mesh.down()
+    });
+}
+
+#[test]
+fn mistakes_are_explained() {
+    run(async {
+        let isobar = isobar_tests::binaries()?.join("isobar");
+        let run = |args: &[&str]| -> Result<(bool, String)> {
+            let output = std::process::Command::new(&isobar).args(args).output()?;
+            let text = [output.stdout, output.stderr].concat();
+            Ok((
+                output.status.success(),
+                String::from_utf8_lossy(&text).into_owned(),
+            ))
+        };
+        for args in [
+            &["--help"][..],
+            &["lab", "--help"],
+            &["version"],
+            &["completion", "bash"],
+        ] {
+            let (good, text) = run(args)?;
+            ensure!(good && !text.is_empty(), "{args:?}: {text}");
+        }
+        for (args, words) in [
+            (
+                &["lab", "up", "-f", "/nonexistent"][..],
+                &["/nonexistent"][..],
+            ),
+            (
+                &["status", "--lab", "nowhere"],
+                &["nowhere", "isobar lab up"],
+            ),
+            (&["waypiont"], &["waypoint"]),
+        ] {
+            let (good, text) = run(args)?;
+            ensure!(!good, "{args:?} went well: {text}");
+            ensure!(words.iter().all(|w| text.contains(w)), "{args:?}: {text}");
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,104 @@
+//! The scenery most tests play in: a caller on one node, an application on the other.
+
+use isobar_tests::yaml::{Pod, documents, namespace, service, service_account};
+
+pub(crate) const HTTPBIN: &str = "docker.io/honester/httpbin:latest";
+pub(crate) const HELLO_V1: &str = "docker.io/honester/hello-server:v1";
+pub(crate) const HELLO_V2: &str = "docker.io/honester/hello-server:v2";
+
+pub(crate) const AMBIENT: (&str, &str) = ("istio.io/dataplane-mode", "ambient");
+
+/// Runs an async test on a runtime of its own.
+pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    if let Err(error) = runtime.block_on(test) {
+        panic!("{error:?}");
+    }
+}
+
+/// Pod `client` (account `client`) on node-1.
+pub(crate) fn client(ns: &str) -> String {
+    let pod = Pod {
+        namespace: ns,
+        name: "client",
+        account: "client",
+        node: "node-1",
+        image: HTTPBIN,
+        port: Some(80),
+        labels: &[],
+    };
+    documents([service_account(ns, "client", &[]), pod.yaml()])
+}
+
+/// Pod and Service `server` (httpbin on 80, account `server`) on node-2.
+pub(crate) fn server(ns: &str, labels: &[(&str, &str)]) -> String {
+    let pod = Pod {
+        namespace: ns,
+        name: "server",
+        account: "server",
+        node: "node-2",
+        image: HTTPBIN,
+        port: Some(80),
+        labels,
+    };
+    documents([
+        service_account(ns, "server", &[]),
+        pod.yaml(),
+        service(ns, "server", "server", 80, false),
+    ])
+}
+
+/// Pods hello-v1 on node-1 and hello-v2 on node-2 behind `svc-hello:8080`, plus a Service each.
+pub(crate) fn hello(ns: &str) -> String {
+    let pod = |name, image, node, version| {
+        Pod {
+            namespace: ns,
+            name,
+            account: name,
+            node,
+            image,
+            port: Some(8080),
+            labels: &[("app", "hello"), ("version", version)],
+        }
+        .yaml()
+        .replacen(&format!("    app: \"{name}\"\n"), "", 1)
+    };
+    let only = |version: &str| {
+        service(ns, &format!("svc-hello-{version}"), "hello", 8080, false).replace(
+            "    app: hello\n",
+            &format!("    app: hello\n    version: {version}\n"),
+        )
+    };
+    documents([
+        service_account(ns, "hello-v1", &[]),
+        service_account(ns, "hello-v2", &[]),
+        pod("hello-v1", HELLO_V1, "node-1", "v1"),
+        pod("hello-v2", HELLO_V2, "node-2", "v2"),
+        service(ns, "svc-hello", "hello", 8080, false),
+        only("v1"),
+        only("v2"),
+    ])
+}
+
+/// A namespace in the mesh, as a file.
+pub(crate) fn ambient(ns: &str) -> String {
+    namespace(ns, &[AMBIENT])
+}
+
+/// A namespace outside the mesh with a pod `outsider` on node-1.
+pub(crate) fn outside() -> String {
+    let pod = Pod {
+        namespace: "outside",
+        name: "outsider",
+        account: "default",
+        node: "node-1",
+        image: HTTPBIN,
+        port: Some(80),
+        labels: &[],
+    };
+    documents([namespace("outside", &[]), pod.yaml()])
+}

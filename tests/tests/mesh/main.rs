@@ -1,0 +1,16 @@
+//! The mesh, end to end: real programs, real redirection, real TLS, in network namespaces.
+//!
+//! Each test starts a lab of its own and leaves nothing behind; run them one at a time
+//! (`--test-threads=1`), because two cores are soon busy.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod command_line;
+mod enrolment;
+mod fixture;
+mod input;
+mod outage;
+mod policy;
+mod routing;
+mod waypoints;
+mod wire;

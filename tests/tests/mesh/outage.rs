@@ -1,0 +1,70 @@
+//! The control plane goes away and comes back.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use isobar_tests::{Load, LoadKind, Mesh, eventually_within};
+
+use crate::fixture::{ambient, client, run, server};
+
+const AWAY: Duration = Duration::from_secs(30);
+
+const DENY_ALL: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: deny-all
+  namespace: shop
+spec: {}
+";
+
+#[test]
+fn known_workloads_go_on_without_the_control_plane() {
+    run(async {
+        let mesh = Mesh::start(&[
+            ("ns.yaml", &ambient("shop")),
+            ("client.yaml", &client("shop")),
+            ("server.yaml", &server("shop", &[])),
+        ])
+        .await?;
+        mesh.settled("shop/client", "enrolled").await?;
+        mesh.settled("shop/server", "enrolled").await?;
+        let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
+        let caller = mesh.caller("shop/client").await?;
+        let kept = Load::start(caller.clone(), to, "server", "/ip", LoadKind::KeepAlive, 20);
+        let fresh = Load::start(
+            caller.clone(),
+            to,
+            "server",
+            "/ip",
+            LoadKind::NewConnections,
+            20,
+        );
+        fresh.progress(20).await?;
+        mesh.lab().kill_component("isobard").await?;
+        let gone = Instant::now();
+        // The outage itself is what is tested, so here time has to pass.
+        while gone.elapsed() < AWAY {
+            fresh.progress(20).await?;
+        }
+        mesh.apply("deny.yaml", DENY_ALL)?;
+        for (name, load) in [("keep-alive", kept), ("new connections", fresh)] {
+            let tally = load.stop().await;
+            ensure!(tally.bad.is_empty(), "{name}: {:?}", tally.bad);
+            ensure!(tally.good >= 400, "{name}: only {}", tally.good);
+        }
+        mesh.lab().start_component("isobard").await?;
+        let ((), took) = eventually_within(
+            "the change is in force",
+            Duration::from_secs(5),
+            async || {
+                ensure!(caller.get(to, "/ip").await.is_err(), "still let in");
+                Ok(())
+            },
+        )
+        .await?;
+        println!("in force {took:?} after the control plane came back");
+        mesh.down()
+    });
+}
