@@ -32,8 +32,8 @@ pub use policy::{
     Action, Authorization, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, TextMatch,
 };
 pub use service::{
-    BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope, Service,
-    Visibility, WeightedWaypoint,
+    AppProtocol, BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope,
+    Service, Visibility, WeightedWaypoint,
 };
 pub use snapshot::{AddressObject, Snapshot, Traversal};
 pub use workload::{

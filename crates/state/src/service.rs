@@ -20,6 +20,8 @@ pub struct Service {
     pub cidr_vips: Vec<(Str, IpNet)>,
     /// Service port to target port.
     pub ports: PortMap,
+    /// Declared protocols by service port; ports that declare none are left out.
+    pub protocols: Vec<(u16, AppProtocol)>,
     /// Identities accepted besides those of the endpoints.
     pub subject_alt_names: Vec<Identity>,
     /// Waypoint that traffic to the service has to pass.
@@ -36,7 +38,30 @@ pub struct Service {
     pub visibility: Visibility,
 }
 
+/// The protocol a service port declares (`appProtocol`, or the port's name).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Opaque TCP.
+    Tcp,
+    /// TLS that nobody on the way may end.
+    Tls,
+}
+
 impl Service {
+    /// What the port declares; `None` where it has to be found out.
+    #[must_use]
+    pub fn protocol(&self, port: u16) -> Option<AppProtocol> {
+        self.protocols
+            .iter()
+            .find_map(|(declared, protocol)| (*declared == port).then_some(*protocol))
+    }
+
     /// True for a service that stands for itself: calls go to the original destination.
     #[must_use]
     pub fn is_passthrough(&self) -> bool {

@@ -8,8 +8,8 @@ use isobar_types::{
 use super::fields::{gateway, hostname_key, ip, known, net, or_default, port, required};
 use super::{ConvertError, Interner};
 use crate::service::{
-    BalanceMode, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope, Service, Visibility,
-    WeightedWaypoint,
+    AppProtocol, BalanceMode, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope, Service,
+    Visibility, WeightedWaypoint,
 };
 use crate::workload::{
     ApplicationTunnel, Locality, NetworkMode, PortMap, TunnelProtocol, Workload, WorkloadType,
@@ -118,6 +118,7 @@ pub fn service(
         vips,
         cidr_vips,
         ports: port_map("ports", &s.ports)?,
+        protocols: s.ports.iter().filter_map(declared_protocol).collect(),
         subject_alt_names: identities(&key, &s.subject_alt_names, warnings),
         waypoint: s
             .waypoint
@@ -144,6 +145,19 @@ pub fn service(
         },
         key,
     })
+}
+
+/// An unknown value is treated as undeclared: the protocol is then found out from the first bytes.
+fn declared_protocol(port: &wire::Port) -> Option<(u16, AppProtocol)> {
+    let protocol = match wire::AppProtocol::try_from(port.app_protocol) {
+        Ok(wire::AppProtocol::Http11) => AppProtocol::Http1,
+        Ok(wire::AppProtocol::Http2) => AppProtocol::Http2,
+        Ok(wire::AppProtocol::Grpc) => AppProtocol::Grpc,
+        Ok(wire::AppProtocol::Tcp) => AppProtocol::Tcp,
+        Ok(wire::AppProtocol::Tls) => AppProtocol::Tls,
+        Ok(wire::AppProtocol::Unknown) | Err(_) => return None,
+    };
+    Some((u16::try_from(port.service_port).ok()?, protocol))
 }
 
 fn identities(
