@@ -1,0 +1,184 @@
+//! Writing and reading rules in the namespace the calling thread stands in.
+//!
+//! Whether rules are as planned is not decided by understanding what a tool prints: the plan is
+//! written once into an empty namespace and listed there, and a pod is as planned if its listing is
+//! the same text ([`Canon`]).
+
+mod canon;
+mod iptables;
+mod nft;
+mod tool;
+
+use std::fmt;
+
+use isobar_net::NetNs;
+
+use crate::netlink;
+use crate::plan::RuleSet;
+
+pub use canon::Canon;
+pub use tool::ToolError;
+
+/// Which tool writes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Choice {
+    /// nftables where it works, else iptables.
+    Auto,
+    /// nftables or nothing.
+    Nft,
+    /// iptables or nothing.
+    Iptables,
+}
+
+/// The tool that writes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// `nft`, one table of the family `inet`.
+    Nft,
+    /// `iptables-restore` and `ip6tables-restore`.
+    Iptables,
+}
+
+/// Why rules could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The kernel refused.
+    #[error("{doing}: {error}")]
+    Kernel {
+        /// What was being done.
+        doing: &'static str,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// No tool works here.
+    #[error("neither nft nor iptables works here: nft: {nft}; iptables: {iptables}")]
+    None {
+        /// Why nft does not.
+        nft: String,
+        /// Why iptables does not.
+        iptables: String,
+    },
+}
+
+impl Backend {
+    /// Tries in an empty namespace whether a tool can write every rule that a plan may hold.
+    ///
+    /// # Errors
+    /// When what is asked for does not work.
+    pub fn choose(choice: Choice, scratch: &NetNs) -> Result<Self, BackendError> {
+        let nft = || trial(Self::Nft, scratch);
+        let iptables = || trial(Self::Iptables, scratch);
+        match choice {
+            Choice::Nft => nft().map(|()| Self::Nft),
+            Choice::Iptables => iptables().map(|()| Self::Iptables),
+            Choice::Auto => nft().map(|()| Self::Nft).or_else(|nft| {
+                iptables()
+                    .map(|()| Self::Iptables)
+                    .map_err(|iptables| BackendError::None {
+                        nft: nft.to_string(),
+                        iptables: iptables.to_string(),
+                    })
+            }),
+        }
+    }
+
+    /// Makes our rules exactly these, in one step per table.
+    ///
+    /// # Errors
+    /// When the tool fails; the rules are then what they were.
+    pub fn write(self, rules: &RuleSet) -> Result<(), BackendError> {
+        match self {
+            Self::Nft => nft::write(rules)?,
+            Self::Iptables => iptables::write(rules)?,
+        }
+        Ok(())
+    }
+
+    /// Our rules as the tool lists them, without counters; `None` without any.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub fn list(self) -> Result<Option<String>, BackendError> {
+        Ok(match self {
+            Self::Nft => nft::list()?,
+            Self::Iptables => iptables::list()?,
+        })
+    }
+
+    /// Removes our rules; without any it does nothing.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub fn remove(self) -> Result<(), BackendError> {
+        match self {
+            Self::Nft => nft::remove()?,
+            Self::Iptables => iptables::remove()?,
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nft => "nft",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// Replaces the node's rules about probes; only nftables can.
+///
+/// # Errors
+/// When the tool fails.
+pub fn write_node_rules(text: &str) -> Result<(), BackendError> {
+    Ok(nft::run(text)?)
+}
+
+/// The node's rules about probes as listed, with the addresses in force.
+///
+/// # Errors
+/// When the tool fails.
+pub fn list_node_rules() -> Result<Option<String>, BackendError> {
+    Ok(nft::list()?)
+}
+
+/// Removes the node's rules about probes.
+///
+/// # Errors
+/// When the tool fails.
+pub fn remove_node_rules() -> Result<(), BackendError> {
+    Ok(nft::remove()?)
+}
+
+/// Adds the policy route of the namespace the calling thread stands in.
+pub(crate) fn add_routes() -> Result<(), BackendError> {
+    netlink::add_routes().map_err(kernel("adding the policy route"))
+}
+
+/// Removes it.
+pub(crate) fn remove_routes() -> Result<(), BackendError> {
+    netlink::remove_routes().map_err(kernel("removing the policy route"))
+}
+
+pub(crate) fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> BackendError {
+    move |error| BackendError::Kernel { doing, error }
+}
+
+fn trial(backend: Backend, scratch: &NetNs) -> Result<(), BackendError> {
+    use crate::plan::{Capture, Wishes, plan_rules};
+    let everything = Wishes {
+        reroute: vec!["probe0".to_owned()],
+        ..Wishes::default()
+    };
+    scratch
+        .enter(|| {
+            backend.write(&plan_rules(&everything, Capture::On))?;
+            backend.list()?;
+            backend.remove()
+        })
+        .map_err(kernel("entering an empty namespace"))?
+}

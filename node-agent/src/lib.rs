@@ -1,0 +1,12 @@
+//! The node agent: which pods of a node are redirected, how, and whether that is still true.
+//!
+//! - [`plan`]: the rules of a pod, a pure function.
+//! - [`pod`]: the order of enrolling and leaving, a pure function, and the task that follows it.
+//! - [`backend`], [`netlink`]: writing and reading rules, routes and sockets of a namespace.
+
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod netlink;
+pub mod plan;
+pub mod pod;

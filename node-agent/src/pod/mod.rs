@@ -1,0 +1,3 @@
+//! One pod: what is wished, what is so, and the steps between.
+
+pub mod machine;
