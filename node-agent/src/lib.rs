@@ -2,6 +2,7 @@
 //!
 //! - [`plan`]: the rules of a pod, a pure function.
 //! - [`pod`]: the order of enrolling and leaving, a pure function, and the task that follows it.
+//! - [`zds`]: announcing pods to node proxies.
 //! - [`backend`], [`netlink`]: writing and reading rules, routes and sockets of a namespace.
 
 #![forbid(unsafe_code)]
@@ -10,3 +11,4 @@ pub mod backend;
 pub mod netlink;
 pub mod plan;
 pub mod pod;
+pub mod zds;
