@@ -292,3 +292,6 @@ impl<'a> Attributes<'a> {
 fn group<T>(positive: &[T], negative: &[T], hit: impl Fn(&T) -> bool) -> bool {
     (positive.is_empty() || positive.iter().any(&hit)) && !negative.iter().any(&hit)
 }
+
+#[cfg(test)]
+mod tests;

@@ -212,3 +212,6 @@ fn same(scope: RoutingScope, a: &Workload, b: &Workload) -> bool {
     }
     field(scope, a) == field(scope, b)
 }
+
+#[cfg(test)]
+mod tests;

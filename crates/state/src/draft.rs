@@ -77,7 +77,7 @@ impl Draft {
         if self.next.workloads.get(&workload.uid).map(|w| &**w) == Some(&workload) {
             return;
         }
-        let old = self.take_workload_entry(&workload.uid.clone());
+        let old = self.take_workload_entry(&workload.uid);
         self.decisions_changed |= old.is_some_and(|old| !decides_alike(&old, &workload));
         let workload = Arc::new(workload);
         let next = &mut self.next;
@@ -140,7 +140,7 @@ impl Draft {
         if self.next.services.get(&service.key).map(|s| &**s) == Some(&service) {
             return;
         }
-        self.take_service(&service.key.clone());
+        self.take_service(&service.key);
         let service = Arc::new(service);
         let next = &mut self.next;
         let rank = |s: &Service| s.key.clone();
@@ -178,7 +178,7 @@ impl Draft {
         if self.next.policies.get(&policy.key).map(|p| &**p) == Some(&policy) {
             return;
         }
-        self.take_authorization(&policy.key.clone());
+        self.take_authorization(&policy.key);
         let policy = Arc::new(policy);
         let next = &mut self.next;
         let rank = |p: &Authorization| p.key.clone();
@@ -297,3 +297,6 @@ fn group_remove<K: Hash + Eq + Clone, T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

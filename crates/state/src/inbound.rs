@@ -216,3 +216,6 @@ fn host_target(
             )
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ mod policy;
 mod service;
 mod sharded;
 mod snapshot;
+#[cfg(test)]
+mod testing;
 mod workload;
 
 pub use authorize::{Denied, DryRun, Peer, Permit, authorize};

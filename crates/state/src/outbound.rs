@@ -348,3 +348,6 @@ impl fmt::Display for NextHop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,376 @@
+use isobar_proto::istio::security::{self as sec, Action::*, Scope};
+use isobar_proto::istio::workload as wire;
+
+use super::*;
+use crate::testing::{
+    at, bytes, exact, mesh, of_service, of_workload, peer, pod, policy, presence, serves, service,
+    uid, waypoint, waypoint_objects, with_policies,
+};
+
+const POD: &str = "10.0.0.1";
+
+fn target() -> wire::Workload {
+    pod("shop", "cart", POD)
+}
+
+/// What a peer gets at port `port` of `shop/cart` under `policies`: `Ok(policy)` or the refusal.
+fn verdict(
+    policies: &[sec::Authorization],
+    who: Option<(&str, &str)>,
+    port: u16,
+) -> Result<Option<String>, String> {
+    let mut cart = target();
+    for p in policies {
+        if p.scope() == Scope::WorkloadSelector {
+            let key = format!("{}/{}", p.namespace, p.name);
+            cart.authorization_policies.push(key);
+        }
+    }
+    let snapshot = with_policies(&[of_workload(cart)], policies);
+    let workload = snapshot.workloads().next().unwrap();
+    let dst = at(&format!("{POD}:{port}"));
+    authorize(&snapshot, &peer(who, "10.0.9.9"), workload, dst)
+        .map(|permit| permit.allowed_by().map(ToString::to_string))
+        .map_err(|denied| denied.to_string())
+}
+
+const FRONT: Option<(&str, &str)> = Some(("web", "front"));
+const OTHER: Option<(&str, &str)> = Some(("web", "other"));
+const FRONT_PRINCIPAL: &str = "cluster.local/ns/web/sa/front";
+
+fn ports(ports: &[u32]) -> sec::Match {
+    sec::Match {
+        destination_ports: ports.to_vec(),
+        ..Default::default()
+    }
+}
+
+fn principal(text: &str) -> sec::Match {
+    sec::Match {
+        principals: vec![exact(text)],
+        ..Default::default()
+    }
+}
+
+fn no_principal() -> sec::Match {
+    sec::Match {
+        not_principals: vec![presence()],
+        ..Default::default()
+    }
+}
+
+fn p1() -> sec::Authorization {
+    let clauses = vec![ports(&[8080]), principal(FRONT_PRINCIPAL)];
+    policy("shop", "p1", Scope::Namespace, Allow, clauses)
+}
+
+fn strict() -> sec::Authorization {
+    let name = "istio_converted_static_strict";
+    let scope = Scope::WorkloadSelector;
+    policy("istio-system", name, scope, Deny, vec![no_principal()])
+}
+
+const NONE_ALLOWED: &str = "allow policies exist, but none allowed";
+
+#[test]
+fn the_worked_example_of_the_reference() {
+    let policies = [p1(), strict()];
+    let allowed = Ok(Some("shop/p1".to_owned()));
+    assert_eq!(verdict(&policies, FRONT, 8080), allowed);
+    let none = Err(NONE_ALLOWED.to_owned());
+    assert_eq!(verdict(&policies, FRONT, 9090), none);
+    assert_eq!(verdict(&policies, OTHER, 8080), none);
+    let denied = "explicitly denied by: istio-system/istio_converted_static_strict";
+    assert_eq!(verdict(&policies, None, 8080), Err(denied.to_owned()));
+    assert_eq!(verdict(&[], None, 8080), Ok(None));
+}
+
+#[test]
+fn deny_comes_before_allow_and_scopes_hold() {
+    let deny_front = |namespace, scope| {
+        let clauses = vec![principal(FRONT_PRINCIPAL)];
+        policy(namespace, "no-front", scope, Deny, clauses)
+    };
+    for (namespace, scope, applies) in [
+        ("shop", Scope::Namespace, true),
+        ("elsewhere", Scope::Namespace, false),
+        ("istio-system", Scope::Global, true),
+        ("shop", Scope::WorkloadSelector, true),
+    ] {
+        let got = verdict(&[p1(), deny_front(namespace, scope)], FRONT, 8080);
+        assert_eq!(got.is_err(), applies, "{namespace} {scope:?}");
+    }
+}
+
+#[test]
+fn a_selector_policy_applies_to_those_that_list_it_only() {
+    let deny = policy(
+        "shop",
+        "d",
+        Scope::WorkloadSelector,
+        Deny,
+        vec![ports(&[80])],
+    );
+    let snapshot = with_policies(&[of_workload(target())], &[deny]);
+    let workload = snapshot.workloads().next().unwrap();
+    let permit = authorize(&snapshot, &peer(FRONT, POD), workload, at("10.0.0.1:80"));
+    assert!(permit.is_ok());
+}
+
+#[test]
+fn a_listed_policy_that_is_not_there_is_skipped_and_told() {
+    let mut cart = target();
+    cart.authorization_policies.push("shop/late".to_owned());
+    let snapshot = mesh(&[of_workload(cart)]);
+    let workload = snapshot.workloads().next().unwrap();
+    let permit = authorize(&snapshot, &peer(None, POD), workload, at("10.0.0.1:80")).unwrap();
+    assert_eq!(permit.missing()[0].to_string(), "shop/late");
+    assert_eq!(permit.version(), snapshot.version());
+}
+
+#[test]
+fn empty_rules_clauses_and_matches() {
+    let with_rules = |action, rules| sec::Authorization {
+        rules,
+        ..policy("shop", "p", Scope::Namespace, action, vec![])
+    };
+    let rule = |clauses: Vec<Vec<sec::Match>>| {
+        let clauses = clauses.into_iter().map(|matches| sec::Clause { matches });
+        sec::Rule {
+            clauses: clauses.collect(),
+        }
+    };
+    let empty = sec::Match::default;
+    // (rules, whether the policy matches)
+    let cases = [
+        (vec![], false),
+        (vec![rule(vec![])], true),
+        (vec![rule(vec![vec![]])], true),
+        (vec![rule(vec![vec![empty()]])], false),
+        (vec![rule(vec![vec![empty(), ports(&[80])]])], true),
+        (vec![rule(vec![vec![empty()], vec![ports(&[80])]])], false),
+        (vec![rule(vec![vec![ports(&[81])]]), rule(vec![])], true),
+    ];
+    for (rules, matches) in cases {
+        let denied = verdict(&[with_rules(Deny, rules.clone())], FRONT, 80).is_err();
+        assert_eq!(denied, matches, "DENY {rules:?}");
+        let allowed = verdict(&[with_rules(Allow, rules.clone())], FRONT, 80).is_ok();
+        assert_eq!(allowed, matches, "ALLOW {rules:?}");
+    }
+}
+
+fn text(kind: sec::string_match::MatchType) -> Vec<sec::StringMatch> {
+    vec![sec::StringMatch {
+        match_type: Some(kind),
+    }]
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
+fn every_matcher_with_and_without_an_identity() {
+    use sec::string_match::MatchType::{Exact, Prefix, Presence, Suffix};
+    let range = |text: &str, length| {
+        vec![sec::Address {
+            address: bytes(text),
+            length,
+        }]
+    };
+    let account = |ns: &str, sa: &str| {
+        vec![sec::ServiceAccountMatch {
+            namespace: ns.to_owned(),
+            service_account: sa.to_owned(),
+        }]
+    };
+    macro_rules! m {
+        ($field:ident, $value:expr) => {
+            sec::Match {
+                $field: $value,
+                ..Default::default()
+            }
+        };
+    }
+    // (match, hits front, hits plaintext)
+    let cases = [
+        (
+            m!(principals, text(Exact(FRONT_PRINCIPAL.into()))),
+            true,
+            false,
+        ),
+        (
+            m!(principals, text(Prefix("cluster.local/ns/web".into()))),
+            true,
+            false,
+        ),
+        (
+            m!(principals, text(Suffix("/sa/front".into()))),
+            true,
+            false,
+        ),
+        (m!(principals, text(Presence(()))), true, false),
+        (
+            m!(
+                principals,
+                text(Exact(format!("spiffe://{FRONT_PRINCIPAL}")))
+            ),
+            false,
+            false,
+        ),
+        (m!(not_principals, text(Presence(()))), false, true),
+        (m!(not_principals, text(Suffix("/sa/x".into()))), true, true),
+        (m!(namespaces, text(Exact("web".into()))), true, false),
+        (m!(namespaces, text(Prefix(String::new()))), true, true),
+        (m!(namespaces, text(Presence(()))), true, false),
+        (m!(not_namespaces, text(Exact("web".into()))), false, true),
+        (m!(service_accounts, account("web", "front")), true, false),
+        (m!(service_accounts, account("web", "back")), false, false),
+        (
+            m!(not_service_accounts, account("web", "front")),
+            false,
+            true,
+        ),
+        (m!(source_ips, range("10.0.9.0", 24)), true, true),
+        (m!(source_ips, range("10.0.8.0", 24)), false, false),
+        (m!(source_ips, range("::", 0)), false, false),
+        (m!(not_source_ips, range("10.0.9.0", 24)), false, false),
+        (m!(destination_ips, range(POD, 32)), true, true),
+        (m!(not_destination_ips, range(POD, 32)), false, false),
+        (m!(destination_ports, vec![80]), true, true),
+        (m!(destination_ports, vec![81]), false, false),
+        (m!(not_destination_ports, vec![80]), false, false),
+        (m!(not_destination_ports, vec![81]), true, true),
+    ];
+    for (m, front, plaintext) in cases {
+        let deny = policy("shop", "d", Scope::Namespace, Deny, vec![m.clone()]);
+        let denied = |who| verdict(std::slice::from_ref(&deny), who, 80).is_err();
+        assert_eq!(denied(FRONT), front, "{m:?} with an identity");
+        assert_eq!(denied(None), plaintext, "{m:?} without");
+    }
+}
+
+#[test]
+fn all_groups_of_a_match_must_hold() {
+    let both = sec::Match {
+        destination_ports: vec![80],
+        ..principal(FRONT_PRINCIPAL)
+    };
+    let deny = [policy("shop", "d", Scope::Namespace, Deny, vec![both])];
+    assert!(verdict(&deny, FRONT, 80).is_err());
+    assert!(verdict(&deny, FRONT, 81).is_ok());
+    assert!(verdict(&deny, OTHER, 80).is_ok());
+}
+
+#[test]
+fn dry_runs_tell_and_do_nothing() {
+    let dry = |action, m| sec::Authorization {
+        dry_run: true,
+        ..policy("shop", "dry", Scope::Namespace, action, vec![m])
+    };
+    let run = |p| {
+        let snapshot = with_policies(&[of_workload(target())], &[p]);
+        let workload = snapshot.workloads().next().unwrap();
+        let permit = authorize(&snapshot, &peer(FRONT, POD), workload, at("10.0.0.1:80")).unwrap();
+        let run = permit.dry_runs().first().cloned();
+        run.map(|run| (run.policy.map(|p| p.to_string()), run.action))
+    };
+    let key = Some("shop/dry".to_owned());
+    assert_eq!(
+        run(dry(Deny, ports(&[80]))),
+        Some((key.clone(), Action::Deny))
+    );
+    assert_eq!(run(dry(Deny, ports(&[81]))), None);
+    assert_eq!(run(dry(Allow, ports(&[80]))), Some((key, Action::Allow)));
+    assert_eq!(run(dry(Allow, ports(&[81]))), Some((None, Action::Allow)));
+}
+
+#[test]
+fn reasons_tell_plaintext_from_policy() {
+    let snapshot = with_policies(
+        &[of_workload(wire::Workload {
+            authorization_policies: vec!["istio-system/istio_converted_static_strict".to_owned()],
+            ..target()
+        })],
+        &[
+            strict(),
+            policy("shop", "d", Scope::Namespace, Deny, vec![ports(&[80])]),
+        ],
+    );
+    let workload = snapshot.workloads().next().unwrap();
+    let reason = |who, dst| {
+        authorize(&snapshot, &peer(who, POD), workload, at(dst))
+            .unwrap_err()
+            .reason
+    };
+    assert_eq!(reason(None, "10.0.0.1:81"), Reason::PlaintextRefused);
+    assert_eq!(reason(FRONT, "10.0.0.1:80"), Reason::PolicyDenied);
+}
+
+fn bound(traversal: Traversal, objects: &[wire::Address]) -> Snapshot {
+    let mut draft = Snapshot::empty(traversal).draft();
+    let cart = wire::Workload {
+        waypoint: waypoint("shop", "wp"),
+        ..serves(target(), "shop", "cart", &[(80, 8080)])
+    };
+    draft.upsert_address(&of_workload(cart)).unwrap();
+    for object in objects {
+        draft.upsert_address(object).unwrap();
+    }
+    draft.finish()
+}
+
+fn at_cart(snapshot: &Snapshot, who: Option<(&str, &str)>) -> Result<(), (Reason, String)> {
+    let cart = snapshot.workload_by_uid(&uid("shop", "cart")).unwrap();
+    authorize(snapshot, &peer(who, "10.0.9.9"), cart, at("10.0.0.1:8080"))
+        .map(|_| ())
+        .map_err(|denied| (denied.reason, denied.detail))
+}
+
+#[test]
+fn a_bound_workload_takes_traffic_from_its_waypoints_only() {
+    let mut objects = waypoint_objects("shop", "wp", "10.96.0.9", "10.0.0.50");
+    objects.extend(waypoint_objects("shop", "wp2", "10.96.0.8", "10.0.0.51"));
+    objects.push(of_service(wire::Service {
+        waypoint: waypoint("shop", "wp2"),
+        ..service("shop", "cart", "10.96.0.1", &[(80, 8080)])
+    }));
+    let snapshot = bound(Traversal::Required, &objects);
+    assert_eq!(at_cart(&snapshot, Some(("shop", "wp"))), Ok(()));
+    assert_eq!(at_cart(&snapshot, Some(("shop", "wp2"))), Ok(()));
+    let (reason, detail) = at_cart(&snapshot, FRONT).unwrap_err();
+    assert_eq!(reason, Reason::WaypointBypassed);
+    assert_eq!(
+        detail,
+        "workload shop/cart is bound to waypoint shop/wp and takes traffic from it only; this came \
+         directly from spiffe://cluster.local/ns/web/sa/front at 10.0.9.9"
+    );
+    assert!(at_cart(&snapshot, None).is_err());
+    assert!(at_cart(&snapshot, Some(("elsewhere", "wp"))).is_err());
+    assert_eq!(at_cart(&bound(Traversal::Trusted, &objects), FRONT), Ok(()));
+}
+
+#[test]
+fn without_its_waypoint_a_bound_workload_takes_nothing() {
+    let snapshot = bound(Traversal::Required, &[]);
+    assert!(at_cart(&snapshot, Some(("shop", "wp"))).is_err());
+}
+
+#[test]
+fn an_unready_waypoint_is_still_who_it_is() {
+    let mut objects = waypoint_objects("shop", "wp", "10.96.0.9", "10.0.0.50");
+    if let Some(wire::address::Type::Workload(w)) = &mut objects[1].r#type {
+        w.status = wire::WorkloadStatus::Unhealthy.into();
+    }
+    let snapshot = bound(Traversal::Required, &objects);
+    assert_eq!(at_cart(&snapshot, Some(("shop", "wp"))), Ok(()));
+}
+
+#[test]
+fn a_waypoint_is_not_bound_to_itself() {
+    let mut objects = waypoint_objects("shop", "wp", "10.96.0.9", "10.0.0.50");
+    if let Some(wire::address::Type::Workload(w)) = &mut objects[1].r#type {
+        w.waypoint = waypoint("shop", "wp");
+    }
+    let snapshot = mesh(&objects);
+    let wp = snapshot.workload_by_uid(&uid("shop", "wp")).unwrap();
+    let result = authorize(&snapshot, &peer(FRONT, "10.0.9.9"), wp, at("10.0.0.50:80"));
+    assert!(result.is_ok());
+}
