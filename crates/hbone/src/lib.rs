@@ -1,1 +1,30 @@
 //! HBONE: CONNECT over HTTP/2 over mutual TLS, both ends, pool and relay.
+//!
+//! Everything here lives on one thread (`!Send`): a pool, its tunnels, their streams and the
+//! relays over them belong to one worker. The wire format is ztunnel.md §5.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod headers;
+mod liveness;
+mod pool;
+mod relay;
+pub mod server;
+mod settings;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ServeError, Stage, TunnelError};
+pub use headers::{
+    Authority, Baggage, ConnectHeaders, FORWARDED_NETWORK, Forwarded, HeaderError, TraceParent,
+    WorkloadType,
+};
+pub use pool::{Certificates, Pool, PoolOptions, TunnelKey};
+pub use relay::{
+    Batch, Endpoint, Plain, Progress, RelayError, RelaySide, Relayed, relay, relay_counted,
+};
+pub use server::{Connect, ServerOptions, serve};
+pub use settings::{Http2, Timeouts};
+pub use stream::TunnelStream;

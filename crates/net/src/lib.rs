@@ -19,4 +19,4 @@ pub use listen::{ListenOptions, UdpOptions, listen, udp};
 pub use netns::{NetNs, NetNsId};
 pub use original::{local_addr, original_dst, peer_addr};
 pub use seqpacket::{Packet, PacketError, PeerCredentials, SeqPacket, SeqPacketListener};
-pub use tune::{Keepalive, Want, set_tcp_migrate_req};
+pub use tune::{Keepalive, Want, reset_on_close, set_tcp_migrate_req};

@@ -99,3 +99,9 @@ pub(crate) fn transparent(socket: &Socket) -> io::Result<()> {
 pub fn set_tcp_migrate_req(netns: &NetNs) -> io::Result<()> {
     netns.enter(|| std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1"))?
 }
+
+/// Makes the close of a connection a reset (RST) instead of an end (FIN), dropping what is unsent.
+pub fn reset_on_close(stream: &tokio::net::TcpStream) {
+    // Fails only on a socket that is closed already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

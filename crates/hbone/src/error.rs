@@ -1,0 +1,164 @@
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_net::DialError;
+use isobar_tls::HandshakeError;
+use isobar_types::{Identity, Reason};
+
+use crate::HeaderError;
+
+/// What a peer did not do in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The TLS handshake.
+    Tls,
+    /// HTTP/2 preface and SETTINGS.
+    Settings,
+    /// The answer to CONNECT.
+    Connect,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls => "the TLS handshake",
+            Self::Settings => "HTTP/2 settings",
+            Self::Connect => "the answer to CONNECT",
+        })
+    }
+}
+
+/// Why there is no tunnel. One failed dial is told to all who wait for it, hence `Clone`.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TunnelError {
+    /// No certificate for the source.
+    #[error("no certificate for {identity}: {detail}")]
+    Certificate {
+        /// Who wants to open the tunnel.
+        identity: Identity,
+        /// What the certificate source said.
+        detail: String,
+    },
+    /// The TCP connection does not stand.
+    #[error(transparent)]
+    Dial(Arc<DialError>),
+    /// The TLS handshake failed, on our side or the peer's.
+    #[error("{to}: {source}")]
+    Tls {
+        /// The peer proxy.
+        to: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: Arc<HandshakeError>,
+    },
+    /// The peer was silent.
+    #[error("{to} did not complete {stage} within {after:?}")]
+    Timeout {
+        /// The peer proxy.
+        to: SocketAddr,
+        /// What it did not do.
+        stage: Stage,
+        /// The time allowed.
+        after: Duration,
+    },
+    /// The peer answered CONNECT with something else than 200.
+    #[error("{to} refused the tunnel with status {status}")]
+    Refused {
+        /// The peer proxy.
+        to: SocketAddr,
+        /// HTTP status.
+        status: u16,
+    },
+    /// The tunnel ended before the answer to CONNECT.
+    #[error("the tunnel to {to} ended: {detail}")]
+    Lost {
+        /// The peer proxy.
+        to: SocketAddr,
+        /// What ended it.
+        detail: String,
+    },
+    /// The headers cannot be sent.
+    #[error(transparent)]
+    Headers(#[from] HeaderError),
+    /// The pool is draining or gone.
+    #[error("the proxy is shutting down")]
+    Drained,
+}
+
+impl TunnelError {
+    /// The ending this failure means for the connection that wanted the tunnel.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Certificate { .. } => Reason::NoCertificate,
+            Self::Dial(error) => error.reason(),
+            Self::Tls { .. }
+            | Self::Timeout {
+                stage: Stage::Tls, ..
+            } => Reason::UpstreamTls,
+            Self::Timeout { .. } => Reason::UpstreamTimeout,
+            Self::Refused { .. } => Reason::UpstreamTunnelRefused,
+            Self::Lost { .. } => Reason::UpstreamReset,
+            Self::Headers(_) => Reason::Internal,
+            Self::Drained => Reason::Drained,
+        }
+    }
+
+    /// The HTTP status of the refusal, if that is what it is.
+    #[must_use]
+    pub const fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// How a server-side HBONE connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The handshake failed.
+    #[error(transparent)]
+    Tls(#[from] HandshakeError),
+    /// The client was silent.
+    #[error("the client did not complete {stage} within {after:?}")]
+    Timeout {
+        /// What it did not do.
+        stage: Stage,
+        /// The time allowed.
+        after: Duration,
+    },
+    /// The client did not answer a PING.
+    #[error("the client did not answer a PING within {after:?}")]
+    Silent {
+        /// The time allowed.
+        after: Duration,
+    },
+    /// The client misused the protocol: resets, floods.
+    #[error("the client abused the connection: {0}")]
+    Abuse(&'static str),
+    /// The HTTP/2 connection failed.
+    #[error("HTTP/2: {0}")]
+    Http2(#[source] h2::Error),
+    /// The proxy stopped while the connection was open.
+    #[error("the proxy stopped")]
+    Stopped,
+}
+
+impl ServeError {
+    /// The ending this failure means.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Tls(_)
+            | Self::Timeout {
+                stage: Stage::Tls, ..
+            } => Reason::DownstreamTls,
+            Self::Timeout { .. } | Self::Silent { .. } | Self::Http2(_) => Reason::DownstreamReset,
+            Self::Abuse(_) => Reason::BadRequest,
+            Self::Stopped => Reason::Drained,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+mod authority;
+mod baggage;
+mod forwarded;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use http::header::{FORWARDED, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Uri};
+
+pub use authority::Authority;
+pub use baggage::{Baggage, WorkloadType};
+pub use forwarded::Forwarded;
+pub use trace::TraceParent;
+
+/// Name of the sender's network; only on the inner CONNECT of a cross-network call.
+pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
+pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What a CONNECT request says (ztunnel.md §5.2). All but the authority is unauthenticated and
+/// for telemetry only; malformed parts are treated as absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectHeaders {
+    /// Where the tunnel leads: `IP:port` or `hostname:port`.
+    pub authority: Authority,
+    /// What the sender says about the source workload.
+    pub baggage: Option<Baggage>,
+    /// The caller's address and the host it asked for.
+    pub forwarded: Option<Forwarded>,
+    /// Trace context.
+    pub traceparent: Option<TraceParent>,
+    /// The sender's network, see [`FORWARDED_NETWORK`].
+    pub forwarded_network: Option<String>,
+}
+
+/// Why headers cannot be sent, or a request is no CONNECT.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// Another method.
+    #[error("the method is not CONNECT")]
+    Method,
+    /// No authority, or not `host:port`.
+    #[error("the authority {0:?} is not host:port")]
+    Authority(String),
+    /// A value that no header can carry.
+    #[error("the value of {0} cannot be sent")]
+    Value(&'static str),
+}
+
+impl ConnectHeaders {
+    /// Headers with an authority only.
+    #[must_use]
+    pub const fn new(authority: Authority) -> Self {
+        Self {
+            authority,
+            baggage: None,
+            forwarded: None,
+            traceparent: None,
+            forwarded_network: None,
+        }
+    }
+
+    /// The request to send.
+    pub(crate) fn to_request(&self) -> Result<Request<()>, HeaderError> {
+        let authority = self.authority.to_string();
+        let uri: Uri = authority
+            .parse()
+            .map_err(|_| HeaderError::Authority(authority.clone()))?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        if let Some(baggage) = &self.baggage {
+            headers.insert(BAGGAGE, value("baggage", &baggage.to_string())?);
+        }
+        if let Some(forwarded) = &self.forwarded {
+            headers.insert(FORWARDED, value("forwarded", &forwarded.to_string())?);
+        }
+        if let Some(traceparent) = &self.traceparent {
+            headers.insert(TRACEPARENT, value("traceparent", &traceparent.to_string())?);
+        }
+        if let Some(network) = &self.forwarded_network {
+            headers.insert(
+                HeaderName::from_static(FORWARDED_NETWORK),
+                value(FORWARDED_NETWORK, network)?,
+            );
+        }
+        Ok(request)
+    }
+
+    /// Reads a received request.
+    pub(crate) fn from_request<B>(request: &Request<B>) -> Result<Self, HeaderError> {
+        if request.method() != Method::CONNECT {
+            return Err(HeaderError::Method);
+        }
+        let authority = request
+            .uri()
+            .authority()
+            .map_or("", http::uri::Authority::as_str);
+        let authority = Authority::parse(authority)
+            .ok_or_else(|| HeaderError::Authority(authority.chars().take(300).collect()))?;
+        let headers = request.headers();
+        Ok(Self {
+            authority,
+            baggage: Baggage::from_headers(headers),
+            forwarded: text(headers, &FORWARDED).and_then(Forwarded::parse),
+            traceparent: text(headers, &TRACEPARENT).and_then(TraceParent::parse),
+            forwarded_network: text(headers, &HeaderName::from_static(FORWARDED_NETWORK))
+                .map(str::to_owned),
+        })
+    }
+}
+
+pub(crate) fn value(name: &'static str, text: &str) -> Result<HeaderValue, HeaderError> {
+    HeaderValue::from_str(text).map_err(|_| HeaderError::Value(name))
+}
+
+/// The first value of a header, if it is visible ASCII.
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}

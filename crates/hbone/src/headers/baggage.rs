@@ -1,0 +1,146 @@
+use std::fmt;
+
+use http::HeaderMap;
+
+use super::BAGGAGE;
+
+/// What one proxy says about a workload, for the other's telemetry. Unauthenticated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Baggage {
+    /// Cluster id.
+    pub cluster: Option<String>,
+    /// Namespace.
+    pub namespace: Option<String>,
+    /// Kind of owner: `deployment`, `cronjob`, `pod` or `job`.
+    pub workload_type: Option<WorkloadType>,
+    /// Owner's name.
+    pub workload: Option<String>,
+    /// Canonical service name.
+    pub service: Option<String>,
+    /// Canonical revision.
+    pub revision: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// Zone.
+    pub zone: Option<String>,
+}
+
+/// Kinds of owner that baggage knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkloadType {
+    /// A Deployment.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A bare pod.
+    Pod,
+    /// A Job.
+    Job,
+}
+
+impl WorkloadType {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Deployment, "deployment"),
+        (Self::CronJob, "cronjob"),
+        (Self::Pod, "pod"),
+        (Self::Job, "job"),
+    ];
+
+    /// As written in keys.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .map_or("pod", |(_, text)| text)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(_, name)| *name == text)
+            .map(|(kind, _)| *kind)
+    }
+}
+
+impl Baggage {
+    /// Reads a header value; unknown keys and empty values are ignored (ztunnel.md §5.2).
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut found = Self::default();
+        for member in text.split(',') {
+            let mut parts = member.split('=');
+            let (Some(key), Some(value)) = (parts.next(), parts.next()) else {
+                continue;
+            };
+            let (key, value) = (key.trim(), value.trim());
+            if value.is_empty() {
+                continue;
+            }
+            found.set(key, value);
+        }
+        found
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        let slot = match key {
+            "k8s.cluster.name" => &mut self.cluster,
+            "k8s.namespace.name" => &mut self.namespace,
+            "service.name" => &mut self.service,
+            "service.version" => &mut self.revision,
+            "cloud.region" => &mut self.region,
+            "cloud.availability_zone" => &mut self.zone,
+            _ => {
+                let kind = key
+                    .strip_prefix("k8s.")
+                    .and_then(|rest| rest.strip_suffix(".name"))
+                    .and_then(WorkloadType::parse);
+                if kind.is_none() {
+                    return;
+                }
+                self.workload_type = kind;
+                &mut self.workload
+            }
+        };
+        *slot = Some(value.to_owned());
+    }
+
+    /// All `baggage` lines together; one that is not ASCII discards the whole.
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Option<Self> {
+        let mut lines = Vec::new();
+        for line in headers.get_all(BAGGAGE) {
+            lines.push(line.to_str().ok()?);
+        }
+        (!lines.is_empty()).then(|| Self::parse(&lines.join(",")))
+    }
+}
+
+impl fmt::Display for Baggage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let workload = format!(
+            "k8s.{}.name",
+            self.workload_type.unwrap_or(WorkloadType::Pod).as_str()
+        );
+        let members = [
+            ("k8s.cluster.name", &self.cluster),
+            ("k8s.namespace.name", &self.namespace),
+            (workload.as_str(), &self.workload),
+            ("service.name", &self.service),
+            ("service.version", &self.revision),
+            ("cloud.region", &self.region),
+            ("cloud.availability_zone", &self.zone),
+        ];
+        let mut first = true;
+        for (key, value) in members {
+            let Some(value) = value.as_deref().filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            if !first {
+                f.write_str(",")?;
+            }
+            first = false;
+            write!(f, "{key}={value}")?;
+        }
+        Ok(())
+    }
+}

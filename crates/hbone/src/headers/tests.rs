@@ -1,0 +1,102 @@
+use super::*;
+
+fn request(headers: &[(&str, &[u8])]) -> Request<()> {
+    let mut request = Request::builder().method("CONNECT").uri("10.0.0.1:80");
+    for (name, value) in headers {
+        request = request.header(*name, HeaderValue::from_bytes(value).unwrap());
+    }
+    request.body(()).unwrap()
+}
+
+#[test]
+fn a_request_round_trips() {
+    let headers = ConnectHeaders {
+        authority: Authority::parse("cart.shop.svc.cluster.local:80").unwrap(),
+        baggage: Some(Baggage {
+            cluster: Some("east".into()),
+            namespace: Some("web".into()),
+            workload_type: Some(WorkloadType::Deployment),
+            workload: Some("front".into()),
+            service: Some("front".into()),
+            revision: None,
+            region: Some("r1".into()),
+            zone: None,
+        }),
+        forwarded: Forwarded::parse(r#"for="10.1.2.9:41822";host=cart.shop"#),
+        traceparent: Some(TraceParent::new(1 << 100, 7)),
+        forwarded_network: Some("net-east".into()),
+    };
+    let request = headers.to_request().unwrap();
+    assert_eq!(
+        request.headers()["baggage"],
+        "k8s.cluster.name=east,k8s.namespace.name=web,k8s.deployment.name=front,\
+         service.name=front,cloud.region=r1"
+    );
+    assert_eq!(
+        request.headers()["forwarded"],
+        r#"for="10.1.2.9:41822";host=cart.shop"#
+    );
+    assert_eq!(ConnectHeaders::from_request(&request).unwrap(), headers);
+}
+
+#[test]
+fn authorities() {
+    for (text, shown) in [
+        ("10.0.0.1:80", "10.0.0.1:80"),
+        ("[::ffff:10.0.0.1]:80", "10.0.0.1:80"),
+        ("[fd00::1]:8080", "[fd00::1]:8080"),
+        ("Cart.Shop:1", "cart.shop:1"),
+    ] {
+        assert_eq!(Authority::parse(text).unwrap().to_string(), shown);
+    }
+    for bad in [
+        "",
+        "host",
+        ":80",
+        "host:",
+        "host:99999",
+        "host:+1",
+        "fd00::1:80",
+        "a b:1",
+        "u@h:1",
+    ] {
+        assert!(Authority::parse(bad).is_none(), "{bad}");
+    }
+}
+
+#[test]
+fn malformed_headers_are_absent() {
+    let dashes = "-".repeat(55);
+    let letters = "a".repeat(55);
+    for trace in [
+        dashes.as_str(),
+        letters.as_str(),
+        "",
+        "00-00000000000000000000000000000000-0000000000000001-00",
+    ] {
+        let parsed =
+            ConnectHeaders::from_request(&request(&[("traceparent", trace.as_bytes())])).unwrap();
+        assert_eq!(parsed.traceparent, None, "{trace}");
+    }
+    let parsed = ConnectHeaders::from_request(&request(&[
+        (
+            "baggage",
+            b"k8s.namespace.name=a=b,=x,k8s.pod.name=,unknown=1,,",
+        ),
+        ("baggage", b"service.name=s"),
+        ("forwarded", b";;for=;host=\"h\", for=1.1.1.1"),
+    ]))
+    .unwrap();
+    let baggage = parsed.baggage.unwrap();
+    assert_eq!(
+        (baggage.namespace.as_deref(), baggage.service.as_deref()),
+        (Some("a"), Some("s"))
+    );
+    assert_eq!(baggage.workload, None);
+    assert_eq!(parsed.forwarded.unwrap().host.as_deref(), Some("h"));
+    let not_ascii = request(&[("baggage", b"service.name=s"), ("baggage", b"\xff\xfe")]);
+    assert_eq!(
+        ConnectHeaders::from_request(&not_ascii).unwrap().baggage,
+        None
+    );
+}

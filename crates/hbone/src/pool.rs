@@ -1,0 +1,245 @@
+mod entry;
+mod open;
+mod tunnel;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use isobar_net::DialOptions;
+use isobar_runtime::{LocalScope, Phase};
+use isobar_tls::WorkloadCertificate;
+use isobar_types::Identity;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(crate) use entry::Slot;
+
+use crate::{ConnectHeaders, Http2, Timeouts, TunnelError, TunnelStream};
+use entry::{Entry, Turn};
+
+/// What makes two connections share a tunnel (ztunnel.md §5.6).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// Who opens the tunnel: the source workload.
+    pub source: Identity,
+    /// Who may be at the other end, in order; nobody else is talked to.
+    pub expect: Vec<Identity>,
+    /// The peer proxy's address.
+    pub to: SocketAddr,
+    /// The source address of the application's connection.
+    pub from: IpAddr,
+}
+
+/// Where a pool gets certificates from.
+pub trait Certificates {
+    /// The certificate of `identity` as it is now; the error is told as it stands.
+    fn fetch<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> Pin<Box<dyn Future<Output = Result<Arc<WorkloadCertificate>, String>> + 'a>>;
+}
+
+/// How a pool opens tunnels.
+#[derive(Debug, Clone)]
+pub struct PoolOptions {
+    /// Network namespace, mark and time limit of the TCP connections. Keepalive is set to none:
+    /// tunnels have PING.
+    pub dial: DialOptions,
+    /// HTTP/2 parameters.
+    pub http2: Http2,
+    /// Time limits.
+    pub timeouts: Timeouts,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        let dial = DialOptions {
+            keepalive: None,
+            ..DialOptions::default()
+        };
+        Self {
+            dial,
+            http2: Http2::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// Tunnels of one workload (or of one proxy's own), on one thread. Cheap to clone; when the last
+/// clone is dropped its tunnels end, with the streams on them.
+#[derive(Clone)]
+pub struct Pool(Rc<Shared>);
+
+pub(crate) struct Shared {
+    options: PoolOptions,
+    certificates: Rc<dyn Certificates>,
+    entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
+    scope: LocalScope,
+}
+
+impl Pool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(mut options: PoolOptions, certificates: Rc<dyn Certificates>) -> Self {
+        options.dial.keepalive = None;
+        let scope = LocalScope::new("hbone-pool");
+        Self(Rc::new(Shared {
+            options,
+            certificates,
+            entries: RefCell::default(),
+            scope,
+        }))
+    }
+
+    /// Opens a stream for `headers` on a tunnel of `key`, dialling one if there is none with room.
+    /// A request that a reused tunnel did not process, because it was going away or had died
+    /// unnoticed, is sent once more on another.
+    ///
+    /// # Errors
+    /// As [`TunnelError`] says. A failed dial is told to all who wait for it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future resets the stream, if one was opened; a dial goes on for others.
+    pub async fn open(
+        &self,
+        key: &TunnelKey,
+        headers: &ConnectHeaders,
+    ) -> Result<TunnelStream, TunnelError> {
+        let mut again = true;
+        loop {
+            let slot = self.slot(key).await?;
+            let reused = slot.is_reused();
+            match open::connect(slot, key.to, headers, &self.0.options.timeouts).await {
+                Ok(stream) => return Ok(stream),
+                Err(open::Failure { error, unprocessed }) => {
+                    if !(again
+                        && (unprocessed || reused && matches!(error, TunnelError::Lost { .. })))
+                    {
+                        return Err(error);
+                    }
+                    tracing::debug!(to = %key.to, %error, "the tunnel ended under a request; once more");
+                    again = false;
+                }
+            }
+        }
+    }
+
+    /// Opens a tunnel of its own through `io`, for one stream: the inner tunnel of a cross-network
+    /// call, which is not pooled (ztunnel.md §5.7). `key.to` is only named in errors.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_over<IO>(
+        &self,
+        io: IO,
+        key: &TunnelKey,
+        headers: &ConnectHeaders,
+    ) -> Result<TunnelStream, TunnelError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let entry = Entry::new();
+        let tunnel = tunnel::establish(&self.0, key, &entry, io).await?;
+        let slot = entry.add_first(&tunnel);
+        // The entry forgets the tunnel, so that it ends with its stream.
+        entry.remove(&tunnel);
+        drop(tunnel);
+        open::connect(slot, key.to, headers, &self.0.options.timeouts)
+            .await
+            .map_err(|failure| failure.error)
+    }
+
+    /// Tunnels open now.
+    #[must_use]
+    pub fn tunnels(&self) -> usize {
+        self.0
+            .entries
+            .borrow()
+            .values()
+            .map(|entry| entry.len())
+            .sum()
+    }
+
+    /// Streams open now.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.0
+            .entries
+            .borrow()
+            .values()
+            .map(|entry| entry.streams())
+            .sum()
+    }
+
+    /// Opens nothing any more; streams that are open go on, and tunnels end with their last.
+    pub fn drain(&self) {
+        self.0.scope.drain();
+        self.0.entries.borrow_mut().clear();
+    }
+
+    async fn slot(&self, key: &TunnelKey) -> Result<Slot, TunnelError> {
+        let entry = self.entry(key)?;
+        let mut joined = None;
+        loop {
+            // Registered before looking, so that no change is missed.
+            let changed = entry.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match entry.turn(&mut joined, self.0.options.http2.streams_per_tunnel)? {
+                Turn::Slot(slot) => return Ok(slot),
+                Turn::Dial(attempt) => self.dial(key.clone(), Rc::clone(&entry), attempt),
+                Turn::Wait => {}
+            }
+            changed.await;
+        }
+    }
+
+    fn entry(&self, key: &TunnelKey) -> Result<Rc<Entry>, TunnelError> {
+        if self.0.scope.lifetime().phase() != Phase::Running {
+            return Err(TunnelError::Drained);
+        }
+        let mut entries = self.0.entries.borrow_mut();
+        if let Some(entry) = entries.get(key) {
+            return Ok(Rc::clone(entry));
+        }
+        let entry = Entry::new();
+        entries.insert(key.clone(), Rc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Dials in a task of its own: a caller that goes away must not take the dial with it.
+    fn dial(&self, key: TunnelKey, entry: Rc<Entry>, attempt: u64) {
+        let pool = Rc::downgrade(&self.0);
+        let guard = entry::AttemptGuard::new(Rc::clone(&entry), attempt);
+        self.0.scope.spawn("dial", async move {
+            let result = tunnel::dial(&pool, &key, &entry).await;
+            let failed = result.is_err();
+            guard.finish(result);
+            if failed && let Some(pool) = pool.upgrade() {
+                pool.forget_if_empty(&key, &entry);
+            }
+        });
+    }
+}
+
+impl Shared {
+    /// Drops the entry of a key that has neither tunnels nor a dial.
+    fn forget_if_empty(&self, key: &TunnelKey, entry: &Rc<Entry>) {
+        let mut entries = self.entries.borrow_mut();
+        if entry.is_empty() && entries.get(key).is_some_and(|held| Rc::ptr_eq(held, entry)) {
+            entries.remove(key);
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("tunnels", &self.tunnels())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,210 @@
+//! The server's half: accepts an HBONE connection and hands out its CONNECT requests.
+
+mod connect;
+mod score;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason as H2Reason;
+use h2::server::{Connection, SendResponse};
+use http::Request;
+use isobar_runtime::{Lifetime, LocalScope};
+use isobar_tls::{ServerTls, VerifiedPeer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+pub use connect::Connect;
+use score::Score;
+
+use crate::liveness::{self, Liveness};
+use crate::settings::{ERROR_RESETS, PENDING_RESETS, SEND_BUFFER, SERVER_HEADERS, SERVER_STREAMS};
+use crate::{ConnectHeaders, HeaderError, Http2, ServeError, Stage, Timeouts};
+
+/// After a goodbye for misuse, the connection may linger this long to deliver it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How connections are served.
+#[derive(Debug, Clone, Default)]
+pub struct ServerOptions {
+    /// HTTP/2 parameters.
+    pub http2: Http2,
+    /// Time limits.
+    pub timeouts: Timeouts,
+}
+
+/// Serves one connection until it ends. `handle` makes the future that answers a request; each
+/// runs as a task of its own on this thread, and is dropped if the connection ends by `life`.
+/// Requests that are no CONNECT, or name no `host:port`, are answered 400 here.
+///
+/// When `life` drains, the client is told (GOAWAY) and open streams may end by themselves.
+///
+/// # Errors
+/// As [`ServeError`] says; a connection closed by the client is no error.
+///
+/// # Cancel safety
+/// Dropping the future drops the connection and its requests' futures.
+pub async fn serve<IO, H, F>(
+    io: IO,
+    tls: &ServerTls,
+    options: &ServerOptions,
+    life: &Lifetime,
+    handle: H,
+) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(Connect) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let timeouts = &options.timeouts;
+    let silent = |stage, after| move |_| ServeError::Timeout { stage, after };
+    let (io, peer) = timeout(timeouts.tls, tls.accept(io))
+        .await
+        .map_err(silent(Stage::Tls, timeouts.tls))??;
+    let connection = timeout(timeouts.settings, settings(&options.http2).handshake(io))
+        .await
+        .map_err(silent(Stage::Settings, timeouts.settings))?
+        .map_err(ServeError::Http2)?;
+    let serving = Serving {
+        peer,
+        score: Rc::new(RefCell::new(Score::default())),
+        streams: LocalScope::new("hbone-streams"),
+        timeouts: *timeouts,
+    };
+    let result = Box::pin(serving.run(connection, life, handle)).await;
+    // The connection is gone: every stream fails at its next use, so futures end by themselves.
+    // Those that wait for something else end when the process stops.
+    tokio::select! {
+        _ = serving.streams.shutdown(Duration::MAX) => {}
+        () = life.stopped() => {}
+    }
+    result
+}
+
+fn settings(http2: &Http2) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(http2.stream_window)
+        .initial_connection_window_size(http2.connection_window)
+        .max_frame_size(http2.frame_size)
+        .max_header_list_size(SERVER_HEADERS)
+        .max_concurrent_streams(SERVER_STREAMS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(Some(ERROR_RESETS));
+    builder
+}
+
+struct Serving {
+    peer: VerifiedPeer,
+    score: Rc<RefCell<Score>>,
+    streams: LocalScope,
+    timeouts: Timeouts,
+}
+
+impl Serving {
+    async fn run<IO, H, F>(
+        &self,
+        mut connection: Connection<IO, Bytes>,
+        life: &Lifetime,
+        handle: H,
+    ) -> Result<(), ServeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+        H: Fn(Connect) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let mut pings = connection.ping_pong();
+        let silence = self.silence(pings.as_mut());
+        tokio::pin!(silence);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                request = connection.accept() => match request {
+                    Some(Ok((request, respond))) => self.begin(request, respond, &handle),
+                    Some(Err(error)) => return Err(ended(error)),
+                    None => return Ok(()),
+                },
+                () = life.draining(), if !draining => {
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                () = life.stopped() => return Err(ServeError::Stopped),
+                () = &mut silence => {
+                    goodbye(&mut connection, H2Reason::NO_ERROR).await;
+                    return Err(ServeError::Silent { after: self.timeouts.ping_timeout });
+                }
+            }
+            if self.score.borrow_mut().is_too_high() {
+                goodbye(&mut connection, H2Reason::ENHANCE_YOUR_CALM).await;
+                return Err(ServeError::Abuse("streams reset before they were answered"));
+            }
+        }
+    }
+
+    /// Resolves when the client does not answer a PING.
+    async fn silence(&self, pings: Option<&mut h2::PingPong>) {
+        let Some(pings) = pings else {
+            return std::future::pending().await;
+        };
+        let (interval, limit) = (self.timeouts.ping_interval, self.timeouts.ping_timeout);
+        match liveness::watch(pings, interval, limit, || true).await {
+            Liveness::Silent => {}
+            // The connection's own result tells what happened.
+            Liveness::Ended => std::future::pending().await,
+        }
+    }
+
+    fn begin<H, F>(
+        &self,
+        request: Request<h2::RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        handle: &H,
+    ) where
+        H: Fn(Connect) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        match ConnectHeaders::from_request(&request) {
+            Ok(headers) => {
+                let connect = Connect::new(
+                    headers,
+                    self.peer.clone(),
+                    request.into_body(),
+                    respond,
+                    Rc::clone(&self.score),
+                );
+                self.streams.spawn("connect", handle(connect));
+            }
+            Err(error) => {
+                tracing::debug!(peer = %self.peer.identity(), %error, "a request is refused");
+                let method = matches!(error, HeaderError::Method);
+                self.score
+                    .borrow_mut()
+                    .misuse(if method { 2.0 } else { 1.0 });
+                connect::answer(&mut respond, http::StatusCode::BAD_REQUEST);
+            }
+        }
+    }
+}
+
+/// Says goodbye with `reason` and drops what is open; waits a moment for it to be sent.
+async fn goodbye<IO>(connection: &mut Connection<IO, Bytes>, reason: H2Reason)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    connection.abrupt_shutdown(reason);
+    let ended = std::future::poll_fn(|cx| connection.poll_closed(cx));
+    // A client that does not read it is cut off.
+    let _ = timeout(LINGER, ended).await;
+}
+
+fn ended(error: h2::Error) -> ServeError {
+    match error.reason() {
+        Some(H2Reason::ENHANCE_YOUR_CALM) if error.is_go_away() && error.is_library() => {
+            ServeError::Abuse("a flood of frames")
+        }
+        _ => ServeError::Http2(error),
+    }
+}

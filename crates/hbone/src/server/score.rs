@@ -1,0 +1,65 @@
+use tokio::time::{Duration, Instant};
+
+/// Points at which a connection is closed (reliability.md §5.3).
+const LIMIT: f64 = 100.0;
+/// Time in which points halve.
+const HALF_LIFE: Duration = Duration::from_secs(10);
+
+/// How much a client has misused its connection lately. Streams that are answered and end in
+/// order score nothing, so no amount of honest traffic reaches the limit.
+#[derive(Debug)]
+pub(super) struct Score {
+    points: f64,
+    at: Instant,
+}
+
+impl Default for Score {
+    fn default() -> Self {
+        Self {
+            points: 0.0,
+            at: Instant::now(),
+        }
+    }
+}
+
+impl Score {
+    /// A request taken back before it was answered.
+    pub(super) fn reset_unanswered(&mut self) {
+        self.misuse(1.0);
+    }
+
+    /// Anything else that costs us more than the client.
+    pub(super) fn misuse(&mut self, points: f64) {
+        self.decay();
+        self.points += points;
+    }
+
+    pub(super) fn is_too_high(&mut self) -> bool {
+        self.decay();
+        self.points >= LIMIT
+    }
+
+    fn decay(&mut self) {
+        let now = Instant::now();
+        let half_lives = (now - self.at).as_secs_f64() / HALF_LIFE.as_secs_f64();
+        self.points *= 0.5_f64.powf(half_lives);
+        self.at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn points_add_up_and_decay() {
+        let mut score = Score::default();
+        for _ in 0..100 {
+            assert!(!score.is_too_high());
+            score.reset_unanswered();
+        }
+        assert!(score.is_too_high());
+        tokio::time::advance(HALF_LIFE).await;
+        assert!(!score.is_too_high());
+    }
+}

@@ -1,0 +1,72 @@
+use std::time::Duration;
+
+/// Payload of a DATA frame sent: with its 9-byte header it fills one TLS record of 16,384 bytes,
+/// so no frame spills into a second record (performance.md §2).
+pub(crate) const DATA_MAX: usize = 16_384 - 9;
+/// Longest header list taken from a client, in bytes (ztunnel.md §5.4).
+pub(crate) const SERVER_HEADERS: u32 = 64 * 1024;
+/// Longest header list taken from a server, in bytes.
+pub(crate) const CLIENT_HEADERS: u32 = 16 * 1024;
+/// Streams of one connection a client may have open.
+pub(crate) const SERVER_STREAMS: u32 = 200;
+/// Bytes of one stream that wait for the connection before a writer has to wait.
+pub(crate) const SEND_BUFFER: usize = 400 * 1024;
+/// Streams reset by the peer before we took them, beyond which the connection ends.
+pub(crate) const PENDING_RESETS: usize = 50;
+/// Streams reset by us for the peer's errors, beyond which the connection ends.
+pub(crate) const ERROR_RESETS: usize = 128;
+
+/// HTTP/2 parameters of both ends (ztunnel.md §5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// Receive window of a stream, in bytes.
+    pub stream_window: u32,
+    /// Receive window of a connection, in bytes.
+    pub connection_window: u32,
+    /// Largest frame the peer may send, in bytes.
+    pub frame_size: u32,
+    /// Streams a pool puts on one tunnel, if the peer allows as many.
+    pub streams_per_tunnel: usize,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            stream_window: 4 * 1024 * 1024,
+            connection_window: 16 * 1024 * 1024,
+            frame_size: 1024 * 1024,
+            streams_per_tunnel: 100,
+        }
+    }
+}
+
+/// Time limits of both ends. (TCP has its own in [`isobar_net::DialOptions`].)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the TLS handshake.
+    pub tls: Duration,
+    /// For the peer's preface and SETTINGS.
+    pub settings: Duration,
+    /// For the answer to CONNECT. Longer than the peer's own limits (10 s to reach the
+    /// application, 5 s to learn of it), so that its answer arrives before ours is made up.
+    pub connect: Duration,
+    /// Between PINGs.
+    pub ping_interval: Duration,
+    /// For the answer to a PING.
+    pub ping_timeout: Duration,
+    /// A tunnel without streams closes after this.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tls: Duration::from_secs(10),
+            settings: Duration::from_secs(10),
+            connect: Duration::from_secs(20),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+            idle: Duration::from_secs(300),
+        }
+    }
+}
