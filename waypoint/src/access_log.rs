@@ -1,0 +1,229 @@
+//! One line a request or connection, in Envoy's default text format.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use ::http::{HeaderValue, Version};
+
+use crate::http::RequestFacts;
+
+/// Lines that may wait for a slow reader of our output; more are dropped and counted, because a log
+/// must never hold up traffic.
+const QUEUE: usize = 10_000;
+
+/// Where access lines go. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    lines: Option<SyncSender<String>>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// A request at its end.
+#[derive(Debug)]
+pub(crate) struct HttpLine<'a> {
+    pub(crate) start: jiff::Timestamp,
+    pub(crate) request: &'a RequestFacts,
+    pub(crate) code: u16,
+    pub(crate) flags: &'a str,
+    pub(crate) detail: &'a str,
+    pub(crate) failure: &'a str,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) duration: Duration,
+    pub(crate) upstream_time: Option<Duration>,
+    pub(crate) upstream: Option<SocketAddr>,
+    pub(crate) cluster: &'a str,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) route: &'a str,
+}
+
+/// An opaque connection at its end.
+#[derive(Debug)]
+pub(crate) struct TcpLine<'a> {
+    pub(crate) start: jiff::Timestamp,
+    pub(crate) flags: &'a str,
+    pub(crate) detail: &'a str,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) duration: Duration,
+    pub(crate) upstream: Option<SocketAddr>,
+    pub(crate) cluster: &'a str,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+impl AccessLog {
+    /// Writes to standard output from a thread of its own.
+    ///
+    /// # Errors
+    /// When the system refuses the thread.
+    pub fn stdout() -> std::io::Result<Self> {
+        let (lines, queue) = sync_channel(QUEUE);
+        let log = Self {
+            lines: Some(lines),
+            dropped: Arc::default(),
+        };
+        let dropped = log.dropped.clone();
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write(&queue, &dropped))?;
+        Ok(log)
+    }
+
+    /// Writes nothing.
+    #[must_use]
+    pub fn off() -> Self {
+        Self {
+            lines: None,
+            dropped: Arc::default(),
+        }
+    }
+
+    /// Gives lines to whoever holds the other end.
+    #[must_use]
+    pub fn to_queue() -> (Self, Receiver<String>) {
+        let (lines, queue) = sync_channel(QUEUE);
+        let log = Self {
+            lines: Some(lines),
+            dropped: Arc::default(),
+        };
+        (log, queue)
+    }
+
+    /// Lines lost because nobody took them in time.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn put(&self, line: impl FnOnce() -> String) {
+        if let Some(lines) = &self.lines
+            && lines.try_send(line()).is_err()
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn http(&self, line: &HttpLine<'_>) {
+        self.put(|| http_line(line));
+    }
+
+    pub(crate) fn tcp(&self, line: &TcpLine<'_>) {
+        self.put(|| tcp_line(line));
+    }
+}
+
+fn write(queue: &Receiver<String>, dropped: &AtomicU64) {
+    let mut told = 0;
+    while let Ok(first) = queue.recv() {
+        let mut out = std::io::stdout().lock();
+        // Nobody to write to is nobody to complain to.
+        let mut ok = writeln!(out, "{first}").is_ok();
+        for line in queue.try_iter().take(256) {
+            ok &= writeln!(out, "{line}").is_ok();
+        }
+        let _ = out.flush();
+        drop(out);
+        let lost = dropped.load(Ordering::Relaxed);
+        if ok && lost > told {
+            tracing::warn!(lines = lost - told, "access lines were dropped");
+            told = lost;
+        }
+    }
+}
+
+fn http_line(line: &HttpLine<'_>) -> String {
+    let request = line.request;
+    let header = |value: &Option<HeaderValue>| {
+        value.as_ref().map_or_else(
+            || "-".to_owned(),
+            |v| clean(&String::from_utf8_lossy(v.as_bytes())),
+        )
+    };
+    format!(
+        "[{start:.3}] \"{method} {path} {version}\" {code} {flags} {detail} - \"{failure}\" \
+         {received} {sent} {duration} {service_time} \"{forwarded}\" \"{agent}\" \"{id}\" \
+         \"{authority}\" \"{upstream}\" {cluster} - {local} {remote} - {route}",
+        start = line.start,
+        method = request.method,
+        path = clean(&request.path),
+        version = version(request.version),
+        code = line.code,
+        flags = line.flags,
+        detail = word(line.detail),
+        failure = or_dash(line.failure),
+        received = line.bytes_received,
+        sent = line.bytes_sent,
+        duration = line.duration.as_millis(),
+        service_time = line
+            .upstream_time
+            .map_or_else(|| "-".to_owned(), |t| t.as_millis().to_string()),
+        forwarded = header(&request.forwarded_for),
+        agent = header(&request.user_agent),
+        id = header(&request.request_id),
+        authority = or_dash(&request.authority),
+        upstream = address(line.upstream),
+        cluster = word(line.cluster),
+        local = line.local,
+        remote = line.remote,
+        route = word(line.route),
+    )
+}
+
+fn tcp_line(line: &TcpLine<'_>) -> String {
+    format!(
+        "[{start:.3}] \"- - -\" 0 {flags} - - \"{failure}\" {received} {sent} {duration} - \"-\" \
+         \"-\" \"-\" \"-\" \"{upstream}\" {cluster} - {local} {remote} - -",
+        start = line.start,
+        flags = line.flags,
+        failure = or_dash(line.detail),
+        received = line.bytes_received,
+        sent = line.bytes_sent,
+        duration = line.duration.as_millis(),
+        upstream = address(line.upstream),
+        cluster = word(line.cluster),
+        local = line.local,
+        remote = line.remote,
+    )
+}
+
+const fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn address(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "-".to_owned(), |a| a.to_string())
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        clean(text)
+    }
+}
+
+/// Outside quotes a blank would shift the columns.
+fn word(text: &str) -> String {
+    or_dash(text).replace(' ', "_")
+}
+
+/// A caller must not be able to end a quoted part or a line.
+fn clean(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c {
+            '"' | '\\' => c.escape_default().collect::<Vec<_>>(),
+            c if c.is_control() => c.escape_default().collect(),
+            c => vec![c],
+        })
+        .collect()
+}

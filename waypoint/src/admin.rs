@@ -1,0 +1,59 @@
+//! The admin port: what this waypoint knows, and how well it is in step with the control plane.
+
+mod dump;
+
+use std::sync::Arc;
+
+use isobar_runtime::{LifetimeOwner, Scope};
+use isobar_telemetry::logging::LogControl;
+use isobar_telemetry::{HttpServer, Registry, Reply, Routes, standard};
+use isobar_xds::{CertManager, SyncStatus};
+
+use crate::config::Config;
+use crate::world::World;
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub struct Admin {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// State.
+    pub world: World,
+    /// Discovery.
+    pub sync: SyncStatus,
+    /// Own certificate.
+    pub certificates: CertManager,
+}
+
+/// Opens the admin and metrics ports.
+///
+/// # Errors
+/// When a port is taken.
+pub fn serve(
+    scope: &Scope,
+    admin: Admin,
+    registry: &Registry,
+    logging: LogControl,
+    end: Arc<LifetimeOwner>,
+) -> std::io::Result<()> {
+    let (address, stats) = (admin.config.admin, admin.config.stats);
+    let syncs = admin.sync.clone();
+    let routes = Routes::new()
+        .get("/config_dump", move |_| {
+            let page = dump::page(&admin);
+            async move { Reply::json(&page) }
+        })
+        .get("/syncz", move |_| {
+            let report = syncs.report();
+            async move { Reply::json(&report) }
+        })
+        .merge(standard::metrics(registry));
+    let routes = standard::logging(routes, logging);
+    let routes = standard::quit(routes, move || end.drain());
+    let routes = standard::index(routes, "waypoint");
+    let server = HttpServer::bind("admin", &[address], routes)?;
+    scope.spawn("admin", server.run(scope.lifetime()));
+    let server = HttpServer::bind("metrics", &[stats], standard::metrics(registry))?;
+    scope.spawn("metrics", server.run(scope.lifetime()));
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! `/config_dump`: the shape that `isobar proxy-config waypoint` reads.
+
+use isobar_route::{Action, HttpRoute, VirtualService, Weighted};
+use isobar_state::{Service, TunnelProtocol};
+use isobar_types::NamespacedHostname;
+use serde_json::{Value, json};
+
+use super::Admin;
+use crate::world::View;
+
+pub(super) fn page(admin: &Admin) -> Value {
+    let view = admin.world.view();
+    let own = &admin.world.own;
+    let info = view.tables.waypoint();
+    let services = served(&view);
+    json!({
+        "proxy": {
+            "kind": "waypoint",
+            "pod": &*own.pod,
+            "namespace": &*own.identity.namespace,
+            "serviceAccount": &*own.identity.service_account,
+            "identity": own.identity.to_string(),
+            "ip": own.ip.to_string(),
+            "gateway": info.map(|i| i.name.to_string()),
+            "hostname": info.map(|i| i.hostname.to_string()),
+            "forServices": info.is_some_and(|i| i.for_services),
+            "forWorkloads": info.is_some_and(|i| i.for_workloads),
+            "forServiceAccount": info.and_then(|i| i.account.as_deref()),
+            "version": env!("CARGO_PKG_VERSION"),
+        },
+        "sync": admin.sync.report(),
+        "listeners": listeners(admin, &view, &services),
+        "routes": view.tables.virtual_services().map(|v| virtual_service(v)).collect::<Vec<_>>(),
+        "clusters": services.iter().flat_map(|s| clusters(&view, s)).collect::<Vec<_>>(),
+        "endpoints": services.iter().flat_map(|s| endpoints(&view, s)).collect::<Vec<_>>(),
+        "policies": policies(&view),
+        "workloads": workloads(&view),
+        "certificates": certificates(admin),
+    })
+}
+
+/// Services that name this waypoint, and those its routes lead to.
+fn served(view: &View) -> Vec<std::sync::Arc<Service>> {
+    let own = view.own_hostname();
+    let names_us = |s: &Service| {
+        let weighted = s.weighted_waypoints.iter().map(|w| &w.destination);
+        s.waypoint.iter().chain(weighted).any(|g| {
+            matches!(&g.destination, isobar_state::GatewayDestination::Hostname(h) if Some(h) == own.as_ref())
+        })
+    };
+    let targets: Vec<NamespacedHostname> = view
+        .tables
+        .virtual_services()
+        .flat_map(|v| v.http.iter())
+        .filter_map(|r| match &r.action {
+            Action::Forward(all) => Some(all),
+            Action::Redirect(_) | Action::Direct(_) => None,
+        })
+        .flatten()
+        .filter_map(|w| w.target.service.clone())
+        .collect();
+    let mut all: Vec<_> = view
+        .snapshot
+        .services()
+        .filter(|s| names_us(s) || targets.contains(&s.key))
+        .cloned()
+        .collect();
+    all.sort_by(|a, b| a.key.cmp(&b.key));
+    all
+}
+
+fn listeners(admin: &Admin, view: &View, services: &[std::sync::Arc<Service>]) -> Vec<Value> {
+    let mut out = vec![json!({
+        "name": "hbone",
+        "address": admin.config.hbone.to_string(),
+        "protocol": "HBONE",
+    })];
+    for service in services {
+        for (port, target) in service.ports.iter() {
+            out.push(json!({
+                "name": format!("inbound-vip|{port}|{}", service.key.hostname),
+                "service": service.key.to_string(),
+                "addresses": service.vips.iter().map(|v| v.ip.to_string()).collect::<Vec<_>>(),
+                "port": port,
+                "targetPort": target,
+                "protocol": service.protocol(port).map_or("AUTO".to_owned(), |p| format!("{p:?}").to_uppercase()),
+                "routes": view.tables.virtual_services_of(&service.key).iter()
+                    .map(|v| v.name.to_string()).collect::<Vec<_>>(),
+            }));
+        }
+    }
+    out
+}
+
+fn virtual_service(object: &VirtualService) -> Value {
+    json!({
+        "name": object.name.to_string(),
+        "hosts": object.hosts,
+        "services": object.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "created": object.created,
+        "http": object.http.iter().map(http_route).collect::<Vec<_>>(),
+        "tcp": object.tcp.iter().map(|r| json!({
+            "matches": r.matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
+            "destinations": destinations(&r.destinations),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn http_route(route: &HttpRoute) -> Value {
+    let (action, to) = match &route.action {
+        Action::Forward(all) => ("forward", json!(destinations(all))),
+        Action::Redirect(r) => ("redirect", json!(format!("{r:?}"))),
+        Action::Direct(r) => ("direct", json!(r.status)),
+    };
+    json!({
+        "name": route.name,
+        "matches": route.matches.iter().map(describe).collect::<Vec<_>>(),
+        "action": action,
+        "to": to,
+        "timeoutMillis": route.timeout.map(|t| t.as_millis()),
+    })
+}
+
+fn describe(m: &isobar_route::HttpMatch) -> Value {
+    let text = |t: &Option<isobar_route::TextMatch>| t.as_ref().map(|t| format!("{t:?}"));
+    json!({
+        "name": m.name,
+        "uri": text(&m.uri),
+        "method": text(&m.method),
+        "authority": text(&m.authority),
+        "headers": m.headers.iter().map(|(k, t)| format!("{k:?} {t:?}")).collect::<Vec<_>>(),
+        "withoutHeaders": m.without_headers.iter().map(|(k, t)| format!("{k:?} {t:?}")).collect::<Vec<_>>(),
+        "query": m.query.iter().map(|(k, t)| format!("{k} {t:?}")).collect::<Vec<_>>(),
+        "port": m.port,
+        "sourceLabels": m.source_labels,
+        "sourceNamespace": m.source_namespace,
+    })
+}
+
+fn destinations(all: &[Weighted]) -> Vec<Value> {
+    let total: u64 = all.iter().map(|w| u64::from(w.weight)).sum();
+    all.iter()
+        .map(|w| {
+            json!({
+                "host": &*w.target.host,
+                "service": w.target.service.as_ref().map(ToString::to_string),
+                "subset": w.target.subset.as_deref(),
+                "port": w.target.port,
+                "weight": w.weight,
+                "of": total,
+            })
+        })
+        .collect()
+}
+
+fn clusters(view: &View, service: &Service) -> Vec<Value> {
+    let subsets = view.tables.subsets(&service.key);
+    let own = view.tables.traffic_rules(&service.key);
+    let mut out = Vec::new();
+    for (port, _) in service.ports.iter() {
+        let mut one = |subset: Option<&isobar_route::Subset>| {
+            let rules = subset.map_or(own, |s| s.rules);
+            out.push(json!({
+                "service": service.key.to_string(),
+                "port": port,
+                "subset": subset.map(|s| &*s.name),
+                "labels": subset.map(|s| &s.labels),
+                "balancer": format!("{:?}", rules.balancer.unwrap_or_default()),
+            }));
+        };
+        one(None);
+        subsets.iter().for_each(|s| one(Some(s)));
+    }
+    out
+}
+
+fn endpoints(view: &View, service: &Service) -> Vec<Value> {
+    let all = view.snapshot.endpoints(&service.key);
+    all.map(|endpoint| {
+        let workload = &endpoint.workload;
+        let labels = view.tables.labels(&workload.uid);
+        let subsets = view.tables.subsets(&service.key).iter();
+        json!({
+            "service": service.key.to_string(),
+            "workload": workload.display_name(),
+            "addresses": workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "ports": endpoint.ports.iter().map(|(s, t)| json!({"service": s, "target": t})).collect::<Vec<_>>(),
+            "healthy": workload.healthy,
+            "protocol": protocol(workload.tunnel),
+            "subsets": subsets.filter(|s| s.contains(labels.map(|l| &**l)))
+                .map(|s| s.name.to_string()).collect::<Vec<_>>(),
+        })
+    })
+    .collect()
+}
+
+const fn protocol(tunnel: TunnelProtocol) -> &'static str {
+    match tunnel {
+        TunnelProtocol::Hbone => "HBONE",
+        TunnelProtocol::None => "TCP",
+    }
+}
+
+fn policies(view: &View) -> Vec<Value> {
+    let all = view.tables.policies();
+    all.map(|policy| {
+        json!({
+            "name": policy.name.to_string(),
+            "action": policy.action(),
+            "wholeWaypoint": policy.whole_waypoint,
+            "services": policy.services.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "unenforceable": policy.unenforceable(),
+        })
+    })
+    .collect()
+}
+
+fn workloads(view: &View) -> Vec<Value> {
+    let mut all: Vec<_> = view.snapshot.workloads().collect();
+    all.sort_by(|a, b| a.uid.cmp(&b.uid));
+    all.iter()
+        .map(|workload| {
+            json!({
+                "uid": &*workload.uid,
+                "name": &*workload.name,
+                "namespace": &*workload.namespace,
+                "serviceAccount": &*workload.service_account,
+                "addresses": workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "node": &*workload.node,
+                "protocol": protocol(workload.tunnel),
+                "healthy": workload.healthy,
+                "labels": view.tables.labels(&workload.uid).map(|l| &**l),
+            })
+        })
+        .collect()
+}
+
+fn certificates(admin: &Admin) -> Vec<Value> {
+    use isobar_xds::CertState;
+    let time = |at: std::time::SystemTime| {
+        jiff::Timestamp::try_from(at).map_or_else(|e| e.to_string(), |t| format!("{t:.0}"))
+    };
+    let all = admin.certificates.report().into_iter();
+    all.map(|report| {
+        let (state, chain) = match &report.state {
+            CertState::Initializing => ("Initializing".to_owned(), Vec::new()),
+            CertState::Unavailable(error) => (format!("Unavailable: {error}"), Vec::new()),
+            CertState::Available(certificate) => {
+                let chain = certificate.chain().iter().map(|c| {
+                    json!({
+                        "serialNumber": c.serial,
+                        "validFrom": time(c.not_before),
+                        "expirationTime": time(c.not_after),
+                    })
+                });
+                ("Available".to_owned(), chain.collect())
+            }
+        };
+        json!({ "identity": report.identity.to_string(), "state": state, "certChain": chain })
+    })
+    .collect()
+}

@@ -1,0 +1,179 @@
+//! Discovery of what only waypoints need, compiled into [`Tables`].
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use isobar_proto::envoy::service::discovery::v3::Resource;
+use isobar_proto::{isobar::v1 as proto, type_url};
+use isobar_route::{Draft, Tables};
+use isobar_xds::{Rejected, ResourceHandler, decode};
+use tokio::sync::watch;
+
+/// The newest tables. Cheap to clone; readers never wait.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tables: ArcSwap<Tables>,
+    version: watch::Sender<u64>,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                tables: ArcSwap::from_pointee(Tables::default()),
+                version: watch::Sender::new(0),
+            }),
+        }
+    }
+}
+
+impl Feed {
+    /// The newest tables.
+    #[must_use]
+    pub fn load(&self) -> Arc<Tables> {
+        self.shared.tables.load_full()
+    }
+
+    /// Version of the newest tables; changes after they are in place.
+    #[must_use]
+    pub fn versions(&self) -> watch::Receiver<u64> {
+        self.shared.version.subscribe()
+    }
+
+    /// Puts the next tables in place; one writer only (the discovery client, or a test).
+    pub fn publish(&self, tables: Tables) {
+        let version = tables.version();
+        self.shared.tables.store(Arc::new(tables));
+        self.shared.version.send_replace(version);
+    }
+
+    /// One handler for each resource type that only waypoints take.
+    #[must_use]
+    pub fn handlers(&self) -> Vec<Box<dyn ResourceHandler>> {
+        // Policies first: a route must not be usable before the policy on its service is there.
+        let kinds = [
+            Kind::Policy,
+            Kind::Waypoint,
+            Kind::Labels,
+            Kind::DestinationRule,
+            Kind::VirtualService,
+        ];
+        kinds
+            .into_iter()
+            .map(|kind| {
+                Box::new(Handler {
+                    kind,
+                    feed: self.clone(),
+                }) as Box<dyn ResourceHandler>
+            })
+            .collect()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Policy,
+    Waypoint,
+    Labels,
+    DestinationRule,
+    VirtualService,
+}
+
+struct Handler {
+    kind: Kind,
+    feed: Feed,
+}
+
+impl ResourceHandler for Handler {
+    fn type_url(&self) -> &'static str {
+        match self.kind {
+            Kind::Policy => type_url::WAYPOINT_AUTHORIZATION,
+            Kind::Waypoint => type_url::WAYPOINT,
+            Kind::Labels => type_url::WORKLOAD_LABELS,
+            Kind::DestinationRule => type_url::DESTINATION_RULE,
+            Kind::VirtualService => type_url::VIRTUAL_SERVICE,
+        }
+    }
+
+    fn apply(&mut self, updates: &[Resource], removed: &[String]) -> Vec<Rejected> {
+        let mut draft = self.feed.load().draft();
+        // Removals first: a new description of the waypoint may come together with the removal
+        // of its old name.
+        for name in removed {
+            self.remove(&mut draft, name);
+        }
+        let mut rejected = Vec::new();
+        for resource in updates {
+            if let Err(reason) = self.upsert(&mut draft, resource) {
+                let name = resource.name.clone();
+                tracing::warn!(name, "a resource is not usable: {reason}");
+                rejected.push(Rejected { name, reason });
+            }
+        }
+        self.feed.publish(draft.finish());
+        rejected
+    }
+}
+
+impl Handler {
+    fn upsert(&self, draft: &mut Draft, resource: &Resource) -> Result<(), String> {
+        match self.kind {
+            Kind::Policy => {
+                let message: proto::Authorization = decode(resource)?;
+                named(resource, &message.namespace, &message.name)?;
+                draft.upsert_policy(&message);
+                Ok(())
+            }
+            Kind::Waypoint => {
+                let message: proto::Waypoint = decode(resource)?;
+                draft.set_waypoint(&message).map_err(|e| e.to_string())
+            }
+            Kind::Labels => {
+                let message: proto::WorkloadLabels = decode(resource)?;
+                if message.uid != resource.name {
+                    return Err(format!("the content is about {:?}", message.uid));
+                }
+                draft.upsert_labels(&message);
+                Ok(())
+            }
+            Kind::DestinationRule => {
+                let message: proto::DestinationRule = decode(resource)?;
+                named(resource, &message.namespace, &message.name)?;
+                draft
+                    .upsert_destination_rule(&message)
+                    .map_err(|e| e.to_string())
+            }
+            Kind::VirtualService => {
+                let message: proto::VirtualService = decode(resource)?;
+                named(resource, &message.namespace, &message.name)?;
+                draft
+                    .upsert_virtual_service(&message)
+                    .map_err(|e| e.to_string())
+            }
+        }
+    }
+
+    fn remove(&self, draft: &mut Draft, name: &str) {
+        match self.kind {
+            Kind::Policy => draft.remove_policy(name),
+            Kind::Waypoint => draft.clear_waypoint(),
+            Kind::Labels => draft.remove_labels(name),
+            Kind::DestinationRule => draft.remove_destination_rule(name),
+            Kind::VirtualService => draft.remove_virtual_service(name),
+        }
+    }
+}
+
+/// A resource under a foreign name could never be removed again.
+fn named(resource: &Resource, namespace: &str, name: &str) -> Result<(), String> {
+    let content = format!("{namespace}/{name}");
+    if resource.name == content {
+        return Ok(());
+    }
+    Err(format!("the resource's content is named {content:?}"))
+}

@@ -1,0 +1,93 @@
+//! Requests: from a tunnel, through one ordered function, to an endpoint and back.
+
+mod body;
+mod exchange;
+mod forward;
+mod pipeline;
+mod reply;
+mod sanitise;
+mod upgrade;
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+pub use body::{ReplyBody, RequestBody};
+pub use exchange::Exchange;
+pub(crate) use exchange::RequestFacts;
+
+use crate::session::Session;
+use crate::stream::{Pinned, Stream};
+use crate::upstream::LocalExecutor;
+
+/// A connection without a request for so long is closed (Envoy's default).
+const IDLE: Duration = Duration::from_secs(3600);
+/// Request head: 60 KiB and 100 fields, as Envoy; more is answered with 431.
+const HEAD: usize = 60 * 1024;
+const FIELDS: usize = 100;
+const STREAMS: u32 = 1000;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Serves HTTP/1.1 until the caller or a drain ends it.
+pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
+    let life = session.worker.scope.lifetime();
+    let service = {
+        let session = session.clone();
+        service_fn(move |request| {
+            let session = session.clone();
+            async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
+        })
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(HEAD + 4096)
+        .max_headers(FIELDS)
+        .half_close(true)
+        .serve_connection(TokioIo::new(Pinned::new(stream)), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = life.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// Serves HTTP/2 with prior knowledge until the caller or a drain ends it.
+pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
+    let life = session.worker.scope.lifetime();
+    let executor = LocalExecutor(session.worker.scope.clone());
+    let service = service_fn(move |request| {
+        let session = session.clone();
+        async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
+    });
+    let connection = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = life.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended");
+    }
+}

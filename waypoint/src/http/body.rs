@@ -1,0 +1,184 @@
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::exchange::Exchange;
+use isobar_types::Reason;
+
+/// What is known of a request body while it flows.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Bytes taken from the caller.
+    pub(crate) bytes: Cell<u64>,
+    /// The caller went away in the middle.
+    pub(crate) broken: Cell<bool>,
+}
+
+/// A request body on its way to an endpoint.
+#[derive(Debug)]
+pub struct RequestBody {
+    inner: Option<Incoming>,
+    progress: Rc<Progress>,
+}
+
+impl RequestBody {
+    pub(crate) const fn new(inner: Option<Incoming>, progress: Rc<Progress>) -> Self {
+        Self { inner, progress }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(inner) = self.inner.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(inner).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    let bytes = &self.progress.bytes;
+                    bytes.set(bytes.get() + data.len() as u64);
+                }
+            }
+            Some(Err(_)) => self.progress.broken.set(true),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// Why a response body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The endpoint or its connection.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// The route's timeout.
+    #[error("the response was not complete within the route's timeout")]
+    Timeout,
+}
+
+enum Source {
+    Local(Option<Bytes>),
+    Upstream(Incoming),
+}
+
+/// A response body on its way to the caller; tells its exchange how it went.
+pub struct ReplyBody {
+    source: Source,
+    deadline: Option<Pin<Box<Sleep>>>,
+    exchange: Option<Exchange>,
+}
+
+impl ReplyBody {
+    pub(crate) const fn local(body: Bytes, exchange: Exchange) -> Self {
+        Self {
+            source: Source::Local(Some(body)),
+            deadline: None,
+            exchange: Some(exchange),
+        }
+    }
+
+    /// No body, and no record to keep: somebody else keeps it.
+    pub(crate) const fn bare() -> Self {
+        Self {
+            source: Source::Local(None),
+            deadline: None,
+            exchange: None,
+        }
+    }
+
+    pub(crate) const fn upstream(
+        body: Incoming,
+        deadline: Option<Pin<Box<Sleep>>>,
+        exchange: Exchange,
+    ) -> Self {
+        Self {
+            source: Source::Upstream(body),
+            deadline,
+            exchange: Some(exchange),
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(deadline) = this.deadline.as_mut()
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            this.deadline = None;
+            if let Some(exchange) = &mut this.exchange {
+                exchange.failed(Reason::UpstreamTimeout);
+            }
+            return Poll::Ready(Some(Err(BodyError::Timeout)));
+        }
+        let frame = match &mut this.source {
+            Source::Local(body) => body
+                .take()
+                .filter(|b| !b.is_empty())
+                .map(|b| Ok(Frame::data(b))),
+            Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+        };
+        if let Some(exchange) = &mut this.exchange {
+            exchange.frame(frame.as_ref().map(Result::as_ref));
+        }
+        Poll::Ready(frame.map(|f| f.map_err(BodyError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Local(body) => body.as_ref().is_none_or(Bytes::is_empty),
+            Source::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |b| b.len() as u64))
+            }
+            Source::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        // The server stops asking once nothing can follow.
+        if self.is_end_stream()
+            && let Some(exchange) = &mut self.exchange
+        {
+            exchange.complete();
+        }
+    }
+}

@@ -1,0 +1,190 @@
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::http::{HeaderMap, HeaderValue, Method, Version};
+use bytes::Bytes;
+use http_body::Frame;
+use isobar_runtime::LocalScope;
+use isobar_state::{Service, Workload};
+use isobar_types::Reason;
+
+use super::body::Progress;
+use crate::access_log::HttpLine;
+use crate::attribution::Attributed;
+use crate::endpoint::{Busy, Endpoint};
+use crate::session::Session;
+
+/// One request and its answer, for the log line and the metrics written when it is over. Whatever
+/// way it ends, dropping this reports it once.
+pub struct Exchange {
+    session: Rc<Session>,
+    /// When the head had arrived.
+    pub started: Instant,
+    at: jiff::Timestamp,
+    pub(crate) request: RequestFacts,
+    pub(crate) progress: Rc<Progress>,
+    pub(crate) caller: Option<Arc<Attributed>>,
+    pub(crate) route_name: String,
+    pub(crate) cluster: String,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) busy: Option<Busy>,
+    pub(crate) upstream_time: Option<Duration>,
+    pub(crate) code: u16,
+    pub(crate) grpc_status: Option<String>,
+    pub(crate) reason: Reason,
+    pub(crate) delayed: bool,
+    pub(crate) detail: String,
+    pub(crate) failure: String,
+    pub(crate) response_head: usize,
+    bytes_sent: u64,
+    over: bool,
+}
+
+/// What the log wants of the request's head, before it is changed.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestFacts {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) version: Version,
+    pub(crate) authority: String,
+    pub(crate) forwarded_for: Option<HeaderValue>,
+    pub(crate) user_agent: Option<HeaderValue>,
+    pub(crate) request_id: Option<HeaderValue>,
+    pub(crate) grpc: bool,
+    pub(crate) head: usize,
+}
+
+impl Exchange {
+    pub(crate) fn new(session: Rc<Session>, request: RequestFacts) -> Self {
+        Self {
+            session,
+            started: Instant::now(),
+            at: jiff::Timestamp::now(),
+            request,
+            progress: Rc::default(),
+            caller: None,
+            route_name: String::new(),
+            cluster: String::new(),
+            service: None,
+            endpoint: None,
+            busy: None,
+            upstream_time: None,
+            code: 0,
+            grpc_status: None,
+            // Until something better is known: whoever drops this went away.
+            reason: Reason::DownstreamReset,
+            delayed: false,
+            detail: String::new(),
+            failure: String::new(),
+            response_head: 0,
+            bytes_sent: 0,
+            over: false,
+        }
+    }
+
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.bytes_sent += bytes as u64;
+    }
+
+    /// Notes what passes of the response body.
+    pub(crate) fn frame(&mut self, frame: Option<Result<&Frame<Bytes>, &hyper::Error>>) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.sent(data.len());
+                }
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.note_grpc_status(trailers);
+                }
+            }
+            Some(Err(_)) => self.failed(Reason::UpstreamReset),
+            None => self.complete(),
+        }
+    }
+
+    pub(crate) fn scope(&self) -> Rc<LocalScope> {
+        self.session.worker.scope.clone()
+    }
+
+    pub(crate) fn note_grpc_status(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get("grpc-status").and_then(|v| v.to_str().ok()) {
+            self.grpc_status = Some(status.to_owned());
+        }
+    }
+
+    /// The body is through; a reason noted before stays.
+    pub(crate) fn complete(&mut self) {
+        if self.reason == Reason::DownstreamReset {
+            self.reason = Reason::Complete;
+        }
+    }
+
+    pub(crate) fn failed(&mut self, reason: Reason) {
+        self.reason = reason;
+    }
+
+    /// Envoy's flags, `-` for none.
+    pub(crate) fn flags(&self) -> String {
+        match (self.delayed, self.reason.flag()) {
+            (true, "-") => Reason::DelayInjected.flag().to_owned(),
+            (true, flag) => format!("{},{flag}", Reason::DelayInjected.flag()),
+            (false, flag) => flag.to_owned(),
+        }
+    }
+
+    pub(crate) fn destination(&self) -> SocketAddr {
+        self.session.addressed.destination
+    }
+
+    pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
+        self.endpoint.as_ref().map(|e| &e.workload)
+    }
+
+    fn report(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let worker = &self.session.worker;
+        let duration = self.started.elapsed();
+        let flags = self.flags();
+        worker.metrics.request(&crate::metrics::Request {
+            caller: self.caller.as_deref(),
+            peer: &self.session.peer.identity,
+            service: self.service.as_deref(),
+            workload: self.workload().map(|w| &**w),
+            grpc: self.request.grpc,
+            grpc_status: self.grpc_status.as_deref(),
+            code: self.code,
+            flags: &flags,
+            duration,
+            request_bytes: self.request.head as u64 + self.progress.bytes.get(),
+            response_bytes: self.response_head as u64 + self.bytes_sent,
+        });
+        worker.access_log.http(&HttpLine {
+            start: self.at,
+            request: &self.request,
+            code: self.code,
+            flags: &flags,
+            detail: &self.detail,
+            failure: &self.failure,
+            bytes_received: self.progress.bytes.get(),
+            bytes_sent: self.bytes_sent,
+            duration,
+            upstream_time: self.upstream_time,
+            upstream: self.endpoint.as_ref().map(|e| e.address),
+            cluster: &self.cluster,
+            local: self.destination(),
+            remote: self.session.peer.address,
+            route: &self.route_name,
+        });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.report();
+    }
+}

@@ -1,0 +1,213 @@
+//! The order in which one request is dealt with.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::header::{CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
+use ::http::request::Parts;
+use ::http::{HeaderMap, Request, Response, StatusCode};
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use isobar_route::{
+    AbortWith, Action, Caller, HttpCall, HttpDecision, Preflight, Taken, authorize_http, match_http,
+};
+use isobar_types::Reason;
+
+use super::body::ReplyBody;
+use super::exchange::{Exchange, RequestFacts};
+use super::forward::{Plan, forward};
+use super::reply::{self, Local};
+use super::sanitise::{self, Clean, REQUEST_ID};
+use crate::attribution::Attributed;
+use crate::session::Session;
+use crate::world::View;
+
+/// A request on its way through.
+pub(super) struct Flow {
+    pub(super) session: Rc<Session>,
+    pub(super) view: View,
+    pub(super) caller: Arc<Attributed>,
+    pub(super) clean: Clean,
+    pub(super) parts: Parts,
+    pub(super) body: Incoming,
+    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) exchange: Exchange,
+}
+
+/// Answers one request. Whatever happens there is an answer, and one record of it.
+pub(super) async fn handle(
+    session: Rc<Session>,
+    mut request: Request<Incoming>,
+) -> Response<ReplyBody> {
+    let mut exchange = Exchange::new(session.clone(), facts(&request));
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let (mut parts, body) = request.into_parts();
+    let clean = match sanitise::clean(&mut parts) {
+        Ok(clean) => clean,
+        Err(local) => return local.respond(exchange),
+    };
+    exchange.request.request_id = parts.headers.get(&REQUEST_ID).cloned();
+    exchange.request.authority.clone_from(&clean.authority);
+    let caller = session.caller(&session.worker.world.view()).await;
+    // The look at the caller may have waited: what is decided below sees the newest state.
+    let view = session.worker.world.view();
+    exchange.caller = Some(caller.clone());
+    exchange.service = session.addressed.service().cloned();
+    let flow = Flow {
+        session,
+        view,
+        caller,
+        clean,
+        parts,
+        body,
+        upgrade,
+        exchange,
+    };
+    decide(flow).await
+}
+
+fn facts(request: &Request<Incoming>) -> RequestFacts {
+    let headers = request.headers();
+    let target = request.uri();
+    let path = target.path_and_query().map_or("/", |p| p.as_str());
+    let authority = target
+        .authority()
+        .map(|a| a.as_str())
+        .or_else(|| headers.get(HOST).and_then(|h| h.to_str().ok()));
+    RequestFacts {
+        method: request.method().clone(),
+        path: path.to_owned(),
+        version: request.version(),
+        authority: authority.unwrap_or("").to_owned(),
+        forwarded_for: headers.get("x-forwarded-for").cloned(),
+        user_agent: headers.get(USER_AGENT).cloned(),
+        request_id: None,
+        grpc: is_grpc(headers),
+        head: path.len() + reply::head_size(headers),
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|k| k.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
+}
+
+/// Route, then policy: a caller that may not come in does not learn which routes there are.
+async fn decide(mut flow: Flow) -> Response<ReplyBody> {
+    let key = flow.session.addressed.service().map(|s| s.key.clone());
+    let (decision, verdict) = {
+        let call = call_of(&flow);
+        let caller: &Caller = &flow.caller.caller;
+        let tables = &flow.view.tables;
+        let decision = match &key {
+            Some(service) => match_http(tables, service, &call, caller),
+            None => HttpDecision::Default,
+        };
+        (
+            decision,
+            authorize_http(tables, key.as_ref(), &call, caller),
+        )
+    };
+    match &decision {
+        HttpDecision::Default => flow.exchange.route_name = "default".to_owned(),
+        HttpDecision::Taken(taken) => flow.exchange.route_name = taken.name(),
+        HttpDecision::NoRoute => {}
+    }
+    if let Err(denied) = verdict {
+        tracing::debug!(%denied, "a request is refused");
+        return Local::denied(denied.code_detail()).respond(flow.exchange);
+    }
+    match decision {
+        HttpDecision::Default => forward(flow, Plan::default()).await,
+        HttpDecision::NoRoute => Local::no_route().respond(flow.exchange),
+        HttpDecision::Taken(taken) => act(flow, taken).await,
+    }
+}
+
+fn call_of(flow: &Flow) -> HttpCall<'_> {
+    HttpCall {
+        method: &flow.parts.method,
+        path: &flow.clean.path,
+        query: flow.clean.query.as_deref(),
+        authority: &flow.clean.authority,
+        scheme: flow.clean.scheme,
+        headers: &flow.parts.headers,
+        destination: flow.session.addressed.destination,
+    }
+}
+
+/// Faults, then cross-origin rules, then the rule's action: Envoy's filter order.
+async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
+    let route = taken.route();
+    if let Some(by) = route.fault.delay(rand::random()) {
+        flow.exchange.delayed = true;
+        tokio::time::sleep(by).await;
+    }
+    if let Some(with) = route.fault.abort(rand::random()) {
+        return abort(with).respond(flow.exchange);
+    }
+    let mut decorate = None;
+    if let Some(cors) = &route.cors {
+        match cors.check(&flow.parts.method, &flow.parts.headers) {
+            Preflight::None => {}
+            Preflight::Decorate(headers) => decorate = Some(headers),
+            Preflight::Answer(headers) => {
+                let mut local = Local::new(StatusCode::OK, Reason::Complete, "cors_preflight", "");
+                local.headers = headers;
+                return local.respond(flow.exchange);
+            }
+        }
+    }
+    match &route.action {
+        Action::Redirect(to) => {
+            let clean = &flow.clean;
+            let place = to.location(
+                clean.scheme,
+                &clean.authority,
+                &clean.path,
+                clean.query.as_deref(),
+            );
+            let status = StatusCode::from_u16(to.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+            let mut local = Local::new(status, Reason::Complete, "direct_response", "");
+            if let Ok(place) = HeaderValue::from_str(&place) {
+                local.headers.insert(::http::header::LOCATION, place);
+            }
+            route.response.apply(&mut local.headers);
+            local.respond(flow.exchange)
+        }
+        Action::Direct(direct) => {
+            let status = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::OK);
+            let mut local = Local::new(status, Reason::Complete, "direct_response", "");
+            local.body = Bytes::copy_from_slice(&direct.body);
+            route.response.apply(&mut local.headers);
+            local.respond(flow.exchange)
+        }
+        Action::Forward(_) => {
+            let plan = Plan {
+                taken: Some(taken),
+                decorate,
+            };
+            forward(flow, plan).await
+        }
+    }
+}
+
+fn abort(with: AbortWith) -> Local {
+    match with {
+        AbortWith::Http(code) => {
+            let status = StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+            let reason = Reason::FaultInjected;
+            Local::new(status, reason, "fault_filter_abort", "fault filter abort")
+        }
+        AbortWith::Grpc(code) => {
+            let reason = Reason::FaultInjected;
+            let mut local = Local::new(StatusCode::OK, reason, "fault_filter_abort", "");
+            let kind = HeaderValue::from_static("application/grpc");
+            local.headers.insert(CONTENT_TYPE, kind);
+            local.headers.insert("grpc-status", HeaderValue::from(code));
+            local
+        }
+    }
+}

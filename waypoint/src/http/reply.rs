@@ -1,0 +1,174 @@
+//! Answers of the waypoint itself, with Envoy's texts.
+
+use ::http::header::{CONTENT_TYPE, DATE, SERVER};
+use ::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use bytes::Bytes;
+use isobar_types::Reason;
+
+use super::body::ReplyBody;
+use super::exchange::Exchange;
+
+/// Value of `server` on every response.
+pub(super) const SERVER_NAME: HeaderValue = HeaderValue::from_static("isobar");
+
+/// A local answer in the making.
+pub(super) struct Local {
+    pub(super) status: StatusCode,
+    pub(super) reason: Reason,
+    /// Response code detail for the log.
+    pub(super) detail: String,
+    /// Transport failure for the log and the body.
+    pub(super) failure: String,
+    pub(super) body: Bytes,
+    pub(super) headers: HeaderMap,
+}
+
+impl Local {
+    pub(super) fn new(
+        status: StatusCode,
+        reason: Reason,
+        detail: &str,
+        body: &'static str,
+    ) -> Self {
+        Self {
+            status,
+            reason,
+            detail: detail.to_owned(),
+            failure: String::new(),
+            body: Bytes::from_static(body.as_bytes()),
+            headers: HeaderMap::new(),
+        }
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            Reason::NoRoute,
+            "route_not_found",
+            "",
+        )
+    }
+
+    pub(super) fn no_cluster(why: String) -> Self {
+        let mut local = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Reason::NoCluster,
+            "cluster_not_found",
+            "",
+        );
+        local.failure = why;
+        local
+    }
+
+    pub(super) fn no_endpoint(why: String) -> Self {
+        let mut local = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Reason::NoHealthyUpstream,
+            "no_healthy_upstream",
+            "no healthy upstream",
+        );
+        local.failure = why;
+        local
+    }
+
+    pub(super) fn denied(detail: String) -> Self {
+        let mut local = Self::new(
+            StatusCode::FORBIDDEN,
+            Reason::PolicyDenied,
+            "",
+            "RBAC: access denied",
+        );
+        local.detail = detail;
+        local
+    }
+
+    pub(super) fn bad_request(detail: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Reason::BadRequest, detail, "")
+    }
+
+    pub(super) fn timeout() -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            Reason::UpstreamTimeout,
+            "response_timeout",
+            "upstream request timeout",
+        )
+    }
+
+    /// The endpoint could not be reached, or went away.
+    pub(super) fn upstream(reason: Reason, failure: String) -> Self {
+        let what = match reason {
+            Reason::UpstreamReset => "connection termination",
+            Reason::UpstreamProtocol => "protocol error",
+            Reason::UpstreamConnectTimeout => "connection timeout",
+            _ => "remote connection failure",
+        };
+        let body = format!(
+            "upstream connect error or disconnect/reset before headers. reset reason: {what}"
+        );
+        let mut local = Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, "", "");
+        local.detail = format!(
+            "upstream_reset_before_response_started{{{}}}",
+            what.replace(' ', "_")
+        );
+        local.failure = failure;
+        local.body = body.into();
+        local
+    }
+
+    /// Finishes the exchange's record and builds the response. A gRPC caller gets its status in
+    /// trailers-only form.
+    pub(super) fn respond(self, mut exchange: Exchange) -> Response<ReplyBody> {
+        exchange.reason = self.reason;
+        exchange.detail = self.detail;
+        exchange.failure = self.failure;
+        let mut headers = self.headers;
+        headers.insert(SERVER, SERVER_NAME);
+        headers.remove(DATE);
+        let (status, body) = if exchange.request.grpc {
+            let code = grpc_status(self.status);
+            exchange.grpc_status = Some(code.to_string());
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from(code));
+            let text = String::from_utf8_lossy(&self.body).into_owned();
+            if let Ok(message) = HeaderValue::from_str(&text)
+                && !text.is_empty()
+            {
+                headers.insert("grpc-message", message);
+            }
+            (StatusCode::OK, Bytes::new())
+        } else {
+            if !self.body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            }
+            (self.status, self.body)
+        };
+        exchange.code = status.as_u16();
+        exchange.response_head = head_size(&headers);
+        let mut response = Response::new(ReplyBody::local(body, exchange));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// Envoy's mapping of local answers for gRPC callers.
+pub(super) const fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        200 => 0,
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// Bytes of a head's fields, about as they were on the wire.
+pub(super) fn head_size(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum()
+}

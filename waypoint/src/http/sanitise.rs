@@ -1,0 +1,224 @@
+//! Before anything looks at a request: refuse what is ambiguous, remove what only we may say.
+
+use ::http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use ::http::request::Parts;
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use isobar_route::path;
+
+use super::reply::Local;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Headers that only a proxy of the mesh may set; a caller's own are removed.
+const OURS_ALONE: [&str; 6] = [
+    "x-forwarded-client-cert",
+    "x-forwarded-host",
+    "x-istio-source",
+    "x-istio-attributes",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// The one view of a request that policy, routes and log share.
+#[derive(Debug, Clone)]
+pub(super) struct Clean {
+    pub(super) path: String,
+    pub(super) query: Option<String>,
+    pub(super) authority: String,
+    pub(super) scheme: &'static str,
+    /// The protocol a caller wants to change to.
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
+/// Checks and cleans a head in place.
+///
+/// # Errors
+/// The answer for a request that is refused.
+pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
+    if matches!(parts.version, Version::HTTP_10 | Version::HTTP_09) {
+        let status = StatusCode::UPGRADE_REQUIRED;
+        let reason = isobar_types::Reason::BadRequest;
+        return Err(Local::new(status, reason, "low_version", ""));
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Local::bad_request("connect_not_supported"));
+    }
+    framing(parts)?;
+    let authority = authority(parts)?;
+    let path = path::normalise(parts.uri.path())
+        .map_err(|_| Local::bad_request("path_normalization_failed"))?
+        .into_owned();
+    let query = parts.uri.query().map(str::to_owned);
+    let upgrade = hop_by_hop(&mut parts.headers, parts.version);
+    for name in OURS_ALONE {
+        parts.headers.remove(name);
+    }
+    remove_envoy(&mut parts.headers);
+    let scheme = forwarded_proto(&mut parts.headers);
+    if !parts.headers.contains_key(&REQUEST_ID) {
+        parts.headers.insert(REQUEST_ID, new_id());
+    }
+    Ok(Clean {
+        path,
+        query,
+        authority,
+        scheme,
+        upgrade,
+    })
+}
+
+/// One length, or chunks, never both: whoever disagrees about where a request ends can smuggle.
+fn framing(parts: &Parts) -> Result<(), Local> {
+    let headers = &parts.headers;
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lengths.next();
+    if let Some(first) = first {
+        let digits = !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
+        if !digits || lengths.any(|other| other != first) {
+            return Err(Local::bad_request("http1.content_length_malformed"));
+        }
+    }
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        let chunked = encoding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !chunked || encodings.next().is_some() || parts.version != Version::HTTP_11 {
+            return Err(Local::bad_request("http1.invalid_transfer_encoding"));
+        }
+        if first.is_some() {
+            return Err(Local::bad_request("http1.content_length_not_allowed"));
+        }
+    }
+    Ok(())
+}
+
+/// The target's authority wins over `host` (RFC 9112 §3.2.2); several hosts are none.
+fn authority(parts: &Parts) -> Result<String, Local> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Local::bad_request("several_hosts"));
+    }
+    let host = host.map(|h| h.to_str().unwrap_or(""));
+    let own = parts.uri.authority().map(::http::uri::Authority::as_str);
+    if parts.version == Version::HTTP_2
+        && let (Some(host), Some(own)) = (host, own)
+        && !host.eq_ignore_ascii_case(own)
+    {
+        return Err(Local::bad_request("host_differs_from_authority"));
+    }
+    own.or(host)
+        .and_then(|text| path::normalise_authority(text, "http"))
+        .ok_or_else(|| Local::bad_request("invalid_authority"))
+}
+
+/// Removes what is meant for this hop only; returns the upgrade asked for.
+fn hop_by_hop(headers: &mut HeaderMap, version: Version) -> Option<HeaderValue> {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    let upgrade = headers
+        .get(UPGRADE)
+        .filter(|_| version == Version::HTTP_11 && named.contains(&UPGRADE))
+        .cloned();
+    let trailers = headers
+        .get_all(TE)
+        .iter()
+        .any(|v| v.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    for name in named {
+        // A caller must not make us drop what routing and policy have to see.
+        if ![HOST, CONTENT_LENGTH, TRAILER].contains(&name) && !is_pseudo_identity(&name) {
+            headers.remove(name);
+        }
+    }
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+    if trailers && version == Version::HTTP_2 {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    upgrade
+}
+
+fn is_pseudo_identity(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-forwarded-") || *name == REQUEST_ID
+}
+
+/// Same for a response.
+pub(super) fn clean_response(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// `x-envoy-*` steers Envoys behind us; a caller has no say in that.
+fn remove_envoy(headers: &mut HeaderMap) {
+    let theirs: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-envoy-"))
+        .cloned()
+        .collect();
+    for name in theirs {
+        headers.remove(name);
+    }
+}
+
+/// Keeps a plain statement of a gateway in front of us, says `http` otherwise.
+fn forwarded_proto(headers: &mut HeaderMap) -> &'static str {
+    let said = headers.get(&FORWARDED_PROTO).map(HeaderValue::as_bytes);
+    let scheme = if said == Some(b"https") {
+        "https"
+    } else {
+        "http"
+    };
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    scheme
+}
+
+/// A random UUID, version 4.
+fn new_id() -> HeaderValue {
+    let bits = (rand::random::<u128>() & !(0xf000_u128 << 64) & !(0xc000_u128 << 48))
+        | (0x4000_u128 << 64)
+        | (0x8000_u128 << 48);
+    let hex = format!("{bits:032x}");
+    let text = format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    );
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}

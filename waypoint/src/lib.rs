@@ -1,0 +1,26 @@
+//! The waypoint: ends HBONE, looks at requests, applies routes and policies, and goes on over HBONE.
+//!
+//! One request takes this way: [`target`] (what was dialled, and is it ours?) → [`protocol`] (HTTP or
+//! opaque) → [`http`] (normalise, who calls, route, authorise, choose an endpoint, send) or [`tcp`].
+//! Each worker thread has its own listener, its own upstream connections and its own turns; what they
+//! share is the snapshot and the tables in [`world`].
+
+#![forbid(unsafe_code)]
+
+pub mod access_log;
+pub mod admin;
+pub mod attribution;
+pub mod config;
+pub mod endpoint;
+pub mod feed;
+pub mod http;
+pub mod listener;
+pub mod metrics;
+pub mod protocol;
+pub mod run;
+pub mod session;
+pub mod stream;
+pub mod target;
+pub mod tcp;
+pub mod upstream;
+pub mod world;

@@ -1,0 +1,275 @@
+//! Istio's standard metrics, as a waypoint reports them (`reporter="waypoint"`).
+
+use std::fmt;
+use std::time::Duration;
+
+use isobar_route::Caller;
+use isobar_state::{Service, Workload};
+use isobar_telemetry::Registry;
+use isobar_types::{Identity, Str};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::attribution::Attributed;
+
+const UNKNOWN: &str = "unknown";
+/// Envoy's buckets; they apply to bytes too.
+const BUCKETS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+/// Label names in Istio's order. The last two are there for requests only.
+const NAMES: [&str; 25] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_service",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "response_code",
+    "grpc_response_status",
+];
+/// Labels that opaque connections have too.
+const COMMON: usize = 23;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Labels(Vec<Str>);
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, value) in NAMES.iter().zip(&self.0) {
+            (*name, &**value).encode(encoder.encode_label())?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct EnvoyBuckets;
+
+impl MetricConstructor<Histogram> for EnvoyBuckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(BUCKETS)
+    }
+}
+
+type Histograms = Family<Labels, Histogram, EnvoyBuckets>;
+
+/// Counters of the process; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<Labels, Counter>,
+    duration: Histograms,
+    request_bytes: Histograms,
+    response_bytes: Histograms,
+    opened: Family<Labels, Counter>,
+    closed: Family<Labels, Counter>,
+    received: Family<Labels, Counter>,
+    sent: Family<Labels, Counter>,
+    refused: Family<Vec<(&'static str, &'static str)>, Counter>,
+}
+
+/// One request at its end.
+pub(crate) struct Request<'a> {
+    pub(crate) caller: Option<&'a Attributed>,
+    pub(crate) peer: &'a Identity,
+    pub(crate) service: Option<&'a Service>,
+    pub(crate) workload: Option<&'a Workload>,
+    pub(crate) grpc: bool,
+    pub(crate) grpc_status: Option<&'a str>,
+    pub(crate) code: u16,
+    pub(crate) flags: &'a str,
+    pub(crate) duration: Duration,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+}
+
+/// One opaque connection.
+pub(crate) struct TcpConnection<'a> {
+    pub(crate) caller: Option<&'a Attributed>,
+    pub(crate) peer: &'a Identity,
+    pub(crate) service: Option<&'a Service>,
+    pub(crate) workload: Option<&'a Workload>,
+}
+
+/// Byte counters of one open connection.
+pub(crate) struct TcpBytes {
+    received: Counter,
+    sent: Counter,
+    told: std::cell::Cell<(u64, u64)>,
+}
+
+impl TcpBytes {
+    /// Brings the counters up to these totals.
+    pub(crate) fn advance(&self, received: u64, sent: u64) {
+        let (had_received, had_sent) = self.told.replace((received, sent));
+        self.received.inc_by(received.saturating_sub(had_received));
+        self.sent.inc_by(sent.saturating_sub(had_sent));
+    }
+}
+
+impl Metrics {
+    /// Registers everything.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        let histogram = |name: &str, help: &str| {
+            registry.register(name, help, Histograms::new_with_constructor(EnvoyBuckets))
+        };
+        let counter = |name: &str, help: &str| registry.register(name, help, Family::default());
+        Self {
+            requests: counter("istio_requests", "Requests answered"),
+            duration: histogram(
+                "istio_request_duration_milliseconds",
+                "Time from a request's head to the end of its response",
+            ),
+            request_bytes: histogram("istio_request_bytes", "Size of requests, heads included"),
+            response_bytes: histogram("istio_response_bytes", "Size of responses, heads included"),
+            opened: counter("istio_tcp_connections_opened", "Opaque connections opened"),
+            closed: counter("istio_tcp_connections_closed", "Opaque connections closed"),
+            received: counter("istio_tcp_received_bytes", "Bytes of callers to endpoints"),
+            sent: counter("istio_tcp_sent_bytes", "Bytes of endpoints to callers"),
+            refused: registry.register(
+                "isobar_tunnels_refused",
+                "Tunnels refused before anything was sent",
+                Family::default(),
+            ),
+        }
+    }
+
+    /// Counts a tunnel that was refused.
+    pub fn refused(&self, reason: isobar_types::Reason) {
+        let labels = vec![("reason", reason.as_str())];
+        self.refused.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn request(&self, request: &Request<'_>) {
+        let protocol = if request.grpc { "grpc" } else { "http" };
+        let connection = TcpConnection {
+            caller: request.caller,
+            peer: request.peer,
+            service: request.service,
+            workload: request.workload,
+        };
+        let mut labels = labels(&connection, protocol, request.flags);
+        labels.push(request.code.to_string().into());
+        labels.push(request.grpc_status.unwrap_or("").into());
+        let labels = Labels(labels);
+        self.requests.get_or_create(&labels).inc();
+        let millis = request.duration.as_secs_f64() * 1000.0;
+        self.duration.get_or_create(&labels).observe(millis);
+        self.request_bytes
+            .get_or_create(&labels)
+            .observe(approximate(request.request_bytes));
+        self.response_bytes
+            .get_or_create(&labels)
+            .observe(approximate(request.response_bytes));
+    }
+
+    pub(crate) fn tcp_opened(&self, connection: &TcpConnection<'_>) -> TcpBytes {
+        let labels = Labels(labels(connection, "tcp", "-"));
+        self.opened.get_or_create(&labels).inc();
+        TcpBytes {
+            received: self.received.get_or_create(&labels).clone(),
+            sent: self.sent.get_or_create(&labels).clone(),
+            told: std::cell::Cell::default(),
+        }
+    }
+
+    pub(crate) fn tcp_closed(&self, connection: &TcpConnection<'_>, flags: &str) {
+        let labels = Labels(labels(connection, "tcp", flags));
+        self.closed.get_or_create(&labels).inc();
+    }
+}
+
+/// Histograms count in floating point; sizes beyond 2^53 lose nothing that matters.
+#[expect(clippy::cast_precision_loss, reason = "a size for a histogram")]
+const fn approximate(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+fn labels(c: &TcpConnection<'_>, protocol: &str, flags: &str) -> Vec<Str> {
+    let known = |text: Option<&Str>| -> Str {
+        text.filter(|t| !t.is_empty())
+            .cloned()
+            .unwrap_or_else(|| UNKNOWN.into())
+    };
+    let source = c.caller.and_then(|c| c.workload.as_deref());
+    let identity = c.caller.map_or(Some(c.peer), |c| {
+        let caller: &Caller = &c.caller;
+        caller.identity.as_ref()
+    });
+    let of = |w: Option<&Workload>, field: fn(&Workload) -> &Str| known(w.map(field));
+    let to = c.workload;
+    let revision = |w: Option<&Workload>| match w {
+        Some(w) if w.canonical_revision.is_empty() => "latest".into(),
+        other => of(other, |w| &w.canonical_revision),
+    };
+    let mut out: Vec<Str> = Vec::with_capacity(NAMES.len());
+    out.push("waypoint".into());
+    out.push(of(source, |w| &w.workload_name));
+    out.push(of(source, |w| &w.canonical_name));
+    out.push(revision(source));
+    out.push(known(identity.map(|i| &i.namespace)));
+    out.push(identity.map_or_else(|| UNKNOWN.into(), |i| i.to_string().into()));
+    out.push(of(source, |w| &w.canonical_name));
+    out.push(of(source, |w| &w.canonical_revision));
+    out.push(of(source, |w| &w.cluster_id));
+    out.push(of(to, |w| &w.workload_name));
+    out.push(of(to, |w| &w.namespace));
+    out.push(to.map_or_else(|| UNKNOWN.into(), |w| w.identity().to_string().into()));
+    out.push(of(to, |w| &w.canonical_name));
+    out.push(of(to, |w| &w.canonical_revision));
+    out.push(known(c.service.map(|s| &s.key.hostname)));
+    out.push(of(to, |w| &w.canonical_name));
+    out.push(revision(to));
+    out.push(known(c.service.map(|s| &s.name)));
+    out.push(known(c.service.map(|s| &s.key.namespace)));
+    out.push(of(to, |w| &w.cluster_id));
+    out.push(protocol.into());
+    out.push(flags.into());
+    let mutual = identity.is_some() && to.is_some();
+    out.push(if mutual {
+        "mutual_tls".into()
+    } else {
+        UNKNOWN.into()
+    });
+    debug_assert_eq!(out.len(), COMMON);
+    out
+}

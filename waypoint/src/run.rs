@@ -1,0 +1,339 @@
+//! From start to end: what comes up in which order, and how it goes down.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_hbone::{Certificates, Pool as Tunnels, PoolOptions};
+use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope, Scope, Workers};
+use isobar_telemetry::logging::LogControl;
+use isobar_telemetry::{HttpServer, Ready, Registry, standard};
+use isobar_tls::WorkloadCertificate;
+use isobar_types::Identity;
+use isobar_xds::{
+    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, Store, SyncStatus,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access_log::AccessLog;
+use crate::admin::{self, Admin};
+use crate::config::Config;
+use crate::endpoint::Turns;
+use crate::feed::Feed;
+use crate::listener;
+use crate::metrics::Metrics;
+use crate::session::Worker;
+use crate::upstream::{Dial, HboneDialer, Pool};
+use crate::world::{Own, World};
+
+/// For control tasks once traffic has ended.
+const CONTROL_DRAIN: Duration = Duration::from_secs(1);
+/// Between looks for connections nobody uses.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Why the process cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct RunError {
+    /// What was wanted.
+    pub what: &'static str,
+    /// What the system said.
+    #[source]
+    pub source: std::io::Error,
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> RunError {
+    move |source| RunError { what, source }
+}
+
+/// Certificates of the manager, for tunnels.
+pub struct Fetch(pub Arc<dyn CertSource>);
+
+impl Certificates for Fetch {
+    fn fetch<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Arc<WorkloadCertificate>, String>> + 'a>>
+    {
+        Box::pin(async move { self.0.fetch(identity).await.map_err(|e| e.to_string()) })
+    }
+}
+
+/// Runs until a signal or `/quitquitquit`, drains and returns. The calling thread becomes the control
+/// runtime.
+///
+/// # Errors
+/// When the process cannot start.
+pub fn run(config: Config, logging: LogControl) -> Result<(), RunError> {
+    if let Err(error) = isobar_net::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(system("control runtime"))?;
+    let workers = Workers::start("waypoint", config.workers).map_err(system("worker threads"))?;
+    let handles = workers.all().to_vec();
+    let result = runtime.block_on(control(Arc::new(config), handles, logging));
+    workers.join();
+    result
+}
+
+/// Who this process is.
+#[must_use]
+pub fn own(config: &Config) -> Own {
+    Own {
+        identity: Identity::new(
+            config.trust_domain.as_str(),
+            config.namespace.as_str(),
+            config.service_account.as_str(),
+        ),
+        pod: config.pod_name.as_str().into(),
+        ip: config.ip,
+        network: config.network.as_str().into(),
+        cluster_id: config.cluster_id.as_str().into(),
+    }
+}
+
+async fn control(
+    config: Arc<Config>,
+    workers: Vec<isobar_runtime::Worker>,
+    logging: LogControl,
+) -> Result<(), RunError> {
+    let end = Arc::new(LifetimeOwner::new());
+    let scope = Scope::new("control");
+    watch_signals(&scope, end.clone())?;
+
+    let registry = Registry::new();
+    registry.build_info("proxy", env!("CARGO_PKG_VERSION"));
+    let ready = Ready::new();
+    let synced = ready.gate("configuration");
+    let serving = ready.gate("listeners");
+    let certified = ready.gate("certificate");
+    let readiness = standard::readiness(ready);
+    let server = HttpServer::bind("readiness", &[config.readiness], readiness)
+        .map_err(system("readiness port"))?;
+    scope.spawn("readiness", server.run(scope.lifetime()));
+
+    let world = World {
+        own: Arc::new(own(&config)),
+        store: Store::default(),
+        feed: Feed::default(),
+    };
+    let sync = start_discovery(&scope, &config, &world);
+    let certificates = start_certificates(&scope, &config);
+    certificates.prefetch(&world.own.identity);
+    let metrics = Metrics::new(&registry);
+    let access_log = if config.access_log {
+        AccessLog::stdout().map_err(system("access log thread"))?
+    } else {
+        AccessLog::off()
+    };
+    let admin = Admin {
+        config: config.clone(),
+        world: world.clone(),
+        sync: sync.clone(),
+        certificates: certificates.clone(),
+    };
+    admin::serve(&scope, admin, &registry, logging, end.clone()).map_err(system("admin ports"))?;
+
+    let life = end.lifetime();
+    let source: Arc<dyn CertSource> = Arc::new(certificates);
+    tokio::select! {
+        () = life.draining() => {
+            scope.shutdown(CONTROL_DRAIN).await;
+            return Ok(());
+        }
+        () = sync.synced() => synced.pass(),
+    }
+    tracing::info!("the configuration is known");
+    let own_id = world.own.identity.clone();
+    let wait = source.clone();
+    scope.spawn("own certificate", async move {
+        while wait.fetch(&own_id).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        certified.pass();
+    });
+    let parts = Parts {
+        world,
+        metrics,
+        access_log,
+        certificates: source,
+        drain: config.drain,
+    };
+    let ended = start_workers(&config, &workers, &parts, &end).await?;
+    serving.pass();
+    tracing::info!(address = %config.hbone, "serving");
+    life.draining().await;
+    serving.close();
+    for worker in ended {
+        // A worker that is gone has drained.
+        let _ = worker.await;
+    }
+    end.stop();
+    scope.shutdown(CONTROL_DRAIN).await;
+    Ok(())
+}
+
+/// What every worker gets.
+#[derive(Clone)]
+struct Parts {
+    world: World,
+    metrics: Metrics,
+    access_log: AccessLog,
+    certificates: Arc<dyn CertSource>,
+    drain: Duration,
+}
+
+type Ended = tokio::sync::oneshot::Receiver<()>;
+
+async fn start_workers(
+    config: &Config,
+    workers: &[isobar_runtime::Worker],
+    parts: &Parts,
+    end: &LifetimeOwner,
+) -> Result<Vec<Ended>, RunError> {
+    let mut all = Vec::with_capacity(workers.len());
+    let shared = workers.len() > 1;
+    for worker in workers {
+        let (started, start) = tokio::sync::oneshot::channel();
+        let (gone, ended) = tokio::sync::oneshot::channel();
+        let (parts, life, address) = (parts.clone(), end.lifetime(), config.hbone);
+        worker
+            .run(move || async move {
+                let listener = match listener::listen(address, shared) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        // Whoever asked has gone if this fails.
+                        let _ = started.send(Err(error));
+                        return;
+                    }
+                };
+                let _ = started.send(Ok(()));
+                work(&parts, listener, life).await;
+                let _ = gone.send(());
+            })
+            .await;
+        let stopped = || std::io::Error::other("the worker has ended");
+        let outcome = start.await.unwrap_or_else(|_| Err(stopped()));
+        outcome.map_err(system("HBONE port"))?;
+        all.push(ended);
+    }
+    Ok(all)
+}
+
+/// One worker's life.
+async fn work(parts: &Parts, listener: tokio::net::TcpListener, life: Lifetime) {
+    let scope = Rc::new(LocalScope::new("waypoint"));
+    let fetch = Rc::new(Fetch(parts.certificates.clone()));
+    let tunnels = Tunnels::new(PoolOptions::default(), fetch);
+    let dialer = HboneDialer::new(parts.world.own.clone(), tunnels);
+    let worker = worker(
+        parts.world.clone(),
+        parts.metrics.clone(),
+        parts.access_log.clone(),
+        Rc::new(dialer),
+        scope.clone(),
+    );
+    let accepting = listener::accept(worker.clone(), listener, parts.certificates.clone());
+    scope.spawn("accept", accepting);
+    let sweeper = worker.clone();
+    let sweeping = scope.lifetime();
+    scope.spawn("sweep", async move {
+        loop {
+            tokio::select! {
+                () = sweeping.draining() => return,
+                () = tokio::time::sleep(SWEEP) => sweeper.pool.sweep(),
+            }
+        }
+    });
+    life.draining().await;
+    let orderly = scope.shutdown(parts.drain).await;
+    tracing::info!(orderly, "a worker has drained");
+}
+
+/// Puts one worker together; `dialer` reaches endpoints.
+#[must_use]
+pub fn worker(
+    world: World,
+    metrics: Metrics,
+    access_log: AccessLog,
+    dialer: Rc<dyn Dial>,
+    scope: Rc<LocalScope>,
+) -> Rc<Worker> {
+    let own_workload = Arc::new(world.own.as_workload());
+    Rc::new(Worker {
+        pool: Pool::new(dialer, scope.clone()),
+        turns: Turns::new(),
+        own_workload,
+        world,
+        scope,
+        metrics,
+        access_log,
+    })
+}
+
+fn watch_signals(scope: &Scope, end: Arc<LifetimeOwner>) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
+    scope.spawn("signals", async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("asked to end; draining");
+        end.drain();
+    });
+    Ok(())
+}
+
+fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus {
+    let mut metadata = serde_json::Map::new();
+    metadata.insert("NAME".into(), config.pod_name.clone().into());
+    metadata.insert("NAMESPACE".into(), config.namespace.clone().into());
+    metadata.insert("INSTANCE_IPS".into(), config.ip.to_string().into());
+    metadata.insert("NODE_NAME".into(), config.node.clone().into());
+    metadata.insert("CLUSTER_ID".into(), config.cluster_id.clone().into());
+    metadata.insert(
+        "SERVICE_ACCOUNT".into(),
+        config.service_account.clone().into(),
+    );
+    metadata.insert("GATEWAY_NAME".into(), config.gateway.clone().into());
+    let client = AdsClient::new(
+        AdsConfig {
+            address: config.xds_address.clone(),
+            roots: config.xds_roots.clone(),
+            alt_hostname: config.xds_name.clone(),
+            token: config.token.clone(),
+            cluster_id: config.cluster_id.clone(),
+            headers: Vec::new(),
+            node_id: config.node_id(),
+            metadata,
+        },
+        world.store.clone(),
+        world.feed.handlers(),
+    );
+    let status = client.status();
+    scope.spawn("discovery", client.run(scope.lifetime()));
+    status
+}
+
+fn start_certificates(scope: &Scope, config: &Config) -> CertManager {
+    let client = CaClient::new(CaConfig {
+        address: config.ca_address.clone(),
+        roots: config.ca_roots.clone(),
+        alt_hostname: config.ca_name.clone(),
+        token: config.token.clone(),
+        cluster_id: config.cluster_id.clone(),
+        headers: Vec::new(),
+        ttl: config.secret_ttl,
+        // A waypoint is nobody but itself.
+        impersonate: false,
+    });
+    let (manager, work) = CertManager::new(Arc::new(client), scope.lifetime());
+    scope.spawn("certificates", work);
+    manager
+}

@@ -1,0 +1,130 @@
+//! One tunnel: who called, what for, and what the worker holds to serve it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use isobar_runtime::LocalScope;
+use isobar_state::{AppProtocol, Workload};
+
+use crate::access_log::AccessLog;
+use crate::attribution::{Attributed, Peer, attribute, attribute_in_time};
+use crate::endpoint::Turns;
+use crate::metrics::Metrics;
+use crate::protocol::{Protocol, detect};
+use crate::stream::{Rewound, Stream};
+use crate::target::{Addressed, Target};
+use crate::upstream::Pool;
+use crate::world::{View, World};
+
+/// What one worker thread holds.
+pub struct Worker {
+    /// The shared state.
+    pub world: World,
+    /// Connections to endpoints.
+    pub pool: Pool,
+    /// Whose turn it is.
+    pub turns: Turns,
+    /// Tasks of this worker.
+    pub scope: Rc<LocalScope>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Where lines go.
+    pub access_log: AccessLog,
+    /// The source of reachability where the caller is not known.
+    pub own_workload: Arc<Workload>,
+}
+
+/// A tunnel that was accepted.
+pub struct Session {
+    /// The worker it lives on.
+    pub worker: Rc<Worker>,
+    /// Who called.
+    pub peer: Peer,
+    /// What for.
+    pub addressed: Addressed,
+    known: RefCell<Option<Known>>,
+}
+
+/// The caller as of some versions of snapshot and tables.
+#[derive(Clone)]
+struct Known {
+    versions: (u64, u64),
+    caller: Arc<Attributed>,
+}
+
+impl Session {
+    /// A session that has not looked at its caller yet.
+    #[must_use]
+    pub fn new(worker: Rc<Worker>, peer: Peer, addressed: Addressed) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            peer,
+            addressed,
+            known: RefCell::default(),
+        })
+    }
+
+    /// Serves `stream` to its end.
+    pub async fn serve<S: Stream>(self: Rc<Self>, mut stream: S) {
+        let protocol = match detect(self.declared(), &mut stream).await {
+            Ok((protocol, seen)) => (protocol, Rewound::new(seen, stream)),
+            Err(error) => {
+                tracing::debug!(%error, "a tunnel ended before it showed its protocol");
+                return;
+            }
+        };
+        match protocol {
+            (Protocol::Http1, stream) => crate::http::serve1(self, stream).await,
+            (Protocol::Http2, stream) => crate::http::serve2(self, stream).await,
+            (Protocol::Tcp, stream) => crate::tcp::serve(self, stream).await,
+        }
+    }
+
+    /// For a pod's own address: what the service on that port declares, if all that do agree.
+    fn declared(&self) -> Option<AppProtocol> {
+        let port = self.addressed.destination.port();
+        match &self.addressed.target {
+            Target::Service(service) => service.protocol(port),
+            Target::Workload(workload) => {
+                let snapshot = self.worker.world.store.load();
+                let mut declared = workload.services.iter().flat_map(|(key, ports)| {
+                    let service = snapshot.service(key);
+                    let on_port = ports.iter().filter(|(_, target)| *target == port);
+                    on_port
+                        .filter_map(move |(port, _)| service.and_then(|s| s.protocol(port)))
+                        .collect::<Vec<_>>()
+                });
+                let first = declared.next()?;
+                declared.all(|other| other == first).then_some(first)
+            }
+        }
+    }
+
+    /// The caller in this view; looked up again when something has changed. The first look may wait
+    /// for discovery.
+    pub async fn caller(&self, view: &View) -> Arc<Attributed> {
+        let versions = (view.snapshot.version(), view.tables.version());
+        let known = self.known.borrow().clone();
+        let caller = match known {
+            Some(known) if known.versions == versions => return known.caller,
+            Some(_) => attribute(view, &self.worker.world.own.network, &self.peer),
+            None => attribute_in_time(&self.worker.world, &self.peer).await,
+        };
+        let caller = Arc::new(caller);
+        *self.known.borrow_mut() = Some(Known {
+            versions,
+            caller: caller.clone(),
+        });
+        caller
+    }
+
+    /// From where endpoints are looked at: the caller, or this waypoint itself.
+    #[must_use]
+    pub fn source<'a>(&'a self, caller: &'a Attributed) -> &'a Workload {
+        caller
+            .workload
+            .as_deref()
+            .unwrap_or(&self.worker.own_workload)
+    }
+}

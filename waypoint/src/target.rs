@@ -1,0 +1,174 @@
+//! What a tunnel's authority means here, and whether this waypoint serves it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use isobar_state::inbound::Authority;
+use isobar_state::{GatewayAddress, GatewayDestination, Service, Workload};
+use isobar_types::{NetworkAddress, Reason};
+
+use crate::world::{Own, View};
+
+/// What a caller wants to reach.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// A service port.
+    Service(Arc<Service>),
+    /// A pod, by its own address: no other may answer.
+    Workload(Arc<Workload>),
+}
+
+/// A target with the address it was asked by.
+#[derive(Debug, Clone)]
+pub struct Addressed {
+    /// The object.
+    pub target: Target,
+    /// Address and port as dialled; for a host name the service's first address.
+    pub destination: SocketAddr,
+    /// The authority as sent.
+    pub authority: String,
+}
+
+/// Why a tunnel is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetRefusal {
+    /// HTTP status of the CONNECT reply.
+    pub status: u16,
+    /// For log and metric.
+    pub reason: Reason,
+    /// Names what is wrong.
+    pub detail: String,
+}
+
+fn refuse(status: u16, reason: Reason, detail: String) -> TargetRefusal {
+    TargetRefusal {
+        status,
+        reason,
+        detail,
+    }
+}
+
+/// Finds the object an authority names and makes sure that this waypoint serves it.
+///
+/// # Errors
+/// 400 for what is no authority, 404 for what is not known, 403 for what another waypoint serves,
+/// 503 before this waypoint knows itself.
+pub fn resolve(
+    view: &View,
+    own: &Own,
+    authority: &str,
+    caller_namespace: &str,
+) -> Result<Addressed, TargetRefusal> {
+    let parsed =
+        Authority::parse(authority).map_err(|e| refuse(400, Reason::BadRequest, e.to_string()))?;
+    let (target, destination) = find(view, own, &parsed, caller_namespace).ok_or_else(|| {
+        let detail = format!("{authority} is neither a service nor a pod of the mesh");
+        refuse(404, Reason::UnknownDestination, detail)
+    })?;
+    served(view, own, &target)?;
+    if let Target::Service(service) = &target {
+        has_port(service, destination.port())?;
+    }
+    Ok(Addressed {
+        target,
+        destination,
+        authority: authority.to_owned(),
+    })
+}
+
+fn find(
+    view: &View,
+    own: &Own,
+    authority: &Authority,
+    caller_namespace: &str,
+) -> Option<(Target, SocketAddr)> {
+    let snapshot = &view.snapshot;
+    match authority {
+        Authority::Address(to) => {
+            let at = NetworkAddress::new(own.network.clone(), to.ip());
+            let destination = SocketAddr::new(at.ip, to.port());
+            if let Some(service) = snapshot.service_by_vip(&at, Some(caller_namespace)) {
+                return Some((Target::Service(service.clone()), destination));
+            }
+            let workload = snapshot.workload_by_address(&at)?;
+            Some((Target::Workload(workload.clone()), destination))
+        }
+        Authority::Host { host, port } => {
+            let service = snapshot.service_by_hostname(host, Some(caller_namespace))?;
+            let first = service.vips.iter().find(|v| v.network == own.network);
+            let ip = first.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |v| v.ip);
+            Some((Target::Service(service.clone()), SocketAddr::new(ip, *port)))
+        }
+    }
+}
+
+fn has_port(service: &Service, port: u16) -> Result<(), TargetRefusal> {
+    if service.ports.target(port).is_some() {
+        return Ok(());
+    }
+    let detail = format!(
+        "service {} has no port {port}; its ports: {}",
+        service.key,
+        service.ports.listing()
+    );
+    Err(refuse(404, Reason::NoSuchPort, detail))
+}
+
+/// A waypoint serves what names it, of the kind of traffic its Gateway asks for.
+fn served(view: &View, own: &Own, target: &Target) -> Result<(), TargetRefusal> {
+    let Some(info) = view.tables.waypoint() else {
+        let detail = "this waypoint has not received its own description yet".to_owned();
+        return Err(refuse(503, Reason::WaypointNotReady, detail));
+    };
+    let (what, takes, names_us) = match target {
+        Target::Service(service) => {
+            let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+            let mut named = service.waypoint.iter().chain(weighted);
+            let ours = named.any(|gateway| is_us(view, own, gateway));
+            (format!("service {}", service.key), info.for_services, ours)
+        }
+        Target::Workload(workload) => {
+            let ours = workload.waypoint.iter().any(|g| is_us(view, own, g));
+            (
+                format!("pod {}", workload.display_name()),
+                info.for_workloads,
+                ours,
+            )
+        }
+    };
+    if !names_us {
+        let detail = format!("{what} does not use the waypoint {}", info.name);
+        return Err(refuse(403, Reason::WaypointNotAllowed, detail));
+    }
+    if !takes {
+        let detail = format!(
+            "the waypoint {} does not take this kind of traffic: see istio.io/waypoint-for",
+            info.name
+        );
+        return Err(refuse(403, Reason::WaypointNotAllowed, detail));
+    }
+    Ok(())
+}
+
+fn is_us(view: &View, own: &Own, gateway: &GatewayAddress) -> bool {
+    match &gateway.destination {
+        GatewayDestination::Hostname(host) => view.own_hostname().as_ref() == Some(host),
+        GatewayDestination::Address(at) => {
+            let own_address = NetworkAddress::new(own.network.clone(), own.ip);
+            let service = view.snapshot.service_by_vip(at, None);
+            *at == own_address
+                || service.is_some_and(|s| view.own_hostname().as_ref() == Some(&s.key))
+        }
+    }
+}
+
+impl Addressed {
+    /// Host name for logs and telemetry; `None` for a pod's own address.
+    #[must_use]
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match &self.target {
+            Target::Service(service) => Some(service),
+            Target::Workload(_) => None,
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Opaque connections: policy and routes by what TCP and TLS tell, then bytes.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isobar_hbone::{Plain, Progress, relay_counted};
+use isobar_route::{TcpCall, TcpDecision, authorize_tcp, choose, match_tcp};
+use isobar_state::Service;
+use isobar_types::{NamespacedHostname, Reason, Str};
+
+use crate::access_log::TcpLine;
+use crate::attribution::Attributed;
+use crate::endpoint::{Endpoint, Wanted};
+use crate::metrics::TcpConnection;
+use crate::session::Session;
+use crate::stream::{AnyStream, Stream};
+use crate::target::Target;
+use crate::world::View;
+
+/// Endpoints tried after the first.
+const RETRIES: usize = 2;
+/// Byte counters advance at least so often while a connection is open (Istio's default).
+const REPORT: Duration = Duration::from_secs(5);
+
+/// A connection that does not come about, or is cut.
+struct Ended {
+    reason: Reason,
+    detail: String,
+}
+
+impl Ended {
+    fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// What is known of the connection for its line.
+#[derive(Default)]
+struct Facts {
+    service: Option<Arc<Service>>,
+    cluster: String,
+    endpoint: Option<Endpoint>,
+}
+
+/// Serves one opaque connection to its end.
+pub async fn serve<S: Stream>(session: Rc<Session>, stream: S) {
+    let started = Instant::now();
+    let start = jiff::Timestamp::now();
+    let view = session.worker.world.view();
+    let caller = session.caller(&view).await;
+    let mut facts = Facts {
+        service: session.addressed.service().cloned(),
+        ..Facts::default()
+    };
+    let progress = Progress::default();
+    let opened = open(&session, &caller, &mut facts).await;
+    let ended = match opened {
+        Ok(upstream) => carry(&session, &caller, &facts, stream, upstream, &progress).await,
+        Err(ended) => ended,
+    };
+    let worker = &session.worker;
+    worker.access_log.tcp(&TcpLine {
+        start,
+        flags: ended.reason.flag(),
+        detail: &ended.detail,
+        bytes_received: progress.sent(),
+        bytes_sent: progress.received(),
+        duration: started.elapsed(),
+        upstream: facts.endpoint.as_ref().map(|e| e.address),
+        cluster: &facts.cluster,
+        local: session.addressed.destination,
+        remote: session.peer.address,
+    });
+}
+
+fn service_key(session: &Session) -> Option<NamespacedHostname> {
+    session.addressed.service().map(|s| s.key.clone())
+}
+
+fn permitted(session: &Session, view: &View, caller: &Attributed) -> Result<(), String> {
+    let key = service_key(session);
+    let call = call(session.addressed.destination);
+    authorize_tcp(&view.tables, key.as_ref(), &call, &caller.caller)
+        .map(|_| ())
+        .map_err(|denied| denied.code_detail())
+}
+
+const fn call(destination: SocketAddr) -> TcpCall<'static> {
+    TcpCall {
+        destination,
+        sni: None,
+    }
+}
+
+async fn open(
+    session: &Session,
+    caller: &Attributed,
+    facts: &mut Facts,
+) -> Result<AnyStream, Ended> {
+    let view = session.worker.world.view();
+    permitted(session, &view, caller).map_err(|why| Ended::new(Reason::PolicyDenied, why))?;
+    let mut tried: Vec<Str> = Vec::new();
+    loop {
+        let endpoint = endpoint(session, &view, caller, facts, &tried)?;
+        tried.push(endpoint.workload.uid.clone());
+        facts.endpoint = Some(endpoint.clone());
+        match session.worker.pool.open(&endpoint).await {
+            Ok(stream) => return Ok(stream),
+            Err(failure) if tried.len() > RETRIES || facts.service.is_none() => {
+                return Err(Ended::new(failure.reason, failure.detail));
+            }
+            Err(failure) => tracing::debug!(%failure, "trying elsewhere"),
+        }
+    }
+}
+
+fn endpoint(
+    session: &Session,
+    view: &View,
+    caller: &Attributed,
+    facts: &mut Facts,
+    tried: &[Str],
+) -> Result<Endpoint, Ended> {
+    let addressed = &session.addressed;
+    let asked = addressed.destination;
+    let own = match &addressed.target {
+        Target::Service(service) => service.key.clone(),
+        Target::Workload(workload) => {
+            facts.cluster = format!("encap|{asked}");
+            let now = view.snapshot.workload_by_uid(&workload.uid).cloned();
+            let gone = || Ended::new(Reason::NoHealthyUpstream, "the pod is gone");
+            return Ok(Endpoint {
+                workload: now.ok_or_else(gone)?,
+                address: asked,
+            });
+        }
+    };
+    let decision = match_tcp(&view.tables, &own, &call(asked), &caller.caller);
+    let no_cluster = |why: String| Ended::new(Reason::NoCluster, why);
+    let target = match &decision {
+        TcpDecision::NoRoute => return Err(Ended::new(Reason::NoRoute, "no rule matches")),
+        TcpDecision::Default => None,
+        TcpDecision::Taken(..) => {
+            let all = decision.route().map_or(&[][..], |r| &r.destinations);
+            let chosen = choose(all, rand::random());
+            Some(
+                &chosen
+                    .ok_or_else(|| no_cluster("every weight is 0".into()))?
+                    .target,
+            )
+        }
+    };
+    let key = target.map_or(Some(&own), |t| t.service.as_ref());
+    let service = key.and_then(|key| view.snapshot.service(key));
+    let service = service.ok_or_else(|| no_cluster("the destination is not known".into()))?;
+    let port = target.map_or(0, |t| t.port);
+    let port = if port == 0 { asked.port() } else { port };
+    facts.service = Some(service.clone());
+    facts.cluster = format!("inbound-vip|{port}|tcp|{}", service.key.hostname);
+    let name = target.and_then(|t| t.subset.as_deref());
+    let subset = match name {
+        None => None,
+        Some(name) => {
+            let subset = view.tables.subset(&service.key, name);
+            Some(subset.ok_or_else(|| no_cluster(format!("no subset {name:?}")))?)
+        }
+    };
+    let rules = subset.map_or_else(|| view.tables.traffic_rules(&service.key), |s| s.rules);
+    let wanted = Wanted {
+        service,
+        port,
+        subset,
+        balancer: rules.balancer.unwrap_or_default(),
+        source: session.source(caller),
+        tried,
+        dice: rand::random(),
+    };
+    let chosen = session.worker.turns.choose(view, &wanted);
+    chosen.map_err(|none| Ended::new(none.reason, none.detail))
+}
+
+/// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
+async fn carry<S: Stream>(
+    session: &Session,
+    caller: &Attributed,
+    facts: &Facts,
+    downstream: S,
+    upstream: AnyStream,
+    progress: &Progress,
+) -> Ended {
+    let worker = &session.worker;
+    let connection = TcpConnection {
+        caller: Some(caller),
+        peer: &session.peer.identity,
+        service: facts.service.as_deref(),
+        workload: facts.endpoint.as_ref().map(|e| &*e.workload),
+    };
+    let counters = worker.metrics.tcp_opened(&connection);
+    let mut downstream = Plain::new(downstream);
+    let mut upstream = Plain::new(upstream);
+    let mut versions = worker.world.feed.versions();
+    let mut report = tokio::time::interval(REPORT);
+    let ended = {
+        let relay = relay_counted(&mut downstream, &mut upstream, progress);
+        tokio::pin!(relay);
+        loop {
+            tokio::select! {
+                end = &mut relay => break match end {
+                    Ok(()) => Ended::new(Reason::Complete, ""),
+                    Err(error) => Ended::new(error.reason(), error.to_string()),
+                },
+                Ok(()) = versions.changed() => {
+                    let view = worker.world.view();
+                    let caller = session.caller(&view).await;
+                    if let Err(why) = permitted(session, &view, &caller) {
+                        break Ended::new(Reason::PolicyWithdrawn, why);
+                    }
+                }
+                _ = report.tick() => counters.advance(progress.sent(), progress.received()),
+            }
+        }
+    };
+    counters.advance(progress.sent(), progress.received());
+    worker.metrics.tcp_closed(&connection, ended.reason.flag());
+    ended
+}

@@ -1,0 +1,97 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures_util::future::LocalBoxFuture;
+use isobar_hbone::{Authority, ConnectHeaders, TunnelKey};
+use isobar_net::{DialError, DialOptions};
+use isobar_state::TunnelProtocol;
+use isobar_types::{Reason, ports};
+
+use crate::endpoint::Endpoint;
+use crate::stream::AnyStream;
+use crate::world::Own;
+
+/// Opens a stream to the application of an endpoint. Injected, so that tests need no mesh.
+pub trait Dial {
+    /// Opens one stream.
+    fn dial<'a>(&'a self, to: &'a Endpoint) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>>;
+}
+
+/// Why no stream stands.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct DialFailure {
+    /// For log, metric and reply.
+    pub reason: Reason,
+    /// Names what went wrong.
+    pub detail: String,
+}
+
+/// Plain TCP, for endpoints outside the mesh.
+#[derive(Debug, Clone, Default)]
+pub struct PlainDialer {
+    /// Socket options.
+    pub options: DialOptions,
+}
+
+impl Dial for PlainDialer {
+    fn dial<'a>(&'a self, to: &'a Endpoint) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>> {
+        Box::pin(async move {
+            match isobar_net::dial(&self.options, to.address).await {
+                Ok(tcp) => Ok(Box::new(tcp) as AnyStream),
+                Err(error) => Err(DialFailure {
+                    reason: match &error {
+                        DialError::Timeout { .. } => Reason::UpstreamConnectTimeout,
+                        _ => Reason::UpstreamRefused,
+                    },
+                    detail: error.to_string(),
+                }),
+            }
+        })
+    }
+}
+
+/// HBONE as this waypoint's own identity where the endpoint speaks it, plain TCP elsewhere.
+pub struct HboneDialer {
+    own: Arc<Own>,
+    tunnels: isobar_hbone::Pool,
+    plain: PlainDialer,
+}
+
+impl HboneDialer {
+    /// A dialer over one worker's tunnels.
+    #[must_use]
+    pub fn new(own: Arc<Own>, tunnels: isobar_hbone::Pool) -> Self {
+        Self {
+            own,
+            tunnels,
+            plain: PlainDialer::default(),
+        }
+    }
+
+    async fn tunnel(&self, to: &Endpoint) -> Result<AnyStream, DialFailure> {
+        let key = TunnelKey {
+            source: self.own.identity.clone(),
+            expect: vec![to.workload.identity()],
+            to: SocketAddr::new(to.address.ip(), ports::HBONE),
+            from: self.own.ip,
+        };
+        let headers = ConnectHeaders::new(Authority::Address(to.address));
+        match self.tunnels.open(&key, &headers).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(DialFailure {
+                reason: error.reason(),
+                detail: crate::upstream::chain(&error),
+            }),
+        }
+    }
+}
+
+impl Dial for HboneDialer {
+    fn dial<'a>(&'a self, to: &'a Endpoint) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>> {
+        match to.workload.tunnel {
+            TunnelProtocol::Hbone => Box::pin(self.tunnel(to)),
+            TunnelProtocol::None => self.plain.dial(to),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What all threads of a waypoint share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use isobar_route::Tables;
+use isobar_state::{Locality, NetworkMode, Snapshot, TunnelProtocol, Workload, WorkloadType};
+use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
+use isobar_xds::Store;
+
+use crate::feed::Feed;
+
+/// Who this waypoint is.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// The identity it shows to callers and endpoints.
+    pub identity: Identity,
+    /// Name of its pod.
+    pub pod: Str,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its network.
+    pub network: Str,
+    /// Its cluster.
+    pub cluster_id: Str,
+}
+
+/// The newest state, readable from any thread without waiting.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// Who this waypoint is.
+    pub own: Arc<Own>,
+    /// Workloads and services.
+    pub store: Store,
+    /// Routes, rules, policies and labels.
+    pub feed: Feed,
+}
+
+/// One moment of the world; a decision looks at one view only.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Workloads and services.
+    pub snapshot: Arc<Snapshot>,
+    /// Routes, rules, policies and labels.
+    pub tables: Arc<Tables>,
+}
+
+impl World {
+    /// The state now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View {
+            snapshot: self.store.load(),
+            tables: self.feed.load(),
+        }
+    }
+}
+
+impl View {
+    /// The workload that is this waypoint, if it is known.
+    #[must_use]
+    pub fn own_workload(&self, own: &Own) -> Option<&Arc<Workload>> {
+        let at = NetworkAddress::new(own.network.clone(), own.ip);
+        self.snapshot
+            .workloads_at(&at)
+            .iter()
+            .find(|w| w.has_identity(&own.identity))
+    }
+
+    /// Host name under which services and workloads name this waypoint, once it is known.
+    #[must_use]
+    pub fn own_hostname(&self) -> Option<NamespacedHostname> {
+        let info = self.tables.waypoint()?;
+        Some(NamespacedHostname {
+            namespace: info.name.namespace.clone(),
+            hostname: info.hostname.clone(),
+        })
+    }
+}
+
+impl Own {
+    /// A stand-in for this waypoint's workload, from which endpoints are looked at where nothing
+    /// better is known.
+    #[must_use]
+    pub fn as_workload(&self) -> Workload {
+        let empty: Str = "".into();
+        Workload {
+            uid: empty.clone(),
+            name: self.pod.clone(),
+            namespace: self.identity.namespace.clone(),
+            service_account: self.identity.service_account.clone(),
+            trust_domain: self.identity.trust_domain.clone(),
+            node: empty.clone(),
+            addresses: vec![self.ip],
+            hostname: empty.clone(),
+            network: self.network.clone(),
+            network_mode: NetworkMode::Standard,
+            cluster_id: self.cluster_id.clone(),
+            tunnel: TunnelProtocol::Hbone,
+            native_tunnel: true,
+            application_tunnel: None,
+            waypoint: None,
+            network_gateway: None,
+            canonical_name: empty.clone(),
+            canonical_revision: empty.clone(),
+            workload_type: WorkloadType::Deployment,
+            workload_name: empty,
+            authorization_policies: Vec::new(),
+            healthy: true,
+            services: std::collections::BTreeMap::new(),
+            locality: Locality::default(),
+            capacity: 1,
+        }
+    }
+}
