@@ -17,6 +17,8 @@ mod names;
 mod peer;
 mod pem;
 mod provider;
+#[cfg(test)]
+mod tests;
 pub mod token;
 mod verify;
 

@@ -105,7 +105,7 @@ pub(super) fn leaf(
         let mut certificate = X509Builder::new()?;
         certificate.set_version(V3)?;
         certificate.set_serial_number(&*serial()?)?;
-        certificate.set_subject_name(&*X509NameBuilder::new()?.build())?;
+        certificate.set_subject_name(&X509NameBuilder::new()?.build())?;
         certificate.set_issuer_name(issuer.subject_name())?;
         certificate.set_pubkey(leaf.key)?;
         certificate.set_not_before(&*time(leaf.now - BACKDATE)?)?;
@@ -132,7 +132,6 @@ pub(super) fn leaf(
         let context = certificate.x509v3_context(Some(issuer), None);
         let names = san(leaf.names).build(&context)?;
         let issued_by = AuthorityKeyIdentifier::new().keyid(false).build(&context)?;
-        drop(context);
         certificate.append_extension(&names)?;
         certificate.append_extension(&issued_by)?;
         let digest = if key.pkey().bits() > 256 && key.pkey().id() == Id::EC {
@@ -220,4 +219,30 @@ fn time(at: SystemTime) -> Result<Asn1Time, ErrorStack> {
         .unwrap_or(Duration::ZERO)
         .as_secs();
     Asn1Time::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX))
+}
+
+/// An intermediate signed by `issuer`, for tests.
+#[cfg(test)]
+pub(super) fn test_intermediate(
+    issuer: &X509Ref,
+    issuer_key: &PrivateKey,
+    key: &PrivateKey,
+) -> Result<X509, ErrorStack> {
+    let mut name = X509NameBuilder::new()?;
+    name.append_entry_by_nid(Nid::COMMONNAME, "intermediate")?;
+    let mut certificate = X509Builder::new()?;
+    certificate.set_version(V3)?;
+    certificate.set_serial_number(&*serial()?)?;
+    certificate.set_subject_name(&name.build())?;
+    certificate.set_issuer_name(issuer.subject_name())?;
+    certificate.set_pubkey(key.pkey())?;
+    certificate.set_not_before(&*time(SystemTime::now() - BACKDATE)?)?;
+    certificate.set_not_after(issuer.not_after())?;
+    certificate.append_extension(&*BasicConstraints::new().critical().ca().pathlen(0).build()?)?;
+    certificate.append_extension(&*KeyUsage::new().critical().key_cert_sign().build()?)?;
+    let context = certificate.x509v3_context(Some(issuer), None);
+    let id = SubjectKeyIdentifier::new().build(&context)?;
+    certificate.append_extension(&id)?;
+    certificate.sign(issuer_key.pkey(), MessageDigest::sha256())?;
+    Ok(certificate.build())
 }
