@@ -1,10 +1,17 @@
 use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::Value;
+use isobar_types::Str;
+use serde_json::{Value, json};
 
-use crate::finding::Finding;
-use crate::kinds::ObjectRef;
+use crate::document::{self, Document, Syntax};
+use crate::finding::{Finding, Severity};
+use crate::kinds::{self, Kind, ObjectRef, Recognised};
+use crate::names;
 use crate::object::Object;
+use crate::strict::{Strict, UnknownField};
+use crate::support;
+use crate::validate::validate_fields;
 
 /// One object read from text.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,13 +36,338 @@ pub struct ReadText {
 /// Reads a YAML text of one or more documents, or a JSON text when the file's name ends in
 /// `.json`. Never fails as a whole: each document and object stands for itself.
 #[must_use]
-pub fn read_text(_file: &Path, _text: &str) -> ReadText {
-    ReadText::default()
+pub fn read_text(file: &Path, text: &str) -> ReadText {
+    let mut raw = raw_objects(file, text);
+    let mut objects = Vec::new();
+    for entry in raw.objects {
+        let (object, mut findings) = typed(entry.kind, &entry.value);
+        entry.place(&mut findings);
+        raw.findings.append(&mut findings);
+        objects.extend(object.map(|object| ReadObject {
+            reference: entry.reference.clone(),
+            object,
+            line: entry.line,
+        }));
+    }
+    ReadText {
+        objects,
+        findings: raw.findings,
+    }
 }
 
 /// Reads one object given as JSON, with the same rules. The object is `None` if a finding is an
 /// error, or if the mesh does not use its kind.
 #[must_use]
-pub fn read_value(_value: &Value) -> (Option<Object>, Vec<Finding>) {
-    (None, Vec::new())
+pub fn read_value(value: &Value) -> (Option<Object>, Vec<Finding>) {
+    match identify(value) {
+        Identity::Used(kind, reference, value) => {
+            let (object, findings) = typed(kind, &value);
+            let about = |finding: Finding| finding.about(&reference);
+            (object, findings.into_iter().map(about).collect())
+        }
+        Identity::Not { finding, .. } => (None, vec![finding]),
+    }
+}
+
+/// An object as it stands in a file: identity known, content not looked at yet.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RawObject {
+    pub(crate) reference: ObjectRef,
+    pub(crate) kind: Kind,
+    pub(crate) value: Value,
+    pub(crate) file: Arc<Path>,
+    /// Line of its document, from 1.
+    pub(crate) line: u32,
+    text: Arc<str>,
+    syntax: Syntax,
+    /// Path of the object in its document, where that is a `List`.
+    inside: String,
+}
+
+impl RawObject {
+    /// Fills in file, object and line.
+    pub(crate) fn place(&self, findings: &mut [Finding]) {
+        for finding in findings {
+            finding.file = Some(Arc::clone(&self.file));
+            finding.object = Some(self.reference.clone());
+            finding.line = Some(self.line_of(&finding.field));
+        }
+    }
+
+    fn line_of(&self, field: &str) -> u32 {
+        let path = match (self.inside.as_str(), field) {
+            ("", _) => field.to_owned(),
+            (inside, "") => inside.to_owned(),
+            (inside, field) => format!("{inside}.{field}"),
+        };
+        self.document().line_of(&path).unwrap_or(self.line)
+    }
+
+    /// True if the field is written in this document, so that a finding about it belongs here.
+    pub(crate) fn mentions(&self, field: &str) -> bool {
+        let mut value = &self.value;
+        for part in field.split('.') {
+            let (key, inner) = part
+                .split_once('[')
+                .map_or((part, None), |(key, rest)| (key, Some(rest)));
+            let Some(next) = value.get(key) else {
+                return false;
+            };
+            // Lists are replaced as a whole by a merge: who wrote the list wrote the item.
+            if inner.is_some() {
+                return true;
+            }
+            value = next;
+        }
+        true
+    }
+
+    fn document(&self) -> Document<'_> {
+        Document {
+            line: self.line,
+            text: &self.text,
+            syntax: self.syntax,
+        }
+    }
+}
+
+/// Which objects may hide behind something that could not be read: those stay as they were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Hidden {
+    /// Any.
+    Any,
+    /// Any object of that namespace and name: the kind was not understood.
+    Named(String, String),
+    /// Any object of that kind: its name was not understood.
+    OfKind(Str, Str),
+}
+
+impl Hidden {
+    pub(crate) fn covers(&self, object: &ObjectRef) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Named(namespace, name) => {
+                *object.name == **name
+                    && (object.namespace.is_empty() || *object.namespace == **namespace)
+            }
+            Self::OfKind(group, kind) => object.group == *group && object.kind == *kind,
+        }
+    }
+}
+
+/// Everything in a text, before types.
+#[derive(Debug, Default)]
+pub(crate) struct RawText {
+    pub(crate) objects: Vec<RawObject>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) hidden: Vec<Hidden>,
+}
+
+pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
+    let file: Arc<Path> = file.into();
+    let mut raw = RawText::default();
+    for document in document::split(&file, text) {
+        match document.value() {
+            Ok(value) => raw.take(&file, &document, value, String::new()),
+            Err(broken) => {
+                raw.hidden.push(Hidden::Any);
+                raw.findings.push(Finding {
+                    file: Some(Arc::clone(&file)),
+                    line: broken.line.or(Some(document.line)),
+                    ..Finding::error("", broken.message)
+                });
+            }
+        }
+    }
+    raw
+}
+
+impl RawText {
+    fn take(&mut self, file: &Arc<Path>, document: &Document<'_>, value: Value, inside: String) {
+        if value.get("kind").and_then(Value::as_str) == Some("List")
+            && let Some(Value::Array(items)) = value.get("items")
+        {
+            for (index, item) in items.iter().enumerate() {
+                let dot = if inside.is_empty() { "" } else { "." };
+                let inside = format!("{inside}{dot}items[{index}]");
+                self.take(file, document, item.clone(), inside);
+            }
+            return;
+        }
+        match identify(&value) {
+            Identity::Used(kind, reference, value) => self.objects.push(RawObject {
+                reference,
+                kind,
+                value,
+                file: Arc::clone(file),
+                line: document.line,
+                text: document.text.into(),
+                syntax: document.syntax,
+                inside,
+            }),
+            Identity::Not { finding, hidden } => {
+                let path = if inside.is_empty() {
+                    finding.field.clone()
+                } else {
+                    format!("{inside}.{}", finding.field)
+                };
+                self.hidden.extend(hidden);
+                self.findings.push(Finding {
+                    file: Some(Arc::clone(file)),
+                    line: document.line_of(&path).or(Some(document.line)),
+                    field: path,
+                    ..finding
+                });
+            }
+        }
+    }
+}
+
+enum Identity {
+    /// Kind, identity, and the value with its namespace filled in.
+    Used(Kind, ObjectRef, Value),
+    /// Nothing for the mesh; `hidden` when it may have been meant to be.
+    Not {
+        finding: Finding,
+        hidden: Option<Hidden>,
+    },
+}
+
+fn identify(value: &Value) -> Identity {
+    let not = |finding, hidden| Identity::Not { finding, hidden };
+    if !value.is_object() {
+        let finding = Finding::error(
+            "",
+            "not an object: a map with apiVersion, kind and metadata",
+        );
+        return not(finding, Some(Hidden::Any));
+    }
+    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
+    let head = |field: &str| {
+        let head = value.get("metadata").and_then(|head| head.get(field));
+        head.and_then(Value::as_str).unwrap_or_default()
+    };
+    let (api_version, kind_word) = (text("apiVersion"), text("kind"));
+    let name = head("name");
+    let namespace = Some(head("namespace"))
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or("default");
+    for (field, word) in [("kind", kind_word), ("apiVersion", api_version)] {
+        if word.is_empty() {
+            return not(
+                Finding::error(field, format!("{field} is missing")),
+                Some(Hidden::Any),
+            );
+        }
+    }
+    let recognised = kinds::recognise(api_version, kind_word);
+    let Recognised::Used(kind) = recognised else {
+        let object = ObjectRef {
+            group: kinds::split_api_version(api_version).0.into(),
+            kind: kind_word.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        let finding = not_used(&recognised, api_version, kind_word).about(&object);
+        // A finding about a kind that was meant otherwise may hide an object that was there.
+        let hidden = finding
+            .is_error()
+            .then(|| Hidden::Named(namespace.to_owned(), name.to_owned()));
+        return not(finding, hidden);
+    };
+    if !names::is_subdomain(name) {
+        let message = if name.is_empty() {
+            "metadata.name is missing".to_owned()
+        } else {
+            format!("{name:?} is not a name: lower-case letters, digits, \"-\" and \".\"")
+        };
+        let finding = Finding::error("metadata.name", message);
+        let hidden = Hidden::OfKind(kind.group().into(), kind.as_str().into());
+        return not(
+            finding.about(&ObjectRef::new(kind, namespace, name)),
+            Some(hidden),
+        );
+    }
+    let reference = ObjectRef::new(kind, namespace, name);
+    let mut value = value.clone();
+    if kind.is_namespaced() {
+        value["metadata"]["namespace"] = json!(namespace);
+    }
+    Identity::Used(kind, reference, value)
+}
+
+fn not_used(recognised: &Recognised, api_version: &str, kind: &str) -> Finding {
+    match recognised {
+        Recognised::Unused => Finding::warning(
+            "kind",
+            format!("kind {kind} is not used by the mesh; it is left alone"),
+        ),
+        Recognised::NotYet => Finding::new(
+            Severity::Unsupported,
+            "kind",
+            format!("not supported yet: kind {kind} of {api_version}; it has no effect"),
+        ),
+        Recognised::WrongVersion(right) => Finding::error(
+            "apiVersion",
+            format!("kind {kind} is not known in apiVersion {api_version}"),
+        )
+        .with_hint(format!("write apiVersion: {right}")),
+        Recognised::Unknown | Recognised::Used(_) => {
+            let finding = Finding::error(
+                "kind",
+                format!("unknown kind {kind} of apiVersion {api_version}"),
+            );
+            finding.with_hint(match names::nearest(kind, kinds::known_words()) {
+                Some(near) => format!("did you mean {near}?"),
+                None => {
+                    let used: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+                    format!("the mesh reads {}", used.join(", "))
+                }
+            })
+        }
+    }
+}
+
+/// Reads and validates an object of a known kind. The object is there if no finding is an error.
+/// Findings lack file, line and object.
+pub(crate) fn typed(kind: Kind, value: &Value) -> (Option<Object>, Vec<Finding>) {
+    let strict = Strict::default();
+    let object = Object::deserialize(kind, value, &strict);
+    let (unknown, failure) = strict.into_parts();
+    let mut findings: Vec<Finding> = unknown.iter().map(unknown_field).collect();
+    if let (None, Some(failure)) = (&object, failure) {
+        let finding = Finding::error(failure.path, failure.message.clone());
+        findings.push(match quotes_missing(&failure.message) {
+            true => finding.with_hint("put the value in quotes"),
+            false => finding,
+        });
+    }
+    if let Some(object) = &object {
+        findings.extend(validate_fields(object));
+        findings.extend(support::unsupported(kind, value));
+    }
+    let valid = !findings.iter().any(Finding::is_error);
+    (object.filter(|_| valid), findings)
+}
+
+fn unknown_field(unknown: &UnknownField) -> Finding {
+    let finding = Finding::error(
+        unknown.path.clone(),
+        format!("unknown field {:?}", unknown.name),
+    );
+    match names::nearest(&unknown.name, unknown.candidates.iter().copied()) {
+        Some(near) => finding.with_hint(format!("did you mean {near}?")),
+        None if unknown.candidates.len() <= 12 && !unknown.candidates.is_empty() => {
+            finding.with_hint(format!("fields here: {}", unknown.candidates.join(", ")))
+        }
+        None => finding,
+    }
+}
+
+/// `8080` and `true` where a text is wanted: the usual slip of YAML.
+fn quotes_missing(message: &str) -> bool {
+    message.ends_with("expected a string")
+        && ["integer", "floating point", "boolean"]
+            .iter()
+            .any(|word| message.contains(word))
 }

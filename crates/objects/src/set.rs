@@ -198,6 +198,16 @@ macro_rules! set {
                 }
             }
 
+            /// True if an equal object is in the set.
+            pub(crate) fn holds(&self, object: &Object) -> bool {
+                match object {
+                    $(Object::$kind(object) => self
+                        .$map
+                        .get(object.namespace(), object.name())
+                        .is_some_and(|held| held.object == **object),)+
+                }
+            }
+
             /// Number of objects.
             #[must_use]
             pub fn len(&self) -> usize {
@@ -243,7 +253,7 @@ impl ObjectSet {
         self.len() == 0
     }
 
-    /// Adds an object or replaces the one with its identity; an equal one stays what it was.
+    /// Adds an object or replaces the one with its identity.
     fn hold<T: ObjectHead>(&mut self, object: T, origin: Origin) {
         let held = Arc::new(Held {
             changed: self.version,

@@ -1,1 +1,293 @@
+//! Fields that are known and not honoured yet. One table: a field leaves it when it works.
 
+use serde_json::Value;
+
+use crate::finding::{Finding, Severity};
+use crate::kinds::Kind;
+
+/// A field by path (`[]` stands for every item), and when its value asks for something.
+struct Gap {
+    path: &'static str,
+    asks: fn(&Value) -> bool,
+    hint: &'static str,
+}
+
+const fn gap(path: &'static str) -> Gap {
+    Gap {
+        path,
+        asks: says_something,
+        hint: "",
+    }
+}
+
+const VIRTUAL_SERVICE: &[Gap] = &[
+    Gap {
+        path: "spec.exportTo",
+        asks: narrows_export,
+        hint: "rules apply where the service is served",
+    },
+    gap("spec.http[].delegate"),
+    gap("spec.http[].match[].gateways"),
+    gap("spec.http[].match[].statPrefix"),
+    gap("spec.http[].mirror"),
+    gap("spec.http[].mirrors"),
+    gap("spec.http[].mirrorPercent"),
+    gap("spec.http[].mirrorPercentage"),
+    Gap {
+        path: "spec.http[].retries.attempts",
+        asks: is_positive,
+        hint: "requests are tried once",
+    },
+    gap("spec.http[].redirect.derivePort"),
+    gap("spec.http[].redirect.prefixRewrite"),
+    Gap {
+        path: "spec.http[].fault.delay.percent",
+        asks: says_something,
+        hint: "use percentage.value",
+    },
+    gap("spec.http[].fault.delay.exponentialDelay"),
+    gap("spec.http[].fault.abort.http2Error"),
+    Gap {
+        path: "spec.http[].corsPolicy.allowOrigin",
+        asks: says_something,
+        hint: "use allowOrigins",
+    },
+    gap("spec.http[].corsPolicy.unmatchedPreflights"),
+    gap("spec.tls"),
+    gap("spec.tcp[].match[].sourceSubnet"),
+    gap("spec.tcp[].match[].gateways"),
+];
+
+const DESTINATION_RULE: &[Gap] = &[
+    Gap {
+        path: "spec.exportTo",
+        asks: narrows_export,
+        hint: "the rule applies wherever the host is called",
+    },
+    gap("spec.workloadSelector"),
+];
+
+/// Below `spec` and below `spec.subsets[]`.
+const TRAFFIC_POLICY: &[Gap] = &[
+    Gap {
+        path: "trafficPolicy.loadBalancer.simple",
+        asks: is_passthrough,
+        hint: "",
+    },
+    gap("trafficPolicy.loadBalancer.consistentHash"),
+    gap("trafficPolicy.loadBalancer.localityLbSetting"),
+    gap("trafficPolicy.loadBalancer.zoneAwareLbSetting"),
+    gap("trafficPolicy.loadBalancer.warmup"),
+    gap("trafficPolicy.loadBalancer.warmupDurationSecs"),
+    gap("trafficPolicy.connectionPool.tcp.maxConnections"),
+    gap("trafficPolicy.connectionPool.tcp.tcpKeepalive"),
+    gap("trafficPolicy.connectionPool.tcp.maxConnectionDuration"),
+    gap("trafficPolicy.connectionPool.tcp.idleTimeout"),
+    gap("trafficPolicy.connectionPool.http"),
+    gap("trafficPolicy.outlierDetection"),
+    Gap {
+        path: "trafficPolicy.tls",
+        asks: wants_own_tls,
+        hint: "inside the mesh traffic is always mutual TLS",
+    },
+    gap("trafficPolicy.portLevelSettings"),
+    gap("trafficPolicy.tunnel"),
+    gap("trafficPolicy.proxyProtocol"),
+    gap("trafficPolicy.retryBudget"),
+];
+
+const AUTHORIZATION_POLICY: &[Gap] = &[
+    Gap {
+        path: "metadata.annotations.istio.io/dry-run",
+        asks: is_true,
+        hint: "remove the annotation to enforce the policy",
+    },
+    Gap {
+        path: "spec.action",
+        asks: is_custom,
+        hint: "",
+    },
+    gap("spec.provider"),
+    gap("spec.rules[].from[].source.requestPrincipals"),
+    gap("spec.rules[].from[].source.notRequestPrincipals"),
+    gap("spec.rules[].from[].source.remoteIpBlocks"),
+    gap("spec.rules[].from[].source.notRemoteIpBlocks"),
+    gap("spec.rules[].from[].source.trustDomains"),
+    gap("spec.rules[].from[].source.notTrustDomains"),
+    Gap {
+        path: "spec.rules[].when[].key",
+        asks: is_unknowable,
+        hint: "",
+    },
+];
+
+const GATEWAY: &[Gap] = &[
+    gap("spec.addresses"),
+    gap("spec.allowedListeners"),
+    gap("spec.tls"),
+    gap("spec.defaultScope"),
+    gap("spec.listeners[].tls"),
+    gap("spec.infrastructure.parametersRef"),
+];
+
+/// One [`Severity::Unsupported`] finding for each field that asks for what we do not do yet.
+pub(crate) fn unsupported(kind: Kind, object: &Value) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut look = |root: &str, table: &[Gap]| {
+        for gap in table {
+            let path = format!("{root}{}", gap.path);
+            visit(object, &path, String::new(), &mut |field, value| {
+                if (gap.asks)(value) {
+                    findings.push(finding(field, gap.hint));
+                }
+            });
+        }
+    };
+    match kind {
+        Kind::VirtualService => look("", VIRTUAL_SERVICE),
+        Kind::DestinationRule => {
+            look("", DESTINATION_RULE);
+            look("spec.", TRAFFIC_POLICY);
+            look("spec.subsets[].", TRAFFIC_POLICY);
+        }
+        Kind::AuthorizationPolicy => look("", AUTHORIZATION_POLICY),
+        Kind::Gateway => look("", GATEWAY),
+        _ => {}
+    }
+    findings
+}
+
+fn finding(field: String, hint: &str) -> Finding {
+    let leaf = field.rsplit(['.', ']']).find(|part| !part.is_empty());
+    let message = format!("not supported yet: {}", leaf.unwrap_or(&field));
+    let finding = Finding::new(Severity::Unsupported, field, message);
+    if hint.is_empty() {
+        finding
+    } else {
+        finding.with_hint(hint)
+    }
+}
+
+/// Calls `found` with every value at `path`.
+fn visit(value: &Value, path: &str, so_far: String, found: &mut dyn FnMut(String, &Value)) {
+    // The one key with dots in it.
+    let (key, rest) = match path.split_once('.') {
+        Some(_) if path.starts_with("istio.io/") => (path, None),
+        Some((key, rest)) => (key, Some(rest)),
+        None => (path, None),
+    };
+    let (name, each) = key
+        .strip_suffix("[]")
+        .map_or((key, false), |name| (name, true));
+    let Some(inner) = value.get(name) else {
+        return;
+    };
+    let mut field = so_far;
+    crate::strict::push_key(&mut field, name);
+    let mut step = |field: String, inner: &Value| match rest {
+        Some(rest) => visit(inner, rest, field, found),
+        None => found(field, inner),
+    };
+    if each {
+        for (index, item) in inner.as_array().into_iter().flatten().enumerate() {
+            step(format!("{field}[{index}]"), item);
+        }
+    } else {
+        step(field, inner);
+    }
+}
+
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        Value::Object(map) => map.values().any(says_something),
+        Value::Bool(_) | Value::Number(_) => true,
+    }
+}
+
+fn is_true(value: &Value) -> bool {
+    value.as_str() == Some("true")
+}
+
+fn is_custom(value: &Value) -> bool {
+    value.as_str() == Some("CUSTOM")
+}
+
+fn is_passthrough(value: &Value) -> bool {
+    value.as_str() == Some("PASSTHROUGH")
+}
+
+fn is_positive(value: &Value) -> bool {
+    value.as_i64().is_some_and(|number| number > 0)
+}
+
+fn narrows_export(value: &Value) -> bool {
+    let names = value.as_array().into_iter().flatten();
+    let mut texts = names.filter_map(Value::as_str).peekable();
+    texts.peek().is_some() && texts.all(|name| name != "*")
+}
+
+fn wants_own_tls(value: &Value) -> bool {
+    says_something(value) && value.get("mode").and_then(Value::as_str) != Some("ISTIO_MUTUAL")
+}
+
+/// Conditions that need tokens, forwarded addresses or Envoy's own metadata.
+fn is_unknowable(value: &Value) -> bool {
+    value.as_str().is_some_and(|key| {
+        key == "remote.ip"
+            || key.starts_with("request.auth.")
+            || key.starts_with("experimental.envoy.")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn fields(kind: Kind, value: &Value) -> Vec<String> {
+        let findings = unsupported(kind, value);
+        findings.into_iter().map(|finding| finding.field).collect()
+    }
+
+    #[test]
+    fn every_gap_that_is_used_is_named_with_its_place() {
+        let object = json!({"spec": {
+            "exportTo": ["."],
+            "http": [
+                {"retries": {"attempts": 0}, "mirrors": []},
+                {"retries": {"attempts": 2}, "delegate": {"name": "x"},
+                 "match": [{}, {"gateways": ["g"]}]}],
+        }});
+        assert_eq!(
+            fields(Kind::VirtualService, &object),
+            [
+                "spec.exportTo",
+                "spec.http[1].delegate",
+                "spec.http[1].match[1].gateways",
+                "spec.http[1].retries.attempts",
+            ]
+        );
+        let rule = json!({"spec": {
+            "exportTo": ["*"],
+            "trafficPolicy": {"tls": {"mode": "ISTIO_MUTUAL"}, "loadBalancer": {"simple": "RANDOM"}},
+            "subsets": [{"trafficPolicy": {"tls": {"mode": "DISABLE"}}}]}});
+        assert_eq!(
+            fields(Kind::DestinationRule, &rule),
+            ["spec.subsets[0].trafficPolicy.tls"]
+        );
+        let policy = json!({"metadata": {"annotations": {"istio.io/dry-run": "true"}},
+            "spec": {"action": "CUSTOM", "rules": [{"when": [
+                {"key": "source.ip"}, {"key": "request.auth.claims[iss]"}]}]}});
+        assert_eq!(
+            fields(Kind::AuthorizationPolicy, &policy),
+            [
+                "metadata.annotations[istio.io/dry-run]",
+                "spec.action",
+                "spec.rules[0].when[1].key"
+            ]
+        );
+    }
+}

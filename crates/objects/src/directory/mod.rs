@@ -1,3 +1,10 @@
+//! Objects in directories of YAML and JSON files, followed as they change.
+
+mod assemble;
+mod claims;
+mod scan;
+mod watch;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -5,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_runtime::Lifetime;
-use tokio::sync::watch;
 
+use self::assemble::Assembler;
+use self::scan::{Root, Scanner};
+use self::watch::Watcher;
 use crate::finding::Finding;
 use crate::source::{ObjectSource, Published};
 
@@ -15,10 +24,13 @@ use crate::source::{ObjectSource, Published};
 pub struct DirectoryOptions {
     /// Roots with the user's objects, read recursively. The first to name an object wins.
     pub base: Vec<PathBuf>,
-    /// Root with what the mesh's parts write, merged onto the base in path order.
+    /// Root with what the mesh's parts write, merged onto the base in path order. Made when
+    /// missing.
     pub overlay: Option<PathBuf>,
     /// How long files must be quiet before they are read. Default 50 ms.
     pub quiet: Duration,
+    /// How long something must be gone from the base before it counts as removed. Default 100 ms.
+    pub settle: Duration,
     /// How often everything is looked at without being told. Default 5 s.
     pub rescan: Duration,
 }
@@ -31,15 +43,32 @@ impl DirectoryOptions {
             base,
             overlay,
             quiet: Duration::from_millis(50),
+            settle: Duration::from_millis(100),
             rescan: Duration::from_secs(5),
         }
+    }
+
+    fn roots(&self) -> Vec<Root> {
+        let base = self.base.iter().map(|path| Root {
+            path: path.clone(),
+            is_overlay: false,
+        });
+        let overlay = self.overlay.iter().map(|path| Root {
+            path: path.clone(),
+            is_overlay: true,
+        });
+        base.chain(overlay).collect()
     }
 }
 
 /// Objects in directories of YAML and JSON files, followed as they change.
+///
+/// The last good version of an object stays in force when its file or the object itself turns
+/// invalid; everything else goes in force. Files are read by a thread of their own, which ends
+/// when the source is dropped or its run ends.
 #[derive(Debug)]
 pub struct DirectorySource {
-    sender: watch::Sender<Arc<Published>>,
+    watcher: Watcher,
 }
 
 impl DirectorySource {
@@ -47,26 +76,45 @@ impl DirectorySource {
     /// findings, not errors; they are waited for.
     ///
     /// # Errors
-    /// When the system refuses to watch files at all.
-    pub fn open(_options: DirectoryOptions) -> std::io::Result<Self> {
+    /// When the system refuses to watch files or to start a thread.
+    pub fn open(options: DirectoryOptions) -> std::io::Result<Self> {
         Ok(Self {
-            sender: watch::Sender::new(Arc::default()),
+            watcher: Watcher::start(options)?,
         })
     }
 }
 
 impl ObjectSource for DirectorySource {
-    fn subscribe(&self) -> watch::Receiver<Arc<Published>> {
-        self.sender.subscribe()
+    fn subscribe(&self) -> tokio::sync::watch::Receiver<Arc<Published>> {
+        self.watcher.subscribe()
     }
 
     fn run(self: Box<Self>, life: Lifetime) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(async move { life.stopped().await })
+        Box::pin(async move {
+            life.stopped().await;
+            // Ends the thread: it holds no locks and waits at most for one reading of the files.
+            drop(self);
+        })
     }
 }
 
 /// Reads directories (or single files) once, offline: what `isobard --validate` prints.
 #[must_use]
-pub fn validate_dir(_paths: &[PathBuf]) -> Vec<Finding> {
-    Vec::new()
+pub fn validate_dir(paths: &[PathBuf]) -> Vec<Finding> {
+    load(&DirectoryOptions::new(paths.to_vec(), None))
+        .findings
+        .to_vec()
 }
+
+/// Reads everything once.
+fn load(options: &DirectoryOptions) -> Published {
+    let mut scanner = Scanner::new(options.roots());
+    let mut assembler = Assembler::default();
+    let scan = scanner.scan();
+    assembler.take(scan);
+    assembler.publish();
+    assembler.published()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,193 @@
-use crate::finding::Finding;
+//! Rules beyond types: those of Kubernetes and Istio that a wrong object would break.
+
+mod authorization;
+mod destination_rule;
+mod gateway;
+mod kubernetes;
+mod network_policy;
+mod peer_authentication;
+mod references;
+mod virtual_service;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use crate::finding::{Finding, Severity};
+use crate::names;
 use crate::object::Object;
-use crate::set::ObjectSet;
+use crate::support;
+
+pub(crate) use references::host_claims;
+pub use references::validate_set;
 
 /// What is wrong or worth knowing about one object on its own, beyond types: used by the directory
 /// source, by `isobard --validate` and by the admission webhook.
 #[must_use]
-pub fn validate(_object: &Object) -> Vec<Finding> {
-    Vec::new()
+pub fn validate(object: &Object) -> Vec<Finding> {
+    let mut findings = validate_fields(object);
+    if let Ok(value) = object.to_value() {
+        findings.extend(support::unsupported(object.kind(), &value));
+    }
+    let reference = object.reference();
+    findings
+        .into_iter()
+        .map(|finding| finding.about(&reference))
+        .collect()
 }
 
-/// What is worth knowing about the objects of a set together: routes to hosts that do not exist,
-/// subsets without a rule and the like. Warnings only.
-#[must_use]
-pub fn validate_set(_set: &ObjectSet) -> Vec<Finding> {
-    Vec::new()
+/// As [`validate`], without what is not supported yet and without naming the object.
+pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
+    let mut report = Report::default();
+    head(object, &mut report);
+    match object {
+        Object::VirtualService(object) => virtual_service::check(&object.spec, &mut report),
+        Object::DestinationRule(object) => destination_rule::check(&object.spec, &mut report),
+        Object::AuthorizationPolicy(object) => authorization::check(object, &mut report),
+        Object::PeerAuthentication(object) => peer_authentication::check(&object.spec, &mut report),
+        Object::Gateway(object) => gateway::check(&object.spec, &mut report),
+        Object::NetworkPolicy(object) => network_policy::check(object, &mut report),
+        Object::Service(object) => kubernetes::service(object, &mut report),
+        Object::Pod(object) => kubernetes::pod(object, &mut report),
+        Object::Deployment(object) => kubernetes::deployment(object, &mut report),
+        Object::GatewayClass(object) => {
+            report.required("spec.controllerName", &object.spec.controller_name);
+        }
+        Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) => {}
+    }
+    report.0
 }
+
+fn head(object: &Object, report: &mut Report) {
+    let head = object.head();
+    if let Some(namespace) = &head.namespace
+        && object.kind().is_namespaced()
+        && !names::is_label(namespace)
+    {
+        let message = format!("{namespace:?} is not the name of a namespace");
+        report.error("metadata.namespace", message);
+    }
+    report.labels("metadata.labels", head.labels.as_ref());
+    for key in head.annotations.iter().flat_map(BTreeMap::keys) {
+        if !names::is_qualified(key) {
+            let message = format!("{key:?} is not a valid annotation key");
+            report.error(format!("metadata.annotations[{key}]"), message);
+        }
+    }
+}
+
+/// Findings being collected.
+#[derive(Debug, Default)]
+pub(crate) struct Report(Vec<Finding>);
+
+impl Report {
+    fn push(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+
+    fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.push(Finding::error(field, message));
+    }
+
+    fn warning(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.push(Finding::warning(field, message));
+    }
+
+    fn unsupported(&mut self, field: impl Into<String>, message: &str) {
+        let message = format!("not supported yet: {message}");
+        self.push(Finding::new(Severity::Unsupported, field, message));
+    }
+
+    fn required(&mut self, field: &str, text: &str) {
+        if text.is_empty() {
+            self.error(field, "must not be empty");
+        }
+    }
+
+    fn port(&mut self, field: impl Into<String>, port: i64) {
+        if !(1..=65535).contains(&port) {
+            self.error(field, format!("{port} is not a port: 1 to 65535"));
+        }
+    }
+
+    fn labels(&mut self, field: &str, labels: Option<&BTreeMap<String, String>>) {
+        for (key, value) in labels.into_iter().flatten() {
+            let field = format!("{field}[{key}]");
+            if !names::is_qualified(key) {
+                self.error(field, format!("{key:?} is not a valid label key"));
+            } else if !names::is_label_value(value) {
+                let message = format!(
+                    "{value:?} is not a valid label value: at most 63 letters, digits, \"-\", \"_\", \".\""
+                );
+                self.error(field, message);
+            }
+        }
+    }
+
+    fn selector(&mut self, field: &str, selector: Option<&LabelSelector>) {
+        let Some(selector) = selector else { return };
+        self.labels(
+            &format!("{field}.matchLabels"),
+            selector.match_labels.as_ref(),
+        );
+        for (index, rule) in selector.match_expressions.iter().flatten().enumerate() {
+            let field = format!("{field}.matchExpressions[{index}]");
+            if !names::is_qualified(&rule.key) {
+                let message = format!("{:?} is not a valid label key", rule.key);
+                self.error(format!("{field}.key"), message);
+            }
+            let listed = rule.values.iter().flatten().count();
+            match rule.operator.as_str() {
+                "In" | "NotIn" if listed == 0 => {
+                    let message = format!("{} needs at least one value", rule.operator);
+                    self.error(format!("{field}.values"), message);
+                }
+                "Exists" | "DoesNotExist" if listed > 0 => {
+                    let message = format!("{} takes no values", rule.operator);
+                    self.error(format!("{field}.values"), message);
+                }
+                "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+                other => {
+                    let message = format!("{other:?} is none of In, NotIn, Exists, DoesNotExist");
+                    self.error(format!("{field}.operator"), message);
+                }
+            }
+        }
+    }
+
+    /// An address or a network in CIDR form.
+    fn network(&mut self, field: impl Into<String>, text: &str) {
+        if parse_network(text).is_none() {
+            let message =
+                format!("{text:?} is neither an address nor a network such as 10.0.0.0/8");
+            self.error(field, message);
+        }
+    }
+
+    fn pattern(&mut self, field: impl Into<String>, pattern: &str) {
+        if let Err(error) = isobar_route::Pattern::full(pattern) {
+            let message = format!("invalid regular expression {pattern:?}: {}", error.problem);
+            self.push(Finding::error(field, message).with_hint("the syntax is RE2's"));
+        }
+    }
+
+    /// Every item once.
+    fn unique<'a>(&mut self, what: &str, items: impl Iterator<Item = (String, &'a str)>) {
+        let mut seen = BTreeSet::new();
+        for (field, item) in items {
+            if !seen.insert(item) {
+                self.error(field, format!("{what} {item:?} is there twice"));
+            }
+        }
+    }
+}
+
+fn parse_network(text: &str) -> Option<ipnet::IpNet> {
+    text.parse::<ipnet::IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(ipnet::IpNet::from))
+}
+
+#[cfg(test)]
+mod tests;

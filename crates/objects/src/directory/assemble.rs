@@ -1,0 +1,406 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::claims::{self, Claims, Contender};
+use super::scan::{FileChange, FileId, Scan};
+use crate::finding::Finding;
+use crate::kinds::{Kind, ObjectRef};
+use crate::merge::merge_patch;
+use crate::object::Object;
+use crate::overlay::PATCH_SUFFIX;
+use crate::read::{RawObject, typed};
+use crate::set::{ObjectSet, Origin};
+use crate::source::Published;
+use crate::validate::validate_set;
+
+/// Makes one set of objects out of files: merges overlays, keeps last good versions, settles who
+/// gets what two want.
+#[derive(Debug, Default)]
+pub(super) struct Assembler {
+    files: BTreeMap<FileId, FileState>,
+    directory_findings: Vec<Finding>,
+    built: BTreeMap<ObjectRef, Built>,
+    claims: Claims,
+    set: ObjectSet,
+    published: Published,
+}
+
+#[derive(Debug)]
+struct FileState {
+    objects: Vec<Arc<RawObject>>,
+    findings: Vec<Finding>,
+    is_overlay: bool,
+    is_missing: bool,
+}
+
+/// What the files say about one object.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Inputs {
+    /// Base versions, the one that counts first.
+    base: Vec<Arc<RawObject>>,
+    /// Overlays, whole objects before patches, in the order they are merged.
+    overlays: Vec<Arc<RawObject>>,
+}
+
+/// One object as it was last made.
+#[derive(Debug, Default)]
+struct Built {
+    inputs: Inputs,
+    /// Last base that was valid by itself.
+    good_base: Option<Arc<RawObject>>,
+    /// Last version of each overlay file that was valid when merged.
+    good_overlays: Vec<Arc<RawObject>>,
+    object: Option<(Object, Arc<RawObject>)>,
+    findings: Vec<Finding>,
+    /// Place among all objects, in the order of files.
+    order: usize,
+}
+
+impl Assembler {
+    /// Takes in what a scan found.
+    pub(super) fn take(&mut self, scan: Scan) {
+        self.directory_findings = scan.findings;
+        for (id, change) in scan.changed {
+            match change {
+                FileChange::Removed => {
+                    self.files.remove(&id);
+                }
+                FileChange::Missing => {
+                    if let Some(file) = self.files.get_mut(&id) {
+                        file.is_missing = true;
+                    }
+                }
+                FileChange::Read { text, is_overlay } => {
+                    let before = self.files.remove(&id);
+                    let before = before.into_iter().flat_map(|file| file.objects);
+                    let mut objects: Vec<_> = text.objects.into_iter().map(Arc::new).collect();
+                    for old in before {
+                        let is_hidden = text.hidden.iter().any(|one| one.covers(&old.reference));
+                        let is_new = objects.iter().any(|raw| raw.reference == old.reference);
+                        if is_hidden && !is_new {
+                            objects.push(old);
+                        }
+                    }
+                    let file = FileState {
+                        objects,
+                        findings: text.findings,
+                        is_overlay,
+                        is_missing: false,
+                    };
+                    self.files.insert(id, file);
+                }
+            }
+        }
+    }
+
+    /// The last publication.
+    pub(super) fn published(&self) -> Published {
+        self.published.clone()
+    }
+
+    /// Makes the set anew; true if objects or findings differ from the last publication.
+    pub(super) fn publish(&mut self) -> bool {
+        self.build();
+        let claim_findings = self.settle_and_store();
+        let mut findings = self.directory_findings.clone();
+        findings.extend(self.files.values().flat_map(|file| file.findings.clone()));
+        findings.extend(self.built.values().flat_map(|built| built.findings.clone()));
+        findings.extend(claim_findings);
+        findings.extend(self.cross_findings());
+        findings.sort_by(|a, b| {
+            (&a.file, a.line, std::cmp::Reverse(a.severity)).cmp(&(
+                &b.file,
+                b.line,
+                std::cmp::Reverse(b.severity),
+            ))
+        });
+        let differs = !self.published.synced
+            || self.published.objects.version != self.set.version
+            || *self.published.findings != findings;
+        if differs {
+            self.published = Published {
+                objects: Arc::new(self.set.clone()),
+                findings: Arc::new(findings),
+                synced: true,
+            };
+        }
+        differs
+    }
+
+    fn collect_inputs(&self) -> Vec<(ObjectRef, Inputs)> {
+        let mut places: BTreeMap<&ObjectRef, usize> = BTreeMap::new();
+        let mut all: Vec<(ObjectRef, Inputs)> = Vec::new();
+        let mut missing: Vec<(usize, Arc<RawObject>)> = Vec::new();
+        let mut patches: Vec<(usize, Arc<RawObject>)> = Vec::new();
+        for (id, file) in &self.files {
+            let is_patch = id.1.to_string_lossy().ends_with(PATCH_SUFFIX);
+            for raw in &file.objects {
+                let place = *places.entry(&raw.reference).or_insert_with(|| {
+                    all.push((raw.reference.clone(), Inputs::default()));
+                    all.len() - 1
+                });
+                let inputs = &mut all[place].1;
+                match (file.is_overlay, file.is_missing) {
+                    (true, _) if is_patch => patches.push((place, Arc::clone(raw))),
+                    (true, _) => inputs.overlays.push(Arc::clone(raw)),
+                    (false, false) => inputs.base.push(Arc::clone(raw)),
+                    (false, true) => missing.push((place, Arc::clone(raw))),
+                }
+            }
+        }
+        for (place, raw) in patches {
+            all[place].1.overlays.push(raw);
+        }
+        // A file that may be on its way out speaks only where nobody else does.
+        for (place, raw) in missing {
+            let base = &mut all[place].1.base;
+            if base.is_empty() {
+                base.push(raw);
+            }
+        }
+        all
+    }
+
+    fn build(&mut self) {
+        let mut before = std::mem::take(&mut self.built);
+        for (order, (reference, mut inputs)) in self.collect_inputs().into_iter().enumerate() {
+            let mut built = before.remove(&reference).unwrap_or_default();
+            // Whoever holds the name keeps it while its file does.
+            if let Some(held) = &built.good_base
+                && let Some(place) = inputs.base.iter().position(|raw| raw.file == held.file)
+            {
+                inputs.base[..=place].rotate_right(1);
+            }
+            if built.inputs != inputs {
+                built = Built::make(inputs, built);
+            }
+            built.order = order;
+            self.built.insert(reference, built);
+        }
+    }
+
+    /// Puts what was built into the set, after settling who gets which host. Returns what the
+    /// refused are told.
+    fn settle_and_store(&mut self) -> Vec<Finding> {
+        let mut next = self.set.clone();
+        next.version += 1;
+        let mut changed = false;
+        let mut gone: Vec<ObjectRef> = Vec::new();
+        for (reference, _) in all_objects(&self.set) {
+            let stays = self
+                .built
+                .get(&reference)
+                .is_some_and(|built| built.object.is_some());
+            if !stays {
+                gone.push(reference);
+            }
+        }
+        for reference in gone {
+            next.remove(&reference);
+            changed = true;
+        }
+        for built in self.built.values() {
+            if let Some((object, raw)) = &built.object
+                && object.kind() != Kind::VirtualService
+            {
+                changed |= store(&mut next, object, raw);
+            }
+        }
+        let contenders = self.built.values().filter_map(|built| match &built.object {
+            Some((Object::VirtualService(object), _)) => Some(Contender {
+                object,
+                order: built.order,
+            }),
+            _ => None,
+        });
+        let mut settled = claims::settle(contenders.collect(), &self.claims, &next);
+        let mut findings = Vec::new();
+        let mut refused: Vec<&ObjectRef> = Vec::new();
+        for (reference, finding) in &settled.refused {
+            refused.push(reference);
+            let Some((_, raw)) = self
+                .built
+                .get(reference)
+                .and_then(|one| one.object.as_ref())
+            else {
+                continue;
+            };
+            let mut placed = [finding.clone()];
+            raw.place(&mut placed);
+            findings.extend(placed);
+            // Its version before the conflict stays, unless that one is in the way too.
+            let last = self
+                .set
+                .virtual_services
+                .get(&reference.namespace, &reference.name);
+            let stays = last.is_some_and(|last| claims::reclaim(last, &mut settled.claims, &next));
+            if !stays && last.is_some() {
+                next.remove(reference);
+                changed = true;
+            }
+        }
+        for (reference, built) in &self.built {
+            if let Some((object @ Object::VirtualService(_), raw)) = &built.object
+                && !refused.contains(&reference)
+            {
+                changed |= store(&mut next, object, raw);
+            }
+        }
+        self.claims = settled.claims;
+        if changed {
+            self.set = next;
+        }
+        findings
+    }
+
+    /// Warnings about objects together, with the lines of their fields.
+    fn cross_findings(&self) -> Vec<Finding> {
+        let mut findings = validate_set(&self.set);
+        for finding in &mut findings {
+            let built = finding.object.as_ref().and_then(|one| self.built.get(one));
+            if let Some((_, raw)) = built.and_then(|built| built.object.as_ref()) {
+                raw.place(std::slice::from_mut(finding));
+            }
+        }
+        findings
+    }
+}
+
+fn all_objects(set: &ObjectSet) -> Vec<(ObjectRef, ())> {
+    let changes = set.changes_since(&ObjectSet::default());
+    changes
+        .into_iter()
+        .map(|change| (change.object, ()))
+        .collect()
+}
+
+/// Puts an object into the set unless an equal one is there; true if it did.
+fn store(set: &mut ObjectSet, object: &Object, raw: &RawObject) -> bool {
+    if set.holds(object) {
+        return false;
+    }
+    let origin = Origin {
+        file: Arc::clone(&raw.file),
+        line: raw.line,
+    };
+    set.insert(object.clone(), origin);
+    true
+}
+
+impl Built {
+    fn make(inputs: Inputs, before: Self) -> Self {
+        let mut built = Self {
+            good_base: before.good_base,
+            good_overlays: before.good_overlays,
+            ..Self::default()
+        };
+        built.judge_base(&inputs);
+        built.merge(&inputs);
+        if let Some((first, later)) = inputs.base.split_first() {
+            for raw in later {
+                let message = format!(
+                    "is defined twice: {}:{} counts",
+                    first.file.display(),
+                    first.line
+                );
+                let mut finding = [Finding::error("metadata.name", message)];
+                raw.place(&mut finding);
+                built.findings.extend(finding);
+            }
+        }
+        built.inputs = inputs;
+        built
+    }
+
+    /// Judges the base by itself, so that no overlay is blamed for it; the last good one stays.
+    fn judge_base(&mut self, inputs: &Inputs) {
+        let Some(raw) = inputs.base.first() else {
+            self.good_base = None;
+            return;
+        };
+        let (object, mut findings) = typed(raw.kind, &raw.value);
+        raw.place(&mut findings);
+        self.findings = findings;
+        if object.is_some() {
+            self.good_base = Some(Arc::clone(raw));
+        }
+    }
+
+    /// Merges overlays onto the base. One that makes the object invalid is left out, or the
+    /// version of it that last was good is used.
+    fn merge(&mut self, inputs: &Inputs) {
+        let has_whole = |raw: &&Arc<RawObject>| !is_patch(raw);
+        let Some(origin) = self
+            .good_base
+            .clone()
+            .or_else(|| inputs.overlays.iter().find(has_whole).cloned())
+        else {
+            self.good_overlays = Vec::new();
+            return;
+        };
+        if inputs.base.first().is_some() && self.good_base.is_none() {
+            // A base that was never good: an overlay alone is not what the user asked for.
+            self.good_overlays = Vec::new();
+            return;
+        }
+        let start = self
+            .good_base
+            .as_ref()
+            .map_or(Value::Null, |base| base.value.clone());
+        let mut value = start.clone();
+        for raw in &inputs.overlays {
+            merge_patch(&mut value, &raw.value);
+        }
+        if let (Some(object), _) = typed(origin.kind, &value) {
+            self.good_overlays.clone_from(&inputs.overlays);
+            self.object = Some((object, origin));
+            return;
+        }
+        self.merge_one_by_one(inputs, start, &origin);
+    }
+
+    fn merge_one_by_one(&mut self, inputs: &Inputs, mut value: Value, origin: &Arc<RawObject>) {
+        let last_good = std::mem::take(&mut self.good_overlays);
+        for raw in &inputs.overlays {
+            let mut merged = value.clone();
+            merge_patch(&mut merged, &raw.value);
+            let (object, mut findings) = typed(raw.kind, &merged);
+            if let Some(object) = object {
+                value = merged;
+                self.good_overlays.push(Arc::clone(raw));
+                self.object = Some((object, Arc::clone(origin)));
+                continue;
+            }
+            findings.retain(|finding| finding.is_error() && raw.mentions(&finding.field));
+            if findings.is_empty() {
+                findings.push(Finding::error(
+                    "",
+                    "does not fit the object it is merged onto",
+                ));
+            }
+            raw.place(&mut findings);
+            self.findings.extend(findings);
+            let Some(good) = last_good.iter().find(|good| good.file == raw.file) else {
+                continue;
+            };
+            let mut merged = value.clone();
+            merge_patch(&mut merged, &good.value);
+            if let (Some(object), _) = typed(raw.kind, &merged) {
+                value = merged;
+                self.good_overlays.push(Arc::clone(good));
+                self.object = Some((object, Arc::clone(origin)));
+            }
+        }
+        if self.object.is_none()
+            && let (Some(object), _) = typed(origin.kind, &value)
+        {
+            self.object = Some((object, Arc::clone(origin)));
+        }
+    }
+}
+
+fn is_patch(raw: &RawObject) -> bool {
+    raw.file.to_string_lossy().ends_with(PATCH_SUFFIX)
+}
