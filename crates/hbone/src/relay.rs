@@ -1,7 +1,5 @@
 mod batch;
 mod endpoint;
-#[cfg(test)]
-mod tests;
 
 use std::cell::Cell;
 use std::fmt;

@@ -5,7 +5,7 @@ mod score;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason as H2Reason;
@@ -69,7 +69,7 @@ where
         .map_err(ServeError::Http2)?;
     let serving = Serving {
         peer,
-        score: Rc::new(RefCell::new(Score::default())),
+        score: Rc::new(RefCell::new(Score::new(Instant::now()))),
         streams: LocalScope::new("hbone-streams"),
         timeouts: *timeouts,
     };
@@ -137,7 +137,7 @@ impl Serving {
                     return Err(ServeError::Silent { after: self.timeouts.ping_timeout });
                 }
             }
-            if self.score.borrow_mut().is_too_high() {
+            if self.score.borrow_mut().is_too_high(Instant::now()) {
                 goodbye(&mut connection, H2Reason::ENHANCE_YOUR_CALM).await;
                 return Err(ServeError::Abuse("streams reset before they were answered"));
             }
@@ -182,7 +182,7 @@ impl Serving {
                 let method = matches!(error, HeaderError::Method);
                 self.score
                     .borrow_mut()
-                    .misuse(if method { 2.0 } else { 1.0 });
+                    .misuse(if method { 2.0 } else { 1.0 }, Instant::now());
                 connect::answer(&mut respond, http::StatusCode::BAD_REQUEST);
             }
         }

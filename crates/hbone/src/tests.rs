@@ -1,1 +1,7 @@
+//! Both halves against each other over loopback with real TLS.
 
+mod rig;
+
+mod faults;
+mod flow;
+mod sharing;

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -99,7 +100,7 @@ impl Connect {
     fn note_reset(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         if let Poll::Ready(Ok(_)) = self.respond.poll_reset(&mut cx) {
-            self.score.borrow_mut().reset_unanswered();
+            self.score.borrow_mut().reset_unanswered(Instant::now());
         }
     }
 }

@@ -1,4 +1,4 @@
-use tokio::time::{Duration, Instant};
+use std::time::{Duration, Instant};
 
 /// Points at which a connection is closed (reliability.md §5.3).
 const LIMIT: f64 = 100.0;
@@ -13,34 +13,31 @@ pub(super) struct Score {
     at: Instant,
 }
 
-impl Default for Score {
-    fn default() -> Self {
+impl Score {
+    pub(super) const fn new(now: Instant) -> Self {
         Self {
             points: 0.0,
-            at: Instant::now(),
+            at: now,
         }
     }
-}
 
-impl Score {
     /// A request taken back before it was answered.
-    pub(super) fn reset_unanswered(&mut self) {
-        self.misuse(1.0);
+    pub(super) fn reset_unanswered(&mut self, now: Instant) {
+        self.misuse(1.0, now);
     }
 
     /// Anything else that costs us more than the client.
-    pub(super) fn misuse(&mut self, points: f64) {
-        self.decay();
+    pub(super) fn misuse(&mut self, points: f64, now: Instant) {
+        self.decay(now);
         self.points += points;
     }
 
-    pub(super) fn is_too_high(&mut self) -> bool {
-        self.decay();
+    pub(super) fn is_too_high(&mut self, now: Instant) -> bool {
+        self.decay(now);
         self.points >= LIMIT
     }
 
-    fn decay(&mut self) {
-        let now = Instant::now();
+    fn decay(&mut self, now: Instant) {
         let half_lives = (now - self.at).as_secs_f64() / HALF_LIFE.as_secs_f64();
         self.points *= 0.5_f64.powf(half_lives);
         self.at = now;
@@ -51,15 +48,15 @@ impl Score {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn points_add_up_and_decay() {
-        let mut score = Score::default();
+    #[test]
+    fn points_add_up_and_decay() {
+        let now = Instant::now();
+        let mut score = Score::new(now);
         for _ in 0..100 {
-            assert!(!score.is_too_high());
-            score.reset_unanswered();
+            assert!(!score.is_too_high(now));
+            score.reset_unanswered(now);
         }
-        assert!(score.is_too_high());
-        tokio::time::advance(HALF_LIFE).await;
-        assert!(!score.is_too_high());
+        assert!(score.is_too_high(now));
+        assert!(!score.is_too_high(now + HALF_LIFE));
     }
 }
