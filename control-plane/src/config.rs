@@ -1,0 +1,93 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use isobar_types::labels;
+
+/// The control plane of the mesh.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "isobard", version, about, long_about = None)]
+pub struct Config {
+    /// Check the objects in these directories or files, print what is wrong, and exit: 0 if
+    /// everything is valid, 1 if not
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "objects")]
+    pub validate: Vec<PathBuf>,
+
+    /// Directory of YAML objects; may be given several times
+    #[arg(long, value_name = "DIR", required_unless_present = "validate")]
+    pub objects: Vec<PathBuf>,
+
+    /// Directory of overlays, beside the objects; this process writes below `control-plane/` in it
+    #[arg(long, value_name = "DIR", required_unless_present = "validate")]
+    pub overlay: Option<PathBuf>,
+
+    /// Directory for the root certificate and its key
+    #[arg(long, value_name = "DIR", required_unless_present = "validate")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Directory with an intermediate to sign with (ca-cert.pem, ca-key.pem, cert-chain.pem,
+    /// root-cert.pem), instead of a root of our own
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+
+    /// Address for discovery and certificates, over TLS
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+
+    /// Address for health, metrics and debug pages
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15014")]
+    pub monitoring: SocketAddr,
+
+    /// JSON Web Key Set that verifies bound service account tokens
+    #[arg(long, value_name = "FILE", required_unless_present = "validate")]
+    pub token_keys: Option<PathBuf>,
+
+    /// Issuer the tokens must have; any if not given
+    #[arg(long, value_name = "URL")]
+    pub token_issuer: Option<String>,
+
+    /// Further name or address in the server certificate; may be given several times
+    #[arg(long, value_name = "NAME_OR_IP")]
+    pub tls_san: Vec<String>,
+
+    /// Trust domain of every identity
+    #[arg(long, env = "TRUST_DOMAIN", default_value = isobar_types::DEFAULT_TRUST_DOMAIN)]
+    pub trust_domain: String,
+
+    /// Id of this cluster
+    #[arg(long, env = "CLUSTER_ID", default_value = isobar_types::DEFAULT_CLUSTER_ID)]
+    pub cluster_id: String,
+
+    /// Network of this cluster's addresses
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub network: String,
+
+    /// Namespace whose policies apply to the whole mesh
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = isobar_types::DEFAULT_ROOT_NAMESPACE)]
+    pub root_namespace: String,
+
+    /// Account that may ask for certificates of the pods on its node, as NAMESPACE/ACCOUNT
+    #[arg(
+        long,
+        env = "CA_TRUSTED_NODE_ACCOUNTS",
+        value_delimiter = ',',
+        default_value = "istio-system/ztunnel"
+    )]
+    pub trusted_node_account: Vec<String>,
+
+    /// Gateway class that is a waypoint run by this control plane; may be given several times
+    #[arg(long, value_name = "CLASS", default_value = labels::WAYPOINT_CLASS)]
+    pub waypoint_class: Vec<String>,
+
+    /// Image of the waypoints' Deployments
+    #[arg(long, default_value = "isobar/waypoint")]
+    pub waypoint_image: String,
+
+    /// What to log: a level, or TARGET=LEVEL, separated by commas
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log_level: String,
+
+    /// `text` or `json`
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: String,
+}

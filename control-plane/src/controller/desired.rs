@@ -1,0 +1,138 @@
+use std::collections::BTreeMap;
+
+use isobar_objects::{Kind, ObjectRef, merge_patch};
+use isobar_types::labels;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::status::Transitions;
+use super::{Wanted, gateway};
+use crate::engine::Planned;
+use crate::model::{BOUND_ACCOUNT, Verdict};
+
+/// Kinds whose status carries conditions of ours. Nothing is written on pods and accounts.
+const CONDITIONED: [Kind; 5] = [
+    Kind::Service,
+    Kind::Gateway,
+    Kind::AuthorizationPolicy,
+    Kind::VirtualService,
+    Kind::DestinationRule,
+];
+
+/// Everything that should be written for one plan.
+pub(super) fn desired(
+    planned: &Planned,
+    image: &str,
+    transitions: &mut Transitions,
+    now: Timestamp,
+) -> BTreeMap<ObjectRef, Wanted> {
+    let set = &planned.published.objects;
+    let plan = &planned.plan;
+    let mut wanted: BTreeMap<ObjectRef, Wanted> = BTreeMap::new();
+    let mut verdicts: Vec<Verdict> = plan.verdicts.clone();
+    for facts in &plan.gateways {
+        let rendered = gateway::render(set, facts, image);
+        for object in rendered.objects {
+            let reference = object.reference();
+            wanted.entry(reference).or_default().object = Some(object);
+        }
+        patch(&mut wanted, &rendered.gateway, &rendered.status);
+        verdicts.extend(rendered.verdicts);
+    }
+    conditions(&mut wanted, planned, &verdicts, transitions, now);
+    for (account, latch) in &plan.latches {
+        let object = ObjectRef::new(Kind::ServiceAccount, &account.namespace, &account.name);
+        let exists = set
+            .service_accounts
+            .get(&account.namespace, &account.name)
+            .is_some();
+        if exists && latch.is_some() {
+            let annotations = json!({ labels::WAYPOINT_LATCHED: latch.as_deref() });
+            patch(
+                &mut wanted,
+                &object,
+                &json!({ "metadata": { "annotations": annotations } }),
+            );
+        }
+    }
+    for service in &plan.services {
+        if let Some(account) = &service.sticky {
+            let object = ObjectRef::new(Kind::Service, &service.key.namespace, &service.key.name);
+            let annotations = json!({ BOUND_ACCOUNT: &**account });
+            patch(
+                &mut wanted,
+                &object,
+                &json!({ "metadata": { "annotations": annotations } }),
+            );
+        }
+    }
+    fill(&mut wanted);
+    wanted
+}
+
+/// One patch per object carries the same keys whenever it is written, so that a later patch takes
+/// back what an earlier one set.
+fn fill(wanted: &mut BTreeMap<ObjectRef, Wanted>) {
+    for (object, want) in wanted {
+        let Some(patch) = &mut want.patch else {
+            continue;
+        };
+        let annotation = match object.known() {
+            Some(Kind::Service) => BOUND_ACCOUNT,
+            Some(Kind::ServiceAccount) => labels::WAYPOINT_LATCHED,
+            _ => continue,
+        };
+        let mut whole = json!({ "metadata": { "annotations": { annotation: Value::Null } } });
+        if object.known() == Some(Kind::Service) {
+            whole["status"] = json!({ "conditions": Value::Null });
+        }
+        overlay(&mut whole, patch);
+        *patch = whole;
+    }
+}
+
+/// Like a merge, but nulls of `below` stay where `above` has nothing.
+fn overlay(below: &mut Value, above: &Value) {
+    match (below, above) {
+        (Value::Object(below), Value::Object(above)) => {
+            for (key, value) in above {
+                overlay(below.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (below, above) => *below = above.clone(),
+    }
+}
+
+fn conditions(
+    wanted: &mut BTreeMap<ObjectRef, Wanted>,
+    planned: &Planned,
+    verdicts: &[Verdict],
+    transitions: &mut Transitions,
+    now: Timestamp,
+) {
+    let set = &planned.published.objects;
+    let mut by_object: BTreeMap<&ObjectRef, BTreeMap<&str, Value>> = BTreeMap::new();
+    for verdict in verdicts {
+        let known = verdict.object.known();
+        if known.is_some_and(|kind| CONDITIONED.contains(&kind)) {
+            let condition = transitions.condition(set, verdict, now);
+            by_object
+                .entry(&verdict.object)
+                .or_default()
+                .insert(verdict.condition, condition);
+        }
+    }
+    for (object, conditions) in by_object {
+        let list: Vec<Value> = conditions.into_values().collect();
+        patch(wanted, object, &json!({ "status": { "conditions": list } }));
+    }
+}
+
+fn patch(wanted: &mut BTreeMap<ObjectRef, Wanted>, object: &ObjectRef, more: &Value) {
+    let patch = wanted
+        .entry(object.clone())
+        .or_default()
+        .patch
+        .get_or_insert_with(|| json!({}));
+    merge_patch(patch, more);
+}

@@ -1,0 +1,260 @@
+//! The Deployment, Service and ServiceAccount of a waypoint, and its Gateway's status.
+
+use std::collections::BTreeMap;
+
+use isobar_objects::gateway_api::Gateway;
+use isobar_objects::{
+    Deployment, Kind, Object, ObjectHead, ObjectRef, ObjectSet, Service, ServiceAccount,
+};
+use isobar_types::{CLUSTER_DOMAIN, labels, ports};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::model::{GatewayFacts, Verdict, account_of};
+
+/// Label on everything made for a Gateway.
+const MANAGED: &str = "gateway.istio.io/managed";
+/// Its value for waypoints, as Istio has it.
+const MANAGER: &str = "istio.io-mesh-controller";
+const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
+
+/// What one Gateway leads to.
+#[derive(Debug)]
+pub(super) struct Rendered {
+    /// Objects of ours.
+    pub(super) objects: Vec<Object>,
+    /// The Gateway.
+    pub(super) gateway: ObjectRef,
+    /// Patch with its status, without the conditions.
+    pub(super) status: Value,
+    /// Its conditions.
+    pub(super) verdicts: Vec<Verdict>,
+}
+
+/// Renders one waypoint.
+pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Rendered {
+    let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
+    let reference = ObjectRef::new(Kind::Gateway, namespace, name);
+    let Some(gateway) = set.gateways.get(namespace, name) else {
+        return Rendered {
+            objects: Vec::new(),
+            gateway: reference,
+            status: json!({}),
+            verdicts: Vec::new(),
+        };
+    };
+    let mut conflicts = Vec::new();
+    let mut objects = Vec::new();
+    let account = account_of(gateway);
+    if free(
+        set.service_accounts
+            .get(namespace, account)
+            .map(|o| o.labels()),
+    ) {
+        objects.extend(object::<ServiceAccount>(service_account(gateway, account)));
+    }
+    if free(set.services.get(namespace, name).map(|o| o.labels())) {
+        objects.extend(object::<Service>(service(gateway)));
+    } else {
+        conflicts.push(format!("Service {namespace}/{name}"));
+    }
+    if free(set.deployments.get(namespace, name).map(|o| o.labels())) {
+        objects.extend(object::<Deployment>(deployment(gateway, account, image)));
+    } else {
+        conflicts.push(format!("Deployment {namespace}/{name}"));
+    }
+    Rendered {
+        objects,
+        verdicts: verdicts(&reference, gateway, facts, &conflicts),
+        status: json!({ "status": { "addresses": addresses(set, facts) } }),
+        gateway: reference,
+    }
+}
+
+/// An object of that name may be written if there is none, or it is ours.
+fn free(existing: Option<&BTreeMap<String, String>>) -> bool {
+    existing.is_none_or(|labels| labels.get(MANAGED).map(String::as_str) == Some(MANAGER))
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> Option<Object>
+where
+    Object: From<T>,
+{
+    match serde_json::from_value::<T>(value) {
+        Ok(object) => Some(object.into()),
+        Err(error) => {
+            tracing::error!(%error, "a waypoint object could not be rendered");
+            None
+        }
+    }
+}
+
+fn verdicts(
+    reference: &ObjectRef,
+    gateway: &Gateway,
+    facts: &GatewayFacts,
+    conflicts: &[String],
+) -> Vec<Verdict> {
+    let listens = gateway
+        .spec
+        .listeners
+        .iter()
+        .any(|l| l.protocol == "HBONE" && l.port == i32::from(ports::HBONE));
+    let accepted = if !conflicts.is_empty() {
+        let text = format!("{} exist and are not managed here", conflicts.join(" and "));
+        Verdict::fails(reference.clone(), "Accepted", "Conflict", text)
+    } else if listens {
+        Verdict::holds(reference.clone(), "Accepted", "Accepted", "a waypoint")
+    } else {
+        let text = "a waypoint needs a listener with protocol HBONE on port 15008";
+        Verdict::fails(reference.clone(), "Accepted", "ListenersNotValid", text)
+    };
+    let programmed = if facts.programmed {
+        let text = if facts.ready {
+            "a waypoint pod is ready"
+        } else {
+            "was ready; no waypoint pod is ready now"
+        };
+        Verdict::holds(reference.clone(), "Programmed", "Programmed", text)
+    } else {
+        let text = "no waypoint pod has been ready yet";
+        Verdict::fails(reference.clone(), "Programmed", "Pending", text)
+    };
+    vec![accepted, programmed]
+}
+
+/// Set once the waypoint has been ready, and kept.
+fn addresses(set: &ObjectSet, facts: &GatewayFacts) -> Value {
+    if !facts.programmed {
+        return Value::Null;
+    }
+    let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
+    let mut all = vec![json!({
+        "type": "Hostname",
+        "value": format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}"),
+    })];
+    let cluster_ip = set
+        .services
+        .get(namespace, name)
+        .and_then(|service| service.spec.as_ref()?.cluster_ip.clone())
+        .filter(|ip| ip != "None" && !ip.is_empty());
+    all.extend(cluster_ip.map(|ip| json!({ "type": "IPAddress", "value": ip })));
+    all.into()
+}
+
+fn metadata(gateway: &Gateway, name: &str) -> Value {
+    let infrastructure = gateway.spec.infrastructure.clone().unwrap_or_default();
+    let mut all = infrastructure.labels;
+    all.extend(own_labels(gateway));
+    json!({
+        "name": name,
+        "namespace": gateway.namespace(),
+        "labels": all,
+        "annotations": infrastructure.annotations,
+        "ownerReferences": [{
+            "apiVersion": Kind::Gateway.api_version(),
+            "kind": "Gateway",
+            "name": gateway.name(),
+            "uid": gateway.uid(),
+            "controller": true,
+        }],
+    })
+}
+
+fn own_labels(gateway: &Gateway) -> BTreeMap<String, String> {
+    [
+        (labels::GATEWAY_NAME, gateway.name()),
+        (CLASS_NAME, &gateway.spec.gateway_class_name),
+        (MANAGED, MANAGER),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .collect()
+}
+
+fn service_account(gateway: &Gateway, account: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": metadata(gateway, account),
+    })
+}
+
+fn service(gateway: &Gateway) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(gateway, gateway.name()),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": { labels::GATEWAY_NAME: gateway.name() },
+            "ports": [
+                { "name": "status-port", "port": ports::READINESS, "protocol": "TCP" },
+                {
+                    "name": "mesh", "port": ports::HBONE, "protocol": "TCP",
+                    "appProtocol": "hbone",
+                },
+            ],
+        },
+    })
+}
+
+fn deployment(gateway: &Gateway, account: &str, image: &str) -> Value {
+    let mut pod_labels = own_labels(gateway);
+    for (key, value) in [
+        (labels::DATAPLANE_MODE, labels::MODE_NONE),
+        (labels::TUNNEL, "http"),
+        ("sidecar.istio.io/inject", "false"),
+        ("service.istio.io/canonical-name", gateway.name()),
+        ("service.istio.io/canonical-revision", "latest"),
+    ] {
+        pod_labels.insert(key.to_owned(), value.to_owned());
+    }
+    let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(gateway, gateway.name()),
+        "spec": {
+            "replicas": 1,
+            "selector": { "matchLabels": { labels::GATEWAY_NAME: gateway.name() } },
+            "template": {
+                "metadata": {
+                    "labels": pod_labels,
+                    "annotations": {
+                        "prometheus.io/path": "/stats/prometheus",
+                        "prometheus.io/port": ports::METRICS.to_string(),
+                        "prometheus.io/scrape": "true",
+                    },
+                },
+                "spec": {
+                    "serviceAccountName": account,
+                    "containers": [{
+                        "name": "waypoint",
+                        "image": image,
+                        "ports": [
+                            { "name": "mesh", "containerPort": ports::HBONE },
+                            { "name": "metrics", "containerPort": ports::METRICS },
+                            { "name": "status-port", "containerPort": ports::READINESS },
+                        ],
+                        "env": [
+                            { "name": "GATEWAY_NAME", "value": gateway.name() },
+                            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
+                            { "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") },
+                            { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
+                            { "name": "NODE_NAME", "valueFrom": field("spec.nodeName") },
+                            {
+                                "name": "SERVICE_ACCOUNT",
+                                "valueFrom": field("spec.serviceAccountName"),
+                            },
+                        ],
+                        "readinessProbe": {
+                            "httpGet": { "path": "/healthz/ready", "port": ports::READINESS },
+                            "periodSeconds": 1,
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}

@@ -1,0 +1,25 @@
+//! The control plane: objects to model to discovery; certificates; waypoints; statuses.
+//!
+//! One direction: an [`isobar_objects::ObjectSource`] publishes sets of objects; [`model`] turns a set
+//! into a plan, purely; [`engine`] publishes what differs to [`xds`] sessions and to the certificate
+//! authority in [`ca`]; [`controller`] writes back what has to exist and what there is to say.
+//! [`run`] puts the parts together, [`validate`] checks objects offline.
+
+#![forbid(unsafe_code)]
+
+mod auth;
+mod ca;
+mod config;
+mod controller;
+mod engine;
+mod metrics;
+mod model;
+mod monitoring;
+mod process;
+mod server;
+mod validation;
+mod xds;
+
+pub use config::Config;
+pub use process::run;
+pub use validation::validate;

@@ -1,0 +1,214 @@
+use std::collections::BTreeMap;
+
+use isobar_objects::gateway_api::{FromNamespaces, Gateway};
+use isobar_objects::{ObjectHead, ObjectSet, selectors};
+use isobar_proto::isobar::v1::waypoint::Traffic;
+use isobar_proto::istio::workload::{GatewayAddress, NamespacedHostname, gateway_address};
+use isobar_types::{Identity, NamespacedName, Str, labels, ports};
+
+use super::pods::PodFacts;
+use super::settings::Settings;
+
+/// Annotation on a Gateway: the account its pods run as, where it is not the Gateway's name.
+const GATEWAY_ACCOUNT: &str = "gateway.istio.io/service-account";
+
+/// Host name published for an object that names a waypoint it may not use. It never exists, so
+/// that every proxy refuses instead of going direct.
+const DENIED_HOST: &str = "denied.waypoint.isobar.invalid";
+
+/// Which traffic an object is reached by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TrafficKind {
+    /// By service address.
+    Service,
+    /// By pod address.
+    Workload,
+}
+
+/// A Gateway that is a waypoint.
+#[derive(Debug)]
+pub(crate) struct WaypointGateway<'a> {
+    /// The object.
+    pub(crate) gateway: &'a Gateway,
+    /// `namespace/name`.
+    pub(crate) key: NamespacedName,
+    /// Traffic it takes.
+    pub(crate) traffic: Traffic,
+    /// Host name of its Service.
+    pub(crate) hostname: String,
+    /// Identity its pods run as.
+    pub(crate) identity: Identity,
+    /// Account it consents to be bound to.
+    pub(crate) for_account: Option<Str>,
+    /// Its pods, ready or not.
+    pub(crate) pods: Vec<NamespacedName>,
+    /// At least one of its pods is ready now.
+    pub(crate) ready: bool,
+    /// Was Programmed before, or is ready now.
+    pub(crate) programmed: bool,
+    allowed: Allowed<'a>,
+}
+
+#[derive(Debug)]
+enum Allowed<'a> {
+    Same,
+    All,
+    Nobody,
+    Selector(&'a k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector),
+}
+
+/// All waypoints, by Gateway key.
+pub(crate) type Gateways<'a> = BTreeMap<NamespacedName, WaypointGateway<'a>>;
+
+/// Finds the waypoints among the Gateways, and their pods.
+pub(crate) fn waypoints<'a>(
+    set: &'a ObjectSet,
+    pods: &[PodFacts<'_>],
+    settings: &Settings,
+) -> Gateways<'a> {
+    let mut all: Gateways<'a> = set
+        .gateways
+        .iter()
+        .filter(|gateway| {
+            settings
+                .waypoint_classes
+                .contains(&gateway.spec.gateway_class_name)
+        })
+        .map(|gateway| read(&gateway.object, settings))
+        .map(|waypoint| (waypoint.key.clone(), waypoint))
+        .collect();
+    for pod in pods {
+        let Some(waypoint) = instance_of(pod, &all, settings).cloned() else {
+            continue;
+        };
+        if let Some(waypoint) = all.get_mut(&waypoint) {
+            waypoint.pods.push(pod.key.clone());
+            waypoint.ready |= pod.ready;
+            waypoint.programmed |= pod.ready;
+        }
+    }
+    all
+}
+
+/// The waypoint that `pod` is an instance of: by label, and only with the account of that
+/// waypoint, so that a label alone exempts nobody.
+pub(crate) fn instance_of<'g>(
+    pod: &PodFacts<'_>,
+    gateways: &'g Gateways<'_>,
+    settings: &Settings,
+) -> Option<&'g NamespacedName> {
+    let name = pod.labels.get(labels::GATEWAY_NAME)?;
+    let key = NamespacedName {
+        namespace: pod.key.namespace.clone(),
+        name: name.as_str().into(),
+    };
+    let waypoint = gateways.get(&key)?;
+    (waypoint.identity == pod.identity(&settings.trust_domain)).then_some(&waypoint.key)
+}
+
+/// The account a Gateway's pods run as.
+pub(crate) fn account_of(gateway: &Gateway) -> &str {
+    gateway
+        .annotation(GATEWAY_ACCOUNT)
+        .unwrap_or(gateway.name())
+}
+
+fn read<'a>(gateway: &'a Gateway, settings: &Settings) -> WaypointGateway<'a> {
+    let key = NamespacedName {
+        namespace: gateway.namespace().into(),
+        name: gateway.name().into(),
+    };
+    WaypointGateway {
+        traffic: traffic(gateway.label(labels::WAYPOINT_FOR)),
+        hostname: settings.hostname(&key.namespace, &key.name),
+        identity: Identity::new(
+            settings.trust_domain.clone(),
+            key.namespace.clone(),
+            account_of(gateway),
+        ),
+        for_account: gateway
+            .annotation(labels::FOR_SERVICE_ACCOUNT)
+            .map(Into::into),
+        pods: Vec::new(),
+        ready: false,
+        programmed: gateway.is_programmed(),
+        allowed: allowed(gateway),
+        gateway,
+        key,
+    }
+}
+
+/// Value of the label that says what a waypoint takes; an unknown word takes nothing.
+pub(crate) fn traffic(label: Option<&str>) -> Traffic {
+    match label {
+        None | Some("service" | "") => Traffic::Service,
+        Some("workload") => Traffic::Workload,
+        Some("all") => Traffic::All,
+        Some(_) => Traffic::None,
+    }
+}
+
+fn allowed(gateway: &Gateway) -> Allowed<'_> {
+    let listener = gateway
+        .spec
+        .listeners
+        .iter()
+        .find(|l| l.protocol == "HBONE" && l.port == i32::from(ports::HBONE));
+    let namespaces = listener
+        .and_then(|l| l.allowed_routes.as_ref())
+        .and_then(|routes| routes.namespaces.as_ref());
+    let Some(namespaces) = namespaces else {
+        return Allowed::Same;
+    };
+    match (namespaces.from, &namespaces.selector) {
+        (FromNamespaces::All, _) => Allowed::All,
+        (FromNamespaces::Selector, Some(selector)) => Allowed::Selector(selector),
+        (FromNamespaces::Selector | FromNamespaces::None, _) => Allowed::Nobody,
+        (FromNamespaces::Same, _) => Allowed::Same,
+    }
+}
+
+impl WaypointGateway<'_> {
+    /// True if objects of `namespace` may use it.
+    pub(crate) fn admits(&self, namespace: &str, set: &ObjectSet) -> bool {
+        match &self.allowed {
+            Allowed::Same => namespace == &*self.key.namespace,
+            Allowed::All => true,
+            Allowed::Nobody => false,
+            Allowed::Selector(selector) => set
+                .namespaces
+                .get("", namespace)
+                .is_some_and(|object| selectors::selects(selector, object.labels())),
+        }
+    }
+
+    /// True if it takes that kind of traffic.
+    pub(crate) const fn takes(&self, kind: TrafficKind) -> bool {
+        matches!(
+            (self.traffic, kind),
+            (Traffic::All, _)
+                | (Traffic::Service, TrafficKind::Service)
+                | (Traffic::Workload, TrafficKind::Workload)
+        )
+    }
+}
+
+/// How objects refer to the waypoint named `key`, whether it exists or not.
+pub(crate) fn address(key: &NamespacedName, settings: &Settings) -> GatewayAddress {
+    by_host(&key.namespace, settings.hostname(&key.namespace, &key.name))
+}
+
+/// What an object refers to when it may not use what it names.
+pub(crate) fn denied_address(namespace: &str) -> GatewayAddress {
+    by_host(namespace, DENIED_HOST.to_owned())
+}
+
+fn by_host(namespace: &str, hostname: String) -> GatewayAddress {
+    GatewayAddress {
+        destination: Some(gateway_address::Destination::Hostname(NamespacedHostname {
+            namespace: namespace.to_owned(),
+            hostname,
+        })),
+        hbone_mtls_port: u32::from(ports::HBONE),
+    }
+}

@@ -1,0 +1,12 @@
+//! What waypoints are told: routes, rules and policies of the services they serve, nothing else.
+
+mod authorization;
+mod destination_rule;
+mod hosts;
+mod scope;
+mod string_match;
+mod virtual_service;
+
+pub(crate) use authorization::{Targets, targets};
+pub(crate) use hosts::Hosts;
+pub(crate) use scope::{KeptKeys, Scoping, plan_waypoint};

@@ -1,0 +1,289 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::{ObjectHead, ObjectRef, ObjectSet};
+use isobar_proto::isobar::v1 as wire;
+use isobar_types::NamespacedName;
+
+use super::super::gateways::WaypointGateway;
+use super::super::plan::WaypointPlan;
+use super::super::pods::PodFacts;
+use super::super::services::ServicePlan;
+use super::super::settings::Settings;
+use super::super::verdict::{Severity, Verdict};
+use super::super::workloads::uid;
+use super::authorization::Targets;
+use super::hosts::{Hosts, exactness};
+use super::{destination_rule, virtual_service};
+
+/// Condition type for what waypoints do with a route or rule.
+const CONDITION: &str = "isobar.dev/Accepted";
+
+/// Everything that is scoped to waypoints, converted once.
+pub(crate) struct Scoping<'a> {
+    settings: &'a Settings,
+    hosts: &'a Hosts,
+    services: &'a [ServicePlan],
+    pods: &'a [PodFacts<'a>],
+    routes: Vec<wire::VirtualService>,
+    rules: Vec<wire::DestinationRule>,
+    targets: &'a [Targets],
+}
+
+impl<'a> Scoping<'a> {
+    /// Converts routes and rules; tells what is not honoured in them.
+    pub(crate) fn new(
+        set: &ObjectSet,
+        settings: &'a Settings,
+        hosts: &'a Hosts,
+        services: &'a [ServicePlan],
+        pods: &'a [PodFacts<'a>],
+        targets: &'a [Targets],
+        verdicts: &mut Vec<Verdict>,
+    ) -> Self {
+        let mut routes = Vec::new();
+        for object in set.virtual_services.iter() {
+            if !object.spec.applies_to_mesh() {
+                continue;
+            }
+            let converted = virtual_service::convert(object, hosts);
+            verdicts.push(accepted(object.reference(), &converted.unsupported));
+            routes.push(converted.wire);
+        }
+        let mut rules = Vec::new();
+        for object in set.destination_rules.iter() {
+            let converted = destination_rule::convert(object, hosts);
+            verdicts.push(accepted(object.reference(), &converted.unsupported));
+            rules.push(converted.wire);
+        }
+        Self {
+            settings,
+            hosts,
+            services,
+            pods,
+            routes,
+            rules,
+            targets,
+        }
+    }
+}
+
+fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
+    if unsupported.is_empty() {
+        return Verdict::holds(object, CONDITION, "Accepted", "served to its waypoints");
+    }
+    let text = format!("not honoured yet: {}", unsupported.join(", "));
+    Verdict::fails(object, CONDITION, "UnsupportedValue", text).severity(Severity::Warning)
+}
+
+/// What one waypoint is told. It sees the services it serves, the routes of these, and the rules of
+/// every service those routes lead to.
+pub(crate) fn plan_waypoint(
+    waypoint: &WaypointGateway<'_>,
+    scoping: &Scoping<'_>,
+    kept_keys: &BTreeSet<String>,
+) -> WaypointPlan {
+    let served: Vec<&ServicePlan> = scoping
+        .services
+        .iter()
+        .filter(|service| service.waypoints.contains(&waypoint.key))
+        .collect();
+    let routes = routes_for(waypoint, &served, scoping);
+    let reached = reached(&served, &routes);
+    let rules = rules_for(waypoint, &reached, scoping);
+    let authorizations = scoping
+        .targets
+        .iter()
+        .filter_map(|targets| targets.for_waypoint(&waypoint.key, &served, scoping.hosts))
+        .collect();
+    let mut label_keys = label_keys(&routes, &rules);
+    label_keys.extend(kept_keys.iter().cloned());
+    WaypointPlan {
+        key: waypoint.key.clone(),
+        waypoint: wire::Waypoint {
+            namespace: waypoint.key.namespace.to_string(),
+            name: waypoint.key.name.to_string(),
+            traffic: waypoint.traffic.into(),
+            hostname: waypoint.hostname.clone(),
+            for_service_account: waypoint
+                .for_account
+                .as_deref()
+                .unwrap_or_default()
+                .to_owned(),
+        },
+        labels: labels(&label_keys, scoping),
+        label_keys,
+        routes,
+        rules,
+        authorizations,
+    }
+}
+
+/// Routes in the waypoint's own namespace or the service's. Where several claim a service, only
+/// those with the most exact host have it as a parent.
+fn routes_for(
+    waypoint: &WaypointGateway<'_>,
+    served: &[&ServicePlan],
+    scoping: &Scoping<'_>,
+) -> Vec<wire::VirtualService> {
+    let mut parents: BTreeMap<usize, Vec<wire::ServiceRef>> = BTreeMap::new();
+    for service in served {
+        let hostname = &service.wire.hostname;
+        let claims: Vec<(usize, usize)> = scoping
+            .routes
+            .iter()
+            .enumerate()
+            .filter(|(_, route)| {
+                *route.namespace == *service.key.namespace
+                    || *route.namespace == *waypoint.key.namespace
+            })
+            .filter_map(|(at, route)| {
+                let exact = route
+                    .hosts
+                    .iter()
+                    .filter_map(|host| exactness(host, hostname));
+                exact.max().map(|exact| (exact, at))
+            })
+            .collect();
+        let most = claims.iter().map(|(exact, _)| *exact).max();
+        for (exact, at) in claims {
+            if Some(exact) == most {
+                let parent = scoping.hosts.reference(hostname, &service.key.namespace);
+                parents.entry(at).or_default().push(parent);
+            }
+        }
+    }
+    parents
+        .into_iter()
+        .filter_map(|(at, parents)| {
+            let route = scoping.routes.get(at)?.clone();
+            Some(wire::VirtualService { parents, ..route })
+        })
+        .collect()
+}
+
+/// Host names the waypoint may send requests to.
+fn reached(served: &[&ServicePlan], routes: &[wire::VirtualService]) -> BTreeSet<String> {
+    let mut hosts: BTreeSet<String> = served
+        .iter()
+        .map(|service| service.wire.hostname.clone())
+        .collect();
+    let mut add = |destination: Option<&wire::Destination>| {
+        hosts.extend(
+            destination
+                .and_then(|d| d.service.as_ref())
+                .map(|s| s.hostname.clone()),
+        );
+    };
+    for route in routes {
+        for http in &route.http {
+            if let Some(wire::http_route::Action::Forward(forward)) = &http.action {
+                forward
+                    .destinations
+                    .iter()
+                    .for_each(|d| add(d.destination.as_ref()));
+            }
+            http.mirrors
+                .iter()
+                .for_each(|m| add(m.destination.as_ref()));
+        }
+        let tls = route.tls.iter().flat_map(|tls| &tls.destinations);
+        let tcp = route.tcp.iter().flat_map(|tcp| &tcp.destinations);
+        tls.chain(tcp).for_each(|d| add(d.destination.as_ref()));
+    }
+    hosts
+}
+
+/// For each reachable service, the rules that count: those of the waypoint's namespace, else of the
+/// service's, else of the root namespace; among them the most exact host.
+fn rules_for(
+    waypoint: &WaypointGateway<'_>,
+    reached: &BTreeSet<String>,
+    scoping: &Scoping<'_>,
+) -> Vec<wire::DestinationRule> {
+    let mut services: BTreeMap<usize, Vec<wire::ServiceRef>> = BTreeMap::new();
+    for hostname in reached {
+        let own = scoping.hosts.service(hostname).map(|key| &*key.namespace);
+        let places = [
+            Some(&*waypoint.key.namespace),
+            own,
+            Some(&*scoping.settings.root_namespace),
+        ];
+        let claims = places.into_iter().flatten().find_map(|namespace| {
+            let claims: Vec<(usize, usize)> = scoping
+                .rules
+                .iter()
+                .enumerate()
+                .filter(|(_, rule)| rule.namespace == namespace)
+                .filter_map(|(at, rule)| Some((exactness(&rule.host, hostname)?, at)))
+                .collect();
+            (!claims.is_empty()).then_some(claims)
+        });
+        let claims = claims.unwrap_or_default();
+        let most = claims.iter().map(|(exact, _)| *exact).max();
+        for (_, at) in claims.into_iter().filter(|(exact, _)| Some(*exact) == most) {
+            let fallback = own.unwrap_or(&waypoint.key.namespace);
+            let service = scoping.hosts.reference(hostname, fallback);
+            services.entry(at).or_default().push(service);
+        }
+    }
+    services
+        .into_iter()
+        .filter_map(|(at, services)| {
+            let rule = scoping.rules.get(at)?.clone();
+            Some(wire::DestinationRule { services, ..rule })
+        })
+        .collect()
+}
+
+/// Label keys that some rule or subset names.
+fn label_keys(
+    routes: &[wire::VirtualService],
+    rules: &[wire::DestinationRule],
+) -> BTreeSet<String> {
+    let http = routes
+        .iter()
+        .flat_map(|route| &route.http)
+        .flat_map(|http| &http.matches)
+        .flat_map(|one| one.source_labels.keys());
+    let tls = routes
+        .iter()
+        .flat_map(|route| &route.tls)
+        .flat_map(|tls| &tls.matches)
+        .filter_map(|one| one.l4.as_ref());
+    let tcp = routes
+        .iter()
+        .flat_map(|route| &route.tcp)
+        .flat_map(|tcp| &tcp.matches);
+    let l4 = tls.chain(tcp).flat_map(|one| one.source_labels.keys());
+    let subsets = rules
+        .iter()
+        .flat_map(|rule| &rule.subsets)
+        .flat_map(|subset| subset.labels.keys());
+    http.chain(l4).chain(subsets).cloned().collect()
+}
+
+fn labels(keys: &BTreeSet<String>, scoping: &Scoping<'_>) -> Vec<wire::WorkloadLabels> {
+    if keys.is_empty() {
+        return Vec::new();
+    }
+    scoping
+        .pods
+        .iter()
+        .filter(|pod| !pod.ips.is_empty())
+        .filter_map(|pod| {
+            let labels: BTreeMap<String, String> = pod
+                .labels
+                .iter()
+                .filter(|(key, _)| keys.contains(*key))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            (!labels.is_empty()).then(|| wire::WorkloadLabels {
+                uid: uid(&scoping.settings.cluster_id, &pod.key),
+                labels,
+            })
+        })
+        .collect()
+}
+
+/// Waypoint by waypoint, the label keys served before.
+pub(crate) type KeptKeys = BTreeMap<NamespacedName, BTreeSet<String>>;

@@ -1,0 +1,383 @@
+use isobar_objects::ObjectHead;
+use isobar_objects::istio as from;
+use isobar_objects::istio::VirtualService;
+use isobar_proto::isobar::v1 as wire;
+use wire::http_route::Action;
+
+use super::hosts::Hosts;
+use super::string_match::{duration, string_match};
+
+/// Status of a reply that stands for a rule that is not supported.
+const NOT_SUPPORTED: u32 = 500;
+
+/// One object as a waypoint gets it, without its parents, and what is not honoured in it.
+#[derive(Debug)]
+pub(super) struct Converted {
+    /// The message; `parents` is filled in per waypoint.
+    pub(super) wire: wire::VirtualService,
+    /// Fields that are not honoured.
+    pub(super) unsupported: Vec<String>,
+}
+
+/// Converts one object. A rule or match that cannot be expressed refuses or never matches.
+pub(super) fn convert(object: &VirtualService, hosts: &Hosts) -> Converted {
+    let mut reader = Reader {
+        hosts,
+        namespace: object.namespace(),
+        unsupported: Vec::new(),
+        at: String::new(),
+    };
+    let spec = &object.spec;
+    let mut wire = wire::VirtualService {
+        namespace: object.namespace().to_owned(),
+        name: object.name().to_owned(),
+        hosts: spec
+            .hosts
+            .iter()
+            .map(|host| hosts.resolve(host, object.namespace()))
+            .collect(),
+        created: object.created(),
+        ..wire::VirtualService::default()
+    };
+    for (index, route) in spec.http.iter().enumerate() {
+        reader.at = format!("http[{index}]");
+        wire.http.extend(reader.http(route));
+    }
+    for (index, route) in spec.tls.iter().enumerate() {
+        reader.at = format!("tls[{index}]");
+        wire.tls.extend(reader.tls(route));
+    }
+    for (index, route) in spec.tcp.iter().enumerate() {
+        reader.at = format!("tcp[{index}]");
+        wire.tcp.extend(reader.tcp(route));
+    }
+    if !spec.export_to.is_empty() {
+        reader.unsupported.push("exportTo".to_owned());
+    }
+    let mut unsupported = reader.unsupported;
+    unsupported.extend(isobar_route::unsupported(&wire));
+    Converted { wire, unsupported }
+}
+
+struct Reader<'a> {
+    hosts: &'a Hosts,
+    namespace: &'a str,
+    unsupported: Vec<String>,
+    at: String,
+}
+
+fn in_mesh(gateways: &[String]) -> bool {
+    gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
+}
+
+impl Reader<'_> {
+    fn note(&mut self, field: &str) {
+        self.unsupported.push(format!("{}.{field}", self.at));
+    }
+
+    /// `None` if every match is for gateways only, so that the rule is not for the mesh.
+    fn http(&mut self, route: &from::HttpRoute) -> Option<wire::HttpRoute> {
+        let matches: Vec<_> = route
+            .matches
+            .iter()
+            .filter(|one| in_mesh(&one.gateways))
+            .map(http_match)
+            .collect();
+        if matches.is_empty() && !route.matches.is_empty() {
+            return None;
+        }
+        let mut mirrors: Vec<_> = route.mirrors.iter().map(|m| self.mirror(m)).collect();
+        if let Some(mirror) = &route.mirror {
+            let percent = route.mirror_percentage.as_ref().map(|p| p.value);
+            mirrors.push(wire::Mirror {
+                destination: Some(self.destination(mirror)),
+                percentage: percent
+                    .or(route.mirror_percent.map(f64::from))
+                    .unwrap_or(100.0),
+            });
+        }
+        Some(wire::HttpRoute {
+            name: route.name.clone(),
+            matches,
+            action: Some(self.action(route)),
+            rewrite: route.rewrite.as_ref().map(rewrite),
+            headers: route.headers.as_ref().map(headers),
+            timeout: route.timeout.map(duration),
+            retries: route.retries.as_ref().map(|retries| self.retries(retries)),
+            fault: route.fault.as_ref().map(|fault| self.fault(fault)),
+            mirrors,
+            cors: route.cors_policy.as_ref().map(|cors| self.cors(cors)),
+        })
+    }
+
+    fn action(&mut self, route: &from::HttpRoute) -> Action {
+        if route.delegate.is_some() {
+            self.note("delegate");
+            return not_supported("delegate");
+        }
+        if let Some(redirect) = &route.redirect {
+            return self.redirect(redirect);
+        }
+        if let Some(direct) = &route.direct_response {
+            return self.direct(direct);
+        }
+        Action::Forward(wire::HttpForward {
+            destinations: self.weighted(&route.route),
+        })
+    }
+
+    fn redirect(&mut self, redirect: &from::HttpRedirect) -> Action {
+        if !redirect.prefix_rewrite.is_empty() {
+            self.note("redirect.prefixRewrite");
+            return not_supported("redirect.prefixRewrite");
+        }
+        if redirect.derive_port.is_some() {
+            self.note("redirect.derivePort");
+        }
+        Action::Redirect(wire::HttpRedirect {
+            uri: redirect.uri.clone(),
+            authority: redirect.authority.clone(),
+            scheme: redirect.scheme.clone(),
+            port: redirect.port.unwrap_or_default(),
+            code: redirect.redirect_code.unwrap_or_default(),
+        })
+    }
+
+    fn direct(&mut self, direct: &from::DirectResponse) -> Action {
+        let body = direct.body.as_ref();
+        if body.is_some_and(|body| body.bytes.is_some()) {
+            self.note("directResponse.body.bytes");
+        }
+        let text = body.and_then(|body| body.string.clone());
+        Action::DirectResponse(wire::DirectResponse {
+            status: direct.status,
+            body: text.unwrap_or_default().into_bytes(),
+        })
+    }
+
+    fn weighted(&self, routes: &[from::RouteDestination]) -> Vec<wire::WeightedDestination> {
+        let alone = routes.len() == 1;
+        routes
+            .iter()
+            .map(|route| {
+                let weight = u32::try_from(route.weight).unwrap_or_default();
+                wire::WeightedDestination {
+                    destination: Some(self.destination(&route.destination)),
+                    weight: if alone && weight == 0 { 100 } else { weight },
+                    headers: route.headers.as_ref().map(headers),
+                }
+            })
+            .collect()
+    }
+
+    fn destination(&self, destination: &from::Destination) -> wire::Destination {
+        let hostname = self.hosts.resolve(&destination.host, self.namespace);
+        wire::Destination {
+            service: Some(self.hosts.reference(&hostname, self.namespace)),
+            subset: destination.subset.clone(),
+            port: destination.port.as_ref().map_or(0, |port| port.number),
+            host: destination.host.clone(),
+        }
+    }
+
+    fn mirror(&self, mirror: &from::Mirror) -> wire::Mirror {
+        wire::Mirror {
+            destination: Some(self.destination(&mirror.destination)),
+            percentage: mirror.percentage.as_ref().map_or(100.0, |p| p.value),
+        }
+    }
+
+    fn retries(&mut self, retries: &from::HttpRetry) -> wire::Retries {
+        if retries.retry_remote_localities.is_some() {
+            self.note("retries.retryRemoteLocalities");
+        }
+        wire::Retries {
+            attempts: retries.attempts,
+            per_try_timeout: retries.per_try_timeout.map(duration),
+            retry_on: retries.retry_on.clone(),
+            backoff: retries.backoff.map(duration),
+        }
+    }
+
+    fn fault(&mut self, fault: &from::Fault) -> wire::Fault {
+        let delay = fault.delay.as_ref().map(|delay| {
+            if delay.exponential_delay.is_some() {
+                self.note("fault.delay.exponentialDelay");
+            }
+            let share = delay.percentage.as_ref().map(|p| p.value);
+            wire::fault::Delay {
+                percentage: share.or(delay.percent.map(f64::from)).unwrap_or_default(),
+                fixed: delay.fixed_delay.map(duration),
+            }
+        });
+        let abort = fault.abort.as_ref().map(|abort| {
+            if abort.http2_error.is_some() {
+                self.note("fault.abort.http2Error");
+            }
+            let grpc = abort.grpc_status.as_deref().map(grpc_code);
+            if grpc == Some(None) {
+                self.note("fault.abort.grpcStatus");
+            }
+            wire::fault::Abort {
+                percentage: abort.percentage.as_ref().map_or(100.0, |p| p.value),
+                http_status: abort
+                    .http_status
+                    .and_then(|status| u32::try_from(status).ok())
+                    .unwrap_or_default(),
+                grpc_status: grpc.flatten().unwrap_or_default(),
+            }
+        });
+        wire::Fault { delay, abort }
+    }
+
+    fn cors(&mut self, cors: &from::Cors) -> wire::Cors {
+        if cors.unmatched_preflights.as_deref() == Some("IGNORE") {
+            self.note("corsPolicy.unmatchedPreflights");
+        }
+        let deprecated = cors.allow_origin.iter().map(|origin| wire::StringMatch {
+            match_type: Some(wire::string_match::MatchType::Exact(origin.clone())),
+        });
+        wire::Cors {
+            allow_origins: cors
+                .allow_origins
+                .iter()
+                .map(string_match)
+                .chain(deprecated)
+                .collect(),
+            allow_methods: cors.allow_methods.clone(),
+            allow_headers: cors.allow_headers.clone(),
+            expose_headers: cors.expose_headers.clone(),
+            max_age: cors.max_age.map(duration),
+            allow_credentials: cors.allow_credentials.unwrap_or_default(),
+        }
+    }
+
+    fn tls(&mut self, route: &from::TlsRoute) -> Option<wire::TlsRoute> {
+        let matches: Vec<_> = route
+            .matches
+            .iter()
+            .filter(|one| in_mesh(&one.gateways))
+            .map(|one| wire::TlsMatch {
+                sni_hosts: one.sni_hosts.clone(),
+                l4: Some(wire::L4Match {
+                    destination_subnets: one.destination_subnets.clone(),
+                    port: one.port.unwrap_or_default(),
+                    source_labels: one.source_labels.clone(),
+                    source_namespace: one.source_namespace.clone(),
+                }),
+            })
+            .collect();
+        if matches.is_empty() && !route.matches.is_empty() {
+            return None;
+        }
+        Some(wire::TlsRoute {
+            matches,
+            destinations: self.weighted(&route.route),
+        })
+    }
+
+    fn tcp(&mut self, route: &from::TcpRoute) -> Option<wire::TcpRoute> {
+        let mut matches = Vec::new();
+        for one in route.matches.iter().filter(|one| in_mesh(&one.gateways)) {
+            if !one.source_subnet.is_empty() {
+                // Without the field the match would take more than written.
+                self.note("match.sourceSubnet");
+                continue;
+            }
+            matches.push(wire::L4Match {
+                destination_subnets: one.destination_subnets.clone(),
+                port: one.port.unwrap_or_default(),
+                source_labels: one.source_labels.clone(),
+                source_namespace: one.source_namespace.clone(),
+            });
+        }
+        if matches.is_empty() && !route.matches.is_empty() {
+            return None;
+        }
+        Some(wire::TcpRoute {
+            matches,
+            destinations: self.weighted(&route.route),
+        })
+    }
+}
+
+fn not_supported(field: &str) -> Action {
+    Action::DirectResponse(wire::DirectResponse {
+        status: NOT_SUPPORTED,
+        body: format!("the route uses {field}, which is not supported\n").into_bytes(),
+    })
+}
+
+fn http_match(from: &from::HttpMatch) -> wire::HttpMatch {
+    let map = |all: &std::collections::BTreeMap<String, from::StringMatch>| {
+        all.iter()
+            .map(|(key, value)| (key.clone(), string_match(value)))
+            .collect()
+    };
+    wire::HttpMatch {
+        name: from.name.clone(),
+        uri: from.uri.as_ref().map(string_match),
+        scheme: from.scheme.as_ref().map(string_match),
+        method: from.method.as_ref().map(string_match),
+        authority: from.authority.as_ref().map(string_match),
+        headers: map(&from.headers),
+        without_headers: map(&from.without_headers),
+        query_params: map(&from.query_params),
+        ignore_uri_case: from.ignore_uri_case,
+        port: from.port.unwrap_or_default(),
+        source_labels: from.source_labels.clone(),
+        source_namespace: from.source_namespace.clone(),
+        stat_prefix: from.stat_prefix.clone(),
+    }
+}
+
+fn rewrite(from: &from::HttpRewrite) -> wire::HttpRewrite {
+    let regex = from.uri_regex_rewrite.clone().unwrap_or_default();
+    wire::HttpRewrite {
+        uri: from.uri.clone(),
+        authority: from.authority.clone(),
+        regex: regex.pattern,
+        regex_rewrite: regex.rewrite,
+    }
+}
+
+fn headers(from: &from::Headers) -> wire::Headers {
+    let operations = |from: &from::HeaderOperations| wire::HeaderOperations {
+        set: from.set.clone(),
+        add: from.add.clone(),
+        remove: from.remove.clone(),
+    };
+    wire::Headers {
+        request: from.request.as_ref().map(operations),
+        response: from.response.as_ref().map(operations),
+    }
+}
+
+/// Number of a gRPC status given by number or name.
+fn grpc_code(text: &str) -> Option<u32> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let place = NAMES.iter().position(|name| *name == upper)?;
+    u32::try_from(place).ok()
+}

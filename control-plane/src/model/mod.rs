@@ -1,0 +1,25 @@
+//! Objects to what proxies are told: pure functions over one set of objects.
+
+mod authorization;
+mod bindings;
+mod gateways;
+mod l7;
+mod labels;
+mod peer_authentication;
+mod plan;
+mod pods;
+mod selection;
+mod services;
+mod settings;
+mod verdict;
+mod workloads;
+
+pub(crate) use gateways::account_of;
+pub(crate) use l7::KeptKeys;
+pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
+pub(crate) use services::BOUND_ACCOUNT;
+pub(crate) use settings::Settings;
+pub(crate) use verdict::Verdict;
+
+#[cfg(test)]
+mod golden_tests;

@@ -1,0 +1,197 @@
+//! PeerAuthentication as L4 policies: plaintext is denied by denying peers without an identity.
+
+use std::collections::BTreeMap;
+
+use isobar_objects::istio::{MutualTlsMode, PeerAuthentication};
+use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_proto::istio::security as wire;
+
+use super::pods::PodFacts;
+
+/// Name of the policy that denies all plaintext, in the root namespace.
+const STRICT_NAME: &str = "istio_converted_static_strict";
+/// Prefix of the name of a policy made from a workload-level object.
+const CONVERTED_PREFIX: &str = "converted_peer_authentication_";
+
+/// The levels of PeerAuthentication, ready to be asked about pods.
+pub(crate) struct PeerAuthentications<'a> {
+    root: String,
+    mesh: MutualTlsMode,
+    namespaces: BTreeMap<&'a str, MutualTlsMode>,
+    workloads: BTreeMap<&'a str, Vec<&'a PeerAuthentication>>,
+    any: bool,
+}
+
+impl<'a> PeerAuthentications<'a> {
+    /// Reads all objects; where several are of one level the oldest counts.
+    pub(crate) fn read(set: &'a ObjectSet, root: &str) -> Self {
+        let mut sorted: Vec<&PeerAuthentication> = set
+            .peer_authentications
+            .iter()
+            .map(|held| &held.object)
+            .collect();
+        sorted.sort_by_key(|object| (object.created(), object.name().to_owned()));
+        let mut all = Self {
+            root: root.to_owned(),
+            mesh: MutualTlsMode::Unset,
+            namespaces: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            any: !sorted.is_empty(),
+        };
+        let mut mesh = None;
+        for object in sorted {
+            let selective = selector(object).is_some();
+            match (object.namespace() == root, selective) {
+                (true, true) => {}
+                (true, false) => mesh = mesh.or(Some(mode(object))),
+                (false, true) => all
+                    .workloads
+                    .entry(object.namespace())
+                    .or_default()
+                    .push(object),
+                (false, false) => {
+                    all.namespaces
+                        .entry(object.namespace())
+                        .or_insert_with(|| mode(object));
+                }
+            }
+        }
+        all.mesh = mesh.unwrap_or_default();
+        all
+    }
+
+    /// The policies themselves.
+    pub(crate) fn policies(&self) -> Vec<wire::Authorization> {
+        let mut policies = Vec::new();
+        if self.any {
+            policies.push(policy(
+                &self.root,
+                STRICT_NAME,
+                vec![rule(vec![plaintext()])],
+            ));
+        }
+        for object in self.workloads.values().flatten() {
+            if let Some(rules) = self.converted(object) {
+                let name = format!("{CONVERTED_PREFIX}{}", object.name());
+                policies.push(policy(object.namespace(), &name, rules));
+            }
+        }
+        policies
+    }
+
+    /// The key of the policy that applies to a pod, if plaintext is denied to it anywhere.
+    pub(crate) fn key_for(&self, pod: &PodFacts<'_>) -> Option<String> {
+        let namespace = &*pod.key.namespace;
+        let own = self.workloads.get(namespace).and_then(|all| {
+            all.iter()
+                .find(|object| selector(object).is_some_and(|s| s.selects(pod.labels)))
+        });
+        if let Some(object) = own
+            && self.converted(object).is_some()
+        {
+            return Some(format!("{namespace}/{CONVERTED_PREFIX}{}", object.name()));
+        }
+        let strict = match own {
+            Some(object) => self.effective(object) == MutualTlsMode::Strict,
+            None => self.inherited(namespace) == MutualTlsMode::Strict,
+        };
+        strict.then(|| format!("{}/{STRICT_NAME}", self.root))
+    }
+
+    fn inherited(&self, namespace: &str) -> MutualTlsMode {
+        let own = self.namespaces.get(namespace).copied().unwrap_or_default();
+        match (own, self.mesh) {
+            (MutualTlsMode::Unset, MutualTlsMode::Unset) => MutualTlsMode::Permissive,
+            (MutualTlsMode::Unset, mesh) => mesh,
+            (own, _) => own,
+        }
+    }
+
+    fn effective(&self, object: &PeerAuthentication) -> MutualTlsMode {
+        match mode(object) {
+            MutualTlsMode::Unset => self.inherited(object.namespace()),
+            own => own,
+        }
+    }
+
+    /// Rules of a workload-level object whose ports differ from its mode. Merged into one policy:
+    /// beside the static one an exception would not help, because any matching DENY wins.
+    fn converted(&self, object: &PeerAuthentication) -> Option<Vec<wire::Rule>> {
+        let ports = |wanted: &[MutualTlsMode]| -> Vec<u32> {
+            object
+                .spec
+                .port_level_mtls
+                .iter()
+                .filter(|(_, tls)| wanted.contains(&tls.mode))
+                .filter_map(|(port, _)| port.parse::<u16>().ok())
+                .map(u32::from)
+                .collect()
+        };
+        if self.effective(object) == MutualTlsMode::Strict {
+            let exempt = ports(&[MutualTlsMode::Permissive, MutualTlsMode::Disable]);
+            let clauses = exempt.iter().map(|port| wire::Match {
+                not_destination_ports: vec![*port],
+                ..wire::Match::default()
+            });
+            let all = std::iter::once(plaintext()).chain(clauses).collect();
+            (!exempt.is_empty()).then(|| vec![rule(all)])
+        } else {
+            let strict = ports(&[MutualTlsMode::Strict]);
+            let rules = strict.iter().map(|port| {
+                rule(vec![wire::Match {
+                    destination_ports: vec![*port],
+                    ..plaintext()
+                }])
+            });
+            (!strict.is_empty()).then(|| rules.collect())
+        }
+    }
+}
+
+fn selector(object: &PeerAuthentication) -> Option<&isobar_objects::istio::WorkloadSelector> {
+    object
+        .spec
+        .selector
+        .as_ref()
+        .filter(|selector| !selector.match_labels.is_empty())
+}
+
+fn mode(object: &PeerAuthentication) -> MutualTlsMode {
+    object
+        .spec
+        .mtls
+        .as_ref()
+        .map(|tls| tls.mode)
+        .unwrap_or_default()
+}
+
+/// Matches a peer that shows no identity.
+fn plaintext() -> wire::Match {
+    wire::Match {
+        not_principals: vec![wire::StringMatch {
+            match_type: Some(wire::string_match::MatchType::Presence(())),
+        }],
+        ..wire::Match::default()
+    }
+}
+
+/// All matches must hold: one clause each.
+fn rule(matches: Vec<wire::Match>) -> wire::Rule {
+    wire::Rule {
+        clauses: matches
+            .into_iter()
+            .map(|one| wire::Clause { matches: vec![one] })
+            .collect(),
+    }
+}
+
+fn policy(namespace: &str, name: &str, rules: Vec<wire::Rule>) -> wire::Authorization {
+    wire::Authorization {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        scope: wire::Scope::WorkloadSelector.into(),
+        action: wire::Action::Deny.into(),
+        rules,
+        ..wire::Authorization::default()
+    }
+}

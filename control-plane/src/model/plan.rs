@@ -1,0 +1,274 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_proto::isobar::v1 as isobar;
+use isobar_proto::istio::security;
+use isobar_proto::istio::workload as wire;
+use isobar_types::{Identity, NamespacedName, Str};
+
+use super::authorization::L4Policies;
+use super::bindings::Bindings;
+use super::gateways::{Gateways, denied_address, waypoints};
+use super::l7::{self, Hosts, KeptKeys, Scoping};
+use super::peer_authentication::PeerAuthentications;
+use super::pods::PodFacts;
+use super::selection::Selection;
+use super::services::{self, ServicePlan};
+use super::settings::Settings;
+use super::verdict::Verdict;
+use super::workloads::{WorkloadPlan, plan_workload, ports_of};
+use crate::ca::{PodRecord, Roster};
+
+/// Everything that follows from one set of objects.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Services, those of waypoints first.
+    pub(crate) services: Vec<ServicePlan>,
+    /// Workloads.
+    pub(crate) workloads: Vec<WorkloadPlan>,
+    /// L4 policies.
+    pub(crate) authorizations: Vec<security::Authorization>,
+    /// What each waypoint is told.
+    pub(crate) waypoints: Vec<WaypointPlan>,
+    /// Waypoint pods.
+    pub(crate) instances: Vec<InstancePlan>,
+    /// Waypoints as the controller sees them.
+    pub(crate) gateways: Vec<GatewayFacts>,
+    /// Who lives where, for the certificate authority.
+    pub(crate) roster: Roster,
+    /// Latch annotation each account has to carry; none takes it away.
+    pub(crate) latches: BTreeMap<NamespacedName, Option<Str>>,
+    /// What to tell about objects, sorted.
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+/// What one waypoint is told besides addresses.
+#[derive(Debug)]
+pub(crate) struct WaypointPlan {
+    /// Gateway key.
+    pub(crate) key: NamespacedName,
+    /// Its own description.
+    pub(crate) waypoint: isobar::Waypoint,
+    /// Routes of the services it serves.
+    pub(crate) routes: Vec<isobar::VirtualService>,
+    /// Rules of the services it can reach.
+    pub(crate) rules: Vec<isobar::DestinationRule>,
+    /// Policies.
+    pub(crate) authorizations: Vec<isobar::Authorization>,
+    /// Values of the label keys that are named.
+    pub(crate) labels: Vec<isobar::WorkloadLabels>,
+    /// The keys.
+    pub(crate) label_keys: BTreeSet<String>,
+}
+
+/// A pod that runs a waypoint.
+#[derive(Debug)]
+pub(crate) struct InstancePlan {
+    /// `namespace/name` of the pod.
+    pub(crate) pod: NamespacedName,
+    /// Kubernetes UID.
+    pub(crate) uid: Str,
+    /// Gateway key.
+    pub(crate) gateway: NamespacedName,
+    /// Identity of the Gateway's pods.
+    pub(crate) identity: Identity,
+}
+
+/// A waypoint Gateway as the controller sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GatewayFacts {
+    /// `namespace/name`.
+    pub(crate) key: NamespacedName,
+    /// A pod of it is ready now.
+    pub(crate) ready: bool,
+    /// It was Programmed before, or is ready now.
+    pub(crate) programmed: bool,
+}
+
+/// Plans everything. Pure: the same objects give the same plan. `kept_keys` are label keys that
+/// waypoints were served before; they stay, so that a changed subset never finds its new key
+/// missing.
+pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -> Plan {
+    let pods: Vec<PodFacts<'_>> = set
+        .pods
+        .iter()
+        .filter_map(|pod| PodFacts::read(&pod.object))
+        .collect();
+    let gateways = waypoints(set, &pods, settings);
+    let mut bindings = Bindings::read(set, &gateways);
+    let mut verdicts = std::mem::take(&mut bindings.verdicts);
+    let selection = Selection {
+        set,
+        settings,
+        gateways: &gateways,
+        bindings: &bindings,
+    };
+    let members = services::members(set, &pods);
+    let mut services = plan_services(set, &members, &selection);
+    let targets = l7::targets(set, &services, &gateways, settings);
+    verdicts.extend(targets.iter().map(|target| target.verdict.clone()));
+    refuse_unprotected(&mut services, &targets);
+    verdicts.extend(services.iter().flat_map(|service| service.verdicts.clone()));
+
+    let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
+    let peers = PeerAuthentications::read(set, &settings.root_namespace);
+    let workloads = plan_workloads(set, &pods, &members, &services, &l4, &peers, &selection);
+    let mut authorizations = l4.wire;
+    authorizations.extend(peers.policies());
+
+    let hosts = Hosts::of(&services, &settings.cluster_domain);
+    let scoping = Scoping::new(
+        set,
+        settings,
+        &hosts,
+        &services,
+        &pods,
+        &targets,
+        &mut verdicts,
+    );
+    let none = BTreeSet::new();
+    let waypoints = gateways
+        .values()
+        .map(|waypoint| {
+            let kept = kept_keys.get(&waypoint.key).unwrap_or(&none);
+            l7::plan_waypoint(waypoint, &scoping, kept)
+        })
+        .collect();
+    verdicts.sort_unstable();
+    verdicts.dedup();
+    Plan {
+        instances: instances(&workloads, &pods, &gateways),
+        gateways: gateways.values().map(facts).collect(),
+        roster: roster(&pods),
+        latches: bindings.latches,
+        authorizations,
+        services,
+        workloads,
+        waypoints,
+        verdicts,
+    }
+}
+
+fn plan_services(
+    set: &ObjectSet,
+    members: &services::Members<'_>,
+    selection: &Selection<'_>,
+) -> Vec<ServicePlan> {
+    set.services
+        .iter()
+        .filter_map(|service| {
+            let key = NamespacedName {
+                namespace: service.namespace().into(),
+                name: service.name().into(),
+            };
+            let members = members.get(&key).map(Vec::as_slice).unwrap_or_default();
+            services::plan_service(service, members, selection)
+        })
+        .collect()
+}
+
+/// A Service that a policy is about and that has no waypoint to enforce it refuses.
+fn refuse_unprotected(services: &mut [ServicePlan], targets: &[l7::Targets]) {
+    for service in services {
+        let unprotected = service.wire.waypoint.is_none()
+            && service.waypoints.is_empty()
+            && !service.is_waypoint
+            && !service.fail_open;
+        let targeted = |t: &l7::Targets| t.restricts && t.services.contains(&service.key);
+        if unprotected && targets.iter().any(targeted) {
+            service.wire.waypoint = Some(denied_address(&service.key.namespace));
+        }
+    }
+}
+
+fn plan_workloads(
+    set: &ObjectSet,
+    pods: &[PodFacts<'_>],
+    members: &services::Members<'_>,
+    services: &[ServicePlan],
+    l4: &L4Policies<'_>,
+    peers: &PeerAuthentications<'_>,
+    selection: &Selection<'_>,
+) -> Vec<WorkloadPlan> {
+    let mut endpoint_of: BTreeMap<&NamespacedName, BTreeMap<String, wire::PortList>> =
+        BTreeMap::new();
+    for service in services {
+        let object = set.services.get(&service.key.namespace, &service.key.name);
+        let (Some(object), Some(pods)) = (object, members.get(&service.key)) else {
+            continue;
+        };
+        let name = format!("{}/{}", service.key.namespace, service.wire.hostname);
+        for pod in pods {
+            let foreign = service
+                .only_account
+                .as_ref()
+                .is_some_and(|account| *account != pod.account);
+            if !foreign {
+                let ports = ports_of(pod, object);
+                let of = endpoint_of.entry(&pod.key).or_default();
+                of.insert(name.clone(), ports);
+            }
+        }
+    }
+    pods.iter()
+        .filter_map(|pod| {
+            let services = endpoint_of.remove(&pod.key).unwrap_or_default();
+            let mut policies = l4.keys_for(pod);
+            policies.extend(peers.key_for(pod));
+            policies.sort_unstable();
+            plan_workload(pod, services, policies, selection)
+        })
+        .collect()
+}
+
+fn instances(
+    workloads: &[WorkloadPlan],
+    pods: &[PodFacts<'_>],
+    gateways: &Gateways<'_>,
+) -> Vec<InstancePlan> {
+    let uids: BTreeMap<(&str, &str), &str> = pods
+        .iter()
+        .map(|pod| ((&*pod.key.namespace, &*pod.key.name), pod.uid))
+        .collect();
+    workloads
+        .iter()
+        .filter_map(|workload| {
+            let gateway = workload.instance_of.as_ref()?;
+            let (namespace, name) = (&*workload.wire.namespace, &*workload.wire.name);
+            Some(InstancePlan {
+                pod: NamespacedName {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                },
+                uid: uids
+                    .get(&(namespace, name))
+                    .copied()
+                    .unwrap_or_default()
+                    .into(),
+                gateway: gateway.clone(),
+                identity: gateways.get(gateway)?.identity.clone(),
+            })
+        })
+        .collect()
+}
+
+fn facts(waypoint: &super::gateways::WaypointGateway<'_>) -> GatewayFacts {
+    GatewayFacts {
+        key: waypoint.key.clone(),
+        ready: waypoint.ready,
+        programmed: waypoint.programmed,
+    }
+}
+
+fn roster(pods: &[PodFacts<'_>]) -> Roster {
+    let mut roster = Roster::default();
+    for pod in pods {
+        let record = PodRecord {
+            uid: pod.uid.into(),
+            node: pod.node.into(),
+            account: pod.account.clone(),
+        };
+        roster.insert(&pod.key.namespace, &pod.key.name, record);
+    }
+    roster
+}

@@ -1,0 +1,142 @@
+//! Pods as workloads.
+
+use std::collections::BTreeMap;
+
+use isobar_objects::{Node, ObjectHead};
+use isobar_proto::istio::workload as wire;
+use isobar_types::{DEFAULT_TRUST_DOMAIN, NamespacedName};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::gateways::{TrafficKind, instance_of};
+use super::labels::{canonical_name, canonical_revision, workload_name};
+use super::pods::PodFacts;
+use super::selection::{Selected, Selection};
+use super::services::{app_protocol, octets};
+
+/// One pod as it is published.
+#[derive(Debug)]
+pub(crate) struct WorkloadPlan {
+    /// The message.
+    pub(crate) wire: wire::Workload,
+    /// The waypoint it is an instance of.
+    pub(crate) instance_of: Option<NamespacedName>,
+}
+
+/// The uid of a pod's workload.
+pub(crate) fn uid(cluster: &str, key: &NamespacedName) -> String {
+    format!("{cluster}//Pod/{}/{}", key.namespace, key.name)
+}
+
+/// Plans one pod; `None` while it has no address. `services` are the Services it is an endpoint
+/// of, `policies` the keys of the policies that select it.
+pub(crate) fn plan_workload(
+    pod: &PodFacts<'_>,
+    services: BTreeMap<String, wire::PortList>,
+    policies: Vec<String>,
+    selection: &Selection<'_>,
+) -> Option<WorkloadPlan> {
+    if pod.ips.is_empty() {
+        return None;
+    }
+    let settings = selection.settings;
+    let instance_of = instance_of(pod, selection.gateways, settings).cloned();
+    let selected = if instance_of.is_some() {
+        Selected::default()
+    } else {
+        select(pod, selection)
+    };
+    let name = workload_name(pod);
+    let native = pod.native_tunnel();
+    let tunnel = if pod.redirected() || native {
+        wire::TunnelProtocol::Hbone
+    } else {
+        wire::TunnelProtocol::None
+    };
+    let status = if pod.ready {
+        wire::WorkloadStatus::Healthy
+    } else {
+        wire::WorkloadStatus::Unhealthy
+    };
+    let network_mode = if pod.host_network() {
+        wire::NetworkMode::HostNetwork
+    } else {
+        wire::NetworkMode::Standard
+    };
+    let trust_domain = match &*settings.trust_domain {
+        DEFAULT_TRUST_DOMAIN => String::new(),
+        other => other.to_owned(),
+    };
+    let wire = wire::Workload {
+        uid: uid(&settings.cluster_id, &pod.key),
+        name: pod.key.name.to_string(),
+        namespace: pod.key.namespace.to_string(),
+        addresses: pod.ips.iter().copied().map(octets).collect(),
+        network: settings.network.to_string(),
+        tunnel_protocol: tunnel.into(),
+        trust_domain,
+        service_account: pod.account.to_string(),
+        waypoint: selected.address,
+        node: pod.node.to_owned(),
+        canonical_name: canonical_name(pod, &name),
+        canonical_revision: canonical_revision(pod),
+        workload_type: wire::WorkloadType::Pod.into(),
+        workload_name: name.to_string(),
+        native_tunnel: native,
+        authorization_policies: policies,
+        status: status.into(),
+        cluster_id: settings.cluster_id.to_string(),
+        services,
+        locality: locality(selection.set.nodes.get("", pod.node).map(|n| &n.object)),
+        network_mode: network_mode.into(),
+        ..wire::Workload::default()
+    };
+    Some(WorkloadPlan { wire, instance_of })
+}
+
+fn select(pod: &PodFacts<'_>, selection: &Selection<'_>) -> Selected {
+    let namespace = &pod.key.namespace;
+    match selection.for_workload(pod.labels, namespace, &pod.account) {
+        Some(reference) => selection.resolve(
+            &reference,
+            TrafficKind::Workload,
+            namespace,
+            pod.pod.reference(),
+        ),
+        None => Selected::default(),
+    }
+}
+
+/// The ports of a Service as this pod has them; a named port the pod does not have is left out.
+pub(crate) fn ports_of(pod: &PodFacts<'_>, service: &isobar_objects::Service) -> wire::PortList {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    let ports = ports
+        .into_iter()
+        .flatten()
+        .filter_map(|port| {
+            let target = match &port.target_port {
+                None => u32::try_from(port.port).ok()?,
+                Some(IntOrString::Int(number)) => u32::try_from(*number).ok()?,
+                Some(IntOrString::String(name)) => match name.parse::<u16>() {
+                    Ok(number) => u32::from(number),
+                    Err(_) => u32::from(pod.named_port(name)?),
+                },
+            };
+            Some(wire::Port {
+                service_port: u32::try_from(port.port).ok()?,
+                target_port: target,
+                app_protocol: app_protocol(port).into(),
+            })
+        })
+        .collect();
+    wire::PortList { ports }
+}
+
+fn locality(node: Option<&Node>) -> Option<wire::Locality> {
+    let value = |key| node?.label(key).map(str::to_owned);
+    let locality = wire::Locality {
+        region: value("topology.kubernetes.io/region").unwrap_or_default(),
+        zone: value("topology.kubernetes.io/zone").unwrap_or_default(),
+        subzone: value("topology.istio.io/subzone").unwrap_or_default(),
+    };
+    (locality != wire::Locality::default()).then_some(locality)
+}

@@ -1,0 +1,184 @@
+//! Health, metrics and what the control plane knows, over plain HTTP on 15014.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use isobar_telemetry::logging::LogControl;
+use isobar_telemetry::{Call, Ready, Registry, Reply, Routes, standard};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::engine::Planned;
+use crate::xds::catalog::{Catalog, Resources, version_text};
+use crate::xds::clients::{ClientState, Clients, KindState};
+use crate::xds::kind::Kind;
+use crate::xds::session::Progress;
+
+/// What the pages show.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    pub(crate) clients: Clients,
+    pub(crate) catalogs: watch::Receiver<Arc<Catalog>>,
+    pub(crate) plans: watch::Receiver<Option<Planned>>,
+}
+
+/// All pages.
+pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogControl) -> Routes {
+    let (sync, findings, config) = (pages.clone(), pages.clone(), pages);
+    let routes = Routes::new()
+        .merge(standard::readiness(ready))
+        .merge(standard::metrics(registry))
+        .get("/debug/syncz", move |_| {
+            let page = sync.syncz();
+            async move { Reply::json(&page) }
+        })
+        .get("/debug/findings", move |_| {
+            let page = findings.findings();
+            async move { Reply::json(&page) }
+        })
+        .get("/debug/config", move |call| {
+            let page = config.config(&call);
+            async move { Reply::json(&page) }
+        })
+        .get("/version", |_| async {
+            Reply::json(&json!({ "version": env!("CARGO_PKG_VERSION") }))
+        });
+    standard::index(standard::logging(routes, log), "isobard")
+}
+
+impl Pages {
+    /// Connected clients and how far each has come.
+    fn syncz(&self) -> Value {
+        let now = Instant::now();
+        let clients: Vec<Value> = self
+            .clients
+            .all()
+            .iter()
+            .map(|state| client(state, now))
+            .collect();
+        json!({ "revision": self.catalogs.borrow().revision, "clients": clients })
+    }
+
+    /// Everything there is to say about objects: what is wrong in the text, and what became of it.
+    fn findings(&self) -> Value {
+        let Some(planned) = self.plans.borrow().clone() else {
+            return json!({ "synced": false, "findings": [], "conditions": [] });
+        };
+        let findings: Vec<Value> = planned
+            .published
+            .findings
+            .iter()
+            .map(|finding| {
+                json!({
+                    "severity": finding.severity.as_str(),
+                    "file": finding.file.as_ref().map(|file| file.display().to_string()),
+                    "line": finding.line,
+                    "object": finding.object.as_ref().map(object),
+                    "field": finding.field,
+                    "message": finding.message,
+                    "hint": finding.hint,
+                })
+            })
+            .collect();
+        let conditions: Vec<Value> = planned
+            .plan
+            .verdicts
+            .iter()
+            .map(|verdict| {
+                json!({
+                    "severity": verdict.severity,
+                    "object": object(&verdict.object),
+                    "type": verdict.condition,
+                    "status": if verdict.holds { "True" } else { "False" },
+                    "reason": verdict.reason,
+                    "message": verdict.message,
+                })
+            })
+            .collect();
+        json!({ "synced": true, "findings": findings, "conditions": conditions })
+    }
+
+    /// Names and versions of what is served; `?waypoint=NAMESPACE/NAME` for one waypoint's.
+    fn config(&self, call: &Call) -> Value {
+        let catalog = self.catalogs.borrow().clone();
+        let all = |resources: &Resources| -> Value {
+            resources
+                .values()
+                .map(|resource| {
+                    (
+                        resource.name.to_string(),
+                        version_text(resource.version).into(),
+                    )
+                })
+                .collect::<serde_json::Map<String, Value>>()
+                .into()
+        };
+        let wanted = call.query_value("waypoint");
+        let waypoints: serde_json::Map<String, Value> = catalog
+            .waypoints
+            .iter()
+            .filter(|(key, _)| wanted.as_deref().is_none_or(|name| name == &***key))
+            .map(|(key, kinds)| {
+                let kinds: serde_json::Map<String, Value> = Kind::WAYPOINT
+                    .iter()
+                    .filter(|kind| **kind != Kind::Address)
+                    .map(|kind| (kind.label().to_owned(), all(&kinds[kind.index()])))
+                    .collect();
+                (key.to_string(), kinds.into())
+            })
+            .collect();
+        json!({
+            "revision": catalog.revision,
+            "addresses": all(&catalog.addresses),
+            "authorizations": all(&catalog.authorizations),
+            "waypoints": waypoints,
+        })
+    }
+}
+
+fn object(object: &isobar_objects::ObjectRef) -> Value {
+    json!({
+        "group": &*object.group,
+        "kind": &*object.kind,
+        "namespace": &*object.namespace,
+        "name": &*object.name,
+    })
+}
+
+fn client(state: &ClientState, now: Instant) -> Value {
+    let kinds: serde_json::Map<String, Value> = state
+        .kinds
+        .iter()
+        .map(|kind| (kind.kind.label().to_owned(), kind_state(kind, now)))
+        .collect();
+    json!({
+        "identity": state.identity,
+        "kind": state.kind,
+        "node": state.node,
+        "namespace": state.namespace,
+        "pod": state.pod,
+        "gateway": state.gateway,
+        "peer": state.peer,
+        "connectedSince": state.connected_at,
+        "connectedSeconds": now.saturating_duration_since(state.connected).as_secs_f64(),
+        "types": kinds,
+    })
+}
+
+fn kind_state(state: &KindState, now: Instant) -> Value {
+    let age = |then: Option<Instant>| then.map(|t| now.saturating_duration_since(t).as_secs_f64());
+    let word = match state.progress {
+        Progress::NotSent => "NOT SENT",
+        Progress::Synced => "SYNCED",
+        Progress::Stale => "STALE",
+        Progress::Error => "ERROR",
+    };
+    json!({
+        "status": word,
+        "version": state.revision,
+        "ackAgeSeconds": age(state.acked),
+        "waitingSeconds": age(state.waiting),
+        "resources": state.held,
+        "error": state.error,
+    })
+}

@@ -1,0 +1,199 @@
+//! The TLS listener on 15012 and the two services behind it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use isobar_runtime::{Lifetime, Scope};
+use isobar_tls::ServerStream;
+use isobar_tls::ca::{Authority, AuthorityError};
+use isobar_tls::control::{self, ControlServer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+/// Limit of one TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at a time; further connections wait in the kernel.
+const HANDSHAKES: usize = 256;
+/// Accepted connections that wait for the HTTP/2 server.
+const ACCEPTED: usize = 64;
+/// Life of the server certificate.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often it is made anew.
+const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 3600);
+/// Pause after an error of `accept`, for example too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Address a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+
+/// One TLS connection.
+pub(crate) struct Connection {
+    stream: ServerStream<TcpStream>,
+    peer: SocketAddr,
+}
+
+/// The server's certificate, made anew every day.
+pub(crate) struct ServerCertificates {
+    authority: Arc<Authority>,
+    names: Vec<String>,
+    current: Arc<ArcSwap<ControlServer>>,
+}
+
+impl ServerCertificates {
+    /// The first certificate for `names`.
+    pub(crate) fn issue(
+        authority: Arc<Authority>,
+        names: Vec<String>,
+    ) -> Result<Self, AuthorityError> {
+        let first = issue(&authority, &names)?;
+        Ok(Self {
+            authority,
+            names,
+            current: Arc::new(ArcSwap::from_pointee(first)),
+        })
+    }
+
+    /// What to accept connections with.
+    pub(crate) fn current(&self) -> Arc<ArcSwap<ControlServer>> {
+        self.current.clone()
+    }
+
+    /// Makes certificates until `life` ends.
+    pub(crate) async fn renew(self, life: Lifetime) {
+        loop {
+            tokio::select! {
+                () = life.draining() => return,
+                () = tokio::time::sleep(CERTIFICATE_RENEWAL) => {}
+            }
+            match issue(&self.authority, &self.names) {
+                Ok(next) => self.current.store(Arc::new(next)),
+                Err(error) => tracing::error!(%error, "the server certificate was not renewed"),
+            }
+        }
+    }
+}
+
+fn issue(authority: &Authority, names: &[String]) -> Result<ControlServer, AuthorityError> {
+    let certificate = authority.issue_server(names, CERTIFICATE_LIFE)?;
+    Ok(control::server_config(&certificate)?)
+}
+
+/// Connections after their TLS handshake, until `life` drains.
+pub(crate) fn connections(
+    scope: &Scope,
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ControlServer>>,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, accepted) = mpsc::channel(ACCEPTED);
+    let life = scope.lifetime();
+    scope.spawn("accept", accept(listener, tls, ready, life));
+    ReceiverStream::new(accepted)
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ControlServer>>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+    life: Lifetime,
+) {
+    let handshakes = Scope::new("handshakes");
+    let slots = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            () = life.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let tls = tls.load_full();
+                let ready = ready.clone();
+                handshakes.spawn("handshake", async move {
+                    handshake(tcp, peer, &tls, &ready).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: &ControlServer,
+    ready: &mpsc::Sender<io::Result<Connection>>,
+) {
+    // Small messages must not wait for each other's acknowledgement.
+    let _ = tcp.set_nodelay(true);
+    match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
+        Ok(Ok(stream)) => {
+            // Fails only when the server has ended, and the connection with it.
+            let _ = ready.send(Ok(Connection { stream, peer })).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = PeerAddress;
+
+    fn connect_info(&self) -> PeerAddress {
+        PeerAddress(self.peer)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

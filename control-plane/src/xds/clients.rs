@@ -1,0 +1,108 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::kind::Kind;
+use super::session::Progress;
+
+/// Connected clients and how far each has come; shared by sessions and the debug pages.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Clients {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    connected: BTreeMap<u64, ClientState>,
+}
+
+/// One connected client.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientState {
+    /// SPIFFE identity, from its token.
+    pub(crate) identity: String,
+    /// `ztunnel`, `waypoint` or `proxy`.
+    pub(crate) kind: &'static str,
+    /// Node, from its token.
+    pub(crate) node: String,
+    /// Namespace of its pod.
+    pub(crate) namespace: String,
+    /// Pod name, from its token.
+    pub(crate) pod: String,
+    /// Gateway it is an instance of, `namespace/name`; empty for others.
+    pub(crate) gateway: String,
+    /// Network address it connected from.
+    pub(crate) peer: String,
+    /// When the stream opened.
+    pub(crate) connected: Instant,
+    /// The same on the wall clock, RFC 3339.
+    pub(crate) connected_at: String,
+    /// One entry for each kind the client is expected to have.
+    pub(crate) kinds: Vec<KindState>,
+}
+
+/// How far a client has come with one kind.
+#[derive(Debug, Clone)]
+pub(crate) struct KindState {
+    /// Which kind.
+    pub(crate) kind: Kind,
+    /// How far.
+    pub(crate) progress: Progress,
+    /// Revision last acknowledged.
+    pub(crate) revision: u64,
+    /// When it was acknowledged.
+    pub(crate) acked: Option<Instant>,
+    /// Since when an answer is awaited.
+    pub(crate) waiting: Option<Instant>,
+    /// Number of resources held.
+    pub(crate) held: usize,
+    /// What the client refused, in its words.
+    pub(crate) error: Option<String>,
+}
+
+/// Keeps a client in the table; dropping it removes the client.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    clients: Clients,
+    id: u64,
+}
+
+impl Clients {
+    /// Adds a client.
+    pub(crate) fn register(&self, state: ClientState) -> Registration {
+        let mut inner = self.lock();
+        inner.next += 1;
+        let id = inner.next;
+        inner.connected.insert(id, state);
+        Registration {
+            clients: self.clone(),
+            id,
+        }
+    }
+
+    /// Everything connected now, in order of connection.
+    pub(crate) fn all(&self) -> Vec<ClientState> {
+        self.lock().connected.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every critical section leaves the table consistent, so a poisoned lock is usable.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registration {
+    /// Changes the client's entry.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut ClientState)) {
+        if let Some(state) = self.clients.lock().connected.get_mut(&self.id) {
+            change(state);
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.clients.lock().connected.remove(&self.id);
+    }
+}

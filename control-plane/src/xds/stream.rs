@@ -1,0 +1,209 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::Stream;
+use isobar_proto::envoy::config::core::v3::Node;
+use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use isobar_runtime::Lifetime;
+use tokio::sync::watch;
+use tonic::{Status, Streaming};
+
+use super::catalog::{Catalog, Scope};
+use super::clients::{KindState, Registration};
+use super::kind::Kind;
+use super::session::{Response, Session};
+use crate::auth::Caller;
+use crate::metrics::Metrics;
+
+/// Life of a stream before it is closed politely, so that clients spread over servers.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// Drives one [`Session`] over one gRPC stream. It only advances when the client's flow control has
+/// room, so a slow client costs one response per kind and nothing else.
+pub(crate) struct Driver {
+    pub(crate) caller: Caller,
+    pub(crate) session: Session,
+    pub(crate) scope: Scope,
+    pub(crate) catalogs: watch::Receiver<Arc<Catalog>>,
+    pub(crate) requests: Streaming<DeltaDiscoveryRequest>,
+    pub(crate) registration: Registration,
+    pub(crate) life: Lifetime,
+    pub(crate) end: Instant,
+    pub(crate) metrics: Metrics,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.metrics.clients(-1);
+    }
+}
+
+/// When a stream opened now ends: 30 minutes, less up to a tenth.
+pub(crate) fn end_of_stream(now: Instant) -> Instant {
+    let jitter = MAX_AGE.mul_f64(0.1 * rand::random::<f64>());
+    now + MAX_AGE - jitter
+}
+
+/// The responses of `driver`, as a stream that ends when the session does.
+pub(crate) fn responses(driver: Driver) -> impl Stream<Item = Result<Response, Status>> + Send {
+    futures_util::stream::unfold(Some(driver), |driver| async move {
+        let mut driver = driver?;
+        match driver.next().await {
+            Ok(Some(response)) => Some((Ok(response), Some(driver))),
+            Ok(None) => {
+                tracing::info!(identity = %driver.caller.identity, "discovery stream closed");
+                None
+            }
+            Err(status) => {
+                tracing::warn!(
+                    identity = %driver.caller.identity, error = status.message(),
+                    "discovery stream ended",
+                );
+                Some((Err(status), None))
+            }
+        }
+    })
+}
+
+impl Driver {
+    async fn next(&mut self) -> Result<Option<Response>, Status> {
+        loop {
+            let catalog = self.catalogs.borrow_and_update().clone();
+            self.follow_scope(&catalog)?;
+            let now = Instant::now();
+            let response = self.session.next(&catalog, now);
+            self.report(&catalog);
+            if let Some(response) = response {
+                self.log_sent(&response);
+                return Ok(Some(response));
+            }
+            let deadline = self.session.deadline(now).unwrap_or(self.end);
+            tokio::select! {
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => self.take(&request)?,
+                    // A client that goes away is no error of the stream.
+                    Ok(None) | Err(_) => return Ok(None),
+                },
+                changed = self.catalogs.changed() => if changed.is_err() {
+                    return Ok(None);
+                },
+                () = tokio::time::sleep_until(deadline.min(self.end).into()) => {
+                    if Instant::now() >= self.end {
+                        return Ok(None);
+                    }
+                }
+                () = self.life.draining() => return Ok(None),
+            }
+        }
+    }
+
+    fn take(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
+        if let Some(node) = &request.node {
+            check_node(node, &self.caller)?;
+        }
+        if let Some(error) = &request.error_detail {
+            let kind = Kind::from_url(&request.type_url).map_or("unknown", Kind::label);
+            self.metrics.rejected(kind);
+            tracing::warn!(
+                identity = %self.caller.identity, kind = %request.type_url, error = %error.message,
+                "a client refused resources",
+            );
+        }
+        let subscribed = self
+            .session
+            .request(request, Instant::now())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if let Some(kind) = subscribed {
+            tracing::debug!(identity = %self.caller.identity, kind = kind.label(), "subscribed");
+        }
+        Ok(())
+    }
+
+    /// The scope is decided again with every catalog: a waypoint may connect before its pod has
+    /// been read, and its Gateway may go away while it is connected.
+    fn follow_scope(&mut self, catalog: &Catalog) -> Result<(), Status> {
+        if catalog.revision == 0 {
+            return Ok(());
+        }
+        let scope = catalog.scope_of(&self.caller);
+        if scope == self.scope {
+            return Ok(());
+        }
+        if self.scope.waypoint.is_some() {
+            return Err(Status::permission_denied(
+                "this client is no longer an instance of its Gateway",
+            ));
+        }
+        if scope.waypoint.is_some() {
+            self.session.rescope(scope.clone(), Kind::WAYPOINT);
+            self.scope = scope;
+        }
+        Ok(())
+    }
+
+    fn report(&self, catalog: &Catalog) {
+        let gateway = self.scope.waypoint.clone();
+        let kinds = self
+            .session
+            .expected()
+            .iter()
+            .map(|kind| self.kind_state(*kind, catalog))
+            .collect();
+        self.registration.update(|state| {
+            state.kinds = kinds;
+            if let Some(gateway) = gateway {
+                state.gateway = gateway.to_string();
+                state.kind = "waypoint";
+            }
+        });
+    }
+
+    fn kind_state(&self, kind: Kind, catalog: &Catalog) -> KindState {
+        let subscription = self.session.subscription(kind);
+        KindState {
+            kind,
+            progress: self.session.progress(kind, catalog),
+            revision: subscription.map_or(0, |s| s.acked_revision),
+            acked: subscription.and_then(|s| s.acked),
+            waiting: subscription.and_then(super::session::Subscription::waiting_since),
+            held: subscription.map_or(0, super::session::Subscription::held),
+            error: subscription.and_then(|s| s.error.clone()),
+        }
+    }
+
+    fn log_sent(&self, response: &Response) {
+        self.metrics.pushed(response.kind.label());
+        tracing::debug!(
+            identity = %self.caller.identity,
+            kind = response.kind.label(),
+            resources = response.resources.len(),
+            removed = response.removed.len(),
+            revision = response.revision,
+            "pushed",
+        );
+    }
+}
+
+/// What a client says of itself must agree with its token; nothing else is taken from it.
+fn check_node(node: &Node, caller: &Caller) -> Result<(), Status> {
+    let from_id = node
+        .id
+        .split('~')
+        .nth(2)
+        .and_then(|pod| pod.rsplit_once('.').map(|(_, namespace)| namespace));
+    let from_metadata = node.metadata.as_ref().and_then(|metadata| {
+        match metadata.fields.get("NAMESPACE")?.kind.as_ref()? {
+            prost_types::value::Kind::StringValue(text) => Some(text.as_str()),
+            _ => None,
+        }
+    });
+    for claimed in [from_id, from_metadata].into_iter().flatten() {
+        if !claimed.is_empty() && claimed != &*caller.identity.namespace {
+            return Err(Status::permission_denied(format!(
+                "the node claims namespace {claimed:?}, its token is of namespace {:?}",
+                caller.identity.namespace
+            )));
+        }
+    }
+    Ok(())
+}
