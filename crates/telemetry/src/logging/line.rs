@@ -81,8 +81,8 @@ where
         event
             .metadata()
             .target()
-            .trim_start_matches("ztunnel::")
             .trim_start_matches("isobar_")
+            .trim_start_matches("ztunnel::")
     );
     for span in context
         .event_scope(event)

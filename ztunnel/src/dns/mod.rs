@@ -1,0 +1,119 @@
+//! The DNS proxy of each pod: service names from the mesh, everything else from the resolver of
+//! this process (ztunnel.md §8).
+//!
+//! Runs on the control runtime; sockets live in the pod and carry the mark, so the pod's own rules
+//! apply to what is forwarded.
+
+mod forward;
+mod message;
+mod names;
+mod server;
+
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use isobar_net::{ListenOptions, UdpOptions, listen, udp};
+use isobar_telemetry::Registry;
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::config::{Dns, Mode};
+use crate::proxy::{Pod, World};
+
+pub use forward::Upstreams;
+pub use names::{Found, NameRules, find};
+use server::{DnsMetrics, Server};
+
+/// Makes the DNS proxies of pods. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Resolver {
+    config: Arc<Dns>,
+    upstreams: Upstreams,
+    metrics: DnsMetrics,
+}
+
+impl Resolver {
+    /// Forwards to `upstreams`.
+    #[must_use]
+    pub fn new(config: Dns, upstreams: Upstreams, registry: &Registry) -> Self {
+        Self {
+            config: Arc::new(config),
+            upstreams,
+            metrics: DnsMetrics::new(registry),
+        }
+    }
+
+    /// As [`Resolver::new`], with the name servers of this process's `/etc/resolv.conf`.
+    #[must_use]
+    pub fn of_process(config: Dns, registry: &Registry) -> Self {
+        let upstreams = Upstreams::read(Path::new("/etc/resolv.conf"));
+        Self::new(config, upstreams, registry)
+    }
+
+    /// Binds the sockets of a pod; the future serves them until the pod drains.
+    ///
+    /// # Errors
+    /// When a socket cannot be bound.
+    pub fn serve(
+        &self,
+        world: &Arc<World>,
+        pod: &Arc<Pod>,
+    ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+        let mut sockets = Vec::new();
+        for address in self.addresses(pod) {
+            match bind(world, pod, address) {
+                Ok(pair) => sockets.push(pair),
+                // A pod without IPv6 has no such loopback; IPv4 is served.
+                Err(error) if address.is_ipv6() && !sockets.is_empty() => {
+                    tracing::debug!(%address, %error, "no DNS proxy on this address");
+                }
+                Err(error) => {
+                    let text = format!("binding {address}: {error}");
+                    return Err(io::Error::new(error.kind(), text));
+                }
+            }
+        }
+        let search = match world.config.mode {
+            Mode::Shared => None,
+            Mode::Dedicated { .. } => Some(self.upstreams.search().to_vec()),
+        };
+        let server = Server {
+            world: world.clone(),
+            pod: pod.clone(),
+            config: self.config.clone(),
+            upstreams: self.upstreams.clone(),
+            metrics: self.metrics.clone(),
+            search,
+        };
+        Ok(server.run(sockets))
+    }
+
+    fn addresses(&self, _pod: &Pod) -> Vec<SocketAddr> {
+        let listen = self.config.listen;
+        if listen.ip() == Ipv4Addr::LOCALHOST {
+            let port = listen.port();
+            return vec![listen, (Ipv6Addr::LOCALHOST, port).into()];
+        }
+        vec![listen]
+    }
+}
+
+fn bind(world: &World, pod: &Pod, address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let mark = world.config.packet_mark.filter(|_| pod.netns.is_some());
+    let reuse_port = world.config.port_reuse;
+    let datagrams = udp(&UdpOptions {
+        address,
+        netns: pod.netns.clone(),
+        mark,
+        reuse_port,
+    })?;
+    let streams = listen(&ListenOptions {
+        netns: pod.netns.clone(),
+        mark,
+        reuse_port,
+        ..ListenOptions::new(address)
+    })?;
+    Ok((datagrams, streams))
+}

@@ -1,0 +1,328 @@
+//! The metrics of the data path, with Istio's names and labels (ztunnel.md §9.2).
+
+use std::fmt;
+use std::sync::Arc;
+
+use isobar_telemetry::Registry;
+use isobar_telemetry::access::Direction;
+use isobar_types::{Reason, Str};
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+/// What stands for a label that is not known.
+const UNKNOWN: &str = "unknown";
+
+/// Labels of one end of a connection; `None` is written as `unknown`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct EndLabels {
+    /// Name of the owner.
+    pub workload: Option<Str>,
+    /// Canonical name.
+    pub canonical_service: Option<Str>,
+    /// Canonical revision.
+    pub canonical_revision: Option<Str>,
+    /// Namespace.
+    pub namespace: Option<Str>,
+    /// SPIFFE identity.
+    pub principal: Option<Str>,
+    /// Value of the label `app`.
+    pub app: Option<Str>,
+    /// Value of the label `version`.
+    pub version: Option<Str>,
+    /// Cluster id.
+    pub cluster: Option<Str>,
+    /// Region.
+    pub region: Option<Str>,
+    /// Zone.
+    pub zone: Option<Str>,
+}
+
+/// Labels of the service a connection is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct ServiceLabels {
+    /// Host name.
+    pub host: Option<Str>,
+    /// Namespace.
+    pub namespace: Option<Str>,
+    /// Name of the object.
+    pub name: Option<Str>,
+}
+
+/// The common label set of the traffic metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TrafficLabels {
+    /// Which side tells.
+    pub direction: Direction,
+    /// Mutual TLS on the wire.
+    pub mutual_tls: bool,
+    /// Istio's flags of the ending; `-` for none and while it has not ended.
+    pub flags: &'static str,
+    /// Our reason of the ending, once it has ended.
+    pub reason: Option<Reason>,
+    /// The caller; shared between the samples of a connection.
+    pub source: Arc<EndLabels>,
+    /// The called workload.
+    pub destination: Arc<EndLabels>,
+    /// The called service.
+    pub service: Arc<ServiceLabels>,
+}
+
+/// Traffic and life of pods.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    opened: Family<TrafficLabels, Counter>,
+    closed: Family<TrafficLabels, Counter>,
+    failed: Family<TrafficLabels, Counter>,
+    received: Family<TrafficLabels, Counter>,
+    sent: Family<TrafficLabels, Counter>,
+    refused: Family<RefusedLabels, Counter>,
+    /// Pods served.
+    pub active_pods: Gauge,
+    /// Pods announced that could not be started yet.
+    pub pending_pods: Gauge,
+    /// Pods ever started.
+    pub pods_started: Counter,
+    /// Pods ever ended.
+    pub pods_stopped: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct RefusedLabels {
+    direction: Direction,
+    reason: Reason,
+}
+
+impl Metrics {
+    /// Registers everything.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            opened: registry.register(
+                "istio_tcp_connections_opened",
+                "The total number of TCP connections opened",
+                Family::default(),
+            ),
+            closed: registry.register(
+                "istio_tcp_connections_closed",
+                "The total number of TCP connections closed",
+                Family::default(),
+            ),
+            failed: registry.register(
+                "istio_tcp_connections_failed",
+                "The total number of TCP connections that failed (unstable)",
+                Family::default(),
+            ),
+            received: registry.register(
+                "istio_tcp_received_bytes",
+                "The size of total bytes received during request in case of a TCP connection",
+                Family::default(),
+            ),
+            sent: registry.register(
+                "istio_tcp_sent_bytes",
+                "The total number of bytes sent during response in case of a TCP connection",
+                Family::default(),
+            ),
+            refused: registry.register(
+                "isobar_connections_refused_early",
+                "Connections refused before anything was known about their destination",
+                Family::default(),
+            ),
+            active_pods: registry.register(
+                "workload_manager_active_proxy_count",
+                "The total number current workloads with active proxies (unstable)",
+                Gauge::default(),
+            ),
+            pending_pods: registry.register(
+                "workload_manager_pending_proxy_count",
+                "The total number current workloads with pending proxies (unstable)",
+                Gauge::default(),
+            ),
+            pods_started: registry.register(
+                "workload_manager_proxies_started",
+                "The total number of proxies that were started (unstable)",
+                Counter::default(),
+            ),
+            pods_stopped: registry.register(
+                "workload_manager_proxies_stopped",
+                "The total number of proxies that were stopped (unstable)",
+                Counter::default(),
+            ),
+        }
+    }
+
+    /// Counts a connection whose way is known; returns its byte counters, towards the destination
+    /// and from it.
+    #[must_use]
+    pub fn opened(&self, labels: &TrafficLabels) -> (Counter, Counter) {
+        self.opened.get_or_create(labels).inc();
+        // At both sides "received" is what the destination receives (Istio's historic view).
+        (
+            self.received.get_or_create(labels).clone(),
+            self.sent.get_or_create(labels).clone(),
+        )
+    }
+
+    /// Counts the end of a connection that was counted as opened; `labels` are its last ones.
+    pub fn closed(&self, labels: &TrafficLabels) {
+        self.closed.get_or_create(labels).inc();
+        if labels.flags != "-" {
+            self.failed.get_or_create(labels).inc();
+        }
+    }
+
+    /// Counts a connection refused before its way was known.
+    pub fn refused_early(&self, direction: Direction, reason: Reason) {
+        self.refused
+            .get_or_create(&RefusedLabels { direction, reason })
+            .inc();
+    }
+}
+
+/// Istio's `response_flags` of an ending. An outbound connect that times out is how a NetworkPolicy
+/// on port 15008 shows.
+#[must_use]
+pub const fn response_flags(reason: Reason, direction: Direction) -> &'static str {
+    match reason {
+        Reason::Complete | Reason::Drained | Reason::DownstreamReset | Reason::WorkloadRemoved => {
+            "-"
+        }
+        Reason::PolicyDenied
+        | Reason::PolicyWithdrawn
+        | Reason::PlaintextRefused
+        | Reason::WaypointBypassed => "DENY",
+        Reason::UpstreamTls | Reason::DownstreamTls => "TLS_FAILURE",
+        Reason::NoCertificate => "IDENTITY_ERROR",
+        Reason::UpstreamConnectTimeout if matches!(direction, Direction::Outbound) => {
+            "NETWORK_POLICY"
+        }
+        Reason::UpstreamProtocol => "H2_HANDSHAKE_FAILURE",
+        _ => "CONNECT",
+    }
+}
+
+fn put(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> Result<(), fmt::Error> {
+    use prometheus_client::encoding::EncodeLabel;
+    (name, value).encode(encoder.encode_label())
+}
+
+impl EncodeLabelSet for RefusedLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        put(encoder, "direction", self.direction.as_str())?;
+        put(encoder, "reason", self.reason.as_str())
+    }
+}
+
+impl EncodeLabelSet for TrafficLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let reporter = match self.direction {
+            Direction::Inbound => "destination",
+            Direction::Outbound => "source",
+        };
+        put(encoder, "reporter", reporter)?;
+        self.source.encode("source", encoder)?;
+        let known = |v: &Option<Str>| v.clone().unwrap_or_else(|| UNKNOWN.into());
+        put(encoder, "destination_service", &known(&self.service.host))?;
+        put(
+            encoder,
+            "destination_service_namespace",
+            &known(&self.service.namespace),
+        )?;
+        put(
+            encoder,
+            "destination_service_name",
+            &known(&self.service.name),
+        )?;
+        self.destination.encode("destination", encoder)?;
+        put(encoder, "request_protocol", "tcp")?;
+        put(encoder, "response_flags", self.flags)?;
+        let security = if self.mutual_tls {
+            "mutual_tls"
+        } else {
+            UNKNOWN
+        };
+        put(encoder, "connection_security_policy", security)?;
+        self.source.encode_locality("source", encoder)?;
+        self.destination.encode_locality("destination", encoder)?;
+        match self.reason {
+            Some(reason) => put(encoder, "reason", reason.as_str()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl EndLabels {
+    fn encode(&self, side: &str, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, value) in [
+            ("workload", &self.workload),
+            ("canonical_service", &self.canonical_service),
+            ("canonical_revision", &self.canonical_revision),
+            ("workload_namespace", &self.namespace),
+            ("principal", &self.principal),
+            ("app", &self.app),
+            ("version", &self.version),
+            ("cluster", &self.cluster),
+        ] {
+            let value = value.as_deref().unwrap_or(UNKNOWN);
+            put(encoder, &format!("{side}_{name}"), value)?;
+        }
+        Ok(())
+    }
+
+    fn encode_locality(
+        &self,
+        side: &str,
+        encoder: &mut LabelSetEncoder<'_>,
+    ) -> Result<(), fmt::Error> {
+        for (name, value) in [("region", &self.region), ("zone", &self.zone)] {
+            if let Some(value) = value {
+                put(encoder, &format!("{side}_{name}"), value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_has_istios_labels_in_order() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        let mut labels = TrafficLabels {
+            direction: Direction::Outbound,
+            mutual_tls: true,
+            flags: "-",
+            reason: None,
+            source: Arc::new(EndLabels {
+                workload: Some("front".into()),
+                region: Some("r1".into()),
+                ..EndLabels::default()
+            }),
+            destination: Arc::default(),
+            service: Arc::default(),
+        };
+        let (received, _) = metrics.opened(&labels);
+        received.inc_by(7);
+        labels.reason = Some(Reason::PolicyDenied);
+        labels.flags = response_flags(Reason::PolicyDenied, labels.direction);
+        metrics.closed(&labels);
+        let text = registry.encode();
+        assert!(
+            text.contains(
+                "istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"front\",\
+                 source_canonical_service=\"unknown\""
+            ),
+            "{text}"
+        );
+        assert!(text.contains(
+            "request_protocol=\"tcp\",response_flags=\"-\",\
+             connection_security_policy=\"mutual_tls\",source_region=\"r1\"} 7"
+        ));
+        assert!(text.contains("istio_tcp_connections_failed_total"));
+        assert!(text.contains("response_flags=\"DENY\""));
+    }
+}

@@ -1,0 +1,184 @@
+//! The open connections of one pod: for dumps, and for taking back what was allowed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use isobar_state::{Peer, Snapshot, Workload, authorize};
+use isobar_types::Reason;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::ledger::Ending;
+
+/// Start of the error text of a connection refused by policy; Istio's words, people search them.
+pub(super) const REJECTED: &str = "connection closed due to policy rejection";
+/// Error text of a connection cut by a later policy; Istio's words.
+pub(super) const WITHDRAWN: &str = "connection closed due to policy change";
+
+/// Open connections of one pod, on all workers.
+#[derive(Debug, Default)]
+pub struct Connections {
+    // Held to add, remove or list entries; decisions are made without it.
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    inbound: BTreeMap<u64, Arc<Inbound>>,
+    outbound: BTreeMap<u64, View>,
+}
+
+/// One open connection, as Istio's dump shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    /// Address of the client.
+    pub src: String,
+    /// What the client asked for.
+    pub original_dst: Option<String>,
+    /// Where the proxy went.
+    pub actual_dst: String,
+    /// `TCP` or `HBONE`.
+    pub protocol: &'static str,
+}
+
+/// Connections of both directions.
+#[derive(Debug, Default, Serialize)]
+pub struct Views {
+    /// To the pod.
+    pub inbound: Vec<View>,
+    /// From the pod.
+    pub outbound: Vec<View>,
+}
+
+#[derive(Debug)]
+struct Inbound {
+    peer: Peer,
+    destination: SocketAddr,
+    /// As known when the connection came; used only once the mesh does not know it any more.
+    workload: Arc<Workload>,
+    view: View,
+    cut: watch::Sender<Option<Ending>>,
+}
+
+/// Keeps an inbound connection registered; ends that when dropped.
+#[derive(Debug)]
+pub struct InboundGuard {
+    id: u64,
+    connections: Arc<Connections>,
+    cut: watch::Receiver<Option<Ending>>,
+}
+
+/// Keeps an outbound connection listed; ends that when dropped.
+#[derive(Debug)]
+pub struct OutboundGuard {
+    id: u64,
+    connections: Arc<Connections>,
+}
+
+impl Connections {
+    /// Registers an inbound connection. Do it before the policy is evaluated, so that no change
+    /// between the two is missed.
+    #[must_use]
+    pub fn inbound(
+        self: &Arc<Self>,
+        peer: Peer,
+        destination: SocketAddr,
+        workload: Arc<Workload>,
+        view: View,
+    ) -> InboundGuard {
+        let (sender, cut) = watch::channel(None);
+        let entry = Arc::new(Inbound {
+            peer,
+            destination,
+            workload,
+            view,
+            cut: sender,
+        });
+        let id = self.with(|open| {
+            open.next += 1;
+            open.inbound.insert(open.next, entry);
+            open.next
+        });
+        InboundGuard {
+            id,
+            connections: self.clone(),
+            cut,
+        }
+    }
+
+    /// Lists an outbound connection.
+    #[must_use]
+    pub fn outbound(self: &Arc<Self>, view: View) -> OutboundGuard {
+        let id = self.with(|open| {
+            open.next += 1;
+            open.outbound.insert(open.next, view);
+            open.next
+        });
+        OutboundGuard {
+            id,
+            connections: self.clone(),
+        }
+    }
+
+    /// Decides anew about every inbound connection and cuts those that are not allowed any more.
+    /// Returns how many were cut.
+    pub fn recheck(&self, snapshot: &Snapshot) -> usize {
+        let open: Vec<_> = self.with(|open| open.inbound.values().cloned().collect());
+        let mut cut = 0;
+        for entry in open {
+            let workload = snapshot
+                .workload_by_uid(&entry.workload.uid)
+                .unwrap_or(&entry.workload);
+            if let Err(denied) = authorize(snapshot, &entry.peer, workload, entry.destination) {
+                let ending = Ending::failed(
+                    Reason::PolicyWithdrawn,
+                    format!("{WITHDRAWN}: {}", denied.detail),
+                );
+                cut += usize::from(entry.cut.send_replace(Some(ending)).is_none());
+            }
+        }
+        cut
+    }
+
+    /// The open connections.
+    #[must_use]
+    pub fn views(&self) -> Views {
+        self.with(|open| Views {
+            inbound: open.inbound.values().map(|e| e.view.clone()).collect(),
+            outbound: open.outbound.values().cloned().collect(),
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Open) -> T) -> T {
+        act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl InboundGuard {
+    /// Resolves when the connection is not allowed any more.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again at any time.
+    pub async fn withdrawn(&mut self) -> Ending {
+        match self.cut.wait_for(Option::is_some).await {
+            Ok(ending) => ending.clone().unwrap_or_else(Ending::complete),
+            // The sender lives in the registry as long as this guard.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for InboundGuard {
+    fn drop(&mut self) {
+        self.connections.with(|open| open.inbound.remove(&self.id));
+    }
+}
+
+impl Drop for OutboundGuard {
+    fn drop(&mut self) {
+        self.connections.with(|open| open.outbound.remove(&self.id));
+    }
+}

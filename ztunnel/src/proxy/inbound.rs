@@ -1,0 +1,306 @@
+//! HBONE (15008): mutual TLS with the pod's certificate, then for each CONNECT: resolve, authorise,
+//! dial the application with the client's address, 200, relay.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::StatusCode;
+use isobar_hbone::{Connect, Endpoint, ServeError, ServerOptions, Timeouts, serve as serve_hbone};
+use isobar_net::{dial, local_addr};
+use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
+use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
+use isobar_telemetry::access::{self, Direction};
+use isobar_tls::server_config;
+use isobar_types::{NetworkAddress, Reason};
+use tokio::net::TcpStream;
+
+use super::Refused;
+use super::connections::{InboundGuard, REJECTED, View};
+use super::ledger::{End, Ending, Ledger, Route};
+use super::outbound::{certificate, describe, http2};
+use super::target::service_of;
+use super::worker::PodWorker;
+
+/// Statuses of the protocol (ztunnel.md §5.3).
+const DENIED: StatusCode = StatusCode::UNAUTHORIZED;
+const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    client: SocketAddr,
+    local: SocketAddr,
+}
+
+/// A request whose target is known.
+struct Requested {
+    connect: Connect,
+    arrival: Arrival,
+    workload: Arc<Workload>,
+    target: Target,
+    since: Instant,
+}
+
+/// … that policy allows; the guard tells when it does not any more.
+struct Allowed {
+    requested: Requested,
+    guard: InboundGuard,
+    ledger: Ledger,
+    _permit: Permit,
+}
+
+/// Serves one HBONE connection to its end.
+pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketAddr) {
+    let Ok(local) = local_addr(&tcp) else {
+        // Gone before it was looked at.
+        return;
+    };
+    let _ = tcp.set_nodelay(true);
+    let arrival = Arrival { client, local };
+    let tls = match own_certificate(&worker).await {
+        Ok(certificate) => server_config(&certificate),
+        Err(refused) => return tell(&worker, arrival, &refused),
+    };
+    let options = ServerOptions {
+        http2: http2(&worker.world),
+        timeouts: Timeouts::default(),
+    };
+    let handler = worker.clone();
+    let served = serve_hbone(tcp, &tls, &options, &worker.tunnels, |connect| {
+        request(handler.clone(), connect, arrival)
+    });
+    match Box::pin(served).await {
+        Ok(()) => {}
+        Err(error @ (ServeError::Tls(_) | ServeError::Timeout { .. })) => {
+            let refused = Refused::new(error.reason(), error.to_string());
+            tell(&worker, arrival, &refused);
+        }
+        Err(error) => tracing::debug!(%client, %error, "HBONE connection ended"),
+    }
+}
+
+async fn own_certificate(
+    worker: &PodWorker,
+) -> Result<Arc<isobar_tls::WorkloadCertificate>, Refused> {
+    let identity = worker.world.workload(&worker.pod).await?.identity();
+    certificate(&*worker.world.certificates, &identity)
+        .await
+        .map_err(|error| {
+            Refused::new(
+                Reason::NoCertificate,
+                format!("no certificate for {identity}: {error}"),
+            )
+        })
+}
+
+async fn request(worker: Rc<PodWorker>, connect: Connect, arrival: Arrival) {
+    let since = Instant::now();
+    let workload = match worker.world.workload(&worker.pod).await {
+        Ok(workload) => workload,
+        Err(refused) => {
+            connect.refuse(UNAVAILABLE);
+            return tell(&worker, arrival, &refused);
+        }
+    };
+    let snapshot = worker.world.store.load();
+    let authority = authority(&connect);
+    let call = InboundCall {
+        workload: &workload,
+        local_ip: arrival.local.ip(),
+        authority: &authority,
+        network: &worker.world.config.network,
+    };
+    match resolve(&snapshot, &call) {
+        Ok(target) if target.proxy_protocol => {
+            connect.refuse(UNAVAILABLE);
+            let text = "delivery with a PROXY protocol header is not supported";
+            tell(&worker, arrival, &Refused::new(Reason::Internal, text));
+        }
+        Ok(target) => {
+            let requested = Requested {
+                connect,
+                arrival,
+                workload,
+                target,
+                since,
+            };
+            if let Some(allowed) = requested.authorize(&worker) {
+                allowed.deliver(&worker).await;
+            }
+        }
+        Err(refusal) => {
+            let status = StatusCode::from_u16(refusal.status).unwrap_or(UNAVAILABLE);
+            connect.refuse(status);
+            tell(
+                &worker,
+                arrival,
+                &Refused::new(refusal.reason, refusal.detail),
+            );
+        }
+    }
+}
+
+fn tell(worker: &PodWorker, arrival: Arrival, refused: &Refused) {
+    let Arrival { client, local } = arrival;
+    let reason = refused.reason;
+    worker
+        .world
+        .metrics
+        .refused_early(Direction::Inbound, reason);
+    access::refused_early(Direction::Inbound, client, local, reason, &refused.detail);
+}
+
+fn authority(connect: &Connect) -> Authority {
+    match &connect.headers().authority {
+        isobar_hbone::Authority::Address(to) => Authority::Address(*to),
+        isobar_hbone::Authority::Host { host, port } => Authority::Host {
+            host: host.as_str().into(),
+            port: *port,
+        },
+    }
+}
+
+impl Requested {
+    fn authorize(self, worker: &PodWorker) -> Option<Allowed> {
+        let world = &worker.world;
+        let to = self.target.to;
+        let peer = Peer {
+            identity: Some(self.connect.peer().identity().clone()),
+            ip: self.arrival.client.ip(),
+        };
+        let host = self.named_host();
+        let guard = worker.pod.connections.inbound(
+            peer.clone(),
+            to,
+            self.workload.clone(),
+            View {
+                src: self.arrival.client.to_string(),
+                original_dst: host.clone(),
+                actual_dst: to.to_string(),
+                protocol: "HBONE",
+            },
+        );
+        // Loaded after registering: a change between the two is then seen by the re-check.
+        let snapshot = world.store.load();
+        // The newest object of the workload; it may have changed while the target was resolved.
+        let workload = snapshot
+            .workload_by_uid(&self.workload.uid)
+            .unwrap_or(&self.workload);
+        let route = self.route(&snapshot, &world.config.network, host.as_deref());
+        let ledger = Ledger::open(&world.metrics, route, self.since);
+        match authorize(&snapshot, &peer, workload, to) {
+            Ok(permit) => {
+                worker.tell_permit(&permit);
+                Some(Allowed {
+                    requested: self,
+                    guard,
+                    ledger,
+                    _permit: permit,
+                })
+            }
+            Err(denied) => {
+                worker.tell_denied(&denied);
+                self.connect.refuse(DENIED);
+                let text = format!("{REJECTED}: {}", denied.detail);
+                ledger.close(Ending::failed(denied.reason, text));
+                None
+            }
+        }
+    }
+
+    /// The host the caller asked for, as it says itself.
+    fn named_host(&self) -> Option<String> {
+        let forwarded = self.connect.headers().forwarded.as_ref()?;
+        forwarded.host.clone()
+    }
+
+    fn route(&self, snapshot: &Snapshot, network: &str, host: Option<&str>) -> Route {
+        let headers = self.connect.headers();
+        let identity = self.connect.peer().identity();
+        let elsewhere = headers
+            .forwarded_network
+            .as_ref()
+            .is_some_and(|theirs| !theirs.eq_ignore_ascii_case(network));
+        // Through a gateway the address is the gateway's.
+        let source = (!elsewhere).then(|| {
+            let at = NetworkAddress::new(network.into(), self.arrival.client.ip());
+            let mut here = snapshot.workloads_at(&at).iter();
+            here.find(|w| w.has_identity(identity)).cloned()
+        });
+        let service = self.target.service.clone();
+        Route {
+            direction: Direction::Inbound,
+            source_address: self.arrival.client,
+            source: End {
+                workload: source.flatten(),
+                identity: Some(identity.clone()),
+                baggage: headers.baggage.clone(),
+            },
+            destination_address: self.arrival.local,
+            hbone_address: Some(headers.authority.to_string()),
+            service: service
+                .or_else(|| service_of(snapshot, &self.workload, host, self.target.to.port())),
+            destination: End {
+                workload: Some(self.workload.clone()),
+                identity: Some(self.workload.identity()),
+                baggage: None,
+            },
+            mutual_tls: true,
+        }
+    }
+}
+
+impl Allowed {
+    async fn deliver(self, worker: &PodWorker) {
+        let Self {
+            requested,
+            mut guard,
+            ledger,
+            ..
+        } = self;
+        let Requested {
+            mut connect,
+            arrival,
+            workload,
+            target,
+            ..
+        } = requested;
+        let options =
+            worker
+                .world
+                .dial_application(&worker.pod, arrival.client.ip(), target.to.ip());
+        let dialled = tokio::select! {
+            dialled = dial(&options, target.to) => dialled,
+            () = connect.gone() => return ledger.close(Ending::broken(Reason::DownstreamReset)),
+            ending = guard.withdrawn() => {
+                connect.refuse(DENIED);
+                return ledger.close(ending);
+            }
+            ending = worker.pod.cut_ending() => {
+                connect.refuse(UNAVAILABLE);
+                return ledger.close(ending);
+            }
+        };
+        let mut upstream = match dialled {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                connect.refuse(UNAVAILABLE);
+                return ledger.close(Ending::failed(error.reason(), error.to_string()));
+            }
+        };
+        let baggage = worker
+            .world
+            .config
+            .response_baggage
+            .then(|| describe(&workload));
+        match connect.accept(baggage.as_ref()) {
+            Ok(stream) => worker.carry_inbound(stream, upstream, guard, ledger).await,
+            Err(_) => {
+                upstream.reset();
+                ledger.close(Ending::broken(Reason::DownstreamReset));
+            }
+        }
+    }
+}

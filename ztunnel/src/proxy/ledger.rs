@@ -1,0 +1,264 @@
+//! What is known of one connection, and its end: the access line and the metrics.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use isobar_state::{Service, Workload};
+use isobar_telemetry::access::{self, Direction, Party};
+use isobar_types::{Identity, Reason};
+use prometheus_client::metrics::counter::Counter;
+
+use crate::metrics::{EndLabels, Metrics, ServiceLabels, TrafficLabels, response_flags};
+use isobar_hbone::Baggage;
+
+/// One end of a connection: its workload if known, else what the peer told of it.
+#[derive(Debug, Clone, Default)]
+pub struct End {
+    /// The workload.
+    pub workload: Option<Arc<Workload>>,
+    /// Identity proven in mutual TLS.
+    pub identity: Option<Identity>,
+    /// What the peer told; used where there is no workload.
+    pub baggage: Option<Baggage>,
+}
+
+/// A connection whose way is known.
+#[derive(Debug)]
+pub struct Route {
+    /// Side of the proxy.
+    pub direction: Direction,
+    /// Address of the client.
+    pub source_address: SocketAddr,
+    /// The client.
+    pub source: End,
+    /// Where the proxy connects to.
+    pub destination_address: SocketAddr,
+    /// Authority of the tunnel.
+    pub hbone_address: Option<String>,
+    /// The destination.
+    pub destination: End,
+    /// The service called.
+    pub service: Option<Arc<Service>>,
+    /// Mutual TLS on the wire.
+    pub mutual_tls: bool,
+}
+
+/// A connection counted as opened. Must be closed; a drop without [`Ledger::close`] is a fault of
+/// ours and is told as such.
+#[derive(Debug)]
+pub struct Ledger {
+    metrics: Metrics,
+    route: Route,
+    labels: TrafficLabels,
+    received: Counter,
+    sent: Counter,
+    counted: (u64, u64),
+    opened: Instant,
+    closed: bool,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Why.
+    pub reason: Reason,
+    /// What to tell the operator; `None` for an orderly end.
+    pub detail: Option<String>,
+}
+
+impl Ending {
+    /// An orderly end.
+    #[must_use]
+    pub const fn complete() -> Self {
+        Self {
+            reason: Reason::Complete,
+            detail: None,
+        }
+    }
+
+    /// One side went away in the midst of it, as applications do: told, but no error.
+    #[must_use]
+    pub const fn broken(reason: Reason) -> Self {
+        Self {
+            reason,
+            detail: None,
+        }
+    }
+
+    /// An end that is worth a text.
+    #[must_use]
+    pub fn failed(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: Some(detail.into()),
+        }
+    }
+}
+
+impl Ledger {
+    /// Counts the connection as opened. `since` is when it was accepted.
+    #[must_use]
+    pub fn open(metrics: &Metrics, route: Route, since: Instant) -> Self {
+        let labels = TrafficLabels {
+            direction: route.direction,
+            mutual_tls: route.mutual_tls,
+            flags: "-",
+            reason: None,
+            source: Arc::new(end_labels(&route.source, None)),
+            // The destination's identity is told even where nothing proves it.
+            destination: Arc::new(end_labels(
+                &route.destination,
+                route.destination.workload.as_ref().map(|w| w.identity()),
+            )),
+            service: Arc::new(service_labels(route.service.as_deref())),
+        };
+        let (received, sent) = metrics.opened(&labels);
+        tracing::debug!(
+            target: "access",
+            { src.addr = %route.source_address, dst.addr = %route.destination_address,
+              direction = route.direction.as_str() },
+            "connection opened"
+        );
+        Self {
+            metrics: metrics.clone(),
+            route,
+            labels,
+            received,
+            sent,
+            counted: (0, 0),
+            opened: since,
+            closed: false,
+        }
+    }
+
+    /// The peer has proven to be this one of those expected.
+    pub fn prove_destination(&mut self, identity: &Identity) {
+        self.route.destination.identity = Some(identity.clone());
+    }
+
+    /// Brings the byte counters up to the totals so far: towards the destination, and from it.
+    pub fn count(&mut self, towards: u64, from: u64) {
+        self.received.inc_by(towards.saturating_sub(self.counted.0));
+        self.sent.inc_by(from.saturating_sub(self.counted.1));
+        self.counted = (towards.max(self.counted.0), from.max(self.counted.1));
+    }
+
+    /// Ends the connection: counts it and writes its line.
+    pub fn close(mut self, ending: Ending) {
+        self.finish(ending);
+    }
+
+    fn finish(&mut self, ending: Ending) {
+        self.closed = true;
+        self.labels.reason = Some(ending.reason);
+        // An orderly end has no flag, whoever went first.
+        self.labels.flags = match &ending.detail {
+            Some(_) => response_flags(ending.reason, self.route.direction),
+            None => "-",
+        };
+        self.metrics.closed(&self.labels);
+        let route = &self.route;
+        let (towards, from) = self.counted;
+        // Each side tells what it sent and received itself: the caller's proxy towards the
+        // destination, the destination's towards the caller.
+        let (bytes_sent, bytes_received) = match route.direction {
+            Direction::Outbound => (towards, from),
+            Direction::Inbound => (from, towards),
+        };
+        access::Connection {
+            direction: route.direction,
+            source_address: route.source_address,
+            source: party(&route.source, route.mutual_tls),
+            destination_address: Some(route.destination_address),
+            hbone_address: route.hbone_address.clone(),
+            service: route.service.as_ref().map(|s| s.key.hostname.to_string()),
+            destination: party(&route.destination, route.mutual_tls),
+            bytes_sent,
+            bytes_received,
+            duration: self.opened.elapsed(),
+            reason: ending.reason,
+            error: ending.detail,
+        }
+        .log();
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        if !self.closed {
+            // The task ended without its ending: stopped with its scope, or a panic.
+            let reason = if std::thread::panicking() {
+                Reason::Internal
+            } else {
+                Reason::Drained
+            };
+            self.finish(Ending::failed(reason, "connection was dropped"));
+        }
+    }
+}
+
+fn end_labels(end: &End, presumed: Option<Identity>) -> EndLabels {
+    let principal = end.identity.clone().or(presumed);
+    let principal = principal.map(|i| i.to_string().into());
+    let some = |s: &isobar_types::Str| (!s.is_empty()).then(|| s.clone());
+    if let Some(workload) = &end.workload {
+        return EndLabels {
+            workload: some(&workload.workload_name),
+            canonical_service: some(&workload.canonical_name),
+            canonical_revision: some(&workload.canonical_revision),
+            namespace: some(&workload.namespace),
+            principal,
+            app: some(&workload.canonical_name),
+            version: some(&workload.canonical_revision),
+            cluster: some(&workload.cluster_id),
+            region: some(&workload.locality.region),
+            zone: some(&workload.locality.zone),
+        };
+    }
+    let told = end.baggage.clone().unwrap_or_default();
+    let shared = |s: Option<String>| s.map(isobar_types::Str::from);
+    let namespace = end.identity.as_ref().map(|i| i.namespace.clone());
+    EndLabels {
+        workload: shared(told.workload.clone()),
+        canonical_service: shared(told.service),
+        canonical_revision: shared(told.revision.clone()),
+        namespace: namespace.or_else(|| shared(told.namespace)),
+        principal,
+        app: shared(told.workload),
+        version: shared(told.revision),
+        cluster: shared(told.cluster),
+        region: shared(told.region),
+        zone: shared(told.zone),
+    }
+}
+
+fn service_labels(service: Option<&Service>) -> ServiceLabels {
+    service.map_or_else(ServiceLabels::default, |s| ServiceLabels {
+        host: Some(s.key.hostname.clone()),
+        namespace: Some(s.key.namespace.clone()),
+        name: Some(s.name.clone()),
+    })
+}
+
+fn party(end: &End, mutual_tls: bool) -> Party {
+    let identity = end.identity.clone().filter(|_| mutual_tls);
+    if let Some(workload) = &end.workload {
+        return Party {
+            workload: Some(workload.name.to_string()),
+            namespace: Some(workload.namespace.to_string()),
+            identity,
+            cluster: Some(workload.cluster_id.to_string()),
+        };
+    }
+    let told = end.baggage.clone().unwrap_or_default();
+    Party {
+        workload: told.service,
+        namespace: identity
+            .as_ref()
+            .map(|i| i.namespace.to_string())
+            .or(told.namespace),
+        identity,
+        cluster: told.cluster,
+    }
+}

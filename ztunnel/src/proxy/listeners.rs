@@ -1,0 +1,68 @@
+//! The sockets of one pod on one worker: each worker has its own, sharing the ports.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use isobar_net::{ListenOptions, Want, listen};
+use tokio::net::TcpListener;
+
+use super::{Pod, World};
+
+/// Listening sockets inside a pod.
+#[derive(Debug)]
+pub struct PodListeners {
+    /// Captured outbound.
+    pub outbound: TcpListener,
+    /// Captured inbound plaintext.
+    pub plaintext: TcpListener,
+    /// HBONE.
+    pub hbone: TcpListener,
+}
+
+impl PodListeners {
+    /// Binds all of them on the calling worker.
+    ///
+    /// # Errors
+    /// When one cannot be bound; the text names it.
+    pub fn bind(world: &World, pod: &Pod) -> io::Result<Self> {
+        let ports = &world.config.ports;
+        Ok(Self {
+            outbound: bind(world, pod, ports.outbound)?,
+            plaintext: bind(world, pod, ports.inbound_plaintext)?,
+            hbone: bind(world, pod, ports.inbound)?,
+        })
+    }
+}
+
+fn bind(world: &World, pod: &Pod, port: u16) -> io::Result<TcpListener> {
+    let config = &world.config;
+    // Dedicated mode leaves marks to whoever redirects; its listeners stay unmarked.
+    let mark = config.packet_mark.filter(|_| pod.netns.is_some());
+    let mut options = ListenOptions {
+        netns: pod.netns.clone(),
+        mark,
+        reuse_port: config.port_reuse,
+        transparent: match config.original_source {
+            None => Want::Try,
+            Some(true) => Want::Require,
+            Some(false) => Want::Never,
+        },
+        ..ListenOptions::new(config.wildcard(port))
+    };
+    let bound = listen(&options).or_else(|error| {
+        // A kernel without IPv6 at all refuses the family.
+        if options.address.is_ipv6() && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) {
+            options.address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            return listen(&options);
+        }
+        Err(error)
+    });
+    bound.map_err(|error| {
+        let text = format!(
+            "listening on {} of {}: {error}",
+            options.address,
+            pod.display_name()
+        );
+        io::Error::new(error.kind(), text)
+    })
+}

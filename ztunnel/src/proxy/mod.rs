@@ -1,0 +1,133 @@
+//! The data path. One connection lives and dies on one worker thread.
+//!
+//! ```text
+//! outbound    Accepted ─attribute▶ Attributed ─route▶ Routed ─connect▶ Connected ─relay▶ closed
+//! inbound     Accepted ─tls▶ VerifiedPeer ─CONNECT▶ Requested ─authorize▶ Permit ─dial▶ 200 ─relay▶ closed
+//! plaintext   Accepted ─attribute▶ Attributed ─authorize▶ Permit ─dial▶ relay ▶ closed
+//! ```
+
+mod accept;
+mod connections;
+mod inbound;
+mod ledger;
+mod listeners;
+mod outbound;
+mod plaintext;
+mod pod;
+mod target;
+mod worker;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_net::{DialOptions, Keepalive, Source};
+use isobar_state::{Snapshot, Workload};
+use isobar_types::Reason;
+use isobar_xds::{CertSource, Store};
+
+pub use connections::{Connections, View, Views};
+pub use ledger::{Ending, Ledger};
+pub use listeners::PodListeners;
+pub use pod::{Pod, Stage};
+pub use worker::serve_pod;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+
+/// How long a connection waits for the control plane to tell who the local pod is. The node agent
+/// may announce a pod before the control plane does.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// What all pods share.
+pub struct World {
+    /// Static configuration.
+    pub config: Arc<Config>,
+    /// The mesh.
+    pub store: Store,
+    /// Certificates of local workloads.
+    pub certificates: Arc<dyn CertSource>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").finish_non_exhaustive()
+    }
+}
+
+/// A connection that is not carried, and why. It is closed before any byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) reason: Reason,
+    pub(crate) detail: String,
+}
+
+impl Refused {
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl World {
+    /// Our node's name; empty means that every workload counts as local.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.config.node_name.as_deref().unwrap_or_default()
+    }
+
+    /// The workload of `pod`, waiting a while for the control plane to tell of it.
+    pub(crate) async fn workload(&self, pod: &Pod) -> Result<Arc<Workload>, Refused> {
+        if let Some(workload) = pod.workload(&self.store.load(), self.node()) {
+            return Ok(workload.clone());
+        }
+        let found = self
+            .store
+            .wait_for(|snapshot| pod.workload(snapshot, self.node()).cloned());
+        tokio::time::timeout(WORKLOAD_WAIT, found)
+            .await
+            .map_err(|_| {
+                let name = pod.display_name();
+                Refused::new(
+                    Reason::UnknownWorkload,
+                    format!(
+                        "workload not found: the control plane does not know {name} on this node"
+                    ),
+                )
+            })
+    }
+
+    /// Keepalive of plain connections.
+    #[must_use]
+    pub fn keepalive(&self) -> Option<Keepalive> {
+        self.config.keepalive.map(|k| Keepalive {
+            time: k.time,
+            interval: k.interval,
+            retries: k.retries,
+            user_timeout: k.user_timeout,
+        })
+    }
+
+    /// How to connect to the application of `pod` for a client at `client`: with the client's
+    /// address, so that the application sees who called.
+    pub(crate) fn dial_application(&self, pod: &Pod, client: IpAddr, to: IpAddr) -> DialOptions {
+        let wanted = self.config.original_source != Some(false) && client != to;
+        DialOptions {
+            source: wanted.then_some(Source {
+                ip: client,
+                required: self.config.original_source == Some(true),
+            }),
+            ..pod.dial_options(self)
+        }
+    }
+}
+
+/// The workload a plain connection from `ip` comes from; a guess by address, for telemetry only.
+fn workload_at(snapshot: &Snapshot, network: &str, ip: IpAddr) -> Option<Arc<Workload>> {
+    let address = isobar_types::NetworkAddress::new(network.into(), ip);
+    snapshot.workload_by_address(&address).cloned()
+}

@@ -1,0 +1,461 @@
+//! Captured outbound (15001): attribute to the pod's workload, route, connect, relay.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isobar_hbone::{
+    Authority, Baggage, Certificates, ConnectHeaders, Forwarded, Http2, Pool, PoolOptions,
+    Timeouts, TraceParent, TunnelKey, TunnelStream, WorkloadType,
+};
+use isobar_net::{dial, local_addr, original_dst};
+use isobar_state::outbound::{NextHop, OutboundCall, route};
+use isobar_state::{self as state, Service, Workload};
+use isobar_telemetry::access::{self, Direction};
+use isobar_tls::WorkloadCertificate;
+use isobar_types::{Identity, Reason, Str, ports};
+use isobar_xds::CertSource;
+use tokio::net::TcpStream;
+
+use super::connections::{OutboundGuard, View};
+use super::ledger::{End, Ending, Ledger, Route};
+use super::worker::PodWorker;
+use super::{Pod, Refused, World};
+
+/// For a certificate that is not in hand yet.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
+/// For the system's resolver to answer about a workload known by name only.
+const RESOLVE: Duration = Duration::from_secs(5);
+
+/// A connection of the pod's application.
+struct Accepted {
+    tcp: TcpStream,
+    client: SocketAddr,
+    destination: SocketAddr,
+    since: Instant,
+}
+
+/// … whose workload is known.
+struct Attributed {
+    accepted: Accepted,
+    source: Arc<Workload>,
+}
+
+/// … whose way is known.
+struct Routed {
+    attributed: Attributed,
+    hop: NextHop,
+}
+
+/// The other side of a connection.
+enum Upstream {
+    Plain(TcpStream),
+    Tunnel(TunnelStream),
+}
+
+/// A way that could not be gone.
+struct Failed {
+    reason: Reason,
+    detail: String,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketAddr) {
+    let since = Instant::now();
+    let (Ok(destination), Ok(local)) = (original_dst(&tcp), local_addr(&tcp)) else {
+        // Gone before it was looked at.
+        return;
+    };
+    let accepted = Accepted {
+        tcp,
+        client,
+        destination,
+        since,
+    };
+    match accepted.attribute(&worker, local).await {
+        Ok(attributed) => {
+            if let Some(routed) = attributed.route(&worker) {
+                routed.carry(&worker).await;
+            }
+        }
+        Err(refused) => {
+            let reason = refused.reason;
+            worker
+                .world
+                .metrics
+                .refused_early(Direction::Outbound, reason);
+            access::refused_early(
+                Direction::Outbound,
+                client,
+                destination,
+                reason,
+                &refused.detail,
+            );
+        }
+    }
+}
+
+impl Accepted {
+    async fn attribute(self, worker: &PodWorker, local: SocketAddr) -> Result<Attributed, Refused> {
+        // Not redirected: somebody dialled our own port, and would be sent round for ever.
+        if self.destination == local && ports::is_reserved(local.port()) {
+            return Err(Refused::new(
+                Reason::ReservedPort,
+                format!("port {} belongs to the mesh itself", local.port()),
+            ));
+        }
+        if let Some(keepalive) = worker.world.keepalive() {
+            // Without it the connection works all the same.
+            let _ = keepalive.apply(&self.tcp);
+        }
+        let _ = self.tcp.set_nodelay(true);
+        let source = worker.world.workload(&worker.pod).await?;
+        Ok(Attributed {
+            accepted: self,
+            source,
+        })
+    }
+}
+
+impl Attributed {
+    /// `None`: refused, and told.
+    fn route(self, worker: &PodWorker) -> Option<Routed> {
+        let snapshot = worker.world.store.load();
+        let call = OutboundCall {
+            source: &self.source,
+            source_ip: self.accepted.client.ip(),
+            destination: self.accepted.destination,
+            network: &worker.world.config.network,
+        };
+        match route(&snapshot, &call, rand::random()) {
+            Ok(hop) => Some(Routed {
+                attributed: self,
+                hop,
+            }),
+            Err(refusal) => {
+                self.tell_refusal(worker, &snapshot, refusal);
+                None
+            }
+        }
+    }
+}
+
+/// The ends of a route, for telemetry.
+struct Way {
+    to: SocketAddr,
+    authority: Option<String>,
+    workload: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+    expect: Option<Identity>,
+}
+
+impl Routed {
+    async fn carry(self, worker: &PodWorker) {
+        let Self { attributed, hop } = self;
+        let Attributed { accepted, source } = attributed;
+        let way = way(&hop, accepted.destination);
+        let tunnelled = way.authority.is_some();
+        let view = View {
+            src: accepted.client.to_string(),
+            original_dst: Some(accepted.destination.to_string()),
+            actual_dst: way.authority.clone().unwrap_or_else(|| way.to.to_string()),
+            protocol: if tunnelled { "HBONE" } else { "TCP" },
+        };
+        let route = Route {
+            direction: Direction::Outbound,
+            source_address: accepted.client,
+            source: End {
+                identity: tunnelled.then(|| source.identity()),
+                workload: Some(source.clone()),
+                baggage: None,
+            },
+            destination_address: way.to,
+            hbone_address: way.authority,
+            destination: End {
+                workload: way.workload,
+                identity: way.expect,
+                baggage: None,
+            },
+            service: way.service.clone(),
+            mutual_tls: tunnelled,
+        };
+        let listed: OutboundGuard = worker.pod.connections.outbound(view);
+        let mut ledger = Ledger::open(&worker.world.metrics, route, accepted.since);
+        let mut downstream = accepted.tcp;
+        let connecting = connect(worker, &hop, &source, accepted.client);
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            ending = worker.pod.cut_ending() => {
+                ledger.close(ending);
+                return;
+            }
+        };
+        let stop = worker.pod.cut_ending();
+        let ending = match connected {
+            Ok(Upstream::Plain(mut upstream)) => {
+                worker
+                    .carry(&mut downstream, &mut upstream, &mut ledger, stop)
+                    .await
+            }
+            Ok(Upstream::Tunnel(mut upstream)) => {
+                ledger.prove_destination(upstream.peer().identity());
+                worker
+                    .carry(&mut downstream, &mut upstream, &mut ledger, stop)
+                    .await
+            }
+            Err(failed) => Ending::failed(failed.reason, failed.detail),
+        };
+        drop(listed);
+        ledger.close(ending);
+    }
+}
+
+fn way(hop: &NextHop, destination: SocketAddr) -> Way {
+    match hop {
+        NextHop::Passthrough(to) => Way {
+            to: *to,
+            authority: None,
+            workload: None,
+            service: None,
+            expect: None,
+        },
+        NextHop::Direct {
+            to,
+            workload,
+            service,
+        } => Way {
+            to: *to,
+            authority: None,
+            workload: Some(workload.clone()),
+            service: service.clone(),
+            expect: None,
+        },
+        NextHop::Resolve {
+            workload, service, ..
+        } => Way {
+            to: destination,
+            authority: None,
+            workload: Some(workload.clone()),
+            service: service.clone(),
+            expect: None,
+        },
+        NextHop::Tunnel {
+            to,
+            authority,
+            workload,
+            service,
+            ..
+        } => Way {
+            to: *to,
+            authority: Some(authority.clone()),
+            workload: Some(workload.clone()),
+            service: service.clone(),
+            expect: Some(workload.identity()),
+        },
+    }
+}
+
+async fn connect(
+    worker: &PodWorker,
+    hop: &NextHop,
+    source: &Workload,
+    client: SocketAddr,
+) -> Result<Upstream, Failed> {
+    match hop {
+        NextHop::Passthrough(to) | NextHop::Direct { to, .. } => plain(worker, *to).await,
+        NextHop::Resolve {
+            hostname,
+            port,
+            prefer_v6,
+            ..
+        } => plain(worker, resolve(hostname, *port, *prefer_v6).await?).await,
+        NextHop::Tunnel {
+            to,
+            authority,
+            expect,
+            service,
+            ..
+        } => {
+            let key = TunnelKey {
+                source: source.identity(),
+                expect: expect.clone(),
+                to: *to,
+                from: client.ip(),
+            };
+            let authority = Authority::parse(authority).ok_or_else(|| Failed {
+                reason: Reason::Internal,
+                detail: format!("{authority:?} is no authority"),
+            })?;
+            let host = service.as_ref().map(|s| s.key.hostname.to_string());
+            let headers = ConnectHeaders {
+                baggage: Some(describe(source)),
+                forwarded: Some(Forwarded {
+                    client: Some(client),
+                    host,
+                }),
+                traceparent: Some(TraceParent::new(
+                    rand::random::<u128>() | 1,
+                    rand::random::<u64>() | 1,
+                )),
+                ..ConnectHeaders::new(authority)
+            };
+            let opened = Box::pin(worker.pool.open(&key, &headers)).await;
+            opened.map(Upstream::Tunnel).map_err(|error| {
+                let reason = error.reason();
+                let mut detail = chain(&error);
+                if reason == Reason::UpstreamConnectTimeout {
+                    detail.push_str(": does a NetworkPolicy block port 15008?");
+                }
+                Failed { reason, detail }
+            })
+        }
+    }
+}
+
+async fn plain(worker: &PodWorker, to: SocketAddr) -> Result<Upstream, Failed> {
+    let options = worker.pod.dial_options(&worker.world);
+    dial(&options, to)
+        .await
+        .map(Upstream::Plain)
+        .map_err(|error| Failed {
+            reason: error.reason(),
+            detail: error.to_string(),
+        })
+}
+
+/// Asks the system's resolver, on a thread where that may block.
+async fn resolve(hostname: &Str, port: u16, prefer_v6: bool) -> Result<SocketAddr, Failed> {
+    let lookup = tokio::net::lookup_host((hostname.to_string(), port));
+    let found: io::Result<Vec<_>> = match tokio::time::timeout(RESOLVE, lookup).await {
+        Ok(found) => found.map(Iterator::collect),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let failed = |detail: String| Failed {
+        reason: Reason::NoHealthyUpstream,
+        detail: format!("resolving {hostname}: {detail}"),
+    };
+    let all = found.map_err(|error| failed(error.to_string()))?;
+    let of_family: Vec<_> = all.iter().filter(|a| a.is_ipv6() == prefer_v6).collect();
+    let pick = |n: usize| rand::random_range(0..n);
+    match (of_family.len(), all.len()) {
+        (0, 0) => Err(failed("no address".to_owned())),
+        (0, n) => Ok(all[pick(n)]),
+        (n, _) => Ok(*of_family[pick(n)]),
+    }
+}
+
+/// The error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = source.source();
+    }
+    text
+}
+
+impl Attributed {
+    /// Counts and logs a connection that is refused, with what is known of its destination.
+    fn tell_refusal(
+        &self,
+        worker: &PodWorker,
+        snapshot: &state::Snapshot,
+        refusal: state::Refusal,
+    ) {
+        let destination = self.accepted.destination;
+        let network = &worker.world.config.network;
+        let address = isobar_types::NetworkAddress::new(network.as_str().into(), destination.ip());
+        let namespace = Some(&*self.source.namespace);
+        let route = Route {
+            direction: Direction::Outbound,
+            source_address: self.accepted.client,
+            source: End {
+                workload: Some(self.source.clone()),
+                ..End::default()
+            },
+            destination_address: destination,
+            hbone_address: None,
+            destination: End {
+                workload: snapshot.workload_by_address(&address).cloned(),
+                ..End::default()
+            },
+            service: snapshot.service_by_vip(&address, namespace).cloned(),
+            mutual_tls: false,
+        };
+        Ledger::open(&worker.world.metrics, route, self.accepted.since)
+            .close(Ending::failed(refusal.reason, refusal.detail));
+    }
+}
+
+/// What the peer is told of a workload.
+pub(super) fn describe(workload: &Workload) -> Baggage {
+    let some = |text: &Str| (!text.is_empty()).then(|| text.to_string());
+    Baggage {
+        cluster: some(&workload.cluster_id),
+        namespace: some(&workload.namespace),
+        workload_type: Some(match workload.workload_type {
+            state::WorkloadType::Deployment => WorkloadType::Deployment,
+            state::WorkloadType::CronJob => WorkloadType::CronJob,
+            state::WorkloadType::Pod => WorkloadType::Pod,
+            state::WorkloadType::Job => WorkloadType::Job,
+        }),
+        workload: some(&workload.workload_name),
+        service: some(&workload.canonical_name),
+        revision: some(&workload.canonical_revision),
+        region: some(&workload.locality.region),
+        zone: some(&workload.locality.zone),
+    }
+}
+
+/// The tunnels of a pod from one worker.
+pub(super) fn pool(world: &World, pod: &Pod) -> Pool {
+    let options = PoolOptions {
+        dial: pod.dial_options(world),
+        http2: http2(world),
+        timeouts: Timeouts {
+            idle: world.config.http2.pool_release,
+            ..Timeouts::default()
+        },
+    };
+    Pool::new(options, Rc::new(InTime(world.certificates.clone())))
+}
+
+/// HTTP/2 parameters as configured.
+pub(super) fn http2(world: &World) -> Http2 {
+    let config = &world.config.http2;
+    Http2 {
+        stream_window: config.stream_window,
+        connection_window: config.connection_window,
+        frame_size: config.frame_size,
+        streams_per_tunnel: config.pool_streams.into(),
+    }
+}
+
+/// Certificates, waited for at most [`CERTIFICATE_WAIT`].
+struct InTime(Arc<dyn CertSource>);
+
+type Fetched = Result<Arc<WorkloadCertificate>, String>;
+
+impl Certificates for InTime {
+    fn fetch<'a>(&'a self, identity: &'a Identity) -> Pin<Box<dyn Future<Output = Fetched> + 'a>> {
+        Box::pin(certificate(&*self.0, identity))
+    }
+}
+
+/// A certificate, if it comes in time.
+pub(super) async fn certificate(source: &dyn CertSource, identity: &Identity) -> Fetched {
+    match tokio::time::timeout(CERTIFICATE_WAIT, source.fetch(identity)).await {
+        Ok(Ok(certificate)) => Ok(certificate),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("none within {CERTIFICATE_WAIT:?}")),
+    }
+}

@@ -1,0 +1,182 @@
+//! Captured inbound plaintext (15006): authorise without an identity, then deliver.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use isobar_net::{dial, local_addr, original_dst};
+use isobar_state::{Peer, Permit, Workload, authorize};
+use isobar_telemetry::access::{self, Direction};
+use isobar_types::{Reason, ports};
+use tokio::net::TcpStream;
+
+use super::connections::{InboundGuard, REJECTED, View};
+use super::ledger::{End, Ending, Ledger, Route};
+use super::target::service_of;
+use super::worker::PodWorker;
+use super::{Refused, workload_at};
+
+/// A connection to the pod from outside the mesh.
+struct Accepted {
+    tcp: TcpStream,
+    client: SocketAddr,
+    destination: SocketAddr,
+    since: Instant,
+}
+
+/// … whose pod is known to the mesh.
+struct Attributed {
+    accepted: Accepted,
+    workload: Arc<Workload>,
+}
+
+/// … that policy allows; the guard tells when it does not any more.
+struct Allowed {
+    accepted: Accepted,
+    guard: InboundGuard,
+    ledger: Ledger,
+    _permit: Permit,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketAddr) {
+    let since = Instant::now();
+    let destination = original_dst(&tcp).or_else(|_| local_addr(&tcp));
+    let Ok(destination) = destination else {
+        // Gone before it was looked at.
+        return;
+    };
+    let accepted = Accepted {
+        tcp,
+        client,
+        destination,
+        since,
+    };
+    match accepted.attribute(&worker).await {
+        Ok(attributed) => {
+            if let Some(allowed) = attributed.authorize(&worker) {
+                allowed.deliver(&worker).await;
+            }
+        }
+        Err(refused) => {
+            let reason = refused.reason;
+            let metrics = &worker.world.metrics;
+            metrics.refused_early(Direction::Inbound, reason);
+            access::refused_early(
+                Direction::Inbound,
+                client,
+                destination,
+                reason,
+                &refused.detail,
+            );
+        }
+    }
+}
+
+impl Accepted {
+    async fn attribute(self, worker: &PodWorker) -> Result<Attributed, Refused> {
+        if ports::is_reserved(self.destination.port()) {
+            return Err(Refused::new(
+                Reason::ReservedPort,
+                format!(
+                    "port {} belongs to the mesh itself",
+                    self.destination.port()
+                ),
+            ));
+        }
+        if let Some(keepalive) = worker.world.keepalive() {
+            // Without it the connection works all the same.
+            let _ = keepalive.apply(&self.tcp);
+        }
+        let _ = self.tcp.set_nodelay(true);
+        let workload = worker.world.workload(&worker.pod).await?;
+        Ok(Attributed {
+            accepted: self,
+            workload,
+        })
+    }
+}
+
+impl Attributed {
+    fn authorize(self, worker: &PodWorker) -> Option<Allowed> {
+        let Self { accepted, workload } = self;
+        let world = &worker.world;
+        let destination = accepted.destination;
+        let peer = Peer {
+            identity: None,
+            ip: accepted.client.ip(),
+        };
+        let guard = worker.pod.connections.inbound(
+            peer.clone(),
+            destination,
+            workload.clone(),
+            View {
+                src: accepted.client.to_string(),
+                original_dst: None,
+                actual_dst: destination.to_string(),
+                protocol: "TCP",
+            },
+        );
+        // Loaded after registering: a change between the two is then seen by the re-check.
+        let snapshot = world.store.load();
+        let route = Route {
+            direction: Direction::Inbound,
+            source_address: accepted.client,
+            source: End {
+                workload: workload_at(&snapshot, &world.config.network, accepted.client.ip()),
+                ..End::default()
+            },
+            destination_address: destination,
+            hbone_address: None,
+            service: service_of(&snapshot, &workload, None, destination.port()),
+            destination: End {
+                workload: Some(workload.clone()),
+                ..End::default()
+            },
+            mutual_tls: false,
+        };
+        let ledger = Ledger::open(&world.metrics, route, accepted.since);
+        match authorize(&snapshot, &peer, &workload, destination) {
+            Ok(permit) => {
+                worker.tell_permit(&permit);
+                Some(Allowed {
+                    accepted,
+                    guard,
+                    ledger,
+                    _permit: permit,
+                })
+            }
+            Err(denied) => {
+                worker.tell_denied(&denied);
+                let text = format!("{REJECTED}: {}", denied.detail);
+                ledger.close(Ending::failed(denied.reason, text));
+                None
+            }
+        }
+    }
+}
+
+impl Allowed {
+    async fn deliver(self, worker: &PodWorker) {
+        let Self {
+            accepted,
+            guard,
+            ledger,
+            ..
+        } = self;
+        let options = worker.world.dial_application(
+            &worker.pod,
+            accepted.client.ip(),
+            accepted.destination.ip(),
+        );
+        match dial(&options, accepted.destination).await {
+            Ok(upstream) => {
+                worker
+                    .carry_inbound(accepted.tcp, upstream, guard, ledger)
+                    .await;
+            }
+            Err(error) => ledger.close(Ending::failed(error.reason(), error.to_string())),
+        }
+    }
+}

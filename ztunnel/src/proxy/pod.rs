@@ -1,0 +1,115 @@
+//! One served pod: what all its connections share.
+
+use std::sync::Arc;
+
+use isobar_net::{DialOptions, NetNs};
+use isobar_state::{Snapshot, Workload};
+use isobar_types::Reason;
+use tokio::sync::watch;
+
+use super::World;
+use super::connections::Connections;
+use super::ledger::Ending;
+use crate::zds::PodInfo;
+
+/// How far the end of a pod has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Takes connections.
+    Running,
+    /// Takes no new ones; those open run on.
+    Draining,
+    /// Everything ends now, for this reason.
+    Cut(Reason),
+}
+
+/// A served pod, shared by all workers.
+#[derive(Debug)]
+pub struct Pod {
+    /// Who it is.
+    pub info: PodInfo,
+    /// Its network namespace; none in dedicated mode, where it is our own.
+    pub netns: Option<NetNs>,
+    /// Its open connections.
+    pub connections: Arc<Connections>,
+    stage: watch::Receiver<Stage>,
+}
+
+impl Pod {
+    /// A pod and the handle that ends it. The handle's `closed()` resolves when nothing of the pod
+    /// is left.
+    #[must_use]
+    pub fn new(info: PodInfo, netns: Option<NetNs>) -> (Self, watch::Sender<Stage>) {
+        let (sender, stage) = watch::channel(Stage::Running);
+        let pod = Self {
+            info,
+            netns,
+            connections: Arc::default(),
+            stage,
+        };
+        (pod, sender)
+    }
+
+    /// The workload of this pod, if the mesh knows it.
+    #[must_use]
+    pub fn workload<'a>(&self, snapshot: &'a Snapshot, node: &str) -> Option<&'a Arc<Workload>> {
+        let PodInfo {
+            name,
+            namespace,
+            service_account,
+        } = &self.info;
+        snapshot.local_workload(node, namespace, name, service_account)
+    }
+
+    /// `namespace/name`.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        format!("{}/{}", self.info.namespace, self.info.name)
+    }
+
+    /// Resolves when no new connection is taken.
+    pub async fn draining(&self) {
+        // An error means that the handle is gone, which is the end.
+        let _ = self
+            .stage
+            .clone()
+            .wait_for(|stage| *stage != Stage::Running)
+            .await;
+    }
+
+    /// Resolves when open connections have to end, with the reason.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again at any time.
+    pub async fn cut(&self) -> Reason {
+        let mut stage = self.stage.clone();
+        match stage.wait_for(|stage| matches!(stage, Stage::Cut(_))).await {
+            Ok(stage) => match *stage {
+                Stage::Cut(reason) => reason,
+                Stage::Running | Stage::Draining => Reason::Drained,
+            },
+            Err(_) => Reason::Drained,
+        }
+    }
+
+    /// As [`Pod::cut`], as the ending of a connection.
+    pub async fn cut_ending(&self) -> Ending {
+        let reason = self.cut().await;
+        let text = match reason {
+            Reason::WorkloadRemoved => "connection closed because the workload was removed",
+            _ => "connection closed due to connection drain",
+        };
+        Ending::failed(reason, text)
+    }
+
+    /// How to connect from this pod.
+    #[must_use]
+    pub fn dial_options(&self, world: &World) -> DialOptions {
+        DialOptions {
+            netns: self.netns.clone(),
+            mark: world.config.packet_mark,
+            keepalive: world.keepalive(),
+            ..DialOptions::default()
+        }
+    }
+}

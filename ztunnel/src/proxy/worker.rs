@@ -1,0 +1,197 @@
+//! One pod on one worker: accepts, and carries bytes.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_hbone::{Endpoint, Pool, Progress, relay_counted};
+use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope};
+use isobar_state::{Denied, DryRun, Permit};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::accept::accept_all;
+use super::connections::InboundGuard;
+use super::ledger::{Ending, Ledger};
+use super::{Pod, PodListeners, World, inbound, outbound, plaintext};
+
+/// How often the byte counters of an open connection are brought up to date.
+const COUNT: Duration = Duration::from_secs(5);
+/// For connections to write their last line once they were told to end.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+/// How long open connections may run on here; whoever drains sets the real limit.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// One pod on one worker thread.
+pub(super) struct PodWorker {
+    pub(super) world: Arc<World>,
+    pub(super) pod: Arc<Pod>,
+    /// Tunnels of this pod from this thread.
+    pub(super) pool: Pool,
+    /// Life of the tunnels that end here: drains with the pod, stops once their streams have
+    /// written their last line.
+    pub(super) tunnels: Lifetime,
+    scope: LocalScope,
+}
+
+/// Serves a pod on the calling worker until it ends.
+pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners) {
+    let pool = outbound::pool(&world, &pod);
+    let tunnels = LifetimeOwner::new();
+    let worker = Rc::new(PodWorker {
+        world,
+        pod,
+        pool,
+        tunnels: tunnels.lifetime(),
+        scope: LocalScope::new("pod"),
+    });
+    let PodListeners {
+        outbound: captured,
+        plaintext: plain,
+        hbone,
+    } = listeners;
+    worker.listen("outbound", captured, |w, tcp, peer| {
+        outbound::serve(w, tcp, peer)
+    });
+    worker.listen("plaintext", plain, |w, tcp, peer| {
+        plaintext::serve(w, tcp, peer)
+    });
+    worker.listen("hbone", hbone, |w, tcp, peer| inbound::serve(w, tcp, peer));
+    worker.pod.draining().await;
+    tunnels.drain();
+    tokio::select! {
+        _ = worker.pod.cut() => {}
+        _ = worker.scope.shutdown(PATIENCE) => {}
+    }
+    // Every connection watches the cut itself and says why it ends; then its tunnel may go.
+    tokio::select! {
+        () = tokio::time::sleep(LAST_WORDS) => {}
+        _ = worker.scope.shutdown(PATIENCE) => {}
+    }
+    tunnels.stop();
+    worker.scope.shutdown(LAST_WORDS).await;
+}
+
+impl PodWorker {
+    fn listen<S, F>(
+        self: &Rc<Self>,
+        what: &'static str,
+        listener: tokio::net::TcpListener,
+        serve: S,
+    ) where
+        S: Fn(Rc<Self>, TcpStream, SocketAddr) -> F + Copy + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let worker = self.clone();
+        self.scope.spawn(what, async move {
+            accept_all(&worker.pod, what, listener, |tcp, peer| {
+                worker.scope.spawn(what, serve(worker.clone(), tcp, peer));
+            })
+            .await;
+        });
+    }
+
+    /// Carries bytes until both directions have ended, or `stop` says otherwise. Returns how it
+    /// ended; the ledger has the final counts.
+    pub(super) async fn carry<A: Endpoint, B: Endpoint>(
+        &self,
+        downstream: &mut A,
+        upstream: &mut B,
+        ledger: &mut Ledger,
+        stop: impl Future<Output = Ending>,
+    ) -> Ending {
+        let progress = Progress::default();
+        let stopped = {
+            let mut relay = pin!(relay_counted(downstream, upstream, &progress));
+            let mut stop = pin!(stop);
+            let mut tick = interval_at(Instant::now() + COUNT, COUNT);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    biased; // the cause of an end must win over the broken pipe it produces
+                    ending = &mut stop => break Err(ending),
+                    end = &mut relay => break Ok(end),
+                    _ = tick.tick() => ledger.count(progress.sent(), progress.received()),
+                }
+            }
+        };
+        ledger.count(progress.sent(), progress.received());
+        match stopped {
+            Ok(Ok(())) => Ending::complete(),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "relay ended");
+                Ending::broken(error.reason())
+            }
+            Err(ending) => {
+                downstream.reset();
+                upstream.reset();
+                ending
+            }
+        }
+    }
+
+    /// Carries an inbound connection while it is allowed, and closes its ledger.
+    pub(super) async fn carry_inbound<A: Endpoint>(
+        &self,
+        mut downstream: A,
+        mut upstream: TcpStream,
+        mut guard: InboundGuard,
+        mut ledger: Ledger,
+    ) {
+        let stop = async {
+            tokio::select! {
+                ending = guard.withdrawn() => ending,
+                ending = self.pod.cut_ending() => ending,
+            }
+        };
+        let ending = self
+            .carry(&mut downstream, &mut upstream, &mut ledger, stop)
+            .await;
+        drop(guard);
+        ledger.close(ending);
+    }
+
+    /// What is worth telling about a decision to let in.
+    pub(super) fn tell_permit(&self, permit: &Permit) {
+        for policy in permit.missing() {
+            tracing::warn!(
+                pod = self.pod.display_name(),
+                %policy,
+                "the workload lists a policy that has not arrived; it is skipped"
+            );
+        }
+        self.tell_dry_runs(permit.dry_runs());
+        let policy = permit.allowed_by().map(tracing::field::display);
+        if self.world.config.logging.decisions_at_info {
+            tracing::info!(policy, "allowed");
+        } else {
+            tracing::debug!(policy, "allowed");
+        }
+    }
+
+    /// What is worth telling about a decision to refuse.
+    pub(super) fn tell_denied(&self, denied: &Denied) {
+        self.tell_dry_runs(&denied.dry_runs);
+        let policy = denied.policy.as_ref().map(tracing::field::display);
+        if self.world.config.logging.decisions_at_info {
+            tracing::info!(policy, detail = denied.detail, "denied");
+        } else {
+            tracing::debug!(policy, detail = denied.detail, "denied");
+        }
+    }
+
+    fn tell_dry_runs(&self, dry_runs: &[DryRun]) {
+        for run in dry_runs {
+            let policy = run.policy.as_ref().map(tracing::field::display);
+            tracing::info!(
+                pod = self.pod.display_name(),
+                policy,
+                action = ?run.action,
+                "dry run of a policy"
+            );
+        }
+    }
+}
