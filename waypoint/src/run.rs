@@ -112,10 +112,7 @@ async fn control(
     let synced = ready.gate("configuration");
     let serving = ready.gate("listeners");
     let certified = ready.gate("certificate");
-    let readiness = standard::readiness(ready);
-    let server = HttpServer::bind("readiness", &[config.readiness], readiness)
-        .map_err(system("readiness port"))?;
-    scope.spawn("readiness", server.run(scope.lifetime()));
+    serve_readiness(&scope, &config, ready)?;
 
     let world = World {
         own: Arc::new(own(&config)),
@@ -175,6 +172,14 @@ async fn control(
     }
     end.stop();
     scope.shutdown(CONTROL_DRAIN).await;
+    Ok(())
+}
+
+fn serve_readiness(scope: &Scope, config: &Config, ready: Ready) -> Result<(), RunError> {
+    let routes = standard::readiness(ready);
+    let server = HttpServer::bind("readiness", &[config.readiness], routes)
+        .map_err(system("readiness port"))?;
+    scope.spawn("readiness", server.run(scope.lifetime()));
     Ok(())
 }
 

@@ -155,7 +155,7 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
             Preflight::Decorate(headers) => decorate = Some(headers),
             Preflight::Answer(headers) => {
                 let mut local = Local::new(StatusCode::OK, Reason::Complete, "cors_preflight", "");
-                local.headers = headers;
+                *local.headers = headers;
                 return local.respond(flow.exchange);
             }
         }

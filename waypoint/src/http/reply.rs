@@ -20,7 +20,8 @@ pub(super) struct Local {
     /// Transport failure for the log and the body.
     pub(super) failure: String,
     pub(super) body: Bytes,
-    pub(super) headers: HeaderMap,
+    /// Boxed: refusals are rare and handed around by value.
+    pub(super) headers: Box<HeaderMap>,
 }
 
 impl Local {
@@ -36,7 +37,7 @@ impl Local {
             detail: detail.to_owned(),
             failure: String::new(),
             body: Bytes::from_static(body.as_bytes()),
-            headers: HeaderMap::new(),
+            headers: Box::default(),
         }
     }
 
@@ -122,7 +123,7 @@ impl Local {
         exchange.reason = self.reason;
         exchange.detail = self.detail;
         exchange.failure = self.failure;
-        let mut headers = self.headers;
+        let mut headers = *self.headers;
         headers.insert(SERVER, SERVER_NAME);
         headers.remove(DATE);
         let (status, body) = if exchange.request.grpc {

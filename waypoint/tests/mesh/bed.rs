@@ -1,0 +1,536 @@
+//! What the tests stand on: an authority, a waypoint worker, back ends and a caller.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use isobar_hbone::{Authority, ConnectHeaders, Pool, PoolOptions, TunnelKey, TunnelStream};
+use isobar_proto::isobar::v1 as proto;
+use isobar_proto::istio::workload as wire;
+use isobar_runtime::LocalScope;
+use isobar_telemetry::Registry;
+use isobar_tls::{WorkloadCertificate, ca};
+use isobar_types::{Identity, Str};
+use isobar_waypoint::access_log::AccessLog;
+use isobar_waypoint::feed::Feed;
+use isobar_waypoint::listener;
+use isobar_waypoint::metrics::Metrics;
+use isobar_waypoint::run::{Fetch, worker};
+use isobar_waypoint::session::Worker;
+use isobar_waypoint::upstream::PlainDialer;
+use isobar_waypoint::world::{Own, World};
+use isobar_xds::{CertError, CertSource, Store};
+use tokio::net::TcpListener;
+
+pub(crate) const HOST: &str = "svc.default.svc.cluster.local";
+pub(crate) const VIP: &str = "10.96.0.1:8080";
+const WAYPOINT_HOST: &str = "wp.default.svc.cluster.local";
+
+/// Signs whatever is asked for.
+struct Certs(ca::Authority);
+
+impl CertSource for Certs {
+    fn fetch<'a>(
+        &'a self,
+        identity: &'a Identity,
+    ) -> BoxFuture<'a, Result<Arc<WorkloadCertificate>, CertError>> {
+        let day = Duration::from_secs(3600);
+        let made = self.0.issue_workload(identity, day);
+        Box::pin(async move { Ok(Arc::new(made.expect("a certificate"))) })
+    }
+}
+
+/// A running waypoint and what is around it.
+pub(crate) struct Bed {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) scope: Rc<LocalScope>,
+    pub(crate) registry: Registry,
+    pub(crate) lines: Receiver<String>,
+    pub(crate) at: SocketAddr,
+    certificates: Arc<dyn CertSource>,
+    backends: RefCell<Vec<Backend>>,
+}
+
+struct Backend {
+    name: &'static str,
+    address: SocketAddr,
+    version: &'static str,
+}
+
+fn identity(account: &str) -> Identity {
+    Identity::new("cluster.local", "default", account)
+}
+
+/// Runs a test on one worker thread.
+pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Bed) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let limit = Duration::from_secs(60);
+        let bed = Bed::start();
+        tokio::time::timeout(limit, test(bed))
+            .await
+            .expect("the test took too long");
+    });
+}
+
+impl Bed {
+    fn start() -> Self {
+        let certificates: Arc<dyn CertSource> =
+            Arc::new(Certs(ca::Authority::generate("test").unwrap()));
+        let own = Own {
+            identity: identity("wp"),
+            pod: "wp-1".into(),
+            ip: IpAddr::from([127, 0, 0, 1]),
+            network: "".into(),
+            cluster_id: "Kubernetes".into(),
+        };
+        let world = World {
+            own: Arc::new(own),
+            store: Store::default(),
+            feed: Feed::default(),
+        };
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        let (log, lines) = AccessLog::to_queue();
+        let scope = Rc::new(LocalScope::new("test"));
+        let dialer = Rc::new(PlainDialer::default());
+        let worker = worker(world, metrics, log, dialer, scope.clone());
+        let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).unwrap();
+        let at = listener.local_addr().unwrap();
+        scope.spawn(
+            "accept",
+            listener::accept(worker.clone(), listener, certificates.clone()),
+        );
+        let bed = Self {
+            worker,
+            scope,
+            registry,
+            lines,
+            at,
+            certificates,
+            backends: RefCell::default(),
+        };
+        bed.tables(|draft| {
+            draft
+                .set_waypoint(&proto::Waypoint {
+                    namespace: "default".into(),
+                    name: "wp".into(),
+                    traffic: proto::waypoint::Traffic::All.into(),
+                    hostname: WAYPOINT_HOST.into(),
+                    for_service_account: String::new(),
+                })
+                .unwrap();
+        });
+        bed
+    }
+
+    /// Changes the tables.
+    pub(crate) fn tables(&self, change: impl FnOnce(&mut isobar_route::Draft)) {
+        let feed = &self.worker.world.feed;
+        let mut draft = feed.load().draft();
+        change(&mut draft);
+        feed.publish(draft.finish());
+    }
+
+    /// Starts a back end on its own loopback address and tells the mesh.
+    pub(crate) async fn backend(&self, name: &'static str, version: &'static str) -> SocketAddr {
+        let count = u8::try_from(self.backends.borrow().len()).unwrap();
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 1, 1 + count], 0)))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        self.scope
+            .spawn("backend", serve(name, listener, self.scope.clone()));
+        self.known_backend(name, version, address);
+        address
+    }
+
+    /// Tells the mesh of a back end that somebody else serves.
+    pub(crate) fn known_backend(
+        &self,
+        name: &'static str,
+        version: &'static str,
+        address: SocketAddr,
+    ) {
+        self.backends.borrow_mut().push(Backend {
+            name,
+            address,
+            version,
+        });
+        self.publish_mesh(wire::AppProtocol::Unknown);
+    }
+
+    /// Publishes services and workloads; `protocol` is what the service port declares.
+    pub(crate) fn publish_mesh(&self, protocol: wire::AppProtocol) {
+        let mut draft = self.worker.world.store.load().draft();
+        let port = wire::Port {
+            service_port: 8080,
+            target_port: 0,
+            app_protocol: protocol.into(),
+        };
+        let service = wire::Service {
+            name: "svc".into(),
+            namespace: "default".into(),
+            hostname: HOST.into(),
+            addresses: vec![wire::NetworkAddress {
+                network: String::new(),
+                address: vec![10, 96, 0, 1],
+                length: None,
+            }],
+            ports: vec![port],
+            waypoint: Some(gateway()),
+            ..Default::default()
+        };
+        draft
+            .upsert_address(&address(wire::address::Type::Service(service)))
+            .unwrap();
+        let client = wire::Workload {
+            uid: "client".into(),
+            name: "client".into(),
+            namespace: "default".into(),
+            service_account: "client".into(),
+            addresses: vec![vec![127, 0, 0, 1]],
+            workload_name: "client".into(),
+            canonical_name: "client".into(),
+            ..Default::default()
+        };
+        draft
+            .upsert_address(&address(wire::address::Type::Workload(client)))
+            .unwrap();
+        let key = format!("default/{HOST}");
+        for backend in self.backends.borrow().iter() {
+            let IpAddr::V4(ip) = backend.address.ip() else {
+                unreachable!("back ends listen on IPv4")
+            };
+            let port = wire::Port {
+                service_port: 8080,
+                target_port: u32::from(backend.address.port()),
+                app_protocol: 0,
+            };
+            let workload = wire::Workload {
+                uid: backend.name.into(),
+                name: backend.name.into(),
+                namespace: "default".into(),
+                service_account: "server".into(),
+                addresses: vec![ip.octets().to_vec()],
+                workload_name: backend.name.into(),
+                canonical_name: "svc".into(),
+                waypoint: Some(gateway()),
+                services: BTreeMap::from([(key.clone(), wire::PortList { ports: vec![port] })]),
+                ..Default::default()
+            };
+            draft
+                .upsert_address(&address(wire::address::Type::Workload(workload)))
+                .unwrap();
+            self.tables(|tables| {
+                tables.upsert_labels(&proto::WorkloadLabels {
+                    uid: backend.name.into(),
+                    labels: BTreeMap::from([("version".into(), backend.version.into())]),
+                });
+            });
+        }
+        self.worker.world.store.publish(draft.finish());
+    }
+
+    /// Removes a back end from the mesh.
+    pub(crate) fn remove_backend(&self, name: &str) {
+        self.backends.borrow_mut().retain(|b| b.name != name);
+        let mut draft = self.worker.world.store.load().draft();
+        draft.remove_address(name);
+        self.worker.world.store.publish(draft.finish());
+    }
+
+    /// Opens a tunnel as `account` of namespace default.
+    pub(crate) async fn tunnel(
+        &self,
+        account: &str,
+        authority: &str,
+    ) -> Result<TunnelStream, String> {
+        let certificates = Rc::new(Fetch(self.certificates.clone()));
+        let pool = Pool::new(PoolOptions::default(), certificates);
+        let key = TunnelKey {
+            source: identity(account),
+            expect: vec![identity("wp")],
+            to: self.at,
+            from: IpAddr::from([127, 0, 0, 1]),
+        };
+        let authority = Authority::parse(authority).ok_or("not an authority")?;
+        let headers = ConnectHeaders::new(authority);
+        let stream = pool.open(&key, &headers).await.map_err(|e| e.to_string())?;
+        // The pool ends its tunnels when it is dropped; it lives as long as the test.
+        std::mem::forget(pool);
+        Ok(stream)
+    }
+
+    /// An HTTP/1.1 connection through the waypoint to the service.
+    pub(crate) async fn client(&self, account: &str) -> Client {
+        self.client_to(account, VIP).await
+    }
+
+    /// As [`Self::client`], to any authority.
+    pub(crate) async fn client_to(&self, account: &str, authority: &str) -> Client {
+        let stream = self.tunnel(account, authority).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        self.scope.spawn("client", async move {
+            // Its requests see how it ends.
+            let _ = connection.await;
+        });
+        Client { sender }
+    }
+
+    /// The next access line.
+    pub(crate) async fn line(&self) -> String {
+        loop {
+            if let Ok(line) = self.lines.try_recv() {
+                return line;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn gateway() -> wire::GatewayAddress {
+    wire::GatewayAddress {
+        destination: Some(wire::gateway_address::Destination::Hostname(
+            wire::NamespacedHostname {
+                namespace: "default".into(),
+                hostname: WAYPOINT_HOST.into(),
+            },
+        )),
+        hbone_mtls_port: 15008,
+    }
+}
+
+fn address(kind: wire::address::Type) -> wire::Address {
+    wire::Address { r#type: Some(kind) }
+}
+
+pub(crate) struct Client {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+}
+
+/// A whole response.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Client {
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+        self.with(path, &[]).await
+    }
+
+    pub(crate) async fn with(&mut self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = http::Request::get(path).header("host", "svc:8080");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(Full::default()).unwrap())
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn send(
+        &mut self,
+        request: http::Request<Full<Bytes>>,
+    ) -> hyper::Result<Answer> {
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
+    }
+}
+
+/// Answers `NAME PATH` and repeats the request's headers as `x-got-…`.
+async fn serve(name: &'static str, listener: TcpListener, scope: Rc<LocalScope>) {
+    while let Ok((tcp, _)) = listener.accept().await {
+        scope.spawn("backend connection", connection(name, tcp));
+    }
+}
+
+async fn connection(name: &'static str, tcp: tokio::net::TcpStream) {
+    let service = hyper::service::service_fn(move |request: http::Request<Incoming>| async move {
+        let (parts, body) = request.into_parts();
+        let size = body.collect().await.map_or(0, |b| b.to_bytes().len());
+        let mut response = http::Response::builder();
+        for (key, value) in &parts.headers {
+            response = response.header(format!("x-got-{key}"), value);
+        }
+        let status = if parts.uri.path() == "/fail" {
+            500
+        } else {
+            200
+        };
+        let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
+        let text = format!("{name} {path} {size}");
+        let body = Full::new(Bytes::from(text));
+        Ok::<_, Infallible>(response.status(status).body(body).unwrap())
+    });
+    let mut first = [0; 1];
+    let h2 = tcp.peek(&mut first).await.is_ok() && first[0] == b'P' && {
+        let mut preface = [0; 3];
+        tcp.peek(&mut preface).await.is_ok() && &preface == b"PRI"
+    };
+    // Ends with its peer.
+    if h2 {
+        let executor = Local;
+        let _ = hyper::server::conn::http2::Builder::new(executor)
+            .serve_connection(TokioIo::new(tcp), service)
+            .await;
+    } else {
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(tcp), service)
+            .await;
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Local;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        drop(tokio::task::spawn_local(future));
+    }
+}
+
+pub(crate) fn service_ref() -> proto::ServiceRef {
+    proto::ServiceRef {
+        namespace: "default".into(),
+        hostname: HOST.into(),
+    }
+}
+
+/// A destination: this service's subset, or the whole service for the empty name.
+pub(crate) fn to(subset: &str, weight: u32) -> proto::WeightedDestination {
+    proto::WeightedDestination {
+        destination: Some(proto::Destination {
+            service: Some(service_ref()),
+            subset: subset.into(),
+            ..Default::default()
+        }),
+        weight,
+        ..Default::default()
+    }
+}
+
+pub(crate) fn forward(
+    name: &str,
+    destinations: Vec<proto::WeightedDestination>,
+) -> proto::HttpRoute {
+    proto::HttpRoute {
+        name: name.into(),
+        action: Some(proto::http_route::Action::Forward(proto::HttpForward {
+            destinations,
+        })),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn on_prefix(prefix: &str) -> proto::HttpMatch {
+    proto::HttpMatch {
+        uri: Some(proto::StringMatch {
+            match_type: Some(proto::string_match::MatchType::Prefix(prefix.into())),
+        }),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn virtual_service(http: Vec<proto::HttpRoute>) -> proto::VirtualService {
+    proto::VirtualService {
+        namespace: "default".into(),
+        name: "vs".into(),
+        parents: vec![service_ref()],
+        http,
+        ..Default::default()
+    }
+}
+
+/// Subsets v1 and v2 by the label `version`.
+pub(crate) fn subsets() -> proto::DestinationRule {
+    let subset = |version: &str| proto::Subset {
+        name: version.into(),
+        labels: BTreeMap::from([("version".to_owned(), version.to_owned())]),
+        traffic_policy: None,
+    };
+    proto::DestinationRule {
+        namespace: "default".into(),
+        name: "dr".into(),
+        services: vec![service_ref()],
+        subsets: vec![subset("v1"), subset("v2")],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn deny_path(path: &str) -> proto::Authorization {
+    proto::Authorization {
+        namespace: "default".into(),
+        name: "no-admin".into(),
+        action: proto::authorization::Action::Deny.into(),
+        services: vec![service_ref()],
+        rules: vec![proto::AuthorizationRule {
+            to: vec![proto::AuthorizationOperation {
+                paths: vec![proto::ValueMatch {
+                    match_type: Some(proto::value_match::MatchType::Prefix(path.into())),
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+/// Allows one account of namespace default.
+pub(crate) fn allow_account(account: &str) -> proto::Authorization {
+    proto::Authorization {
+        namespace: "default".into(),
+        name: "only".into(),
+        action: proto::authorization::Action::Allow.into(),
+        services: vec![service_ref()],
+        rules: vec![proto::AuthorizationRule {
+            from: vec![proto::AuthorizationSource {
+                principals: vec![proto::ValueMatch {
+                    match_type: Some(proto::value_match::MatchType::Exact(format!(
+                        "cluster.local/ns/default/sa/{account}"
+                    ))),
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+/// Names a count map by the first word of each answer.
+pub(crate) fn tally(answers: &[Answer]) -> BTreeMap<Str, usize> {
+    let mut counts: BTreeMap<Str, usize> = BTreeMap::new();
+    for answer in answers {
+        let name = answer.body.split(' ').next().unwrap_or("");
+        *counts.entry(name.into()).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,7 @@
+//! A waypoint in this process, reached over real HBONE on loopback, with real HTTP back ends.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod bed;
+mod http;
+mod tcp;
