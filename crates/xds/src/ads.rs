@@ -118,7 +118,11 @@ impl AdsClient {
     }
 
     async fn stream(&mut self, answered: &mut bool) -> Result<(), Ending> {
-        let (answers, mut responses) = self.open().await?;
+        let first = self
+            .subscriptions
+            .iter()
+            .map(|s| s.first_request(&self.node));
+        let (answers, mut responses) = open(&self.server, first.collect()).await?;
         self.status.connected();
         tracing::info!(address = self.server.address, "discovery stream open");
         while let Some(response) = responses.message().await? {
@@ -129,34 +133,6 @@ impl AdsClient {
             }
         }
         Ok(())
-    }
-
-    async fn open(
-        &self,
-    ) -> Result<
-        (
-            mpsc::Sender<DeltaDiscoveryRequest>,
-            Streaming<DeltaDiscoveryResponse>,
-        ),
-        Ending,
-    > {
-        let roots = read_roots(&self.server.roots).await?;
-        let channel = connect(&self.server, &roots).await?;
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let (answers, outgoing) = mpsc::channel(self.subscriptions.len() + ANSWERS);
-        for subscription in &self.subscriptions {
-            // There is room for all of them and the receiver is still here.
-            let _ = answers.send(subscription.first_request(&self.node)).await;
-        }
-        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
-        headers(&self.server, request.metadata_mut()).await?;
-        let call = client.delta_aggregated_resources(request);
-        let responses = tokio::time::timeout(OPEN_TIMEOUT, call)
-            .await
-            .map_err(|_| Ending::Silent)??
-            .into_inner();
-        Ok((answers, responses))
     }
 
     fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
@@ -176,6 +152,36 @@ impl AdsClient {
             }
         }
     }
+}
+
+/// Opens a stream on which `first` has been asked.
+async fn open(
+    server: &Server,
+    first: Vec<DeltaDiscoveryRequest>,
+) -> Result<
+    (
+        mpsc::Sender<DeltaDiscoveryRequest>,
+        Streaming<DeltaDiscoveryResponse>,
+    ),
+    Ending,
+> {
+    let roots = read_roots(&server.roots).await?;
+    let channel = connect(server, &roots).await?;
+    let mut client =
+        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let (answers, outgoing) = mpsc::channel(first.len() + ANSWERS);
+    for request in first {
+        // There is room for all of them and the receiver is still here.
+        let _ = answers.send(request).await;
+    }
+    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+    headers(server, request.metadata_mut()).await?;
+    let call = client.delta_aggregated_resources(request);
+    let responses = tokio::time::timeout(OPEN_TIMEOUT, call)
+        .await
+        .map_err(|_| Ending::Silent)??
+        .into_inner();
+    Ok((answers, responses))
 }
 
 #[cfg(test)]

@@ -83,7 +83,6 @@ pub struct CertReport {
 
 impl CertManager {
     /// A manager and the future that does its work; without the latter running nothing is fetched.
-    #[must_use]
     pub fn new(
         requester: Arc<dyn Requester>,
         life: Lifetime,
@@ -92,7 +91,6 @@ impl CertManager {
     }
 
     /// As [`Self::new`], with a clock of the caller's.
-    #[must_use]
     pub fn with_clock(
         requester: Arc<dyn Requester>,
         life: Lifetime,

@@ -77,9 +77,14 @@ fn target(address: &str) -> Result<Target, ConnectError> {
     let host = uri.host().ok_or_else(wrong)?;
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let authority = uri.authority().ok_or_else(wrong)?;
+    let port = match uri.port_u16() {
+        Some(port) => port,
+        None if authority.as_str() == host => 443,
+        None => return Err(wrong()),
+    };
     Ok(Target {
         host: bare.to_owned(),
-        port: uri.port_u16().unwrap_or(443),
+        port,
         origin: format!("https://{authority}")
             .parse()
             .map_err(|_| wrong())?,

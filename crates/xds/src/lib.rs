@@ -14,6 +14,8 @@ mod handler;
 mod mesh;
 mod status;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use ads::AdsClient;
 pub use certificates::{
