@@ -18,7 +18,6 @@ use crate::dns;
 use crate::metrics::Metrics;
 use crate::pods::{PendingPods, Pods};
 use crate::proxy::World;
-use crate::recheck::recheck;
 use crate::zds::{self, PodInfo};
 
 /// For control tasks once traffic has ended.
@@ -109,10 +108,7 @@ async fn control(
         .map(|dns| dns::Resolver::of_process(dns, &registry));
     let pods = Pods::new(world, workers, resolver);
     let pending = PendingPods::default();
-    scope.spawn(
-        "recheck",
-        recheck(store.clone(), pods.clone(), life.clone()),
-    );
+    scope.spawn("recheck", pods.clone().recheck(store.clone(), life.clone()));
     let admin = Admin {
         config: config.clone(),
         store,

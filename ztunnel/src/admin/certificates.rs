@@ -15,8 +15,8 @@ pub(super) fn certificates(manager: &CertManager) -> Vec<Value> {
         .map(|report| {
             let identity = report.identity.to_string();
             match report.state {
-                CertState::Initializing => empty(&identity, "Initializing".to_owned()),
-                CertState::Unavailable(error) => empty(&identity, format!("Unavailable: {error}")),
+                CertState::Initializing => empty(&identity, "Initializing"),
+                CertState::Unavailable(error) => empty(&identity, &format!("Unavailable: {error}")),
                 CertState::Available(certificate) => json!({
                     "identity": identity,
                     "state": "Available",
@@ -28,7 +28,7 @@ pub(super) fn certificates(manager: &CertManager) -> Vec<Value> {
         .collect()
 }
 
-fn empty(identity: &str, state: String) -> Value {
+fn empty(identity: &str, state: &str) -> Value {
     json!({ "identity": identity, "state": state, "certChain": [], "rootCerts": [] })
 }
 

@@ -37,7 +37,7 @@ pub(super) fn cores(text: &str) -> Option<usize> {
         None => text.parse::<f64>().ok()? * 1000.0,
     };
     let cores = (millis / 1000.0).ceil();
-    (cores >= 1.0 && cores <= 65_536.0).then_some(cores as usize)
+    (1.0..=65_536.0).contains(&cores).then_some(cores as usize)
 }
 
 /// Writes a duration as seconds.

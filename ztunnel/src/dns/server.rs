@@ -181,7 +181,7 @@ impl Server {
             revision: client.canonical_revision.clone(),
         };
         self.metrics.requests.get_or_create(&labels).inc();
-        if let Some(answer) = self.from_mesh(&query, &client) {
+        if let Some(answer) = self.mesh_answer(&query, &client) {
             let answer = answer?;
             if !stream && answer.len() > query.payload() {
                 return query.truncated();
@@ -192,7 +192,7 @@ impl Server {
     }
 
     /// `None`: not a name of the mesh.
-    fn from_mesh(&self, query: &Query, client: &Workload) -> Option<Option<Vec<u8>>> {
+    fn mesh_answer(&self, query: &Query, client: &Workload) -> Option<Option<Vec<u8>>> {
         let v6 = match query.kind {
             RecordType::A => false,
             RecordType::AAAA => true,

@@ -54,7 +54,7 @@ struct Routed {
 /// The other side of a connection.
 enum Upstream {
     Plain(TcpStream),
-    Tunnel(TunnelStream),
+    Tunnel(Box<TunnelStream>),
 }
 
 /// A way that could not be gone.
@@ -204,7 +204,7 @@ impl Routed {
             Ok(Upstream::Tunnel(mut upstream)) => {
                 ledger.prove_destination(upstream.peer().identity());
                 worker
-                    .carry(&mut downstream, &mut upstream, &mut ledger, stop)
+                    .carry(&mut downstream, &mut *upstream, &mut ledger, stop)
                     .await
             }
             Err(failed) => Ending::failed(failed.reason, failed.detail),
@@ -304,14 +304,16 @@ async fn connect(
                 ..ConnectHeaders::new(authority)
             };
             let opened = Box::pin(worker.pool.open(&key, &headers)).await;
-            opened.map(Upstream::Tunnel).map_err(|error| {
-                let reason = error.reason();
-                let mut detail = chain(&error);
-                if reason == Reason::UpstreamConnectTimeout {
-                    detail.push_str(": does a NetworkPolicy block port 15008?");
-                }
-                Failed { reason, detail }
-            })
+            opened
+                .map(|stream| Upstream::Tunnel(Box::new(stream)))
+                .map_err(|error| {
+                    let reason = error.reason();
+                    let mut detail = chain(&error);
+                    if reason == Reason::UpstreamConnectTimeout {
+                        detail.push_str(": does a NetworkPolicy block port 15008?");
+                    }
+                    Failed { reason, detail }
+                })
         }
     }
 }

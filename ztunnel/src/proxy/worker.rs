@@ -53,13 +53,9 @@ pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners
         plaintext: plain,
         hbone,
     } = listeners;
-    worker.listen("outbound", captured, |w, tcp, peer| {
-        outbound::serve(w, tcp, peer)
-    });
-    worker.listen("plaintext", plain, |w, tcp, peer| {
-        plaintext::serve(w, tcp, peer)
-    });
-    worker.listen("hbone", hbone, |w, tcp, peer| inbound::serve(w, tcp, peer));
+    worker.listen("outbound", captured, outbound::serve);
+    worker.listen("plaintext", plain, plaintext::serve);
+    worker.listen("hbone", hbone, inbound::serve);
     worker.pod.draining().await;
     tunnels.drain();
     tokio::select! {
