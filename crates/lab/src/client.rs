@@ -1,42 +1,17 @@
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::LabConfig;
+use isobar_net::SeqPacket;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::control::PACKET;
 use crate::error::LabError;
+use crate::lifecycle;
 use crate::paths::{LabPaths, LabRoot};
-use crate::protocol::{Answer, LabStatus, LabSummary, Progress, Request, Target};
-
-/// Plays the supervisor's part if this process was started for it; call it first thing in `main`,
-/// before any thread is started. `None`: an ordinary start of the program.
-#[must_use]
-pub fn supervisor_main() -> Option<ExitCode> {
-    None
-}
-
-/// Starts a lab and waits until every pod's workload and every component is ready. `progress` is
-/// called for everything worth showing on the way.
-///
-/// # Errors
-/// When the lab cannot be started or is not ready in time; nothing of it is left then.
-pub async fn up(config: LabConfig, progress: impl FnMut(&Progress)) -> Result<LabStatus, LabError> {
-    let _ = (config.normalise()?, progress);
-    Err(LabError::NoAnswer {
-        why: "not there yet".to_owned(),
-    })
-}
-
-/// Ends a lab and removes everything of it, also after a crash. False if there was nothing.
-///
-/// # Errors
-/// When something of it could not be removed.
-pub fn down(root: &LabRoot, name: &str) -> Result<bool, LabError> {
-    crate::config::check_name(name)?;
-    let _ = root;
-    Ok(false)
-}
+use crate::protocol::{Answer, LabStatus, Request, Target};
 
 /// The state of a running lab.
 ///
@@ -44,15 +19,6 @@ pub fn down(root: &LabRoot, name: &str) -> Result<bool, LabError> {
 /// When it does not run or does not answer.
 pub async fn status(root: &LabRoot, name: &str) -> Result<LabStatus, LabError> {
     Lab::connect(root, name)?.status().await
-}
-
-/// All labs of this user, also those of which only the state is left.
-///
-/// # Errors
-/// When the state folder cannot be read; that it is absent is no error.
-pub fn list(root: &LabRoot) -> Result<Vec<LabSummary>, LabError> {
-    let _ = root;
-    Ok(Vec::new())
 }
 
 /// A running lab, as its clients see it. Each request has a connection of its own.
@@ -93,9 +59,15 @@ impl Lab {
     /// When no such lab runs.
     pub fn connect(root: &LabRoot, name: &str) -> Result<Self, LabError> {
         crate::config::check_name(name)?;
+        let paths = root.lab(name);
+        if lifecycle::running(&paths).is_none() {
+            return Err(LabError::NotRunning {
+                name: name.to_owned(),
+            });
+        }
         Ok(Self {
             name: name.to_owned(),
-            paths: root.lab(name),
+            paths,
         })
     }
 
@@ -144,9 +116,25 @@ impl Lab {
     /// # Errors
     /// As [`Lab::exec`].
     pub async fn output(&self, target: Target, argv: &[&str]) -> Result<Output, LabError> {
-        let _ = (target, argv);
-        Err(LabError::NoAnswer {
-            why: "not there yet".to_owned(),
+        let pipe = || std::io::pipe().map_err(LabError::io("making a pipe"));
+        let null = std::fs::File::open("/dev/null").map_err(LabError::io("opening /dev/null"))?;
+        let ((out_read, out), (err_read, err)) = (pipe()?, pipe()?);
+        let exec = Exec {
+            target,
+            argv: argv.iter().map(|&word| word.to_owned()).collect(),
+            env: Vec::new(),
+            stdio: [null.into(), out.into(), err.into()],
+        };
+        // The writing ends live in the request and close with it.
+        let (code, stdout, stderr) = tokio::join!(
+            self.exec(exec),
+            read_all(out_read.into()),
+            read_all(err_read.into())
+        );
+        Ok(Output {
+            code: code?,
+            stdout: stdout?,
+            stderr: stderr?,
         })
     }
 
@@ -255,11 +243,46 @@ impl Lab {
         request: &Request,
         fds: &[OwnedFd],
     ) -> Result<(Answer, Option<OwnedFd>), LabError> {
-        let _ = (request, fds);
-        Err(LabError::NotRunning {
-            name: self.name.clone(),
-        })
+        let no_answer = |error: &dyn std::error::Error| LabError::NoAnswer {
+            why: crate::stage::with_causes(error),
+        };
+        let connection = SeqPacket::connect(&self.paths.socket()).map_err(|error| {
+            match lifecycle::running(&self.paths) {
+                None => LabError::NotRunning {
+                    name: self.name.clone(),
+                },
+                Some(_) => no_answer(&error),
+            }
+        })?;
+        let text = serde_json::to_vec(request).expect("requests have string keys only");
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        connection
+            .send(&text, &fds)
+            .await
+            .map_err(|error| no_answer(&error))?;
+        let mut buffer = vec![0; PACKET];
+        let packet = connection
+            .recv(&mut buffer)
+            .await
+            .map_err(|error| no_answer(&error))?
+            .ok_or_else(|| LabError::NoAnswer {
+                why: "it ended, or the lab was taken down".to_owned(),
+            })?;
+        let answer =
+            serde_json::from_slice(&buffer[..packet.len]).map_err(|error| no_answer(&error))?;
+        Ok((answer, packet.fds.into_iter().next()))
     }
+}
+
+async fn read_all(from: OwnedFd) -> Result<String, LabError> {
+    let doing = "reading a command's output";
+    let mut bytes = Vec::new();
+    pipe::Receiver::from_owned_fd(from)
+        .map_err(LabError::io(doing))?
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(LabError::io(doing))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn unexpected(answer: &Answer) -> LabError {

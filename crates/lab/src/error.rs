@@ -33,6 +33,12 @@ pub enum LabError {
         /// Its supervisor, as the host numbers it.
         pid: i32,
     },
+    /// A lab of that name is being started or removed.
+    #[error("lab {name:?} is just being started by somebody else")]
+    Starting {
+        /// The lab.
+        name: String,
+    },
     /// The kernel or its configuration does not allow what a lab needs.
     #[error("this system does not allow a lab: {why}")]
     Forbidden {

@@ -8,14 +8,35 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod cluster;
+mod component;
 mod config;
+mod container;
+mod control;
+mod dns;
 mod error;
+mod expand;
+mod images;
+mod lifecycle;
+mod nft;
 mod paths;
+mod place;
+mod plan;
+mod pod;
+mod policy;
+mod probe;
+mod process;
 mod protocol;
+mod reconcile;
+mod stage;
+mod supervisor;
+mod tokens;
+mod wiring;
 
-pub use client::{Exec, Lab, Output, down, list, status, supervisor_main, up};
+pub use client::{Exec, Lab, Output, status};
 pub use config::{LabConfig, Launcher};
 pub use error::LabError;
+pub use lifecycle::{down, list, supervisor_main, up};
 pub use paths::{LabPaths, LabRoot};
 pub use protocol::{
     ComponentState, ComponentStatus, LabStatus, LabSummary, NodeStatus, PodPhase, PodStatus,

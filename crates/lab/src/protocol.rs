@@ -281,7 +281,6 @@ pub(crate) enum Request {
     KillPod {
         pod: String,
     },
-    Down,
 }
 
 /// The supervisor's answer.

@@ -1,0 +1,607 @@
+//! One pod: its sandbox, its link, its enrolment, its containers.
+
+mod environment;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isobar_net::NetNs;
+use isobar_objects::{ObjectHead, Pod, pods};
+use isobar_runtime::Scope;
+use isobar_types::labels;
+use k8s_openapi::api::core::v1::Container;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::container::{self, ContainerPlan, ContainerReport, ContainerState, Restart};
+use crate::error::LabError;
+use crate::images::{self, ImageError};
+use crate::paths::LabPaths;
+use crate::place::{Place, Sandbox};
+use crate::plan::{DNS_ADDRESS, NodePlan};
+use crate::probe::Plan;
+use crate::protocol::PodPhase;
+use crate::stage::SandboxSpec;
+use crate::tokens::{Subject, Tokens};
+use crate::wiring;
+
+/// Time between SIGTERM and SIGKILL unless the pod says otherwise.
+const GRACE: Duration = Duration::from_secs(30);
+/// How often the agent's answer is looked for.
+const LOOK: Duration = Duration::from_millis(10);
+/// After this long without the agent's answer the pod's status says what it waits for.
+const SLOW: Duration = Duration::from_secs(3);
+/// How long a container whose program is not built waits before it looks again.
+const NOT_BUILT: Duration = Duration::from_secs(5);
+
+/// What every pod of a lab shares.
+#[derive(Debug)]
+pub(crate) struct PodContext {
+    pub(crate) paths: LabPaths,
+    pub(crate) binaries: PathBuf,
+    /// `PATH` of pods.
+    pub(crate) path: String,
+    /// None without a mesh.
+    pub(crate) mesh: Option<MeshContext>,
+}
+
+/// What pods of a lab with a mesh share besides.
+#[derive(Debug)]
+pub(crate) struct MeshContext {
+    pub(crate) tokens: Tokens,
+    /// Environment of waypoints, the same for all.
+    pub(crate) waypoint_env: Vec<(String, String)>,
+}
+
+/// A node as its pods see it.
+#[derive(Debug)]
+pub(crate) struct NodeHandle {
+    pub(crate) plan: NodePlan,
+    pub(crate) place: Place,
+}
+
+/// A pod to run.
+#[derive(Debug, Clone)]
+pub(crate) struct PodPlan {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) uid: String,
+    pub(crate) node: Arc<NodeHandle>,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) device: String,
+}
+
+/// A pod as its actor sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct PodReport {
+    pub(crate) phase: PodPhase,
+    pub(crate) ready: bool,
+    pub(crate) restarts: u32,
+    pub(crate) mesh: String,
+    pub(crate) message: String,
+    /// True when nothing but a change of the pod can help.
+    pub(crate) stuck: bool,
+    /// There once the sandbox stands.
+    pub(crate) place: Option<Place>,
+    pub(crate) started: Option<jiff::Timestamp>,
+    pub(crate) ready_since: Option<jiff::Timestamp>,
+    /// The actor has ended and nothing of the pod is left.
+    pub(crate) gone: bool,
+}
+
+impl PodReport {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: PodPhase::Pending,
+            ready: false,
+            restarts: 0,
+            mesh: String::new(),
+            message: "starting".to_owned(),
+            stuck: false,
+            place: None,
+            started: None,
+            ready_since: None,
+            gone: false,
+        }
+    }
+}
+
+/// A request to a pod.
+#[derive(Debug)]
+pub(crate) enum PodOrder {
+    /// End it, politely.
+    End,
+    /// Kill its processes as a crash would.
+    Crash,
+}
+
+/// Runs a pod until told to end. `changed` is poked whenever the report changes.
+pub(crate) async fn run(
+    plan: PodPlan,
+    context: Arc<PodContext>,
+    mut orders: mpsc::Receiver<PodOrder>,
+    report: watch::Sender<PodReport>,
+) {
+    let runner = Runner {
+        plan,
+        context,
+        report,
+    };
+    match runner.sandbox().await {
+        Ok(sandbox) => {
+            let place = sandbox.place().clone();
+            runner.report.send_modify(|r| r.place = Some(place.clone()));
+            runner.live(&place, &mut orders).await;
+            runner.tear_down(sandbox).await;
+        }
+        Err(error) => {
+            runner.stick(&crate::stage::with_causes(&error));
+            until_end(&mut orders).await;
+        }
+    }
+    runner.report.send_modify(|r| {
+        r.place = None;
+        r.ready = false;
+        r.gone = true;
+    });
+}
+
+async fn until_end(orders: &mut mpsc::Receiver<PodOrder>) {
+    while let Some(order) = orders.recv().await {
+        if matches!(order, PodOrder::End) {
+            return;
+        }
+    }
+}
+
+struct Runner {
+    plan: PodPlan,
+    context: Arc<PodContext>,
+    report: watch::Sender<PodReport>,
+}
+
+impl Runner {
+    fn pod(&self) -> &Pod {
+        &self.plan.pod
+    }
+
+    fn log(&self) -> PathBuf {
+        let pod = self.pod();
+        self.context.paths.pod_log(pod.namespace(), pod.name())
+    }
+
+    fn stick(&self, message: &str) {
+        self.report.send_modify(|r| {
+            r.stuck = true;
+            message.clone_into(&mut r.message);
+        });
+    }
+
+    /// Namespaces, files, link and the record for the node's agent.
+    async fn sandbox(&self) -> Result<Sandbox, LabError> {
+        let pod = self.pod();
+        let files = self.context.paths.pod_files(&self.plan.uid);
+        write_files(&files, pod, self.plan.ip)?;
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.log())
+            .map_err(LabError::io("opening a pod's log"))?;
+        let file = |name: &str| files.join(name).to_string_lossy().into_owned();
+        let spec = SandboxSpec {
+            hostname: pod.name().chars().take(63).collect(),
+            mounts: vec![
+                (file("resolv.conf"), "/etc/resolv.conf".to_owned()),
+                (file("hosts"), "/etc/hosts".to_owned()),
+                (file("hostname"), "/etc/hostname".to_owned()),
+            ],
+            sysctls: wiring::sysctls(),
+            processes: true,
+        };
+        let sandbox = Sandbox::start(&spec, &self.context.path, log).await?;
+        let node = &self.plan.node;
+        let on_node = wiring::pod_on_node(
+            &node.plan,
+            &self.plan.device,
+            self.plan.ip,
+            sandbox.holder(),
+        );
+        let batch = ["ip", "-batch", "-"];
+        node.place.configure(&batch, &on_node).await?;
+        let in_pod = wiring::pod(self.plan.ip);
+        sandbox.place().configure(&batch, &in_pod).await?;
+        if self.context.mesh.is_some() {
+            self.write_record(&sandbox)?;
+        }
+        Ok(sandbox)
+    }
+
+    fn record(&self, suffix: &str) -> PathBuf {
+        let dir = self.context.paths.pods(&self.plan.node.plan.name);
+        dir.join(format!("{}.{suffix}", self.plan.uid))
+    }
+
+    fn write_record(&self, sandbox: &Sandbox) -> Result<(), LabError> {
+        let pod = self.pod();
+        let record = serde_json::json!({
+            "uid": self.plan.uid,
+            "namespace": pod.namespace(),
+            "name": pod.name(),
+            "serviceAccount": pods::service_account(pod),
+            "netns": sandbox.place().netns_path(),
+            "ips": [self.plan.ip],
+        });
+        let path = self.record("json");
+        let draft = path.with_file_name(format!(".{}.json", self.plan.uid));
+        std::fs::write(&draft, record.to_string())
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .map_err(LabError::io(format!("writing {}", path.display())))
+    }
+
+    /// From the sandbox to the order to end.
+    async fn live(&self, place: &Place, orders: &mut mpsc::Receiver<PodOrder>) {
+        if self.context.mesh.is_some() {
+            tokio::select! {
+                () = self.enrolment() => {}
+                () = until_end(orders) => return,
+            }
+        }
+        let plans = tokio::select! {
+            plans = self.plans(place) => plans,
+            () = until_end(orders) => return,
+        };
+        let Some((init, containers)) = plans else {
+            until_end(orders).await;
+            return;
+        };
+        let scope = Scope::new("pod");
+        let served = tokio::select! {
+            ready = self.init(init, &scope) => ready,
+            () = until_end(orders) => false,
+        };
+        if served {
+            self.serve(containers, &scope, orders).await;
+        }
+        let grace = grace(self.pod());
+        scope.shutdown(grace + Duration::from_secs(5)).await;
+    }
+
+    /// Waits for the agent: no workload starts before its traffic is protected or known not to be.
+    async fn enrolment(&self) {
+        let path = self.record("ready");
+        let begun = Instant::now();
+        let mut told = false;
+        loop {
+            if let Ok(text) = std::fs::read_to_string(&path)
+                && !text.trim().is_empty()
+            {
+                self.report.send_modify(|r| {
+                    text.trim().clone_into(&mut r.mesh);
+                    r.message = "starting".to_owned();
+                });
+                return;
+            }
+            if !told && begun.elapsed() > SLOW {
+                told = true;
+                self.report.send_modify(|r| {
+                    r.message = format!("waiting for isobar-cni of {}", self.plan.node.plan.name);
+                });
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Plans of init containers and containers; `None` if one cannot be run.
+    async fn plans(&self, place: &Place) -> Option<(Vec<ContainerPlan>, Vec<ContainerPlan>)> {
+        loop {
+            match self.try_plans(place) {
+                Ok(plans) => return Some(plans),
+                Err(error) => {
+                    let wait = matches!(error, Unrunnable::Image(ImageError::NotBuilt { .. }));
+                    self.stick(&error.to_string());
+                    if !wait {
+                        return None;
+                    }
+                    sleep(NOT_BUILT).await;
+                }
+            }
+        }
+    }
+
+    fn try_plans(
+        &self,
+        place: &Place,
+    ) -> Result<(Vec<ContainerPlan>, Vec<ContainerPlan>), Unrunnable> {
+        let spec = self.pod().spec.clone().unwrap_or_default();
+        if spec.containers.is_empty() {
+            return Err(Unrunnable::NoContainers);
+        }
+        let node = self.plan.node.place.netns();
+        let restart = Restart::parse(spec.restart_policy.as_deref());
+        let of = |container: &Container, annotation, restart| {
+            self.container(container, annotation, restart, place, node)
+        };
+        let init = spec.init_containers.iter().flatten();
+        let init = init.map(|c| of(c, None, Restart::OnFailure));
+        let annotation = self.pod().annotation(labels::LAB_COMMAND);
+        let containers = spec.containers.iter().enumerate().map(|(index, c)| {
+            let annotation = annotation.filter(|_| index == 0);
+            of(c, annotation, restart)
+        });
+        Ok((
+            init.collect::<Result<_, _>>()?,
+            containers.collect::<Result<_, _>>()?,
+        ))
+    }
+
+    fn container(
+        &self,
+        container: &Container,
+        annotation: Option<&str>,
+        restart: Restart,
+        place: &Place,
+        node: &NetNs,
+    ) -> Result<ContainerPlan, Unrunnable> {
+        let mut env = environment::of(container, &self.plan).map_err(Unrunnable::Environment)?;
+        let program = images::program(container, annotation, &self.context.binaries, |text| {
+            environment::expand(text, &env)
+        })?;
+        env.push(("PATH".to_owned(), self.context.path.clone()));
+        let mut readiness = container.readiness_probe.clone();
+        if program.waypoint {
+            env.extend(self.waypoint_env()?);
+            readiness.get_or_insert_with(environment::waypoint_readiness);
+        }
+        let probe = |probe: &Option<_>| {
+            probe
+                .as_ref()
+                .map(|probe| Plan::of(probe, self.pod()))
+                .transpose()
+                .map_err(|why| Unrunnable::Probe {
+                    container: container.name.clone(),
+                    why,
+                })
+        };
+        let ports = container.ports.iter().flatten();
+        let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+        Ok(ContainerPlan {
+            name: container.name.clone(),
+            argv: program.argv,
+            env,
+            cwd: container.working_dir.clone(),
+            place: place.clone(),
+            node: node.clone(),
+            ip: self.plan.ip,
+            log: self.log(),
+            restart,
+            grace: grace(self.pod()),
+            startup: probe(&container.startup_probe)?,
+            readiness: probe(&readiness)?,
+            liveness: probe(&container.liveness_probe)?,
+            ports: tcp
+                .filter_map(|port| u16::try_from(port.container_port).ok())
+                .collect(),
+        })
+    }
+
+    /// Environment of a waypoint: who it is, and how it proves it.
+    fn waypoint_env(&self) -> Result<Vec<(String, String)>, Unrunnable> {
+        let Some(mesh) = &self.context.mesh else {
+            return Err(Unrunnable::NoMesh);
+        };
+        let pod = self.pod();
+        let token = self.context.paths.waypoint(&self.plan.uid).join("token");
+        let subject = Subject {
+            namespace: pod.namespace().to_owned(),
+            account: pods::service_account(pod).to_owned(),
+            pod: pod.name().to_owned(),
+            pod_uid: self.plan.uid.clone(),
+            node: self.plan.node.plan.name.clone(),
+        };
+        mesh.tokens.write(&token, subject)?;
+        let mut env = mesh.waypoint_env.clone();
+        let own = [
+            ("AUTH_TOKEN", token.to_string_lossy().into_owned()),
+            ("POD_NAME", pod.name().to_owned()),
+            ("POD_NAMESPACE", pod.namespace().to_owned()),
+            ("SERVICE_ACCOUNT", pods::service_account(pod).to_owned()),
+            ("INSTANCE_IP", self.plan.ip.to_string()),
+            ("NODE_NAME", self.plan.node.plan.name.clone()),
+            (
+                "GATEWAY_NAME",
+                pods::gateway(pod).unwrap_or_default().to_owned(),
+            ),
+        ];
+        env.extend(own.map(|(key, value)| (key.to_owned(), value)));
+        Ok(env)
+    }
+
+    /// Runs init containers one after the other; false when the pod ends meanwhile.
+    async fn init(&self, plans: Vec<ContainerPlan>, scope: &Scope) -> bool {
+        for plan in plans {
+            let (reports, mut seen) =
+                watch::channel(ContainerReport::waiting("PodInitializing", "starting"));
+            let (_kills, inbox) = mpsc::channel(1);
+            let name = plan.name.clone();
+            self.report
+                .send_modify(|r| r.message = format!("init container {name} runs"));
+            let life = scope.lifetime();
+            scope.spawn("init container", container::run(plan, reports, inbox, life));
+            let ended = seen
+                .wait_for(|r| matches!(r.state, ContainerState::Terminated { .. }))
+                .await;
+            if ended.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Runs the containers until the order to end.
+    async fn serve(
+        &self,
+        plans: Vec<ContainerPlan>,
+        scope: &Scope,
+        orders: &mut mpsc::Receiver<PodOrder>,
+    ) {
+        let mut seen = Vec::new();
+        let mut kills = Vec::new();
+        let (poke, mut changes) = mpsc::channel::<()>(1);
+        for plan in plans {
+            let starting = ContainerReport::waiting("ContainerCreating", "starting");
+            let (reports, mine) = watch::channel(starting);
+            let (kill, inbox) = mpsc::channel(1);
+            let life = scope.lifetime();
+            scope.spawn("container", container::run(plan, reports, inbox, life));
+            let mut watched = mine.clone();
+            let poke = poke.clone();
+            scope.spawn("container watch", async move {
+                while watched.changed().await.is_ok() {
+                    // One poke that waits is enough.
+                    let _ = poke.try_send(());
+                }
+            });
+            seen.push(mine);
+            kills.push(kill);
+        }
+        self.report.send_modify(|r| {
+            r.phase = PodPhase::Running;
+            r.stuck = false;
+            r.started = Some(jiff::Timestamp::now());
+        });
+        loop {
+            let states: Vec<ContainerReport> = seen.iter().map(|s| s.borrow().clone()).collect();
+            self.summarise(&states);
+            tokio::select! {
+                _ = changes.recv() => {}
+                order = orders.recv() => match order {
+                    None | Some(PodOrder::End) => return,
+                    Some(PodOrder::Crash) => for kill in &kills {
+                        // One that waits already is enough.
+                        let _ = kill.try_send(());
+                    },
+                },
+            }
+        }
+    }
+
+    fn summarise(&self, containers: &[ContainerReport]) {
+        let ended = |c: &ContainerReport| matches!(c.state, ContainerState::Terminated { .. });
+        let failed = |c: &ContainerReport| matches!(c.state, ContainerState::Terminated { code } if code != 0);
+        let phase = match containers.iter().all(ended) {
+            true if containers.iter().any(failed) => PodPhase::Failed,
+            true => PodPhase::Succeeded,
+            false => PodPhase::Running,
+        };
+        let ready = containers.iter().all(|c| c.ready);
+        let message = containers
+            .iter()
+            .find(|c| !c.ready && !c.message.is_empty())
+            .map(|c| c.message.clone())
+            .unwrap_or_default();
+        let restarts = containers.iter().map(|c| c.restarts).sum();
+        self.report.send_if_modified(|r| {
+            let same = r.phase == phase
+                && r.ready == ready
+                && r.message == message
+                && r.restarts == restarts;
+            if same {
+                return false;
+            }
+            if ready != r.ready {
+                r.ready_since = ready.then(jiff::Timestamp::now);
+            }
+            (r.phase, r.ready, r.restarts) = (phase, ready, restarts);
+            r.message = message;
+            true
+        });
+    }
+
+    /// The workload has ended: the record goes first, so that the agent forgets a pod whose
+    /// namespaces still exist.
+    async fn tear_down(&self, sandbox: Sandbox) {
+        for suffix in ["json", "ready"] {
+            // Without a mesh there are none.
+            let _ = std::fs::remove_file(self.record(suffix));
+        }
+        sandbox.end().await;
+        let removed = self
+            .plan
+            .node
+            .place
+            .configure(&["ip", "-batch", "-"], &wiring::remove(&self.plan.device))
+            .await;
+        if let Err(error) = removed {
+            // Gone with its namespace already.
+            tracing::debug!(pod = self.pod().name(), "removing the link: {error}");
+        }
+        if let Some(mesh) = &self.context.mesh {
+            let dir = self.context.paths.waypoint(&self.plan.uid);
+            mesh.tokens.remove(&dir.join("token"));
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        let _ = std::fs::remove_dir_all(self.context.paths.pod_files(&self.plan.uid));
+    }
+}
+
+/// Why a pod cannot run as it is written.
+#[derive(Debug, thiserror::Error)]
+enum Unrunnable {
+    #[error("the pod has no containers")]
+    NoContainers,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("{0}")]
+    Environment(String),
+    #[error("container {container}: {why}")]
+    Probe { container: String, why: String },
+    #[error("a waypoint needs a lab with a mesh")]
+    NoMesh,
+    #[error(transparent)]
+    Lab(#[from] LabError),
+}
+
+fn grace(pod: &Pod) -> Duration {
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds)
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .map_or(GRACE, Duration::from_secs)
+}
+
+/// The files a pod sees in `/etc`.
+fn write_files(dir: &Path, pod: &Pod, ip: Ipv4Addr) -> Result<(), LabError> {
+    let domain = isobar_types::CLUSTER_DOMAIN;
+    let namespace = pod.namespace();
+    let resolv = format!(
+        "search {namespace}.svc.{domain} svc.{domain} {domain}\n\
+         nameserver {DNS_ADDRESS}\n\
+         options ndots:5\n"
+    );
+    let spec = pod.spec.as_ref();
+    let mut hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{ip}\t{}\n",
+        pod.name()
+    );
+    for alias in spec
+        .iter()
+        .flat_map(|spec| spec.host_aliases.iter().flatten())
+    {
+        let names: Vec<&str> = alias
+            .hostnames
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        hosts.push_str(&format!("{}\t{}\n", alias.ip, names.join("\t")));
+    }
+    let write = |name: &str, text: &str| {
+        std::fs::write(dir.join(name), text)
+            .map_err(LabError::io(format!("writing a pod's {name}")))
+    };
+    std::fs::create_dir_all(dir).map_err(LabError::io(format!("making {}", dir.display())))?;
+    write("resolv.conf", &resolv)?;
+    write("hosts", &hosts)?;
+    write("hostname", &format!("{}\n", pod.name()))
+}

@@ -1,0 +1,81 @@
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{WaitStatus, waitpid};
+
+use super::{Part, again};
+use crate::error::LabError;
+
+/// First process of the lab: reaps orphans, and ends (and the whole lab with it) when the
+/// supervisor ends.
+pub(super) fn init(dir: &Path) -> Result<ExitCode, LabError> {
+    private_mounts()?;
+    mount_proc()?;
+    // Shows the lab's own network devices; the old view does no harm where this is not allowed.
+    let _ = mount(
+        Some("sysfs"),
+        "/sys",
+        Some("sysfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    );
+    let supervisor = again(Part::Supervise)?
+        .arg(dir)
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(LabError::io("starting the supervisor"))?;
+    // The pipe must end with the supervisor.
+    close_stdout()?;
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() as u32 == supervisor.id() => {
+                return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() as u32 == supervisor.id() => {
+                eprintln!("isobar: the supervisor was ended by {signal}");
+                return Ok(ExitCode::FAILURE);
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(LabError::sys("waiting for the supervisor")(errno)),
+        }
+    }
+}
+
+fn close_stdout() -> Result<(), LabError> {
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .map_err(LabError::io("opening /dev/null"))?;
+    nix::unistd::dup2_stdout(&null).map_err(LabError::sys("closing the progress pipe"))
+}
+
+/// Mounts made here stay here.
+pub(super) fn private_mounts() -> Result<(), LabError> {
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .map_err(LabError::sys("making mounts private"))
+}
+
+/// A `/proc` of this process namespace.
+pub(super) fn mount_proc() -> Result<(), LabError> {
+    mount(
+        Some("proc"),
+        "/proc",
+        Some("proc"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    )
+    .map_err(|errno| LabError::Forbidden {
+        why: format!(
+            "mounting /proc in a process namespace of its own was refused ({}); inside a \
+             container its /proc must not be masked (Docker: --security-opt systempaths=unconfined)",
+            errno.desc()
+        ),
+    })
+}

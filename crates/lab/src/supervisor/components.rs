@@ -1,0 +1,206 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use isobar_runtime::Scope;
+use isobar_types::{DEFAULT_CLUSTER_ID, DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN, ports};
+
+use crate::component::{Component, ComponentPlan, ReadySign};
+use crate::config::LabConfig;
+use crate::error::LabError;
+use crate::expand::uid;
+use crate::paths::LabPaths;
+use crate::place::Place;
+use crate::plan::NETWORK_ADDRESS;
+use crate::pod::NodeHandle;
+use crate::tokens::{ISSUER, Subject, Tokens};
+
+/// Where a node's agent says that it is ready.
+const AGENT_STATUS: u16 = 15030;
+/// Service account of the node proxies, which may ask for certificates of their node's pods.
+const PROXY_ACCOUNT: &str = "ztunnel";
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from((NETWORK_ADDRESS, port))
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Starts the control plane, and on every node the agent and the proxy.
+pub(super) fn start(
+    config: &LabConfig,
+    paths: &LabPaths,
+    outer: &Place,
+    nodes: &[Arc<NodeHandle>],
+    tokens: &Tokens,
+    scope: &Scope,
+) -> Result<Vec<Component>, LabError> {
+    std::fs::create_dir_all(paths.control_plane())
+        .map_err(LabError::io("making the control plane's folder"))?;
+    let mut started = vec![Component::start(control_plane(config, paths, outer), scope)];
+    for node in nodes {
+        let agent = agent(config, paths, node);
+        started.push(Component::start(agent, scope));
+        let proxy = proxy(config, paths, node, tokens)?;
+        started.push(Component::start(proxy, scope));
+    }
+    Ok(started)
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn program(config: &LabConfig, name: &str) -> String {
+    let folder = config.binaries.clone().unwrap_or_default();
+    text(&folder.join(name))
+}
+
+/// Arguments of a program, with those the configuration adds.
+fn argv(config: &LabConfig, name: &str, args: Vec<String>) -> Vec<String> {
+    let extra = config.program_args.get(name).cloned().unwrap_or_default();
+    [vec![program(config, name)], args, extra].concat()
+}
+
+/// Environment of a program, with what the configuration adds.
+fn env(config: &LabConfig, name: &str, own: &[(&str, String)]) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = own
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect();
+    let more = config.program_env.get(name).into_iter().flatten();
+    for (key, value) in config.component_env.iter().chain(more) {
+        env.push((key.clone(), value.clone()));
+    }
+    env
+}
+
+fn object_args(config: &LabConfig, paths: &LabPaths) -> Vec<String> {
+    let mut args = Vec::new();
+    for folder in &config.objects {
+        args.extend(["--objects".to_owned(), text(folder)]);
+    }
+    args.extend(["--overlay".to_owned(), text(&paths.overlay())]);
+    args
+}
+
+fn control_plane(config: &LabConfig, paths: &LabPaths, outer: &Place) -> ComponentPlan {
+    let mut args = object_args(config, paths);
+    let pairs = [
+        ("--state-dir", text(&paths.control_plane())),
+        ("--listen", address(ports::XDS).to_string()),
+        (
+            "--monitoring",
+            address(ports::CONTROL_PLANE_MONITORING).to_string(),
+        ),
+        ("--token-keys", text(&paths.token_keys())),
+        ("--token-issuer", ISSUER.to_owned()),
+        ("--tls-san", NETWORK_ADDRESS.to_string()),
+        ("--trust-domain", DEFAULT_TRUST_DOMAIN.to_owned()),
+        ("--cluster-id", DEFAULT_CLUSTER_ID.to_owned()),
+        ("--root-namespace", DEFAULT_ROOT_NAMESPACE.to_owned()),
+    ];
+    for (flag, value) in pairs {
+        args.extend([flag.to_owned(), value]);
+    }
+    ComponentPlan {
+        name: "isobard".to_owned(),
+        place: outer.clone(),
+        argv: argv(config, "isobard", args),
+        env: env(config, "isobard", &[]),
+        log: paths.component_log("isobard"),
+        ready: ReadySign::FileAndPort {
+            file: paths.root_cert(),
+            at: address(ports::XDS),
+        },
+    }
+}
+
+fn agent(config: &LabConfig, paths: &LabPaths, node: &NodeHandle) -> ComponentPlan {
+    let name = &node.plan.name;
+    let mut args = object_args(config, paths);
+    let pairs = [
+        ("--node", name.clone()),
+        ("--pods-dir", text(&paths.pods(name))),
+        ("--zds-socket", text(&paths.zds(name))),
+        ("--status-addr", loopback(AGENT_STATUS).to_string()),
+    ];
+    for (flag, value) in pairs {
+        args.extend([flag.to_owned(), value]);
+    }
+    let component = format!("isobar-cni-{name}");
+    ComponentPlan {
+        place: node.place.clone(),
+        argv: argv(config, "isobar-cni", args),
+        env: env(config, "isobar-cni", &[]),
+        log: paths.component_log(&component),
+        ready: ReadySign::Http {
+            at: loopback(AGENT_STATUS),
+            path: "/healthz/ready",
+        },
+        name: component,
+    }
+}
+
+fn proxy(
+    config: &LabConfig,
+    paths: &LabPaths,
+    node: &NodeHandle,
+    tokens: &Tokens,
+) -> Result<ComponentPlan, LabError> {
+    let name = &node.plan.name;
+    let component = format!("ztunnel-{name}");
+    let token = paths.node(name).join("token");
+    let subject = Subject {
+        namespace: DEFAULT_ROOT_NAMESPACE.to_owned(),
+        account: PROXY_ACCOUNT.to_owned(),
+        pod: component.clone(),
+        pod_uid: uid(&["Pod", DEFAULT_ROOT_NAMESPACE, &component]),
+        node: name.clone(),
+    };
+    tokens.write(&token, subject)?;
+    let mut own = mesh_env(paths);
+    own.extend([
+        ("PROXY_MODE", "shared".to_owned()),
+        ("NODE_NAME", name.clone()),
+        ("AUTH_TOKEN", text(&token)),
+        ("POD_NAME", component.clone()),
+        ("POD_NAMESPACE", DEFAULT_ROOT_NAMESPACE.to_owned()),
+        ("SERVICE_ACCOUNT", PROXY_ACCOUNT.to_owned()),
+        ("INSTANCE_IP", node.plan.address().to_string()),
+        ("INPOD_UDS", text(&paths.zds(name))),
+    ]);
+    Ok(ComponentPlan {
+        place: node.place.clone(),
+        argv: argv(config, "ztunnel", vec!["proxy".into(), "ztunnel".into()]),
+        env: env(config, "ztunnel", &own),
+        log: paths.component_log(&component),
+        ready: ReadySign::Http {
+            at: loopback(ports::READINESS),
+            path: "/healthz/ready",
+        },
+        name: component,
+    })
+}
+
+/// How proxies find and trust the control plane.
+fn mesh_env(paths: &LabPaths) -> Vec<(&'static str, String)> {
+    let control_plane = format!("https://{}", address(ports::XDS));
+    let root = text(&paths.root_cert());
+    vec![
+        ("XDS_ADDRESS", control_plane.clone()),
+        ("CA_ADDRESS", control_plane),
+        ("XDS_ROOT_CA", root.clone()),
+        ("CA_ROOT_CA", root),
+        ("CLUSTER_ID", DEFAULT_CLUSTER_ID.to_owned()),
+        ("TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN.to_owned()),
+        ("RUST_LOG", "info".to_owned()),
+    ]
+}
+
+/// Environment of every waypoint; its identity comes with its pod.
+pub(super) fn waypoint_env(config: &LabConfig, paths: &LabPaths) -> Vec<(String, String)> {
+    env(config, "waypoint", &mesh_env(paths))
+}
