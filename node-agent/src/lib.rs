@@ -1,14 +1,24 @@
 //! The node agent: which pods of a node are redirected, how, and whether that is still true.
 //!
+//! - [`desire`]: from objects to what is wished of a pod, a pure function.
 //! - [`plan`]: the rules of a pod, a pure function.
 //! - [`pod`]: the order of enrolling and leaving, a pure function, and the task that follows it.
+//! - [`agent`], [`sandbox`]: one task per pod that the container runtime made a namespace for.
 //! - [`zds`]: announcing pods to node proxies.
-//! - [`backend`], [`netlink`]: writing and reading rules, routes and sockets of a namespace.
+//! - [`backend`], [`netlink`], [`probes`]: writing and reading rules, routes and sockets.
+//! - [`board`], [`metrics`], [`status`]: what is observed.
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod backend;
+pub mod board;
+pub mod desire;
+pub mod metrics;
 pub mod netlink;
 pub mod plan;
 pub mod pod;
+pub mod probes;
+pub mod sandbox;
+pub mod status;
 pub mod zds;

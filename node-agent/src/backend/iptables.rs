@@ -1,8 +1,10 @@
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::tool::{ToolError, run};
 use crate::plan::{
-    Hook, IptablesFamily, Jumps, RuleSet, Table, jump_target, restore_text, table_name,
+    Hook, IptablesFamily, Jumps, PROBE_CHAIN, RuleSet, Table, jump_target, probe_text,
+    restore_text, table_name,
 };
 
 /// Chains of ours begin like this.
@@ -44,6 +46,30 @@ pub(super) fn remove() -> Result<(), ToolError> {
         }
     }
     Ok(())
+}
+
+pub(super) fn write_probes(pods: &[IpAddr]) -> Result<(), ToolError> {
+    for family in families() {
+        let jump = !ours(family, Table::Nat)?.contains(&probe_jump());
+        restore(family, &probe_text(pods, family, jump))?;
+    }
+    Ok(())
+}
+
+pub(super) fn remove_probes() -> Result<(), ToolError> {
+    for family in families() {
+        if ours(family, Table::Nat)?.contains(&probe_jump()) {
+            let text = format!(
+                "*nat\n-D POSTROUTING -j {PROBE_CHAIN}\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
+            );
+            restore(family, &text)?;
+        }
+    }
+    Ok(())
+}
+
+fn probe_jump() -> String {
+    format!("-A POSTROUTING -j {PROBE_CHAIN}\n")
 }
 
 /// Removes our chains, and the jumps to them, from the tables that `which` names.

@@ -10,11 +10,12 @@ mod nft;
 mod tool;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use isobar_net::NetNs;
 
 use crate::netlink;
-use crate::plan::RuleSet;
+use crate::plan::{RuleSet, probe_table};
 
 pub use canon::Canon;
 pub use tool::ToolError;
@@ -130,28 +131,48 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Replaces the node's rules about probes; only nftables can.
-///
-/// # Errors
-/// When the tool fails.
-pub fn write_node_rules(text: &str) -> Result<(), BackendError> {
-    Ok(nft::run(text)?)
-}
+/// The node's rules about probes, in the namespace of the calling thread.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeRules(Backend);
 
-/// The node's rules about probes as listed, with the addresses in force.
-///
-/// # Errors
-/// When the tool fails.
-pub fn list_node_rules() -> Result<Option<String>, BackendError> {
-    Ok(nft::list()?)
-}
+impl NodeRules {
+    /// With this tool.
+    #[must_use]
+    pub const fn new(backend: Backend) -> Self {
+        Self(backend)
+    }
 
-/// Removes the node's rules about probes.
-///
-/// # Errors
-/// When the tool fails.
-pub fn remove_node_rules() -> Result<(), BackendError> {
-    Ok(nft::remove()?)
+    /// Makes them let probes to exactly these pods through.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub fn write(self, pods: &[IpAddr]) -> Result<(), BackendError> {
+        match self.0 {
+            Backend::Nft => nft::run(&probe_table(pods))?,
+            Backend::Iptables => iptables::write_probes(pods)?,
+        }
+        Ok(())
+    }
+
+    /// The rules as the tool lists them; `None` without any.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub fn list(self) -> Result<Option<String>, BackendError> {
+        self.0.list()
+    }
+
+    /// Removes them.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub fn remove(self) -> Result<(), BackendError> {
+        match self.0 {
+            Backend::Nft => nft::remove()?,
+            Backend::Iptables => iptables::remove_probes()?,
+        }
+        Ok(())
+    }
 }
 
 /// Adds the policy route of the namespace the calling thread stands in.

@@ -50,6 +50,37 @@ pub fn restore_text(rules: &RuleSet, family: IptablesFamily, present: &Jumps) ->
     text
 }
 
+/// Chain of the node's rules about probes, in the table `nat`.
+pub const PROBE_CHAIN: &str = "ISOBAR_PROBES";
+
+/// Input for `iptables-restore --noflush` that makes the node's rules about probes exactly these.
+#[must_use]
+pub fn probe_text(pods: &[IpAddr], family: IptablesFamily, jump: bool) -> String {
+    let mut text = format!("*nat\n:{PROBE_CHAIN} - [0:0]\n");
+    if jump {
+        push(
+            &mut text,
+            format_args!("-I POSTROUTING 1 -j {PROBE_CHAIN}\n"),
+        );
+    }
+    let source = match family {
+        IptablesFamily::V4 => IpAddr::V4(ports::PROBE_SOURCE_V4),
+        IptablesFamily::V6 => IpAddr::V6(ports::PROBE_SOURCE_V6),
+    };
+    for pod in pods.iter().filter(|ip| ip.is_ipv4() == source.is_ipv4()) {
+        push(
+            &mut text,
+            format_args!(
+                "-A {PROBE_CHAIN} -d {} -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN \
+                 -m addrtype --src-type LOCAL -j SNAT --to-source {source}\n",
+                host(*pod)
+            ),
+        );
+    }
+    text.push_str("COMMIT\n");
+    text
+}
+
 /// The rules of one chain; those of the other family are left out.
 fn chain_text(chain: &Chain, family: IptablesFamily) -> Vec<String> {
     chain

@@ -14,8 +14,10 @@ use std::net::IpAddr;
 
 use isobar_types::ports;
 
-pub use iptables::{IptablesFamily, Jumps, jump_target, restore_text, table_name};
-pub use nft::{TABLE, probe_set_update, probe_table, table_text};
+pub use iptables::{
+    IptablesFamily, Jumps, PROBE_CHAIN, jump_target, probe_text, restore_text, table_name,
+};
+pub use nft::{TABLE, probe_table, table_text};
 
 /// Routing table that delivers everything locally.
 pub const ROUTE_TABLE: u32 = 100;

@@ -126,19 +126,7 @@ pub fn probe_table(pods: &[IpAddr]) -> String {
         ),
     );
     text.push_str("\t}\n}\n");
-    text.push_str(&probe_set_update(pods));
-    text
-}
-
-/// A transaction that makes the node's sets hold exactly these addresses.
-#[must_use]
-pub fn probe_set_update(pods: &[IpAddr]) -> String {
-    let mut text = String::new();
     for (family, v4) in [("v4", true), ("v6", false)] {
-        push(
-            &mut text,
-            format_args!("flush set inet {TABLE} probed-{family}\n"),
-        );
         let members: Vec<String> = pods
             .iter()
             .filter(|ip| ip.is_ipv4() == v4)

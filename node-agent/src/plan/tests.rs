@@ -67,4 +67,6 @@ fn jumps_are_not_doubled() {
 fn the_nodes_own_table() {
     let pods = ["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()];
     insta::assert_snapshot!("node.nft", probe_table(&pods));
+    let iptables = probe_text(&pods, IptablesFamily::V4, true);
+    insta::assert_snapshot!("node.iptables", iptables);
 }

@@ -1,0 +1,470 @@
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use isobar_net::NetNs;
+use isobar_objects::{Kind, ObjectRef, ObjectWriter};
+use isobar_runtime::Backoff;
+use isobar_types::labels;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::events::KernelEvents;
+use super::machine::{Facts, Goal, Rules, Step, next};
+use super::observe::{Observation, Observer};
+use crate::backend::{self, BackendError, Canon};
+use crate::board::{Board, PodView, Standing};
+use crate::desire::Desire;
+use crate::metrics::Metrics;
+use crate::plan::{Capture, plan_rules};
+use crate::probes::{Probes, blocking};
+use crate::sandbox::{self, Answer, Sandbox};
+use crate::zds::{AnnounceError, Announcement, Zds};
+
+/// Annotation that says why a pod that should be redirected is not.
+const PROBLEM: &str = "isobar.dev/redirection-problem";
+/// How often open connections of a leaving pod are counted.
+const DRAIN_LOOK: Duration = Duration::from_millis(250);
+
+/// How patient the agent is.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Between two looks at a pod that is as wished.
+    pub verify: Duration,
+    /// Callers get this long to learn that a pod no longer takes HBONE.
+    pub grace: Duration,
+    /// Open connections of a leaving pod get this long to end.
+    pub drain: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            verify: Duration::from_secs(5),
+            grace: Duration::from_secs(2),
+            drain: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// What every pod's task shares.
+pub struct Services {
+    /// Node proxies.
+    pub zds: Zds,
+    /// What plans look like once written.
+    pub canon: Arc<Canon>,
+    /// Where annotations go.
+    pub writer: Arc<dyn ObjectWriter>,
+    /// The node's rules about probes.
+    pub probes: Probes,
+    /// What is observed.
+    pub board: Arc<Board>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// How patient to be.
+    pub timing: Timing,
+    /// Where the container runtime waits for answers.
+    pub pods_dir: PathBuf,
+}
+
+impl std::fmt::Debug for Services {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Services").finish_non_exhaustive()
+    }
+}
+
+/// What a pod's task is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing is known of the pod's object yet: leave everything as it is.
+    Wait,
+    /// This is wished.
+    Be(Desire),
+    /// The sandbox is gone: clean up and end.
+    End,
+}
+
+/// The task of one pod.
+#[derive(Debug)]
+pub struct Driver {
+    services: Arc<Services>,
+    sandbox: Sandbox,
+    netns: NetNs,
+    reference: ObjectRef,
+    observer: Arc<Mutex<Observer>>,
+    annotated: bool,
+    retracted: Option<Instant>,
+    stopped_capturing: Option<Instant>,
+    /// It was enrolled and whole at the last look: if it no longer is, that is damage.
+    whole: bool,
+    repairs: u64,
+    problem: String,
+    answered: Option<Answer>,
+    seen: Observation,
+}
+
+/// What to do before the next look.
+enum Pause {
+    None,
+    For(Duration),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Announce(#[from] AnnounceError),
+    #[error("writing the pod's annotation: {0}")]
+    Write(#[from] isobar_objects::WriteError),
+    #[error("answering the container runtime: {0}")]
+    Answer(#[from] std::io::Error),
+}
+
+impl Driver {
+    /// Takes a pod over as it is found. Rules that are there mean that it was enrolled before this
+    /// agent started: it is then among the pods of the first snapshot, and none of its connections
+    /// is cut. Call it before node proxies are served. Blocks.
+    ///
+    /// # Errors
+    /// When the namespace cannot be opened or looked into.
+    pub fn adopt(
+        services: Arc<Services>,
+        sandbox: Sandbox,
+        annotated: bool,
+    ) -> Result<Self, BackendError> {
+        let netns = NetNs::open(&sandbox.netns)
+            .map_err(backend::kernel("opening the pod's network namespace"))?;
+        let observer = Observer::new(netns.clone(), Arc::clone(&services.canon));
+        let enrolled_before = observer.has_rules()?;
+        let driver = Self {
+            reference: ObjectRef::new(Kind::Pod, &sandbox.namespace, &sandbox.name),
+            observer: Arc::new(Mutex::new(observer)),
+            netns,
+            annotated,
+            retracted: None,
+            stopped_capturing: None,
+            whole: false,
+            repairs: 0,
+            problem: String::new(),
+            answered: None,
+            seen: Observation {
+                rules: Rules::Absent,
+                carried: 0,
+            },
+            services,
+            sandbox,
+        };
+        if enrolled_before {
+            driver.services.zds.adopt(driver.announcement());
+        }
+        Ok(driver)
+    }
+
+    /// Follows orders until the sandbox is gone.
+    pub async fn run(mut self, mut orders: watch::Receiver<Order>) {
+        let events = KernelEvents::open(&self.netns)
+            .inspect_err(|error| tracing::warn!(pod = %self.reference, %error, "no kernel events"))
+            .ok();
+        let mut proxies = self.services.zds.changes();
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            proxies.mark_unchanged();
+            let order = orders.borrow_and_update().clone();
+            let pause = match order {
+                Order::End => return self.end().await,
+                Order::Wait => {
+                    self.show(Standing::Unknown, "its object is not known yet");
+                    Pause::For(Duration::MAX)
+                }
+                Order::Be(desire) => match self.advance(&desire).await {
+                    Ok(pause) => {
+                        backoff.reset();
+                        pause
+                    }
+                    Err((step, error)) => {
+                        self.failed(&desire, step, &error).await;
+                        Pause::For(backoff.step(u64::from(std::process::id())))
+                    }
+                },
+            };
+            let Pause::For(limit) = pause else { continue };
+            let changed = async {
+                match &events {
+                    Some(events) => events.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = orders.changed() => if changed.is_err() { return },
+                _ = proxies.changed() => {}
+                () = changed => {}
+                () = tokio::time::sleep(limit) => {}
+            }
+        }
+    }
+
+    /// Looks, decides and takes one step.
+    async fn advance(&mut self, desire: &Desire) -> Result<Pause, (&'static str, StepError)> {
+        let facts = self
+            .look(desire)
+            .await
+            .map_err(|error| ("look", error.into()))?;
+        let step = next(desire.goal, &facts);
+        if step == Step::Rest {
+            self.rest(desire).map_err(|error| ("answer", error))?;
+            return Ok(Pause::For(self.services.timing.verify));
+        }
+        self.show(standing_before(desire.goal, step), &desire.why);
+        let name = name_of(step);
+        let pause = self
+            .take(step, desire)
+            .await
+            .map_err(|error| (name, error))?;
+        if !matches!(step, Step::AwaitDrained | Step::AwaitPublished) {
+            self.services.metrics.step(name);
+            tracing::info!(pod = %self.reference, uid = %self.sandbox.uid, step = name, why = %desire.why, "pod");
+        }
+        Ok(pause)
+    }
+
+    async fn look(&mut self, desire: &Desire) -> Result<Facts, BackendError> {
+        let (observer, wishes) = (Arc::clone(&self.observer), desire.wishes.clone());
+        self.seen = blocking(move || {
+            let mut observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
+            observer.look(&wishes)
+        })
+        .await?;
+        if self.seen.rules == Rules::Off {
+            self.stopped_capturing.get_or_insert_with(Instant::now);
+        } else {
+            self.stopped_capturing = None;
+        }
+        if !self.annotated {
+            self.retracted.get_or_insert_with(Instant::now);
+        }
+        let timing = self.services.timing;
+        let over = |since: Option<Instant>, limit| since.is_some_and(|at| at.elapsed() >= limit);
+        let uid = &self.sandbox.uid;
+        Ok(Facts {
+            rules: self.seen.rules,
+            announced: self.services.zds.is_announced(uid),
+            accepted: self.services.zds.is_accepted(uid),
+            annotated: self.annotated,
+            published: over(self.retracted, timing.grace),
+            drained: self.seen.carried == 0 || over(self.stopped_capturing, timing.drain),
+        })
+    }
+
+    async fn take(&mut self, step: Step, desire: &Desire) -> Result<Pause, StepError> {
+        match step {
+            Step::Rest => {}
+            Step::CaptureOff => self.write(desire, Capture::Off).await?,
+            Step::CaptureOn => self.capture(desire).await?,
+            Step::Announce => self.services.zds.announce(self.announcement()).await?,
+            Step::Annotate => self.annotate().await?,
+            Step::Retract => self.retract().await?,
+            Step::AwaitPublished => {
+                let waited = self.retracted.map_or(Duration::ZERO, |at| at.elapsed());
+                let left = self.services.timing.grace.saturating_sub(waited);
+                return Ok(Pause::For(left));
+            }
+            Step::AwaitDrained => return Ok(Pause::For(DRAIN_LOOK)),
+            Step::Remove => self.remove().await?,
+            Step::Withdraw => self.services.zds.withdraw(&self.sandbox.uid).await,
+        }
+        Ok(Pause::None)
+    }
+
+    /// Probes first: one that came between would be captured and perhaps refused.
+    async fn capture(&mut self, desire: &Desire) -> Result<(), StepError> {
+        let sandbox = &self.sandbox;
+        self.services
+            .probes
+            .insert(&sandbox.uid, &sandbox.ips)
+            .await?;
+        if self.whole {
+            self.whole = false;
+            self.repairs += 1;
+            self.services.metrics.repair();
+            tracing::warn!(pod = %self.reference, found = ?self.seen.rules,
+                "rules of an enrolled pod were not as planned: writing them again");
+        }
+        self.write(desire, Capture::On).await
+    }
+
+    async fn write(&self, desire: &Desire, capture: Capture) -> Result<(), StepError> {
+        let rules = plan_rules(&desire.wishes, capture);
+        let tool = self.services.canon.backend();
+        self.inside(move || {
+            backend::add_routes()?;
+            tool.write(&rules)
+        })
+        .await
+    }
+
+    async fn remove(&self) -> Result<(), StepError> {
+        let tool = self.services.canon.backend();
+        self.inside(move || {
+            tool.remove()?;
+            backend::remove_routes()
+        })
+        .await?;
+        Ok(self.services.probes.remove(&self.sandbox.uid).await?)
+    }
+
+    async fn inside(
+        &self,
+        work: impl FnOnce() -> Result<(), BackendError> + Send + 'static,
+    ) -> Result<(), StepError> {
+        let observer = Arc::clone(&self.observer);
+        Ok(blocking(move || {
+            let observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
+            observer.inside(work)?
+        })
+        .await?)
+    }
+
+    async fn annotate(&mut self) -> Result<(), StepError> {
+        let patch = json!({"metadata": {"annotations": {
+            labels::REDIRECTION: "enabled",
+            PROBLEM: null,
+        }}});
+        self.services.writer.patch(&self.reference, &patch).await?;
+        self.annotated = true;
+        self.retracted = None;
+        Ok(())
+    }
+
+    async fn retract(&mut self) -> Result<(), StepError> {
+        self.services.writer.delete(&self.reference).await?;
+        self.annotated = false;
+        self.retracted = Some(Instant::now());
+        self.whole = false;
+        Ok(())
+    }
+
+    /// Everything is as wished.
+    fn rest(&mut self, desire: &Desire) -> Result<(), StepError> {
+        let (answer, standing) = match desire.goal {
+            Goal::Enrolled => (Answer::Enrolled, Standing::Enrolled),
+            Goal::Plain => (Answer::Plain, Standing::Plain),
+        };
+        self.whole = desire.goal == Goal::Enrolled;
+        self.problem = desire.problems.join("; ");
+        self.show(standing, &desire.why);
+        if self.answered != Some(answer) {
+            sandbox::answer(&self.services.pods_dir, &self.sandbox.uid, answer)?;
+            self.answered = Some(answer);
+        }
+        Ok(())
+    }
+
+    /// Tells everybody. A pod whose rules cannot be written must not be advertised as redirected.
+    async fn failed(&mut self, desire: &Desire, step: &'static str, error: &StepError) {
+        let problem = format!("{step}: {error}");
+        let waiting = matches!(error, StepError::Announce(AnnounceError::NoProxy));
+        self.services.metrics.failure(step);
+        if problem != self.problem {
+            if waiting {
+                tracing::info!(pod = %self.reference, "waiting for a node proxy");
+            } else {
+                tracing::error!(pod = %self.reference, step, %error, "a step failed, trying again");
+            }
+        }
+        let unprotected = matches!(error, StepError::Backend(_)) && desire.goal == Goal::Enrolled;
+        if unprotected && problem != self.problem {
+            self.advertise_problem(&problem).await;
+        }
+        self.problem = problem;
+        let standing = if waiting {
+            Standing::Enrolling
+        } else {
+            Standing::Failing
+        };
+        self.show(standing, &desire.why);
+    }
+
+    async fn advertise_problem(&mut self, problem: &str) {
+        let patch = json!({"metadata": {"annotations": {PROBLEM: problem}}});
+        let retracted = self.retract().await;
+        let told = self.services.writer.patch(&self.reference, &patch).await;
+        if let Err(error) = retracted.and(told.map_err(StepError::Write)) {
+            tracing::error!(pod = %self.reference, %error, "the pod's annotation cannot be written");
+        }
+    }
+
+    /// The sandbox is gone, and the rules with it.
+    async fn end(self) {
+        sandbox::forget(&self.services.pods_dir, &self.sandbox.uid);
+        if let Err(error) = self.services.writer.delete(&self.reference).await {
+            tracing::warn!(pod = %self.reference, %error, "the annotation of a gone pod stays");
+        }
+        self.services.zds.withdraw(&self.sandbox.uid).await;
+        if let Err(error) = self.services.probes.remove(&self.sandbox.uid).await {
+            tracing::warn!(pod = %self.reference, %error, "the probe rule of a gone pod stays");
+        }
+        self.services.board.remove(&self.sandbox.uid);
+    }
+
+    fn announcement(&self) -> Announcement {
+        Announcement {
+            uid: self.sandbox.uid.clone(),
+            name: self.sandbox.name.clone(),
+            namespace: self.sandbox.namespace.clone(),
+            service_account: if self.sandbox.service_account.is_empty() {
+                "default".to_owned()
+            } else {
+                self.sandbox.service_account.clone()
+            },
+            netns: self.netns.clone(),
+        }
+    }
+
+    fn show(&self, standing: Standing, why: &str) {
+        self.services.board.show(PodView {
+            uid: self.sandbox.uid.clone(),
+            namespace: self.sandbox.namespace.clone(),
+            name: self.sandbox.name.clone(),
+            ips: self.sandbox.ips.clone(),
+            standing,
+            why: why.to_owned(),
+            rules: match self.seen.rules {
+                Rules::Absent => "absent",
+                Rules::Off => "off",
+                Rules::On => "on",
+                Rules::Damaged => "damaged",
+            },
+            accepted: self.services.zds.is_accepted(&self.sandbox.uid),
+            published: self.annotated,
+            connections: self.seen.carried,
+            repairs: self.repairs,
+            problem: self.problem.clone(),
+            observed: jiff::Timestamp::now().to_string(),
+        });
+    }
+}
+
+const fn standing_before(goal: Goal, step: Step) -> Standing {
+    match (goal, step) {
+        (Goal::Enrolled, _) => Standing::Enrolling,
+        (Goal::Plain, Step::Retract | Step::AwaitPublished | Step::CaptureOff) => Standing::Leaving,
+        (Goal::Plain, _) => Standing::Draining,
+    }
+}
+
+const fn name_of(step: Step) -> &'static str {
+    match step {
+        Step::Rest => "rest",
+        Step::CaptureOff => "capture-off",
+        Step::CaptureOn => "capture-on",
+        Step::Announce => "announce",
+        Step::Annotate => "annotate",
+        Step::Retract => "retract",
+        Step::AwaitPublished => "await-published",
+        Step::AwaitDrained => "await-drained",
+        Step::Remove => "remove",
+        Step::Withdraw => "withdraw",
+    }
+}

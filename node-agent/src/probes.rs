@@ -1,0 +1,116 @@
+//! The node's own rules: what a program of the node opens to an enrolled pod carries a source
+//! address that the pod's rules leave alone, so that health checks work whatever the policies say.
+//!
+//! Any program in the node's namespace passes this way, not only the one that probes; whoever can
+//! run there controls the pods anyway.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::backend::{Backend, BackendError, NodeRules};
+
+/// The addresses of pods with rules. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Probes {
+    rules: NodeRules,
+    // Held while the rules are written, so that writes come in order.
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: BTreeMap<String, Vec<IpAddr>>,
+    /// The rules as listed after the last write; none before the first.
+    written: Option<String>,
+}
+
+impl Probes {
+    /// Nothing is written before the first pod.
+    #[must_use]
+    pub fn new(backend: Backend) -> Self {
+        Self {
+            rules: NodeRules::new(backend),
+            state: Arc::default(),
+        }
+    }
+
+    /// Lets probes to this pod through.
+    ///
+    /// # Errors
+    /// When the node's rules cannot be written.
+    pub async fn insert(&self, uid: &str, ips: &[IpAddr]) -> Result<(), BackendError> {
+        let mut state = self.state.lock().await;
+        if state.pods.get(uid).is_some_and(|known| known == ips) && state.written.is_some() {
+            return Ok(());
+        }
+        state.pods.insert(uid.to_owned(), ips.to_vec());
+        self.write(&mut state).await
+    }
+
+    /// Forgets a pod.
+    ///
+    /// # Errors
+    /// When the node's rules cannot be written.
+    pub async fn remove(&self, uid: &str) -> Result<(), BackendError> {
+        let mut state = self.state.lock().await;
+        if state.pods.remove(uid).is_none() {
+            return Ok(());
+        }
+        self.write(&mut state).await
+    }
+
+    /// Writes the rules again if they are not as they were left. True if that was so.
+    ///
+    /// # Errors
+    /// When they cannot be read or written.
+    pub async fn verify(&self) -> Result<bool, BackendError> {
+        let mut state = self.state.lock().await;
+        if state.written.is_none() || self.list().await? == state.written {
+            return Ok(false);
+        }
+        self.write(&mut state).await?;
+        Ok(true)
+    }
+
+    /// Removes the rules.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub async fn clear(&self) -> Result<(), BackendError> {
+        let mut state = self.state.lock().await;
+        state.pods.clear();
+        state.written = None;
+        let rules = self.rules;
+        blocking(move || rules.remove()).await
+    }
+
+    async fn write(&self, state: &mut State) -> Result<(), BackendError> {
+        let pods: Vec<IpAddr> = state.pods.values().flatten().copied().collect();
+        let rules = self.rules;
+        state.written = None;
+        blocking(move || rules.write(&pods)).await?;
+        state.written = self.list().await?;
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Option<String>, BackendError> {
+        let rules = self.rules;
+        blocking(move || rules.list()).await
+    }
+}
+
+/// Runs something that blocks away from the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+) -> Result<T, BackendError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(BackendError::Kernel {
+            doing: "running a blocking task",
+            error: std::io::Error::other(error),
+        }),
+    }
+}
