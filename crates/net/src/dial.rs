@@ -123,7 +123,7 @@ fn prepare(options: &DialOptions, to: SocketAddr) -> io::Result<Socket> {
     let socket = open(to, Type::STREAM, Protocol::TCP, options.mark)?;
     socket.set_tcp_nodelay(true)?;
     if let Some(keepalive) = options.keepalive {
-        keepalive.set((&socket).into())?;
+        keepalive.set(&(&socket).into())?;
     }
     if let Some(source) = options.source
         && let Err(error) = show_source(&socket, source.ip, to)

@@ -11,6 +11,8 @@ mod listen;
 mod netns;
 mod original;
 mod seqpacket;
+#[cfg(test)]
+mod tests;
 mod tune;
 
 pub use dial::{DialError, DialOptions, Source, dial};

@@ -37,10 +37,10 @@ impl Keepalive {
     /// # Errors
     /// When the system refuses the values.
     pub fn apply(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
-        self.set(SockRef::from(stream))
+        self.set(&SockRef::from(stream))
     }
 
-    pub(crate) fn set(&self, socket: SockRef<'_>) -> io::Result<()> {
+    pub(crate) fn set(&self, socket: &SockRef<'_>) -> io::Result<()> {
         let keepalive = TcpKeepalive::new()
             .with_time(self.time)
             .with_interval(self.interval)
