@@ -20,6 +20,8 @@ pub struct Peer {
     pub identity: Identity,
     /// Its address; in-pod proxies dial from the pod, so this is the pod's.
     pub address: SocketAddr,
+    /// The caller says it is on another network: its address means nothing here.
+    pub foreign: bool,
 }
 
 /// A caller as far as it is known in one view.
@@ -36,11 +38,12 @@ pub struct Attributed {
 #[must_use]
 pub fn attribute(view: &View, network: &Str, peer: &Peer) -> Attributed {
     let at = NetworkAddress::new(network.clone(), peer.address.ip());
-    let mut candidates = view
-        .snapshot
-        .workloads_at(&at)
-        .iter()
-        .filter(|w| w.has_identity(&peer.identity));
+    let here = if peer.foreign {
+        &[]
+    } else {
+        view.snapshot.workloads_at(&at)
+    };
+    let mut candidates = here.iter().filter(|w| w.has_identity(&peer.identity));
     let first = candidates.next();
     let labels_of = |w: &Arc<Workload>| view.tables.labels(&w.uid);
     let agree = first.is_some_and(|one| candidates.all(|other| labels_of(other) == labels_of(one)));
@@ -61,7 +64,7 @@ pub fn attribute(view: &View, network: &Str, peer: &Peer) -> Attributed {
 pub async fn attribute_in_time(world: &World, peer: &Peer) -> Attributed {
     let network = &world.own.network;
     let now = attribute(&world.view(), network, peer);
-    if now.workload.is_some() {
+    if now.workload.is_some() || peer.foreign {
         return now;
     }
     let at = NetworkAddress::new(network.clone(), peer.address.ip());

@@ -22,6 +22,32 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
+/// The account whose pods alone may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnlyAccount<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub account: &'a str,
+}
+
+impl<'a> OnlyAccount<'a> {
+    /// A waypoint of one account serves that account's pods: of a service that several accounts
+    /// run, each account's waypoint balances over its own. `None` for a namespace's waypoint.
+    #[must_use]
+    pub fn of(view: &'a View) -> Option<Self> {
+        let info = view.tables.waypoint()?;
+        Some(Self {
+            namespace: &info.name.namespace,
+            account: info.account.as_deref()?,
+        })
+    }
+
+    fn has(self, workload: &Workload) -> bool {
+        *workload.namespace == *self.namespace && *workload.service_account == *self.account
+    }
+}
+
 /// Why nothing can be sent to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoEndpoint {
@@ -107,7 +133,7 @@ impl Turns {
             },
             detail: refusal.detail,
         })?;
-        let candidates = of_subset(view, wanted.subset, all);
+        let candidates = allowed(view, wanted, all);
         let fresh: Vec<_> = candidates
             .iter()
             .filter(|c| !wanted.tried.contains(&c.endpoint.workload.uid))
@@ -176,12 +202,16 @@ impl Turns {
     }
 }
 
-fn of_subset<'a>(
+fn allowed<'a>(
     view: &View,
-    subset: Option<&Subset>,
+    wanted: &Wanted<'_>,
     mut all: Vec<Candidate<'a>>,
 ) -> Vec<Candidate<'a>> {
-    if let Some(subset) = subset {
+    let own_service = crate::target::names_us(view, wanted.service);
+    if let Some(only) = OnlyAccount::of(view).filter(|_| own_service) {
+        all.retain(|c| only.has(&c.endpoint.workload));
+    }
+    if let Some(subset) = wanted.subset {
         all.retain(|c| {
             let labels = view.tables.labels(&c.endpoint.workload.uid);
             subset.contains(labels.map(|l| &**l))

@@ -108,7 +108,12 @@ async fn handle(worker: Rc<Worker>, address: SocketAddr, connect: Connect) {
         Ok(addressed) => addressed,
         Err(refusal) => return refuse(&worker, connect, &authority, &refusal),
     };
-    let peer = Peer { identity, address };
+    let network = connect.headers().forwarded_network.as_deref();
+    let peer = Peer {
+        identity,
+        address,
+        foreign: network.is_some_and(|n| *n != *worker.world.own.network),
+    };
     let session = Session::new(worker, peer, addressed);
     match connect.accept(None) {
         Ok(stream) => session.serve(stream).await,

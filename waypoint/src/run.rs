@@ -27,7 +27,7 @@ use crate::upstream::{Dial, HboneDialer, Pool};
 use crate::world::{Own, World};
 
 /// For control tasks once traffic has ended.
-const CONTROL_DRAIN: Duration = Duration::from_secs(1);
+const CONTROL_DRAIN: Duration = Duration::from_millis(100);
 /// Between looks for connections nobody uses.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -257,6 +257,7 @@ async fn work(parts: &Parts, listener: tokio::net::TcpListener, life: Lifetime) 
     });
     life.draining().await;
     let orderly = scope.shutdown(parts.drain).await;
+    worker.upstreams.shutdown(Duration::ZERO).await;
     tracing::info!(orderly, "a worker has drained");
 }
 
@@ -270,8 +271,10 @@ pub fn worker(
     scope: Rc<LocalScope>,
 ) -> Rc<Worker> {
     let own_workload = Arc::new(world.own.as_workload());
+    let upstreams = Rc::new(LocalScope::new("upstream"));
     Rc::new(Worker {
-        pool: Pool::new(dialer, scope.clone()),
+        pool: Pool::new(dialer, upstreams.clone()),
+        upstreams,
         turns: Turns::new(),
         own_workload,
         world,

@@ -25,8 +25,10 @@ pub struct Worker {
     pub pool: Pool,
     /// Whose turn it is.
     pub turns: Turns,
-    /// Tasks of this worker.
+    /// Tasks that serve callers: a drain waits for them.
     pub scope: Rc<LocalScope>,
+    /// Connections to endpoints: they end when nobody is served any more.
+    pub upstreams: Rc<LocalScope>,
     /// Counters.
     pub metrics: Metrics,
     /// Where lines go.

@@ -102,6 +102,18 @@ fn find(
     }
 }
 
+/// True if a service is to be reached through this waypoint, by its host name.
+#[must_use]
+pub fn names_us(view: &View, service: &Service) -> bool {
+    let own = view.own_hostname();
+    let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+    let mut named = service.waypoint.iter().chain(weighted);
+    named.any(|gateway| match &gateway.destination {
+        GatewayDestination::Hostname(host) => Some(host) == own.as_ref(),
+        GatewayDestination::Address(_) => false,
+    })
+}
+
 fn has_port(service: &Service, port: u16) -> Result<(), TargetRefusal> {
     if service.ports.target(port).is_some() {
         return Ok(());

@@ -10,8 +10,13 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
         if !route.mirrors.is_empty() {
             out.push(format!("{here}.mirrors"));
         }
-        if route.retries.as_ref().is_some_and(|r| r.attempts > 0) {
-            out.push(format!("{here}.retries"));
+        if let Some(retries) = &route.retries
+            && !retries
+                .retry_on
+                .split(',')
+                .all(|c| is_retry_condition(c.trim()))
+        {
+            out.push(format!("{here}.retries.retryOn"));
         }
         for (place, block) in route.matches.iter().enumerate() {
             if !block.stat_prefix.is_empty() {
@@ -34,6 +39,22 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
         }
     }
     out
+}
+
+/// Conditions that are honoured: those about connections for every request, the others for requests
+/// without a body.
+fn is_retry_condition(condition: &str) -> bool {
+    matches!(
+        condition,
+        "" | "connect-failure"
+            | "refused-stream"
+            | "reset"
+            | "reset-before-request"
+            | "5xx"
+            | "gateway-error"
+            | "retriable-4xx"
+            | "retriable-status-codes"
+    ) || condition.parse::<u16>().is_ok()
 }
 
 /// Envoy's substitutions (`%REQ(x)%`) are sent as they are written.
@@ -94,13 +115,17 @@ mod tests {
                 mirrors: vec![proto::Mirror::default()],
                 retries: Some(proto::Retries {
                     attempts: 2,
+                    retry_on: "5xx,503,cancelled".into(),
                     ..Default::default()
                 }),
                 ..Default::default()
             }],
             ..Default::default()
         };
-        assert_eq!(unsupported(&object), ["http[0].mirrors", "http[0].retries"]);
+        assert_eq!(
+            unsupported(&object),
+            ["http[0].mirrors", "http[0].retries.retryOn"]
+        );
         assert!(unsupported(&proto::VirtualService::default()).is_empty());
     }
 }

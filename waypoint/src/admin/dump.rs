@@ -41,13 +41,6 @@ pub(super) fn page(admin: &Admin) -> Value {
 
 /// Services that name this waypoint, and those its routes lead to.
 fn served(view: &View) -> Vec<std::sync::Arc<Service>> {
-    let own = view.own_hostname();
-    let names_us = |s: &Service| {
-        let weighted = s.weighted_waypoints.iter().map(|w| &w.destination);
-        s.waypoint.iter().chain(weighted).any(|g| {
-            matches!(&g.destination, isobar_state::GatewayDestination::Hostname(h) if Some(h) == own.as_ref())
-        })
-    };
     let targets: Vec<NamespacedHostname> = view
         .tables
         .virtual_services()
@@ -62,7 +55,7 @@ fn served(view: &View) -> Vec<std::sync::Arc<Service>> {
     let mut all: Vec<_> = view
         .snapshot
         .services()
-        .filter(|s| names_us(s) || targets.contains(&s.key))
+        .filter(|s| crate::target::names_us(view, s) || targets.contains(&s.key))
         .cloned()
         .collect();
     all.sort_by(|a, b| a.key.cmp(&b.key));

@@ -124,18 +124,23 @@ impl Bed {
             certificates,
             backends: RefCell::default(),
         };
-        bed.tables(|draft| {
+        bed.describe("");
+        bed
+    }
+
+    /// Tells the waypoint who it is: of a namespace, or of one account.
+    pub(crate) fn describe(&self, account: &str) {
+        self.tables(|draft| {
             draft
                 .set_waypoint(&proto::Waypoint {
                     namespace: "default".into(),
                     name: "wp".into(),
                     traffic: proto::waypoint::Traffic::All.into(),
                     hostname: WAYPOINT_HOST.into(),
-                    for_service_account: String::new(),
+                    for_service_account: account.into(),
                 })
                 .unwrap();
         });
-        bed
     }
 
     /// Changes the tables.

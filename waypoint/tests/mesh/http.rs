@@ -549,3 +549,48 @@ fn websockets_change_protocol_end_to_end() {
         assert!(bed.line().await.contains("\"GET /chat HTTP/1.1\" 101"));
     });
 }
+
+#[test]
+fn a_waypoint_of_one_account_serves_its_pods_only() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let mut client = bed.client("client").await;
+        for (account, status) in [("server", 200), ("somebody", 503), ("", 200)] {
+            bed.describe(account);
+            assert_eq!(client.get("/").await.status, status, "{account}");
+        }
+    });
+}
+
+#[test]
+fn routes_by_the_caller_use_what_is_known_of_it() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        bed.backend("b", "v2").await;
+        bed.tables(|t| {
+            t.upsert_destination_rule(&subsets()).unwrap();
+            let mut mine = forward("mine", vec![to("v1", 0)]);
+            mine.matches = vec![proto::HttpMatch {
+                source_labels: [("version".to_owned(), "blue".to_owned())].into(),
+                source_namespace: "default".into(),
+                ..Default::default()
+            }];
+            let rest = forward("rest", vec![to("v2", 0)]);
+            t.upsert_virtual_service(&virtual_service(vec![mine, rest]))
+                .unwrap();
+        });
+        let mut client = bed.client("client").await;
+        assert!(client.get("/").await.body.starts_with("b "));
+        // The labels come later; the open connection sees them with its next request.
+        bed.tables(|t| {
+            t.upsert_labels(&proto::WorkloadLabels {
+                uid: "client".into(),
+                labels: [("version".to_owned(), "blue".to_owned())].into(),
+            });
+        });
+        assert!(client.get("/").await.body.starts_with("a "));
+        // The same address with another identity is not that workload: identity only, after a wait.
+        let mut other = bed.client("other").await;
+        assert!(other.get("/").await.body.starts_with("b "));
+    });
+}

@@ -167,7 +167,7 @@ fn source_conditions_use_identity_and_known_labels() {
         source_labels: BTreeMap::from([("app".into(), "web".into())]),
         ..Default::default()
     };
-    let m = crate::VirtualService::compile(&object("vs", 1, vec![rule("r", vec![wants])])).unwrap();
+    let m = VirtualService::compile(&object("vs", 1, vec![rule("r", vec![wants])])).unwrap();
     let m = &m.http[0].matches[0];
     let headers = HeaderMap::new();
     let at = call("/", &headers);
@@ -191,7 +191,7 @@ fn weights_choose_and_a_single_destination_takes_all() {
         destinations: vec![to("v1", 80), to("v2", 20), to("v3", 0)],
     }));
     let object =
-        crate::VirtualService::compile(&object("vs", 1, vec![split, rule("one", vec![])])).unwrap();
+        VirtualService::compile(&object("vs", 1, vec![split, rule("one", vec![])])).unwrap();
     let chosen = |at: usize, dice: u64| match &object.http[at].action {
         Action::Forward(all) => choose(all, dice).and_then(|w: &Weighted| w.target.subset.clone()),
         _ => None,
