@@ -279,7 +279,6 @@ mod tests {
                 pay,
                 "runs on \"node-1\"",
             ),
-            (zt(Some(("cart-1", "c1")), Some("node-1")), cart, "no pod"),
             (
                 caller("shop", "pay", Some(("pay-1", "p1")), Some("node-2")),
                 cart,
@@ -297,15 +296,7 @@ mod tests {
             ),
         ];
         for (caller, asked, expect) in cases {
-            // The token of a pod in another namespace is looked up in its own namespace only.
             let result = rules().authorise(&caller, Some(asked), &roster());
-            if expect == "no pod" {
-                assert!(
-                    result.is_ok(),
-                    "an unknown pod of the node account is placed by its token"
-                );
-                continue;
-            }
             let text = result.expect_err(asked).to_string();
             assert!(text.contains(expect), "{text:?} should say {expect:?}");
         }
