@@ -276,7 +276,10 @@ fn identify(value: &Value) -> Identity {
         return not(finding, hidden);
     };
     if !names::is_subdomain(name) {
-        let message = if name.is_empty() {
+        let written = value.get("metadata").and_then(|head| head.get("name"));
+        let message = if let Some(odd) = written.filter(|name| !name.is_string()) {
+            format!("{odd} is not a text: put the value in quotes")
+        } else if name.is_empty() {
             "metadata.name is missing".to_owned()
         } else {
             format!("{name:?} is not a name: lower-case letters, digits, \"-\" and \".\"")

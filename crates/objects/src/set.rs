@@ -19,7 +19,7 @@ use crate::object::{Object, ObjectHead};
 pub struct Origin {
     /// File; `-` for objects that did not come from one.
     pub file: Arc<Path>,
-    /// Line of the document's first line, from 1.
+    /// Line of the document's first line when the object last changed, from 1.
     pub line: u32,
 }
 
@@ -198,13 +198,13 @@ macro_rules! set {
                 }
             }
 
-            /// True if an equal object is in the set.
-            pub(crate) fn holds(&self, object: &Object) -> bool {
+            /// True if an equal object from that file is in the set.
+            pub(crate) fn holds(&self, object: &Object, file: &Path) -> bool {
                 match object {
                     $(Object::$kind(object) => self
                         .$map
                         .get(object.namespace(), object.name())
-                        .is_some_and(|held| held.object == **object),)+
+                        .is_some_and(|held| *held.origin.file == *file && held.object == **object),)+
                 }
             }
 

@@ -274,12 +274,13 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         let Some((index, value)) = self.list.next() else {
             return Ok(None);
         };
-        seed.deserialize(Reader {
+        let path = Path::Index(&self.path, index);
+        let result = seed.deserialize(Reader {
             value,
-            path: Path::Index(&self.path, index),
+            path,
             strict: self.strict,
-        })
-        .map(Some)
+        });
+        Reader::noted(path, self.strict, result).map(Some)
     }
 }
 
@@ -324,10 +325,13 @@ impl<'de> MapAccess<'de> for Entries<'_> {
             .value
             .take()
             .ok_or_else(|| ReadError("a value was asked for before its key".to_owned()))?;
-        seed.deserialize(Reader {
+        let path = Path::Key(&self.path, key);
+        let result = seed.deserialize(Reader {
             value,
-            path: Path::Key(&self.path, key),
+            path,
             strict: self.strict,
-        })
+        });
+        // Also what is found wrong with a value after it was read, a duration for example.
+        Reader::noted(path, self.strict, result)
     }
 }

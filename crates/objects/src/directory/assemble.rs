@@ -278,7 +278,7 @@ fn all_objects(set: &ObjectSet) -> Vec<(ObjectRef, ())> {
 
 /// Puts an object into the set unless an equal one is there; true if it did.
 fn store(set: &mut ObjectSet, object: &Object, raw: &RawObject) -> bool {
-    if set.holds(object) {
+    if set.holds(object, &raw.file) {
         return false;
     }
     let origin = Origin {

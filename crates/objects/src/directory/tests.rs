@@ -235,7 +235,7 @@ async fn a_broken_document_keeps_what_was_read_from_its_file() {
 #[tokio::test]
 async fn a_half_written_file_drops_nothing() {
     let whole = format!("{}---\n{}", service("a", 80), service("b", 81));
-    let mut bench = Bench::new(&[("x.yaml", &whole), ("y.yaml", &service("y", 1))]);
+    let mut bench = Bench::new(&[("x.yaml", &whole), ("other.yaml", &service("other", 1))]);
     let lost = |now: &Published| port(&now.objects, "b").is_none();
     // Emptied, then written in two parts, with the file open all the time.
     let mut file = OpenOptions::new()
@@ -243,15 +243,15 @@ async fn a_half_written_file_drops_nothing() {
         .truncate(true)
         .open(bench.base("x.yaml"))
         .unwrap();
-    bench.write("y.yaml", &service("y", 2));
+    bench.write("other.yaml", &service("other", 2));
     bench
-        .until_but_never(|now| port(&now.objects, "y") == Some(2), lost)
+        .until_but_never(|now| port(&now.objects, "other") == Some(2), lost)
         .await;
     file.write_all(service("a", 82).as_bytes()).unwrap();
-    bench.write("y.yaml", &service("y", 3));
+    bench.write("other.yaml", &service("other", 3));
     bench
         .until_but_never(
-            |now| port(&now.objects, "y") == Some(3),
+            |now| port(&now.objects, "other") == Some(3),
             |now| {
                 // Long patience may end before the second part comes; only then `b` may be gone.
                 port(&now.objects, "a").is_none()

@@ -49,7 +49,7 @@ fn each_kind_of_bad_input_names_file_object_and_field() {
     for (text, expected) in [
         (
             "a: [1\n".to_owned(),
-            vec![format!("{subject}:2: not valid YAML: ")],
+            vec![format!("{subject}:1: not valid YAML: unclosed bracket")],
         ),
         (
             route("{rotue: []}"),
