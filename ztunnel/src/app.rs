@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::{self, Admin};
 use crate::config::{Config, Mode, RootSource, TokenSource};
 use crate::dns;
-use crate::metrics::Metrics;
+use crate::metrics::{DiscoveryMetrics, Metrics};
 use crate::pods::{PendingPods, Pods};
 use crate::proxy::World;
 use crate::zds::{self, PodInfo};
@@ -94,20 +94,24 @@ async fn control(
     };
     let store = Store::new(Snapshot::empty(traversal));
     let sync = start_discovery(&scope, &config, &store);
+    if let Some(sync) = &sync {
+        registry.collector(Box::new(DiscoveryMetrics(sync.clone())));
+    }
     let certificates = start_certificates(&scope, &config, &store);
 
+    let metrics = Metrics::new(&registry);
+    let pending = PendingPods::new(metrics.pending_pods.clone());
     let world = Arc::new(World {
         config: config.clone(),
         store: store.clone(),
         certificates: Arc::new(certificates.clone()),
-        metrics: Metrics::new(&registry),
+        metrics,
     });
     let resolver = config
         .dns
         .clone()
         .map(|dns| dns::Resolver::of_process(dns, &registry));
     let pods = Pods::new(world, workers, resolver);
-    let pending = PendingPods::default();
     scope.spawn("recheck", pods.clone().recheck(store.clone(), life.clone()));
     let admin = Admin {
         config: config.clone(),

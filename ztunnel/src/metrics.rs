@@ -1,5 +1,7 @@
 //! The metrics of the data path, with Istio's names and labels (ztunnel.md §9.2).
 
+mod discovery;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,6 +12,8 @@ use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+
+pub use discovery::DiscoveryMetrics;
 
 /// What stands for a label that is not known.
 const UNKNOWN: &str = "unknown";
@@ -78,6 +82,7 @@ pub struct Metrics {
     received: Family<TrafficLabels, Counter>,
     sent: Family<TrafficLabels, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    open: Family<ReporterLabels, Gauge>,
     /// Pods served.
     pub active_pods: Gauge,
     /// Pods announced that could not be started yet.
@@ -87,6 +92,9 @@ pub struct Metrics {
     /// Pods ever ended.
     pub pods_stopped: Counter,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ReporterLabels(Direction);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct RefusedLabels {
@@ -129,6 +137,11 @@ impl Metrics {
                 "Connections refused before anything was known about their destination",
                 Family::default(),
             ),
+            open: registry.register(
+                "istio_tcp_sockets_open",
+                "The current number of open TCP connections (unstable)",
+                Family::default(),
+            ),
             active_pods: registry.register(
                 "workload_manager_active_proxy_count",
                 "The total number current workloads with active proxies (unstable)",
@@ -157,6 +170,9 @@ impl Metrics {
     #[must_use]
     pub fn opened(&self, labels: &TrafficLabels) -> (Counter, Counter) {
         self.opened.get_or_create(labels).inc();
+        self.open
+            .get_or_create(&ReporterLabels(labels.direction))
+            .inc();
         // At both sides "received" is what the destination receives (Istio's historic view).
         (
             self.received.get_or_create(labels).clone(),
@@ -167,6 +183,9 @@ impl Metrics {
     /// Counts the end of a connection that was counted as opened; `labels` are its last ones.
     pub fn closed(&self, labels: &TrafficLabels) {
         self.closed.get_or_create(labels).inc();
+        self.open
+            .get_or_create(&ReporterLabels(labels.direction))
+            .dec();
         if labels.flags != "-" {
             self.failed.get_or_create(labels).inc();
         }
@@ -207,6 +226,20 @@ fn put(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> Result<(),
     (name, value).encode(encoder.encode_label())
 }
 
+/// Which side tells, in Istio's words.
+const fn reporter(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Inbound => "destination",
+        Direction::Outbound => "source",
+    }
+}
+
+impl EncodeLabelSet for ReporterLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        put(encoder, "reporter", reporter(self.0))
+    }
+}
+
 impl EncodeLabelSet for RefusedLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         put(encoder, "direction", self.direction.as_str())?;
@@ -216,11 +249,7 @@ impl EncodeLabelSet for RefusedLabels {
 
 impl EncodeLabelSet for TrafficLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        let reporter = match self.direction {
-            Direction::Inbound => "destination",
-            Direction::Outbound => "source",
-        };
-        put(encoder, "reporter", reporter)?;
+        put(encoder, "reporter", reporter(self.direction))?;
         self.source.encode("source", encoder)?;
         let known = |v: &Option<Str>| v.clone().unwrap_or_else(|| UNKNOWN.into());
         put(encoder, "destination_service", &known(&self.service.host))?;
@@ -322,6 +351,7 @@ mod tests {
             "request_protocol=\"tcp\",response_flags=\"-\",\
              connection_security_policy=\"mutual_tls\",source_region=\"r1\"} 7"
         ));
+        assert!(text.contains("istio_tcp_sockets_open{reporter=\"source\"} 0"));
         assert!(text.contains("istio_tcp_connections_failed_total"));
         assert!(text.contains("response_flags=\"DENY\""));
     }

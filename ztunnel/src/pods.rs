@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use isobar_net::{NetNs, NetNsId, set_tcp_migrate_req};
 use isobar_runtime::{Scope, Worker};
 use isobar_types::Reason;
+use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
@@ -48,15 +49,28 @@ struct Running {
 /// Pods announced that could not be started yet; for dumps. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct PendingPods {
+    // Held to replace or copy the list.
     pods: Arc<Mutex<Vec<(String, PodInfo)>>>,
+    count: Gauge,
 }
 
 impl PendingPods {
+    /// No pod; `count` tells how many there are.
+    #[must_use]
+    pub fn new(count: Gauge) -> Self {
+        Self {
+            pods: Arc::default(),
+            count,
+        }
+    }
+
     /// Replaces the list.
     pub fn set<'a>(&self, pods: impl Iterator<Item = (&'a str, &'a PodInfo)>) {
         let mut list = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         list.clear();
         list.extend(pods.map(|(uid, info)| (uid.to_owned(), info.clone())));
+        self.count
+            .set(i64::try_from(list.len()).unwrap_or(i64::MAX));
     }
 
     /// A copy of the list.

@@ -19,8 +19,8 @@ use tokio::net::TcpStream;
 use super::Refused;
 use super::connections::{InboundGuard, REJECTED, View};
 use super::ledger::{End, Ending, Ledger, Route};
-use super::outbound::{certificate, describe, http2};
 use super::target::service_of;
+use super::tunnel::{certificate, describe, http2};
 use super::worker::PodWorker;
 
 /// Statuses of the protocol (ztunnel.md §5.3).

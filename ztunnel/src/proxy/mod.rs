@@ -15,6 +15,7 @@ mod outbound;
 mod plaintext;
 mod pod;
 mod target;
+mod tunnel;
 mod worker;
 
 use std::net::IpAddr;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::accept::accept_all;
 use super::connections::InboundGuard;
 use super::ledger::{Ending, Ledger};
-use super::{Pod, PodListeners, World, inbound, outbound, plaintext};
+use super::{Pod, PodListeners, World, inbound, outbound, plaintext, tunnel};
 
 /// How often the byte counters of an open connection are brought up to date.
 const COUNT: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ pub(super) struct PodWorker {
 
 /// Serves a pod on the calling worker until it ends.
 pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners) {
-    let pool = outbound::pool(&world, &pod);
+    let pool = tunnel::pool(&world, &pod);
     let tunnels = LifetimeOwner::new();
     let worker = Rc::new(PodWorker {
         world,

@@ -266,7 +266,7 @@ impl CertSource for Certificates {
 
 impl Mesh {
     pub(crate) fn new(workers: Vec<Worker>) -> Self {
-        let config = Environment::new([("NODE_NAME", "node"), ("IPV6_ENABLED", "false")], 2);
+        let config = Environment::new([("NODE_NAME", "node")], 2);
         let config = Arc::new(config.parse().unwrap());
         let store = Store::default();
         let registry = Registry::new();
