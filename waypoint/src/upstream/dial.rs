@@ -56,6 +56,7 @@ pub struct HboneDialer {
     own: Arc<Own>,
     tunnels: isobar_hbone::Pool,
     plain: PlainDialer,
+    port: u16,
 }
 
 impl HboneDialer {
@@ -66,14 +67,22 @@ impl HboneDialer {
             own,
             tunnels,
             plain: PlainDialer::default(),
+            port: ports::HBONE,
         }
+    }
+
+    /// The same, for peers that take tunnels on another port than 15008.
+    #[must_use]
+    pub const fn on_port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
     }
 
     async fn tunnel(&self, to: &Endpoint) -> Result<AnyStream, DialFailure> {
         let key = TunnelKey {
             source: self.own.identity.clone(),
             expect: vec![to.workload.identity()],
-            to: SocketAddr::new(to.address.ip(), ports::HBONE),
+            to: SocketAddr::new(to.address.ip(), self.port),
             from: self.own.ip,
         };
         let headers = ConnectHeaders::new(Authority::Address(to.address));

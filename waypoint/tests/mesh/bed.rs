@@ -27,7 +27,7 @@ use isobar_waypoint::listener;
 use isobar_waypoint::metrics::Metrics;
 use isobar_waypoint::run::{Fetch, worker};
 use isobar_waypoint::session::Worker;
-use isobar_waypoint::upstream::PlainDialer;
+use isobar_waypoint::upstream::{Dial, HboneDialer, PlainDialer};
 use isobar_waypoint::world::{Own, World};
 use isobar_xds::{CertError, CertSource, Store};
 use tokio::net::TcpListener;
@@ -59,6 +59,7 @@ pub(crate) struct Bed {
     pub(crate) at: SocketAddr,
     certificates: Arc<dyn CertSource>,
     backends: RefCell<Vec<Backend>>,
+    hbone: bool,
 }
 
 struct Backend {
@@ -80,7 +81,7 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Bed) -> F) {
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let limit = Duration::from_secs(60);
-        let bed = Bed::start();
+        let bed = Bed::start(None);
         tokio::time::timeout(limit, test(bed))
             .await
             .expect("the test took too long");
@@ -88,7 +89,12 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Bed) -> F) {
 }
 
 impl Bed {
-    fn start() -> Self {
+    /// A bed whose back ends are reached over HBONE on `port`.
+    pub(crate) fn over_hbone(port: u16) -> Self {
+        Self::start(Some(port))
+    }
+
+    fn start(hbone: Option<u16>) -> Self {
         let certificates: Arc<dyn CertSource> =
             Arc::new(Certs(ca::Authority::generate("test").unwrap()));
         let own = Own {
@@ -107,7 +113,14 @@ impl Bed {
         let metrics = Metrics::new(&registry);
         let (log, lines) = AccessLog::to_queue();
         let scope = Rc::new(LocalScope::new("test"));
-        let dialer = Rc::new(PlainDialer::default());
+        let dialer: Rc<dyn Dial> = match hbone {
+            None => Rc::new(PlainDialer::default()),
+            Some(port) => {
+                let tunnels =
+                    Pool::new(PoolOptions::default(), Rc::new(Fetch(certificates.clone())));
+                Rc::new(HboneDialer::new(world.own.clone(), tunnels).on_port(port))
+            }
+        };
         let worker = worker(world, metrics, log, dialer, scope.clone());
         let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).unwrap();
         let at = listener.local_addr().unwrap();
@@ -123,6 +136,7 @@ impl Bed {
             at,
             certificates,
             backends: RefCell::default(),
+            hbone: hbone.is_some(),
         };
         bed.describe("");
         bed
@@ -234,6 +248,7 @@ impl Bed {
                 addresses: vec![ip.octets().to_vec()],
                 workload_name: backend.name.into(),
                 canonical_name: "svc".into(),
+                tunnel_protocol: i32::from(self.hbone),
                 waypoint: Some(gateway()),
                 services: BTreeMap::from([(key.clone(), wire::PortList { ports: vec![port] })]),
                 ..Default::default()
@@ -528,6 +543,32 @@ pub(crate) fn allow_account(account: &str) -> proto::Authorization {
         }],
         ..Default::default()
     }
+}
+
+/// The node's proxy of a back end: ends tunnels as `account` and passes them on to `to`.
+pub(crate) async fn node_proxy(bed: &Bed, listener: TcpListener, account: &str, to: SocketAddr) {
+    let certificate = bed.certificates.fetch(&identity(account)).await.unwrap();
+    let scope = bed.scope.clone();
+    let life = scope.lifetime();
+    let tls = isobar_tls::server_config(&certificate);
+    let inner = scope.clone();
+    scope.spawn("node proxy", async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (tls, life) = (tls.clone(), life.clone());
+            inner.spawn("node proxy connection", async move {
+                let options = isobar_hbone::ServerOptions::default();
+                // How it ends is for the waypoint to see.
+                let _ =
+                    isobar_hbone::serve(tcp, &tls, &options, &life, move |connect| async move {
+                        assert_eq!(connect.peer().identity(), &identity("wp"));
+                        let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                        let mut near = connect.accept(None).unwrap();
+                        isobar_hbone::relay(&mut near, &mut far).await;
+                    })
+                    .await;
+            });
+        }
+    });
 }
 
 /// Names a count map by the first word of each answer.

@@ -594,3 +594,33 @@ fn routes_by_the_caller_use_what_is_known_of_it() {
         assert!(other.get("/").await.body.starts_with("b "));
     });
 }
+
+#[test]
+fn endpoints_of_the_mesh_are_reached_as_the_waypoint_and_must_be_who_they_are() {
+    run(|first| async move {
+        drop(first);
+        let listener = tokio::net::TcpListener::bind("127.0.1.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let bed = Bed::over_hbone(port);
+        let application = bed.backend("a", "v1").await;
+        node_proxy(&bed, listener, "server", application).await;
+        let mut client = bed.client("client").await;
+        for _ in 0..3 {
+            assert_eq!(client.get("/in").await.body, "a /in 0");
+        }
+        // Another pod's proxy at the endpoint's address gets nothing.
+        let impostor = tokio::net::TcpListener::bind(("127.0.1.2", port))
+            .await
+            .unwrap();
+        let other = bed.backend("b", "v1").await;
+        node_proxy(&bed, impostor, "somebody", other).await;
+        bed.remove_backend("a");
+        let answer = client.get("/in").await;
+        assert_eq!(answer.status, 503);
+        for _ in 0..3 {
+            bed.line().await;
+        }
+        let line = bed.line().await;
+        assert!(line.contains(" 503 UF "), "{line}");
+    });
+}
