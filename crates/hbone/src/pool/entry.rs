@@ -80,8 +80,10 @@ impl Entry {
             *joined = dial.running;
             return Ok(Turn::Wait);
         }
-        // A tunnel whose limit is not known yet may have room as soon as it is.
+        // A tunnel whose limit is not known yet may have room as soon as it is. If it never comes,
+        // the attempt that made it has failed after all.
         if tunnels.iter().any(|tunnel| !tunnel.is_settled()) {
+            *joined = Some(dial.last);
             return Ok(Turn::Wait);
         }
         dial.last += 1;
@@ -99,6 +101,14 @@ impl Entry {
         }
         drop(dial);
         self.notify();
+    }
+
+    /// A tunnel ended before its peer had said anything: all who wait for it are told why.
+    pub(crate) fn never_settled(&self, error: TunnelError) {
+        let mut dial = self.dial.borrow_mut();
+        // An attempt that runs now is a later one, with callers of its own.
+        let attempt = dial.running.map_or(dial.last, |running| running - 1);
+        dial.failed = Some((attempt, error));
     }
 
     /// Adds a tunnel and takes its first slot.

@@ -6,7 +6,6 @@ use http::StatusCode;
 use tokio::time::timeout;
 
 use super::entry::Slot;
-use super::tunnel::Ending;
 use crate::headers::Baggage;
 use crate::{ConnectHeaders, Stage, Timeouts, TunnelError, TunnelStream};
 
@@ -82,21 +81,12 @@ async fn failed(
         };
     }
     slot.condemn();
-    let lost = |detail| TunnelError::Lost { to, detail };
     // With a polite goodbye the connection lives on for other streams; otherwise it is over, and
     // its driver knows best why.
     let error = if !error.is_io() {
-        lost(detail)
+        TunnelError::Lost { to, detail }
     } else {
-        match slot.tunnel().ending().await {
-            Ending::Refused(source) => TunnelError::Tls { to, source },
-            Ending::Unsettled => TunnelError::Timeout {
-                to,
-                stage: Stage::Settings,
-                after: timeouts.settings,
-            },
-            Ending::Lost(cause) => lost(cause),
-        }
+        slot.tunnel().ending().await.error(to, timeouts)
     };
     let unprocessed = (unsent || going_away) && matches!(error, TunnelError::Lost { .. });
     Failure { error, unprocessed }

@@ -1,4 +1,5 @@
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -43,6 +44,27 @@ pub(crate) enum Ending {
     Unsettled,
     /// Anything else.
     Lost(String),
+}
+
+impl Ending {
+    /// As the callers are told.
+    pub(crate) fn error(&self, to: SocketAddr, timeouts: &Timeouts) -> TunnelError {
+        match self {
+            Self::Refused(source) => TunnelError::Tls {
+                to,
+                source: Arc::clone(source),
+            },
+            Self::Unsettled => TunnelError::Timeout {
+                to,
+                stage: Stage::Settings,
+                after: timeouts.settings,
+            },
+            Self::Lost(detail) => TunnelError::Lost {
+                to,
+                detail: detail.clone(),
+            },
+        }
+    }
 }
 
 impl Tunnel {
@@ -229,6 +251,11 @@ impl Driver {
         tracing::debug!(to = %self.key.to, ?ending, "a tunnel ended");
         if let Some(tunnel) = self.tunnel.upgrade() {
             tunnel.condemn();
+            if !tunnel.is_settled()
+                && let Some(entry) = self.entry.upgrade()
+            {
+                entry.never_settled(ending.error(self.key.to, &self.timeouts));
+            }
             *tunnel.ended.borrow_mut() = Some(ending);
             self.leave(&tunnel);
             tunnel.over.notify_waiters();

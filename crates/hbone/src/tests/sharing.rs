@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
 use super::rig::{Rig, headers, key, local};
-use crate::{Connect, Http2, PoolOptions, Timeouts};
+use crate::{Connect, Http2, PoolOptions, Stage, Timeouts, TunnelError};
 
 async fn hold(connect: Connect) {
     let mut stream = connect.accept(None).unwrap();
@@ -168,6 +168,54 @@ async fn a_failed_dial_is_told_to_all_who_wait() {
         assert!(results.iter().all(Result::is_err));
         assert_eq!(*rig.accepted.borrow(), 1, "one dial for all of them");
         assert_eq!(rig.pool.tunnels(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_never_settles_fails_for_all_at_once() {
+    local(async {
+        let limit = Duration::from_millis(200);
+        let timeouts = Timeouts {
+            settings: limit,
+            ..Timeouts::default()
+        };
+        let rig = Rig::with(PoolOptions {
+            timeouts,
+            ..PoolOptions::default()
+        });
+        let tls = rig.server_tls("cart");
+        let address = rig
+            .raw(move |tcp| {
+                let tls = tls.clone();
+                async move {
+                    let _open = tls.accept(tcp).await;
+                    std::future::pending::<()>().await;
+                }
+            })
+            .await;
+        let (key, headers) = (key(address), headers());
+        let mut opens = Vec::new();
+        for _ in 0..20 {
+            opens.push(rig.pool.open(&key, &headers));
+        }
+        let results = tokio::time::timeout(Duration::from_secs(5), join_all(opens))
+            .await
+            .unwrap();
+        for result in results {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    TunnelError::Timeout {
+                        stage: Stage::Settings,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+        }
+        assert_eq!(*rig.accepted.borrow(), 1);
     })
     .await;
 }
