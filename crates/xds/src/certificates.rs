@@ -182,7 +182,13 @@ impl CertManager {
                 CertState::Unavailable(error) => return Err(error.clone()),
                 CertState::Available(_) | CertState::Initializing => {}
             }
-            state.changed().await.map_err(|_| CertError::Forgotten)?;
+            if state.changed().await.is_err() {
+                return Err(if self.commands.is_closed() {
+                    CertError::Stopped
+                } else {
+                    CertError::Forgotten
+                });
+            }
         }
     }
 }

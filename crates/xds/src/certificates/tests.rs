@@ -224,10 +224,15 @@ async fn a_forgotten_identity_is_not_renewed_and_leaves_nobody_waiting() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stopped_worker_leaves_nobody_waiting() {
-    let s = setup();
-    s.scope.shutdown(Duration::ZERO).await;
-    let result = s.manager.fetch(&id("a")).await;
+    let mut s = setup();
+    let a = id("a");
+    let manager = s.manager.clone();
+    let (result, ()) = tokio::join!(manager.fetch(&a), async {
+        let _unanswered = s.call().await;
+        s.scope.shutdown(Duration::ZERO).await;
+    });
     assert_eq!(result.unwrap_err(), CertError::Stopped);
+    assert_eq!(manager.fetch(&a).await.unwrap_err(), CertError::Stopped);
 }
 
 fn pod(name: &str, node: &str, hbone: bool) -> wire::Address {

@@ -133,6 +133,14 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// However the worker ends, whoever still waits for a certificate gets an answer.
+    fn drop(&mut self) {
+        self.queue.close();
+        self.shared.write().clear();
+    }
+}
+
 fn until(at: SystemTime, wall: SystemTime) -> Duration {
     at.duration_since(wall).unwrap_or(Duration::ZERO)
 }
