@@ -20,8 +20,8 @@ use crate::pods::{PendingPods, Pods};
 use crate::proxy::World;
 use crate::zds::{self, PodInfo};
 
-/// For control tasks once traffic has ended.
-const CONTROL_DRAIN: Duration = Duration::from_secs(1);
+/// For control tasks once traffic has ended: most serve until they are stopped.
+const CONTROL_DRAIN: Duration = Duration::from_millis(50);
 
 /// Why the process cannot start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -50,13 +50,17 @@ impl<H: PodHost> Client<H> {
     /// When the agent contradicts itself: the process must start over.
     pub async fn run(self, life: Lifetime) -> Result<(), Fatality> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut away = false;
         loop {
+            let mut connected = false;
             let ended = tokio::select! {
                 () = life.draining() => return Ok(()),
-                ended = self.connection(&mut backoff) => ended,
+                ended = self.connection(&mut backoff, &mut connected) => ended,
             };
+            away &= !connected;
             self.gate.close();
             match ended {
+                Ended::Lost(error) if away => tracing::debug!(%error, "node agent is still away"),
                 Ended::Lost(error) => {
                     tracing::info!(%error, "node agent is away; pods go on as they are");
                 }
@@ -65,6 +69,7 @@ impl<H: PodHost> Client<H> {
                 }
                 Ended::Fatal(text) => return Err(Fatality(text)),
             }
+            away = true;
             let wait = backoff.step(rand::random());
             tokio::select! {
                 () = life.draining() => return Ok(()),
@@ -73,7 +78,7 @@ impl<H: PodHost> Client<H> {
         }
     }
 
-    async fn connection(&self, backoff: &mut Backoff) -> Ended {
+    async fn connection(&self, backoff: &mut Backoff, connected: &mut bool) -> Ended {
         let packets = match SeqPacket::connect(&self.path) {
             Ok(packets) => packets,
             Err(error) => return Ended::Lost(error),
@@ -82,7 +87,8 @@ impl<H: PodHost> Client<H> {
             return Ended::Lost(error);
         }
         backoff.reset();
-        tracing::debug!("connected to the node agent");
+        *connected = true;
+        tracing::info!("connected to the node agent");
         let mut session = Session::new();
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
