@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn decided(pod: Value, namespace_labels: Value) -> Enrolment {
+    fn decided(pod: Value, namespace_labels: &Value) -> Enrolment {
         let mut pod = pod;
         crate::merge_patch(&mut pod, &json!({"metadata": {"name": "p"}}));
         if pod["metadata"].get("namespace").is_none() {
@@ -159,7 +159,7 @@ mod tests {
                 Enrolment::ByNamespaceLabel,
             ),
         ] {
-            assert_eq!(decided(pod.clone(), namespace), expected, "{pod}");
+            assert_eq!(decided(pod.clone(), &namespace), expected, "{pod}");
         }
     }
 
@@ -193,7 +193,7 @@ mod tests {
                 Enrolment::Finished,
             ),
         ] {
-            let decision = decided(pod.clone(), asked.clone());
+            let decision = decided(pod.clone(), &asked);
             assert_eq!(decision, expected, "{pod}");
             assert!(!decision.is_enrolled());
         }

@@ -168,7 +168,7 @@ pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
     let mut raw = RawText::default();
     for document in document::split(&file, text) {
         match document.value() {
-            Ok(value) => raw.take(&file, &document, value, String::new()),
+            Ok(value) => raw.take(&file, &document, &value, String::new()),
             Err(broken) => {
                 raw.hidden.push(Hidden::Any);
                 raw.findings.push(Finding {
@@ -183,18 +183,18 @@ pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
 }
 
 impl RawText {
-    fn take(&mut self, file: &Arc<Path>, document: &Document<'_>, value: Value, inside: String) {
+    fn take(&mut self, file: &Arc<Path>, document: &Document<'_>, value: &Value, inside: String) {
         if value.get("kind").and_then(Value::as_str) == Some("List")
             && let Some(Value::Array(items)) = value.get("items")
         {
             for (index, item) in items.iter().enumerate() {
                 let dot = if inside.is_empty() { "" } else { "." };
                 let inside = format!("{inside}{dot}items[{index}]");
-                self.take(file, document, item.clone(), inside);
+                self.take(file, document, item, inside);
             }
             return;
         }
-        match identify(&value) {
+        match identify(value) {
             Identity::Used(kind, reference, value) => self.objects.push(RawObject {
                 reference,
                 kind,

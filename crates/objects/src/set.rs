@@ -43,7 +43,9 @@ impl<T> Deref for Held<T> {
 
 /// Objects of one kind by namespace and name; cheap to clone, ordered.
 #[derive(Debug)]
-pub struct ObjectMap<T>(Arc<BTreeMap<Str, BTreeMap<Str, Arc<Held<T>>>>>);
+pub struct ObjectMap<T>(Arc<BTreeMap<Str, ByName<T>>>);
+
+type ByName<T> = BTreeMap<Str, Arc<Held<T>>>;
 
 impl<T> Clone for ObjectMap<T> {
     fn clone(&self) -> Self {

@@ -21,6 +21,8 @@ use crate::validate::validate_set;
 pub(super) struct Assembler {
     files: BTreeMap<FileId, FileState>,
     directory_findings: Vec<Finding>,
+    /// Something came in since the last publication.
+    is_stale: bool,
     built: BTreeMap<ObjectRef, Built>,
     claims: Claims,
     set: ObjectSet,
@@ -61,6 +63,7 @@ struct Built {
 impl Assembler {
     /// Takes in what a scan found.
     pub(super) fn take(&mut self, scan: Scan) {
+        self.is_stale |= !scan.changed.is_empty() || self.directory_findings != scan.findings;
         self.directory_findings = scan.findings;
         for (id, change) in scan.changed {
             match change {
@@ -102,6 +105,9 @@ impl Assembler {
 
     /// Makes the set anew; true if objects or findings differ from the last publication.
     pub(super) fn publish(&mut self) -> bool {
+        if self.published.synced && !std::mem::take(&mut self.is_stale) {
+            return false;
+        }
         self.build();
         let claim_findings = self.settle_and_store();
         let mut findings = self.directory_findings.clone();
@@ -340,7 +346,7 @@ impl Built {
             self.good_overlays = Vec::new();
             return;
         };
-        if inputs.base.first().is_some() && self.good_base.is_none() {
+        if !inputs.base.is_empty() && self.good_base.is_none() {
             // A base that was never good: an overlay alone is not what the user asked for.
             self.good_overlays = Vec::new();
             return;

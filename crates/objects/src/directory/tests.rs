@@ -394,6 +394,25 @@ async fn overlays_merge_and_patches_need_their_object() {
     assert_eq!(now.objects.len(), 2);
     assert!(now.findings.is_empty(), "{:?}", now.findings);
 
+    lab.remove(&reference("made")).unwrap();
+    agent.remove(&reference("a")).unwrap();
+    let now = bench
+        .until(|now| now.objects.len() == 1 && now.findings.is_empty())
+        .await;
+    let a = now.objects.services.get("default", "a").unwrap();
+    assert!(a.annotations().is_empty());
+}
+
+#[tokio::test]
+async fn bad_bases_and_bad_overlays_are_told_apart() {
+    let mut bench = Bench::new(&[("a.yaml", &service("a", 80))]);
+    let lab = OverlayWriter::new(bench.dir.path().join("overlay/kubelet")).unwrap();
+    let agent = OverlayWriter::new(bench.dir.path().join("overlay/node-1")).unwrap();
+    lab.merge(
+        &reference("a"),
+        &json!({"spec": {"clusterIP": "10.96.0.1"}}),
+    )
+    .unwrap();
     // A bad base keeps its last good version while overlays go on.
     bench.write("a.yaml", &service("a", 0));
     agent
@@ -429,14 +448,6 @@ async fn overlays_merge_and_patches_need_their_object() {
         Some("10.96.0.1")
     );
     assert_eq!(a.annotation("z"), Some("3"), "its last good version stays");
-
-    lab.remove(&reference("made")).unwrap();
-    agent.remove(&reference("a")).unwrap();
-    let now = bench
-        .until(|now| now.objects.len() == 1 && now.findings.is_empty())
-        .await;
-    let a = now.objects.services.get("default", "a").unwrap();
-    assert!(a.annotations().is_empty());
 }
 
 #[test]

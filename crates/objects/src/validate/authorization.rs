@@ -235,7 +235,7 @@ fn path(field: &str, text: &str, report: &mut Report) {
         .iter()
         .filter(|segment| **segment == "{**}")
         .count();
-    if !text.starts_with('/') || !segments.iter().all(|segment| fine(segment)) || deep > 1 {
+    if !text.starts_with('/') || !segments.iter().all(fine) || deep > 1 {
         report.error(
             field,
             format!("{text:?} is no path template: whole segments {{*}}, and {{**}} once"),

@@ -226,7 +226,8 @@ fn check_destination(
 
 /// One host routed from several namespaces: legal, and a surprise.
 fn shared_hosts(set: &ObjectSet, hosts: &Hosts<'_>, findings: &mut Vec<Finding>) {
-    let mut owners: BTreeMap<String, Vec<(&Arc<Held<VirtualService>>, usize)>> = BTreeMap::new();
+    type Owner<'a> = (&'a Held<VirtualService>, usize);
+    let mut owners: BTreeMap<String, Vec<Owner<'_>>> = BTreeMap::new();
     for object in set.virtual_services.iter() {
         for claim in claims(object, hosts) {
             owners

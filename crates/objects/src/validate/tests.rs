@@ -169,6 +169,12 @@ fn virtual_services() {
             with_route("match: [{uri: {regex: \"(?=a)\"}}]"),
             &["spec.http[0].match[0].uri.regex"],
         ),
+    ]);
+}
+
+#[test]
+fn what_virtual_services_do_on_the_way() {
+    assert_errors(&[
         (
             with_route("retries: {attempts: -1}"),
             &["spec.http[0].retries.attempts"],
@@ -321,10 +327,9 @@ fn authorization_policies() {
 }
 
 #[test]
-fn the_other_kinds() {
+fn peer_authentications_and_network_policies() {
     let network = |text: &str| spec("networking.k8s.io/v1", "NetworkPolicy", text);
     let peer = |text: &str| spec("security.istio.io/v1beta1", "PeerAuthentication", text);
-    let gateway = |text: &str| spec("gateway.networking.k8s.io/v1", "Gateway", text);
     assert_errors(&[
         (peer("{mtls: {mode: STRICT}}"), &[]),
         (peer("{mtls: {mode: STRICTLY}}"), &["spec.mtls.mode"]),
@@ -356,6 +361,13 @@ fn the_other_kinds() {
             network("{podSelector: {}, ingress: [{ports: [{port: http, endPort: 90}]}]}"),
             &["spec.ingress[0].ports[0].endPort"],
         ),
+    ]);
+}
+
+#[test]
+fn the_other_kinds() {
+    let gateway = |text: &str| spec("gateway.networking.k8s.io/v1", "Gateway", text);
+    assert_errors(&[
         (
             gateway(
                 "{gatewayClassName: isobar-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}",
