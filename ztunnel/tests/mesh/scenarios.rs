@@ -263,8 +263,33 @@ async fn a_removed_pod_is_gone(stage: &Stage, descriptors: usize) {
             .await
             .is_ok_and(|_| true)
     );
-    assert!(stage.mesh.pods.drain(Duration::from_secs(5)).await);
     drop(open);
+
+    // Served anew, then drained: what is open may go on for the time allowed, and is then cut.
+    let (server, info) = (&stage.server, stage.server.info());
+    let netns = Some(server.netns.clone());
+    stage.mesh.pods.serve("server", &info, netns).await.unwrap();
+    let mut open = greeted(&stage.client, "10.0.0.2:").await;
+    let draining = stage.mesh.pods.clone();
+    let drained = Scope::new("drain");
+    let (done, result) = tokio::sync::oneshot::channel();
+    drained.spawn("drain", async move {
+        let orderly = draining.drain(Duration::from_millis(500)).await;
+        done.send(orderly).unwrap();
+    });
+    until("no new connection is taken", || {
+        let connect = std::net::TcpStream::connect("10.0.0.3:15008");
+        connect.is_err()
+    })
+    .await;
+    echoes(&mut open).await;
+    ends_within_a_second(&mut open).await;
+    assert!(!result.await.unwrap());
+    drop(open);
+    until("the reason is counted", || {
+        stage.metrics().contains("reason=\"drained\"")
+    })
+    .await;
     until("every descriptor is closed", || {
         open_descriptors() <= descriptors + 1
     })
