@@ -89,7 +89,7 @@ async fn ask(service: &str, port: u16, path: &str, fields: &HeaderMap) -> Result
     let url: http::Uri = format!("http://{service}:{port}{path}")
         .parse()
         .map_err(|e| format!("{e}"))?;
-    let reply = call::get(&url, fields.clone())
+    let reply = call::get(&url, fields)
         .await
         .map_err(|e| format!("{e:#}"))?;
     if reply.status() != StatusCode::OK {

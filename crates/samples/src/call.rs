@@ -3,90 +3,183 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use isobar_runtime::Scope;
+use serde_json::json;
 use tokio::net::TcpStream;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// Longest time a call may take.
-const LIMIT: Duration = Duration::from_secs(10);
+/// Longest time a call may take unless the caller says otherwise.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+
+/// An HTTP/1.1 connection.
+pub(crate) struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    // Owns the task that drives the connection.
+    _scope: Scope,
+}
+
+impl Connection {
+    /// Connects to the host of `url`.
+    pub(crate) async fn open(url: &Uri) -> Result<Self> {
+        ensure!(
+            url.scheme_str().is_none_or(|scheme| scheme == "http"),
+            "only http:// is spoken here, not {url}"
+        );
+        let host = url.host().with_context(|| format!("{url} names no host"))?;
+        let stream = TcpStream::connect((host, url.port_u16().unwrap_or(80)))
+            .await
+            .with_context(|| format!("connecting to {url}"))?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+        let scope = Scope::new("call");
+        scope.spawn("connection", async move {
+            // How it ended shows in the request.
+            let _ = driver.await;
+        });
+        Ok(Self {
+            sender,
+            _scope: scope,
+        })
+    }
+
+    /// One exchange; the reply is read to its end.
+    pub(crate) async fn send(
+        &mut self,
+        method: &Method,
+        url: &Uri,
+        fields: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Bytes>> {
+        let authority = url.authority().map_or("", http::uri::Authority::as_str);
+        let path = url.path_and_query().map_or("/", |p| p.as_str());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Full::new(body))?;
+        request.headers_mut().extend(fields.clone());
+        if !fields.contains_key("host") {
+            let host = HeaderValue::from_str(authority).context("the URL's host")?;
+            request.headers_mut().insert("host", host);
+        }
+        let (head, body) = self.sender.send_request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        Ok(Response::from_parts(head, body))
+    }
+}
 
 /// One GET on a connection of its own.
-pub(crate) async fn get(url: &Uri, fields: HeaderMap) -> Result<Response<Bytes>> {
-    tokio::time::timeout(LIMIT, exchange(url, fields))
+pub(crate) async fn get(url: &Uri, fields: &HeaderMap) -> Result<Response<Bytes>> {
+    let call = async {
+        let mut connection = Connection::open(url).await?;
+        connection
+            .send(&Method::GET, url, fields, Bytes::new())
+            .await
+    };
+    timeout(LIMIT, call)
         .await
         .with_context(|| format!("{url} did not answer within {LIMIT:?}"))?
 }
 
-async fn exchange(url: &Uri, fields: HeaderMap) -> Result<Response<Bytes>> {
-    ensure!(
-        url.scheme_str() == Some("http"),
-        "only http:// is spoken here, not {url}"
-    );
-    let host = url.host().with_context(|| format!("{url} names no host"))?;
-    let stream = TcpStream::connect((host, url.port_u16().unwrap_or(80)))
-        .await
-        .with_context(|| format!("connecting to {url}"))?;
-    let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-    let scope = Scope::new("call");
-    scope.spawn("connection", async move {
-        // How it ended shows in the request.
-        let _ = driver.await;
-    });
-    let authority = url.authority().map_or(host, http::uri::Authority::as_str);
-    let path = url.path_and_query().map_or("/", |p| p.as_str());
-    let mut request = Request::get(path)
-        .header("host", authority)
-        .body(Empty::<Bytes>::new())?;
-    request.headers_mut().extend(fields);
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    let body = body.collect().await?.to_bytes();
-    Ok(Response::from_parts(head, body))
-}
-
-/// Calls a URL `count` times and prints how often each answer came; one call prints its body.
-pub(crate) async fn repeat(url: &Uri, count: u32, headers: &[String]) -> Result<()> {
+/// Reads "NAME: VALUE" texts.
+pub(crate) fn fields(headers: &[String]) -> Result<HeaderMap> {
     let mut fields = HeaderMap::new();
     for header in headers {
         let (name, value) = header
             .split_once(':')
             .with_context(|| format!("{header:?} is not of the form \"NAME: VALUE\""))?;
         let name = HeaderName::try_from(name.trim()).context("the header's name")?;
-        fields.append(
-            name,
-            HeaderValue::from_str(value.trim()).context("the header's value")?,
-        );
+        let value = HeaderValue::from_str(value.trim()).context("the header's value")?;
+        fields.append(name, value);
+    }
+    Ok(fields)
+}
+
+/// How to call a URL several times.
+pub(crate) struct Repeat {
+    pub(crate) url: Uri,
+    pub(crate) count: u32,
+    pub(crate) headers: Vec<String>,
+    /// Calls a second; as fast as they are answered if none.
+    pub(crate) rate: Option<f64>,
+    /// One connection for all calls, opened again when it was closed.
+    pub(crate) keep_alive: bool,
+    pub(crate) json: bool,
+}
+
+/// Calls a URL and prints how often each answer came; one call prints its body.
+pub(crate) async fn repeat(options: Repeat) -> Result<()> {
+    let fields = fields(&options.headers)?;
+    let mut pace = options
+        .rate
+        .filter(|rate| *rate > 0.0)
+        .map(|rate| interval(Duration::from_secs_f64(1.0 / rate)));
+    if let Some(pace) = &mut pace {
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let (mut answers, mut failed) = (BTreeMap::<String, u32>::new(), 0);
-    for _ in 0..count {
-        let answer = match get(url, fields.clone()).await {
-            Ok(reply) => {
-                let body = String::from_utf8_lossy(reply.body()).trim_end().to_owned();
-                let status = reply.status();
-                if status.is_success() {
-                    body
-                } else {
-                    format!("{status}: {body}")
-                }
-            }
-            Err(error) => {
+    let mut kept = None;
+    for _ in 0..options.count {
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
+        let answer = match timeout(LIMIT, once(&options, &fields, &mut kept)).await {
+            Ok(Ok(answer)) => answer,
+            ended => {
                 failed += 1;
-                format!("failed: {error:#}")
+                kept = None;
+                match ended {
+                    Ok(Err(error)) => format!("failed: {error:#}"),
+                    _ => format!("failed: no answer within {LIMIT:?}"),
+                }
             }
         };
         *answers.entry(answer).or_default() += 1;
     }
-    for (answer, times) in answers {
-        if count == 1 {
-            println!("{answer}")
-        } else {
-            println!("{times:>6}  {answer}")
-        }
-    }
+    show(&options, &answers, failed);
     if failed > 0 {
-        bail!("{failed} of {count} calls failed");
+        bail!("{failed} of {} calls failed", options.count);
     }
     Ok(())
+}
+
+async fn once(
+    options: &Repeat,
+    fields: &HeaderMap,
+    kept: &mut Option<Connection>,
+) -> Result<String> {
+    let mut connection = match kept.take() {
+        Some(connection) if !connection.sender.is_closed() => connection,
+        _ => Connection::open(&options.url).await?,
+    };
+    let reply = connection
+        .send(&Method::GET, &options.url, fields, Bytes::new())
+        .await?;
+    if options.keep_alive {
+        *kept = Some(connection);
+    }
+    let body = String::from_utf8_lossy(reply.body()).trim_end().to_owned();
+    let status = reply.status();
+    Ok(if status.is_success() {
+        body
+    } else {
+        format!("{status}: {body}")
+    })
+}
+
+fn show(options: &Repeat, answers: &BTreeMap<String, u32>, failed: u32) {
+    if options.json {
+        let all = json!({"calls": options.count, "failed": failed, "answers": answers});
+        println!("{all:#}");
+        return;
+    }
+    for (answer, times) in answers {
+        if options.count == 1 {
+            println!("{answer}");
+        } else {
+            println!("{times:>6}  {answer}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 mod bookinfo;
 mod call;
+mod curl;
 mod httpbin;
 mod serve;
 mod simple;
@@ -78,7 +79,7 @@ enum Application {
     },
     /// Does nothing until it is told to end: a container to run commands in.
     Client,
-    /// Calls a URL several times, on a connection each, and counts the different answers.
+    /// Calls a URL several times and counts the different answers.
     Get {
         /// http://HOST[:PORT]/PATH
         url: http::Uri,
@@ -88,16 +89,32 @@ enum Application {
         /// Header field, as "NAME: VALUE"; may be repeated.
         #[arg(short = 'H', long = "header")]
         headers: Vec<String>,
+        /// Calls a second; without it as fast as they are answered.
+        #[arg(long)]
+        rate: Option<f64>,
+        /// One connection for all calls instead of one each.
+        #[arg(long)]
+        keep_alive: bool,
+        /// Print the counts as JSON.
+        #[arg(long)]
+        json: bool,
     },
+    /// Understands the usual options of curl; also when this program is called `curl`.
+    Curl(curl::Options),
 }
 
 fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+    let called = std::env::args_os().next().unwrap_or_default();
+    let application = if std::path::Path::new(&called).ends_with("curl") {
+        Application::Curl(curl::Options::parse())
+    } else {
+        Options::parse().application
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        match options.application {
+        match application {
             Application::HelloServer { version, port } => {
                 serve::http(port, simple::Hello { version }).await
             }
@@ -117,7 +134,21 @@ fn main() -> anyhow::Result<()> {
                 url,
                 count,
                 headers,
-            } => call::repeat(&url, count, &headers).await,
+                rate,
+                keep_alive,
+                json,
+            } => {
+                let options = call::Repeat {
+                    url,
+                    count,
+                    headers,
+                    rate,
+                    keep_alive,
+                    json,
+                };
+                call::repeat(options).await
+            }
+            Application::Curl(options) => curl::run(options).await,
         }
     })
 }
