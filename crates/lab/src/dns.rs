@@ -249,3 +249,110 @@ async fn serve_tcp(mut stream: TcpStream, names: &Names) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{PodView, ServiceView};
+    use hickory_proto::op::Query;
+    use isobar_objects::{ObjectHead, Pod, Service};
+    use serde_json::json;
+
+    fn names() -> Names {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "db-0", "namespace": "shop", "labels": {"app": "db"}},
+            "spec": {"hostname": "db-0", "subdomain": "db", "containers": []}}))
+        .unwrap();
+        let service = |name: &str, ip: Option<Ipv4Addr>, spec: serde_json::Value| {
+            let value = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+            let service: Service = serde_json::from_value(value).unwrap();
+            ServiceView {
+                namespace: "shop".into(),
+                name: name.into(),
+                ip,
+                service: Arc::new(service),
+            }
+        };
+        let cluster = Cluster {
+            pods: vec![PodView {
+                namespace: "shop".into(),
+                labels: pod.labels().clone(),
+                ip: Ipv4Addr::new(10, 244, 1, 2),
+                node: "node-1".into(),
+                device: "pod1".into(),
+                ready: true,
+                pod: Arc::new(pod),
+            }],
+            services: vec![
+                service("web", Some(Ipv4Addr::new(10, 96, 1, 1)), json!({})),
+                service("db", None, json!({"selector": {"app": "db"}})),
+                service(
+                    "alias",
+                    None,
+                    json!({"type": "ExternalName",
+                    "externalName": "web.shop.svc.cluster.local"}),
+                ),
+            ],
+            namespaces: BTreeMap::from([("shop".into(), BTreeMap::new())]),
+        };
+        let names = Names::default();
+        names.set(Zone::of(&cluster));
+        names
+    }
+
+    fn ask(names: &Names, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+        let mut query = Message::query();
+        query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        let reply = names.reply(&query.to_vec().unwrap(), UDP_MAX).unwrap();
+        let reply = Message::from_vec(&reply).unwrap();
+        assert_eq!(reply.metadata.id, query.metadata.id);
+        let answers = reply.answers.iter().map(|r| r.data.to_string()).collect();
+        (reply.metadata.response_code, answers)
+    }
+
+    #[test]
+    fn services_pods_and_aliases_have_names() {
+        let names = names();
+        let a = |name: &str| ask(&names, name, RecordType::A);
+        let found = |list: &[&str]| {
+            let list = list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+            (ResponseCode::NoError, list)
+        };
+        assert_eq!(a("web.shop.svc.cluster.local."), found(&["10.96.1.1"]));
+        assert_eq!(a("WEB.shop.svc.Cluster.local."), found(&["10.96.1.1"]));
+        assert_eq!(a("db.shop.svc.cluster.local."), found(&["10.244.1.2"]));
+        assert_eq!(a("db-0.db.shop.svc.cluster.local."), found(&["10.244.1.2"]));
+        assert_eq!(
+            a("10-244-1-2.shop.pod.cluster.local."),
+            found(&["10.244.1.2"])
+        );
+        assert_eq!(
+            a("alias.shop.svc.cluster.local."),
+            found(&["web.shop.svc.cluster.local.", "10.96.1.1"])
+        );
+    }
+
+    #[test]
+    fn nothing_else_exists() {
+        let names = names();
+        let ask = |name: &str, kind| ask(&names, name, kind);
+        for name in ["none.shop.svc.cluster.local.", "example.com.", "web."] {
+            let (code, answers) = ask(name, RecordType::A);
+            assert_eq!(code, ResponseCode::NXDomain, "{name}");
+            assert!(answers.is_empty());
+        }
+        for (name, kind) in [
+            ("web.shop.svc.cluster.local.", RecordType::AAAA),
+            ("shop.svc.cluster.local.", RecordType::A),
+        ] {
+            assert_eq!(ask(name, kind), (ResponseCode::NoError, vec![]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_query_gets_no_answer() {
+        let names = names();
+        assert!(names.reply(b"", UDP_MAX).is_none());
+        assert!(names.reply(&[0xff; 40], UDP_MAX).is_none());
+    }
+}

@@ -76,3 +76,76 @@ fn choice(forward: &Forward) -> (&'static str, String) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{PodView, ServiceView};
+    use isobar_objects::{ObjectHead, Pod, Service};
+    use serde_json::json;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    fn pod(host: u8, ready: bool) -> PodView {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": format!("p{host}"), "namespace": "a", "labels": {"app": "x"}},
+            "spec": {"containers": [{"name": "c", "ports": [
+                {"name": "web", "containerPort": 8080}]}]}}))
+        .unwrap();
+        PodView {
+            namespace: "a".into(),
+            labels: pod.labels().clone(),
+            ip: Ipv4Addr::new(10, 244, 1, host),
+            node: "node-1".into(),
+            device: format!("pod{host}"),
+            ready,
+            pod: Arc::new(pod),
+        }
+    }
+
+    fn rules(pods: Vec<PodView>) -> String {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "s", "namespace": "a"},
+            "spec": {"selector": {"app": "x"}, "ports": [{"port": 80, "targetPort": "web"}]}}))
+        .unwrap();
+        let cluster = Cluster {
+            pods,
+            services: vec![ServiceView {
+                namespace: "a".into(),
+                name: "s".into(),
+                ip: Some(Ipv4Addr::new(10, 96, 1, 1)),
+                service: Arc::new(service),
+            }],
+            ..Cluster::default()
+        };
+        let text = services(&cluster, "node-1");
+        let (_, rules) = text.split_once("flush table ip lab_services\n").unwrap();
+        rules.replace("add rule ip lab_services ", "")
+    }
+
+    #[test]
+    fn endpoints_are_chosen_by_chance() {
+        let text = rules(vec![pod(2, true), pod(3, true), pod(4, false)]);
+        assert!(text.contains(
+            "choose ip daddr 10.96.1.1 tcp dport 80 dnat ip to numgen random mod 2 \
+             map { 0 : 10.244.1.2 . 8080, 1 : 10.244.1.3 . 8080 }\n"
+        ));
+        assert!(text.contains("postrouting ip saddr 10.244.1.2 ip daddr 10.244.1.2 masquerade\n"));
+    }
+
+    #[test]
+    fn one_endpoint_needs_no_chance_and_none_is_refused() {
+        let one = rules(vec![pod(2, true)]);
+        assert!(one.contains("choose ip daddr 10.96.1.1 tcp dport 80 dnat to 10.244.1.2:8080\n"));
+        let none = rules(vec![pod(2, false)]);
+        assert!(none.contains(
+            "refuse ip daddr 10.96.1.1 tcp dport 80 reject with icmp port-unreachable\n"
+        ));
+    }
+
+    #[test]
+    fn tables_stay_where_they_are() {
+        let text = services(&Cluster::default(), "node-1");
+        assert!(!text.contains("delete"), "{text}");
+    }
+}
