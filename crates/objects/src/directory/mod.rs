@@ -22,10 +22,13 @@ use crate::source::{ObjectSource, Published};
 /// Where a [`DirectorySource`] reads, and how patient it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryOptions {
-    /// Roots with the user's objects, read recursively. The first to name an object wins.
+    /// Roots with the user's objects. The first to name an object wins. Directories inside are left
+    /// alone, as `kubectl apply -f DIR` does, unless `recursive`.
     pub base: Vec<PathBuf>,
-    /// Root with what the mesh's parts write, merged onto the base in path order. Made when
-    /// missing.
+    /// Read directories inside the base roots too. Default false.
+    pub recursive: bool,
+    /// Root with what the mesh's parts write, read with all directories inside and merged onto the
+    /// base in path order. Made when missing.
     pub overlay: Option<PathBuf>,
     /// How long files must be quiet before they are read. Default 50 ms.
     pub quiet: Duration,
@@ -41,6 +44,7 @@ impl DirectoryOptions {
     pub fn new(base: Vec<PathBuf>, overlay: Option<PathBuf>) -> Self {
         Self {
             base,
+            recursive: false,
             overlay,
             quiet: Duration::from_millis(50),
             settle: Duration::from_millis(100),
@@ -52,10 +56,12 @@ impl DirectoryOptions {
         let base = self.base.iter().map(|path| Root {
             path: path.clone(),
             is_overlay: false,
+            is_recursive: self.recursive,
         });
         let overlay = self.overlay.iter().map(|path| Root {
             path: path.clone(),
             is_overlay: true,
+            is_recursive: true,
         });
         base.chain(overlay).collect()
     }

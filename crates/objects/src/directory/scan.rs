@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::read::{self, Hidden, RawText};
 
 /// Larger files are refused: objects are small, and a mistake should not fill the memory.
@@ -20,6 +20,8 @@ const CLOCK_GRAIN: Duration = Duration::from_secs(2);
 pub(super) struct Root {
     pub(super) path: PathBuf,
     pub(super) is_overlay: bool,
+    /// Directories inside are read too.
+    pub(super) is_recursive: bool,
 }
 
 /// A file: place of its root, then its path. The order of files is the order of precedence.
@@ -103,10 +105,20 @@ impl Scanner {
     pub(super) fn scan(&mut self) -> Scan {
         let mut scan = Scan::default();
         for (place, root) in self.roots.clone().into_iter().enumerate() {
-            let mut listing = Listing::default();
+            let mut listing = Listing {
+                is_recursive: root.is_recursive,
+                ..Listing::default()
+            };
             listing.walk(&root.path, 0, true);
             let complete = listing.findings.is_empty();
             scan.findings.append(&mut listing.findings);
+            if listing.files.is_empty() && listing.has_skipped {
+                let message = "holds no YAML or JSON files; directories inside it are not read";
+                scan.findings.push(Finding {
+                    severity: Severity::Warning,
+                    ..about_file(&root.path, message)
+                });
+            }
             for (path, meta) in &listing.files {
                 self.look((place, path.clone()), meta, root.is_overlay, &mut scan);
             }
@@ -247,6 +259,9 @@ fn about_file(path: &Path, message: &str) -> Finding {
 struct Listing {
     files: BTreeMap<PathBuf, Metadata>,
     findings: Vec<Finding>,
+    is_recursive: bool,
+    /// Directories were left alone.
+    has_skipped: bool,
 }
 
 impl Listing {
@@ -268,6 +283,10 @@ impl Listing {
             return;
         }
         if !meta.is_dir() {
+            return;
+        }
+        if !is_root && !self.is_recursive {
+            self.has_skipped = true;
             return;
         }
         if depth >= DEEPEST {

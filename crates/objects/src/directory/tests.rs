@@ -129,8 +129,9 @@ async fn the_first_publication_is_complete_and_changes_follow() {
     assert_eq!(first.objects.len(), 1);
     assert!(first.findings.is_empty(), "{:?}", first.findings);
 
-    fs::create_dir(bench.base("sub")).unwrap();
-    bench.write("sub/b.yml", &service("b", 81));
+    fs::create_dir(bench.base("lesson")).unwrap();
+    bench.write("lesson/a.yaml", &service("a", 1));
+    bench.write("b.yml", &service("b", 81));
     let second = bench.until(|now| now.objects.len() == 2).await;
     assert!(second.objects.version > first.objects.version);
     let a = |now: &Published| Arc::clone(now.objects.services.get("default", "a").unwrap());
@@ -143,7 +144,7 @@ async fn the_first_publication_is_complete_and_changes_follow() {
     bench
         .until(|now| port(&now.objects, "a") == Some(8080))
         .await;
-    fs::remove_file(bench.base("sub/b.yml")).unwrap();
+    fs::remove_file(bench.base("b.yml")).unwrap();
     bench.until(|now| now.objects.len() == 1).await;
 }
 
@@ -448,6 +449,21 @@ async fn bad_bases_and_bad_overlays_are_told_apart() {
         Some("10.96.0.1")
     );
     assert_eq!(a.annotation("z"), Some("3"), "its last good version stays");
+}
+
+#[test]
+fn directories_inside_are_read_when_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("inside")).unwrap();
+    fs::write(dir.path().join("inside/a.yaml"), service("a", 80)).unwrap();
+    let mut options = DirectoryOptions::new(vec![dir.path().to_owned()], None);
+    let flat = load(&options);
+    assert!(flat.objects.is_empty());
+    assert_eq!(flat.findings.len(), 1, "{:?}", flat.findings);
+    assert!(!flat.findings[0].is_error());
+    options.recursive = true;
+    let deep = load(&options);
+    assert_eq!((deep.objects.len(), deep.findings.len()), (1, 0));
 }
 
 #[test]

@@ -203,36 +203,54 @@ impl Reader {
     }
 }
 
+struct WatchedRoot {
+    path: PathBuf,
+    mode: RecursiveMode,
+    /// The directory being watched.
+    known: Option<(u64, u64)>,
+}
+
 /// Roots and what the system watches for them.
 struct Watched {
     notifier: RecommendedWatcher,
-    roots: Vec<(PathBuf, Option<(u64, u64)>)>,
+    roots: Vec<WatchedRoot>,
 }
 
 impl Watched {
     fn new(notifier: RecommendedWatcher, options: &DirectoryOptions) -> Self {
-        let roots = options.base.iter().chain(&options.overlay);
+        let roots = options.roots().into_iter();
         Self {
             notifier,
-            roots: roots.map(|root| (root.clone(), None)).collect(),
+            roots: roots
+                .map(|root| WatchedRoot {
+                    path: root.path,
+                    mode: if root.is_recursive {
+                        RecursiveMode::Recursive
+                    } else {
+                        RecursiveMode::NonRecursive
+                    },
+                    known: None,
+                })
+                .collect(),
         }
     }
 
     /// Watches roots that appeared, or that are other directories than before.
     fn renew(&mut self) {
-        for (root, known) in &mut self.roots {
-            let now = identity(root);
-            if now == *known {
+        for root in &mut self.roots {
+            let now = identity(&root.path);
+            if now == root.known {
                 continue;
             }
-            if known.is_some() {
+            if root.known.is_some() {
                 // It is not watched any more where the directory itself is gone.
-                let _ = self.notifier.unwatch(root);
+                let _ = self.notifier.unwatch(&root.path);
             }
-            *known = now.filter(|_| {
-                let watched = self.notifier.watch(root, RecursiveMode::Recursive);
+            root.known = now.filter(|_| {
+                let watched = self.notifier.watch(&root.path, root.mode);
                 if let Err(error) = &watched {
-                    tracing::warn!(root = %root.display(), %error, "cannot be watched; it is read every few seconds");
+                    let root = root.path.display();
+                    tracing::warn!(%root, %error, "cannot be watched; it is read every few seconds");
                 }
                 watched.is_ok()
             });
