@@ -17,6 +17,8 @@ mod model;
 mod monitoring;
 mod process;
 mod server;
+#[cfg(test)]
+mod server_tests;
 mod validation;
 mod xds;
 

@@ -33,8 +33,8 @@ use crate::xds::service::DiscoveryService;
 const SERVER_NAMES: [&str; 2] = ["istiod.istio-system.svc", "isobard.istio-system.svc"];
 /// Directory below the overlay root that belongs to this process.
 const OVERLAY: &str = "control-plane";
-/// How long the parts may take to end.
-const SHUTDOWN: Duration = Duration::from_secs(3);
+/// How long clients may take to leave.
+const SHUTDOWN: Duration = Duration::from_secs(2);
 /// HTTP/2 PING on discovery connections, and how long its answer may take.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
@@ -48,17 +48,24 @@ pub async fn run(config: Config) -> Result<()> {
         filter: config.log_level.clone(),
     })?;
     let scope = Scope::new("isobard");
-    let result = start(&scope, &config, &log).await;
+    let serving = Scope::new("serving");
+    let result = start(&scope, &serving, &config, &log).await;
     if result.is_ok() {
         ended().await?;
         tracing::info!("ending");
     }
-    scope.shutdown(SHUTDOWN).await;
+    serving.shutdown(SHUTDOWN).await;
+    scope.shutdown(Duration::ZERO).await;
     log.flush();
     result
 }
 
-async fn start(scope: &Scope, config: &Config, log: &logging::LogControl) -> Result<()> {
+async fn start(
+    scope: &Scope,
+    serving: &Scope,
+    config: &Config,
+    log: &logging::LogControl,
+) -> Result<()> {
     let Some(state) = &config.state_dir else {
         bail!("--state-dir is needed");
     };
@@ -109,10 +116,15 @@ async fn start(scope: &Scope, config: &Config, log: &logging::LogControl) -> Res
         authenticator,
         catalogs: catalog,
         clients,
-        life: scope.lifetime(),
+        life: serving.lifetime(),
         metrics,
     };
-    serve(scope, config, authority, certificates, discovery).await?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listening on {}", config.listen))?;
+    tracing::info!(address = %config.listen, "serving discovery and certificates");
+    let names = server_names(config);
+    serve(serving, listener, names, authority, certificates, discovery)?;
     listener_gate.pass();
     Ok(())
 }
@@ -156,25 +168,18 @@ fn authentication(config: &Config) -> Result<(Authenticator, Rules)> {
     Ok((Authenticator::new(Arc::new(reviewer), node_accounts), rules))
 }
 
-async fn serve(
+/// Serves discovery and certificates on `listener`, with a certificate for `names`.
+pub(crate) fn serve(
     scope: &Scope,
-    config: &Config,
+    listener: TcpListener,
+    names: Vec<String>,
     authority: Arc<Authority>,
     certificates: CertificateService,
     discovery: DiscoveryService,
 ) -> Result<()> {
-    let names = SERVER_NAMES
-        .into_iter()
-        .map(str::to_owned)
-        .chain(config.tls_san.iter().cloned())
-        .collect();
     let server = ServerCertificates::issue(authority, names).context("the server certificate")?;
     let tls = server.current();
     scope.spawn("server certificate", server.renew(scope.lifetime()));
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listening on {}", config.listen))?;
-    tracing::info!(address = %config.listen, "serving discovery and certificates");
     let connections = server::connections(scope, listener, tls);
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE.0))
@@ -186,14 +191,21 @@ async fn serve(
     let life = scope.lifetime();
     scope.spawn("grpc", async move {
         let draining = async move { life.draining().await };
-        if let Err(error) = router
-            .serve_with_incoming_shutdown(connections, draining)
-            .await
-        {
+        let served = router.serve_with_incoming_shutdown(connections, draining);
+        if let Err(error) = served.await {
             tracing::error!(%error, "the gRPC server ended");
         }
     });
     Ok(())
+}
+
+fn server_names(config: &Config) -> Vec<String> {
+    let given = config.tls_san.iter().cloned();
+    SERVER_NAMES
+        .into_iter()
+        .map(str::to_owned)
+        .chain(given)
+        .collect()
 }
 
 /// The authority, and its roots in the state directory where clients look for them.

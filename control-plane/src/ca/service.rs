@@ -146,7 +146,60 @@ fn signing_status(error: &AuthorityError) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use isobar_telemetry::Registry;
+    use isobar_types::NamespacedName;
+
+    use super::super::PodRecord;
     use super::*;
+    use crate::auth::{BoundPod, TokenRefused, TokenReviewer};
+
+    struct Nobody;
+
+    #[tonic::async_trait]
+    impl TokenReviewer for Nobody {
+        async fn review(&self, _: &str) -> Result<Caller, TokenRefused> {
+            Err(TokenRefused::Invalid("nobody".into()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_about_to_appear_is_waited_for() {
+        let account: Arc<[NamespacedName]> = vec![NamespacedName::parse("s/zt").unwrap()].into();
+        let (sender, rosters) = watch::channel(Arc::new(Roster::default()));
+        let service = CertificateService {
+            authority: Arc::new(Authority::generate("test").unwrap()),
+            authenticator: Authenticator::new(Arc::new(Nobody), account.clone()),
+            rules: Rules {
+                trust_domain: "cluster.local".into(),
+                node_accounts: account,
+            },
+            rosters,
+            metrics: Metrics::new(&Registry::new()),
+        };
+        let caller = Caller {
+            identity: Identity::new("cluster.local", "s", "zt"),
+            pod: Some(BoundPod {
+                name: "zt-1".into(),
+                uid: "u".into(),
+            }),
+            node: Some("node-1".into()),
+        };
+        let wanted = Some("spiffe://cluster.local/ns/shop/sa/cart");
+        // The request waits before the pod is there: the first is polled first.
+        let (got, ()) = tokio::join!(service.authorise(&caller, wanted), async {
+            let mut roster = Roster::default();
+            let pod = PodRecord {
+                uid: "c".into(),
+                node: "node-1".into(),
+                account: "cart".into(),
+            };
+            roster.insert("shop", "cart-1", pod);
+            sender.send_replace(Arc::new(roster));
+        });
+        assert_eq!(&*got.unwrap().service_account, "cart");
+        let never = Some("spiffe://cluster.local/ns/shop/sa/pay");
+        assert!(service.authorise(&caller, never).await.is_err());
+    }
 
     #[test]
     fn lives_are_clamped_to_a_day() {

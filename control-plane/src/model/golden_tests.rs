@@ -379,6 +379,7 @@ fn object_labels_beat_accounts_and_accounts_beat_namespaces() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn peer_authentication_levels() {
     let object = |name: &str, ns: &str, spec: &str| {
         format!(

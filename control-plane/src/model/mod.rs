@@ -22,4 +22,4 @@ pub(crate) use settings::Settings;
 pub(crate) use verdict::Verdict;
 
 #[cfg(test)]
-mod golden_tests;
+pub(crate) mod golden_tests;

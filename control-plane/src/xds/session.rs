@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_types::Str;
 
-use super::catalog::{Catalog, Resource, Scope};
+use super::catalog::{Catalog, Resource, Resources, Scope};
 use super::kind::Kind;
 
 /// How long the first addresses wait for a client to subscribe to the kinds that go before them.
@@ -62,6 +62,7 @@ pub(crate) struct Subscription {
     /// Versions the client has refused.
     rejected: HashMap<Str, u64>,
     in_flight: Option<InFlight>,
+    pending: Pending,
     answered: bool,
     settled_once: bool,
     /// Last time the client acknowledged.
@@ -70,6 +71,15 @@ pub(crate) struct Subscription {
     pub(crate) acked_revision: u64,
     /// Text of the last refusal, until the next acknowledgement.
     pub(crate) error: Option<String>,
+}
+
+/// What the client does not hold as it is, kept until either side changes.
+#[derive(Debug, Default)]
+struct Pending {
+    /// What it was compared with; none when it has to be compared again.
+    with: Option<Arc<Resources>>,
+    adds: Vec<Arc<Resource>>,
+    gone: Vec<Str>,
 }
 
 #[derive(Debug)]
@@ -122,6 +132,7 @@ impl Session {
         let slot = &mut self.subscriptions[kind.index()];
         let first = slot.is_none();
         let subscription = slot.get_or_insert_default();
+        subscription.pending.with = None;
         if first {
             subscription.wildcard = request.resource_names_subscribe.is_empty();
             subscription.claim(request);
@@ -136,6 +147,7 @@ impl Session {
         if catalog.revision == 0 {
             return None;
         }
+        self.refresh(catalog);
         Kind::ALL
             .into_iter()
             .find_map(|kind| self.next_of(kind, catalog, now))
@@ -179,6 +191,9 @@ impl Session {
     pub(crate) fn rescope(&mut self, scope: Scope, expected: &'static [Kind]) {
         self.scope = scope;
         self.expected = expected;
+        for subscription in self.subscriptions.iter_mut().flatten() {
+            subscription.pending.with = None;
+        }
     }
 
     fn expected_subscribed(&self) -> bool {
@@ -234,9 +249,7 @@ impl Session {
                 None => waited || !self.expected.contains(earlier),
                 Some(state) if !state.settled_once => false,
                 Some(_) if by_resource => true,
-                Some(state) => {
-                    state.in_flight.is_none() && self.additions(*earlier, catalog).is_empty()
-                }
+                Some(state) => state.in_flight.is_none() && !self.has_additions(*earlier, catalog),
             })
     }
 
@@ -244,7 +257,7 @@ impl Session {
         let mut resources = self.additions(kind, catalog);
         resources.sort_by(|a, b| (a.rank, &a.name).cmp(&(b.rank, &b.name)));
         let removed = if self.may_remove(kind, catalog) {
-            self.removals(kind, catalog)
+            self.removals(kind)
         } else {
             Vec::new()
         };
@@ -255,7 +268,7 @@ impl Session {
     fn may_remove(&self, kind: Kind, catalog: &Catalog) -> bool {
         Kind::ALL[kind.index() + 1..].iter().all(|later| {
             self.subscription(*later).is_none_or(|state| {
-                state.in_flight.is_none() && self.additions(*later, catalog).is_empty()
+                state.in_flight.is_none() && !self.has_additions(*later, catalog)
             })
         })
     }
@@ -263,33 +276,38 @@ impl Session {
     fn outstanding(&self, kind: Kind, catalog: &Catalog) -> bool {
         self.subscription(kind)
             .is_some_and(|s| s.in_flight.is_some())
-            || !self.additions(kind, catalog).is_empty()
-            || !self.removals(kind, catalog).is_empty()
+            || self.has_additions(kind, catalog)
+            || self
+                .subscription(kind)
+                .is_some_and(|s| !s.pending.gone.is_empty())
+    }
+
+    /// Compares what clients hold with what there is, for kinds in which either changed.
+    fn refresh(&mut self, catalog: &Catalog) {
+        for kind in Kind::ALL {
+            let all = catalog.resources(&self.scope, kind);
+            if let (Some(state), Some(all)) = (&mut self.subscriptions[kind.index()], all) {
+                state.compare(all);
+            }
+        }
     }
 
     fn additions(&self, kind: Kind, catalog: &Catalog) -> Vec<Arc<Resource>> {
-        let (Some(state), Some(all)) = (
-            self.subscription(kind),
-            catalog.resources(&self.scope, kind),
-        ) else {
-            return Vec::new();
-        };
-        let wanted = |r: &&Arc<Resource>| {
-            state.held.get(&r.name) != Some(&r.version)
-                && state.rejected.get(&r.name) != Some(&r.version)
-                && !self.withheld(r, catalog)
-        };
-        if state.wildcard {
-            all.values().filter(wanted).cloned().collect()
-        } else {
-            state
-                .names
-                .iter()
-                .filter_map(|name| all.get(name))
-                .filter(wanted)
-                .cloned()
-                .collect()
-        }
+        let pending = self.subscription(kind).map(|state| &state.pending.adds);
+        pending
+            .into_iter()
+            .flatten()
+            .filter(|resource| !self.withheld(resource, catalog))
+            .cloned()
+            .collect()
+    }
+
+    fn has_additions(&self, kind: Kind, catalog: &Catalog) -> bool {
+        self.subscription(kind).is_some_and(|state| {
+            let adds = &state.pending.adds;
+            adds.iter()
+                .any(|resource| !self.withheld(resource, catalog))
+        })
     }
 
     /// A client skips policies that it does not know, so a workload that names one waits until the
@@ -304,24 +322,10 @@ impl Session {
             .any(|key| catalog.authorizations.contains_key(key) && !policies.held.contains_key(key))
     }
 
-    fn removals(&self, kind: Kind, catalog: &Catalog) -> Vec<Str> {
-        let Some(state) = self.subscription(kind) else {
-            return Vec::new();
-        };
-        let exists = |name: &Str| {
-            catalog
-                .resources(&self.scope, kind)
-                .is_some_and(|all| all.contains_key(name))
-        };
-        let gone = state.held.keys().filter(|name| !exists(name));
-        let unknown = state
-            .names
-            .iter()
-            .filter(|name| !exists(name) && !state.absent.contains(*name))
-            .filter(|name| !state.held.contains_key(*name));
-        let mut names: Vec<Str> = gone.chain(unknown).cloned().collect();
-        names.sort_unstable();
-        names
+    fn removals(&self, kind: Kind) -> Vec<Str> {
+        self.subscription(kind)
+            .map(|state| state.pending.gone.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -334,6 +338,37 @@ impl Subscription {
     /// Number of resources the client holds.
     pub(crate) fn held(&self) -> usize {
         self.held.len()
+    }
+
+    fn compare(&mut self, all: &Arc<Resources>) {
+        if let Some(with) = &self.pending.with
+            && Arc::ptr_eq(with, all)
+        {
+            return;
+        }
+        let wanted = |resource: &&Arc<Resource>| {
+            let version = Some(&resource.version);
+            self.held.get(&resource.name) != version && self.rejected.get(&resource.name) != version
+        };
+        let adds = if self.wildcard {
+            all.values().filter(wanted).cloned().collect()
+        } else {
+            let named = self.names.iter().filter_map(|name| all.get(name));
+            named.filter(wanted).cloned().collect()
+        };
+        let gone = self.held.keys().filter(|name| !all.contains_key(*name));
+        let unknown = self
+            .names
+            .iter()
+            .filter(|name| !all.contains_key(*name) && !self.absent.contains(*name))
+            .filter(|name| !self.held.contains_key(*name));
+        let mut gone: Vec<Str> = gone.chain(unknown).cloned().collect();
+        gone.sort_unstable();
+        self.pending = Pending {
+            with: Some(all.clone()),
+            adds,
+            gone,
+        };
     }
 
     fn claim(&mut self, request: &DeltaDiscoveryRequest) {
