@@ -490,6 +490,28 @@ fn offline_validation_reads_the_same_way() {
     assert_eq!(validate_dir(&[dir.path().join("s.yaml")]), []);
 }
 
+#[test]
+fn the_samples_are_valid() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples");
+    for sample in fs::read_dir(samples).unwrap().flatten() {
+        assert_eq!(
+            validate_dir(&[sample.path()]),
+            [],
+            "{}",
+            sample.path().display()
+        );
+        // The steps of a lesson replace each other, so each stands for itself.
+        for step in fs::read_dir(sample.path().join("lesson"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let found = validate_dir(&[step.path()]);
+            assert!(!found.iter().any(Finding::is_error), "{found:#?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_source_ends_with_its_life_and_leaves_no_thread() {
     let dir = tempfile::tempdir().unwrap();
