@@ -134,7 +134,7 @@ mod tests {
         desire(&objects, &sandbox, &NodeDefaults::default())
     }
 
-    fn pod(uid: &str, annotations: Value) -> Value {
+    fn pod(uid: &str, annotations: &Value) -> Value {
         json!({"metadata": {"name": "cart", "namespace": "shop", "uid": uid,
             "annotations": annotations}})
     }
@@ -143,7 +143,7 @@ mod tests {
     fn the_namespace_enrols_and_annotations_shape_the_rules() {
         let found = desired(pod(
             "u1",
-            json!({"ambient.istio.io/dns-capture": "false",
+            &json!({"ambient.istio.io/dns-capture": "false",
                 "ambient.istio.io/bypass-inbound-capture": "true",
                 "istio.io/reroute-virtual-interfaces": "vnet0, bad name,x\"y"}),
         ))
@@ -163,14 +163,14 @@ mod tests {
 
     #[test]
     fn a_namesake_is_another_pod() {
-        assert_eq!(desired(pod("u2", json!({}))), None);
+        assert_eq!(desired(pod("u2", &json!({}))), None);
         let other = json!({"metadata": {"name": "other", "namespace": "shop"}});
         assert_eq!(desired(other), None);
     }
 
     #[test]
     fn a_value_that_is_none_keeps_the_default_and_is_told() {
-        let found = desired(pod("u1", json!({"ambient.istio.io/dns-capture": "yes"}))).unwrap();
+        let found = desired(pod("u1", &json!({"ambient.istio.io/dns-capture": "yes"}))).unwrap();
         assert!(found.wishes.dns);
         assert_eq!(found.problems.len(), 1);
     }
