@@ -461,3 +461,72 @@ async fn streams_without_a_good_token_are_refused() {
     assert_eq!(ended.code(), Code::PermissionDenied);
     server.scope.shutdown(Duration::ZERO).await;
 }
+
+#[tokio::test]
+async fn the_mesh_s_own_client_gets_a_whole_snapshot_and_certificates() {
+    use isobar_state::Snapshot;
+    use isobar_xds::{
+        AdsClient, AdsConfig, CaClient, CaConfig, Requester as _, Roots, Store, Token,
+    };
+
+    let server = Server::start().await;
+    server.publish(OBJECTS);
+    let token = Token::Literal(server.token("istio-system", "ztunnel", "zt-1", "node-1"));
+    let address = format!("https://127.0.0.1:{}", server.port);
+    let store = Store::new(Snapshot::default());
+    let client = AdsClient::new(
+        AdsConfig {
+            address: address.clone(),
+            roots: Roots::Pem(server.roots.clone()),
+            alt_hostname: None,
+            token: Some(token.clone()),
+            cluster_id: "Kubernetes".into(),
+            headers: Vec::new(),
+            node_id: "ztunnel~1.1.1.1~zt-1.istio-system~istio-system.svc.cluster.local".into(),
+            metadata: serde_json::Map::new(),
+        },
+        store.clone(),
+        Vec::new(),
+    );
+    let status = client.status();
+    server
+        .scope
+        .spawn("client", client.run(server.scope.lifetime()));
+    status.synced().await;
+    let snapshot = store.load();
+    let cart = snapshot
+        .workload_by_uid("Kubernetes//Pod/shop/cart-1")
+        .unwrap();
+    assert_eq!(&*cart.identity().service_account, "cart");
+    let services = snapshot.services_by_hostname("cart.shop.svc.cluster.local");
+    assert!(services[0].waypoint.is_some());
+
+    // Published again: the change arrives, and only the change.
+    server.publish(&OBJECTS.replace("istio.io/use-waypoint: wp", "a: b"));
+    let mut versions = store.versions();
+    loop {
+        let services = store.load();
+        let services = services
+            .services_by_hostname("cart.shop.svc.cluster.local")
+            .to_vec();
+        if services[0].waypoint.is_none() {
+            break;
+        }
+        versions.changed().await.unwrap();
+    }
+    let authority = CaClient::new(CaConfig {
+        address,
+        roots: Roots::Pem(server.roots.clone()),
+        alt_hostname: None,
+        token: Some(token),
+        cluster_id: "Kubernetes".into(),
+        headers: Vec::new(),
+        ttl: Duration::from_secs(3600),
+        impersonate: true,
+    });
+    let wanted = Identity::new("cluster.local", "shop", "cart");
+    assert!(authority.request(&wanted).await.is_ok());
+    let elsewhere = Identity::new("cluster.local", "shop", "pay");
+    assert!(authority.request(&elsewhere).await.is_err());
+    server.scope.shutdown(Duration::ZERO).await;
+}
