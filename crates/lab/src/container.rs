@@ -247,10 +247,11 @@ async fn probes(plan: &ContainerPlan, report: &watch::Sender<ContainerReport>) -
 }
 
 fn set_ready(report: &watch::Sender<ContainerReport>, answer: Result<(), String>) {
+    let ready = answer.is_ok();
+    let message = answer.err().unwrap_or_default();
     report.send_if_modified(|r| {
-        let message = answer.as_ref().err().cloned().unwrap_or_default();
-        let changed = r.ready != answer.is_ok() || r.message != message;
-        r.ready = answer.is_ok();
+        let changed = r.ready != ready || r.message != message;
+        r.ready = ready;
         r.message = message;
         changed
     });

@@ -21,6 +21,8 @@ use crate::stage::{self, MARK, Part, SupervisorRecord};
 
 /// How long a killed lab may take to disappear.
 const END: Duration = Duration::from_secs(20);
+/// How long a lab that is being started may take to have a process.
+const BEGIN: Duration = Duration::from_secs(5);
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(10);
 /// Lines of the supervisor's log shown when it ended without a word.
@@ -48,11 +50,21 @@ pub async fn up(
     paths.check_length()?;
     // Held until the lab is ready: nobody else starts or removes it meanwhile.
     let _lock = prepare(&config, &paths)?;
-    let result = start(&config, &paths, &mut progress).await;
-    if result.is_err() {
-        remove(&paths)?;
+    let unfinished = Unfinished(&paths);
+    let status = start(&config, &paths, &mut progress).await?;
+    std::mem::forget(unfinished);
+    Ok(status)
+}
+
+/// Takes a lab away whose start failed or was given up.
+struct Unfinished<'a>(&'a LabPaths);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = remove(self.0) {
+            tracing::warn!("a lab that did not start is left: {error}");
+        }
     }
-    result
 }
 
 async fn start(
@@ -204,6 +216,14 @@ pub(crate) fn running(paths: &LabPaths) -> Option<i32> {
 pub fn down(root: &LabRoot, name: &str) -> Result<bool, LabError> {
     check_name(name)?;
     let paths = root.lab(name);
+    let begun = Instant::now();
+    // One that is just being started has no process to kill yet.
+    while paths.dir().exists() && running(&paths).is_none() && begun.elapsed() < BEGIN {
+        if lock(&paths)?.is_some() {
+            break;
+        }
+        std::thread::sleep(LOOK);
+    }
     if !paths.dir().exists() {
         return Ok(false);
     }

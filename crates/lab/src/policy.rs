@@ -144,27 +144,16 @@ fn allowances(
     let Some(spec) = &policy.spec else {
         return Vec::new();
     };
-    let rules: Vec<(
-        Option<&Vec<NetworkPolicyPeer>>,
-        Option<&Vec<NetworkPolicyPort>>,
-    )> = match direction {
-        Direction::Ingress => spec
-            .ingress
-            .iter()
-            .flatten()
-            .map(|rule| (rule.from.as_ref(), rule.ports.as_ref()))
-            .collect(),
-        Direction::Egress => spec
-            .egress
-            .iter()
-            .flatten()
-            .map(|rule| (rule.to.as_ref(), rule.ports.as_ref()))
-            .collect(),
+    let ingress = spec.ingress.iter().flatten();
+    let egress = spec.egress.iter().flatten();
+    let rules: Vec<_> = match direction {
+        Direction::Ingress => ingress.map(|r| (&r.from, &r.ports)).collect(),
+        Direction::Egress => egress.map(|r| (&r.to, &r.ports)).collect(),
     };
     let mut found = Vec::new();
     for (peers, ports) in rules {
-        let peers = peers.filter(|list| !list.is_empty());
-        let ports = ports.filter(|list| !list.is_empty());
+        let peers = peers.as_ref().filter(|list| !list.is_empty());
+        let ports = ports.as_ref().filter(|list| !list.is_empty());
         for from in peer_matches(cluster, policy, peers, direction, findings) {
             match ports {
                 None => found.push(from.text(direction)),

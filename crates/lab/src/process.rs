@@ -1,9 +1,25 @@
 //! Processes as `/proc` shows them.
 
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
 /// Start time of a process in clock ticks since boot; `None` if there is no such process, or only
 /// what is left of it until its parent looks.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_start_time(&text)
+}
+
+/// As [`start_time`], looked up below an open `/proc`, whatever is mounted over it by now.
+pub(crate) fn start_time_in(processes: &std::fs::File, pid: i32) -> Option<u64> {
+    let path = format!("{pid}/stat");
+    let file = openat(
+        processes,
+        path.as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    );
+    let text = std::io::read_to_string(std::fs::File::from(file.ok()?)).ok()?;
     parse_start_time(&text)
 }
 
@@ -46,5 +62,7 @@ mod tests {
     fn this_process_has_one() {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(start_time(own).is_some());
+        let processes = std::fs::File::open("/proc").unwrap();
+        assert_eq!(start_time_in(&processes, own), start_time(own));
     }
 }

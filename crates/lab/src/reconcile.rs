@@ -3,14 +3,15 @@
 mod desired;
 mod statuses;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use isobar_objects::{
-    NetworkPolicy, ObjectHead, ObjectSet, ObjectWriter, OverlayWriter, Pod, Published, Service,
+    Kind, NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, ObjectWriter, OverlayWriter, Pod,
+    Published, Service,
 };
 use isobar_runtime::{Lifetime, Scope};
 use tokio::sync::{mpsc, watch};
@@ -21,7 +22,7 @@ use crate::expand;
 use crate::place::Place;
 use crate::plan::{PodAddresses, ServiceAddresses};
 use crate::pod::{self, NodeHandle, PodContext, PodOrder, PodPlan, PodReport};
-use crate::protocol::{PodStatus, ServiceStatus};
+use crate::protocol::{PodPhase, PodStatus, ServiceStatus};
 use crate::{nft, policy};
 
 use desired::{Desired, Key, Made};
@@ -62,6 +63,8 @@ struct Entry {
     fingerprint: u64,
     orders: mpsc::Sender<PodOrder>,
     report: watch::Receiver<PodReport>,
+    /// The report as this step looks at it: all that a step writes fits together.
+    seen: PodReport,
     /// Since when it is being ended.
     ending: Option<jiff::Timestamp>,
     /// For pods made from a Deployment.
@@ -85,6 +88,8 @@ pub(crate) struct Reconciler {
     /// Rules in force, by node; the last is the outer network.
     applied: Vec<String>,
     made: u64,
+    /// Services and namespaces that we added something to.
+    patched: BTreeSet<ObjectRef>,
     findings: Vec<String>,
     blocked: Vec<PodStatus>,
     poke: mpsc::Sender<()>,
@@ -126,6 +131,7 @@ impl Reconciler {
             services: ServiceAddresses::default(),
             pods: BTreeMap::new(),
             made: 0,
+            patched: BTreeSet::new(),
             findings: Vec::new(),
             blocked: Vec::new(),
             poke,
@@ -153,9 +159,13 @@ impl Reconciler {
         let objects = &published.objects;
         self.findings.clear();
         self.blocked.clear();
+        for entry in self.pods.values_mut() {
+            entry.seen = entry.report.borrow_and_update().clone();
+        }
         self.forget_gone().await;
         let wanted = desired::pods(objects, &self.own);
         self.follow(wanted);
+        self.forget_patches(objects).await;
         self.write_namespaces(objects).await;
         let services = self.assign(objects).await;
         self.write_statuses().await;
@@ -208,11 +218,7 @@ impl Reconciler {
                     new.deployment == old.deployment && new.template != old.template
                 })
             });
-            newer.any(|(key, _)| {
-                self.pods
-                    .get(key)
-                    .is_none_or(|entry| !entry.report.borrow().ready)
-            })
+            newer.any(|(key, _)| self.pods.get(key).is_none_or(|entry| !entry.seen.ready))
         })
         .map(|(key, _)| key.clone())
         .collect()
@@ -253,6 +259,7 @@ impl Reconciler {
             plan,
             fingerprint: want.fingerprint,
             orders,
+            seen: PodReport::new(),
             report: seen,
             ending: None,
             made: want.made,
@@ -301,7 +308,7 @@ impl Reconciler {
         let gone: Vec<Key> = self
             .pods
             .iter()
-            .filter(|(_, entry)| entry.report.borrow().gone)
+            .filter(|(_, entry)| entry.seen.gone)
             .map(|(key, _)| key.clone())
             .collect();
         for key in gone {
@@ -311,6 +318,30 @@ impl Reconciler {
             let number = usize::from(entry.plan.node.plan.number) - 1;
             self.addresses[number].give_back(entry.plan.ip);
             let object = entry.plan.pod.reference();
+            if let Err(error) = self.writer.delete(&object).await {
+                self.findings.push(error.to_string());
+            }
+        }
+    }
+
+    /// Takes back what was added to services and namespaces that are gone: one that comes again with
+    /// that name is another.
+    async fn forget_patches(&mut self, objects: &ObjectSet) {
+        let exists = |object: &ObjectRef| match object.known() {
+            Some(Kind::Service) => objects
+                .services
+                .get(&object.namespace, &object.name)
+                .is_some(),
+            _ => objects.namespaces.get("", &object.name).is_some(),
+        };
+        let gone: Vec<ObjectRef> = self
+            .patched
+            .iter()
+            .filter(|object| !exists(object))
+            .cloned()
+            .collect();
+        for object in gone {
+            self.patched.remove(&object);
             if let Err(error) = self.writer.delete(&object).await {
                 self.findings.push(error.to_string());
             }
@@ -363,7 +394,8 @@ impl Reconciler {
         }
     }
 
-    async fn patch(&mut self, object: &isobar_objects::ObjectRef, patch: &serde_json::Value) {
+    async fn patch(&mut self, object: &ObjectRef, patch: &serde_json::Value) {
+        self.patched.insert(object.clone());
         if let Err(error) = self.writer.patch(object, patch).await {
             self.findings.push(error.to_string());
         }
@@ -371,7 +403,7 @@ impl Reconciler {
 
     fn cluster(&self, objects: &ObjectSet, services: Vec<ServiceView>) -> Cluster {
         let pods = self.pods.values().filter_map(|entry| {
-            let report = entry.report.borrow();
+            let report = &entry.seen;
             report.place.as_ref()?;
             let pod = &entry.plan.pod;
             Some(PodView {
@@ -432,11 +464,11 @@ impl Reconciler {
 
     fn publish(&self, cluster: &Cluster, objects: &ObjectSet) {
         let running = self.pods.values().map(|entry| {
-            let report = entry.report.borrow();
+            let report = &entry.seen;
             PodHandle {
-                status: statuses::of(&entry.plan, &report, entry.ending.is_some()),
+                status: statuses::of(&entry.plan, report, entry.ending.is_some()),
                 deployment: expand::deployment_of(&entry.plan.pod),
-                stuck: report.stuck,
+                stuck: report.stuck || report.phase == PodPhase::Failed,
                 place: report.place.clone(),
                 orders: Some(entry.orders.clone()),
             }

@@ -4,6 +4,7 @@ mod components;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use isobar_objects::{
 };
 use isobar_runtime::Scope;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -60,7 +62,12 @@ pub(crate) fn main(paths: &LabPaths) -> Result<ExitCode, LabError> {
                     other => (with_causes(&other), Vec::new()),
                 };
                 tracing::error!("{why}");
-                tell(&Progress::Failed { why, tail });
+                if caller_is_gone() {
+                    // Nobody else takes away what was begun.
+                    let _ = std::fs::remove_dir_all(paths.dir());
+                } else {
+                    tell(&Progress::Failed { why, tail });
+                }
                 Ok(ExitCode::FAILURE)
             }
         }
@@ -72,6 +79,17 @@ fn tell(progress: &Progress) {
     let line = serde_json::to_string(progress).expect("progress has string keys only");
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// True if nobody reads the progress any more: the start was given up.
+fn caller_is_gone() -> bool {
+    let out = std::io::stdout();
+    let mut seen = [PollFd::new(out.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut seen, PollTimeout::ZERO);
+    polled.is_ok_and(|count| count > 0)
+        && seen[0]
+            .revents()
+            .is_some_and(|flags| flags.contains(PollFlags::POLLERR))
 }
 
 fn step(text: &str) {
@@ -350,6 +368,11 @@ async fn until_ready(desk: &Desk, limit: Duration) -> Result<(), LabError> {
                 tell(&Progress::Warning { text });
             }
             return Ok(());
+        }
+        if caller_is_gone() {
+            return Err(LabError::NoAnswer {
+                why: "whoever started the lab has gone before it was ready".to_owned(),
+            });
         }
         if begun.elapsed() > limit {
             waits.truncate(8);

@@ -1,7 +1,7 @@
 use super::*;
 use serde_json::{Value, json};
 
-fn pod(name: &str, namespace: &str, labels: Value, host: u8, node: &str) -> PodView {
+fn pod(name: &str, namespace: &str, labels: &Value, host: u8, node: &str) -> PodView {
     let object = json!({
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
@@ -27,9 +27,9 @@ fn cluster() -> Cluster {
     };
     Cluster {
         pods: vec![
-            pod("web", "shop", json!({"app": "web"}), 2, "node-1"),
-            pod("client", "shop", json!({"app": "client"}), 3, "node-1"),
-            pod("guest", "hall", json!({"app": "client"}), 4, "node-2"),
+            pod("web", "shop", &json!({"app": "web"}), 2, "node-1"),
+            pod("client", "shop", &json!({"app": "client"}), 3, "node-1"),
+            pod("guest", "hall", &json!({"app": "client"}), 4, "node-2"),
         ],
         services: Vec::new(),
         namespaces: BTreeMap::from([
@@ -41,7 +41,7 @@ fn cluster() -> Cluster {
 }
 
 /// The rules of node-1 for one policy in `shop`, without the table's head.
-fn text(spec: Value) -> (String, Vec<String>) {
+fn text(spec: &Value) -> (String, Vec<String>) {
     let policy: NetworkPolicy = serde_json::from_value(
         json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec}),
     )
@@ -51,16 +51,19 @@ fn text(spec: Value) -> (String, Vec<String>) {
     (body.replace(" ip lab_policy", ""), findings)
 }
 
-fn ingress(rules: Value) -> String {
+fn ingress(rules: &Value) -> String {
     let web = json!({"matchLabels": {"app": "web"}});
-    text(json!({"podSelector": web, "ingress": rules})).0
+    text(&json!({"podSelector": web, "ingress": rules})).0
 }
 
 const ISOLATED: &str = "add rule in-pod2 drop\nadd rule forward oifname pod2 jump in-pod2\n";
 
 #[test]
 fn default_deny_is_a_chain_that_drops() {
-    assert_eq!(ingress(json!([])), format!("add chain in-pod2\n{ISOLATED}"));
+    assert_eq!(
+        ingress(&json!([])),
+        format!("add chain in-pod2\n{ISOLATED}")
+    );
 }
 
 #[test]
@@ -95,22 +98,22 @@ fn peers_and_ports() {
         ),
     ] {
         let expected = format!("add chain in-pod2\nadd rule in-pod2{expected}\n{ISOLATED}");
-        assert_eq!(ingress(rules.clone()), expected, "{rules}");
+        assert_eq!(ingress(&rules), expected, "{rules}");
     }
 }
 
 #[test]
 fn a_peer_that_selects_nobody_allows_nobody() {
     let rules = json!([{"from": [{"podSelector": {"matchLabels": {"app": "none"}}}]}]);
-    assert_eq!(ingress(rules), format!("add chain in-pod2\n{ISOLATED}"));
+    assert_eq!(ingress(&rules), format!("add chain in-pod2\n{ISOLATED}"));
     // A named port that the pod does not have opens nothing.
     let rules = json!([{"ports": [{"port": "gone"}]}]);
-    assert_eq!(ingress(rules), format!("add chain in-pod2\n{ISOLATED}"));
+    assert_eq!(ingress(&rules), format!("add chain in-pod2\n{ISOLATED}"));
 }
 
 #[test]
 fn egress_knows_the_name_server() {
-    let (text, _) = text(json!({
+    let (text, _) = text(&json!({
         "podSelector": {"matchLabels": {"app": "client"}},
         "policyTypes": ["Egress"],
         "egress": [{"to": [{"namespaceSelector":
@@ -127,18 +130,18 @@ fn egress_knows_the_name_server() {
 #[test]
 fn policies_add_up_and_types_count() {
     // Only egress is isolated; ingress stays open.
-    let (only_egress, _) = text(json!({"podSelector": {}, "policyTypes": ["Egress"]}));
+    let (only_egress, _) = text(&json!({"podSelector": {}, "policyTypes": ["Egress"]}));
     assert!(!only_egress.contains("oifname"));
     assert_eq!(only_egress.matches("iifname").count(), 2);
     // Egress rules without types isolate both.
-    let (both, _) = text(json!({"podSelector": {}, "egress": [{}]}));
+    let (both, _) = text(&json!({"podSelector": {}, "egress": [{}]}));
     assert_eq!(both.matches("oifname").count(), 2);
     assert_eq!(both.matches("iifname").count(), 2);
 }
 
 #[test]
 fn nonsense_is_told() {
-    let (text, findings) = text(json!({"podSelector": {}, "ingress": [
+    let (text, findings) = text(&json!({"podSelector": {}, "ingress": [
         {"from": [{"ipBlock": {"cidr": "nonsense"}}]},
         {"ports": [{"protocol": "ICMP", "port": 1}]}]}));
     assert!(!text.contains("return"), "{text}");

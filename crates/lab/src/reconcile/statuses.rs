@@ -62,7 +62,7 @@ fn pod_value(entry: &Entry) -> Value {
     let mut value = json!({
         "metadata": {"uid": plan.uid, "deletionTimestamp": entry.ending.map(|t| t.to_string())},
         "spec": {"nodeName": plan.node.plan.name},
-        "status": status_value(plan, &entry.report.borrow(), entry.ending.is_some()),
+        "status": status_value(plan, &entry.seen, entry.ending.is_some()),
     });
     let Some(made) = &entry.made else {
         return value;

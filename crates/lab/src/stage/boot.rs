@@ -38,6 +38,8 @@ pub(super) fn boot(paths: &LabPaths) -> Result<ExitCode, LabError> {
 
 fn try_boot(paths: &LabPaths) -> Result<(), LabError> {
     nix::unistd::setsid().map_err(LabError::sys("leaving the terminal's session"))?;
+    // Opened before the first process mounts a `/proc` of its own over the one that shows it to us.
+    let processes = std::fs::File::open("/proc").map_err(LabError::io("opening /proc"))?;
     leave_namespaces()?;
     let child = again(Part::Init)?
         .arg(paths.dir())
@@ -48,7 +50,9 @@ fn try_boot(paths: &LabPaths) -> Result<(), LabError> {
     let pid = i32::try_from(child.id()).expect("process ids are positive i32");
     let record = SupervisorRecord {
         pid,
-        started: process::start_time(pid).unwrap_or_default(),
+        started: process::start_time_in(&processes, pid).ok_or_else(|| LabError::NoAnswer {
+            why: "the lab's first process ended at once; its log may tell why".to_owned(),
+        })?,
     };
     let text = serde_json::to_vec(&record).expect("a record is plain data");
     let draft = paths.dir().join(".supervisor.json");
