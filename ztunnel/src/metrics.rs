@@ -1,4 +1,4 @@
-//! The metrics of the data path, with Istio's names and labels (ztunnel.md §9.2).
+//! The metrics of the data path, with Istio's names and labels (as Istio's ztunnel does).
 
 mod discovery;
 

@@ -18,7 +18,7 @@ pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
 pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What a CONNECT request says (ztunnel.md §5.2). All but the authority is unauthenticated and
+/// What a CONNECT request says (as Istio's ztunnel does). All but the authority is unauthenticated and
 /// for telemetry only; malformed parts are treated as absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectHeaders {

@@ -1,7 +1,7 @@
 //! HBONE: CONNECT over HTTP/2 over mutual TLS, both ends, pool and relay.
 //!
 //! Everything here lives on one thread (`!Send`): a pool, its tunnels, their streams and the
-//! relays over them belong to one worker. The wire format is ztunnel.md §5.
+//! relays over them belong to one worker. The wire format is that of Istio's ztunnel
 
 #![forbid(unsafe_code)]
 

@@ -21,7 +21,7 @@ pub(crate) use entry::Slot;
 use crate::{ConnectHeaders, Http2, Timeouts, TunnelError, TunnelStream};
 use entry::{Entry, Turn};
 
-/// What makes two connections share a tunnel (ztunnel.md §5.6).
+/// What makes two connections share a tunnel (as Istio's ztunnel does).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
     /// Who opens the tunnel: the source workload.
@@ -129,7 +129,7 @@ impl Pool {
     }
 
     /// Opens a tunnel of its own through `io`, for one stream: the inner tunnel of a cross-network
-    /// call, which is not pooled (ztunnel.md §5.7). `key.to` is only named in errors.
+    /// call, which is not pooled (as Istio's ztunnel does). `key.to` is only named in errors.
     ///
     /// # Errors
     /// As [`Self::open`].

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 /// Payload of a DATA frame sent: with its 9-byte header it fills one TLS record of 16,384 bytes,
-/// so no frame spills into a second record (performance.md §2).
+/// so no frame spills into a second record.
 pub(crate) const DATA_MAX: usize = 16_384 - 9;
-/// Longest header list taken from a client, in bytes (ztunnel.md §5.4).
+/// Longest header list taken from a client, in bytes (as Istio's ztunnel does).
 pub(crate) const SERVER_HEADERS: u32 = 64 * 1024;
 /// Longest header list taken from a server, in bytes.
 pub(crate) const CLIENT_HEADERS: u32 = 16 * 1024;
@@ -16,7 +16,7 @@ pub(crate) const PENDING_RESETS: usize = 50;
 /// Streams reset by us for the peer's errors, beyond which the connection ends.
 pub(crate) const ERROR_RESETS: usize = 128;
 
-/// HTTP/2 parameters of both ends (ztunnel.md §5.4).
+/// HTTP/2 parameters of both ends (as Istio's ztunnel does).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2 {
     /// Receive window of a stream, in bytes.

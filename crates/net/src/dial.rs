@@ -36,7 +36,7 @@ pub struct Source {
 }
 
 impl Default for DialOptions {
-    /// Own namespace, no mark, keepalive as usual, 10 s (ztunnel.md §1.10).
+    /// Own namespace, no mark, keepalive as usual, 10 s (as Istio's ztunnel does).
     fn default() -> Self {
         Self {
             netns: None,

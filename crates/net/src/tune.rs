@@ -19,7 +19,7 @@ pub struct Keepalive {
 }
 
 impl Default for Keepalive {
-    /// 180 s, 180 s, 9 (ztunnel.md §1.5).
+    /// 180 s, 180 s, 9 (as Istio's ztunnel does).
     fn default() -> Self {
         let step = Duration::from_secs(180);
         Self {
@@ -86,7 +86,7 @@ impl Want {
 }
 
 /// Lets sockets carry traffic for addresses that are not ours. One flag per socket covers both
-/// families, set at the IPv4 level (ztunnel.md §1.10).
+/// families, set at the IPv4 level (as Istio's ztunnel does).
 pub(crate) fn transparent(socket: &Socket) -> io::Result<()> {
     socket.set_ip_transparent_v4(true)
 }

@@ -1,6 +1,5 @@
-//! Where a connection of a local workload goes (HBONE rules: `docs/` of the wire, section
-//! "outbound"). The order of the steps is the behaviour of Istio's ztunnel; what differs is that a
-//! refusal says why.
+//! Where a connection of a local workload goes. The order of the steps is the behaviour of Istio's
+//! ztunnel; what differs is that a refusal says why.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -74,7 +74,7 @@ pub enum CertificateError {
 }
 
 impl WorkloadCertificate {
-    /// Takes what an authority answered to `CreateCertificate` (ztunnel.md §3.1): `parts[0]` is the
+    /// Takes what an authority answered to `CreateCertificate` (as Istio's ztunnel does): `parts[0]` is the
     /// leaf, the last part the root or roots, those between are intermediates. The leaf must name
     /// exactly `asked` and belong to `key`.
     ///
@@ -160,7 +160,7 @@ impl WorkloadCertificate {
         self.not_after
     }
 
-    /// Half-way through its validity (ztunnel.md §3.3).
+    /// Half-way through its validity (as Istio's ztunnel does).
     #[must_use]
     pub fn renew_at(&self) -> SystemTime {
         let life = self

@@ -1,4 +1,4 @@
-//! Certificate requests: ECDSA P-256, SHA-256, empty subject, one URI name (ztunnel.md §3.1).
+//! Certificate requests: ECDSA P-256, SHA-256, empty subject, one URI name (as Istio's ztunnel does).
 
 use boring::hash::MessageDigest;
 use boring::stack::Stack;

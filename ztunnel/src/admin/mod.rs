@@ -34,7 +34,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// The whole dump (ztunnel.md §9.5); `isobar` is ours: the snapshot's version and the sync state
+    /// The whole dump (as Istio's ztunnel does); `isobar` is ours: the snapshot's version and the sync state
     /// of each resource type.
     #[must_use]
     pub fn config_dump(&self) -> Value {

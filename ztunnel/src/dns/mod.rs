@@ -1,5 +1,5 @@
 //! The DNS proxy of each pod: service names from the mesh, everything else from the resolver of
-//! this process (ztunnel.md §8).
+//! this process (as Istio's ztunnel does).
 //!
 //! Runs on the control runtime; sockets live in the pod and carry the mark, so the pod's own rules
 //! apply to what is forwarded.

@@ -23,7 +23,7 @@ use super::target::service_of;
 use super::tunnel::{certificate, describe, http2};
 use super::worker::PodWorker;
 
-/// Statuses of the protocol (ztunnel.md §5.3).
+/// Statuses of the protocol (as Istio's ztunnel does).
 const DENIED: StatusCode = StatusCode::UNAUTHORIZED;
 const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 

@@ -64,7 +64,7 @@ impl WorkloadType {
 }
 
 impl Baggage {
-    /// Reads a header value; unknown keys and empty values are ignored (ztunnel.md §5.2).
+    /// Reads a header value; unknown keys and empty values are ignored (as Istio's ztunnel does).
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut found = Self::default();

@@ -54,7 +54,7 @@ impl Connect {
         &self.peer
     }
 
-    /// Answers with `status` and ends the stream: no headers, no body (ztunnel.md §5.3).
+    /// Answers with `status` and ends the stream: no headers, no body (as Istio's ztunnel does).
     pub fn refuse(mut self, status: StatusCode) {
         self.note_reset();
         answer(&mut self.respond, status);

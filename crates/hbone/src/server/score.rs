@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-/// Points at which a connection is closed (reliability.md §5.3).
+/// Points at which a connection is closed.
 const LIMIT: f64 = 100.0;
 /// Time in which points halve.
 const HALF_LIFE: Duration = Duration::from_secs(10);
