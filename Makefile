@@ -6,7 +6,6 @@ SHELL := /bin/bash
 PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
-PRODUCTS := -p isobar-ztunnel -p isobar-waypoint -p isobar-control-plane -p isobar-node-agent -p isobar-cli -p isobar-samples -p isobar-tests --bins
 
 .PHONY: help setup build demo test test-unit test-e2e lint fmt bench
 
@@ -21,7 +20,7 @@ setup: ## Install what is missing to build, run and test (idempotent)
 	@bash xtask/setup.sh
 
 build: setup ## Build every program into target/quick
-	$(CARGO) build --profile $(PROFILE) $(PRODUCTS)
+	$(CARGO) build --profile $(PROFILE) --workspace --bins
 
 demo: build ## Tour the mesh: routing, encryption, policy; KEEP=1 leaves the lab up
 	@$(BIN)/isobar-demo $(if $(KEEP),--keep)
@@ -43,5 +42,5 @@ fmt: ## Format the code
 	$(CARGO) fmt --all
 
 bench: setup ## Run the benchmarks in a lab and write a table to target/bench
-	$(CARGO) build --release $(PRODUCTS)
+	$(CARGO) build --release --workspace --bins
 	$(CARGO) run --release -p isobar-benches -- --out target/bench

@@ -1,16 +1,24 @@
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use isobar_lab::{Exec, Lab, Target};
+use isobar_net::NetNs;
 use isobar_runtime::Scope;
 use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::wait::eventually;
+
+/// Last packet of every recording.
+const END: &[u8] = b"end of the recording";
 
 /// Packets recorded on the network between the nodes.
 #[derive(Debug)]
 pub struct Capture {
     file: PathBuf,
+    lab: Lab,
     scope: Scope,
 }
 
@@ -24,7 +32,7 @@ impl Capture {
         let (reader, writer) = std::io::pipe()?;
         let exec = Exec {
             target: Target::Outer,
-            argv: ["tcpdump", "-i", "br0", "-U", "-s", "0", "-w"]
+            argv: ["tcpdump", "-i", "br0", "--immediate-mode", "-U", "-s", "0", "-w"]
                 .into_iter()
                 .map(str::to_owned)
                 .chain([file.to_string_lossy().into_owned()])
@@ -37,10 +45,10 @@ impl Capture {
             ],
         };
         let scope = Scope::new("capture");
-        let lab = lab.clone();
+        let recorder = lab.clone();
         scope.spawn("tcpdump", async move {
             // Ended by dropping the request, which kills the recorder.
-            let _ = lab.exec(exec).await;
+            let _ = recorder.exec(exec).await;
         });
         let reader = tokio::net::unix::pipe::Receiver::from_file(std::fs::File::from(
             std::os::fd::OwnedFd::from(reader),
@@ -57,19 +65,25 @@ impl Capture {
         tokio::time::timeout(Duration::from_secs(10), begun)
             .await
             .context("the recorder says nothing")??;
-        Ok(Self { file, scope })
+        Ok(Self { file, lab: lab.clone(), scope })
     }
 
-    /// Ends the recording.
+    /// Ends the recording once everything sent before has been written: a packet of our own comes
+    /// last.
     ///
     /// # Errors
-    /// When nothing was recorded.
+    /// When that packet does not appear.
     pub async fn stop(self) -> Result<Recorded> {
+        let outer = NetNs::from_fd(self.lab.netns(Target::Outer).await?)?;
+        let socket = outer.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        eventually("the end of the recording is written", async || {
+            socket.send_to(END, (Ipv4Addr::new(172, 30, 0, 11), 9))?;
+            let bytes = std::fs::read(&self.file)?;
+            ensure!(bytes.windows(END.len()).any(|w| w == END), "{} bytes so far", bytes.len());
+            Ok(())
+        })
+        .await?;
         self.scope.shutdown(Duration::ZERO).await;
-        ensure!(
-            std::fs::metadata(&self.file)?.len() > 24,
-            "nothing was recorded"
-        );
         Ok(Recorded { file: self.file })
     }
 }
