@@ -29,12 +29,12 @@ pub(crate) fn objects(yaml: &str) -> ObjectSet {
     ObjectSet::of(read.objects.into_iter().map(|read| read.object))
 }
 
-fn planned(yaml: &str) -> Plan {
+pub(super) fn planned(yaml: &str) -> Plan {
     plan(&objects(yaml), &settings(), &KeptKeys::default())
 }
 
 /// A pod as one document.
-fn pod(name: &str, account: &str, labels: &str, ready: bool) -> String {
+pub(super) fn pod(name: &str, account: &str, labels: &str, ready: bool) -> String {
     let ready = if ready { "True" } else { "False" };
     let digit = name.bytes().map(u32::from).sum::<u32>() % 250;
     format!(
@@ -80,7 +80,7 @@ fn waypoint_pod(name: &str, ready: bool) -> String {
     pod(&format!("{name}-pod"), name, &labels, ready)
 }
 
-fn namespace(labels: &str) -> String {
+pub(super) fn namespace(labels: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n"
     )
@@ -147,7 +147,7 @@ fn line<'a>(text: &'a str, start: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no line {start:?} in\n{text}"))
 }
 
-fn reasons(plan: &Plan, object: &str) -> Vec<&'static str> {
+pub(super) fn reasons(plan: &Plan, object: &str) -> Vec<&'static str> {
     plan.verdicts
         .iter()
         .filter(|verdict| verdict.object.to_string() == object)
@@ -378,155 +378,11 @@ fn object_labels_beat_accounts_and_accounts_beat_namespaces() {
     }
 }
 
-#[test]
-#[expect(clippy::too_many_lines, reason = "one table")]
-fn peer_authentication_levels() {
-    let object = |name: &str, ns: &str, spec: &str| {
-        format!(
-            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
-             metadata: {{name: {name}, namespace: {ns}}}\nspec: {{{spec}}}\n"
-        )
-    };
-    let base = format!(
-        "{}{}",
-        namespace(""),
-        pod("cart-1", "cart", "app: cart", true)
-    );
-    let strict = "istio-system/istio_converted_static_strict";
-    let own = "shop/converted_peer_authentication_own";
-    let mesh = object("mesh", "istio-system", "mtls: {mode: STRICT}");
-    let select = "selector: {matchLabels: {app: cart}}";
-    for (objects, expect) in [
-        (String::new(), vec![]),
-        (mesh.clone(), vec![strict]),
-        (
-            format!("{mesh}{}", object("ns", "shop", "mtls: {mode: PERMISSIVE}")),
-            vec![],
-        ),
-        (
-            format!("{mesh}{}", object("ns", "shop", "mtls: {mode: DISABLE}")),
-            vec![],
-        ),
-        (
-            format!("{mesh}{}", object("ns", "shop", "mtls: {mode: UNSET}")),
-            vec![strict],
-        ),
-        (
-            format!(
-                "{mesh}{}",
-                object(
-                    "own",
-                    "shop",
-                    &format!("{select}, portLevelMtls: {{9000: {{mode: PERMISSIVE}}}}")
-                )
-            ),
-            vec![own],
-        ),
-        (
-            object(
-                "own",
-                "shop",
-                &format!(
-                    "{select}, mtls: {{mode: PERMISSIVE}}, portLevelMtls: {{9000: {{mode: STRICT}}}}"
-                ),
-            ),
-            vec![own],
-        ),
-        (
-            object(
-                "own",
-                "shop",
-                &format!(
-                    "{select}, mtls: {{mode: STRICT}}, portLevelMtls: {{9000: {{mode: STRICT}}}}"
-                ),
-            ),
-            vec![strict],
-        ),
-    ] {
-        let plan = planned(&format!("{base}{objects}"));
-        let wire = &plan.workloads[0].wire;
-        assert_eq!(wire.authorization_policies, expect, "{objects}");
-        for key in &wire.authorization_policies {
-            let exists = |p: &isobar_proto::istio::security::Authorization| {
-                format!("{}/{}", p.namespace, p.name) == *key
-            };
-            assert!(
-                plan.authorizations.iter().any(exists),
-                "{key} is not published"
-            );
-        }
-    }
-}
-
-fn policy(namespace: &str, spec: &str) -> String {
+pub(super) fn policy(namespace: &str, spec: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
          metadata: {{name: p, namespace: {namespace}}}\nspec:\n  {{{spec}}}\n"
     )
-}
-
-#[test]
-fn l4_policies_are_never_looser_than_written() {
-    let base = format!(
-        "{}{}",
-        namespace(""),
-        pod("cart-1", "cart", "app: cart", true)
-    );
-    let rules = |spec: &str| {
-        let plan = planned(&format!("{base}{}", policy("shop", spec)));
-        let found = plan.authorizations.first().cloned();
-        let reason = reasons(&plan, "AuthorizationPolicy shop/p");
-        (found, reason)
-    };
-    let (plain, reason) = rules(
-        "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b]}}]}]",
-    );
-    assert_eq!((plain.unwrap().rules.len(), reason), (1, vec!["Accepted"]));
-    // An ALLOW that node proxies cannot see allows nothing.
-    let (blind, reason) = rules("action: ALLOW, rules: [{to: [{operation: {methods: [GET]}}]}]");
-    assert_eq!(
-        (blind.unwrap().rules.len(), reason),
-        (0, vec!["UnsupportedValue"])
-    );
-    // A DENY that they cannot see denies everything it might mean.
-    let (blind, reason) = rules("action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]");
-    let blind = blind.unwrap();
-    assert_eq!(blind.rules[0].clauses[0].matches[0].source_ips.len(), 2);
-    assert_eq!(reason, ["UnsupportedValue"]);
-    // One entry of a list that matches everything makes the list match everything.
-    let (mixed, _) = rules(
-        "action: DENY, rules: [{from: [{source: {namespaces: [a]}}], \
-         to: [{operation: {methods: [GET]}}, {operation: {ports: ['80']}}]}]",
-    );
-    assert_eq!(mixed.unwrap().rules[0].clauses.len(), 1);
-    // CUSTOM cannot be enforced: refuse.
-    let (custom, _) = rules("action: CUSTOM, provider: {name: x}, rules: [{}]");
-    assert_eq!(custom.unwrap().action, 1);
-    // No rules: an ALLOW that matches nothing.
-    let (none, _) = rules("action: ALLOW");
-    assert!(none.unwrap().rules.is_empty());
-}
-
-#[test]
-fn selectors_reach_their_namespace_and_from_the_root_everywhere() {
-    let base = format!(
-        "{}{}",
-        namespace(""),
-        pod("cart-1", "cart", "app: cart", true)
-    );
-    for (ns, labels, expect) in [
-        ("shop", "app: cart", vec!["shop/p"]),
-        ("istio-system", "app: cart", vec!["istio-system/p"]),
-        ("other", "app: cart", vec![]),
-        ("shop", "app: other", vec![]),
-    ] {
-        let spec = format!("selector: {{matchLabels: {{{labels}}}}}, action: DENY, rules: [{{}}]");
-        let plan = planned(&format!("{base}{}", policy(ns, &spec)));
-        assert_eq!(
-            plan.workloads[0].wire.authorization_policies, expect,
-            "{ns} {labels}"
-        );
-    }
 }
 
 const ROUTES: &str = "---

@@ -23,3 +23,5 @@ pub(crate) use verdict::Verdict;
 
 #[cfg(test)]
 pub(crate) mod golden_tests;
+#[cfg(test)]
+mod policy_tests;
