@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use isobar_runtime::Scope;
-use isobar_types::{DEFAULT_CLUSTER_ID, DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN, ports};
+use isobar_types::{DEFAULT_CLUSTER_ID, DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN, labels, ports};
 
 use crate::component::{Component, ComponentPlan, ReadySign};
 use crate::config::LabConfig;
@@ -101,6 +101,8 @@ fn control_plane(config: &LabConfig, paths: &LabPaths, outer: &Place) -> Compone
         ("--trust-domain", DEFAULT_TRUST_DOMAIN.to_owned()),
         ("--cluster-id", DEFAULT_CLUSTER_ID.to_owned()),
         ("--root-namespace", DEFAULT_ROOT_NAMESPACE.to_owned()),
+        ("--waypoint-class", labels::WAYPOINT_CLASS.to_owned()),
+        ("--waypoint-class", labels::ISTIO_WAYPOINT_CLASS.to_owned()),
     ];
     for (flag, value) in pairs {
         args.extend([flag.to_owned(), value]);
