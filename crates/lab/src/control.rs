@@ -18,7 +18,7 @@ use crate::error::LabError;
 use crate::paths::LabPaths;
 use crate::place::{self, Place};
 use crate::pod::{NodeHandle, PodOrder};
-use crate::protocol::{Answer, LabStatus, NodeStatus, Request, Target};
+use crate::protocol::{Answer, LabStatus, NodeStatus, PodStatus, Request, Target};
 use crate::reconcile::{PodHandle, View};
 
 /// Longest request or answer, in bytes.
@@ -86,10 +86,23 @@ impl Desk {
                 })
                 .collect(),
             components,
-            pods: view.pods.iter().map(|pod| pod.status.clone()).collect(),
+            pods: view.pods.iter().map(|pod| self.pod_status(pod)).collect(),
             services: view.services.clone(),
             findings: view.findings.clone(),
         }
+    }
+
+    /// A pod with what the agent says about it now: pods are enrolled and let go while they run.
+    fn pod_status(&self, pod: &PodHandle) -> PodStatus {
+        let mut status = pod.status.clone();
+        let answer = self
+            .paths
+            .pods(&status.node)
+            .join(format!("{}.ready", status.uid));
+        if let Ok(text) = std::fs::read_to_string(answer) {
+            text.trim().clone_into(&mut status.mesh);
+        }
+        status
     }
 
     /// What is not ready, in words.
@@ -202,7 +215,13 @@ impl Desk {
         fds: Vec<OwnedFd>,
         client: &SeqPacket,
     ) -> Result<i32, String> {
-        let place = self.place(target)?;
+        let (place, own) = match target {
+            Target::Pod(name) => {
+                let pod = self.pod(name)?;
+                (running(name, &pod)?, pod.env)
+            }
+            _ => (self.place(target)?, Vec::new()),
+        };
         let stdio: [OwnedFd; 3] = fds
             .try_into()
             .map_err(|_| "a command needs standard input, output and error".to_owned())?;
@@ -212,6 +231,7 @@ impl Desk {
             .filter_map(|key| Some(((*key).to_owned(), std::env::var(key).ok()?)))
             .collect();
         env.push(("PATH".to_owned(), self.path.clone()));
+        env.extend(own);
         env.extend(extra);
         let mut command = place
             .command(argv, env, None)
@@ -262,14 +282,13 @@ impl Desk {
                 .ok_or_else(|| format!("there is no node {name:?}")),
             Target::Pod(name) => {
                 let pod = self.pod(name)?;
-                let why = pod.status.message;
-                pod.place
-                    .ok_or_else(|| with_note(&format!("pod {name} does not run"), &why))
+                running(name, &pod)
             }
         }
     }
 
-    /// A pod by its own name, else a pod of the Deployment of that name, ready ones first.
+    /// A pod by its own name, else a pod of the Deployment of that name, else one with that label
+    /// `app`; ready ones first.
     fn pod(&self, name: &str) -> Result<PodHandle, String> {
         let view = self.view.borrow().clone();
         let (namespace, name) = match name.split_once('/') {
@@ -279,9 +298,13 @@ impl Desk {
         let there = |pod: &&PodHandle| namespace.is_none_or(|n| pod.status.namespace == n);
         let named = |pod: &&PodHandle| pod.status.name == name;
         let made = |pod: &&PodHandle| pod.deployment.as_deref() == Some(name);
+        let labelled = |pod: &&PodHandle| pod.app.as_deref() == Some(name);
         let mut found: Vec<&PodHandle> = view.pods.iter().filter(there).filter(named).collect();
         if found.is_empty() {
             found = view.pods.iter().filter(there).filter(made).collect();
+        }
+        if found.is_empty() {
+            found = view.pods.iter().filter(there).filter(labelled).collect();
         }
         let first = found.first().map(|pod| pod.status.namespace.clone());
         if found
@@ -316,6 +339,12 @@ impl Desk {
         let pod = self.pod(target)?.status;
         Ok(self.paths.pod_log(&pod.namespace, &pod.name))
     }
+}
+
+fn running(name: &str, pod: &PodHandle) -> Result<Place, String> {
+    pod.place
+        .clone()
+        .ok_or_else(|| with_note(&format!("pod {name} does not run"), &pod.status.message))
 }
 
 fn with_note(text: &str, note: &str) -> String {

@@ -17,9 +17,9 @@ pub(crate) struct Program {
 pub(crate) enum ImageError {
     #[error(
         "image {image:?} is not known to the lab: annotate the pod with \
-         `lab.isobar.dev/command: PROGRAM ARGS` to run a local program in its place, or use one of \
-         {}",
-        known()
+         `lab.isobar.dev/command: PROGRAM ARGS` to run a local program in its place, or use an image \
+         it knows: honester/hello-server, honester/httpbin, nginx, istio/examples-bookinfo-*, \
+         istio/tcp-echo-server, curlimages/curl, busybox, alpine"
     )]
     Unknown { image: String },
     #[error("container {container} names no image")]
@@ -86,11 +86,6 @@ const IMAGES: &[(&str, Stand)] = &[
     ("isobar/samples", Stand::Sample(&[])),
     ("isobar/waypoint", Stand::Waypoint),
 ];
-
-fn known() -> String {
-    let names: Vec<&str> = IMAGES.iter().map(|(name, _)| *name).collect();
-    names.join(", ")
-}
 
 /// The program of a container. `annotation` is the pod's `lab.isobar.dev/command`; `expand`
 /// replaces `$(NAME)` in commands and arguments.

@@ -82,6 +82,8 @@ pub(crate) struct PodReport {
     pub(crate) message: String,
     /// True when nothing but a change of the pod can help.
     pub(crate) stuck: bool,
+    /// Environment of the first container, for commands run beside it.
+    pub(crate) env: Vec<(String, String)>,
     /// There once the sandbox stands.
     pub(crate) place: Option<Place>,
     pub(crate) started: Option<jiff::Timestamp>,
@@ -99,6 +101,7 @@ impl PodReport {
             mesh: String::new(),
             message: "starting".to_owned(),
             stuck: false,
+            env: Vec::new(),
             place: None,
             started: None,
             ready_since: None,
@@ -445,6 +448,7 @@ impl Runner {
         scope: &Scope,
         orders: &mut mpsc::Receiver<PodOrder>,
     ) {
+        let env = plans.first().map(|plan| plan.env.clone());
         let mut seen = Vec::new();
         let mut kills = Vec::new();
         let (poke, mut changes) = mpsc::channel::<()>(1);
@@ -468,6 +472,7 @@ impl Runner {
         self.report.send_modify(|r| {
             r.phase = PodPhase::Running;
             r.stuck = false;
+            r.env = env.unwrap_or_default();
             r.started = Some(jiff::Timestamp::now());
         });
         loop {

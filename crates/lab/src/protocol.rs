@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// A pod: its name, or the name of its Deployment, or `namespace/name` of either.
+    /// A pod: its name, the name of its Deployment or its label `app`, or `namespace/` and one of
+    /// these.
     Pod(String),
     /// A node's own namespace.
     Node(String),

@@ -49,8 +49,12 @@ pub(crate) struct PodHandle {
     pub(crate) status: PodStatus,
     /// The Deployment it belongs to.
     pub(crate) deployment: Option<String>,
+    /// Its label `app`.
+    pub(crate) app: Option<String>,
     /// True when nothing but a change of the pod can help.
     pub(crate) stuck: bool,
+    /// Environment of its first container.
+    pub(crate) env: Vec<(String, String)>,
     pub(crate) place: Option<Place>,
     pub(crate) orders: Option<mpsc::Sender<PodOrder>>,
 }
@@ -468,6 +472,8 @@ impl Reconciler {
             PodHandle {
                 status: statuses::of(&entry.plan, report, entry.ending.is_some()),
                 deployment: expand::deployment_of(&entry.plan.pod),
+                app: entry.plan.pod.label("app").map(str::to_owned),
+                env: report.env.clone(),
                 stuck: report.stuck || report.phase == PodPhase::Failed,
                 place: report.place.clone(),
                 orders: Some(entry.orders.clone()),
@@ -476,6 +482,8 @@ impl Reconciler {
         let blocked = self.blocked.iter().map(|status| PodHandle {
             status: status.clone(),
             deployment: None,
+            app: None,
+            env: Vec::new(),
             stuck: true,
             place: None,
             orders: None,

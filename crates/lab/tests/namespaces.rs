@@ -18,6 +18,9 @@ type Case = (&'static str, fn() -> Result<()>);
 const CASES: &[Case] = &[
     ("a_lab_plays_kubernetes", || block(a_lab_plays_kubernetes())),
     ("two_labs_and_a_crash", || block(two_labs_and_a_crash())),
+    ("a_start_that_is_given_up", || {
+        block(a_start_that_is_given_up())
+    }),
     ("without_root", || block(without_root())),
 ];
 
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         ["serve", port, text] => done(serve(port, text)),
         ["get", to] => done(get(to).map(|text| print!("{text}"))),
         ["resolve", name] => done(resolve(name)),
+        ["hang", folder] => done(block(hang(Path::new(folder)))),
         ["rootless", folder] => done(block(rootless(Path::new(folder)))),
         _ => run_cases(&words),
     }
@@ -68,7 +72,7 @@ fn run_cases(words: &[&str]) -> ExitCode {
         match case() {
             Ok(()) => println!("test {name} ... ok ({:.1?})", begun.elapsed()),
             Err(error) => {
-                println!("test {name} ... FAILED\n{error:?}");
+                println!("test {name} ... FAILED\n{error:#}");
                 code = ExitCode::FAILURE;
             }
         }
@@ -81,14 +85,17 @@ fn serve(port: &str, text: &str) -> Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port.parse()?))?;
     loop {
         let (mut stream, peer) = listener.accept()?;
-        let mut head = [0; 4096];
-        let _ = stream.read(&mut head);
         let body = format!("{text} saw {}\n", peer.ip());
-        let reply = format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        let _ = stream.write_all(reply.as_bytes());
+        // A silent caller must not keep others waiting.
+        std::thread::spawn(move || {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            let reply = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(reply.as_bytes());
+        });
     }
 }
 
@@ -363,6 +370,9 @@ async fn services_and_names(lab: &Running) -> Result<()> {
 
 async fn policy_is_enforced(lab: &Running) -> Result<()> {
     let to = format!("{}:8080", lab.ip("one")?);
+    let limit = Duration::from_secs(1);
+    let from = Target::pod("stranger");
+    let mut early = lab.lab.dial(from, to.parse()?, limit).await?;
     lab.write("policy.yaml", DENY)?;
     eventually(|| async {
         let refused = lab.call("stranger", &["get", &to]).await.is_err();
@@ -371,6 +381,13 @@ async fn policy_is_enforced(lab: &Running) -> Result<()> {
     })
     .await?;
     lab.call("friend", &["get", &to]).await?;
+    // A connection that was there before is cut off: what it sends does not arrive.
+    early.set_read_timeout(Some(limit))?;
+    early.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+    ensure!(
+        early.read(&mut [0; 8]).is_err(),
+        "an old connection goes on"
+    );
     // Probes come from the node and pass.
     ensure!(lab.lab.status().await?.ready, "probes are blocked");
     lab.remove("policy.yaml")?;
@@ -511,6 +528,83 @@ async fn two_labs_and_a_crash() -> Result<()> {
     let left: Vec<_> = after.difference(&before).collect();
     ensure!(left.is_empty(), "left behind: {left:#?}");
     Ok(())
+}
+
+/// A pod that never becomes ready.
+const NEVER: &str = "apiVersion: v1
+kind: Pod
+metadata:
+  name: never
+  namespace: shop
+  annotations: {lab.isobar.dev/command: sleep 1000}
+spec:
+  containers: [{name: c, image: any/thing, readinessProbe: {tcpSocket: {port: 9}}}]
+";
+
+fn never(folder: &Path) -> Result<LabConfig> {
+    std::fs::create_dir_all(folder.join("objects"))?;
+    std::fs::write(folder.join("objects/never.yaml"), NEVER)?;
+    let mut config = LabConfig::new("never", vec![folder.join("objects")])?;
+    config.mesh = false;
+    config.root = LabRoot::at(folder.join("lab"));
+    Ok(config)
+}
+
+async fn hang(folder: &Path) -> Result<()> {
+    isobar_lab::up(never(folder)?, |_| {}).await?;
+    Ok(())
+}
+
+async fn a_start_that_is_given_up() -> Result<()> {
+    let before = host_traces()?;
+    let folder = tempfile::tempdir()?;
+    let mut config = never(folder.path())?;
+    let state = config.root.lab("never");
+    // Not ready in time: the reason is told.
+    config.ready_timeout = Duration::from_millis(300);
+    let late = isobar_lab::up(config.clone(), |_| {}).await;
+    let told = late
+        .as_ref()
+        .err()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    ensure!(told.contains("pod shop/never is not ready"), "{late:?}");
+    ensure!(!state.dir().exists(), "a late lab is left");
+    // Nobody waits any more.
+    config.ready_timeout = Duration::from_secs(60);
+    let (seen, begun) = tokio::sync::oneshot::channel();
+    let mut seen = Some(seen);
+    tokio::select! {
+        up = isobar_lab::up(config, |_| if let Some(seen) = seen.take() { let _ = seen.send(()); }) => {
+            bail!("it became ready: {up:?}");
+        }
+        _ = begun => {}
+    }
+    ensure!(!state.dir().exists(), "a dropped start is left");
+    // Whoever waited was killed.
+    let mut caller = std::process::Command::new(own_path()?)
+        .arg("hang")
+        .arg(folder.path())
+        .spawn()?;
+    eventually(|| async {
+        ensure!(state.socket().exists(), "it does not start");
+        Ok(())
+    })
+    .await?;
+    caller.kill()?;
+    caller.wait()?;
+    eventually(|| async {
+        ensure!(!state.dir().exists(), "the start of a dead caller is left");
+        Ok(())
+    })
+    .await?;
+    eventually(|| async {
+        let after = host_traces()?;
+        let left: Vec<_> = after.difference(&before).collect();
+        ensure!(left.is_empty(), "left behind: {left:#?}");
+        Ok(())
+    })
+    .await
 }
 
 /// Runs a small lab as a user without rights.

@@ -3,7 +3,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use isobar_runtime::Scope;
-use isobar_types::{DEFAULT_CLUSTER_ID, DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN, labels, ports};
+use isobar_types::{
+    DEFAULT_CLUSTER_ID, DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN, labels, ports,
+};
 
 use crate::component::{Component, ComponentPlan, ReadySign};
 use crate::config::LabConfig;
