@@ -197,7 +197,7 @@ impl Runner {
         let child = self
             .plan
             .place
-            .command(self.plan.argv.clone(), self.plan.env.clone(), None)?
+            .command(self.plan.argv.clone(), self.plan.env.clone(), None)
             .stdin(std::process::Stdio::null())
             .stdout(open()?)
             .stderr(open()?)

@@ -171,7 +171,7 @@ fn spawn(plan: &ContainerPlan) -> Result<Child, LabError> {
             .map_err(LabError::io(format!("opening {}", plan.log.display())))
     };
     plan.place
-        .command(plan.argv.clone(), plan.env.clone(), plan.cwd.clone())?
+        .command(plan.argv.clone(), plan.env.clone(), plan.cwd.clone())
         .stdin(std::process::Stdio::null())
         .stdout(open()?)
         .stderr(open()?)
@@ -326,8 +326,7 @@ async fn ask(plan: &ContainerPlan, probe: &Plan) -> Result<(), String> {
     };
     let mut command = plan
         .place
-        .command(argv.clone(), plan.env.clone(), plan.cwd.clone())
-        .map_err(|error| error.to_string())?;
+        .command(argv.clone(), plan.env.clone(), plan.cwd.clone());
     command
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())

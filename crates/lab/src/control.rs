@@ -233,9 +233,7 @@ impl Desk {
         env.push(("PATH".to_owned(), self.path.clone()));
         env.extend(own);
         env.extend(extra);
-        let mut command = place
-            .command(argv, env, None)
-            .map_err(|error| error.to_string())?;
+        let mut command = place.command(argv, env, None);
         let spawned = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn();
         // It holds copies of the descriptors: a reader of the output waits for its end.
         drop(command);

@@ -65,7 +65,7 @@ impl Place {
         argv: Vec<String>,
         mut env: Vec<(String, String)>,
         cwd: Option<String>,
-    ) -> Result<Command, LabError> {
+    ) -> Command {
         if !env.iter().any(|(key, _)| key == "PATH") {
             env.push(("PATH".to_owned(), self.path.to_string()));
         }
@@ -76,11 +76,11 @@ impl Place {
             env,
             cwd,
         };
-        let mut command = Command::from(again(Part::Run)?);
+        let mut command = Command::from(again(Part::Run));
         command
             .arg(serde_json::to_string(&spec).expect("specs have string keys only"))
             .kill_on_drop(true);
-        Ok(command)
+        command
     }
 
     /// Runs a configuration command that reads its orders from standard input.
@@ -88,7 +88,7 @@ impl Place {
         let doing = || format!("running {}", argv.join(" "));
         let argv_owned = argv.iter().map(|&word| word.to_owned()).collect();
         let mut child = self
-            .command(argv_owned, Vec::new(), None)?
+            .command(argv_owned, Vec::new(), None)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -131,7 +131,7 @@ impl Sandbox {
         log: std::fs::File,
     ) -> Result<Self, LabError> {
         let text = serde_json::to_string(spec).expect("specs have string keys only");
-        let mut holder = Command::from(again(Part::Sandbox)?)
+        let mut holder = Command::from(again(Part::Sandbox))
             .arg(text)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

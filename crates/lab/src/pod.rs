@@ -1,31 +1,30 @@
 //! One pod: its sandbox, its link, its enrolment, its containers.
 
 mod environment;
+mod files;
+mod plans;
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_net::NetNs;
 use isobar_objects::{ObjectHead, Pod, pods};
 use isobar_runtime::Scope;
-use isobar_types::labels;
-use k8s_openapi::api::core::v1::Container;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::container::{self, ContainerPlan, ContainerReport, ContainerState, Restart};
+use crate::container::{self, ContainerPlan, ContainerReport, ContainerState};
 use crate::error::LabError;
-use crate::images::{self, ImageError};
+use crate::images::ImageError;
 use crate::paths::LabPaths;
 use crate::place::{Place, Sandbox};
-use crate::plan::{DNS_ADDRESS, NodePlan};
-use crate::probe::Plan;
+use crate::plan::NodePlan;
 use crate::protocol::PodPhase;
 use crate::stage::SandboxSpec;
-use crate::tokens::{Subject, Tokens};
+use crate::tokens::Tokens;
 use crate::wiring;
+use plans::Unrunnable;
 
 /// Time between SIGTERM and SIGKILL unless the pod says otherwise.
 const GRACE: Duration = Duration::from_secs(30);
@@ -185,7 +184,7 @@ impl Runner {
     async fn sandbox(&self) -> Result<Sandbox, LabError> {
         let pod = self.pod();
         let files = self.context.paths.pod_files(&self.plan.uid);
-        write_files(&files, pod, self.plan.ip)?;
+        files::write(&files, pod, self.plan.ip)?;
         let log = std::fs::File::options()
             .append(true)
             .create(true)
@@ -310,114 +309,6 @@ impl Runner {
                 }
             }
         }
-    }
-
-    fn try_plans(
-        &self,
-        place: &Place,
-    ) -> Result<(Vec<ContainerPlan>, Vec<ContainerPlan>), Unrunnable> {
-        let spec = self.pod().spec.clone().unwrap_or_default();
-        if spec.containers.is_empty() {
-            return Err(Unrunnable::NoContainers);
-        }
-        let node = self.plan.node.place.netns();
-        let restart = Restart::parse(spec.restart_policy.as_deref());
-        let of = |container: &Container, annotation, restart| {
-            self.container(container, annotation, restart, place, node)
-        };
-        let init = spec.init_containers.iter().flatten();
-        let init = init.map(|c| of(c, None, Restart::OnFailure));
-        let annotation = self.pod().annotation(labels::LAB_COMMAND);
-        let containers = spec.containers.iter().enumerate().map(|(index, c)| {
-            let annotation = annotation.filter(|_| index == 0);
-            of(c, annotation, restart)
-        });
-        Ok((
-            init.collect::<Result<_, _>>()?,
-            containers.collect::<Result<_, _>>()?,
-        ))
-    }
-
-    fn container(
-        &self,
-        container: &Container,
-        annotation: Option<&str>,
-        restart: Restart,
-        place: &Place,
-        node: &NetNs,
-    ) -> Result<ContainerPlan, Unrunnable> {
-        let mut env = environment::of(container, &self.plan).map_err(Unrunnable::Environment)?;
-        let program = images::program(container, annotation, &self.context.binaries, |text| {
-            environment::expand(text, &env)
-        })?;
-        env.push(("PATH".to_owned(), self.context.path.clone()));
-        let mut readiness = container.readiness_probe.clone();
-        if program.waypoint {
-            env.extend(self.waypoint_env()?);
-            readiness.get_or_insert_with(environment::waypoint_readiness);
-        }
-        let probe = |probe: &Option<_>| {
-            probe
-                .as_ref()
-                .map(|probe| Plan::of(probe, self.pod()))
-                .transpose()
-                .map_err(|why| Unrunnable::Probe {
-                    container: container.name.clone(),
-                    why,
-                })
-        };
-        let ports = container.ports.iter().flatten();
-        let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
-        Ok(ContainerPlan {
-            name: container.name.clone(),
-            argv: program.argv,
-            env,
-            cwd: container.working_dir.clone(),
-            place: place.clone(),
-            node: node.clone(),
-            ip: self.plan.ip,
-            log: self.log(),
-            restart,
-            grace: grace(self.pod()),
-            startup: probe(&container.startup_probe)?,
-            readiness: probe(&readiness)?,
-            liveness: probe(&container.liveness_probe)?,
-            ports: tcp
-                .filter_map(|port| u16::try_from(port.container_port).ok())
-                .collect(),
-        })
-    }
-
-    /// Environment of a waypoint: who it is, and how it proves it.
-    fn waypoint_env(&self) -> Result<Vec<(String, String)>, Unrunnable> {
-        let Some(mesh) = &self.context.mesh else {
-            return Err(Unrunnable::NoMesh);
-        };
-        let pod = self.pod();
-        let token = self.context.paths.waypoint(&self.plan.uid).join("token");
-        let subject = Subject {
-            namespace: pod.namespace().to_owned(),
-            account: pods::service_account(pod).to_owned(),
-            pod: pod.name().to_owned(),
-            pod_uid: self.plan.uid.clone(),
-            node: self.plan.node.plan.name.clone(),
-        };
-        mesh.tokens.write(&token, subject)?;
-        let mut env = mesh.waypoint_env.clone();
-        let own = [
-            ("AUTH_TOKEN", token.to_string_lossy().into_owned()),
-            ("POD_NAME", pod.name().to_owned()),
-            ("POD_NAMESPACE", pod.namespace().to_owned()),
-            ("SERVICE_ACCOUNT", pods::service_account(pod).to_owned()),
-            ("INSTANCE_IP", self.plan.ip.to_string()),
-            ("NODE_NAME", self.plan.node.plan.name.clone()),
-            (
-                "GATEWAY_NAME",
-                pods::gateway(pod).unwrap_or_default().to_owned(),
-            ),
-        ];
-        env.extend(own.map(|(key, value)| (key.to_owned(), value)));
-        Ok(env)
     }
 
     /// Runs init containers one after the other; false when the pod ends meanwhile.
@@ -550,63 +441,10 @@ impl Runner {
     }
 }
 
-/// Why a pod cannot run as it is written.
-#[derive(Debug, thiserror::Error)]
-enum Unrunnable {
-    #[error("the pod has no containers")]
-    NoContainers,
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    #[error("{0}")]
-    Environment(String),
-    #[error("container {container}: {why}")]
-    Probe { container: String, why: String },
-    #[error("a waypoint needs a lab with a mesh")]
-    NoMesh,
-    #[error(transparent)]
-    Lab(#[from] LabError),
-}
-
 fn grace(pod: &Pod) -> Duration {
     pod.spec
         .as_ref()
         .and_then(|spec| spec.termination_grace_period_seconds)
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map_or(GRACE, Duration::from_secs)
-}
-
-/// The files a pod sees in `/etc`.
-fn write_files(dir: &Path, pod: &Pod, ip: Ipv4Addr) -> Result<(), LabError> {
-    let domain = isobar_types::CLUSTER_DOMAIN;
-    let namespace = pod.namespace();
-    let resolv = format!(
-        "search {namespace}.svc.{domain} svc.{domain} {domain}\n\
-         nameserver {DNS_ADDRESS}\n\
-         options ndots:5\n"
-    );
-    let spec = pod.spec.as_ref();
-    let mut hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{ip}\t{}\n",
-        pod.name()
-    );
-    for alias in spec
-        .iter()
-        .flat_map(|spec| spec.host_aliases.iter().flatten())
-    {
-        let names: Vec<&str> = alias
-            .hostnames
-            .iter()
-            .flatten()
-            .map(String::as_str)
-            .collect();
-        hosts.push_str(&format!("{}\t{}\n", alias.ip, names.join("\t")));
-    }
-    let write = |name: &str, text: &str| {
-        std::fs::write(dir.join(name), text)
-            .map_err(LabError::io(format!("writing a pod's {name}")))
-    };
-    std::fs::create_dir_all(dir).map_err(LabError::io(format!("making {}", dir.display())))?;
-    write("resolv.conf", &resolv)?;
-    write("hosts", &hosts)?;
-    write("hostname", &format!("{}\n", pod.name()))
 }

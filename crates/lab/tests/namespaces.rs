@@ -655,5 +655,9 @@ async fn rootless(_folder: &Path) -> Result<()> {
     let lab = Running::start("user", &[("pods.yaml", &pods), ("services.yaml", SERVICES)]).await?;
     let text = lab.call("two", &["get", "web:80"]).await?;
     ensure!(text == format!("one saw {}\n", lab.ip("two")?), "{text}");
+    // A lab goes on when the program it was started with is built anew.
+    std::fs::remove_file(own_path()?)?;
+    let output = lab.lab.output(Target::pod("two"), &["hostname"]).await?;
+    ensure!(output.stdout == "two\n", "{output:?}");
     lab.end()
 }

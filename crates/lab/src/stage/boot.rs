@@ -41,7 +41,7 @@ fn try_boot(paths: &LabPaths) -> Result<(), LabError> {
     // Opened before the first process mounts a `/proc` of its own over the one that shows it to us.
     let processes = std::fs::File::open("/proc").map_err(LabError::io("opening /proc"))?;
     leave_namespaces()?;
-    let child = again(Part::Init)?
+    let child = again(Part::Init)
         .arg(paths.dir())
         .current_dir("/")
         .stdin(Stdio::null())

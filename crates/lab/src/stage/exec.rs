@@ -22,8 +22,6 @@ const NOT_STARTED: u8 = 126;
 pub(super) fn run(spec: &RunSpec) -> Result<ExitCode, LabError> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(LabError::sys("tying a command to the lab"))?;
-    // Before entering: the pod's /proc does not show this process, only its children.
-    let mut command = again(Part::Exec)?;
     if let Some(holder) = spec.sandbox {
         enter(holder, spec.processes)?;
     }
@@ -44,7 +42,7 @@ pub(super) fn run(spec: &RunSpec) -> Result<ExitCode, LabError> {
         .thread_block()
         .map_err(LabError::sys("blocking signals"))?;
     let text = serde_json::to_string(spec).expect("specs have string keys only");
-    let child = command
+    let child = again(Part::Exec)
         .arg(text)
         .spawn()
         .map_err(LabError::io("starting a command"))?;

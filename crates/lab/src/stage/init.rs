@@ -20,7 +20,7 @@ pub(super) fn init(dir: &Path) -> Result<ExitCode, LabError> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         None::<&str>,
     );
-    let supervisor = again(Part::Supervise)?
+    let supervisor = again(Part::Supervise)
         .arg(dir)
         .stdin(Stdio::null())
         .spawn()

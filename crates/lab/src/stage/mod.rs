@@ -8,6 +8,7 @@ mod init;
 mod sandbox;
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -145,12 +146,11 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A command that starts this program again in another part.
-pub(crate) fn again(part: Part) -> Result<std::process::Command, LabError> {
-    // The path, not /proc/self/exe: a pod has a /proc of its own by the time this runs.
-    let program =
-        std::env::current_exe().map_err(LabError::io("finding the path of the running program"))?;
-    let mut command = std::process::Command::new(program);
-    command.arg(MARK).arg(part.word());
-    Ok(command)
+/// A command that starts this program again in another part. The link is followed by the new
+/// process, in whose `/proc` it is always right, even when the program's file was replaced since.
+pub(crate) fn again(part: Part) -> std::process::Command {
+    let name = std::env::current_exe().unwrap_or_else(|_| "isobar".into());
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0(name).arg(MARK).arg(part.word());
+    command
 }

@@ -44,7 +44,7 @@ pub(super) fn sandbox(spec: &SandboxSpec) -> Result<ExitCode, LabError> {
         tell(std::process::id())?;
         return idle();
     }
-    let mut pause = again(Part::Pause)?
+    let mut pause = again(Part::Pause)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
