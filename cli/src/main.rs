@@ -1,67 +1,62 @@
-//! The isobar command.
+//! The `isobar` command.
 
-mod args;
-mod findings;
-mod lab;
-mod page;
-mod proxy_config;
-mod render;
-mod status;
-mod waypoint;
+mod arguments;
+mod commands;
+mod lab_access;
+mod output;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Command, Options};
+use crate::arguments::{Command, Isobar};
 
 fn main() -> ExitCode {
     // The supervisor of a lab is this program started again.
     if let Some(code) = isobar_lab::supervisor_main() {
         return code;
     }
-    let options = Options::parse();
-    match start(options) {
+    match run(Isobar::parse()) {
         Ok(code) => code,
         Err(error) => {
-            anstream::eprintln!("isobar: {error:#}");
+            let style = anstyle::AnsiColor::Red.on_default().bold();
+            anstream::eprintln!("{style}error:{style:#} {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn start(options: Options) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let code = runtime.block_on(run(options));
-    // A read of standard input may be stuck in a thread of its own.
-    runtime.shutdown_background();
-    code
+fn run(isobar: Isobar) -> anyhow::Result<ExitCode> {
+    let Isobar { global, command } = isobar;
+    match command {
+        Command::Version => commands::version(&global),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Isobar::command(), "isobar", &mut script);
+            output::print(&String::from_utf8_lossy(&script))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Validate { paths } => commands::validate(&paths, &global),
+        other => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let code = runtime.block_on(in_lab(other, global));
+            // A read of standard input may be stuck in a thread of its own.
+            runtime.shutdown_background();
+            code
+        }
+    }
 }
 
-async fn run(options: Options) -> Result<ExitCode> {
-    let (chosen, output) = (options.lab.as_deref(), options.output);
-    match options.command {
-        Command::Lab(command) => return lab::run(command, chosen, output).await,
-        Command::Status { verbose } => {
-            status::show(&lab::connect(chosen)?, output, verbose).await?;
+async fn in_lab(command: Command, global: arguments::Global) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Lab(lab) => commands::lab::run(lab, &global).await,
+        Command::Status { verbose } => commands::status::run(verbose, &global).await,
+        Command::ProxyConfig(what) => commands::proxy_config::run(what, &global).await,
+        Command::Waypoint(what) => commands::waypoint::run(what, &global).await,
+        Command::Version | Command::Completion { .. } | Command::Validate { .. } => {
+            unreachable!("handled without a runtime")
         }
-        Command::ProxyConfig(command) => {
-            proxy_config::show(&lab::connect(chosen)?, command, output).await?;
-        }
-        Command::Waypoint(command) => {
-            waypoint::run(&lab::connect(chosen)?, command, output).await?;
-        }
-        Command::Validate { paths } => return findings::validate(&paths, output),
-        Command::Version => anstream::println!("isobar {}", env!("CARGO_PKG_VERSION")),
-        Command::Completion { shell } => clap_complete::generate(
-            shell,
-            &mut Options::command(),
-            "isobar",
-            &mut std::io::stdout(),
-        ),
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,421 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::output::Format;
+
+/// Isobar: an ambient service mesh, here as a lab on this machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "isobar",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  isobar lab up -f manifests/samples/hello      start a mesh of two nodes over a folder of YAML
+  isobar lab exec -n hello httpbin -- curl -s http://svc-hello:8080
+  isobar status                                 is every proxy in step with the control plane?
+  isobar waypoint apply -n hello --enroll-namespace --wait
+  isobar proxy-config ztunnel node-1 workloads  what a node proxy knows
+  isobar lab down                               remove everything"
+)]
+pub(crate) struct Isobar {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Which lab; not needed while only one runs.
+    #[arg(long, global = true, env = "ISOBAR_LAB", value_name = "NAME")]
+    pub(crate) lab: Option<String>,
+    /// How to print.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole mesh on this machine.
+    #[command(subcommand)]
+    Lab(Lab),
+    /// Show how far every proxy is in step with the control plane.
+    #[command(
+        visible_alias = "proxy-status",
+        after_help = "\
+Each resource type is SYNCED (with the age of the last acknowledgement), NOT SENT (there is nothing
+of that type for this proxy), STALE (sent, not acknowledged yet) or ERROR (refused: the reason is
+printed below). Findings about the objects themselves are printed with -v, and whenever there is an
+error."
+    )]
+    Status {
+        /// Also print findings about objects.
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Show what one proxy knows.
+    #[command(subcommand, visible_alias = "pc")]
+    ProxyConfig(ProxyConfig),
+    /// Deploy, list and delete waypoints.
+    #[command(subcommand)]
+    Waypoint(Waypoint),
+    /// Check a folder of YAML without a lab. Exit code 1 if there is an error.
+    #[command(after_help = "\
+Example:
+  isobar validate manifests/samples/hello")]
+    Validate {
+        /// Folders or files.
+        #[arg(required = true, value_name = "DIR")]
+        paths: Vec<PathBuf>,
+    },
+    /// Print the version.
+    Version,
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Examples:
+  source <(isobar completion bash)
+  isobar completion zsh > \"${fpath[1]}/_isobar\"
+  isobar completion fish > ~/.config/fish/completions/isobar.fish")]
+    Completion {
+        /// Shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lab {
+    /// Start a lab over a folder of YAML; editing a file there is `kubectl apply`.
+    #[command(after_help = "\
+Example:
+  isobar lab up -f manifests/samples/bookinfo --name books --nodes 3")]
+    Up(Up),
+    /// End a lab and remove everything of it, also after a crash.
+    Down {
+        /// Which lab (the same as --lab).
+        #[arg(long)]
+        name: Option<String>,
+        /// Every lab of this user.
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Show nodes, processes, pods and services.
+    Status,
+    /// List all labs.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Run a command inside a pod.
+    #[command(after_help = "\
+Examples:
+  isobar lab exec -n hello httpbin -- curl -s http://svc-hello:8080
+  isobar lab exec node:node-1 -- ip route      a node's own network
+  isobar lab exec outer -- ss -tln             the network between the nodes
+
+The exit code is the command's own.")]
+    Exec {
+        /// A pod or Deployment, `node:NAME`, or `outer`.
+        pod: String,
+        /// Namespace of the pod.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// Command and arguments, after `--`.
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Print the log of a pod or of a process of the mesh.
+    #[command(after_help = "\
+Examples:
+  isobar lab logs ztunnel-node-1 -f
+  isobar lab logs -n hello hello-server-v1
+Processes are isobard, isobar-cni-NODE, ztunnel-NODE and supervisor.")]
+    Logs {
+        /// A pod, a Deployment or a process.
+        name: String,
+        /// Namespace of the pod.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// Go on printing what comes.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Listen on this machine and carry connections into the lab.
+    #[command(after_help = "\
+Examples:
+  isobar lab forward -n bookinfo svc/productpage 9080:9080
+  isobar lab forward node:node-1 15000:15000    the admin page of a node proxy")]
+    Forward {
+        /// `svc/NAME`, a pod or Deployment, `node:NAME`, or `outer`.
+        target: String,
+        /// Port here and port there; one number for both; 0 here picks a free one.
+        #[arg(value_name = "LOCAL:REMOTE", value_parser = ports)]
+        ports: (u16, u16),
+        /// Namespace of the pod or service.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Folder (or file) of YAML; may be given several times. Subfolders are not read.
+    #[arg(short, long = "file", required = true, value_name = "DIR")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Name of the lab.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Number of nodes.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) nodes: u8,
+    /// Folder of the mesh's programs, if not that of this one.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin: Option<PathBuf>,
+    /// Environment of the mesh's programs; may be given several times.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Only pods, services and DNS; no mesh.
+    #[arg(long)]
+    pub(crate) no_mesh: bool,
+    /// Seconds until everything must be ready.
+    #[arg(long, default_value = "60", value_parser = seconds, value_name = "SECONDS")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProxyConfig {
+    /// A node proxy.
+    #[command(after_help = "\
+Examples:
+  isobar proxy-config ztunnel node-1 workloads
+  isobar proxy-config ztunnel hello/httpbin services    the proxy of that pod's node")]
+    Ztunnel {
+        /// A node, or a pod (its node's proxy is asked).
+        name: String,
+        /// What to show.
+        #[arg(value_enum, default_value_t = ZtunnelSection::All)]
+        what: ZtunnelSection,
+    },
+    /// A waypoint.
+    #[command(after_help = "\
+Example:
+  isobar proxy-config waypoint -n hello waypoint routes")]
+    Waypoint {
+        /// Gateway or pod.
+        name: String,
+        /// What to show.
+        #[arg(value_enum, default_value_t = WaypointSection::All)]
+        what: WaypointSection,
+        /// Namespace of the waypoint.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ZtunnelSection {
+    #[value(alias = "workload", alias = "w")]
+    Workloads,
+    #[value(alias = "service", alias = "s")]
+    Services,
+    #[value(alias = "policy")]
+    Policies,
+    #[value(alias = "certificate", alias = "c")]
+    Certificates,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WaypointSection {
+    #[value(alias = "listener")]
+    Listeners,
+    #[value(alias = "route")]
+    Routes,
+    #[value(alias = "cluster")]
+    Clusters,
+    #[value(alias = "endpoint")]
+    Endpoints,
+    #[value(alias = "workload")]
+    Workloads,
+    #[value(alias = "policy")]
+    Policies,
+    #[value(alias = "certificate")]
+    Certificates,
+    All,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Waypoint {
+    /// Deploy a waypoint, and bind a namespace or a service account to it.
+    #[command(after_help = "\
+Examples:
+  isobar waypoint apply -n hello --enroll-namespace --wait
+  isobar waypoint apply -n bookinfo --service-account bookinfo-reviews --for all --wait")]
+    Apply(Apply),
+    /// List waypoints.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this namespace.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// Show the conditions of waypoints.
+    Status {
+        /// Only this waypoint.
+        name: Option<String>,
+        /// Only this namespace.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// Unbind what this command bound, wait until proxies know, then delete the waypoint.
+    Delete {
+        /// Waypoints.
+        #[arg(default_value = "waypoint")]
+        names: Vec<String>,
+        /// Every waypoint of the namespace.
+        #[arg(long)]
+        all: bool,
+        /// Delete although a YAML file still names it: that traffic is then refused.
+        #[arg(long)]
+        force: bool,
+        /// Namespace.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// Name; by default that of the service account, or `waypoint`.
+    #[arg(long, value_parser = waypoint_name)]
+    pub(crate) name: Option<String>,
+    /// Namespace.
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Bind every workload that runs as this account.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service_account: Option<String>,
+    /// Which traffic it takes; by default `service`, and `all` with --service-account.
+    #[arg(long = "for", value_enum, value_name = "TRAFFIC")]
+    pub(crate) traffic: Option<Traffic>,
+    /// Bind the whole namespace.
+    #[arg(long, conflicts_with = "service_account")]
+    pub(crate) enroll_namespace: bool,
+    /// Bind although the namespace or account is bound to another waypoint.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Wait until it works.
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+    /// Seconds to wait.
+    #[arg(long = "waypoint-timeout", default_value = "90", value_parser = seconds, value_name = "SECONDS")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Traffic {
+    /// To service addresses.
+    Service,
+    /// To pod addresses.
+    Workload,
+    /// Both.
+    All,
+    /// Neither.
+    None,
+}
+
+impl Traffic {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Workload => "workload",
+            Self::All => "all",
+            Self::None => "none",
+        }
+    }
+}
+
+fn waypoint_name(text: &str) -> Result<String, String> {
+    if text == "none" {
+        return Err("a waypoint cannot be called none: that value of the label opts out".into());
+    }
+    Ok(text.to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let text = text.trim_end_matches('s');
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not of the form NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let port = |text: &str| {
+        text.parse::<u16>()
+            .map_err(|_| format!("{text:?} is no port; write LOCAL:REMOTE, as in 8080:80"))
+    };
+    match text.split_once(':') {
+        Some((local, remote)) => Ok((port(local)?, port(remote)?)),
+        None => Ok((port(text)?, port(text)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Isobar, clap::Error> {
+        Isobar::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Isobar::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_pairs_or_one_number() {
+        assert_eq!(ports("8080:80"), Ok((8080, 80)));
+        assert_eq!(ports("9080"), Ok((9080, 9080)));
+        assert!(ports("a:80").is_err());
+    }
+
+    #[test]
+    fn what_comes_behind_two_hyphens_is_the_command() {
+        let parsed = parse("isobar lab exec -n hello httpbin -- curl -s -o /dev/null").unwrap();
+        let Command::Lab(Lab::Exec { pod, command, .. }) = parsed.command else {
+            panic!("another command");
+        };
+        assert_eq!(pod, "httpbin");
+        assert_eq!(command, ["curl", "-s", "-o", "/dev/null"]);
+        assert!(parse("isobar lab exec httpbin").is_err());
+    }
+
+    #[test]
+    fn aliases_and_mistakes() {
+        assert!(parse("isobar proxy-status -v -o json").is_ok());
+        assert!(parse("isobar pc ztunnel node-1 workload").is_ok());
+        let error = parse("isobar waypiont list").unwrap_err().to_string();
+        assert!(error.contains("waypoint"), "{error}");
+        assert!(parse("isobar waypoint apply --name none").is_err());
+        assert!(parse("isobar waypoint delete -n a").is_ok());
+        assert!(parse("isobar lab down --all").is_ok());
+        assert!(parse("isobar lab up -f d --env RUST_LOG=debug --bin b").is_ok());
+        assert!(parse("isobar lab up -f d --env RUST_LOG").is_err());
+        assert!(parse("isobar waypoint delete --all").is_ok());
+    }
+}

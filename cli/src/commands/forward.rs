@@ -1,0 +1,135 @@
+//! `isobar lab forward`: connections from this machine into the lab.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use isobar_lab::{Lab, LabStatus, Target};
+use isobar_runtime::Scope;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::lab_access::qualified;
+use crate::output::print;
+
+const DIAL: Duration = Duration::from_secs(10);
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Where connections are opened from, and to which addresses, the first that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    from: Target,
+    to: Vec<SocketAddr>,
+}
+
+pub(crate) async fn run(
+    lab: Lab,
+    target: &str,
+    (local, remote): (u16, u16),
+    namespace: Option<&str>,
+) -> anyhow::Result<()> {
+    let way = way(&lab.status().await?, target, namespace, remote)?;
+    let listener = TcpListener::bind((LOOPBACK, local))
+        .await
+        .with_context(|| format!("listening on 127.0.0.1:{local}"))?;
+    print(&format!(
+        "forwarding http://{} to {target} port {remote}; Ctrl-C ends it\n",
+        listener.local_addr()?
+    ))?;
+    let scope = Scope::new("forward");
+    loop {
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        let (lab, way) = (lab.clone(), way.clone());
+        scope.spawn("connection", async move {
+            if let Err(error) = carry(&lab, way, stream).await {
+                anstream::eprintln!("warning: {error:#}");
+            }
+        });
+    }
+    scope.shutdown(Duration::ZERO).await;
+    Ok(())
+}
+
+async fn carry(lab: &Lab, way: Way, mut here: TcpStream) -> anyhow::Result<()> {
+    let mut failure = None;
+    for to in way.to {
+        match lab.dial(way.from.clone(), to, DIAL).await {
+            Ok(there) => {
+                there.set_nonblocking(true)?;
+                let mut there = TcpStream::from_std(there)?;
+                // How a connection ends is the business of its two ends.
+                let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                return Ok(());
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+fn way(
+    status: &LabStatus,
+    target: &str,
+    namespace: Option<&str>,
+    port: u16,
+) -> anyhow::Result<Way> {
+    let service = target
+        .strip_prefix("svc/")
+        .or_else(|| target.strip_prefix("service/"));
+    if let Some(name) = service {
+        return to_service(status, &qualified(namespace, name), port);
+    }
+    let name = target
+        .strip_prefix("pod/")
+        .or_else(|| target.strip_prefix("deployment/"))
+        .or_else(|| target.strip_prefix("deploy/"))
+        .unwrap_or(target);
+    let from: Target = qualified(namespace, name)
+        .parse()
+        .unwrap_or_else(|never| match never {});
+    let to = match &from {
+        Target::Outer => vec![SocketAddr::from(([172, 30, 0, 1], port))],
+        Target::Node(_) => vec![SocketAddr::new(LOOPBACK, port)],
+        Target::Pod(name) => {
+            let own = status.pods.iter().find(|pod| {
+                pod.name == *name || format!("{}/{}", pod.namespace, pod.name) == *name
+            });
+            let own = own.and_then(|pod| pod.ip);
+            [Some(LOOPBACK), own]
+                .into_iter()
+                .flatten()
+                .map(|ip| SocketAddr::new(ip, port))
+                .collect()
+        }
+    };
+    Ok(Way { from, to })
+}
+
+fn to_service(status: &LabStatus, name: &str, port: u16) -> anyhow::Result<Way> {
+    let found: Vec<_> = status
+        .services
+        .iter()
+        .filter(|s| s.name == name || format!("{}/{}", s.namespace, s.name) == name)
+        .collect();
+    let service = match found[..] {
+        [service] => service,
+        [] => bail!("there is no service {name}; `isobar lab status` lists those there are"),
+        _ => bail!("several namespaces have a service {name}; choose one with -n"),
+    };
+    let Some(node) = status.nodes.first() else {
+        bail!("the lab has no nodes");
+    };
+    let address = service.cluster_ip.or(service.endpoints.first().copied());
+    let Some(address) = address else {
+        bail!("service {name} has neither an address nor endpoints");
+    };
+    Ok(Way {
+        from: Target::node(node.name.clone()),
+        to: vec![SocketAddr::new(address, port)],
+    })
+}

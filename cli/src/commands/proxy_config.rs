@@ -1,0 +1,568 @@
+//! `isobar proxy-config`.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::ValueEnum;
+use isobar_lab::{Lab, LabStatus, Target};
+use serde_json::{Map, Value};
+
+use crate::arguments::{Global, ProxyConfig, WaypointSection, ZtunnelSection};
+use crate::lab_access::{ADMIN, chosen, page, qualified};
+use crate::output::{Format, Table, cell, print, print_value};
+
+pub(crate) async fn run(what: ProxyConfig, global: &Global) -> anyhow::Result<ExitCode> {
+    let lab = chosen(global.lab.as_deref())?;
+    let (dump, sections) = match what {
+        ProxyConfig::Ztunnel { name, what } => {
+            let dump = dump_of_node(&lab, &name).await?;
+            (dump, names(what, ZtunnelSection::All))
+        }
+        ProxyConfig::Waypoint {
+            name,
+            what,
+            namespace,
+        } => {
+            let pod = waypoint_pod(
+                &lab.status().await?,
+                &qualified(namespace.as_deref(), &name),
+            )?;
+            let dump = page(&lab, Target::pod(pod), ADMIN, "/config_dump").await?;
+            (dump, names(what, WaypointSection::All))
+        }
+    };
+    show(&dump, &sections, global.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names of the sections that are meant; they are the keys of the dump.
+fn names<T: ValueEnum + PartialEq + Copy>(what: T, all: T) -> Vec<String> {
+    let name = |section: &T| {
+        section
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+    };
+    if what == all {
+        let each = T::value_variants()
+            .iter()
+            .filter(|section| **section != all);
+        each.filter_map(name).collect()
+    } else {
+        name(&what).into_iter().collect()
+    }
+}
+
+async fn dump_of_node(lab: &Lab, name: &str) -> anyhow::Result<Value> {
+    let node = node_of(&lab.status().await?, name)?;
+    page(lab, Target::node(node), ADMIN, "/config_dump").await
+}
+
+fn node_of(status: &LabStatus, name: &str) -> anyhow::Result<String> {
+    let bare = name
+        .strip_prefix("node:")
+        .or_else(|| name.strip_prefix("ztunnel-"))
+        .unwrap_or(name);
+    if status.nodes.iter().any(|node| node.name == bare) {
+        return Ok(bare.to_owned());
+    }
+    let of_pod = status
+        .pods
+        .iter()
+        .find(|pod| pod.name == name || format!("{}/{}", pod.namespace, pod.name) == name);
+    if let Some(pod) = of_pod {
+        return Ok(pod.node.clone());
+    }
+    let nodes: Vec<_> = status.nodes.iter().map(|node| &*node.name).collect();
+    bail!(
+        "{name} is neither a node ({}) nor a pod; `isobar lab status` lists them",
+        nodes.join(", ")
+    )
+}
+
+/// The pod that is meant: by its own name, or a ready one of the Gateway by that name.
+fn waypoint_pod(status: &LabStatus, name: &str) -> anyhow::Result<String> {
+    let (namespace, bare) = match name.split_once('/') {
+        Some((namespace, bare)) => (Some(namespace), bare),
+        None => (None, name),
+    };
+    let prefix = format!("{bare}-");
+    let mut found: Vec<_> = status
+        .pods
+        .iter()
+        .filter(|pod| namespace.is_none_or(|namespace| pod.namespace == namespace))
+        .filter(|pod| {
+            pod.images
+                .iter()
+                .any(|image| image.contains("isobar/waypoint"))
+        })
+        .filter(|pod| pod.name == bare || pod.name.starts_with(&prefix) && pod.ready)
+        .collect();
+    // A Gateway `a` has pods `a-HASH-ID`; one called `a-b` begins the same way but is longer.
+    found.sort_by_key(|pod| (pod.name.len(), pod.name.clone()));
+    match found.first() {
+        Some(pod) => Ok(format!("{}/{}", pod.namespace, pod.name)),
+        None => bail!("no waypoint {name} is ready; `isobar waypoint list` shows them all"),
+    }
+}
+
+fn show(dump: &Value, sections: &[String], format: Format) -> anyhow::Result<()> {
+    if format != Format::Table {
+        if let [section] = sections {
+            return print_value(&dump[section], format);
+        }
+        return print_value(dump, format);
+    }
+    let mut text = String::new();
+    for section in sections {
+        if sections.len() > 1 {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&format!("{section}\n"));
+        }
+        text.push_str(&table(section, dump).render());
+    }
+    print(&text)
+}
+
+fn table(section: &str, dump: &Value) -> Table {
+    let from_waypoint = dump["proxy"]["kind"] == "waypoint";
+    let rows = dump[section]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    match (section, from_waypoint) {
+        ("workloads", _) => workloads(rows),
+        ("services", _) => services(rows),
+        ("policies", false) => policies(rows),
+        ("policies", true) => waypoint_policies(rows),
+        ("certificates", _) => certificates(rows),
+        ("listeners", _) => listeners(rows),
+        ("routes", _) => routes(rows),
+        ("clusters", _) => clusters(rows),
+        _ => endpoints(rows),
+    }
+}
+
+fn workloads(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "NAMESPACE",
+        "POD NAME",
+        "ADDRESS",
+        "NODE",
+        "WAYPOINT",
+        "PROTOCOL",
+        "STATUS",
+    ]);
+    let mut lines: Vec<_> = rows
+        .iter()
+        .map(|w| {
+            let addresses = [&w["workloadIps"], &w["addresses"], &w["hostname"]]
+                .into_iter()
+                .map(cell)
+                .find(|text| text != "-");
+            [
+                cell(&w["namespace"]),
+                cell(&w["name"]),
+                addresses.unwrap_or_else(|| "-".to_owned()),
+                cell(&w["node"]),
+                waypoint(w),
+                cell(&w["protocol"]),
+                health(w),
+            ]
+        })
+        .collect();
+    lines.sort();
+    lines.into_iter().for_each(|line| table.row(line));
+    table
+}
+
+/// Both proxies' ways to say it.
+fn health(workload: &Value) -> String {
+    match workload["healthy"].as_bool() {
+        Some(true) => "Healthy".to_owned(),
+        Some(false) => "Unhealthy".to_owned(),
+        None => cell(&workload["status"]),
+    }
+}
+
+fn services(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "NAMESPACE",
+        "SERVICE NAME",
+        "SERVICE VIP",
+        "WAYPOINT",
+        "ENDPOINTS",
+    ]);
+    for s in rows {
+        let endpoints = s["endpoints"].as_object();
+        let all = endpoints.map_or(0, Map::len);
+        let healthy = endpoints
+            .into_iter()
+            .flatten()
+            .filter(|(_, endpoint)| endpoint["status"] == "Healthy")
+            .count();
+        let vips = s["vips"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let vips: Vec<_> = vips
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|vip| vip.rsplit('/').next().unwrap_or(vip))
+            .collect();
+        table.row([
+            cell(&s["namespace"]),
+            cell(&s["name"]),
+            if vips.is_empty() {
+                "-".to_owned()
+            } else {
+                vips.join(",")
+            },
+            waypoint(s),
+            format!("{healthy}/{all}"),
+        ]);
+    }
+    table
+}
+
+/// Name of the waypoint: first label of its host name, or its address.
+fn waypoint(object: &Value) -> String {
+    let weighted = object["weightedWaypoints"].as_array();
+    if let Some(list) = weighted.filter(|list| !list.is_empty()) {
+        let names: Vec<_> = list
+            .iter()
+            .map(|entry| {
+                let name = short(&cell(&entry["destination"]["destination"]));
+                format!("{name}({})", cell(&entry["weight"]))
+            })
+            .collect();
+        return names.join(",");
+    }
+    match object["waypoint"]["destination"].as_str() {
+        Some(destination) => short(destination),
+        None => "None".to_owned(),
+    }
+}
+
+fn short(destination: &str) -> String {
+    let host = destination.rsplit('/').next().unwrap_or(destination);
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return host.to_owned();
+    }
+    if host.ends_with(".invalid") {
+        // The reserved name that refuses: it is no waypoint of anybody.
+        return "(denied)".to_owned();
+    }
+    host.split('.').next().unwrap_or(host).to_owned()
+}
+
+fn policies(rows: &[Value]) -> Table {
+    let mut table = Table::new(["NAMESPACE", "POLICY NAME", "ACTION", "SCOPE"]);
+    for p in rows {
+        table.row([
+            cell(&p["namespace"]),
+            cell(&p["name"]),
+            cell(&p["action"]),
+            cell(&p["scope"]),
+        ]);
+    }
+    table
+}
+
+fn waypoint_policies(rows: &[Value]) -> Table {
+    let mut table = Table::new(["POLICY NAME", "ACTION", "APPLIES TO", "UNENFORCEABLE"]);
+    for p in rows {
+        let to = if p["wholeWaypoint"] == true {
+            "the whole waypoint".to_owned()
+        } else {
+            cell(&p["services"])
+        };
+        table.row([
+            cell(&p["name"]),
+            cell(&p["action"]),
+            to,
+            cell(&p["unenforceable"]),
+        ]);
+    }
+    table
+}
+
+fn certificates(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "CERTIFICATE NAME",
+        "TYPE",
+        "STATUS",
+        "VALID CERT",
+        "SERIAL NUMBER",
+        "NOT AFTER",
+        "NOT BEFORE",
+    ]);
+    let now = jiff::Timestamp::now();
+    for c in rows {
+        let chain = c["certChain"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let roots = c["rootCerts"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if chain.is_empty() && roots.is_empty() {
+            let not = || "NA".to_owned();
+            table.row([
+                cell(&c["identity"]),
+                not(),
+                cell(&c["state"]),
+                not(),
+                not(),
+                not(),
+                not(),
+            ]);
+        }
+        let kinds = chain.iter().enumerate().map(|(at, one)| {
+            let kind = if at == 0 { "Leaf" } else { "Intermediate" };
+            (kind, one)
+        });
+        for (kind, one) in kinds.chain(roots.iter().map(|one| ("Root", one))) {
+            let time = |key: &str| {
+                one[key]
+                    .as_str()
+                    .and_then(|t| t.parse::<jiff::Timestamp>().ok())
+            };
+            let valid = time("validFrom").is_some_and(|from| from <= now)
+                && time("expirationTime").is_some_and(|to| now < to);
+            table.row([
+                cell(&c["identity"]),
+                kind.to_owned(),
+                cell(&c["state"]),
+                valid.to_string(),
+                cell(&one["serialNumber"]),
+                cell(&one["expirationTime"]),
+                cell(&one["validFrom"]),
+            ]);
+        }
+    }
+    table
+}
+
+fn listeners(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "LISTENER",
+        "ADDRESSES",
+        "PORT",
+        "PROTOCOL",
+        "DESTINATION",
+        "VIRTUAL SERVICE",
+    ]);
+    for l in rows {
+        let addresses = if l["addresses"].is_array() {
+            &l["addresses"]
+        } else {
+            &l["address"]
+        };
+        table.row([
+            cell(&l["name"]),
+            cell(addresses),
+            cell(&l["port"]),
+            cell(&l["protocol"]),
+            cell(&l["service"]),
+            cell(&l["routes"]),
+        ]);
+    }
+    table
+}
+
+fn routes(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "VIRTUAL SERVICE",
+        "ROUTE",
+        "HOSTS",
+        "MATCHES",
+        "DESTINATION",
+    ]);
+    for service in rows {
+        for (kind, key) in [("http", "http"), ("tcp", "tcp")] {
+            let list = service[key]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            for (at, route) in list.iter().enumerate() {
+                let name = route["name"].as_str().filter(|name| !name.is_empty());
+                table.row([
+                    cell(&service["name"]),
+                    name.map_or_else(|| format!("{kind}[{at}]"), str::to_owned),
+                    cell(&service["hosts"]),
+                    matches(&route["matches"]),
+                    destination(route),
+                ]);
+            }
+        }
+    }
+    table
+}
+
+fn matches(list: &Value) -> String {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    if list.is_empty() {
+        return "*".to_owned();
+    }
+    let texts: Vec<String> = list
+        .iter()
+        .map(|one| match one {
+            Value::Object(map) => {
+                let parts: Vec<String> = map
+                    .iter()
+                    .filter(|(_, value)| cell(value) != "-")
+                    .map(|(key, value)| format!("{key} {}", cell(value)))
+                    .collect();
+                if parts.is_empty() {
+                    "*".to_owned()
+                } else {
+                    parts.join(" and ")
+                }
+            }
+            other => cell(other),
+        })
+        .collect();
+    texts.join(" or ")
+}
+
+fn destination(route: &Value) -> String {
+    let list = if route["to"].is_null() {
+        &route["destinations"]
+    } else {
+        &route["to"]
+    };
+    let Some(list) = list.as_array() else {
+        return format!("{} {}", cell(&route["action"]), cell(list));
+    };
+    let texts: Vec<String> = list
+        .iter()
+        .map(|d| {
+            let mut text = cell(&d["host"]);
+            if let Some(subset) = d["subset"].as_str() {
+                text.push_str(&format!("/{subset}"));
+            }
+            if let Some(port) = d["port"].as_u64() {
+                text.push_str(&format!(":{port}"));
+            }
+            if list.len() > 1 {
+                text.push_str(&format!(" {}/{}", cell(&d["weight"]), cell(&d["of"])));
+            }
+            text
+        })
+        .collect();
+    texts.join(", ")
+}
+
+fn clusters(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "SERVICE FQDN",
+        "PORT",
+        "SUBSET",
+        "DIRECTION",
+        "TYPE",
+        "LABELS",
+        "DESTINATION RULE",
+    ]);
+    for c in rows {
+        let host = cell(&c["service"]);
+        table.row([
+            host.rsplit('/').next().unwrap_or(&host).to_owned(),
+            cell(&c["port"]),
+            cell(&c["subset"]),
+            "outbound".to_owned(),
+            cell(&c["balancer"]),
+            cell(&c["labels"]),
+            cell(&c["destinationRule"]),
+        ]);
+    }
+    table
+}
+
+fn endpoints(rows: &[Value]) -> Table {
+    let mut table = Table::new([
+        "ENDPOINT", "STATUS", "WORKLOAD", "PROTOCOL", "SUBSETS", "CLUSTER",
+    ]);
+    for e in rows {
+        let ports = e["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for port in ports {
+            let healthy = if e["healthy"] == true {
+                "Healthy"
+            } else {
+                "Unhealthy"
+            };
+            let host = cell(&e["service"]);
+            let host = host.rsplit('/').next().unwrap_or(&host);
+            table.row([
+                format!("{}:{}", cell(&e["addresses"]), cell(&port["target"])),
+                healthy.to_owned(),
+                cell(&e["workload"]),
+                cell(&e["protocol"]),
+                cell(&e["subsets"]),
+                format!("outbound|{}||{host}", cell(&port["service"])),
+            ]);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::plain;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_proxy_in_tables() {
+        let dump = json!({
+            "workloads": [{"namespace": "hello", "name": "httpbin", "workloadIps": ["10.244.1.2"],
+                "node": "node-1", "protocol": "HBONE",
+                "waypoint": {"destination": "hello/waypoint.hello.svc.cluster.local"}}],
+            "services": [{"namespace": "hello", "name": "svc-hello", "vips": ["/10.96.0.9"],
+                "endpoints": {"u": {"status": "Healthy"}, "v": {"status": "Unhealthy"}},
+                "waypoint": {"destination": "hello/denied.waypoint.isobar.invalid"}}],
+            "policies": [{"namespace": "hello", "name": "p", "action": "Deny", "scope": "Global"}],
+            "certificates": [
+                {"identity": "spiffe://a", "state": "Initializing", "certChain": [], "rootCerts": []},
+                {"identity": "spiffe://b", "state": "Available",
+                 "certChain": [{"serialNumber": "1f", "validFrom": "2000-01-01T00:00:00Z",
+                    "expirationTime": "2001-01-01T00:00:00Z"}],
+                 "rootCerts": [{"serialNumber": "2", "validFrom": "2000-01-01T00:00:00Z",
+                    "expirationTime": "2900-01-01T00:00:00Z"}]}],
+        });
+        let text: Vec<String> = names(ZtunnelSection::All, ZtunnelSection::All)
+            .iter()
+            .map(|section| plain(&table(section, &dump)))
+            .collect();
+        insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn a_waypoint_in_tables() {
+        let dump = json!({
+            "proxy": {"kind": "waypoint"},
+            "listeners": [{"name": "hbone", "address": "0.0.0.0:15008", "protocol": "HBONE"},
+                {"name": "inbound-vip|8080|svc-hello", "service": "hello/svc-hello", "port": 8080,
+                 "addresses": ["10.96.0.9"], "protocol": "HTTP", "routes": ["hello/vs"]}],
+            "routes": [{"name": "hello/vs", "hosts": ["svc-hello"], "http": [
+                {"name": "", "matches": [{"uri": "Prefix(\"/\")", "headers": [], "port": null}],
+                 "action": "forward", "to": [
+                    {"host": "svc-hello", "subset": "v1", "port": null, "weight": 80, "of": 100},
+                    {"host": "svc-hello", "subset": "v2", "port": 8080, "weight": 20, "of": 100}]},
+                {"name": "out", "matches": [], "action": "direct", "to": 404}], "tcp": []}],
+            "clusters": [{"service": "hello/svc-hello.hello.svc.cluster.local", "port": 8080,
+                "subset": "v1", "labels": {"version": "v1"}, "balancer": "RoundRobin"}],
+            "endpoints": [{"service": "hello/svc-hello.hello.svc.cluster.local",
+                "workload": "hello-v1", "addresses": ["10.244.1.3"], "healthy": true,
+                "ports": [{"service": 8080, "target": 8080}], "protocol": "HBONE",
+                "subsets": ["v1"]}],
+            "workloads": [], "certificates": [],
+            "policies": [{"name": "hello/p", "action": "ALLOW", "wholeWaypoint": false,
+                "services": ["hello/svc-hello"], "unenforceable": null}],
+        });
+        let text: Vec<String> = names(WaypointSection::All, WaypointSection::All)
+            .iter()
+            .map(|section| plain(&table(section, &dump)))
+            .collect();
+        insta::assert_snapshot!(text.join("\n"));
+    }
+}
