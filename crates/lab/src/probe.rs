@@ -9,6 +9,9 @@ use k8s_openapi::api::core::v1::{HTTPGetAction, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Most bytes of a page.
+const PAGE: u64 = 64 * 1024 * 1024;
+
 /// What a probe asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
@@ -153,6 +156,37 @@ async fn connect(
     dial(&options, SocketAddr::from((pod, port)))
         .await
         .map_err(|error| format!("port {port}: {}", crate::stage::with_causes(&error)))
+}
+
+/// The JSON at a path, asked from inside a namespace; for pages of our own programs.
+pub(crate) async fn page(
+    from: &NetNs,
+    (ip, port): (Ipv4Addr, u16),
+    path: &str,
+    timeout: Duration,
+) -> Result<serde_json::Value, String> {
+    let asked = async {
+        let failed = |error: std::io::Error| format!("port {port}: {error}");
+        let mut stream = connect(from, ip, port, timeout).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {ip}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.map_err(failed)?;
+        let mut bytes = Vec::new();
+        stream
+            .take(PAGE)
+            .read_to_end(&mut bytes)
+            .await
+            .map_err(failed)?;
+        let body = bytes
+            .windows(4)
+            .position(|end| end == b"\r\n\r\n")
+            .map(|at| &bytes[at + 4..])
+            .filter(|_| status(&bytes) == Some(200))
+            .ok_or_else(|| format!("port {port}: no page {path}"))?;
+        serde_json::from_slice(body).map_err(|error| format!("port {port}: {error}"))
+    };
+    tokio::time::timeout(timeout, asked)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
 }
 
 async fn get(

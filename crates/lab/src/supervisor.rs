@@ -1,6 +1,7 @@
 //! The supervisor: builds a lab and keeps it.
 
 mod components;
+mod settled;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -360,7 +361,10 @@ async fn until_ready(desk: &Desk, limit: Duration) -> Result<(), LabError> {
         told.tell(desk, &view);
         let mut waits = desk.waits_for(&view);
         if waits.is_empty() {
-            return Ok(());
+            let Err(unsettled) = settle(desk, &view).await else {
+                return Ok(());
+            };
+            waits.push(unsettled);
         }
         let stuck = view.pods.iter().filter(|pod| pod.stuck).count();
         if view.synced && waits.len() == stuck {
@@ -383,6 +387,14 @@ async fn until_ready(desk: &Desk, limit: Duration) -> Result<(), LabError> {
             });
         }
         sleep(LOOK).await;
+    }
+}
+
+async fn settle(desk: &Desk, view: &View) -> Result<(), String> {
+    if desk.mesh {
+        settled::settled(desk, view).await
+    } else {
+        Ok(())
     }
 }
 
