@@ -3,15 +3,18 @@
 //! This program is its own supervisor and its own workload, so it has a `main` instead of the usual
 //! harness. `--list` and name filters work as usual.
 
+mod running;
+mod workload;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use isobar_lab::{Lab, LabConfig, LabError, LabRoot, LabStatus, Progress, Target};
+use isobar_lab::{LabConfig, LabError, LabRoot, Target};
+use running::{Running, descriptors, eventually, host_traces, own_path};
 
 type Case = (&'static str, fn() -> Result<()>);
 
@@ -31,9 +34,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["serve", port, text] => done(serve(port, text)),
-        ["get", to] => done(get(to).map(|text| print!("{text}"))),
-        ["resolve", name] => done(resolve(name)),
+        ["serve", port, text] => done(workload::serve(port, text)),
+        ["get", to] => done(workload::get(to).map(|text| print!("{text}"))),
+        ["resolve", name] => done(workload::resolve(name)),
         ["hang", folder] => done(block(hang(Path::new(folder)))),
         ["rootless", folder] => done(block(rootless(Path::new(folder)))),
         _ => run_cases(&words),
@@ -80,51 +83,6 @@ fn run_cases(words: &[&str]) -> ExitCode {
     code
 }
 
-/// A server of one line, with the caller's address.
-fn serve(port: &str, text: &str) -> Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port.parse()?))?;
-    loop {
-        let (mut stream, peer) = listener.accept()?;
-        let body = format!("{text} saw {}\n", peer.ip());
-        // A silent caller must not keep others waiting.
-        std::thread::spawn(move || {
-            let mut head = [0; 4096];
-            let _ = stream.read(&mut head);
-            let reply = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-                body.len()
-            );
-            let _ = stream.write_all(reply.as_bytes());
-        });
-    }
-}
-
-fn get(to: &str) -> Result<String> {
-    let address = to.to_socket_addrs()?.next().context("no address")?;
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (_, body) = text.split_once("\r\n\r\n").context("no reply")?;
-    Ok(body.to_owned())
-}
-
-fn resolve(name: &str) -> Result<()> {
-    let found: BTreeSet<String> = (name, 80)
-        .to_socket_addrs()?
-        .map(|a| a.ip().to_string())
-        .collect();
-    for ip in found {
-        println!("{ip}");
-    }
-    Ok(())
-}
-
-fn own_path() -> Result<String> {
-    Ok(std::env::current_exe()?.display().to_string())
-}
-
 fn pod(name: &str, labels: &str, node: &str, text: &str) -> Result<String> {
     let program = own_path()?;
     Ok(format!(
@@ -163,128 +121,6 @@ spec:
   ingress:
   - from: [{podSelector: {matchLabels: {friend: 'yes'}}}]
 ";
-
-/// A lab that is taken down with everything in it, whatever the test does.
-struct Running {
-    lab: Lab,
-    root: LabRoot,
-    _state: tempfile::TempDir,
-    objects: tempfile::TempDir,
-    status: LabStatus,
-}
-
-impl Running {
-    async fn start(name: &str, files: &[(&str, &str)]) -> Result<Self> {
-        let state = tempfile::tempdir()?;
-        let objects = tempfile::tempdir()?;
-        for (file, text) in files {
-            std::fs::write(objects.path().join(file), text)?;
-        }
-        let root = LabRoot::at(state.path().join("lab"));
-        let mut config = LabConfig::new(name, vec![objects.path().to_owned()])?;
-        config.mesh = false;
-        config.root = root.clone();
-        config.ready_timeout = Duration::from_secs(20);
-        let status = isobar_lab::up(config, |event| {
-            if let Progress::Warning { text } = event {
-                println!("warning: {text}");
-            }
-        })
-        .await?;
-        Ok(Self {
-            lab: Lab::connect(&root, name)?,
-            root,
-            _state: state,
-            objects,
-            status,
-        })
-    }
-
-    fn write(&self, file: &str, text: &str) -> Result<()> {
-        let draft = self.objects.path().join(format!(".{file}"));
-        std::fs::write(&draft, text)?;
-        std::fs::rename(draft, self.objects.path().join(file))?;
-        Ok(())
-    }
-
-    fn remove(&self, file: &str) -> Result<()> {
-        Ok(std::fs::remove_file(self.objects.path().join(file))?)
-    }
-
-    async fn call(&self, from: &str, words: &[&str]) -> Result<String> {
-        let program = own_path()?;
-        let argv: Vec<&str> = std::iter::once(program.as_str())
-            .chain(words.iter().copied())
-            .collect();
-        let output = self.lab.output(Target::pod(from), &argv).await?;
-        ensure!(output.code == 0, "{words:?} from {from}: {}", output.stderr);
-        Ok(output.stdout)
-    }
-
-    fn ip(&self, name: &str) -> Result<String> {
-        let pod = self.status.pods.iter().find(|pod| pod.name == name);
-        let ip = pod.and_then(|pod| pod.ip).context("no such pod")?;
-        Ok(ip.to_string())
-    }
-
-    fn service(&self, name: &str) -> Result<String> {
-        let service = self.status.services.iter().find(|s| s.name == name);
-        let ip = service.and_then(|s| s.cluster_ip).context("no address")?;
-        Ok(ip.to_string())
-    }
-
-    fn end(self) -> Result<()> {
-        ensure!(
-            isobar_lab::down(&self.root, self.lab.name())?,
-            "it was there"
-        );
-        ensure!(!self.lab.paths().dir().exists(), "the state folder is left");
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Err(error) = isobar_lab::down(&self.root, self.lab.name()) {
-            println!("taking the lab down: {error}");
-        }
-    }
-}
-
-/// Waits until `probe` says yes; the last no is the error.
-async fn eventually<F: Future<Output = Result<()>>>(mut probe: impl FnMut() -> F) -> Result<()> {
-    let limit = Instant::now() + Duration::from_secs(10);
-    loop {
-        match probe().await {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > limit => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-}
-
-fn host_traces() -> Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    for line in std::fs::read_to_string("/proc/self/mounts")?.lines() {
-        found.insert(format!("mount {line}"));
-    }
-    for entry in std::fs::read_dir("/sys/class/net")? {
-        found.insert(format!("device {}", entry?.file_name().display()));
-    }
-    let own = own_path()?;
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let argv = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let argv = String::from_utf8_lossy(&argv).replace('\0', " ");
-        if argv.contains(&own) && argv.contains("__lab-part") {
-            found.insert(format!("process {argv}"));
-        }
-    }
-    Ok(found)
-}
-
-fn descriptors() -> Result<usize> {
-    Ok(std::fs::read_dir("/proc/self/fd")?.count())
-}
 
 async fn a_lab_plays_kubernetes() -> Result<()> {
     let (before, open) = (host_traces()?, descriptors()?);
