@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_objects::{ObjectHead, ObjectSet, Published};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Published};
 use isobar_runtime::{Lifetime, Scope};
 use isobar_types::labels;
 use tokio::sync::watch;
 
+use crate::backend::BackendError;
+use crate::board::{PodView, Standing};
 use crate::desire::{Desire, NodeDefaults, desire};
 use crate::pod::{Driver, Order, Services};
+use crate::probes::blocking;
 use crate::sandbox::{self, Sandbox};
 
 /// How often the folder of sandboxes is looked at.
@@ -24,6 +27,8 @@ pub struct Agent {
     node: NodeDefaults,
     objects: watch::Receiver<Arc<Published>>,
     pods: BTreeMap<String, Pod>,
+    /// Tasks that were told to end and may still be cleaning up, by uid.
+    ending: BTreeMap<String, watch::Sender<Order>>,
     scope: Scope,
     problems: Vec<String>,
 }
@@ -49,10 +54,14 @@ impl Agent {
             node,
             objects,
             pods: BTreeMap::new(),
+            ending: BTreeMap::new(),
             scope: Scope::new("pods"),
             problems: Vec::new(),
         };
         agent.rescan().await;
+        if let Err(error) = agent.services.probes.restore().await {
+            tracing::error!(%error, "the node's rules about probes");
+        }
         agent.forget_strangers().await;
         agent
     }
@@ -72,29 +81,24 @@ impl Agent {
 
     async fn rescan(&mut self) {
         let objects = Arc::clone(&self.objects.borrow_and_update().objects);
-        let found = match sandbox::read_all(&self.services.pods_dir) {
-            Ok((found, problems)) => {
-                self.tell(problems);
-                found
-            }
-            Err(error) => {
-                self.tell(vec![format!("the folder of sandboxes: {error}")]);
-                return;
-            }
+        let (found, mut problems) = match sandbox::read_all(&self.services.pods_dir) {
+            Ok(read) => read,
+            Err(error) => return self.tell(vec![format!("the folder of sandboxes: {error}")]),
         };
-        self.pods.retain(|_, pod| {
-            let there = found.contains(&pod.sandbox);
-            if !there {
-                // Its task may have ended already.
-                let _ = pod.orders.send(Order::End);
-            }
-            there
-        });
+        self.end_gone(&found);
+        self.services
+            .board
+            .retain(|uid| self.ending.contains_key(uid) || found.iter().any(|one| one.uid == uid));
         for sandbox in found {
-            if !self.pods.contains_key(&sandbox.uid) {
-                self.adopt(sandbox, &objects).await;
+            let uid = &sandbox.uid;
+            if !self.pods.contains_key(uid)
+                && !self.ending.contains_key(uid)
+                && let Err(problem) = self.adopt(sandbox, &objects).await
+            {
+                problems.push(problem);
             }
         }
+        self.tell(problems);
         for pod in self.pods.values() {
             // While the object is away, for example during deletion, the last wish stays.
             if let Some(wish) = desire(&objects, &pod.sandbox, &self.node) {
@@ -110,24 +114,71 @@ impl Agent {
         }
     }
 
-    async fn adopt(&mut self, sandbox: Sandbox, objects: &ObjectSet) {
+    /// Ends the tasks of sandboxes that are gone, or were made anew under the same uid: the new one
+    /// is taken over once the old one is cleaned up.
+    fn end_gone(&mut self, found: &[Sandbox]) {
+        self.ending.retain(|_, orders| !orders.is_closed());
+        let gone: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| !found.contains(&pod.sandbox))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            if let Some(pod) = self.pods.remove(&uid) {
+                pod.orders.send_replace(Order::End);
+                self.ending.insert(uid, pod.orders);
+            }
+        }
+    }
+
+    async fn adopt(&mut self, sandbox: Sandbox, objects: &ObjectSet) -> Result<(), String> {
         let wish = desire(objects, &sandbox, &self.node);
         let annotated = wish.as_ref().is_some_and(|wish| wish.annotated);
         let (services, record) = (Arc::clone(&self.services), sandbox.clone());
-        let adopted =
-            crate::probes::blocking(move || Driver::adopt(services, record, annotated)).await;
+        let adopted = blocking(move || Driver::adopt(services, record, annotated)).await;
         let driver = match adopted {
             Ok(driver) => driver,
-            Err(error) => {
-                let (namespace, name) = (&sandbox.namespace, &sandbox.name);
-                self.tell(vec![format!("pod {namespace}/{name}: {error}")]);
-                return;
-            }
+            Err(error) => return Err(self.unreachable(&sandbox, annotated, &error).await),
         };
+        if driver.was_enrolled() {
+            self.services.probes.seed(&sandbox.uid, &sandbox.ips).await;
+        }
         let (orders, receiver) = watch::channel(wish.map_or(Order::Wait, Order::Be));
         self.scope.spawn("pod", driver.run(receiver));
         self.pods
             .insert(sandbox.uid.clone(), Pod { sandbox, orders });
+        Ok(())
+    }
+
+    /// A pod whose namespace cannot be looked into is not in the mesh, whatever its annotation
+    /// says: it must not be advertised.
+    async fn unreachable(
+        &self,
+        sandbox: &Sandbox,
+        annotated: bool,
+        error: &BackendError,
+    ) -> String {
+        let pod = ObjectRef::new(Kind::Pod, &sandbox.namespace, &sandbox.name);
+        if annotated && let Err(error) = self.services.writer.delete(&pod).await {
+            tracing::error!(%pod, %error, "the annotation of an unreachable pod stays");
+        }
+        self.services.board.show(PodView {
+            uid: sandbox.uid.clone(),
+            namespace: sandbox.namespace.clone(),
+            name: sandbox.name.clone(),
+            ips: sandbox.ips.clone(),
+            standing: Standing::Failing,
+            why: String::new(),
+            rules: "unknown",
+            accepted: false,
+            published: false,
+            connections: 0,
+            repairs: 0,
+            problem: error.to_string(),
+            observed: jiff::Timestamp::now().to_string(),
+        });
+        format!("{pod}: {error}")
     }
 
     /// Takes back annotations of pods that are gone: a later pod of that name would inherit them.
@@ -179,7 +230,7 @@ pub async fn clean_up(services: &Services, dir: &Path) -> std::io::Result<()> {
     for record in sandboxes {
         let tool = services.canon.backend();
         let path = record.netns.clone();
-        let removed = crate::probes::blocking(move || {
+        let removed = blocking(move || {
             let netns = isobar_net::NetNs::open(&path).map_err(crate::backend::kernel(
                 "opening the pod's network namespace",
             ))?;
@@ -194,11 +245,7 @@ pub async fn clean_up(services: &Services, dir: &Path) -> std::io::Result<()> {
         if let Err(error) = removed {
             tracing::warn!(pod = %record.name, namespace = %record.namespace, %error, "rules stay");
         }
-        let pod = isobar_objects::ObjectRef::new(
-            isobar_objects::Kind::Pod,
-            &record.namespace,
-            &record.name,
-        );
+        let pod = ObjectRef::new(Kind::Pod, &record.namespace, &record.name);
         if let Err(error) = services.writer.delete(&pod).await {
             tracing::warn!(%pod, %error, "the annotation stays");
         }

@@ -103,6 +103,11 @@ impl Board {
         self.lock().remove(uid);
     }
 
+    /// Removes the entries that `keep` does not name.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| keep(uid));
+    }
+
     /// All entries, by uid.
     #[must_use]
     pub fn all(&self) -> Vec<PodView> {

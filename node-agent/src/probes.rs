@@ -50,6 +50,25 @@ impl Probes {
         self.write(&mut state).await
     }
 
+    /// Takes a pod over that was let through by an earlier agent; written with the next change or
+    /// by [`Probes::restore`].
+    pub async fn seed(&self, uid: &str, ips: &[IpAddr]) {
+        let mut state = self.state.lock().await;
+        state.pods.insert(uid.to_owned(), ips.to_vec());
+    }
+
+    /// Makes what an earlier agent left agree with the pods that were taken over.
+    ///
+    /// # Errors
+    /// When the node's rules cannot be read or written.
+    pub async fn restore(&self) -> Result<(), BackendError> {
+        let mut state = self.state.lock().await;
+        if state.pods.is_empty() && self.list().await?.is_none() {
+            return Ok(());
+        }
+        self.write(&mut state).await
+    }
+
     /// Forgets a pod.
     ///
     /// # Errors

@@ -162,6 +162,12 @@ impl Driver {
         Ok(driver)
     }
 
+    /// True if rules were there when the pod was taken over.
+    #[must_use]
+    pub fn was_enrolled(&self) -> bool {
+        self.services.zds.is_announced(&self.sandbox.uid)
+    }
+
     /// Follows orders until the sandbox is gone.
     pub async fn run(mut self, mut orders: watch::Receiver<Order>) {
         let events = KernelEvents::open(&self.netns)
@@ -270,7 +276,11 @@ impl Driver {
                 let left = self.services.timing.grace.saturating_sub(waited);
                 return Ok(Pause::For(left));
             }
-            Step::AwaitDrained => return Ok(Pause::For(DRAIN_LOOK)),
+            Step::AwaitDrained => {
+                // For whatever connects from now on it is plain already.
+                self.answer(Answer::Plain)?;
+                return Ok(Pause::For(DRAIN_LOOK));
+            }
             Step::Remove => self.remove().await?,
             Step::Withdraw => self.services.zds.withdraw(&self.sandbox.uid).await,
         }
@@ -354,6 +364,10 @@ impl Driver {
         self.whole = desire.goal == Goal::Enrolled;
         self.problem = desire.problems.join("; ");
         self.show(standing, &desire.why);
+        self.answer(answer)
+    }
+
+    fn answer(&mut self, answer: Answer) -> Result<(), StepError> {
         if self.answered != Some(answer) {
             sandbox::answer(&self.services.pods_dir, &self.sandbox.uid, answer)?;
             self.answered = Some(answer);

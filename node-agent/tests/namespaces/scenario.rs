@@ -20,7 +20,7 @@ use isobar_telemetry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::network::{LIMIT, PEER, POD, Place, bridge, call};
+use crate::network::{LIMIT, PEER, POD, Place, bridge, call, tool};
 use crate::proxy::Proxy;
 
 const UID: &str = "11111111-2222-3333-4444-555555555555";
@@ -206,6 +206,8 @@ pub(crate) async fn all(choice: Choice) {
     proxy.notes.take();
     agent.stop().await;
     open.echo().await;
+    // Meanwhile somebody removes the node's own rules.
+    tool("nft", "flush ruleset");
     world.label("ambient");
     let agent = world.agent().await;
     proxy.connect(&sessions, &world.socket());
@@ -218,6 +220,7 @@ pub(crate) async fn all(choice: Choice) {
     open.echo().await;
     pod.call(&to(PEER, 9090)).await;
     assert!(proxy.notes.contain("outbound 10.0.0.3:9090"));
+    assert_eq!(call(None, &to(POD, 8080)).await.seen, "169.254.7.127");
     assert_eq!(agent.pod().unwrap().repairs, 0);
 
     // The sandbox goes.
@@ -318,6 +321,11 @@ async fn leaving(world: &World, agent: &Running, pod: &Place, peer: &Place, prox
         let view = agent.stands(Standing::Draining).await;
         assert_eq!(world.annotation(), json!({}));
         assert!(view.connections >= 3, "{view:#?}");
+        assert!(
+            eventually(|| (world.ready()? == "plain").then_some(()))
+                .await
+                .is_some()
+        );
         for call in &mut open {
             call.echo().await;
         }
