@@ -157,16 +157,52 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Complaint>> {
         String::from_utf8_lossy(&output.stderr)
     );
     let metadata: Metadata = serde_json::from_slice(&output.stdout)?;
-    Ok(judge(&metadata))
+    let mut complaints = judge(&metadata);
+    complaints.extend(banned(&built(root)?));
+    Ok(complaints)
+}
+
+/// Names of the crates that are really built: the lock file also lists what no feature turns on.
+fn built(root: &Path) -> anyhow::Result<Vec<String>> {
+    let output = Command::new("cargo")
+        .args([
+            "tree",
+            "--workspace",
+            "--locked",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
+        .args(["--edges", "normal,build,dev"])
+        .current_dir(root)
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "cargo tree failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut names: Vec<_> = String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+fn banned(built: &[String]) -> Vec<Complaint> {
+    BANNED
+        .iter()
+        .filter(|(name, _)| built.iter().any(|b| b == name))
+        .map(|(name, why)| Complaint(format!("{name} is banned: {why}")))
+        .collect()
 }
 
 fn judge(metadata: &Metadata) -> Vec<Complaint> {
     let bands: BTreeMap<_, _> = BANDS.iter().copied().collect();
     let mut complaints = Vec::new();
     for package in &metadata.packages {
-        if let Some((_, why)) = BANNED.iter().find(|(name, _)| *name == package.name) {
-            complaints.push(Complaint(format!("{} is banned: {why}", package.name)));
-        }
         if !metadata.workspace_members.contains(&package.id) {
             continue;
         }
@@ -251,6 +287,7 @@ mod tests {
         ] {
             assert_eq!(judge(&metadata(from, to)).len(), 1, "{from} -> {to}");
         }
+        assert_eq!(banned(&["serde".to_owned(), "ring".to_owned()]).len(), 1);
         assert!(judge(&metadata("isobar-route", "isobar-state")).is_empty());
         assert!(judge(&metadata("isobar-ztunnel", "isobar-hbone")).is_empty());
     }
