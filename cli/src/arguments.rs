@@ -291,7 +291,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Apply {
-    /// Name; by default that of the service account, or `waypoint`.
+    /// Name; by default `waypoint`, or the service account's with `-waypoint` behind it.
     #[arg(long, value_parser = waypoint_name)]
     pub(crate) name: Option<String>,
     /// Namespace.

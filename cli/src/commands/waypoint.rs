@@ -78,7 +78,14 @@ impl Place {
 
     async fn apply(&self, apply: &Apply) -> anyhow::Result<()> {
         let account = apply.service_account.as_deref();
-        let name = apply.name.as_deref().or(account).unwrap_or("waypoint");
+        // Not the account's own name: applications usually carry that one, and the waypoint needs
+        // a Service and an account of its own.
+        let derived = account.map(|account| format!("{account}-waypoint"));
+        let name = apply
+            .name
+            .as_deref()
+            .or(derived.as_deref())
+            .unwrap_or("waypoint");
         let objects = self.objects();
         self.check(&objects, apply, name)?;
         self.writer.put(&gateway(apply, name).into())?;

@@ -46,7 +46,10 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Rend
     let mut conflicts = Vec::new();
     let mut objects = Vec::new();
     let account = account_of(gateway);
-    if free(
+    if gateway.annotation(labels::FOR_SERVICE_ACCOUNT) == Some(account) {
+        // Its certificate would be that of the workloads it guards.
+        conflicts.push(format!("ServiceAccount {namespace}/{account}"));
+    } else if free(
         set.service_accounts
             .get(namespace, account)
             .map(|o| o.labels()),
@@ -62,6 +65,10 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Rend
         objects.extend(object::<Deployment>(deployment(gateway, account, image)));
     } else {
         conflicts.push(format!("Deployment {namespace}/{name}"));
+    }
+    if !conflicts.is_empty() {
+        // Half a waypoint serves nobody, and must not look as if it did.
+        objects.clear();
     }
     Rendered {
         objects,
@@ -101,7 +108,11 @@ fn verdicts(
         .iter()
         .any(|l| l.protocol == "HBONE" && l.port == i32::from(ports::HBONE));
     let accepted = if !conflicts.is_empty() {
-        let text = format!("{} exist and are not managed here", conflicts.join(" and "));
+        let text = format!(
+            "the waypoint needs objects of its own, but these are somebody else's: {}; give the \
+             Gateway another name",
+            conflicts.join(", ")
+        );
         Verdict::fails(reference.clone(), "Accepted", "Conflict", text)
     } else if listens {
         Verdict::holds(reference.clone(), "Accepted", "Accepted", "a waypoint")
