@@ -32,11 +32,20 @@ impl Capture {
         let (reader, writer) = std::io::pipe()?;
         let exec = Exec {
             target: Target::Outer,
-            argv: ["tcpdump", "-i", "br0", "--immediate-mode", "-U", "-s", "0", "-w"]
-                .into_iter()
-                .map(str::to_owned)
-                .chain([file.to_string_lossy().into_owned()])
-                .collect(),
+            argv: [
+                "tcpdump",
+                "-i",
+                "br0",
+                "--immediate-mode",
+                "-U",
+                "-s",
+                "0",
+                "-w",
+            ]
+            .into_iter()
+            .map(str::to_owned)
+            .chain([file.to_string_lossy().into_owned()])
+            .collect(),
             env: Vec::new(),
             stdio: [
                 std::fs::File::open("/dev/null")?.into(),
@@ -65,7 +74,11 @@ impl Capture {
         tokio::time::timeout(Duration::from_secs(10), begun)
             .await
             .context("the recorder says nothing")??;
-        Ok(Self { file, lab: lab.clone(), scope })
+        Ok(Self {
+            file,
+            lab: lab.clone(),
+            scope,
+        })
     }
 
     /// Ends the recording once everything sent before has been written: a packet of our own comes
@@ -79,7 +92,11 @@ impl Capture {
         eventually("the end of the recording is written", async || {
             socket.send_to(END, (Ipv4Addr::new(172, 30, 0, 11), 9))?;
             let bytes = std::fs::read(&self.file)?;
-            ensure!(bytes.windows(END.len()).any(|w| w == END), "{} bytes so far", bytes.len());
+            ensure!(
+                bytes.windows(END.len()).any(|w| w == END),
+                "{} bytes so far",
+                bytes.len()
+            );
             Ok(())
         })
         .await?;

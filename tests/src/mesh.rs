@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -220,6 +220,28 @@ impl Mesh {
         eventually(&format!("{pod} is ready and {mesh}"), async || {
             let status = self.pod(pod).await?;
             ensure!(status.ready && status.mesh == mesh, "{status:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until twenty calls in a row, on a connection each, are answered with 200: what was
+    /// just started is known to every proxy then.
+    ///
+    /// # Errors
+    /// When that does not happen in time.
+    pub async fn answers(
+        &self,
+        caller: &Caller,
+        to: SocketAddr,
+        host: &str,
+        path: &str,
+    ) -> Result<()> {
+        eventually(&format!("{host} at {to} answers"), async || {
+            for _ in 0..20 {
+                let reply = caller.request(to, "GET", host, path, &[]).await?;
+                ensure!(reply.status == 200, "{reply:?}");
+            }
             Ok(())
         })
         .await

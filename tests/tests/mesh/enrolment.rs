@@ -21,14 +21,14 @@ fn both_labels_enrol_and_none_opts_out() {
             namespace("long", &[AMBIENT]),
             namespace("plain", &[("dataplane-mode", "ambient")]),
             namespace("both", &[AMBIENT, ("dataplane-mode", "none")]),
-            namespace("off", &[]),
+            namespace("beyond", &[]),
         ]);
         let mesh = Mesh::start(&[
             ("ns.yaml", &objects),
             ("long.yaml", &server("long", &[])),
             ("plain.yaml", &server("plain", &[])),
             ("both.yaml", &server("both", &[])),
-            ("off.yaml", &server("off", &[])),
+            ("beyond.yaml", &server("beyond", &[])),
             (
                 "optout.yaml",
                 &client("long").replace(
@@ -41,7 +41,7 @@ fn both_labels_enrol_and_none_opts_out() {
         for pod in ["long/server", "plain/server", "both/server"] {
             mesh.settled(pod, "enrolled").await?;
         }
-        for pod in ["off/server", "long/client"] {
+        for pod in ["beyond/server", "long/client"] {
             mesh.settled(pod, "plain").await?;
         }
         let dump = enrolled_pods(&mesh, "node-2").await?;
@@ -49,7 +49,7 @@ fn both_labels_enrol_and_none_opts_out() {
             ("long", true),
             ("plain", true),
             ("both", true),
-            ("off", false),
+            ("beyond", false),
         ] {
             let ip = mesh.pod_ip(&format!("{ns}/server")).await?;
             ensure!(
@@ -74,7 +74,7 @@ fn both_labels_enrol_and_none_opts_out() {
         );
         let ip = after.ip.expect("it had one");
         let reply = mesh
-            .caller("off/server")
+            .caller("beyond/server")
             .await?
             .get((ip, 80).into(), "/ip")
             .await?;

@@ -16,7 +16,7 @@ pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
         .build()
         .unwrap();
     if let Err(error) = runtime.block_on(test) {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
 }
 

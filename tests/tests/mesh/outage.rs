@@ -32,6 +32,7 @@ fn known_workloads_go_on_without_the_control_plane() {
         mesh.settled("shop/server", "enrolled").await?;
         let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
         let caller = mesh.caller("shop/client").await?;
+        mesh.answers(&caller, to, "server", "/ip").await?;
         let kept = Load::start(caller.clone(), to, "server", "/ip", LoadKind::KeepAlive, 20);
         let fresh = Load::start(
             caller.clone(),

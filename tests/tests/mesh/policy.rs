@@ -154,6 +154,9 @@ fn a_new_deny_cuts_live_connections() {
         let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
         let client = mesh.caller("shop/client").await?;
         let other = mesh.caller("shop/other").await?;
+        for caller in [&client, &other] {
+            mesh.answers(caller, to, "server", "/ip").await?;
+        }
         let mut cut = client.connect(to).await?;
         let mut spared = other.connect(to).await?;
         for stream in [&mut cut, &mut spared] {

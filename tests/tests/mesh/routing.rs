@@ -120,14 +120,9 @@ async fn start() -> Result<(Mesh, Caller)> {
     mesh.settled("shop/hello-v2", "enrolled").await?;
     let caller = mesh.caller("shop/client").await?;
     let to = (mesh.service_ip("shop/svc-hello").await?, 8080).into();
-    eventually("the waypoint serves", async || {
-        let reply = caller
-            .request(to, "GET", "svc-hello:8080", "/subset", &[])
-            .await?;
-        ensure!(reply.status == 200, "{reply:?}");
-        Ok(())
-    })
-    .await?;
+    for path in ["/subset", "/split"] {
+        mesh.answers(&caller, to, "svc-hello:8080", path).await?;
+    }
     Ok((mesh, caller))
 }
 

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use isobar_lab::Target;
 use isobar_tests::yaml::{Pod, documents, service, service_account};
 use isobar_tests::{Caller, Mesh, Reply, eventually};
@@ -45,7 +45,7 @@ spec:
   targetRefs:
   - group: gateway.networking.k8s.io
     kind: Gateway
-    name: {name}
+    name: {name}-waypoint
   action: ALLOW
   rules:
   - to:
@@ -104,16 +104,7 @@ async fn start() -> Result<Shop> {
         mesh.settled(pod, "enrolled").await?;
     }
     for name in ["cart", "stock"] {
-        let args = [
-            "waypoint",
-            "apply",
-            "-n",
-            "shop",
-            "--name",
-            name,
-            "--service-account",
-            name,
-        ];
+        let args = ["waypoint", "apply", "-n", "shop", "--service-account", name];
         mesh.isobar(&[&args[..], &["--for", "all", "--wait"]].concat())
             .await?;
     }
@@ -201,12 +192,7 @@ fn each_account_has_a_waypoint_of_its_own() {
             );
         }
         for (own, other) in [("cart", "stock"), ("stock", "cart")] {
-            let pod = shop.mesh.pod(&format!("shop/{own}-")).await;
-            let target = match pod {
-                Ok(pod) => format!("shop/{}", pod.name),
-                Err(_) => format!("shop/{own}"),
-            };
-            let waypoint = waypoint_pod(&shop.mesh, own).await.unwrap_or(target);
+            let waypoint = waypoint_pod(&shop.mesh, own).await?;
             let dump = shop
                 .mesh
                 .page(Target::pod(waypoint), 15000, "/config_dump")
@@ -229,15 +215,13 @@ fn each_account_has_a_waypoint_of_its_own() {
     });
 }
 
-/// The pod that runs the waypoint called `name`: it is the one with the waypoint's image.
-async fn waypoint_pod(mesh: &Mesh, name: &str) -> Option<String> {
-    mesh.status()
-        .await
-        .ok()?
-        .pods
-        .into_iter()
-        .find(|p| p.name.starts_with(name) && p.images.iter().any(|i| i.contains("waypoint")))
-        .map(|p| format!("{}/{}", p.namespace, p.name))
+/// The pod of an account's waypoint.
+async fn waypoint_pod(mesh: &Mesh, account: &str) -> Result<String> {
+    let prefix = format!("{account}-waypoint-");
+    let pods = mesh.status().await?.pods;
+    let pod = pods.iter().find(|p| p.name.starts_with(&prefix));
+    let pod = pod.with_context(|| format!("no pod {prefix}*"))?;
+    Ok(format!("{}/{}", pod.namespace, pod.name))
 }
 
 #[test]
@@ -306,7 +290,7 @@ fn find_gateway(mesh: &Mesh) -> Result<std::path::PathBuf> {
     for entry in std::fs::read_dir(&folder)? {
         let path = entry?.path();
         let text = std::fs::read_to_string(&path)?;
-        if text.contains("Gateway") && text.contains("cart") {
+        if text.contains("\"Gateway\"") && text.contains("cart-waypoint") {
             return Ok(path);
         }
     }
