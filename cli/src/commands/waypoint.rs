@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use isobar_lab::{Lab, Target};
 use isobar_objects::gateway_api::{Gateway, GatewaySpec, Listener};
 use isobar_objects::{
-    DirectoryOptions, DirectorySource, Kind, Namespace, Object, ObjectHead, ObjectRef, ObjectSet,
-    ObjectSource as _, Origin, OverlayWriter, Pod, Published, Service, ServiceAccount,
+    Deployment, DirectoryOptions, DirectorySource, Kind, Namespace, Object, ObjectHead, ObjectRef,
+    ObjectSet, ObjectSource as _, Origin, OverlayWriter, Pod, Published, Service, ServiceAccount,
 };
 use isobar_types::{labels, ports};
 use serde_json::{Value, json};
@@ -78,14 +78,7 @@ impl Place {
 
     async fn apply(&self, apply: &Apply) -> anyhow::Result<()> {
         let account = apply.service_account.as_deref();
-        // Not the account's own name: applications usually carry that one, and the waypoint needs
-        // a Service and an account of its own.
-        let derived = account.map(|account| format!("{account}-waypoint"));
-        let name = apply
-            .name
-            .as_deref()
-            .or(derived.as_deref())
-            .unwrap_or("waypoint");
+        let name = &name_of(apply);
         let objects = self.objects();
         self.check(&objects, apply, name)?;
         self.writer.put(&gateway(apply, name).into())?;
@@ -137,6 +130,14 @@ impl Place {
                     .join(", ")
             );
         };
+        let taken = taken(objects, &apply.namespace, name);
+        if !taken.is_empty() {
+            bail!(
+                "a waypoint called {name} would need objects that are somebody else's: {}; \
+                 choose another name with --name",
+                taken.join(", ")
+            );
+        }
         let account = apply
             .service_account
             .as_deref()
@@ -361,6 +362,32 @@ fn settled(sync: &Value) -> bool {
     })
 }
 
+/// The name asked for; otherwise one that is not the account's, which is taken by the account.
+fn name_of(apply: &Apply) -> String {
+    match (&apply.name, &apply.service_account) {
+        (Some(name), _) => name.clone(),
+        (None, Some(account)) => format!("{account}-waypoint"),
+        (None, None) => "waypoint".to_owned(),
+    }
+}
+
+/// Objects of others by the names that the waypoint's own would have.
+fn taken(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<String> {
+    fn of<T: ObjectHead>(objects: &ObjectSet, namespace: &str, name: &str) -> Option<String> {
+        let held = T::map(objects).get(namespace, name)?;
+        let own = held.label(labels::GATEWAY_NAME) == Some(name);
+        (!own).then(|| held.reference().to_string())
+    }
+    [
+        of::<Service>(objects, namespace, name),
+        of::<ServiceAccount>(objects, namespace, name),
+        of::<Deployment>(objects, namespace, name),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
 fn gateway(apply: &Apply, name: &str) -> Gateway {
     let spec = GatewaySpec {
         gateway_class_name: labels::WAYPOINT_CLASS.to_owned(),
@@ -537,6 +564,20 @@ mod tests {
         let text = plain(&list_table(&objects, &all)) + "\n" + &plain(&status_table(&all));
         insta::assert_snapshot!(text);
         assert!(unready(&fresh).is_empty());
+    }
+
+    #[test]
+    fn names_of_others_are_not_taken() {
+        let apply = apply("isobar waypoint apply -n shop --service-account cart");
+        assert_eq!(name_of(&apply), "cart-waypoint");
+        let account = service_account("shop", "cart", "cart-waypoint").unwrap();
+        let objects = ObjectSet::of([account]);
+        assert_eq!(
+            taken(&objects, "shop", "cart"),
+            ["ServiceAccount shop/cart"]
+        );
+        assert!(taken(&objects, "shop", "cart-waypoint").is_empty());
+        assert!(taken(&objects, "other", "cart").is_empty());
     }
 
     #[test]
