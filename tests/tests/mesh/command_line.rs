@@ -119,20 +119,9 @@ fn status_and_dumps_tell_what_runs() {
             page.stdout.contains("<html") && page.stdout.contains("eview"),
             "{page:?}"
         );
-        mesh.isobar(&[
-            "waypoint",
-            "apply",
-            "-n",
-            "bookinfo",
-            "--name",
-            "reviews",
-            "--service-account",
-            "bookinfo-reviews",
-            "--for",
-            "all",
-            "--wait",
-        ])
-        .await?;
+        let apply = ["waypoint", "apply", "-n", "bookinfo", "--wait"];
+        mesh.isobar(&[&apply[..], &["--service-account", "bookinfo-reviews"]].concat())
+            .await?;
         eventually("every proxy is in step", async || {
             let status = mesh.isobar(&["status"]).await?;
             ensure!(
@@ -145,27 +134,15 @@ fn status_and_dumps_tell_what_runs() {
             Ok(())
         })
         .await?;
-        let json: serde_json::Value =
-            serde_json::from_str(&mesh.isobar(&["status", "-o", "json"]).await?)?;
-        ensure!(json.is_array() || json.is_object());
-        for what in ["workloads", "services", "policies", "certificates"] {
-            let text = mesh
-                .isobar(&["proxy-config", "ztunnel", "node-1", what])
-                .await?;
-            ensure!(
-                text.lines()
-                    .next()
-                    .is_some_and(|l| l.contains("NAME") || l.contains("NAMESPACE")),
-                "{what}: {text}"
-            );
-        }
-        let list = mesh.isobar(&["waypoint", "list", "-n", "bookinfo"]).await?;
-        ensure!(
-            list.contains("reviews") && list.contains("bookinfo-reviews"),
-            "{list}"
-        );
-        mesh.isobar(&["waypoint", "delete", "-n", "bookinfo", "reviews"])
-            .await?;
+        pages(&mesh).await?;
+        mesh.isobar(&[
+            "waypoint",
+            "delete",
+            "-n",
+            "bookinfo",
+            "bookinfo-reviews-waypoint",
+        ])
+        .await?;
         eventually("the page works without the waypoint", async || {
             let page = mesh
                 .exec(
@@ -179,6 +156,30 @@ fn status_and_dumps_tell_what_runs() {
         .await?;
         mesh.down()
     });
+}
+
+/// What the command shows of proxies and waypoints, in tables and as JSON.
+async fn pages(mesh: &Mesh) -> Result<()> {
+    let json: serde_json::Value =
+        serde_json::from_str(&mesh.isobar(&["status", "-o", "json"]).await?)?;
+    ensure!(json.is_array() || json.is_object());
+    for what in ["workloads", "services", "policies", "certificates"] {
+        let text = mesh
+            .isobar(&["proxy-config", "ztunnel", "node-1", what])
+            .await?;
+        ensure!(
+            text.lines()
+                .next()
+                .is_some_and(|l| l.contains("NAME") || l.contains("NAMESPACE")),
+            "{what}: {text}"
+        );
+    }
+    let list = mesh.isobar(&["waypoint", "list", "-n", "bookinfo"]).await?;
+    ensure!(
+        list.contains("reviews") && list.contains("bookinfo-reviews"),
+        "{list}"
+    );
+    Ok(())
 }
 
 #[test]

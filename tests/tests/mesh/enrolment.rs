@@ -64,34 +64,37 @@ fn both_labels_enrol_and_none_opts_out() {
             ensure!(listening == enrolled, "{ns}: HBONE port open: {listening}");
         }
 
-        // The pod is the same one after its label is gone: same address, no restart.
-        let before = mesh.pod("long/server").await?;
-        mesh.apply("ns.yaml", &objects.replacen("ambient", "none", 1))?;
-        mesh.settled("long/server", "plain").await?;
-        let after = mesh.pod("long/server").await?;
-        ensure!(
-            (before.ip, before.restarts, &before.uid) == (after.ip, after.restarts, &after.uid)
-        );
-        let ip = after.ip.expect("it had one");
-        let reply = mesh
-            .caller("beyond/server")
-            .await?
-            .get((ip, 80).into(), "/ip")
-            .await?;
-        ensure!(reply.status == 200);
-        eventually("nothing of ours is left in the pod", async || {
-            let rules = mesh.exec("long/server", &["nft", "list", "tables"]).await?;
-            let sockets = mesh.exec("long/server", &["ss", "-Hltn"]).await?;
-            ensure!(
-                !rules.stdout.contains("isobar") && !rules.stdout.contains("istio"),
-                "{rules:?}"
-            );
-            ensure!(!sockets.stdout.contains(":150"), "{sockets:?}");
-            Ok(())
-        })
-        .await?;
+        unlabelled(&mesh, &objects.replacen("ambient", "none", 1)).await?;
         mesh.down()
     });
+}
+
+/// The pod is plain after its label is gone, and nothing of ours is left in it.
+async fn unlabelled(mesh: &Mesh, objects: &str) -> Result<()> {
+    // The pod is the same one after its label is gone: same address, no restart.
+    let before = mesh.pod("long/server").await?;
+    mesh.apply("ns.yaml", objects)?;
+    mesh.settled("long/server", "plain").await?;
+    let after = mesh.pod("long/server").await?;
+    ensure!((before.ip, before.restarts, &before.uid) == (after.ip, after.restarts, &after.uid));
+    let ip = after.ip.expect("it had one");
+    let reply = mesh
+        .caller("beyond/server")
+        .await?
+        .get((ip, 80).into(), "/ip")
+        .await?;
+    ensure!(reply.status == 200);
+    eventually("nothing of ours is left in the pod", async || {
+        let rules = mesh.exec("long/server", &["nft", "list", "tables"]).await?;
+        let sockets = mesh.exec("long/server", &["ss", "-Hltn"]).await?;
+        ensure!(
+            !rules.stdout.contains("isobar") && !rules.stdout.contains("istio"),
+            "{rules:?}"
+        );
+        ensure!(!sockets.stdout.contains(":150"), "{sockets:?}");
+        Ok(())
+    })
+    .await
 }
 
 #[test]

@@ -236,8 +236,13 @@ fn a_missing_waypoint_refuses_and_fail_open_passes() {
         std::fs::remove_file(&gateway)?;
         eventually("the missing waypoint refuses", async || shop.closed().await).await?;
         eventually("the refusal has a reason in the log", async || {
+            let reply = get(&shop.inside, shop.by_service, "/open").await;
+            ensure!(reply.is_err(), "{reply:?}");
             let log = shop.mesh.log("ztunnel-node-1").await?;
-            ensure!(log.contains("waypoint_"), "{log}");
+            ensure!(
+                log.contains("reason=\"waypoint_"),
+                "no such reason in the log"
+            );
             Ok(())
         })
         .await?;
