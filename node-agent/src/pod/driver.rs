@@ -363,8 +363,10 @@ impl Driver {
         };
         self.whole = desire.goal == Goal::Enrolled;
         self.problem = desire.problems.join("; ");
+        // What the page shows is so everywhere.
+        self.answer(answer)?;
         self.show(standing, &desire.why);
-        self.answer(answer)
+        Ok(())
     }
 
     fn answer(&mut self, answer: Answer) -> Result<(), StepError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_net::{DialOptions, SeqPacketListener, UdpOptions, dial, udp};
-use isobar_node_agent::agent::Agent;
+use isobar_node_agent::agent::{Agent, clean_up};
 use isobar_node_agent::backend::{Backend, Canon, Choice};
 use isobar_node_agent::board::{Board, PodView, Standing};
 use isobar_node_agent::desire::NodeDefaults;
@@ -34,6 +34,7 @@ struct World {
 
 /// A running agent.
 struct Running {
+    services: Arc<Services>,
     board: Arc<Board>,
     scope: Scope,
 }
@@ -116,17 +117,23 @@ impl World {
         });
         let scope = Scope::new("agent");
         let objects = self.objects.subscribe();
-        let agent = Agent::start(services, NodeDefaults::default(), objects).await;
+        let agent = Agent::start(Arc::clone(&services), NodeDefaults::default(), objects).await;
         let listener = SeqPacketListener::bind(&self.socket()).unwrap();
         scope.spawn("zds", zds.serve(listener, scope.lifetime()));
         scope.spawn("agent", agent.run(scope.lifetime()));
-        Running { board, scope }
+        Running {
+            services,
+            board,
+            scope,
+        }
     }
 }
 
 impl Running {
-    async fn stop(self) {
+    /// Stops it; what it shared with its tasks is left to clean up with.
+    async fn stop(self) -> Arc<Services> {
         assert!(self.scope.shutdown(LIMIT).await);
+        self.services
     }
 
     fn pod(&self) -> Option<PodView> {
@@ -223,6 +230,20 @@ pub(crate) async fn all(choice: Choice) {
     assert_eq!(call(None, &to(POD, 8080)).await.seen, "169.254.7.127");
     assert_eq!(agent.pod().unwrap().repairs, 0);
 
+    // Only on request are the rules taken away with the agent.
+    let services = agent.stop().await;
+    clean_up(&services, &world.path("pods")).await.unwrap();
+    assert_eq!(world.annotation(), json!({}));
+    nothing_is_left(&pod);
+    let node = std::process::Command::new("nft")
+        .args(["list", "ruleset"])
+        .output();
+    let node = String::from_utf8_lossy(&node.unwrap().stdout).to_lowercase();
+    assert!(!node.contains("probe"), "{node}");
+    let agent = world.agent().await;
+    proxy.connect(&sessions, &world.socket());
+    agent.stands(Standing::Enrolled).await;
+
     // The sandbox goes.
     std::fs::remove_file(world.path(&format!("pods/{UID}.json"))).unwrap();
     eventually(|| agent.board.all().is_empty().then_some(()))
@@ -278,34 +299,38 @@ async fn name_from(pod: &Place) -> String {
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
-/// Rules and routes that somebody removes come back, and connections that were idle live on.
+/// Rules and routes that somebody removes come back. Captured connections live through it as long
+/// as address translation itself was not taken away.
 async fn damaged(agent: &Running, pod: &Place, peer: &Place, proxy: &Proxy, choice: Choice) {
     let mut out = pod.call(&to(PEER, 9090)).await;
     let mut into = peer.call(&to(POD, 8080)).await;
-    let repaired = |count: u64| {
-        move || {
+    let repaired = async |count: u64| {
+        let whole = || {
             let view = agent.pod()?;
             (view.repairs >= count && view.standing == Standing::Enrolled).then_some(())
-        }
+        };
+        let found = eventually(whole).await;
+        assert!(found.is_some(), "repair {count}: {:#?}", agent.pod());
     };
     match choice {
         Choice::Iptables => pod.inside("iptables", "-t nat -F ISOBAR_OUTPUT"),
-        _ => pod.inside("nft", "flush ruleset"),
+        _ => pod.inside("nft", "flush chain inet isobar nat-output"),
     }
-    assert!(
-        eventually(repaired(1)).await.is_some(),
-        "{:#?}",
-        agent.pod()
-    );
-    pod.inside("ip", "rule del pref 32764");
-    assert!(
-        eventually(repaired(2)).await.is_some(),
-        "{:#?}",
-        agent.pod()
-    );
+    repaired(1).await;
     out.echo().await;
     into.echo().await;
+    pod.inside("ip", "rule del pref 32764");
+    repaired(2).await;
+    out.echo().await;
+    into.echo().await;
+    pod.inside("ip", "route flush table 100");
+    repaired(3).await;
+    into.echo().await;
     proxy.notes.take();
+    enrolled(pod, peer, proxy).await;
+
+    pod.inside("nft", "flush ruleset");
+    repaired(4).await;
     enrolled(pod, peer, proxy).await;
 }
 
@@ -354,14 +379,18 @@ async fn leaving(world: &World, agent: &Running, pod: &Place, peer: &Place, prox
     agent.stands(Standing::Plain).await;
     assert_eq!(world.ready().as_deref(), Some("plain"));
     assert!(proxy.notes.contain(&format!("del {UID}")));
-    assert_eq!(pod.printed("nft", "list tables inet"), "");
-    assert!(!pod.printed("iptables-save", "-t nat").contains("ISOBAR"));
-    assert!(!pod.printed("ip", "rule show").contains("32764"));
-    assert_eq!(pod.printed("ip", "route show table 100"), "");
+    nothing_is_left(pod);
     let options = DialOptions {
         netns: Some(peer.netns.clone()),
         ..DialOptions::default()
     };
     let closed = dial(&options, to(POD, 15008).parse().unwrap()).await;
     assert!(closed.is_err(), "the tunnel port is still open");
+}
+
+fn nothing_is_left(pod: &Place) {
+    assert_eq!(pod.printed("nft", "list tables inet"), "");
+    assert!(!pod.printed("iptables-save", "-t nat").contains("ISOBAR"));
+    assert!(!pod.printed("ip", "rule show").contains("32764"));
+    assert_eq!(pod.printed("ip", "route show table 100"), "");
 }
