@@ -1,5 +1,6 @@
 //! What the end-to-end suites and the demo share: a mesh in a lab of its own, callers inside its
-//! pods, steady load that counts every failure, captures between the nodes.
+//! pods, steady load that counts every failure, captures between the nodes, and what all of it
+//! would leave on the machine.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +9,7 @@ mod capture;
 mod load;
 mod mesh;
 pub mod tour;
+mod traces;
 mod wait;
 pub mod yaml;
 
@@ -15,4 +17,5 @@ pub use caller::{Caller, Connection, Reply};
 pub use capture::{Capture, Recorded};
 pub use load::{Load, LoadKind, Tally};
 pub use mesh::{Mesh, MeshOptions, binaries, samples};
+pub use traces::{Traces, scratch};
 pub use wait::{eventually, eventually_within};

@@ -8,6 +8,7 @@ use isobar_lab::{Lab, LabConfig, LabRoot, LabStatus, Launcher, Output, PodStatus
 use tempfile::TempDir;
 
 use crate::caller::Caller;
+use crate::traces::{prefix, scratch};
 use crate::wait::eventually;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -66,7 +67,7 @@ impl Mesh {
     /// # Errors
     /// As [`Mesh::start`].
     pub async fn start_with(options: MeshOptions, files: &[(&str, &str)]) -> Result<Self> {
-        let objects = tempfile::tempdir()?;
+        let objects = scratch()?;
         if let Some(sample) = &options.sample {
             for entry in std::fs::read_dir(sample)? {
                 let entry = entry?;
@@ -80,7 +81,7 @@ impl Mesh {
         }
         let name = options.name.clone().unwrap_or_else(|| {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            format!("test-{}-{number}", std::process::id())
+            format!("{}{number}", prefix())
         });
         let folder = binaries()?;
         let mut config = LabConfig::new(&*name, vec![objects.path().to_owned()])?;
@@ -109,7 +110,7 @@ impl Mesh {
         self.keep = true;
         let placeholder = self.objects.path().to_owned();
         // The folder is the lab's API from now on, so it must outlive this value.
-        match tempfile::tempdir() {
+        match scratch() {
             Ok(empty) => std::mem::replace(&mut self.objects, empty).keep(),
             Err(_) => placeholder,
         }

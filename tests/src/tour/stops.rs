@@ -129,7 +129,7 @@ impl<'a> Tour<'a> {
             "tcpdump -i br0    # between node-1 and node-2, while httpbin calls hello-server-v2",
         );
         let marker = "marker-4f7a1c";
-        let folder = tempfile::tempdir()?;
+        let folder = crate::scratch()?;
         let capture = Capture::start(self.mesh.lab(), folder.path()).await?;
         let server = self.mesh.pod_ip("hello/hello-server-v2").await?;
         let reply = self

@@ -1,59 +1,9 @@
 //! The `isobar` command as a user meets it, and what a lab leaves behind: nothing.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Result, ensure};
-use isobar_tests::{Mesh, MeshOptions, eventually};
+use isobar_tests::{Mesh, MeshOptions, Traces, eventually};
 
 use crate::fixture::run;
-
-/// What a lab could leave on a machine.
-#[derive(Debug, PartialEq, Eq)]
-struct Traces {
-    processes: BTreeSet<String>,
-    mounts: String,
-    namespaces: BTreeSet<String>,
-    labs: BTreeSet<String>,
-    descriptors: usize,
-}
-
-fn traces() -> Result<Traces> {
-    let ours = [
-        "isobar",
-        "isobard",
-        "isobar-cni",
-        "ztunnel",
-        "waypoint",
-        "isobar-samples",
-    ];
-    let mut processes = BTreeSet::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Ok(name) = std::fs::read_to_string(path.join("comm")) else {
-            continue;
-        };
-        if ours.contains(&name.trim()) {
-            processes.insert(format!("{} {}", path.display(), name.trim()));
-        }
-    }
-    let list = |path: &str| -> BTreeSet<String> {
-        std::fs::read_dir(path)
-            .map(|entries| {
-                entries
-                    .flatten()
-                    .map(|e| e.file_name().to_string_lossy().into_owned())
-                    .collect()
-            })
-            .unwrap_or_default()
-    };
-    Ok(Traces {
-        processes,
-        mounts: std::fs::read_to_string("/proc/self/mounts")?,
-        namespaces: list("/run/netns"),
-        labs: list("/run/isobar/lab"),
-        descriptors: list("/proc/self/fd").len(),
-    })
-}
 
 #[test]
 fn a_lab_leaves_nothing_behind() {
@@ -62,7 +12,7 @@ fn a_lab_leaves_nothing_behind() {
             sample: Some(isobar_tests::samples().join("hello")),
             ..MeshOptions::default()
         };
-        let before = traces()?;
+        let before = Traces::now()?;
         let first = Mesh::start_with(sample(), &[]).await?;
         let second = Mesh::start_with(sample(), &[]).await?;
         for mesh in [&first, &second] {
@@ -89,12 +39,7 @@ fn a_lab_leaves_nothing_behind() {
             .status()?;
         ensure!(killed.success());
         second.down()?;
-        eventually("nothing is left", async || {
-            let after = traces()?;
-            ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
-            Ok(())
-        })
-        .await
+        eventually("nothing is left", async || Traces::now()?.same_as(&before)).await
     });
 }
 

@@ -1,6 +1,14 @@
 //! The scenery most tests play in: a caller on one node, an application on the other.
 
+use std::time::{Duration, Instant};
+
+use isobar_tests::Traces;
 use isobar_tests::yaml::{Pod, documents, namespace, service, service_account};
+
+/// Between two looks at what is left.
+const POLL: Duration = Duration::from_millis(20);
+/// For what is about to go; far more than it takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const HTTPBIN: &str = "docker.io/honester/httpbin:latest";
 pub(crate) const HELLO_V1: &str = "docker.io/honester/hello-server:v1";
@@ -8,15 +16,35 @@ pub(crate) const HELLO_V2: &str = "docker.io/honester/hello-server:v2";
 
 pub(crate) const AMBIENT: (&str, &str) = ("istio.io/dataplane-mode", "ambient");
 
-/// Runs an async test on a runtime of its own.
+/// Runs an async test on a runtime of its own, and sees that nothing of it is left on the machine.
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    if let Err(error) = runtime.block_on(test) {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    // What a runtime opens once for the whole process is open from here on.
+    drop(runtime());
+    let before = Traces::now().unwrap();
+    let own = runtime();
+    if let Err(error) = own.block_on(test) {
         panic!("{error:#}");
+    }
+    drop(own);
+    nothing_left(&before);
+}
+
+/// Looks for what a test has left; what is about to go gets time for it.
+fn nothing_left(before: &Traces) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Traces::now().and_then(|now| now.same_as(before)) {
+            Ok(()) => return,
+            Err(error) if Instant::now() > deadline => panic!("left behind: {error:#}"),
+            Err(_) => std::thread::sleep(POLL),
+        }
     }
 }
 

@@ -82,7 +82,7 @@ fn validate(folder: &Path) -> Result<(Option<i32>, String)> {
 #[test]
 fn validation_names_file_object_and_field() {
     run(async {
-        let folder = tempfile::tempdir()?;
+        let folder = isobar_tests::scratch()?;
         let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text);
         write("ns.yaml", &ambient("shop"))?;
         write("hello.yaml", &hello("shop"))?;

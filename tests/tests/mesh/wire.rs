@@ -12,7 +12,7 @@ const MARKER: &str = "marker-6f1c9b20a7";
 #[test]
 fn everything_between_two_pods_is_mutual_tls() {
     run(async {
-        let folder = tempfile::tempdir()?;
+        let folder = isobar_tests::scratch()?;
         let keys = folder.path().join("keys.log");
         let log = (
             "SSLKEYLOGFILE".to_owned(),
