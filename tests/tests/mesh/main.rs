@@ -8,6 +8,7 @@
 mod command_line;
 mod enrolment;
 mod fixture;
+mod identity;
 mod input;
 mod outage;
 mod policy;
