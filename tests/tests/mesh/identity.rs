@@ -177,7 +177,7 @@ fn certificates_go_only_to_whom_they_name() {
             asker.certificate(Some(stranger), &own, false)?,
             "",
         )?;
-        let mut dead = good.clone();
+        let mut dead = good;
         if let Some(pod) = dead.kubernetes.as_mut().and_then(|k| k.pod.as_mut()) {
             pod.uid = "another".to_owned();
         }
