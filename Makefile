@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build demo test test-unit test-e2e lint fmt bench
+.PHONY: help setup build demo test test-unit test-e2e checks lint fmt bench
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -32,6 +32,9 @@ test-unit: ## Run the tests of each crate
 
 test-e2e: build ## Run the end-to-end suites (needs network namespaces)
 	$(CARGO) test --profile $(PROFILE) -p isobar-tests -- --test-threads=1
+
+checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
+	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))
 
 lint: setup ## Format, clippy, and the checks of the house
 	$(CARGO) fmt --all --check

@@ -1,9 +1,11 @@
-//! Checks of the house itself: `cargo run -p xtask -- check`.
+//! Checks of the house itself: `cargo run -p xtask -- check`; and `-- checks`, the node proxy's
+//! conformance list.
 //!
 //! Each check prints what is wrong and how to mend it; the exit code is 1 if any found something.
 
 #![forbid(unsafe_code)]
 
+mod checks;
 mod docs;
 mod layers;
 mod size;
@@ -24,7 +26,11 @@ fn root() -> PathBuf {
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
-    let wanted = std::env::args().nth(1).unwrap_or_default();
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let wanted = arguments.first().cloned().unwrap_or_default();
+    if wanted == "checks" {
+        return checks::run(&root, &arguments[1..]);
+    }
     type Check = fn(&Path) -> anyhow::Result<Vec<Complaint>>;
     let checks: [(&str, Check); 3] = [
         ("layers", layers::check),
@@ -32,7 +38,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ("docs", docs::check),
     ];
     if !checks.iter().any(|(name, _)| *name == wanted) && wanted != "check" {
-        eprintln!("usage: xtask check|layers|size|docs");
+        eprintln!("usage: xtask check|layers|size|docs|checks [-o json]");
         return Ok(ExitCode::from(2));
     }
     let mut failed = false;
