@@ -42,6 +42,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Lines of a log that are shown when a start fails.
 const TAIL: usize = 20;
 
+/// Exit code of a supervisor whose start failed with nobody left to hear of it: who started it has
+/// to take away what was begun.
+pub(crate) const GIVEN_UP: u8 = 75;
+
 /// Runs until the lab is taken down.
 pub(crate) fn main(paths: &LabPaths) -> Result<ExitCode, LabError> {
     tracing_subscriber::fmt()
@@ -64,11 +68,9 @@ pub(crate) fn main(paths: &LabPaths) -> Result<ExitCode, LabError> {
                 };
                 tracing::error!("{why}");
                 if caller_is_gone() {
-                    // Nobody else takes away what was begun.
-                    let _ = std::fs::remove_dir_all(paths.dir());
-                } else {
-                    tell(&Progress::Failed { why, tail });
+                    return Ok(ExitCode::from(GIVEN_UP));
                 }
+                tell(&Progress::Failed { why, tail });
                 Ok(ExitCode::FAILURE)
             }
         }

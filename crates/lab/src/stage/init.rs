@@ -2,10 +2,13 @@ use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use super::{Part, again};
 use crate::error::LabError;
+use crate::supervisor::GIVEN_UP;
 
 /// First process of the lab: reaps orphans, and ends (and the whole lab with it) when the
 /// supervisor ends.
@@ -30,6 +33,9 @@ pub(super) fn init(dir: &Path) -> Result<ExitCode, LabError> {
     loop {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() as u32 == supervisor.id() => {
+                if code == i32::from(GIVEN_UP) {
+                    take_away(dir)?;
+                }
                 return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
             }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() as u32 == supervisor.id() => {
@@ -40,6 +46,25 @@ pub(super) fn init(dir: &Path) -> Result<ExitCode, LabError> {
             Err(errno) => return Err(LabError::sys("waiting for the supervisor")(errno)),
         }
     }
+}
+
+/// Ends everything else in this process namespace, so that nobody writes there any more, and removes
+/// the lab's folder.
+fn take_away(dir: &Path) -> Result<(), LabError> {
+    let doing = "ending a lab that was given up";
+    if nix::unistd::getpid() != Pid::from_raw(1) {
+        return Err(LabError::sys(doing)(nix::errno::Errno::EPERM));
+    }
+    // All but the caller; with nobody else there it fails, which is as good.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    loop {
+        match waitpid(None, None) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::ECHILD) => break,
+            Err(errno) => return Err(LabError::sys(doing)(errno)),
+        }
+    }
+    std::fs::remove_dir_all(dir).map_err(LabError::io(doing))
 }
 
 fn close_stdout() -> Result<(), LabError> {
