@@ -1,4 +1,5 @@
 use std::fs;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -14,15 +15,16 @@ pub(crate) struct Usage {
     pub(crate) rss_kib: u64,
 }
 
-/// Usage of all processes called `program` on this machine.
-pub(crate) fn usage(program: &str) -> Usage {
+/// Usage of the processes called `program` whose arguments or environment hold `mark`. Other labs
+/// may run on the machine; the path of a lab's state folder tells its processes from theirs.
+pub(crate) fn usage(program: &str, mark: &str) -> Usage {
     let mut total = Usage::default();
     let Ok(entries) = fs::read_dir("/proc") else {
         return total;
     };
     for path in entries.flatten().map(|e| e.path()) {
         let named = fs::read_to_string(path.join("comm")).is_ok_and(|c| c.trim() == program);
-        if !named {
+        if !named || !is_marked(&path, mark) {
             continue;
         }
         total.cpu_seconds += fs::read_to_string(path.join("stat"))
@@ -35,6 +37,17 @@ pub(crate) fn usage(program: &str) -> Usage {
         total.rss_kib = total.rss_kib.max(rss.unwrap_or_default());
     }
     total
+}
+
+fn is_marked(process: &Path, mark: &str) -> bool {
+    ["environ", "cmdline"].iter().any(|file| {
+        // A process may end while it is looked at.
+        let bytes = fs::read(process.join(file)).unwrap_or_default();
+        bytes.split(|b| *b == 0).any(|word| {
+            let mut windows = word.windows(mark.len());
+            windows.any(|window| window == mark.as_bytes())
+        })
+    })
 }
 
 /// Fields 14 and 15 of `/proc/PID/stat`, counted after the parenthesised name.
@@ -53,6 +66,14 @@ fn rss_kib(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_only_the_marked() {
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        let path = std::env::var("PATH").unwrap();
+        assert!(usage(own.trim(), &path).rss_kib > 0);
+        assert_eq!(usage(own.trim(), "no such word").rss_kib, 0);
+    }
 
     #[test]
     fn reads_what_proc_says() {

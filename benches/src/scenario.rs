@@ -168,9 +168,11 @@ async fn one(
         "--seconds",
         &seconds,
     ];
-    let before = (usage("ztunnel"), usage("waypoint"));
+    let state = mesh.lab().paths().dir().to_string_lossy().into_owned();
+    let used = || (usage("ztunnel", &state), usage("waypoint", &state));
+    let before = used();
     let output = mesh.lab().output(Target::pod(&*client), &argv).await?;
-    let after = (usage("ztunnel"), usage("waypoint"));
+    let after = used();
     ensure!(output.code == 0, "{load}: {}", output.stderr);
     let measured: Measured = serde_json::from_str(output.stdout.trim())?;
     let spent = |before: Usage, after: Usage| after.cpu_seconds - before.cpu_seconds;
