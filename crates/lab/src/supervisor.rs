@@ -109,8 +109,9 @@ async fn supervise(paths: &LabPaths) -> Result<(), LabError> {
     check_programs(&config)?;
     step("building the network and its nodes");
     let outer = Place::outer(&path)?;
-    let nodes = build_network(&config, paths, &outer, &path).await?;
+    // Before the nodes: they take over the mounts there are when they start.
     name_server_file(paths)?;
+    let nodes = build_network(&config, paths, &outer, &path).await?;
     let names = Names::default();
     for address in [NETWORK_ADDRESS, DNS_ADDRESS] {
         let at = SocketAddr::from((address, 53));

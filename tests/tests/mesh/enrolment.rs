@@ -5,7 +5,7 @@ use isobar_lab::Target;
 use isobar_tests::yaml::{documents, namespace};
 use isobar_tests::{Load, LoadKind, Mesh, eventually};
 
-use crate::fixture::{AMBIENT, client, run, server};
+use crate::fixture::{AMBIENT, ambient, client, run, server};
 
 const NONE: (&str, &str) = ("istio.io/dataplane-mode", "none");
 
@@ -155,6 +155,34 @@ fn relabelling_under_load_cuts_nothing() {
                 tally.bad
             );
             ensure!(tally.good > 400, "{name}: only {}", tally.good);
+        }
+        mesh.down()
+    });
+}
+
+#[test]
+fn names_of_the_mesh_and_names_of_nobody_are_answered_at_once() {
+    run(async {
+        let mesh = Mesh::start(&[
+            ("ns.yaml", &ambient("shop")),
+            ("client.yaml", &client("shop")),
+            ("server.yaml", &server("shop", &[])),
+        ])
+        .await?;
+        mesh.settled("shop/client", "enrolled").await?;
+        let call = async |name: &str| {
+            let url = format!("http://{name}/get");
+            mesh.exec("shop/client", &["curl", "-s", "-m", "10", &url])
+                .await
+        };
+        for known in ["server", "server.shop", "server.shop.svc.cluster.local"] {
+            let reply = call(known).await?;
+            ensure!(reply.code == 0, "{known}: {reply:?}");
+        }
+        // 6: the name was not resolved. A name server that does not answer would be 28, a time-out.
+        for unknown in ["nobody", "nobody.shop.svc.cluster.local", "nobody.example"] {
+            let reply = call(unknown).await?;
+            ensure!(reply.code == 6, "{unknown}: {reply:?}");
         }
         mesh.down()
     });
