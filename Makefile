@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build demo test test-unit test-e2e checks lint fmt bench
+.PHONY: help setup build build-tests demo test test-unit test-e2e checks lint fmt bench
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -25,13 +25,18 @@ build: setup ## Build every program into target/quick
 demo: build ## Tour the mesh: routing, encryption, policy; KEEP=1 leaves the lab up
 	@$(BIN)/isobar-demo $(if $(KEEP),--keep)
 
-test: build test-unit test-e2e ## Run every test, end to end in network namespaces included
+# One selection of packages and targets for everything below, so that nothing is compiled twice.
+build-tests: setup
+	$(CARGO) build --profile $(PROFILE) --workspace --all-targets
 
-test-unit: ## Run the tests of each crate
+test: build-tests ## Run every test, end to end in network namespaces included
+	$(CARGO) test --profile $(PROFILE) --workspace
+
+test-unit: setup ## Run the tests of each crate
 	$(CARGO) test --profile $(PROFILE) --workspace --exclude isobar-tests
 
-test-e2e: build ## Run the end-to-end suites (needs network namespaces)
-	$(CARGO) test --profile $(PROFILE) -p isobar-tests -- --test-threads=1
+test-e2e: build-tests ## Run the end-to-end suites (needs network namespaces)
+	$(CARGO) test --profile $(PROFILE) --workspace --test end_to_end
 
 checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))

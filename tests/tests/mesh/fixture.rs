@@ -1,5 +1,6 @@
 //! The scenery most tests play in: a caller on one node, an application on the other.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use isobar_tests::Traces;
@@ -16,8 +17,14 @@ pub(crate) const HELLO_V2: &str = "docker.io/honester/hello-server:v2";
 
 pub(crate) const AMBIENT: (&str, &str) = ("istio.io/dataplane-mode", "ambient");
 
+/// One test at a time, however many threads the harness uses: a lab keeps two cores busy, and what
+/// one test leaves must not be taken for what another is doing.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Runs an async test on a runtime of its own, and sees that nothing of it is left on the machine.
 pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
+    // A test that failed has had its say.
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -1,7 +1,6 @@
 //! The mesh, end to end: real programs, real redirection, real TLS, in network namespaces.
 //!
-//! Each test starts a lab of its own and leaves nothing behind; run them one at a time
-//! (`--test-threads=1`), because two cores are soon busy.
+//! Each test starts a lab of its own, one at a time, and leaves nothing behind.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
