@@ -7,6 +7,8 @@ use xxhash_rust::xxh64::xxh64;
 
 /// Letters and digits of generated names: no vowels, nothing that looks like something else.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// Longest beginning of a generated name; five random characters follow.
+const LONGEST_BASE: usize = 58;
 /// Label with the hash of the template a pod was made from.
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
@@ -38,7 +40,7 @@ fn pod(deployment: &Deployment, hash: &str, index: i32) -> Pod {
     labels.insert(TEMPLATE_HASH.to_owned(), hash.to_owned());
     Pod {
         metadata: ObjectMeta {
-            name: Some(format!("{set}-{suffix}")),
+            name: Some(format!("{}{suffix}", cut(&format!("{set}-")))),
             generate_name: Some(format!("{set}-")),
             namespace: head.namespace.clone(),
             labels: Some(labels),
@@ -62,12 +64,19 @@ fn pod(deployment: &Deployment, hash: &str, index: i32) -> Pod {
     }
 }
 
-/// The Deployment whose pods have a name like this one: the name without its two last parts.
+/// As much of a generated name as Kubernetes keeps before the random part: all of it fits into a
+/// label then.
+fn cut(base: &str) -> &str {
+    base.get(..LONGEST_BASE).unwrap_or(base)
+}
+
+/// The Deployment a pod was made from: the name of its ReplicaSet without the template's hash.
 pub(crate) fn deployment_of(pod: &Pod) -> Option<String> {
     let hash = pod.metadata.labels.as_ref()?.get(TEMPLATE_HASH)?;
-    let name = pod.metadata.name.as_deref()?;
-    let (set, _) = name.rsplit_once('-')?;
-    set.strip_suffix(hash.as_str())?
+    let owners = pod.metadata.owner_references.as_ref()?;
+    let set = owners.iter().find(|owner| owner.kind == "ReplicaSet")?;
+    set.name
+        .strip_suffix(hash.as_str())?
         .strip_suffix('-')
         .map(str::to_owned)
 }
@@ -129,6 +138,20 @@ mod tests {
         let owner = &two[0].metadata.owner_references.as_ref().unwrap()[0];
         assert_eq!(owner.kind, "ReplicaSet");
         assert!(names(&two)[0].starts_with(&owner.name));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_so_that_the_pods_fits_into_a_label() {
+        let mut long = deployment("nginx", 2);
+        let name = "w".repeat(60);
+        long.metadata.name = Some(name.clone());
+        let pods = pods(&long);
+        let [one, two] = &names(&pods)[..] else {
+            panic!("{pods:?}")
+        };
+        assert_eq!((one.len(), two.len()), (63, 63));
+        assert_ne!(one, two);
+        assert_eq!(deployment_of(&pods[0]).as_deref(), Some(&*name));
     }
 
     #[test]

@@ -149,6 +149,16 @@ pub(crate) fn program(
     }
 }
 
+/// True if what stands for this container is a waypoint.
+pub(crate) fn is_waypoint(container: &Container, annotation: Option<&str>) -> bool {
+    let image = container.image.as_deref().unwrap_or_default();
+    let (repository, _) = parse(image);
+    let stands = IMAGES
+        .iter()
+        .any(|(name, stand)| *name == repository && matches!(stand, Stand::Waypoint));
+    stands && annotation.is_none() && container.command.iter().flatten().next().is_none()
+}
+
 /// Path of one of our programs.
 pub(crate) fn find(binaries: &Path, name: &str) -> Result<String, ImageError> {
     let path = binaries.join(name);

@@ -65,6 +65,12 @@ impl LabPaths {
         &self.0
     }
 
+    /// The folder with the state of all labs.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
+    }
+
     /// The supervisor's control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

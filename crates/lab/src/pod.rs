@@ -21,7 +21,7 @@ use crate::paths::LabPaths;
 use crate::place::{Place, Sandbox};
 use crate::plan::NodePlan;
 use crate::protocol::PodPhase;
-use crate::stage::SandboxSpec;
+use crate::stage::{Hidden, SandboxSpec};
 use crate::tokens::Tokens;
 use crate::wiring;
 use plans::Unrunnable;
@@ -198,6 +198,7 @@ impl Runner {
                 (file("hosts"), "/etc/hosts".to_owned()),
                 (file("hostname"), "/etc/hostname".to_owned()),
             ],
+            hidden: self.hidden(),
             sysctls: wiring::sysctls(),
             processes: true,
         };
@@ -217,6 +218,16 @@ impl Runner {
             self.write_record(&sandbox)?;
         }
         Ok(sandbox)
+    }
+
+    /// The state of all labs holds keys and tokens: in a cluster no pod sees its like. A waypoint's
+    /// own are among them, so its pod, which runs a program of ours, sees them.
+    fn hidden(&self) -> Option<Hidden> {
+        let paths = &self.context.paths;
+        (!self.runs_waypoint()).then(|| Hidden {
+            folder: paths.root().to_owned(),
+            keep: vec![paths.bin()],
+        })
     }
 
     fn record(&self, suffix: &str) -> PathBuf {

@@ -235,6 +235,7 @@ async fn build_network(
         let spec = SandboxSpec {
             hostname: plan.name.clone(),
             mounts: Vec::new(),
+            hidden: None,
             sysctls: wiring::sysctls(),
             processes: false,
         };

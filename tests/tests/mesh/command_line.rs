@@ -166,3 +166,35 @@ fn mistakes_are_explained() {
         Ok(())
     });
 }
+
+#[test]
+fn no_pod_sees_the_keys_of_the_lab() {
+    run(async {
+        let mesh = Mesh::start_with(
+            MeshOptions {
+                sample: Some(isobar_tests::samples().join("hello")),
+                ..MeshOptions::default()
+            },
+            &[],
+        )
+        .await?;
+        let paths = mesh.lab().paths();
+        let key = paths.control_plane().join("ca-key.pem");
+        ensure!(
+            key.is_file(),
+            "{} is not where this test looks",
+            key.display()
+        );
+        let all = paths.dir().to_string_lossy().into_owned();
+        let seen = mesh
+            .exec("hello/httpbin", &["find", &all, "-type", "f"])
+            .await?;
+        ensure!(seen.code == 0 && seen.stdout.is_empty(), "{seen:?}");
+        // What is kept is enough to work with.
+        let reply = mesh
+            .exec("hello/httpbin", &["curl", "-s", "http://svc-hello:8080"])
+            .await?;
+        ensure!(reply.code == 0, "{reply:?}");
+        mesh.down()
+    });
+}

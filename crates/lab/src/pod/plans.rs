@@ -56,6 +56,15 @@ impl Runner {
         ))
     }
 
+    /// True if a waypoint runs in the pod.
+    pub(super) fn runs_waypoint(&self) -> bool {
+        let annotation = self.pod().annotation(labels::LAB_COMMAND);
+        let containers = self.pod().spec.iter().flat_map(|spec| &spec.containers);
+        containers.enumerate().any(|(index, container)| {
+            images::is_waypoint(container, annotation.filter(|_| index == 0))
+        })
+    }
+
     fn container(
         &self,
         container: &Container,

@@ -9,7 +9,7 @@ mod sandbox;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
@@ -72,10 +72,21 @@ pub(crate) struct SandboxSpec {
     pub(crate) hostname: String,
     /// Files to mount over others: (what, where).
     pub(crate) mounts: Vec<(String, String)>,
+    /// A folder that is empty inside, but for what is kept of it.
+    pub(crate) hidden: Option<Hidden>,
     /// Values below `/proc/sys`.
     pub(crate) sysctls: Vec<(String, String)>,
     /// A process namespace of its own, so that ending it ends everything in it.
     pub(crate) processes: bool,
+}
+
+/// A folder that nobody in a sandbox may look into.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Hidden {
+    /// The folder.
+    pub(crate) folder: PathBuf,
+    /// Folders below it that stay visible.
+    pub(crate) keep: Vec<PathBuf>,
 }
 
 /// A command to run, inside a sandbox or not.

@@ -1,13 +1,17 @@
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{ExitCode, Stdio};
 
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::init::{mount_proc, private_mounts};
-use super::{Part, SandboxSpec, again};
+use super::{Hidden, Part, SandboxSpec, again};
 use crate::error::LabError;
 
 /// Makes the namespaces of a node or pod and holds them. Writes one line to standard output: the
@@ -24,6 +28,9 @@ pub(super) fn sandbox(spec: &SandboxSpec) -> Result<ExitCode, LabError> {
     private_mounts()?;
     for (what, over) in &spec.mounts {
         bind(what, over);
+    }
+    if let Some(hidden) = &spec.hidden {
+        hide(hidden).map_err(LabError::io("hiding the labs' state from a pod"))?;
     }
     nix::unistd::sethostname(&spec.hostname).map_err(LabError::sys("naming a sandbox"))?;
     for (name, value) in &spec.sysctls {
@@ -51,7 +58,7 @@ pub(super) fn sandbox(spec: &SandboxSpec) -> Result<ExitCode, LabError> {
         .map_err(LabError::io("starting a pod's first process"))?;
     let mut ready = String::new();
     if let Some(out) = pause.stdout.take() {
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut ready)
+        io::BufRead::read_line(&mut io::BufReader::new(out), &mut ready)
             .map_err(LabError::io("waiting for a pod's first process"))?;
     }
     if ready.trim() == "0" || ready.trim().is_empty() {
@@ -78,8 +85,8 @@ pub(super) fn pause() -> Result<ExitCode, LabError> {
 
 /// Says a process id to whoever started this one, and closes the pipe.
 fn tell(pid: u32) -> Result<(), LabError> {
-    writeln!(std::io::stdout(), "{pid}").map_err(LabError::io("reporting a sandbox"))?;
-    let null = std::fs::File::options()
+    writeln!(io::stdout(), "{pid}").map_err(LabError::io("reporting a sandbox"))?;
+    let null = File::options()
         .write(true)
         .open("/dev/null")
         .map_err(LabError::io("opening /dev/null"))?;
@@ -102,6 +109,34 @@ fn idle() -> Result<ExitCode, LabError> {
         // An interrupted wait is looked at like a signal.
         let _ = wanted.wait();
     }
+}
+
+/// Mounts an empty, read-only file system over a folder and brings back what is to be kept.
+fn hide(hidden: &Hidden) -> io::Result<()> {
+    let mut keep = Vec::new();
+    for path in &hidden.keep {
+        let folder = File::options()
+            .read(true)
+            .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
+            .open(path)?;
+        keep.push((folder, path));
+    }
+    let none = None::<&str>;
+    let tmpfs = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(
+        Some("tmpfs"),
+        &hidden.folder,
+        Some("tmpfs"),
+        tmpfs,
+        Some("mode=755,size=64k"),
+    )?;
+    for (folder, path) in keep {
+        std::fs::create_dir_all(path)?;
+        let from = format!("/proc/self/fd/{}", folder.as_raw_fd());
+        mount(Some(&*from), path, none, MsFlags::MS_BIND, none)?;
+    }
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | tmpfs;
+    Ok(mount(none, &hidden.folder, none, read_only, none)?)
 }
 
 /// Mounts a file over another; one that is not there is left alone (a host without
