@@ -17,5 +17,5 @@ pub use caller::{Caller, Connection, Reply};
 pub use capture::{Capture, Recorded};
 pub use load::{Load, LoadKind, Tally};
 pub use mesh::{Mesh, MeshOptions, binaries, samples};
-pub use traces::{Traces, scratch};
+pub use traces::{Traces, prefix, scratch};
 pub use wait::{eventually, eventually_within};

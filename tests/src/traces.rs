@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 /// Prefix of everything this process makes: labs, and folders of temporary files. Another run of
 /// the tests on the same machine has another one.
 #[must_use]
-pub(crate) fn prefix() -> String {
+pub fn prefix() -> String {
     format!("isobar-test-{}-", std::process::id())
 }
 

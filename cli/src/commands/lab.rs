@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use isobar_lab::{Exec, LabConfig, LabRoot, LabStatus, Progress, Target};
+use isobar_lab::{Exec, LabConfig, LabRoot, LabStatus, PodPhase, Progress, Target};
 
 use super::forward;
 use crate::arguments::{Global, Lab, Up};
@@ -70,10 +70,18 @@ async fn start(up: Up, global: &Global) -> anyhow::Result<ExitCode> {
     config.binaries = up.bin;
     config.component_env = up.env.into_iter().collect();
     config.ready_timeout = up.timeout;
-    let status = isobar_lab::up(config, tell).await?;
+    let status = tokio::select! {
+        status = isobar_lab::up(config, tell) => status?,
+        // What was begun is taken away when the future is dropped.
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            bail!("interrupted; nothing of the lab is left");
+        }
+    };
+    let code = cannot_start(&status);
     if global.output != Format::Table {
         print_value(&serde_json::to_value(&status)?, global.output)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     let pod = status.pods.first();
     let example = pod.map_or_else(String::new, |pod| {
@@ -88,7 +96,27 @@ async fn start(up: Up, global: &Global) -> anyhow::Result<ExitCode> {
         status.nodes.len(),
         status.pods.len(),
     ))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+/// A lab that is up may still have pods that cannot start as they are written, such as those with
+/// an image nothing is known to stand for. Whoever asked for them is told, and by the exit code too.
+fn cannot_start(status: &LabStatus) -> ExitCode {
+    let stuck = status
+        .pods
+        .iter()
+        .filter(|pod| !pod.ready && pod.phase != PodPhase::Succeeded);
+    let mut code = ExitCode::SUCCESS;
+    for pod in stuck {
+        anstream::eprintln!(
+            "error: pod {}/{} cannot start: {}",
+            pod.namespace,
+            pod.name,
+            pod.message
+        );
+        code = ExitCode::FAILURE;
+    }
+    code
 }
 
 /// Progress goes to standard error: standard output is for the result.

@@ -372,9 +372,6 @@ async fn until_ready(desk: &Desk, limit: Duration) -> Result<(), LabError> {
         }
         let stuck = view.pods.iter().filter(|pod| pod.stuck).count();
         if view.synced && waits.len() == stuck {
-            for text in waits {
-                tell(&Progress::Warning { text });
-            }
             return Ok(());
         }
         if caller_is_gone() {

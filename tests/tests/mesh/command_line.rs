@@ -1,7 +1,10 @@
 //! The `isobar` command as a user meets it, and what a lab leaves behind: nothing.
 
-use anyhow::{Result, ensure};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
 use isobar_tests::{Mesh, MeshOptions, Traces, eventually};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::fixture::run;
 
@@ -163,6 +166,52 @@ fn mistakes_are_explained() {
             ensure!(!good, "{args:?} went well: {text}");
             ensure!(words.iter().all(|w| text.contains(w)), "{args:?}: {text}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_unknown_image_is_an_error_and_an_interrupted_start_leaves_nothing() {
+    run(async {
+        let isobar = isobar_tests::binaries()?.join("isobar");
+        let folder = isobar_tests::scratch()?;
+        let text =
+            std::fs::read_to_string(isobar_tests::samples().join("hello/hello-server-v1.yaml"));
+        std::fs::write(folder.path().join("pod.yaml"), text?)?;
+        let unknown = "apiVersion: v1\nkind: Pod\nmetadata: {name: odd}\nspec:\n  containers:\n  - {name: c, image: acme/shop}\n";
+        std::fs::write(folder.path().join("odd.yaml"), unknown)?;
+        let name = format!("{}cli", isobar_tests::prefix());
+        let lab = |args: &[&str]| {
+            let mut command = tokio::process::Command::new(&isobar);
+            command.arg("lab").args(args).stdin(Stdio::null());
+            command
+        };
+        let path = folder.path().to_string_lossy().into_owned();
+        let up = ["up", "-f", &path, "--name", &name];
+        let output = lab(&up).output().await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        for word in ["default/odd", "acme/shop", "lab.isobar.dev/command"] {
+            ensure!(said.contains(word), "no {word} in {said}");
+        }
+        let down = lab(&["down", "--name", &name]).output().await?;
+        ensure!(down.status.success(), "{down:?}");
+
+        // Interrupted as soon as it says something.
+        let mut started = lab(&up).stderr(Stdio::piped()).spawn()?;
+        let mut said = BufReader::new(started.stderr.take().context("a pipe")?).lines();
+        ensure!(said.next_line().await?.is_some(), "it said nothing");
+        let pid = started.id().context("it has ended")?.to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-INT", &pid])
+            .status()?;
+        ensure!(sent.success());
+        ensure!(!started.wait().await?.success());
+        let list = lab(&["list"]).output().await?;
+        ensure!(
+            !String::from_utf8_lossy(&list.stdout).contains(&name),
+            "{list:?}"
+        );
         Ok(())
     });
 }
