@@ -97,13 +97,25 @@ pub(crate) fn fields(headers: &[String]) -> Result<HeaderMap> {
     Ok(fields)
 }
 
+/// Reads calls a second: the time from one call to the next, from a microsecond to a day.
+pub(crate) fn pace(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_micros(1)..=Duration::from_hours(24);
+    let rate: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of calls a second"))?;
+    Duration::try_from_secs_f64(1.0 / rate)
+        .ok()
+        .filter(|pace| range.contains(pace))
+        .ok_or_else(|| "a rate is at least one call a day and at most a million a second".into())
+}
+
 /// How to call a URL several times.
 pub(crate) struct Repeat {
     pub(crate) url: Uri,
     pub(crate) count: u32,
     pub(crate) headers: Vec<String>,
-    /// Calls a second; as fast as they are answered if none.
-    pub(crate) rate: Option<f64>,
+    /// Time from one call to the next; as fast as they are answered if none.
+    pub(crate) pace: Option<Duration>,
     /// One connection for all calls, opened again when it was closed.
     pub(crate) keep_alive: bool,
     pub(crate) json: bool,
@@ -112,10 +124,7 @@ pub(crate) struct Repeat {
 /// Calls a URL and prints how often each answer came; one call prints its body.
 pub(crate) async fn repeat(options: Repeat) -> Result<()> {
     let fields = fields(&options.headers)?;
-    let mut pace = options
-        .rate
-        .filter(|rate| *rate > 0.0)
-        .map(|rate| interval(Duration::from_secs_f64(1.0 / rate)));
+    let mut pace = options.pace.map(interval);
     if let Some(pace) = &mut pace {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
@@ -180,6 +189,20 @@ fn show(options: &Repeat, answers: &BTreeMap<String, u32>, failed: u32) {
             println!("{answer}");
         } else {
             println!("{times:>6}  {answer}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_numbers_that_make_sense() {
+        assert_eq!(pace("4"), Ok(Duration::from_millis(250)));
+        assert_eq!(pace("1e6"), Ok(Duration::from_micros(1)));
+        for bad in ["1e-30", "0", "-0", "-1", "nan", "inf", "1e300", "x", ""] {
+            assert!(pace(bad).is_err(), "{bad}");
         }
     }
 }

@@ -90,8 +90,8 @@ enum Application {
         #[arg(short = 'H', long = "header")]
         headers: Vec<String>,
         /// Calls a second; without it as fast as they are answered.
-        #[arg(long)]
-        rate: Option<f64>,
+        #[arg(long = "rate", value_name = "RATE", value_parser = call::pace, allow_hyphen_values = true)]
+        pace: Option<std::time::Duration>,
         /// One connection for all calls instead of one each.
         #[arg(long)]
         keep_alive: bool,
@@ -134,7 +134,7 @@ fn main() -> anyhow::Result<()> {
                 url,
                 count,
                 headers,
-                rate,
+                pace,
                 keep_alive,
                 json,
             } => {
@@ -142,7 +142,7 @@ fn main() -> anyhow::Result<()> {
                     url,
                     count,
                     headers,
-                    rate,
+                    pace,
                     keep_alive,
                     json,
                 };
