@@ -17,20 +17,50 @@ Commands:
   help             print this text
 ";
 
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Proxy,
+    Version,
+    Help,
+    Wrong(String),
+}
+
+/// What the arguments ask for. Istio's pods say `proxy ztunnel`; help is given wherever it is asked.
+fn command(arguments: &[String]) -> Command {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if words
+        .iter()
+        .any(|word| ["help", "--help", "-h"].contains(word))
+    {
+        return Command::Help;
+    }
+    match words[..] {
+        [] | ["proxy"] | ["proxy", "ztunnel"] => Command::Proxy,
+        ["version" | "--version" | "-V"] => Command::Version,
+        ["proxy", "ztunnel", other, ..] | ["proxy" | "version", other, ..] => {
+            Command::Wrong(format!("unexpected argument: {other}"))
+        }
+        [other, ..] => Command::Wrong(format!("unknown command: {other}")),
+    }
+}
+
 fn main() -> ExitCode {
-    let command = std::env::args().nth(1);
-    match command.as_deref() {
-        None | Some("proxy") => run(),
-        Some("version" | "--version" | "-V") => {
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    match command(&arguments) {
+        Command::Proxy => run(),
+        Command::Version => {
             println!("{}", ztunnel::admin::version());
             ExitCode::SUCCESS
         }
-        Some("help" | "--help" | "-h") => {
+        Command::Help => {
             print!("{HELP}");
             ExitCode::SUCCESS
         }
-        Some(other) => {
-            eprintln!("unknown command: {other}\n\n{HELP}");
+        Command::Wrong(why) => {
+            eprintln!("{why}\n\n{HELP}");
             ExitCode::FAILURE
         }
     }
@@ -73,5 +103,40 @@ fn tell(config: &Config) {
     match serde_json::to_string(config) {
         Ok(text) => tracing::info!("running with config: {text}"),
         Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_is_given_anywhere_and_nothing_unknown_starts_the_proxy() {
+        let command = |line: &str| {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            command(&words)
+        };
+        for line in ["", "proxy", "proxy ztunnel"] {
+            assert_eq!(command(line), Command::Proxy, "{line}");
+        }
+        for line in [
+            "help",
+            "--help",
+            "proxy --help",
+            "proxy ztunnel -h",
+            "version --help",
+        ] {
+            assert_eq!(command(line), Command::Help, "{line}");
+        }
+        assert_eq!(command("version"), Command::Version);
+        for line in [
+            "prox",
+            "proxy --port 1",
+            "proxy other",
+            "proxy ztunnel x",
+            "version x",
+        ] {
+            assert!(matches!(command(line), Command::Wrong(_)), "{line}");
+        }
     }
 }
