@@ -1,6 +1,7 @@
 //! The admin port: what this waypoint knows, and how well it is in step with the control plane.
 
 mod dump;
+mod routes;
 
 use std::sync::Arc;
 

@@ -4,18 +4,19 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use isobar_lab::{Lab, LabStatus, Target};
+use isobar_lab::{LabStatus, Target};
 use serde_json::{Map, Value};
 
 use crate::arguments::{Global, ProxyConfig, WaypointSection, ZtunnelSection};
-use crate::lab_access::{ADMIN, chosen, page, qualified};
+use crate::lab_access::{ADMIN, chosen_mesh, page, qualified};
 use crate::output::{Format, Table, cell, print, print_value};
 
 pub(crate) async fn run(what: ProxyConfig, global: &Global) -> anyhow::Result<ExitCode> {
-    let lab = chosen(global.lab.as_deref())?;
+    let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
     let (dump, sections) = match what {
         ProxyConfig::Ztunnel { name, what } => {
-            let dump = dump_of_node(&lab, &name).await?;
+            let node = node_of(&status, &name)?;
+            let dump = page(&lab, Target::node(node), ADMIN, "/config_dump").await?;
             (dump, names(what, ZtunnelSection::All))
         }
         ProxyConfig::Waypoint {
@@ -23,10 +24,7 @@ pub(crate) async fn run(what: ProxyConfig, global: &Global) -> anyhow::Result<Ex
             what,
             namespace,
         } => {
-            let pod = waypoint_pod(
-                &lab.status().await?,
-                &qualified(namespace.as_deref(), &name),
-            )?;
+            let pod = waypoint_pod(&status, &qualified(namespace.as_deref(), &name))?;
             let dump = page(&lab, Target::pod(pod), ADMIN, "/config_dump").await?;
             (dump, names(what, WaypointSection::All))
         }
@@ -52,11 +50,6 @@ fn names<T: ValueEnum + PartialEq + Copy>(what: T, all: T) -> Vec<String> {
     }
 }
 
-async fn dump_of_node(lab: &Lab, name: &str) -> anyhow::Result<Value> {
-    let node = node_of(&lab.status().await?, name)?;
-    page(lab, Target::node(node), ADMIN, "/config_dump").await
-}
-
 fn node_of(status: &LabStatus, name: &str) -> anyhow::Result<String> {
     let bare = name
         .strip_prefix("node:")
@@ -74,8 +67,9 @@ fn node_of(status: &LabStatus, name: &str) -> anyhow::Result<String> {
     }
     let nodes: Vec<_> = status.nodes.iter().map(|node| &*node.name).collect();
     bail!(
-        "{name} is neither a node ({}) nor a pod; `isobar lab status` lists them",
-        nodes.join(", ")
+        "{name} is neither a node ({}) nor a pod; `isobar lab status --lab {}` lists them",
+        nodes.join(", "),
+        status.name
     )
 }
 
@@ -101,7 +95,10 @@ fn waypoint_pod(status: &LabStatus, name: &str) -> anyhow::Result<String> {
     found.sort_by_key(|pod| (pod.name.len(), pod.name.clone()));
     match found.first() {
         Some(pod) => Ok(format!("{}/{}", pod.namespace, pod.name)),
-        None => bail!("no waypoint {name} is ready; `isobar waypoint list` shows them all"),
+        None => bail!(
+            "no waypoint {name} is ready; `isobar waypoint list --lab {}` shows them all",
+            status.name
+        ),
     }
 }
 
@@ -404,25 +401,56 @@ fn matches(list: &Value) -> String {
     if list.is_empty() {
         return "*".to_owned();
     }
-    let texts: Vec<String> = list
-        .iter()
-        .map(|one| match one {
-            Value::Object(map) => {
-                let parts: Vec<String> = map
-                    .iter()
-                    .filter(|(_, value)| cell(value) != "-")
-                    .map(|(key, value)| format!("{key} {}", cell(value)))
-                    .collect();
-                if parts.is_empty() {
-                    "*".to_owned()
-                } else {
-                    parts.join(" and ")
-                }
-            }
-            other => cell(other),
-        })
-        .collect();
+    let texts: Vec<String> = list.iter().map(conditions).collect();
     texts.join(" or ")
+}
+
+/// One match block in words: `uri prefix /a and header end-user = jason`.
+fn conditions(one: &Value) -> String {
+    let Value::Object(map) = one else {
+        return cell(one);
+    };
+    let mut parts: Vec<String> = Vec::new();
+    for (key, value) in map.iter().filter(|(_, value)| cell(value) != "-") {
+        let each: Vec<String> = match value {
+            Value::Array(list) => list.iter().map(cell).collect(),
+            Value::Object(map) => {
+                let pair = |(key, value): (&String, &Value)| format!("{key}={}", cell(value));
+                map.iter().map(pair).collect()
+            }
+            other => vec![cell(other)],
+        };
+        let word = match &**key {
+            // A name is no condition.
+            "name" => continue,
+            "headers" => "header",
+            "withoutHeaders" => "without header",
+            "ignoreUriCase" => {
+                parts.push("uri in any case".to_owned());
+                continue;
+            }
+            "sniHosts" => "server name",
+            "subnets" => "subnet",
+            "sourceLabels" => "source label",
+            "sourceNamespace" => "source namespace",
+            other => other,
+        };
+        // That a header is absent needs no "present".
+        let end = if key == "withoutHeaders" {
+            " present"
+        } else {
+            ""
+        };
+        let words = each
+            .iter()
+            .map(|text| text.strip_suffix(end).unwrap_or(text));
+        parts.extend(words.map(|text| format!("{word} {text}")));
+    }
+    if parts.is_empty() {
+        "*".to_owned()
+    } else {
+        parts.join(" and ")
+    }
 }
 
 fn destination(route: &Value) -> String {
@@ -540,17 +568,21 @@ mod tests {
     fn a_waypoint_in_tables() {
         let dump = json!({
             "proxy": {"kind": "waypoint"},
-            "listeners": [{"name": "hbone", "address": "0.0.0.0:15008", "protocol": "HBONE"},
+            "listeners": [{"name": "hbone", "address": "0.0.0.0", "port": 15008, "protocol": "HBONE"},
                 {"name": "inbound-vip|8080|svc-hello", "service": "hello/svc-hello", "port": 8080,
                  "addresses": ["10.96.0.9"], "protocol": "HTTP", "routes": ["hello/vs"]}],
             "routes": [{"name": "hello/vs", "hosts": ["svc-hello"], "http": [
-                {"name": "", "matches": [{"uri": "Prefix(\"/\")", "headers": [], "port": null}],
+                {"name": "", "matches": [
+                    {"name": "m", "uri": "prefix /a", "headers": ["end-user = jason", "x present"],
+                     "withoutHeaders": ["z present"], "port": null, "sourceLabels": {"app": "a"}},
+                    {"uri": null, "port": 81}],
                  "action": "forward", "to": [
                     {"host": "svc-hello", "subset": "v1", "port": null, "weight": 80, "of": 100},
                     {"host": "svc-hello", "subset": "v2", "port": 8080, "weight": 20, "of": 100}]},
                 {"name": "out", "matches": [], "action": "direct", "to": 404}], "tcp": []}],
             "clusters": [{"service": "hello/svc-hello.hello.svc.cluster.local", "port": 8080,
-                "subset": "v1", "labels": {"version": "v1"}, "balancer": "RoundRobin"}],
+                "subset": "v1", "labels": {"version": "v1"}, "balancer": "RoundRobin",
+                "destinationRule": ["hello/rule"]}],
             "endpoints": [{"service": "hello/svc-hello.hello.svc.cluster.local",
                 "workload": "hello-v1", "addresses": ["10.244.1.3"], "healthy": true,
                 "ports": [{"service": 8080, "target": 8080}], "protocol": "HBONE",

@@ -23,6 +23,8 @@ pub(crate) struct DestinationRule {
 pub struct Subset {
     /// Name, as routes use it.
     pub name: Str,
+    /// The `DestinationRule` that defines it.
+    pub rule: NamespacedName,
     /// Labels an endpoint's workload must have.
     pub labels: Labels,
     /// Traffic rules, those of the whole service filled in where the subset is silent.
@@ -78,6 +80,10 @@ impl DestinationRule {
         let wrap = |e: FieldError| e.of("DestinationRule", &from.namespace, &from.name);
         let rules = compile_rules(from.traffic_policy.as_ref())
             .map_err(|e| wrap(e.under("trafficPolicy")))?;
+        let name = NamespacedName {
+            namespace: from.namespace.as_str().into(),
+            name: from.name.as_str().into(),
+        };
         let mut subsets: Vec<Subset> = Vec::with_capacity(from.subsets.len());
         for (at, subset) in from.subsets.iter().enumerate() {
             let here = format!("subsets[{at}]");
@@ -87,16 +93,14 @@ impl DestinationRule {
             if subsets.iter().all(|s| *s.name != *subset.name) {
                 subsets.push(Subset {
                     name: subset.name.as_str().into(),
+                    rule: name.clone(),
                     labels: subset.labels.clone(),
                     rules: own.or(rules),
                 });
             }
         }
         Ok(Self {
-            name: NamespacedName {
-                namespace: from.namespace.as_str().into(),
-                name: from.name.as_str().into(),
-            },
+            name,
             host: from.host.clone(),
             services: from.services.iter().map(service_key).collect(),
             created: from.created,
@@ -133,6 +137,7 @@ fn compile_rules(from: Option<&proto::TrafficPolicy>) -> Result<TrafficRules, Fi
 /// What all rules of one service say together: subsets of all, the oldest object first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Combined {
+    pub(crate) names: Vec<NamespacedName>,
     pub(crate) subsets: Vec<Subset>,
     pub(crate) rules: TrafficRules,
 }
@@ -144,6 +149,7 @@ impl Combined {
                 self.subsets.push(subset.clone());
             }
         }
+        self.names.push(rule.name.clone());
         self.rules = self.rules.or(rule.rules);
     }
 }

@@ -36,7 +36,7 @@ pub use destination_rule::{LoadBalancer, Subset, TrafficRules};
 pub use http_match::{HttpDecision, Taken, match_http};
 pub use pattern::{Pattern, PatternError};
 pub use table::{Draft, ResourceError, Tables, WaypointInfo};
-pub use tcp::{TcpDecision, TcpRoute, match_tcp};
+pub use tcp::{L4Match, TcpDecision, TcpRoute, match_tcp};
 pub use text::{TextMatch, ValueMatch};
 pub use unsupported::{unsupported, unsupported_in_destination_rule};
 pub use virtual_service::{HttpMatch, HttpRoute, Retries, VirtualService};

@@ -132,6 +132,12 @@ impl Tables {
             .map(|r| (&r.name, r.host.as_str()))
     }
 
+    /// Names of the `DestinationRule`s of a service, the oldest first.
+    #[must_use]
+    pub fn destination_rules_of(&self, service: &NamespacedHostname) -> &[NamespacedName] {
+        self.index.rules.get(service).map_or(&[], |c| &c.names)
+    }
+
     /// The subsets of a service.
     #[must_use]
     pub fn subsets(&self, service: &NamespacedHostname) -> &[Subset] {

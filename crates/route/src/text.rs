@@ -1,3 +1,5 @@
+use std::fmt;
+
 use isobar_proto::isobar::v1 as proto;
 
 use crate::pattern::{Pattern, PatternError};
@@ -13,6 +15,18 @@ pub enum TextMatch {
     Regex(Pattern),
     /// The value is there.
     Present,
+}
+
+impl fmt::Display for TextMatch {
+    /// For people: `= VALUE`, `prefix VALUE`, `regex VALUE` or `present`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "= {text}"),
+            Self::Prefix(text) => write!(f, "prefix {text}"),
+            Self::Regex(pattern) => write!(f, "regex {pattern}"),
+            Self::Present => f.write_str("present"),
+        }
+    }
 }
 
 impl TextMatch {

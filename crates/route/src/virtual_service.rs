@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -323,6 +324,18 @@ fn compile_match(from: &proto::HttpMatch) -> Result<HttpMatch, FieldError> {
         source_labels: from.source_labels.clone(),
         source_namespace: from.source_namespace.clone(),
     })
+}
+
+impl fmt::Display for HeaderKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name(name) => name.as_str(),
+            Self::Method => ":method",
+            Self::Path => ":path",
+            Self::Authority => ":authority",
+            Self::Scheme => ":scheme",
+        })
+    }
 }
 
 impl HeaderKey {

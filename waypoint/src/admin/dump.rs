@@ -1,11 +1,12 @@
 //! `/config_dump`: the shape that `isobar proxy-config waypoint` reads.
 
-use isobar_route::{Action, HttpRoute, VirtualService, Weighted};
+use isobar_route::Action;
 use isobar_state::{Service, TunnelProtocol};
 use isobar_types::NamespacedHostname;
 use serde_json::{Value, json};
 
 use super::Admin;
+use super::routes::virtual_service;
 use crate::world::View;
 
 pub(super) fn page(admin: &Admin) -> Value {
@@ -65,7 +66,8 @@ fn served(view: &View) -> Vec<std::sync::Arc<Service>> {
 fn listeners(admin: &Admin, view: &View, services: &[std::sync::Arc<Service>]) -> Vec<Value> {
     let mut out = vec![json!({
         "name": "hbone",
-        "address": admin.config.hbone.to_string(),
+        "address": admin.config.hbone.ip().to_string(),
+        "port": admin.config.hbone.port(),
         "protocol": "HBONE",
     })];
     for service in services {
@@ -85,80 +87,22 @@ fn listeners(admin: &Admin, view: &View, services: &[std::sync::Arc<Service>]) -
     out
 }
 
-fn virtual_service(object: &VirtualService) -> Value {
-    json!({
-        "name": object.name.to_string(),
-        "hosts": object.hosts,
-        "services": object.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "created": object.created,
-        "http": object.http.iter().map(http_route).collect::<Vec<_>>(),
-        "tcp": object.tcp.iter().map(|r| json!({
-            "matches": r.matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
-            "destinations": destinations(&r.destinations),
-        })).collect::<Vec<_>>(),
-    })
-}
-
-fn http_route(route: &HttpRoute) -> Value {
-    let (action, to) = match &route.action {
-        Action::Forward(all) => ("forward", json!(destinations(all))),
-        Action::Redirect(r) => ("redirect", json!(format!("{r:?}"))),
-        Action::Direct(r) => ("direct", json!(r.status)),
-    };
-    json!({
-        "name": route.name,
-        "matches": route.matches.iter().map(describe).collect::<Vec<_>>(),
-        "action": action,
-        "to": to,
-        "timeoutMillis": route.timeout.map(|t| t.as_millis()),
-    })
-}
-
-fn describe(m: &isobar_route::HttpMatch) -> Value {
-    let text = |t: &Option<isobar_route::TextMatch>| t.as_ref().map(|t| format!("{t:?}"));
-    json!({
-        "name": m.name,
-        "uri": text(&m.uri),
-        "method": text(&m.method),
-        "authority": text(&m.authority),
-        "headers": m.headers.iter().map(|(k, t)| format!("{k:?} {t:?}")).collect::<Vec<_>>(),
-        "withoutHeaders": m.without_headers.iter().map(|(k, t)| format!("{k:?} {t:?}")).collect::<Vec<_>>(),
-        "query": m.query.iter().map(|(k, t)| format!("{k} {t:?}")).collect::<Vec<_>>(),
-        "port": m.port,
-        "sourceLabels": m.source_labels,
-        "sourceNamespace": m.source_namespace,
-    })
-}
-
-fn destinations(all: &[Weighted]) -> Vec<Value> {
-    let total: u64 = all.iter().map(|w| u64::from(w.weight)).sum();
-    all.iter()
-        .map(|w| {
-            json!({
-                "host": &*w.target.host,
-                "service": w.target.service.as_ref().map(ToString::to_string),
-                "subset": w.target.subset.as_deref(),
-                "port": w.target.port,
-                "weight": w.weight,
-                "of": total,
-            })
-        })
-        .collect()
-}
-
 fn clusters(view: &View, service: &Service) -> Vec<Value> {
     let subsets = view.tables.subsets(&service.key);
     let own = view.tables.traffic_rules(&service.key);
+    let all = view.tables.destination_rules_of(&service.key);
     let mut out = Vec::new();
     for (port, _) in service.ports.iter() {
         let mut one = |subset: Option<&isobar_route::Subset>| {
             let rules = subset.map_or(own, |s| s.rules);
+            let names = subset.map_or(all, |s| std::slice::from_ref(&s.rule)).iter();
             out.push(json!({
                 "service": service.key.to_string(),
                 "port": port,
                 "subset": subset.map(|s| &*s.name),
                 "labels": subset.map(|s| &s.labels),
                 "balancer": format!("{:?}", rules.balancer.unwrap_or_default()),
+                "destinationRule": names.map(ToString::to_string).collect::<Vec<_>>(),
             }));
         };
         one(None);

@@ -49,6 +49,16 @@ fn subsets_select_by_labels_and_the_older_object_counts() {
     assert!(inside("v2", "two"));
     assert!(!inside("v1", "unknown"));
     assert!(tables.subset(&service, "v9").is_none());
+    let names = tables.destination_rules_of(&service).iter();
+    assert_eq!(
+        names.map(ToString::to_string).collect::<Vec<_>>(),
+        ["ns/old", "ns/young"]
+    );
+    let rule = |subset: &str| tables.subset(&service, subset).unwrap().rule.to_string();
+    assert_eq!(
+        (rule("v1"), rule("v2")),
+        ("ns/old".into(), "ns/young".into())
+    );
     let mut draft = tables.draft();
     draft.remove_labels("one");
     draft.remove_destination_rule("ns/old");
