@@ -298,7 +298,7 @@ pub(crate) struct Apply {
     #[arg(short, long, default_value = "default")]
     pub(crate) namespace: String,
     /// Bind every workload that runs as this account.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = account_name)]
     pub(crate) service_account: Option<String>,
     /// Which traffic it takes; by default `service`, and `all` with --service-account.
     #[arg(long = "for", value_enum, value_name = "TRAFFIC")]
@@ -340,11 +340,37 @@ impl Traffic {
     }
 }
 
-fn waypoint_name(text: &str) -> Result<String, String> {
+/// Longest name of a Service, which a waypoint has, in bytes.
+const LABEL: usize = 63;
+/// Longest name of any object, in bytes.
+const SUBDOMAIN: usize = 253;
+
+/// Checks a name by the rules of Kubernetes for Services: the waypoint gets one of its name.
+pub(crate) fn waypoint_name(text: &str) -> Result<String, String> {
     if text == "none" {
         return Err("a waypoint cannot be called none: that value of the label opts out".into());
     }
+    if text.len() > LABEL || !is_label(text) {
+        return Err(format!(
+            "a waypoint's name has at most {LABEL} lower-case letters, digits and inner hyphens"
+        ));
+    }
     Ok(text.to_owned())
+}
+
+fn account_name(text: &str) -> Result<String, String> {
+    if text.len() > SUBDOMAIN || !text.split('.').all(is_label) {
+        return Err(format!(
+            "an account's name has at most {SUBDOMAIN} lower-case letters, digits, inner hyphens \
+             and dots"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn is_label(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !text.is_empty() && !text.starts_with('-') && !text.ends_with('-') && text.bytes().all(fits)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -403,6 +429,27 @@ mod tests {
         assert_eq!(pod, "httpbin");
         assert_eq!(command, ["curl", "-s", "-o", "/dev/null"]);
         assert!(parse("isobar lab exec httpbin").is_err());
+    }
+
+    #[test]
+    fn names_are_those_of_kubernetes() {
+        let long = "x".repeat(64);
+        for bad in [
+            "", "none", "Bad_Name", "UP", "second.", "a.b", "-a", "a-", &long,
+        ] {
+            assert!(waypoint_name(bad).is_err(), "{bad}");
+        }
+        for good in ["a", "waypoint-2", &long[1..]] {
+            assert_eq!(waypoint_name(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "A", "a..b", "a.", "a_b", &"x".repeat(254)] {
+            assert!(account_name(bad).is_err(), "{bad}");
+        }
+        for good in ["none", "a.b", &long] {
+            assert!(account_name(good).is_ok(), "{good}");
+        }
+        assert!(parse("isobar waypoint apply --name Bad_Name").is_err());
+        assert!(parse("isobar waypoint apply --service-account Bad_Name").is_err());
     }
 
     #[test]

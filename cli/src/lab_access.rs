@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use isobar_lab::{Lab, LabRoot, Target};
+use isobar_lab::{Lab, LabRoot, LabStatus, LabSummary, Target};
 use isobar_runtime::Scope;
 use serde_json::Value;
 
@@ -24,24 +24,59 @@ pub(crate) fn chosen(named: Option<&str>) -> anyhow::Result<Lab> {
     Ok(Lab::connect(&root, &name(&root, named, true)?)?)
 }
 
+/// As [`chosen`], for what only a mesh can answer.
+pub(crate) async fn chosen_mesh(named: Option<&str>) -> anyhow::Result<(Lab, LabStatus)> {
+    let lab = chosen(named)?;
+    let status = lab.status().await?;
+    check_mesh(&status)?;
+    Ok((lab, status))
+}
+
+fn check_mesh(status: &LabStatus) -> anyhow::Result<()> {
+    if !status.mesh {
+        bail!(
+            "lab {} runs without the mesh (--no-mesh): it has no control plane, proxies or waypoints",
+            status.name
+        );
+    }
+    Ok(())
+}
+
 /// Name of the lab that is meant; with `running` only labs that run count.
 pub(crate) fn name(root: &LabRoot, named: Option<&str>, running: bool) -> anyhow::Result<String> {
     if let Some(name) = named.filter(|name| !name.is_empty()) {
         return Ok(name.to_owned());
     }
     let labs = isobar_lab::list(root)?;
-    let mut names: Vec<String> = labs
-        .into_iter()
-        .filter(|lab| lab.running || !running)
-        .map(|lab| lab.name)
-        .collect();
-    match names.len() {
-        0 => bail!("no lab is running; `isobar lab up -f DIR` starts one"),
-        1 => Ok(names.remove(0)),
+    meant(&labs, running)
+}
+
+fn meant(labs: &[LabSummary], running: bool) -> anyhow::Result<String> {
+    let fitting: Vec<&LabSummary> = labs.iter().filter(|lab| lab.running || !running).collect();
+    let names: Vec<&str> = fitting.iter().map(|lab| &*lab.name).collect();
+    match names[..] {
+        [] => bail!("no lab is running; `isobar lab up -f DIR` starts one"),
+        [name] => Ok(name.to_owned()),
         _ => bail!(
-            "several labs are running: {}; choose one with --lab NAME",
+            "{}: {}; choose one with --lab NAME",
+            if fitting.iter().all(|lab| lab.running) {
+                "several labs are running"
+            } else {
+                "there are several labs, running or left over"
+            },
             names.join(", ")
         ),
+    }
+}
+
+/// ` --lab NAME` for a command that is printed, if the command needs it to mean this lab.
+pub(crate) fn flag(root: &LabRoot, name: &str, was_named: bool) -> String {
+    let labs = isobar_lab::list(root).unwrap_or_default();
+    let alone = labs.iter().all(|lab| lab.name == name || !lab.running);
+    if alone && !was_named {
+        String::new()
+    } else {
+        format!(" --lab {name}")
     }
 }
 
@@ -94,5 +129,50 @@ pub(crate) fn qualified(namespace: Option<&str>, name: &str) -> String {
             format!("{namespace}/{name}")
         }
         _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn lab(name: &str, running: bool) -> LabSummary {
+        LabSummary {
+            name: name.to_owned(),
+            running,
+            pid: None,
+            state_dir: name.into(),
+        }
+    }
+
+    #[test]
+    fn the_lab_that_is_meant() {
+        let labs = [lab("a", true), lab("b", false)];
+        assert_eq!(meant(&labs, true).unwrap(), "a");
+        let text = meant(&labs, false).unwrap_err().to_string();
+        assert!(text.starts_with("there are several labs"), "{text}");
+        let text = meant(&[lab("a", true), lab("c", true)], true).unwrap_err();
+        assert!(
+            text.to_string()
+                .starts_with("several labs are running: a, c")
+        );
+        assert!(meant(&[], true).unwrap_err().to_string().contains("lab up"));
+    }
+
+    #[test]
+    fn a_lab_without_the_mesh_says_so() {
+        let status = |mesh: bool| -> LabStatus {
+            serde_json::from_value(json!({"name": "plain", "ready": true, "mesh": mesh,
+                "objects": [], "state_dir": "/", "nodes": [], "components": [], "pods": [],
+                "services": [], "findings": []}))
+            .unwrap()
+        };
+        assert!(check_mesh(&status(true)).is_ok());
+        let text = check_mesh(&status(false)).unwrap_err().to_string();
+        assert!(
+            text.contains("plain") && text.contains("--no-mesh"),
+            "{text}"
+        );
     }
 }

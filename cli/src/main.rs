@@ -19,8 +19,7 @@ fn main() -> ExitCode {
     match run(Isobar::parse()) {
         Ok(code) => code,
         Err(error) => {
-            let style = anstyle::AnsiColor::Red.on_default().bold();
-            anstream::eprintln!("{style}error:{style:#} {error:#}");
+            output::complain(&error);
             ExitCode::FAILURE
         }
     }

@@ -103,6 +103,12 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Says on standard error what did not work, with all causes.
+pub(crate) fn complain(error: &anyhow::Error) {
+    let style = AnsiColor::Red.on_default().bold();
+    anstream::eprintln!("{style}error:{style:#} {error:#}");
+}
+
 /// Prints `value` in a form for programs.
 pub(crate) fn print_value(value: &Value, format: Format) -> anyhow::Result<()> {
     let mut text = match format {
@@ -131,6 +137,12 @@ pub(crate) fn cell(value: &Value) -> String {
             .join(","),
         other => other.to_string(),
     }
+}
+
+/// `1 node`, `2 nodes`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{end}")
 }
 
 /// `3s`, `4m`, `5h`, `6d`.

@@ -62,9 +62,15 @@ fn validate_names_file_and_object_and_sets_the_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let write = |text: &str| std::fs::write(dir.path().join("a.yaml"), text).unwrap();
     let path = dir.path().to_str().unwrap();
+    let (code, out, _) = isobar(&["validate", path]);
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("holds no YAML") && out.contains("\n0 objects valid\n"),
+        "{out}"
+    );
     write("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
     let (code, out, _) = isobar(&["validate", path]);
-    assert_eq!((code, out.as_str()), (0, "1 objects valid\n"));
+    assert_eq!((code, out.as_str()), (0, "1 object valid\n"));
 
     write("apiVersion: v1\nkind: Namespace\nmetadata: {nmae: shop}\n");
     let (code, out, _) = isobar(&["validate", path]);
@@ -73,6 +79,21 @@ fn validate_names_file_and_object_and_sets_the_exit_code() {
     let (code, out, _) = isobar(&["validate", path, "-o", "json"]);
     assert_eq!(code, 1);
     assert!(out.contains("\"severity\": \"error\""), "{out}");
+}
+
+#[test]
+fn a_lab_over_nothing_usable_says_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    std::fs::write(&file, "apiVersion: v1\nkind: [\n").unwrap();
+    let (code, _, err) = isobar(&["lab", "up", "-f", dir.path().to_str().unwrap()]);
+    assert_eq!(code, 1, "{err}");
+    let first = err.lines().next().unwrap();
+    assert!(
+        first.starts_with("error: ") && first.contains("a.yaml"),
+        "{err}"
+    );
+    assert!(err.contains("no usable object"), "{err}");
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::mesh::{Mesh, MeshOptions, samples};
+use crate::mesh::{Mesh, MeshOptions, binaries, samples};
 use stage::Stage;
+pub use stage::{Step, next_steps};
 
 /// Name of the demo's lab.
 const LAB: &str = "demo";
@@ -57,7 +58,7 @@ pub async fn run(keep: bool) -> Result<bool> {
     stage.summary(start.elapsed());
     if keep {
         let objects = mesh.keep();
-        stage.next_steps(LAB, &objects);
+        stage.next_steps(LAB, &objects, &binaries()?);
     } else {
         mesh.down()?;
     }

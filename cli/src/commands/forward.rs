@@ -118,7 +118,10 @@ fn to_service(status: &LabStatus, name: &str, port: u16) -> anyhow::Result<Way> 
         .collect();
     let service = match found[..] {
         [service] => service,
-        [] => bail!("there is no service {name}; `isobar lab status` lists those there are"),
+        [] => bail!(
+            "there is no service {name}; `isobar lab status --lab {}` lists those there are",
+            status.name
+        ),
         _ => bail!("several namespaces have a service {name}; choose one with -n"),
     };
     let Some(node) = status.nodes.first() else {

@@ -1,18 +1,20 @@
 //! `isobar lab`.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use isobar_lab::{Exec, LabConfig, LabRoot, LabStatus, PodPhase, Progress, Target};
+use isobar_objects::{DirectoryOptions, DirectorySource, Finding, ObjectSource as _};
 
 use super::forward;
 use crate::arguments::{Global, Lab, Up};
-use crate::lab_access::{chosen, name, qualified};
-use crate::output::{Format, Table, print, print_value};
+use crate::lab_access::{chosen, flag, name, qualified};
+use crate::output::{Format, Table, count, print, print_value};
 
 /// Name of a lab that is given none.
 const NAME: &str = "lab";
@@ -63,15 +65,19 @@ async fn start(up: Up, global: &Global) -> anyhow::Result<ExitCode> {
             );
         }
     }
-    let name = up.name.or_else(|| global.lab.clone());
-    let mut config = LabConfig::new(name.unwrap_or_else(|| NAME.to_owned()), up.files)?;
+    check_objects(&up.files)?;
+    let given = up.name.or_else(|| global.lab.clone());
+    let name = given.clone().unwrap_or_else(|| NAME.to_owned());
+    let mut config = LabConfig::new(name, up.files)?;
     config.nodes = up.nodes;
     config.mesh = !up.no_mesh;
     config.binaries = up.bin;
     config.component_env = up.env.into_iter().collect();
     config.ready_timeout = up.timeout;
+    let root = config.root.clone();
+    let mut teller = Teller::default();
     let status = tokio::select! {
-        status = isobar_lab::up(config, tell) => status?,
+        status = isobar_lab::up(config, |event| teller.tell(event)) => status?,
         // What was begun is taken away when the future is dropped.
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
@@ -83,18 +89,9 @@ async fn start(up: Up, global: &Global) -> anyhow::Result<ExitCode> {
         print_value(&serde_json::to_value(&status)?, global.output)?;
         return Ok(code);
     }
-    let pod = status.pods.first();
-    let example = pod.map_or_else(String::new, |pod| {
-        format!(
-            "  isobar lab exec -n {} {} -- sh\n",
-            pod.namespace, pod.name
-        )
-    });
-    print(&format!(
-        "lab {} is ready: {} nodes, {} pods\n\ntry:\n  isobar lab status\n  isobar status\n{example}  isobar lab down\n",
-        status.name,
-        status.nodes.len(),
-        status.pods.len(),
+    print(&welcome(
+        &status,
+        &flag(&root, &status.name, given.is_some()),
     ))?;
     Ok(code)
 }
@@ -119,18 +116,75 @@ fn cannot_start(status: &LabStatus) -> ExitCode {
     code
 }
 
-/// Progress goes to standard error: standard output is for the result.
-fn tell(progress: &Progress) {
-    match progress {
-        Progress::Step { text } => anstream::eprintln!("· {text}"),
-        Progress::Warning { text } => anstream::eprintln!("warning: {text}"),
-        Progress::Pod { pod } if pod.ready => {
-            anstream::eprintln!("· pod {}/{} is ready", pod.namespace, pod.name);
+/// Says what is wrong with the objects before they are believed. What is usable is used.
+fn check_objects(files: &[PathBuf]) -> anyhow::Result<()> {
+    let options = DirectoryOptions::new(files.to_vec(), None);
+    let source = DirectorySource::open(options).context("reading the objects")?;
+    let published = source.subscribe().borrow().clone();
+    for finding in published.findings.iter() {
+        anstream::eprintln!("{finding}");
+    }
+    let errors = published.findings.iter().any(Finding::is_error);
+    if errors && published.objects.is_empty() {
+        bail!("there is no usable object in it; `isobar validate` checks a folder without a lab");
+    }
+    Ok(())
+}
+
+/// What to try in a lab; `flag` chooses it where that is needed.
+fn welcome(status: &LabStatus, flag: &str) -> String {
+    let mut text = format!(
+        "lab {} is ready: {}, {}\n\ntry:\n  isobar lab status{flag}\n",
+        status.name,
+        count(status.nodes.len(), "node"),
+        count(status.pods.len(), "pod"),
+    );
+    if status.mesh {
+        text.push_str(&format!("  isobar status{flag}\n"));
+    }
+    if let Some(pod) = status.pods.first() {
+        text.push_str(&format!(
+            "  isobar lab exec{flag} -n {} {} -- sh\n",
+            pod.namespace, pod.name
+        ));
+    }
+    text.push_str(&format!("  isobar lab down{flag}\n"));
+    text
+}
+
+/// Tells on standard error how a start goes: standard output is for the result. What has not
+/// changed is not told again.
+#[derive(Default)]
+struct Teller {
+    last: BTreeMap<String, String>,
+}
+
+impl Teller {
+    fn tell(&mut self, event: &Progress) {
+        if let Some(line) = self.line(event) {
+            anstream::eprintln!("{line}");
         }
-        Progress::Component { component } => {
-            anstream::eprintln!("· {} is {}", component.name, component.state);
-        }
-        Progress::Pod { .. } | Progress::Ready { .. } | Progress::Failed { .. } => {}
+    }
+
+    fn line(&mut self, event: &Progress) -> Option<String> {
+        let (what, state) = match event {
+            Progress::Step { text } => return Some(format!("· {text}")),
+            Progress::Warning { text } => return Some(format!("warning: {text}")),
+            Progress::Pod { pod } => {
+                let state = if pod.ready { "is ready" } else { "" };
+                (
+                    format!("pod {}/{}", pod.namespace, pod.name),
+                    state.to_owned(),
+                )
+            }
+            Progress::Component { component } => {
+                (component.name.clone(), format!("is {}", component.state))
+            }
+            Progress::Ready { .. } | Progress::Failed { .. } => return None,
+        };
+        let before = self.last.insert(what.clone(), state.clone());
+        let is_news = before.as_ref() != Some(&state) && !state.is_empty();
+        is_news.then(|| format!("· {what} {state}"))
     }
 }
 
@@ -323,11 +377,12 @@ async fn log(path: &Path, follow: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+    use isobar_lab::PodStatus;
     use serde_json::json;
 
-    #[test]
-    fn the_page_shows_everything_that_runs() {
-        let status: LabStatus = serde_json::from_value(json!({
+    fn demo() -> LabStatus {
+        serde_json::from_value(json!({
             "name": "demo", "ready": true, "mesh": true, "objects": ["/tmp/hello"],
             "state_dir": "/run/isobar/lab/demo",
             "nodes": [{"name": "node-1", "address": "172.30.0.11", "pod_cidr": "10.244.1.0/24"}],
@@ -340,7 +395,46 @@ mod tests {
                 "ports": ["8080/TCP"], "endpoints": ["10.244.1.2"]}],
             "findings": ["no such image"],
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn a_start_ends_with_commands_that_work() {
+        let mut status = demo();
+        let text = welcome(&status, "");
+        assert!(
+            text.starts_with("lab demo is ready: 1 node, 1 pod\n"),
+            "{text}"
+        );
+        assert!(text.contains("  isobar status\n"), "{text}");
+        let text = welcome(&status, " --lab demo");
+        for line in text.lines().filter(|line| line.starts_with("  isobar")) {
+            assert!(line.contains(" --lab demo"), "{line}");
+            let parsed = crate::arguments::Isobar::try_parse_from(line.split_whitespace());
+            assert!(parsed.is_ok(), "{line}");
+        }
+        status.mesh = false;
+        assert!(!welcome(&status, "").contains("isobar status"));
+    }
+
+    #[test]
+    fn progress_is_told_once() {
+        let mut teller = Teller::default();
+        let mut pod = demo().pods.remove(0);
+        let line = "· pod hello/httpbin is ready";
+        let event = |pod: &PodStatus| Progress::Pod { pod: pod.clone() };
+        assert_eq!(teller.line(&event(&pod)).as_deref(), Some(line));
+        pod.mesh = "plain".to_owned();
+        assert_eq!(teller.line(&event(&pod)), None);
+        pod.ready = false;
+        assert_eq!(teller.line(&event(&pod)), None);
+        pod.ready = true;
+        assert_eq!(teller.line(&event(&pod)).as_deref(), Some(line));
+    }
+
+    #[test]
+    fn the_page_shows_everything_that_runs() {
+        let status = demo();
         let text = anstream::adapter::strip_str(&page(&status)).to_string();
         insta::assert_snapshot!(text);
     }

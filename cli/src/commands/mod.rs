@@ -9,11 +9,11 @@ pub(crate) mod waypoint;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use isobar_objects::{DirectoryOptions, DirectorySource, Finding, ObjectSource as _, validate_dir};
+use isobar_objects::{DirectoryOptions, DirectorySource, Finding, ObjectSource as _};
 use serde_json::{Value, json};
 
 use crate::arguments::Global;
-use crate::output::{Format, print, print_value};
+use crate::output::{Format, count, print, print_value};
 
 /// `isobar version`.
 pub(crate) fn version(global: &Global) -> anyhow::Result<ExitCode> {
@@ -27,20 +27,16 @@ pub(crate) fn version(global: &Global) -> anyhow::Result<ExitCode> {
 
 /// `isobar validate`: what `isobard --validate` does.
 pub(crate) fn validate(paths: &[PathBuf], global: &Global) -> anyhow::Result<ExitCode> {
-    let findings = validate_dir(paths);
+    let source = DirectorySource::open(DirectoryOptions::new(paths.to_vec(), None))?;
+    let published = source.subscribe().borrow().clone();
+    let findings = &published.findings;
     let errors = findings.iter().filter(|finding| finding.is_error()).count();
     if global.output == Format::Table {
         let lines: String = findings.iter().map(|f| format!("{f}\n")).collect();
-        let options = DirectoryOptions::new(paths.to_vec(), None);
         let last = if errors == 0 {
-            let objects = DirectorySource::open(options)?
-                .subscribe()
-                .borrow()
-                .objects
-                .len();
-            format!("{objects} objects valid\n")
+            format!("{} valid\n", count(published.objects.len(), "object"))
         } else {
-            format!("{errors} error{}\n", if errors == 1 { "" } else { "s" })
+            format!("{}\n", count(errors, "error"))
         };
         print(&(lines + &last))?;
     } else {

@@ -6,7 +6,7 @@ use isobar_lab::Target;
 use serde_json::{Value, json};
 
 use crate::arguments::Global;
-use crate::lab_access::{CONTROL_PLANE, chosen, page};
+use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
 use crate::output::{Format, Table, age, cell, print, print_value};
 
 /// Order of the columns; types that are not known here come after these.
@@ -21,11 +21,11 @@ const TYPES: [&str; 7] = [
 ];
 
 pub(crate) async fn run(verbose: bool, global: &Global) -> anyhow::Result<ExitCode> {
-    let lab = chosen(global.lab.as_deref())?;
+    let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
     let sync = page(&lab, Target::Outer, CONTROL_PLANE, "/debug/syncz").await?;
     let findings = page(&lab, Target::Outer, CONTROL_PLANE, "/debug/findings").await?;
     if global.output == Format::Table {
-        print(&render(&sync, &findings, verbose))?;
+        print(&render(&status.name, &sync, &findings, verbose))?;
     } else {
         let value = json!({ "sync": sync, "objects": findings });
         print_value(&value, global.output)?;
@@ -33,10 +33,13 @@ pub(crate) async fn run(verbose: bool, global: &Global) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(sync: &Value, findings: &Value, verbose: bool) -> String {
+fn render(lab: &str, sync: &Value, findings: &Value, verbose: bool) -> String {
     let clients = list(&sync["clients"]);
     let mut text = if clients.is_empty() {
-        "no proxy is connected to the control plane; `isobar lab status` shows what runs\n".into()
+        format!(
+            "no proxy is connected to the control plane; `isobar lab status --lab {lab}` shows \
+             what runs\n"
+        )
     } else {
         table(clients).render()
     };
@@ -101,7 +104,8 @@ fn types(clients: &[Value]) -> Vec<String> {
     types
 }
 
-fn name(client: &Value) -> String {
+/// How a proxy is called.
+pub(crate) fn name(client: &Value) -> String {
     let text = |key: &str| client[key].as_str().unwrap_or_default();
     match (text("pod"), text("namespace")) {
         ("", _) => cell(&client["identity"]),
@@ -219,7 +223,8 @@ mod tests {
 
     #[test]
     fn one_line_a_proxy_and_refusals_in_words() {
-        let text = render(&sync(), &json!({"findings": [], "conditions": []}), false);
+        let nothing = json!({"findings": [], "conditions": []});
+        let text = render("demo", &sync(), &nothing, false);
         insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string());
     }
 

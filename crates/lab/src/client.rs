@@ -25,6 +25,7 @@ pub async fn status(root: &LabRoot, name: &str) -> Result<LabStatus, LabError> {
 #[derive(Debug, Clone)]
 pub struct Lab {
     name: String,
+    root: LabRoot,
     paths: LabPaths,
 }
 
@@ -61,12 +62,11 @@ impl Lab {
         crate::config::check_name(name)?;
         let paths = root.lab(name);
         if lifecycle::running(&paths).is_none() {
-            return Err(LabError::NotRunning {
-                name: name.to_owned(),
-            });
+            return Err(not_running(root, name));
         }
         Ok(Self {
             name: name.to_owned(),
+            root: root.clone(),
             paths,
         })
     }
@@ -248,9 +248,7 @@ impl Lab {
         };
         let connection = SeqPacket::connect(&self.paths.socket()).map_err(|error| {
             match lifecycle::running(&self.paths) {
-                None => LabError::NotRunning {
-                    name: self.name.clone(),
-                },
+                None => not_running(&self.root, &self.name),
                 Some(_) => no_answer(&error),
             }
         })?;
@@ -271,6 +269,15 @@ impl Lab {
         let answer =
             serde_json::from_slice(&buffer[..packet.len]).map_err(|error| no_answer(&error))?;
         Ok((answer, packet.fds.into_iter().next()))
+    }
+}
+
+fn not_running(root: &LabRoot, name: &str) -> LabError {
+    let labs = lifecycle::list(root).unwrap_or_default();
+    let running = labs.into_iter().filter(|lab| lab.running);
+    LabError::NotRunning {
+        name: name.to_owned(),
+        others: running.map(|lab| lab.name).collect(),
     }
 }
 

@@ -20,13 +20,20 @@ pub enum LabError {
         most: u8,
     },
     /// No such lab is running.
-    #[error("no lab named {name:?} is running; `isobar lab up -f DIR` starts one")]
+    #[error(
+        "no lab named {name:?} is running{}; `isobar lab up -f DIR --name {name}` starts one",
+        others_text(.others)
+    )]
     NotRunning {
         /// The lab.
         name: String,
+        /// Labs that are running.
+        others: Vec<String>,
     },
     /// A lab of that name runs already.
-    #[error("lab {name:?} is running already (process {pid}); `isobar lab down` ends it")]
+    #[error(
+        "lab {name:?} is running already (process {pid}); `isobar lab down --lab {name}` ends it"
+    )]
     Running {
         /// The lab.
         name: String,
@@ -106,10 +113,44 @@ impl LabError {
     }
 }
 
+fn others_text(others: &[String]) -> String {
+    if others.is_empty() {
+        String::new()
+    } else {
+        format!(", only {}", others.join(", "))
+    }
+}
+
 fn tail_text(tail: &[String]) -> String {
     if tail.is_empty() {
         String::new()
     } else {
         format!("\n  {}", tail.join("\n  "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_lab() {
+        let missing = |others: &[&str]| {
+            let others = others.iter().map(|&name| name.to_owned()).collect();
+            let name = "nix".to_owned();
+            LabError::NotRunning { name, others }.to_string()
+        };
+        let next = "; `isobar lab up -f DIR --name nix` starts one";
+        assert_eq!(
+            missing(&[]),
+            format!("no lab named \"nix\" is running{next}")
+        );
+        assert_eq!(
+            missing(&["a", "b"]),
+            format!("no lab named \"nix\" is running, only a, b{next}")
+        );
+        let name = "books".to_owned();
+        let text = LabError::Running { name, pid: 7 }.to_string();
+        assert!(text.contains("`isobar lab down --lab books`"), "{text}");
     }
 }

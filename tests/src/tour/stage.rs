@@ -65,31 +65,84 @@ impl Stage {
         );
     }
 
-    pub(super) fn next_steps(&mut self, lab: &str, objects: &Path) {
-        let objects = objects.display();
-        println!("\nThe lab {TITLE}{lab}{TITLE:#} is up. Its objects are in {objects}; try:");
-        for (command, what) in [
-            ("isobar status".to_owned(), "which proxies are in step"),
-            ("isobar lab status".to_owned(), "nodes, pods, services"),
-            (
-                "isobar lab exec -n hello httpbin -- curl -s http://svc-hello:8080".to_owned(),
-                "call the service",
-            ),
-            (
-                format!("rm {objects}/deny.yaml"),
-                "lift the last denial (editing a file applies it)",
-            ),
-            (
-                "isobar waypoint apply -n hello --enroll-namespace --wait".to_owned(),
-                "a waypoint",
-            ),
-            (
-                "isobar lab logs ztunnel-node-1".to_owned(),
-                "one line for each connection",
-            ),
-            (format!("isobar lab down --name {lab}"), "remove everything"),
-        ] {
-            println!("  {command:<72} {DIM}# {what}{DIM:#}");
+    pub(super) fn next_steps(&mut self, lab: &str, objects: &Path, programs: &Path) {
+        println!(
+            "\nThe lab {TITLE}{lab}{TITLE:#} is up. Its objects are in {}; try:",
+            objects.display()
+        );
+        for step in next_steps(lab, objects, programs) {
+            println!("  {DIM}# {}{DIM:#}\n  {}", step.what, step.command);
         }
+    }
+}
+
+/// Something to try in a lab that was left up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What a user types.
+    pub command: String,
+    /// What it shows.
+    pub what: &'static str,
+}
+
+/// What to try, in this order and in one shell, after the tour. `programs` is the folder of the
+/// programs; each command names the lab, because others may run.
+#[must_use]
+pub fn next_steps(lab: &str, objects: &Path, programs: &Path) -> Vec<Step> {
+    let (objects, programs) = (objects.display(), programs.display());
+    [
+        (
+            format!("export PATH={programs}:$PATH"),
+            "for this shell to find the programs",
+        ),
+        (
+            format!("isobar status --lab {lab}"),
+            "which proxies are in step",
+        ),
+        (
+            format!("isobar lab status --lab {lab}"),
+            "nodes, pods, services",
+        ),
+        (
+            format!("rm {objects}/deny.yaml"),
+            "lift the last denial (editing a file applies it)",
+        ),
+        (
+            format!(
+                "isobar lab exec --lab {lab} -n hello httpbin -- curl -sS http://svc-hello:8080"
+            ),
+            "call the service",
+        ),
+        (
+            format!("isobar waypoint apply --lab {lab} -n hello --enroll-namespace --wait"),
+            "a waypoint",
+        ),
+        (
+            format!("isobar lab logs --lab {lab} ztunnel-node-1"),
+            "one line for each connection",
+        ),
+        (
+            format!("isobar lab down --lab {lab} && rm -r {objects}"),
+            "remove everything",
+        ),
+    ]
+    .map(|(command, what)| Step { command, what })
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_names_the_lab_and_the_denial_goes_first() {
+        let steps = next_steps("demo", Path::new("/o"), Path::new("/p"));
+        let place = |word: &str| steps.iter().position(|s| s.command.contains(word)).unwrap();
+        assert_eq!(place("export PATH=/p:"), 0);
+        assert!(place("deny.yaml") < place("curl"));
+        for step in steps.iter().filter(|s| s.command.starts_with("isobar ")) {
+            assert!(step.command.contains("--lab demo"), "{step:?}");
+        }
+        assert!(steps.last().unwrap().command.ends_with("rm -r /o"));
     }
 }

@@ -24,7 +24,7 @@ fn a_lab_leaves_nothing_behind() {
                 .await?;
             ensure!(reply.stdout.starts_with("Hello server - v"), "{reply:?}");
         }
-        first.down()?;
+        what_the_tour_says_at_its_end(&first).await?;
         let reply = second
             .exec("hello/httpbin", &["curl", "-s", "http://svc-hello:8080"])
             .await?;
@@ -44,6 +44,34 @@ fn a_lab_leaves_nothing_behind() {
         second.down()?;
         eventually("nothing is left", async || Traces::now()?.same_as(&before)).await
     });
+}
+
+/// Types what the tour tells to try, down to taking the lab away; another lab runs beside it.
+async fn what_the_tour_says_at_its_end(mesh: &Mesh) -> Result<()> {
+    let deny = isobar_tests::samples().join("hello/lesson/deny-httpbin.yaml");
+    mesh.apply_file(&deny, "deny.yaml")?;
+    let steps =
+        isobar_tests::tour::next_steps(mesh.name(), mesh.objects(), &isobar_tests::binaries()?);
+    let path = &steps.first().expect("the first sets PATH").command;
+    for step in &steps {
+        // A file that was edited is in force a moment later.
+        eventually(&step.command, async || {
+            let typed = format!("{path}; {}", step.command);
+            let output = tokio::process::Command::new("sh")
+                .args(["-c", &typed])
+                .env_remove("ISOBAR_LAB")
+                .stdin(std::process::Stdio::null())
+                .output()
+                .await?;
+            ensure!(output.status.success(), "{output:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    let labs = isobar_lab::list(&isobar_lab::LabRoot::from_env())?;
+    ensure!(labs.iter().all(|lab| lab.name != mesh.name()), "{labs:?}");
+    ensure!(!mesh.objects().exists(), "the objects are left");
+    Ok(())
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod command_line;
+mod deletion;
 mod enrolment;
 mod fixture;
 mod identity;

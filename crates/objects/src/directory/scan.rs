@@ -112,8 +112,12 @@ impl Scanner {
             listing.walk(&root.path, 0, true);
             let complete = listing.findings.is_empty();
             scan.findings.append(&mut listing.findings);
-            if listing.files.is_empty() && listing.has_skipped {
-                let message = "holds no YAML or JSON files; directories inside it are not read";
+            if listing.files.is_empty() && complete && !root.is_overlay {
+                let message = if listing.has_skipped {
+                    "holds no YAML or JSON files; directories inside it are not read"
+                } else {
+                    "holds no YAML or JSON files"
+                };
                 scan.findings.push(Finding {
                     severity: Severity::Warning,
                     ..about_file(&root.path, message)
