@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 
 /// Benchmarks of the mesh in a lab on this machine.
 #[derive(Parser)]
+#[command(name = "isobar-benches", version)]
 struct Options {
     #[command(subcommand)]
     role: Option<Role>,

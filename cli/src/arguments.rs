@@ -22,7 +22,12 @@ Examples:
   isobar status                                 is every proxy in step with the control plane?
   isobar waypoint apply -n hello --enroll-namespace --wait
   isobar proxy-config ztunnel node-1 workloads  what a node proxy knows
-  isobar lab down                               remove everything"
+  isobar lab down                               remove everything
+
+Environment:
+  ISOBAR_LAB        which lab, as --lab
+  ISOBAR_LAB_ROOT   folder of the state of all labs; without it /run/isobar/lab as root, else
+                    isobar/lab in $XDG_RUNTIME_DIR or /tmp/isobar-UID/lab"
 )]
 pub(crate) struct Isobar {
     #[command(flatten)]
@@ -35,11 +40,24 @@ pub(crate) struct Isobar {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Which lab; not needed while only one runs.
-    #[arg(long, global = true, env = "ISOBAR_LAB", value_name = "NAME")]
+    #[arg(long, global = true, env = "ISOBAR_LAB", value_name = "LAB")]
     pub(crate) lab: Option<String>,
     /// How to print.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub(crate) output: Format,
+}
+
+impl Command {
+    /// What the command is called, if what it prints has no other form than text.
+    pub(crate) const fn prints_only_text(&self) -> Option<&'static str> {
+        match self {
+            Self::Completion { .. } => Some("completion"),
+            Self::Lab(Lab::Exec { .. }) => Some("lab exec"),
+            Self::Lab(Lab::Logs { .. }) => Some("lab logs"),
+            Self::Lab(Lab::Forward { .. }) => Some("lab forward"),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,6 +218,9 @@ Examples:
         /// What to show.
         #[arg(value_enum, default_value_t = ZtunnelSection::All)]
         what: ZtunnelSection,
+        /// Namespace of the pod.
+        #[arg(short, long)]
+        namespace: Option<String>,
     },
     /// A waypoint.
     #[command(after_help = "\
@@ -393,10 +414,14 @@ fn ports(text: &str) -> Result<(u16, u16), String> {
         text.parse::<u16>()
             .map_err(|_| format!("{text:?} is no port; write LOCAL:REMOTE, as in 8080:80"))
     };
-    match text.split_once(':') {
-        Some((local, remote)) => Ok((port(local)?, port(remote)?)),
-        None => Ok((port(text)?, port(text)?)),
+    let (local, remote) = match text.split_once(':') {
+        Some((local, remote)) => (port(local)?, port(remote)?),
+        None => (port(text)?, port(text)?),
+    };
+    if remote == 0 {
+        return Err("nothing listens on port 0 there; only the local port may be 0".to_owned());
     }
+    Ok((local, remote))
 }
 
 #[cfg(test)]
@@ -417,7 +442,10 @@ mod tests {
     fn ports_are_pairs_or_one_number() {
         assert_eq!(ports("8080:80"), Ok((8080, 80)));
         assert_eq!(ports("9080"), Ok((9080, 9080)));
-        assert!(ports("a:80").is_err());
+        assert_eq!(ports("0:80"), Ok((0, 80)));
+        for bad in ["a:80", "80:0", "0", "80:", "70000"] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -464,5 +492,6 @@ mod tests {
         assert!(parse("isobar lab up -f d --env RUST_LOG=debug --bin b").is_ok());
         assert!(parse("isobar lab up -f d --env RUST_LOG").is_err());
         assert!(parse("isobar waypoint delete --all").is_ok());
+        assert!(parse("isobar pc ztunnel -n hello httpbin").is_ok());
     }
 }

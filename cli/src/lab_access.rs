@@ -122,8 +122,14 @@ async fn get(stream: tokio::net::TcpStream, path: &str) -> anyhow::Result<bytes:
     Ok(body)
 }
 
-/// `NAMESPACE/NAME` if a namespace is given and the name holds none.
+/// `NAMESPACE/NAME` if a namespace is given and the name holds none. A kind before the name, as in
+/// `pod/NAME`, is left out: pods and Deployments are looked for by name alone.
 pub(crate) fn qualified(namespace: Option<&str>, name: &str) -> String {
+    let kinds = ["pod/", "pods/", "deployment/", "deploy/"];
+    let name = kinds
+        .iter()
+        .find_map(|kind| name.strip_prefix(kind))
+        .unwrap_or(name);
     match namespace {
         Some(namespace) if !name.contains('/') && !name.contains(':') => {
             format!("{namespace}/{name}")
@@ -143,6 +149,20 @@ mod tests {
             running,
             pid: None,
             state_dir: name.into(),
+        }
+    }
+
+    #[test]
+    fn names_with_and_without_kind_and_namespace() {
+        for (namespace, name, full) in [
+            (Some("hello"), "httpbin", "hello/httpbin"),
+            (Some("hello"), "pod/httpbin", "hello/httpbin"),
+            (None, "deployment/web", "web"),
+            (None, "shop/web", "shop/web"),
+            (Some("hello"), "shop/web", "shop/web"),
+            (Some("hello"), "node:node-1", "node:node-1"),
+        ] {
+            assert_eq!(qualified(namespace, name), full);
         }
     }
 

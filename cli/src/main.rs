@@ -7,9 +7,11 @@ mod output;
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{CommandFactory, Parser};
 
 use crate::arguments::{Command, Isobar};
+use crate::output::Format;
 
 fn main() -> ExitCode {
     // The supervisor of a lab is this program started again.
@@ -27,6 +29,12 @@ fn main() -> ExitCode {
 
 fn run(isobar: Isobar) -> anyhow::Result<ExitCode> {
     let Isobar { global, command } = isobar;
+    if let Some(name) = command
+        .prints_only_text()
+        .filter(|_| global.output != Format::Table)
+    {
+        bail!("isobar {name} prints text only; leave -o out");
+    }
     match command {
         Command::Version => commands::version(&global),
         Command::Completion { shell } => {

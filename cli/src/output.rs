@@ -103,6 +103,15 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Tells how a command goes: on standard output, but where that is for a value on standard error.
+pub(crate) fn say(text: &str, format: Format) -> anyhow::Result<()> {
+    if format == Format::Table {
+        return print(text);
+    }
+    anstream::eprint!("{text}");
+    Ok(())
+}
+
 /// Says on standard error what did not work, with all causes.
 pub(crate) fn complain(error: &anyhow::Error) {
     let style = AnsiColor::Red.on_default().bold();

@@ -30,6 +30,7 @@ fn help_teaches_and_carries_no_colours_into_a_pipe() {
         let (code, out, _) = isobar(arguments);
         assert_eq!(code, 0);
         assert!(out.contains("Example"), "{arguments:?}: {out}");
+        assert!(!out.contains("<NAME> <NAME>"), "{arguments:?}: {out}");
         assert!(!out.contains('\u{1b}'), "{arguments:?}");
     }
 }
@@ -108,6 +109,14 @@ fn mistakes_come_with_a_next_step() {
         ),
         (&["lab", "up", "-f", "/nonexistent"], 1, &["/nonexistent"]),
         (&["validate", "/nonexistent"], 1, &["/nonexistent"]),
+        (&["completion", "bash", "-o", "json"], 1, &["text only"]),
+        (&["lab", "logs", "x", "-o", "yaml"], 1, &["text only"]),
+        (&["lab", "down", "--all"], 0, &["no lab"]),
+        (
+            &["lab", "down", "--all", "-o", "json"],
+            0,
+            &["\"removed\": []"],
+        ),
     ] {
         let (got, out, err) = isobar(arguments);
         let text = out + &err;

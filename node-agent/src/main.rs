@@ -84,11 +84,11 @@ struct Arguments {
     /// On SIGTERM remove all rules and annotations; this cuts connections.
     #[arg(long)]
     cleanup: bool,
-    /// Log level, or a comma list of TARGET=LEVEL.
+    /// What to log: a level, or TARGET=LEVEL, separated by commas.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
-    log: String,
-    /// `json` for one JSON object a line.
-    #[arg(long, env = "LOG_FORMAT", default_value = "plain")]
+    log_level: String,
+    /// `text` or `json`.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     log_format: String,
 }
 
@@ -111,7 +111,7 @@ fn main() -> ExitCode {
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let log = logging::init(&LogConfig {
         format: LogFormat::parse(&arguments.log_format),
-        filter: arguments.log.clone(),
+        filter: arguments.log_level.clone(),
     })?;
     let scratch = Canon::scratch().context("making a network namespace to try rules in")?;
     let backend = Backend::choose(arguments.backend, &scratch)?;

@@ -349,7 +349,7 @@ impl Drop for Mesh {
             save_logs(self.lab.paths().dir(), &self.name);
         }
         if let Err(error) = isobar_lab::down(&self.root, &self.name) {
-            eprintln!("lab {}: {error}", self.name);
+            eprintln!("lab {}: {:#}", self.name, anyhow::Error::from(error));
         }
     }
 }

@@ -24,6 +24,8 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
+const USAGE: &str = "usage: xtask check|layers|size|docs|checks [-o json]";
+
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
     let arguments: Vec<_> = std::env::args().skip(1).collect();
@@ -37,8 +39,12 @@ fn main() -> anyhow::Result<ExitCode> {
         ("size", size::check),
         ("docs", docs::check),
     ];
+    if ["--help", "-h", "help"].contains(&&*wanted) {
+        println!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    }
     if !checks.iter().any(|(name, _)| *name == wanted) && wanted != "check" {
-        eprintln!("usage: xtask check|layers|size|docs|checks [-o json]");
+        eprintln!("{USAGE}");
         return Ok(ExitCode::from(2));
     }
     let mut failed = false;

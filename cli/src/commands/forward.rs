@@ -28,6 +28,8 @@ pub(crate) async fn run(
     namespace: Option<&str>,
 ) -> anyhow::Result<()> {
     let way = way(&lab.status().await?, target, namespace, remote)?;
+    // Says now, not at the first connection, that there is no such place.
+    drop(lab.netns(way.from.clone()).await?);
     let listener = TcpListener::bind((LOOPBACK, local))
         .await
         .with_context(|| format!("listening on 127.0.0.1:{local}"))?;
@@ -84,12 +86,7 @@ fn way(
     if let Some(name) = service {
         return to_service(status, &qualified(namespace, name), port);
     }
-    let name = target
-        .strip_prefix("pod/")
-        .or_else(|| target.strip_prefix("deployment/"))
-        .or_else(|| target.strip_prefix("deploy/"))
-        .unwrap_or(target);
-    let from: Target = qualified(namespace, name)
+    let from: Target = qualified(namespace, target)
         .parse()
         .unwrap_or_else(|never| match never {});
     let to = match &from {
@@ -124,6 +121,12 @@ fn to_service(status: &LabStatus, name: &str, port: u16) -> anyhow::Result<Way> 
         ),
         _ => bail!("several namespaces have a service {name}; choose one with -n"),
     };
+    if !service.ports.is_empty() && !service.ports.contains(&format!("{port}/TCP")) {
+        bail!(
+            "service {name} has no port {port}, only {}",
+            service.ports.join(", ")
+        );
+    }
     let Some(node) = status.nodes.first() else {
         bail!("the lab has no nodes");
     };
@@ -135,4 +138,49 @@ fn to_service(status: &LabStatus, name: &str, port: u16) -> anyhow::Result<Way> 
         from: Target::node(node.name.clone()),
         to: vec![SocketAddr::new(address, port)],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn status() -> LabStatus {
+        serde_json::from_value(
+            json!({"name": "demo", "ready": true, "mesh": true, "objects": [],
+            "state_dir": "/", "components": [], "findings": [],
+            "nodes": [{"name": "node-1", "address": "172.30.0.11", "pod_cidr": "10.244.1.0/24"}],
+            "pods": [{"namespace": "hello", "name": "httpbin", "uid": "u", "node": "node-1",
+                "ip": "10.244.1.2", "phase": "Running", "ready": true, "restarts": 0,
+                "images": ["x"], "mesh": "enrolled", "message": ""}],
+            "services": [{"namespace": "hello", "name": "svc", "cluster_ip": "10.96.0.9",
+                "ports": ["8080/TCP", "53/UDP"], "endpoints": []}]}),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_service_is_reached_by_its_own_ports() {
+        let to = |target: &str, port| way(&status(), target, Some("hello"), port);
+        assert_eq!(
+            to("svc/svc", 8080).unwrap().to,
+            ["10.96.0.9:8080".parse().unwrap()]
+        );
+        assert!(to("service/svc", 53).is_err());
+        let error = to("svc/svc", 80).unwrap_err().to_string();
+        assert!(
+            error.contains("no port 80, only 8080/TCP, 53/UDP"),
+            "{error}"
+        );
+        let error = to("svc/nix", 80).unwrap_err().to_string();
+        assert!(error.contains("isobar lab status --lab demo"), "{error}");
+    }
+
+    #[test]
+    fn a_pod_is_reached_by_loopback_first() {
+        let way = way(&status(), "pod/httpbin", Some("hello"), 80).unwrap();
+        assert_eq!(way.from, Target::pod("hello/httpbin"));
+        let to: Vec<_> = way.to.iter().map(ToString::to_string).collect();
+        assert_eq!(to, ["127.0.0.1:80", "10.244.1.2:80"]);
+    }
 }

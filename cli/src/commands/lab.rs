@@ -12,9 +12,11 @@ use isobar_lab::{Exec, LabConfig, LabRoot, LabStatus, PodPhase, Progress, Target
 use isobar_objects::{DirectoryOptions, DirectorySource, Finding, ObjectSource as _};
 
 use super::forward;
+use serde_json::json;
+
 use crate::arguments::{Global, Lab, Up};
 use crate::lab_access::{chosen, flag, name, qualified};
-use crate::output::{Format, Table, count, print, print_value};
+use crate::output::{Format, Table, count, print, print_value, say};
 
 /// Name of a lab that is given none.
 const NAME: &str = "lab";
@@ -25,7 +27,7 @@ pub(crate) async fn run(lab: Lab, global: &Global) -> anyhow::Result<ExitCode> {
     let named = global.lab.as_deref();
     match lab {
         Lab::Up(up) => return start(up, global).await,
-        Lab::Down { name: own, all } => end(own.as_deref().or(named), all)?,
+        Lab::Down { name: own, all } => end(own.as_deref().or(named), all, global)?,
         Lab::Status => {
             let status = chosen(named)?.status().await?;
             show(&status, global)?;
@@ -188,7 +190,7 @@ impl Teller {
     }
 }
 
-fn end(named: Option<&str>, all: bool) -> anyhow::Result<()> {
+fn end(named: Option<&str>, all: bool, global: &Global) -> anyhow::Result<()> {
     let root = LabRoot::from_env();
     let names = if all {
         let labs = isobar_lab::list(&root)?;
@@ -197,11 +199,17 @@ fn end(named: Option<&str>, all: bool) -> anyhow::Result<()> {
         // What a crash left behind shall go too, so running or not does not matter.
         vec![name(&root, named, false)?]
     };
-    for name in names {
-        if !isobar_lab::down(&root, &name)? {
+    for name in &names {
+        if !isobar_lab::down(&root, name)? {
             bail!("there is no lab named {name:?}; `isobar lab list` shows those there are");
         }
-        print(&format!("lab {name} is removed\n"))?;
+        say(&format!("lab {name} is removed\n"), global.output)?;
+    }
+    if global.output != Format::Table {
+        return print_value(&json!({ "removed": names }), global.output);
+    }
+    if names.is_empty() {
+        print("no lab is there to remove\n")?;
     }
     Ok(())
 }
@@ -379,7 +387,6 @@ mod tests {
     use super::*;
     use clap::Parser;
     use isobar_lab::PodStatus;
-    use serde_json::json;
 
     fn demo() -> LabStatus {
         serde_json::from_value(json!({

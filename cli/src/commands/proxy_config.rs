@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use isobar_lab::{LabStatus, Target};
+use isobar_lab::{LabStatus, PodStatus, Target};
 use serde_json::{Map, Value};
 
 use crate::arguments::{Global, ProxyConfig, WaypointSection, ZtunnelSection};
@@ -14,8 +14,12 @@ use crate::output::{Format, Table, cell, print, print_value};
 pub(crate) async fn run(what: ProxyConfig, global: &Global) -> anyhow::Result<ExitCode> {
     let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
     let (dump, sections) = match what {
-        ProxyConfig::Ztunnel { name, what } => {
-            let node = node_of(&status, &name)?;
+        ProxyConfig::Ztunnel {
+            name,
+            what,
+            namespace,
+        } => {
+            let node = node_of(&status, &name, namespace.as_deref())?;
             let dump = page(&lab, Target::node(node), ADMIN, "/config_dump").await?;
             (dump, names(what, ZtunnelSection::All))
         }
@@ -50,7 +54,7 @@ fn names<T: ValueEnum + PartialEq + Copy>(what: T, all: T) -> Vec<String> {
     }
 }
 
-fn node_of(status: &LabStatus, name: &str) -> anyhow::Result<String> {
+fn node_of(status: &LabStatus, name: &str, namespace: Option<&str>) -> anyhow::Result<String> {
     let bare = name
         .strip_prefix("node:")
         .or_else(|| name.strip_prefix("ztunnel-"))
@@ -58,12 +62,14 @@ fn node_of(status: &LabStatus, name: &str) -> anyhow::Result<String> {
     if status.nodes.iter().any(|node| node.name == bare) {
         return Ok(bare.to_owned());
     }
-    let of_pod = status
-        .pods
-        .iter()
-        .find(|pod| pod.name == name || format!("{}/{}", pod.namespace, pod.name) == name);
-    if let Some(pod) = of_pod {
-        return Ok(pod.node.clone());
+    let name = qualified(namespace, name);
+    let of_pod =
+        |pod: &&PodStatus| pod.name == name || format!("{}/{}", pod.namespace, pod.name) == name;
+    let mut pods = status.pods.iter().filter(of_pod);
+    match (pods.next(), pods.next()) {
+        (Some(pod), None) => return Ok(pod.node.clone()),
+        (Some(_), Some(_)) => bail!("several namespaces have a pod {name}; choose one with -n"),
+        (None, _) => {}
     }
     let nodes: Vec<_> = status.nodes.iter().map(|node| &*node.name).collect();
     bail!(
@@ -538,6 +544,32 @@ mod tests {
     use super::*;
     use crate::output::plain;
     use serde_json::json;
+
+    #[test]
+    fn a_node_by_its_name_or_by_a_pod() {
+        let pod = |namespace: &str, node: &str| {
+            json!({"namespace": namespace, "name": "web", "uid": "u", "node": node, "ip": null,
+                "phase": "Running", "ready": true, "restarts": 0, "images": [], "mesh": "",
+                "message": ""})
+        };
+        let node = |name: &str| json!({"name": name, "address": "172.30.0.11", "pod_cidr": ""});
+        let status: LabStatus = serde_json::from_value(json!({"name": "demo", "ready": true,
+            "mesh": true, "objects": [], "state_dir": "/", "components": [], "findings": [],
+            "services": [], "nodes": [node("node-1"), node("node-2")],
+            "pods": [pod("a", "node-1"), pod("b", "node-2")]}))
+        .unwrap();
+        let of =
+            |name: &str, namespace| node_of(&status, name, namespace).map_err(|e| e.to_string());
+        assert_eq!(of("node:node-2", Some("a")).as_deref(), Ok("node-2"));
+        assert_eq!(of("web", Some("b")).as_deref(), Ok("node-2"));
+        assert_eq!(of("a/web", None).as_deref(), Ok("node-1"));
+        assert!(of("web", None).unwrap_err().contains("-n"));
+        assert!(
+            of("web", Some("c"))
+                .unwrap_err()
+                .contains("isobar lab status --lab demo")
+        );
+    }
 
     #[test]
     fn a_node_proxy_in_tables() {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use isobar_lab::{Lab, Target};
+use isobar_objects::gateway_api::Gateway;
 use isobar_objects::{
     DirectoryOptions, DirectorySource, ObjectRef, ObjectSet, ObjectSource as _, Origin,
     OverlayWriter, Published,
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use self::tables::{list_table, status_table, values, waypoints};
 use crate::arguments::{Global, Waypoint};
 use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
-use crate::output::{Format, print, print_value};
+use crate::output::{Format, Table, print, print_value, say};
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -30,12 +31,13 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
     let place = Place {
         objects: Objects::open(status.objects, lab.paths().overlay())?,
         lab,
+        format: global.output,
     };
     match what {
         Waypoint::Apply(apply) => place.apply(&apply).await?,
-        Waypoint::List { namespace } => place.list(namespace.as_deref(), global.output)?,
+        Waypoint::List { namespace } => place.list(namespace.as_deref())?,
         Waypoint::Status { name, namespace } => {
-            place.status(name.as_deref(), namespace.as_deref(), global.output)?;
+            place.status(name.as_deref(), namespace.as_deref())?;
         }
         Waypoint::Delete {
             names,
@@ -47,10 +49,11 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// A lab with its objects.
+/// A lab with its objects, and how to print.
 struct Place {
     lab: Lab,
     objects: Objects,
+    format: Format,
 }
 
 /// The objects of a lab, and where this command writes its own.
@@ -109,37 +112,47 @@ impl Objects {
 }
 
 impl Place {
-    fn list(&self, namespace: Option<&str>, format: Format) -> anyhow::Result<()> {
-        let objects = self.objects.now();
-        let found = waypoints(&objects, namespace, None);
-        if format != Format::Table {
-            return print_value(&values(&found)?, format);
-        }
-        if found.is_empty() {
-            return print(&format!(
-                "no waypoints; `isobar waypoint apply --lab {} -n NAMESPACE --enroll-namespace \
-                 --wait` deploys one\n",
-                self.lab.name()
-            ));
-        }
-        print(&list_table(&objects, &found).render())
+    fn list(&self, namespace: Option<&str>) -> anyhow::Result<()> {
+        self.show(namespace, None, list_table)
     }
 
-    fn status(
+    fn status(&self, name: Option<&str>, namespace: Option<&str>) -> anyhow::Result<()> {
+        self.show(namespace, name, |_, found| status_table(found))
+    }
+
+    fn show(
         &self,
-        name: Option<&str>,
         namespace: Option<&str>,
-        format: Format,
+        name: Option<&str>,
+        table: impl Fn(&ObjectSet, &[&Gateway]) -> Table,
     ) -> anyhow::Result<()> {
         let objects = self.objects.now();
         let found = waypoints(&objects, namespace, name);
         if let (true, Some(name)) = (found.is_empty(), name) {
             bail!(self.no_waypoint(name));
         }
-        if format != Format::Table {
-            return print_value(&values(&found)?, format);
+        if self.format != Format::Table {
+            return print_value(&values(&found)?, self.format);
         }
-        print(&status_table(&found).render())
+        if found.is_empty() {
+            return print(&self.no_waypoints(namespace));
+        }
+        print(&table(&objects, &found).render())
+    }
+
+    /// Tells how the command goes.
+    fn say(&self, text: &str) -> anyhow::Result<()> {
+        say(&format!("{text}\n"), self.format)
+    }
+
+    fn no_waypoints(&self, namespace: Option<&str>) -> String {
+        format!(
+            "no waypoints{}; `isobar waypoint apply --lab {} -n {} --enroll-namespace --wait` \
+             deploys one\n",
+            namespace.map_or_else(String::new, |name| format!(" in namespace {name}")),
+            self.lab.name(),
+            namespace.unwrap_or("NAMESPACE"),
+        )
     }
 
     fn no_waypoint(&self, name: &str) -> String {

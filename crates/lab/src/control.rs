@@ -317,7 +317,7 @@ impl Desk {
             .iter()
             .max_by_key(|pod| (pod.status.ready, pod.place.is_some()))
             .map(|pod| (*pod).clone())
-            .ok_or_else(|| format!("there is no pod or Deployment {name:?}"))
+            .ok_or_else(|| no_pod(&self.name, namespace, name, &view.pods))
     }
 
     fn component(&self, name: &str) -> Result<&Component, String> {
@@ -334,9 +334,38 @@ impl Desk {
         if target == "supervisor" || self.component(target).is_ok() {
             return Ok(self.paths.component_log(target));
         }
-        let pod = self.pod(target)?.status;
+        let pod = self.pod(target).map_err(|why| {
+            let names = self.components.iter().map(|c| c.status().name);
+            let names: Vec<String> = names.chain(["supervisor".to_owned()]).collect();
+            format!("{why}; processes are {}", names.join(", "))
+        })?;
+        let pod = pod.status;
         Ok(self.paths.pod_log(&pod.namespace, &pod.name))
     }
+}
+
+/// Where was looked, where else the name is, and what lists everything.
+fn no_pod(lab: &str, namespace: Option<&str>, name: &str, pods: &[PodHandle]) -> String {
+    let place = namespace.map_or_else(String::new, |n| format!(" in namespace {n}"));
+    let is_it = |pod: &&PodHandle| {
+        let names = [pod.deployment.as_deref(), pod.app.as_deref()];
+        pod.status.name == name || names.contains(&Some(name))
+    };
+    let elsewhere: std::collections::BTreeSet<&str> = pods
+        .iter()
+        .filter(is_it)
+        .map(|pod| &*pod.status.namespace)
+        .collect();
+    let elsewhere = if elsewhere.is_empty() {
+        String::new()
+    } else {
+        let names: Vec<&str> = elsewhere.into_iter().collect();
+        format!(", but in {}", names.join(", "))
+    };
+    format!(
+        "there is no pod or Deployment {name:?}{place}{elsewhere}; `isobar lab status --lab {lab}` \
+         lists those there are"
+    )
 }
 
 fn running(name: &str, pod: &PodHandle) -> Result<Place, String> {

@@ -87,7 +87,7 @@ pub enum LabError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("{doing}: {source}")]
+    #[error("{doing}")]
     Io {
         /// What was being done.
         doing: String,
@@ -132,6 +132,14 @@ fn tail_text(tail: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_systems_words_come_once() {
+        let error = LabError::sys("looking for x")(nix::errno::Errno::ENOENT);
+        let text = crate::stage::with_causes(&error);
+        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+        assert_eq!(error.to_string(), "looking for x");
+    }
 
     #[test]
     fn messages_name_the_lab() {

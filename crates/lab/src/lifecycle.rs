@@ -62,7 +62,8 @@ struct Unfinished<'a>(&'a LabPaths);
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if let Err(error) = remove(self.0) {
-            tracing::warn!("a lab that did not start is left: {error}");
+            let why = stage::with_causes(&error);
+            tracing::warn!("a lab that did not start is left: {why}");
         }
     }
 }

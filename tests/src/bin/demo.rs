@@ -9,6 +9,7 @@ use clap::Parser;
 /// Starts a mesh of two nodes in a lab on this machine and tours routing, encryption and policy.
 /// Exits with 1 if anything is not as it should be.
 #[derive(Parser)]
+#[command(name = "isobar-demo", version)]
 struct Options {
     /// Leave the lab up afterwards and say what to try next.
     #[arg(long)]

@@ -33,6 +33,11 @@ impl Stage {
         println!("  {DIM}$ {text}{DIM:#}");
     }
 
+    /// What the commands after it take for granted.
+    pub(super) fn note(&mut self, text: &str) {
+        println!("  {DIM}# {text}{DIM:#}");
+    }
+
     pub(super) fn check(&mut self, what: &str, expected: &str, observed: &str, good: bool) {
         self.checks += 1;
         let (style, mark) = if good {

@@ -87,7 +87,7 @@ impl<'a> Tour<'a> {
     async fn round_robin(&self, stage: &mut Stage) -> Result<()> {
         stage.title("A Service spreads connections over its pods");
         stage.command(
-            "for i in $(seq 100); do curl -s http://svc-hello:8080; done    # in pod httpbin",
+            "isobar lab exec -n hello httpbin -- sh -c 'for i in $(seq 100); do curl -s http://svc-hello:8080; done'",
         );
         let (v1, v2, none) = self.count(100, "/").await;
         stage.check(
@@ -101,6 +101,10 @@ impl<'a> Tour<'a> {
 
     async fn selector(&self, stage: &mut Stage) -> Result<()> {
         stage.title("Manual routing: the Service's selector changes");
+        stage.note(&format!(
+            "DIR is the lab's folder of objects, {}: a file there is applied",
+            self.mesh.objects().display()
+        ));
         for version in ["v1", "v2"] {
             self.apply(stage, &format!("selector-{version}.yaml"), "svc-hello.yaml")?;
             let took = self
@@ -126,7 +130,7 @@ impl<'a> Tour<'a> {
     async fn wire(&self, stage: &mut Stage) -> Result<()> {
         stage.title("What travels between the nodes");
         stage.command(
-            "tcpdump -i br0    # between node-1 and node-2, while httpbin calls hello-server-v2",
+            "isobar lab exec outer -- tcpdump -i br0    # while httpbin calls hello-server-v2",
         );
         let marker = "marker-4f7a1c";
         let folder = crate::scratch()?;

@@ -177,23 +177,35 @@ fn certificates(admin: &Admin) -> Vec<Value> {
     let time = |at: std::time::SystemTime| {
         jiff::Timestamp::try_from(at).map_or_else(|e| e.to_string(), |t| format!("{t:.0}"))
     };
+    let chain = |all: &[isobar_tls::CertificateInfo]| -> Vec<Value> {
+        let one = |c: &isobar_tls::CertificateInfo| {
+            json!({
+                "serialNumber": c.serial,
+                "validFrom": time(c.not_before),
+                "expirationTime": time(c.not_after),
+            })
+        };
+        all.iter().map(one).collect()
+    };
     let all = admin.certificates.report().into_iter();
     all.map(|report| {
-        let (state, chain) = match &report.state {
-            CertState::Initializing => ("Initializing".to_owned(), Vec::new()),
-            CertState::Unavailable(error) => (format!("Unavailable: {error}"), Vec::new()),
-            CertState::Available(certificate) => {
-                let chain = certificate.chain().iter().map(|c| {
-                    json!({
-                        "serialNumber": c.serial,
-                        "validFrom": time(c.not_before),
-                        "expirationTime": time(c.not_after),
-                    })
-                });
-                ("Available".to_owned(), chain.collect())
+        let (state, own, roots) = match &report.state {
+            CertState::Initializing => ("Initializing".to_owned(), Vec::new(), Vec::new()),
+            CertState::Unavailable(error) => {
+                (format!("Unavailable: {error}"), Vec::new(), Vec::new())
             }
+            CertState::Available(certificate) => (
+                "Available".to_owned(),
+                chain(certificate.chain()),
+                chain(certificate.roots()),
+            ),
         };
-        json!({ "identity": report.identity.to_string(), "state": state, "certChain": chain })
+        json!({
+            "identity": report.identity.to_string(),
+            "state": state,
+            "certChain": own,
+            "rootCerts": roots,
+        })
     })
     .collect()
 }

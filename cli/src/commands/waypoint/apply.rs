@@ -11,56 +11,65 @@ use serde_json::json;
 use super::tables::{is_waypoint, unready};
 use super::{Place, place_of};
 use crate::arguments::{Apply, Traffic, waypoint_name};
-use crate::output::print;
+use crate::output::{Format, print_value};
 
 impl Place {
     pub(super) async fn apply(&self, apply: &Apply) -> anyhow::Result<()> {
-        let account = apply.service_account.as_deref();
         let name = &name_of(apply)?;
         let objects = self.objects.now();
         self.check(&objects, apply, name)?;
+        let full = format!("{}/{name}", apply.namespace);
         if let Some(origin) = of_the_user(&self.objects.users, apply, name)? {
             let place = place_of(&origin);
-            print(&format!(
-                "waypoint {}/{name} is in {place}; it stays as it is there\n",
-                apply.namespace
+            self.say(&format!(
+                "waypoint {full} is in {place}; it stays as it is there"
             ))?;
         } else {
             self.objects.writer.put(&gateway(apply, name).into())?;
-            print(&format!("waypoint {}/{name} applied\n", apply.namespace))?;
+            self.say(&format!("waypoint {full} applied"))?;
         }
-        let bind = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: name } } });
-        if apply.enroll_namespace {
-            let namespace = ObjectRef::new(Kind::Namespace, "", &apply.namespace);
-            self.objects.writer.merge(&namespace, &bind)?;
-            print(&format!(
-                "namespace {} uses waypoint {name}\n",
-                apply.namespace
-            ))?;
-        }
-        if let Some(account) = account {
-            let reference = ObjectRef::new(Kind::ServiceAccount, &apply.namespace, account);
-            if objects
-                .service_accounts
-                .get(&apply.namespace, account)
-                .is_none()
-            {
-                self.objects
-                    .writer
-                    .put(&service_account(&apply.namespace, account, name)?)?;
-            } else {
-                self.objects.writer.merge(&reference, &bind)?;
-            }
-            print(&format!(
-                "service account {}/{account} uses waypoint {name}\n",
-                apply.namespace
-            ))?;
+        let bound = self.bind(&objects, apply, name)?;
+        for reference in &bound {
+            self.say(&format!("{reference} uses waypoint {name}"))?;
         }
         if apply.wait {
             self.wait(&apply.namespace, name, apply.timeout).await?;
-            print(&format!("waypoint {}/{name} is ready\n", apply.namespace))?;
+            self.say(&format!("waypoint {full} is ready"))?;
+        }
+        if self.format != Format::Table {
+            let bound: Vec<String> = bound.iter().map(ToString::to_string).collect();
+            let result = json!({ "waypoint": full, "bound": bound, "waited": apply.wait });
+            print_value(&result, self.format)?;
         }
         Ok(())
+    }
+
+    /// Writes the labels that are asked for.
+    fn bind(
+        &self,
+        objects: &ObjectSet,
+        apply: &Apply,
+        name: &str,
+    ) -> anyhow::Result<Vec<ObjectRef>> {
+        let writer = &self.objects.writer;
+        let label = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: name } } });
+        let mut bound = Vec::new();
+        if apply.enroll_namespace {
+            let namespace = ObjectRef::new(Kind::Namespace, "", &apply.namespace);
+            writer.merge(&namespace, &label)?;
+            bound.push(namespace);
+        }
+        if let Some(account) = &apply.service_account {
+            let reference = ObjectRef::new(Kind::ServiceAccount, &apply.namespace, account);
+            let known = &objects.service_accounts;
+            if known.get(&apply.namespace, account).is_none() {
+                writer.put(&service_account(&apply.namespace, account, name)?)?;
+            } else {
+                writer.merge(&reference, &label)?;
+            }
+            bound.push(reference);
+        }
+        Ok(bound)
     }
 
     /// What would surprise later.
@@ -85,23 +94,25 @@ impl Place {
                 taken.join(", ")
             );
         }
-        let account = apply
-            .service_account
-            .as_deref()
-            .and_then(|account| objects.service_accounts.get(&apply.namespace, account));
-        let bound = [
+        let account = apply.service_account.as_deref();
+        if let Some(account) = account.filter(|one| !is_used(objects, &apply.namespace, one)) {
+            anstream::eprintln!(
+                "warning: no pod runs as service account {}/{account}",
+                apply.namespace
+            );
+        }
+        let account =
+            account.and_then(|account| objects.service_accounts.get(&apply.namespace, account));
+        let asked = [
             apply
                 .enroll_namespace
-                .then(|| namespace.label(labels::USE_WAYPOINT)),
-            account.map(|account| account.label(labels::USE_WAYPOINT)),
+                .then(|| (namespace.reference(), namespace.label(labels::USE_WAYPOINT))),
+            account.map(|one| (one.reference(), one.label(labels::USE_WAYPOINT))),
         ];
-        let other = bound
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|other| *other != name);
-        if let Some(other) = other.filter(|_| !apply.overwrite) {
-            bail!("it is bound to waypoint {other} already; --overwrite binds it to {name}");
+        for (object, bound) in asked.into_iter().flatten() {
+            if let Some(other) = bound.filter(|other| *other != name && !apply.overwrite) {
+                bail!("{object} uses waypoint {other} already; --overwrite binds it to {name}");
+            }
         }
         if isobar_objects::enrolment::mode(&namespace.object) != Some(labels::MODE_AMBIENT) {
             anstream::eprintln!(
@@ -143,6 +154,11 @@ fn name_of(apply: &Apply) -> anyhow::Result<String> {
         })?,
         (None, None) => "waypoint".to_owned(),
     })
+}
+
+fn is_used(objects: &ObjectSet, namespace: &str, account: &str) -> bool {
+    let mut pods = objects.pods.in_namespace(namespace);
+    pods.any(|pod| isobar_objects::pods::service_account(pod) == account)
 }
 
 /// Where a file of the user's holds the Gateway, if one does: that one counts, and is not changed.

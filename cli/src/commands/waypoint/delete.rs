@@ -4,12 +4,12 @@ use std::time::Duration;
 use anyhow::bail;
 use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Origin};
 use isobar_types::labels;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bound::{self, Bindings, bound};
 use super::tables::waypoints;
 use super::{Place, place_of};
-use crate::output::{complain, print};
+use crate::output::{Format, complain, print, print_value};
 
 /// Longest time for proxies to learn of an unbinding before the waypoint goes.
 const UNBIND: Duration = Duration::from_secs(10);
@@ -33,17 +33,31 @@ impl Place {
         } else {
             names.to_vec()
         };
-        let mut code = ExitCode::SUCCESS;
+        let (mut deleted, mut kept) = (Vec::new(), Vec::new());
         for name in &names {
+            let full = format!("{namespace}/{name}");
             match self.delete_one(namespace, name, force).await {
-                Ok(()) => print(&format!("waypoint {namespace}/{name} deleted\n"))?,
+                Ok(()) => {
+                    self.say(&format!("waypoint {full} deleted"))?;
+                    deleted.push(full);
+                }
                 Err(error) => {
                     complain(&error);
-                    code = ExitCode::FAILURE;
+                    kept.push(json!({ "waypoint": full, "why": format!("{error:#}") }));
                 }
             }
         }
-        Ok(code)
+        if names.is_empty() && self.format == Format::Table {
+            print(&format!("no waypoints in namespace {namespace}\n"))?;
+        }
+        if self.format != Format::Table {
+            print_value(&json!({ "deleted": deleted, "kept": kept }), self.format)?;
+        }
+        Ok(if kept.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 
     async fn delete_one(&self, namespace: &str, name: &str, force: bool) -> anyhow::Result<()> {
@@ -80,7 +94,7 @@ impl Place {
         let before = self.sync().await.ok();
         for reference in &found.ours {
             self.objects.writer.remove(reference)?;
-            print(&format!("{reference} unbound\n"))?;
+            self.say(&format!("{reference} unbound"))?;
         }
         let ours_left = |objects: &ObjectSet| {
             let mut left = bound(objects, namespace, name);
@@ -143,7 +157,6 @@ fn behind(sync: &Value, than: Option<u64>, gateway: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn everybody_confirms_but_the_one_that_goes() {
