@@ -136,8 +136,9 @@ fn check_objects(files: &[PathBuf]) -> anyhow::Result<()> {
 /// What to try in a lab; `flag` chooses it where that is needed.
 fn welcome(status: &LabStatus, flag: &str) -> String {
     let mut text = format!(
-        "lab {} is ready: {}, {}\n\ntry:\n  isobar lab status{flag}\n",
+        "lab {} is {}: {}, {}\n\ntry:\n  isobar lab status{flag}\n",
         status.name,
+        if status.ready { "ready" } else { "up" },
         count(status.nodes.len(), "node"),
         count(status.pods.len(), "pod"),
     );

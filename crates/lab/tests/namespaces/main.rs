@@ -245,6 +245,18 @@ async fn commands_and_logs(lab: &Running) -> Result<()> {
     ensure!(missing.code == 127, "{missing:?}");
     let none = lab.lab.output(Target::pod("nobody"), &["true"]).await;
     ensure!(matches!(none, Err(LabError::Refused { .. })), "{none:?}");
+    let wrong = lab.lab.output(Target::pod("nix/one"), &["true"]).await;
+    let text = format!("{:?}", wrong.map_err(|error| error.to_string()));
+    for words in [
+        "in namespace nix",
+        "but in shop",
+        "isobar lab status --lab kube",
+    ] {
+        ensure!(text.contains(words), "no {words} in {text}");
+    }
+    let none = lab.lab.log_path("isobar-cni-node-9").await;
+    let text = format!("{:?}", none.map_err(|error| error.to_string()));
+    ensure!(text.contains("processes are supervisor"), "{text}");
     lab.lab.kill_pod("two").await?;
     eventually(|| async {
         let status = lab.lab.status().await?;
