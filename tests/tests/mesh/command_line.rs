@@ -60,7 +60,7 @@ async fn what_the_tour_says_at_its_end(mesh: &Mesh) -> Result<()> {
             let output = tokio::process::Command::new("sh")
                 .args(["-c", &typed])
                 .env_remove("ISOBAR_LAB")
-                .stdin(std::process::Stdio::null())
+                .stdin(Stdio::null())
                 .output()
                 .await?;
             ensure!(output.status.success(), "{output:?}");
