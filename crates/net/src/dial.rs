@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
 use std::time::Duration;
 
 use isobar_types::Reason;
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
@@ -82,13 +83,21 @@ pub enum DialError {
 impl DialError {
     /// The ending this failure means for a connection.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
+            // No descriptor or no memory for one more socket.
+            Self::Socket { source, .. } if is_shortage(source) => Reason::Overload,
             Self::Socket { .. } => Reason::Internal,
             Self::Refused { .. } => Reason::UpstreamRefused,
             Self::Timeout { .. } => Reason::UpstreamConnectTimeout,
         }
     }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+    let code = error.raw_os_error();
+    shortages.iter().any(|e| code == Some(*e as i32))
 }
 
 /// Connects to `to`, with `TCP_NODELAY`.

@@ -16,7 +16,7 @@ mod tests;
 mod tune;
 
 pub use dial::{DialError, DialOptions, Source, dial};
-pub use limits::raise_open_files;
+pub use limits::{next_descriptor, open_files_limit, raise_open_files};
 pub use listen::{ListenOptions, UdpOptions, listen, udp};
 pub use netns::{NetNs, NetNsId};
 pub use original::{local_addr, original_dst, peer_addr};
