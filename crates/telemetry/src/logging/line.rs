@@ -67,6 +67,18 @@ where
     }
 }
 
+/// A line about the log itself, outside any event.
+pub(super) fn plain_line(format: LogFormat, message: &str) -> String {
+    let time = now();
+    match format {
+        LogFormat::Text => format!("{time}\twarn\tlog\t{message}"),
+        LogFormat::Json => serde_json::json!({
+            "level": "warn", "time": time, "scope": "log", "message": message,
+        })
+        .to_string(),
+    }
+}
+
 fn text_line<S>(event: &Event<'_>, context: &Context<'_, S>) -> String
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -172,7 +184,7 @@ impl Visit for TextFields {
             return;
         }
         self.key(field);
-        let _ = write!(self.pairs, "{value:?}");
+        let _ = write!(self.pairs, "{:?}", cut(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -187,7 +199,7 @@ impl Visit for TextFields {
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
         self.key(field);
-        let _ = write!(self.pairs, "{:?}", chain(value));
+        let _ = write!(self.pairs, "{:?}", cut(&chain(value)));
     }
 }
 
@@ -213,13 +225,13 @@ impl Visit for JsonFields<'_> {
         self.put(field, value);
     }
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        self.put(field, visible(value));
     }
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, format!("{value:?}"));
+        self.put(field, visible(&format!("{value:?}")));
     }
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.put(field, chain(value));
+        self.put(field, visible(&chain(value)));
     }
 }
 
@@ -235,11 +247,42 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// A line is a line: what a peer sent must not start another one.
 fn escape_controls(text: &str, out: &mut String) {
+    let text = cut(text);
     for c in text.chars() {
-        if c.is_control() {
+        if c.is_control() || is_deceptive(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);
         }
     }
+}
+
+/// Longest value of a field, in bytes: a peer's text must not be the bulk of the log.
+const LONGEST: usize = 16 * 1024;
+
+/// The start of `text`, if it is too long for a line.
+fn cut(text: &str) -> &str {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
+/// Text for JSON, which itself escapes the controls of ASCII only; a terminal obeys others too.
+fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in cut(text).chars() {
+        if (c.is_control() && !c.is_ascii()) || c == '\u{7f}' || is_deceptive(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Characters that change how the rest of a line is shown: line breaks and writing directions.
+const fn is_deceptive(c: char) -> bool {
+    matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -3,6 +3,7 @@
 //! Text: time, level, target with its spans, message, then `key=value`; separated by tabs. JSON:
 //! one object a line. Lines go through a bounded queue to a thread of their own: a slow reader of
 //! our output loses lines (counted, and told in a line of its own) and never stalls a connection.
+//! So do more than 1,000 lines a second, unless [`LogControl::limit`] says otherwise.
 
 mod filter;
 mod line;
@@ -80,7 +81,7 @@ pub struct LogControl {
 /// When the filter is wrong, or logging was set up before.
 pub fn init(config: &LogConfig) -> Result<LogControl, LogError> {
     let initial = Filter::parse(&config.filter)?;
-    let output = Output::stdout().map_err(LogError::Thread)?;
+    let output = Output::stdout(config.format).map_err(LogError::Thread)?;
     let (targets, handle) = reload::Layer::new(initial.targets());
     let layer = LineLayer::new(config.format, output.clone());
     tracing_subscriber::registry()
@@ -129,6 +130,11 @@ impl LogControl {
     /// Writes `text` and a line break as it is: for access logs with a format of their own.
     pub fn line(&self, text: String) {
         self.output.write(text);
+    }
+
+    /// Changes how many lines a second are written; 0 for no limit.
+    pub fn limit(&self, lines_per_second: u32) {
+        self.output.limit(lines_per_second.into());
     }
 
     /// Waits, at most a second, until what was logged before is written.

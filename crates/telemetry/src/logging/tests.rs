@@ -100,3 +100,22 @@ fn filter_takes_both_separators_and_later_directives_win() {
     }
     assert_eq!(filter, before);
 }
+
+#[test]
+fn hostile_text_is_escaped_in_both_forms() {
+    let hostile = "a\r\n2026\tinfo\x1b[2J\u{9b}1m\u{202e}\u{2028}\u{7f}z";
+    for format in [LogFormat::Text, LogFormat::Json] {
+        let lines = capture(format, || {
+            tracing::warn!(name = hostile, shown = %hostile, error = hostile, "{hostile}");
+        });
+        assert_eq!(lines.len(), 1);
+        let bad = |c: char| c.is_control() && c != '\t' || ('\u{2028}'..='\u{202e}').contains(&c);
+        assert!(!lines[0].contains(bad), "{:?}", lines[0]);
+        if format == LogFormat::Text {
+            assert_eq!(lines[0].matches('\t').count(), 4, "{:?}", lines[0]);
+        }
+    }
+    let long = "x".repeat(1 << 20);
+    let lines = capture(LogFormat::Json, || tracing::warn!(long, "{long}"));
+    assert!(lines[0].len() < 40_000);
+}
