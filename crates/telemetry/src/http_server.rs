@@ -23,6 +23,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 128;
 /// Pause after a failed accept: without descriptors the next try fails too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// At most one log line about failed accepts in this time.
+const TELL: Duration = Duration::from_secs(10);
 /// How long open requests may run on after the end was asked for.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -42,6 +44,13 @@ pub struct Call {
 }
 
 impl Call {
+    /// True for what a script or form of a web page sends: a browser on an operator's machine reaches
+    /// forwarded ports, whoever wrote the page.
+    #[must_use]
+    pub fn is_from_a_page(&self) -> bool {
+        self.headers.contains_key("origin") || self.headers.contains_key("sec-fetch-site")
+    }
+
     /// The first value of the query parameter `key`; a key without `=` has the empty value.
     /// Percent-encoding of `%XX` form is undone.
     #[must_use]
@@ -286,6 +295,7 @@ async fn accept(
     life: Lifetime,
 ) {
     let connections = Scope::new(name);
+    let mut told: Option<std::time::Instant> = None;
     loop {
         // The semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else {
@@ -305,7 +315,10 @@ async fn accept(
                 });
             }
             Err(error) => {
-                tracing::warn!(server = name, %error, "accept failed");
+                if told.is_none_or(|at| at.elapsed() > TELL) {
+                    tracing::warn!(server = name, %error, "accept failed");
+                    told = Some(std::time::Instant::now());
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -15,8 +15,10 @@ pub mod logging;
 mod metrics;
 mod process;
 mod ready;
+mod runtimes;
 pub mod standard;
 
 pub use http_server::{Call, HttpServer, Reply, Routes};
 pub use metrics::Registry;
 pub use ready::{Gate, Ready};
+pub use runtimes::Runtimes;

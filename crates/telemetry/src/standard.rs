@@ -68,6 +68,9 @@ pub fn logging(routes: Routes, control: LogControl) -> Routes {
 }
 
 fn change_level(call: &Call, control: &LogControl) -> Reply {
+    if call.is_from_a_page() {
+        return foreign();
+    }
     if call.method != http::Method::POST {
         let text = format!("Invalid HTTP method\n{LOGGING_USAGE}");
         return Reply::text(StatusCode::METHOD_NOT_ALLOWED, text);
@@ -89,10 +92,21 @@ fn change_level(call: &Call, control: &LogControl) -> Reply {
 /// Adds `POST /quitquitquit`, which calls `quit`, to `routes`.
 #[must_use]
 pub fn quit(routes: Routes, quit: impl Fn() + Send + Sync + 'static) -> Routes {
-    routes.post("/quitquitquit", move |_| {
-        quit();
-        async { Reply::text(StatusCode::OK, "shutdown now\n") }
+    routes.post("/quitquitquit", move |call: Call| {
+        let reply = if call.is_from_a_page() {
+            foreign()
+        } else {
+            quit();
+            Reply::text(StatusCode::OK, "shutdown now\n")
+        };
+        async { reply }
     })
+}
+
+/// The answer to a page in a browser that wants to change something here.
+fn foreign() -> Reply {
+    let text = "not from a web page\n";
+    Reply::text(StatusCode::FORBIDDEN, text)
 }
 
 /// Adds an index page at `/` that lists the paths served.
