@@ -16,7 +16,7 @@ use crate::channel::{ConnectError, chain, connect, headers, read_roots};
 use crate::config::{AdsConfig, Server};
 use crate::handler::ResourceHandler;
 use crate::mesh::{AddressHandler, AuthorizationHandler};
-use crate::status::SyncStatus;
+use crate::status::{SyncStatus, Termination};
 use crate::store::Store;
 use subscription::Subscription;
 
@@ -48,6 +48,21 @@ enum Ending {
     Status(#[from] tonic::Status),
     #[error("the control plane closed the stream")]
     Closed,
+}
+
+impl Ending {
+    /// Istio's word for it.
+    fn kind(&self, answered: bool) -> Termination {
+        match self {
+            Self::Connect(_) | Self::Silent => Termination::ConnectionError,
+            // A server that goes away after it answered is one to come back to.
+            Self::Status(status) if answered && status.code() == tonic::Code::Unavailable => {
+                Termination::Reconnect
+            }
+            Self::Status(_) => Termination::Error,
+            Self::Closed => Termination::Complete,
+        }
+    }
 }
 
 impl AdsClient {
@@ -112,7 +127,7 @@ impl AdsClient {
                 let address = &self.server.address;
                 tracing::warn!(address, ?wait, "no discovery, will try again: {why}");
             }
-            self.status.disconnected(why);
+            self.status.disconnected(why, ending.kind(answered));
             tokio::time::sleep(wait).await;
         }
     }

@@ -24,5 +24,5 @@ pub use certificates::{
 pub use channel::ConnectError;
 pub use config::{AdsConfig, CaConfig, Roots, Token};
 pub use handler::{Rejected, ResourceHandler, decode};
-pub use status::{SyncReport, SyncStatus, TypeReport};
+pub use status::{SyncReport, SyncStatus, Termination, TypeReport};
 pub use store::Store;

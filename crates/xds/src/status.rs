@@ -18,10 +18,45 @@ struct Shared {
     synced: watch::Sender<bool>,
 }
 
+/// How a discovery stream ended, in Istio's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Termination {
+    /// It never stood.
+    ConnectionError,
+    /// The server ended it with an error.
+    Error,
+    /// The server went away after it had answered.
+    Reconnect,
+    /// The server ended it in order.
+    Complete,
+}
+
+impl Termination {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::ConnectionError,
+        Self::Error,
+        Self::Reconnect,
+        Self::Complete,
+    ];
+
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionError => "ConnectionError",
+            Self::Error => "Error",
+            Self::Reconnect => "Reconnect",
+            Self::Complete => "Complete",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Facts {
     connected: bool,
     connects: u64,
+    terminations: BTreeMap<Termination, u64>,
     last_failure: Option<String>,
     types: BTreeMap<&'static str, TypeFacts>,
 }
@@ -46,6 +81,8 @@ pub struct SyncReport {
     pub connected: bool,
     /// Streams opened since start.
     pub connects: u64,
+    /// Streams that ended, or never stood, since start.
+    pub terminations: BTreeMap<Termination, u64>,
     /// Why the last stream could not be opened, or ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
@@ -126,6 +163,7 @@ impl SyncStatus {
         SyncReport {
             connected: facts.connected,
             connects: facts.connects,
+            terminations: facts.terminations.clone(),
             last_failure: facts.last_failure.clone(),
             types: facts
                 .types
@@ -159,8 +197,9 @@ impl SyncStatus {
         facts.connects += 1;
     }
 
-    pub(crate) fn disconnected(&self, why: String) {
+    pub(crate) fn disconnected(&self, why: String, how: Termination) {
         let mut facts = self.facts();
+        *facts.terminations.entry(how).or_default() += 1;
         facts.connected = false;
         facts.last_failure = Some(why);
     }
