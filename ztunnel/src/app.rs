@@ -6,18 +6,20 @@ use std::time::Duration;
 use isobar_runtime::{Lifetime, LifetimeOwner, Scope, Worker, Workers};
 use isobar_state::{Snapshot, Traversal};
 use isobar_telemetry::logging::LogControl;
-use isobar_telemetry::{Ready, Registry};
+use isobar_telemetry::{Ready, Registry, Runtimes};
 use isobar_xds::{
     AdsClient, AdsConfig, CaClient, CaConfig, CertManager, Roots, Store, SyncStatus, Token,
 };
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, Mode, RootSource, TokenSource};
 use crate::dns;
+use crate::local::LocalError;
 use crate::metrics::{DiscoveryMetrics, Metrics};
 use crate::pods::{PendingPods, Pods};
-use crate::proxy::World;
+use crate::proxy::{Descriptors, World};
 use crate::zds::{self, PodInfo};
 
 /// For control tasks once traffic has ended: most serve until they are stopped.
@@ -38,6 +40,9 @@ pub enum AppError {
     /// Dedicated mode could not listen.
     #[error("{0}")]
     Listen(String),
+    /// The local mesh cannot be used.
+    #[error("local configuration: {0}")]
+    Local(#[source] LocalError),
     /// The node agent contradicted itself.
     #[error(transparent)]
     NodeAgent(#[from] zds::Fatality),
@@ -92,26 +97,31 @@ async fn control(
     } else {
         Traversal::Trusted
     };
-    let store = Store::new(Snapshot::empty(traversal));
+    let told = config.local.apply(&Snapshot::empty(traversal));
+    let store = Store::new(told.map_err(AppError::Local)?);
     let sync = start_discovery(&scope, &config, &store);
     if let Some(sync) = &sync {
         registry.collector(Box::new(DiscoveryMetrics(sync.clone())));
     }
     let certificates = start_certificates(&scope, &config, &store);
 
+    let mut runtimes = Vec::new();
+    for worker in &workers {
+        runtimes.extend(worker.call(|| async { Handle::current() }).await);
+    }
+    registry.collector(Box::new(Runtimes::new(&runtimes)));
     let metrics = Metrics::new(&registry);
     let pending = PendingPods::new(metrics.pending_pods.clone());
+    let dns = config.dns.clone();
     let world = Arc::new(World {
         config: config.clone(),
         store: store.clone(),
         certificates: Arc::new(certificates.clone()),
         metrics,
+        dns: dns.map(|dns| dns::Resolver::of_process(dns, &registry)),
+        descriptors: Descriptors::of_process(),
     });
-    let resolver = config
-        .dns
-        .clone()
-        .map(|dns| dns::Resolver::of_process(dns, &registry));
-    let pods = Pods::new(world, workers, resolver);
+    let pods = Pods::new(world, workers);
     scope.spawn("recheck", pods.clone().recheck(store.clone(), life.clone()));
     let admin = Admin {
         config: config.clone(),
@@ -124,7 +134,14 @@ async fn control(
     admin::serve(&scope, &admin, &registry, logging, end.clone(), &life)
         .map_err(system("admin and metrics ports"))?;
 
-    let result = traffic(&config, sync, &pods, pending, gates, &end.lifetime()).await;
+    if let Some(own) = config.own_pod()
+        && let Err(error) = pods.serve_own(own).await
+    {
+        // Only scrapers inside the mesh miss it.
+        tracing::warn!(error, "no HBONE for this process's own pod");
+    }
+    let result = traffic(&config, sync, &pods, pending, &gates, &end.lifetime()).await;
+    gates.drain.close();
     let orderly = pods.drain(config.drain).await;
     tracing::info!(orderly, "drained");
     drop((admin, pods));
@@ -138,7 +155,7 @@ async fn traffic(
     sync: Option<SyncStatus>,
     pods: &Pods,
     pending: PendingPods,
-    gates: Gates,
+    gates: &Gates,
     life: &Lifetime,
 ) -> Result<(), AppError> {
     if let Some(sync) = sync {
@@ -168,7 +185,7 @@ async fn traffic(
         }
         Mode::Shared => {
             gates.pass_proxy();
-            let Some(gate) = gates.pods else {
+            let Some(gate) = gates.pods.clone() else {
                 return Ok(());
             };
             let socket = config.zds_socket.clone();
@@ -184,11 +201,16 @@ struct Gates {
     proxy: isobar_telemetry::Gate,
     dns: Option<isobar_telemetry::Gate>,
     pods: Option<isobar_telemetry::Gate>,
+    /// Ours: closed once the process drains.
+    drain: isobar_telemetry::Gate,
 }
 
 impl Gates {
     fn new(ready: &Ready, config: &Config) -> Self {
+        let drain = ready.gate("draining");
+        drain.pass();
         Self {
+            drain,
             state: ready.gate("state manager"),
             proxy: ready.gate("proxy"),
             dns: config.dns.is_some().then(|| ready.gate("dns proxy")),

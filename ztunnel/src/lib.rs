@@ -9,6 +9,7 @@ pub mod admin;
 pub mod app;
 pub mod config;
 pub mod dns;
+pub mod local;
 pub mod metrics;
 pub mod pods;
 pub mod proxy;

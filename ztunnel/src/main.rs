@@ -84,6 +84,7 @@ fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    control.limit(config.logging.lines_per_second);
     tell(&config);
     let result = ztunnel::app::run(config, control.clone());
     if let Err(error) = &result {

@@ -14,10 +14,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
-use crate::dns;
 use crate::proxy::{Connections, Pod, PodListeners, Stage, Views, World, serve_pod};
 use crate::zds::{PodHost, PodInfo};
 
+/// Key of the pod of this process itself; no pod has such a uid.
+const OWN: &str = "(this process)";
 /// How long the end of a removed pod may take before the node agent is answered regardless.
 const END: Duration = Duration::from_secs(2);
 
@@ -31,7 +32,6 @@ pub struct Pods {
 struct Shared {
     world: Arc<World>,
     workers: Vec<Worker>,
-    dns: Option<dns::Resolver>,
     control: Scope,
     // Held to look up, add or remove an entry.
     running: Mutex<BTreeMap<String, Running>>,
@@ -43,6 +43,7 @@ struct Running {
     info: PodInfo,
     connections: Arc<Connections>,
     netns: Option<NetNsId>,
+    own: bool,
     stage: Arc<watch::Sender<Stage>>,
 }
 
@@ -116,14 +117,13 @@ impl From<&PodInfo> for InfoView {
 }
 
 impl Pods {
-    /// Serves nothing yet. With `dns`, each pod gets a DNS proxy.
+    /// Serves nothing yet.
     #[must_use]
-    pub fn new(world: Arc<World>, workers: Vec<Worker>, dns: Option<dns::Resolver>) -> Self {
+    pub fn new(world: Arc<World>, workers: Vec<Worker>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 world,
                 workers,
-                dns,
                 control: Scope::new("pods"),
                 running: Mutex::default(),
             }),
@@ -153,31 +153,54 @@ impl Pods {
         {
             tracing::debug!(uid, %error, "waiting connections will not move when a listener closes");
         }
-        let (pod, stage) = Pod::new(info.clone(), netns);
+        self.start_pod(uid, Pod::new(info.clone(), netns)).await
+    }
+
+    /// Takes HBONE for the pod this process runs in, so that a scraper in the mesh reaches its metrics.
+    ///
+    /// # Errors
+    /// When the port cannot be listened on.
+    pub async fn serve_own(&self, info: PodInfo) -> Result<(), String> {
+        self.start_pod(OWN, Pod::of_process(info)).await
+    }
+
+    async fn start_pod(
+        &self,
+        uid: &str,
+        (pod, stage): (Pod, watch::Sender<Stage>),
+    ) -> Result<(), String> {
+        let id = pod.netns.as_ref().map(NetNs::id);
+        let (info, own) = (pod.info.clone(), pod.own);
         let pod = Arc::new(pod);
-        self.start_dns(&pod)?;
+        if !own {
+            self.start_dns(&pod)?;
+        }
         let starts = self.shared.workers.iter().map(|w| self.start_on(w, &pod));
         if let Some(Err(error)) = join_all(starts).await.into_iter().find(Result::is_err) {
             end_pod(&stage, Reason::Internal).await;
             return Err(error);
         }
         tracing::info!(uid, pod = pod.display_name(), "pod is served");
-        let metrics = &self.shared.world.metrics;
-        metrics.pods_started.inc();
         let entry = Running {
-            info: info.clone(),
+            info,
             connections: pod.connections.clone(),
             netns: id,
+            own,
             stage: Arc::new(stage),
         };
-        let count = self.with(|running| {
-            running.insert(uid.to_owned(), entry);
-            running.len()
-        });
-        metrics
-            .active_pods
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.with(|running| running.insert(uid.to_owned(), entry));
+        if !own {
+            self.shared.world.metrics.pods_started.inc();
+        }
+        self.count();
         Ok(())
+    }
+
+    /// Brings the gauge of served pods up to date.
+    fn count(&self) {
+        let count = self.with(|running| running.values().filter(|r| !r.own).count());
+        let active = &self.shared.world.metrics.active_pods;
+        active.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Takes no new connections anywhere, lets those open run on for at most `limit`, then cuts
@@ -257,7 +280,7 @@ impl Pods {
     }
 
     fn start_dns(&self, pod: &Arc<Pod>) -> Result<(), String> {
-        let Some(resolver) = &self.shared.dns else {
+        let Some(resolver) = &self.shared.world.dns else {
             return Ok(());
         };
         let server = resolver
@@ -268,13 +291,13 @@ impl Pods {
     }
 
     async fn end(&self, uid: &str, reason: Reason) {
-        let (entry, count) = self.with(|running| (running.remove(uid), running.len()));
-        let Some(entry) = entry else { return };
-        let metrics = &self.shared.world.metrics;
-        metrics.pods_stopped.inc();
-        metrics
-            .active_pods
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        let Some(entry) = self.with(|running| running.remove(uid)) else {
+            return;
+        };
+        if !entry.own {
+            self.shared.world.metrics.pods_stopped.inc();
+        }
+        self.count();
         let name = format!("{}/{}", entry.info.namespace, entry.info.name);
         if end_pod(&entry.stage, reason).await {
             tracing::info!(uid, pod = name, "pod is not served any more");
@@ -312,6 +335,9 @@ impl PodHost for Pods {
     }
 
     fn running(&self) -> Vec<String> {
-        self.with(|running| running.keys().cloned().collect())
+        self.with(|running| {
+            let announced = running.iter().filter(|(_, r)| !r.own);
+            announced.map(|(uid, _)| uid.clone()).collect()
+        })
     }
 }

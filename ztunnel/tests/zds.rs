@@ -23,6 +23,8 @@ struct Host {
     events: Arc<Mutex<Vec<String>>>,
     running: Arc<Mutex<Vec<String>>>,
     broken: Arc<Mutex<bool>>,
+    /// How long the end of a pod takes.
+    slow: Arc<Mutex<Duration>>,
     starts: Arc<watch::Sender<usize>>,
 }
 
@@ -42,6 +44,8 @@ impl PodHost for Host {
 
     async fn stop(&self, uid: &str) {
         self.events.lock().unwrap().push(format!("stop {uid}"));
+        let slow = *self.slow.lock().unwrap();
+        tokio::time::sleep(slow).await;
         self.running.lock().unwrap().retain(|u| u != uid);
     }
 
@@ -127,6 +131,27 @@ fn add(uid: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn check_01_the_hello_is_one_packet() {
+    let rig = rig();
+    let agent = within("connect", rig.agent.accept()).await.unwrap();
+    assert_eq!(received(&agent).await.unwrap(), [0x08, 0x01]);
+    // Nothing follows unasked: the next packet is the answer to the next question.
+    assert_eq!(ask(&agent, b"\x1a\x00", false).await, OK);
+}
+
+#[tokio::test]
+async fn check_02_a_deletions_uid_is_field_two() {
+    let rig = rig();
+    let agent = connected(&rig.agent).await;
+    assert_eq!(ask(&agent, &add("u1"), true).await, OK);
+    assert_eq!(ask(&agent, b"\x1a\x00", false).await, OK);
+    assert_eq!(ask(&agent, b"\x12\x04\x0a\x02u1", false).await, OK);
+    assert_eq!(*rig.host.running.lock().unwrap(), ["u1"]);
+    assert_eq!(ask(&agent, b"\x12\x04\x12\x02u1", false).await, OK);
+    assert!(rig.host.running.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn serves_the_snapshot_and_what_changes_later() {
     let rig = rig();
     rig.host
@@ -158,6 +183,18 @@ async fn serves_the_snapshot_and_what_changes_later() {
     assert!(rig.scope.shutdown(LIMIT).await);
     assert!(rig.result.lock().unwrap().take().unwrap().is_ok());
     assert!(rig.path.exists());
+}
+
+#[tokio::test]
+async fn check_05_many_missing_pods_end_within_the_agents_patience() {
+    let rig = rig();
+    *rig.host.slow.lock().unwrap() = Duration::from_secs(1);
+    let pods = (0..20).map(|n| format!("u{n}"));
+    rig.host.running.lock().unwrap().extend(pods);
+    let agent = connected(&rig.agent).await;
+    let answer = tokio::time::timeout(Duration::from_secs(5), ask(&agent, b"\x1a\x00", false));
+    assert_eq!(answer.await.expect("an answer in time"), OK);
+    assert!(rig.host.running.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

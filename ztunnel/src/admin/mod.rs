@@ -45,7 +45,7 @@ impl Admin {
             "services": mesh::services(&snapshot),
             "policies": policies::policies(&snapshot),
             "stagedServices": {},
-            "staticConfig": { "workloads": [], "services": [], "policies": [] },
+            "staticConfig": self.config.local,
             "version": version(),
             "config": *self.config,
             "certificates": certificates::certificates(&self.certificates),

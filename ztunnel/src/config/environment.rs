@@ -10,6 +10,7 @@ use super::proxy_config::{MESH_FILE, ProxyConfig};
 use super::section::{Dns, Http2, Keepalive, Logging, Ports, TokenSource, Upstream, UpstreamNames};
 use super::value;
 use super::{Config, ConfigError, Mode};
+use crate::local::LocalMesh;
 
 const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
@@ -31,13 +32,10 @@ const CA: UpstreamNames = UpstreamNames {
 };
 
 /// Switches of Istio's ztunnel for what this program does not have: each must be off.
-const UNSUPPORTED: [(&str, &str); 8] = [
+const UNSUPPORTED: [(&str, &str); 5] = [
     ("XDS_ON_DEMAND", "subscribing to addresses on demand"),
-    ("UNSTABLE_ENABLE_SOCKS5", "the SOCKS5 listener"),
     ("FAKE_CA", "the self-signed test authority"),
     ("TLS12_ENABLED", "TLS 1.2 on HBONE"),
-    ("LOCAL_XDS", "a local configuration"),
-    ("LOCAL_XDS_PATH", "a local configuration"),
     ("CRL_PATH", "certificate revocation lists"),
     ("COMPLIANCE_POLICY", "a compliance policy"),
 ];
@@ -119,7 +117,8 @@ impl Environment {
             ca,
             token: self.token(),
             secret_ttl: self.duration("SECRET_TTL", Duration::from_secs(24 * 3600))?,
-            ports: Ports::read(&proxy),
+            ports: Ports::read(self, &proxy)?,
+            local: self.local_mesh()?,
             zds_socket: self.get("INPOD_UDS").unwrap_or(ZDS_SOCKET).into(),
             packet_mark: self.optional_number("PACKET_MARK")?.or(shared_mark),
             port_reuse: self.flag("INPOD_PORT_REUSE", true)?,
@@ -132,7 +131,8 @@ impl Environment {
             drain: self.drain()?,
             worker_threads: self.worker_threads(proxy.concurrency)?,
             dns: Dns::read(self, &proxy, domain)?,
-            logging: Logging::read(self),
+            logging: Logging::read(self)?,
+            localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true)?,
             mode,
         })
     }
@@ -221,6 +221,32 @@ impl Environment {
             }
         }
         all
+    }
+
+    /// The mesh told by `LOCAL_XDS` or the file `LOCAL_XDS_PATH`; empty if neither is set.
+    fn local_mesh(&self) -> Result<LocalMesh, ConfigError> {
+        const INLINE: &str = "LOCAL_XDS";
+        const FILE: &str = "LOCAL_XDS_PATH";
+        let (variable, text) = match (self.owned(INLINE), self.owned(FILE)) {
+            (None, None) => return Ok(LocalMesh::default()),
+            (Some(_), Some(path)) => {
+                let expected = "LOCAL_XDS is set as well; set one of the two";
+                return Err(ConfigError::value(FILE, &path, expected));
+            }
+            (Some(text), None) => (INLINE, text),
+            (None, Some(path)) => {
+                let read = std::fs::read_to_string(&path);
+                let text = read.map_err(|error| ConfigError::File {
+                    path: format!("{FILE}={path}"),
+                    reason: error.to_string(),
+                })?;
+                (FILE, text)
+            }
+        };
+        LocalMesh::parse(&text).map_err(|error| ConfigError::Local {
+            variable,
+            reason: error.to_string(),
+        })
     }
 
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {

@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::zds::PodInfo;
+
+use crate::local::LocalMesh;
 pub use environment::Environment;
 pub use section::{Dns, Http2, Keepalive, Logging, Ports, RootSource, TokenSource, Upstream};
 
@@ -79,6 +82,11 @@ pub struct Config {
     pub dns: Option<Dns>,
     /// Log format and levels.
     pub logging: Logging,
+    /// PROXY headers go to the application over loopback.
+    pub localhost_app_tunnel: bool,
+    /// Objects known without a control plane; shown under `staticConfig`.
+    #[serde(skip)]
+    pub local: LocalMesh,
 }
 
 /// Whose traffic a ztunnel carries.
@@ -129,6 +137,14 @@ pub enum ConfigError {
         /// What it would switch on.
         feature: &'static str,
     },
+    /// Objects told locally cannot be used.
+    #[error("{variable}: {reason}")]
+    Local {
+        /// Name of the environment variable.
+        variable: &'static str,
+        /// Which object, and what is wrong.
+        reason: String,
+    },
     /// A configuration file cannot be read.
     #[error("reading {path}: {reason}")]
     File {
@@ -159,6 +175,18 @@ impl Config {
             self.pod_name,
             ns = self.pod_namespace
         )
+    }
+
+    /// Who this process is itself, if its pod was told: it then takes HBONE for its own pod.
+    #[must_use]
+    pub fn own_pod(&self) -> Option<PodInfo> {
+        let told = [&self.pod_name, &self.pod_namespace, &self.service_account];
+        let shared = self.mode == Mode::Shared;
+        (shared && told.iter().all(|t| !t.is_empty())).then(|| PodInfo {
+            name: self.pod_name.clone(),
+            namespace: self.pod_namespace.clone(),
+            service_account: self.service_account.clone(),
+        })
     }
 
     /// Wildcard address for a listener: dual stack where IPv6 is on.

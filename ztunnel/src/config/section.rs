@@ -73,6 +73,8 @@ pub struct Ports {
     pub metrics: u16,
     /// Readiness.
     pub readiness: u16,
+    /// SOCKS5 on the pods' loopback; `None` when off.
+    pub socks5: Option<u16>,
 }
 
 /// TCP keepalive.
@@ -130,6 +132,8 @@ pub struct Logging {
     pub filter: String,
     /// Authorization decisions at info instead of debug.
     pub decisions_at_info: bool,
+    /// Lines a second; 0 for no limit. More are dropped and counted.
+    pub lines_per_second: u32,
 }
 
 impl Logging {
@@ -143,25 +147,34 @@ impl Logging {
         }
     }
 
-    pub(super) fn read(env: &Environment) -> Self {
-        Self {
+    pub(super) fn read(env: &Environment) -> Result<Self, ConfigError> {
+        Ok(Self {
             json: env.get("LOG_FORMAT") == Some("json"),
             filter: env.get("RUST_LOG").unwrap_or("info").to_owned(),
             decisions_at_info: env.get("AUTHZ_POLICY_INFO_LOGGING") == Some("true"),
-        }
+            lines_per_second: env.number("ISOBAR_LOG_LINES_PER_SECOND", 1000)?,
+        })
     }
 }
 
 impl Ports {
-    pub(super) fn read(proxy: &ProxyConfig) -> Self {
-        Self {
+    pub(super) fn read(env: &Environment, proxy: &ProxyConfig) -> Result<Self, ConfigError> {
+        let socks5 = env.flag("UNSTABLE_ENABLE_SOCKS5", false)?;
+        Ok(Self {
             outbound: ports::OUTBOUND,
             inbound_plaintext: ports::INBOUND_PLAINTEXT,
             inbound: ports::HBONE,
             admin: proxy.proxy_admin_port.unwrap_or(ports::ADMIN),
             metrics: proxy.stats_port.unwrap_or(ports::METRICS),
             readiness: ports::READINESS,
-        }
+            socks5: socks5.then_some(ports::SOCKS5),
+        })
+    }
+
+    /// Ports no connection may be sent to: they belong to the proxy itself.
+    #[must_use]
+    pub fn is_reserved(&self, port: u16) -> bool {
+        ports::is_reserved(port) || self.socks5 == Some(port)
     }
 }
 

@@ -60,13 +60,48 @@ fn bad_values_name_their_variable() {
         ("DNS_PROXY_ADDR", "nowhere"),
         ("PROXY_CONFIG", "{statsPort: many}"),
         ("XDS_ON_DEMAND", "true"),
-        ("UNSTABLE_ENABLE_SOCKS5", "true"),
+        ("UNSTABLE_ENABLE_SOCKS5", "on"),
+        ("LOCAL_XDS", "{workload: []}"),
+        ("LOCAL_XDS_PATH", "/nowhere/mesh.yaml"),
         ("CRL_PATH", "/crl.pem"),
         ("XDS_ROOT_CA", "SYSTEM"),
     ] {
         let error = parse(&[(variable, value)]).unwrap_err().to_string();
         assert!(error.contains(variable), "{variable}={value}: {error}");
     }
+}
+
+#[test]
+fn local_objects_come_from_one_place_and_socks_from_a_switch() {
+    let mesh = "workloads: [{uid: u, name: p, namespace: n, workloadIps: [10.0.0.1]}]";
+    let config = parse(&[("LOCAL_XDS", mesh), ("UNSTABLE_ENABLE_SOCKS5", "true")]).unwrap();
+    assert_eq!(config.local.workloads[0].uid, "u");
+    assert!(config.ports.is_reserved(15080) && config.ports.is_reserved(15008));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), mesh).unwrap();
+    let path = ("LOCAL_XDS_PATH", file.path().to_str().unwrap());
+    assert_eq!(parse(&[path]).unwrap().local, config.local);
+    let error = parse(&[path, ("LOCAL_XDS", mesh)]).unwrap_err().to_string();
+    assert!(error.contains("one of the two"), "{error}");
+    let plain = parse(&[]).unwrap();
+    assert!(plain.local.is_empty() && !plain.ports.is_reserved(15080));
+}
+
+#[test]
+fn the_process_has_a_pod_of_its_own_if_it_was_told() {
+    let all = [
+        ("POD_NAME", "z"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("SERVICE_ACCOUNT", "ztunnel"),
+    ];
+    assert_eq!(parse(&all).unwrap().own_pod().unwrap().name, "z");
+    assert!(parse(&all[..2]).unwrap().own_pod().is_none());
+    let mut dedicated = all.to_vec();
+    dedicated.extend([
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "a/b/c"),
+    ]);
+    assert!(parse(&dedicated).unwrap().own_pod().is_none());
 }
 
 #[test]

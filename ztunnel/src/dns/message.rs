@@ -105,6 +105,35 @@ impl Query {
     }
 }
 
+/// A query of our own, on the wire; `None` for what is no name.
+pub(super) fn question(name: &str, v6: bool) -> Option<Vec<u8>> {
+    let mut name = Name::from_str(name).ok()?;
+    name.set_fqdn(true);
+    let kind = if v6 { RecordType::AAAA } else { RecordType::A };
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(hickory_proto::op::Query::query(name, kind));
+    encode(&message)
+}
+
+/// The addresses in an answer; `None` if it was cut.
+pub(super) fn addresses(answer: &[u8]) -> Option<Vec<IpAddr>> {
+    let message = Message::from_vec(answer).ok()?;
+    if message.metadata.truncation {
+        return None;
+    }
+    let records = message.answers.iter();
+    Some(
+        records
+            .filter_map(|record| match &record.data {
+                RData::A(a) => Some(IpAddr::V4(a.0)),
+                RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+                _ => None,
+            })
+            .collect(),
+    )
+}
+
 fn reply(query: &Message, code: ResponseCode) -> Message {
     let mut message = Message::response(query.metadata.id, query.metadata.op_code);
     message.metadata.recursion_desired = query.metadata.recursion_desired;

@@ -11,7 +11,7 @@ mod server;
 
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,19 +75,47 @@ impl Resolver {
                 }
             }
         }
+        Ok(self.server(world, pod).run(sockets))
+    }
+
+    /// An address of a name, as the application of `pod` would be told it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn resolve(
+        &self,
+        world: &Arc<World>,
+        pod: &Arc<Pod>,
+        name: &str,
+        v6: bool,
+    ) -> Result<IpAddr, String> {
+        let nothing = || format!("{name} has no address");
+        let query = message::question(name, v6).ok_or_else(|| format!("{name} is no name"))?;
+        let server = self.server(world, pod);
+        for stream in [false, true] {
+            let answer = server.answer(&query, stream).await.ok_or_else(nothing)?;
+            match message::addresses(&answer) {
+                Some(all) => return all.into_iter().next().ok_or_else(nothing),
+                // Truncated: once more over TCP.
+                None => continue,
+            }
+        }
+        Err(nothing())
+    }
+
+    fn server(&self, world: &Arc<World>, pod: &Arc<Pod>) -> Server {
         let search = match world.config.mode {
             Mode::Shared => None,
             Mode::Dedicated { .. } => Some(self.upstreams.search().to_vec()),
         };
-        let server = Server {
+        Server {
             world: world.clone(),
             pod: pod.clone(),
             config: self.config.clone(),
             upstreams: self.upstreams.clone(),
             metrics: self.metrics.clone(),
             search,
-        };
-        Ok(server.run(sockets))
+        }
     }
 
     fn addresses(&self, _pod: &Pod) -> Vec<SocketAddr> {

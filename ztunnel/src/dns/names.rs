@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_as_kubernetes_and_its_resolvers_write_them() {
+    fn check_45_names_are_found_as_kubernetes_and_its_resolvers_write_them() {
         let mesh = mesh();
         for (name, host, alias) in [
             (
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn headless_services_have_their_endpoints_addresses() {
+    fn check_45_headless_services_have_their_endpoints_addresses() {
         let mesh = mesh();
         let found = find(&mesh, &rules(), "headless.shop").unwrap();
         let of = |v6| addresses(&mesh, &rules(), found.service, v6);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::forward::Upstreams;
 use super::message::{Query, Read, read};
@@ -33,6 +34,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const DATAGRAM: usize = 65_535;
 /// Pause after an error of a socket that may pass.
 const PAUSE: Duration = Duration::from_millis(50);
+/// For queries that wait in the socket when the pod drains.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 /// For queries under way when the pod drains.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -103,16 +106,38 @@ impl Server {
                     continue;
                 }
             };
-            let (server, socket) = (self.clone(), socket.clone());
-            queries.spawn("query", async move {
-                if let Some(answer) = server.answer(&packet, false).await {
-                    // A client that is gone needs no answer.
-                    let _ = socket.send_to(&answer, client).await;
-                }
-                drop(slot);
-            });
+            self.clone().query(&queries, &socket, packet, client, slot);
+        }
+        // What waited in the socket would be lost with it.
+        let end = tokio::time::Instant::now() + LAST_LOOK;
+        while let Ok(Ok((len, client))) =
+            tokio::time::timeout_at(end, socket.recv_from(&mut buffer)).await
+        {
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                break;
+            };
+            let packet = buffer[..len].to_vec();
+            self.clone().query(&queries, &socket, packet, client, slot);
         }
         queries.shutdown(DRAIN).await;
+    }
+
+    fn query(
+        self: Arc<Self>,
+        queries: &Scope,
+        socket: &Arc<UdpSocket>,
+        packet: Vec<u8>,
+        client: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let socket = socket.clone();
+        queries.spawn("query", async move {
+            if let Some(answer) = self.answer(&packet, false).await {
+                // A client that is gone needs no answer.
+                let _ = socket.send_to(&answer, client).await;
+            }
+            drop(slot);
+        });
     }
 
     async fn tcp(self: Arc<Self>, listener: TcpListener, slots: Arc<Semaphore>) {
@@ -164,7 +189,7 @@ impl Server {
         }
     }
 
-    async fn answer(&self, packet: &[u8], stream: bool) -> Option<Vec<u8>> {
+    pub(super) async fn answer(&self, packet: &[u8], stream: bool) -> Option<Vec<u8>> {
         let query = match read(packet) {
             Read::Query(query) => query,
             Read::Answer(bytes) => return Some(bytes),

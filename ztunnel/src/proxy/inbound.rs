@@ -1,7 +1,7 @@
 //! HBONE (15008): mutual TLS with the pod's certificate, then for each CONNECT: resolve, authorise,
 //! dial the application with the client's address, 200, relay.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,15 +13,16 @@ use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
 use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
 use isobar_telemetry::access::{self, Direction};
 use isobar_tls::server_config;
-use isobar_types::{NetworkAddress, Reason};
+use isobar_types::{Identity, NetworkAddress, Reason};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::Refused;
 use super::connections::{InboundGuard, REJECTED, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::target::service_of;
 use super::tunnel::{certificate, describe, http2};
 use super::worker::PodWorker;
+use super::{Refused, World, proxy_protocol};
 
 /// Statuses of the protocol (as Istio's ztunnel does).
 const DENIED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -84,7 +85,14 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
 async fn own_certificate(
     worker: &PodWorker,
 ) -> Result<Arc<isobar_tls::WorkloadCertificate>, Refused> {
-    let identity = worker.world.workload(&worker.pod).await?.identity();
+    let world = &worker.world;
+    let identity = if worker.pod.own {
+        let info = &worker.pod.info;
+        let domain = world.config.trust_domain.as_str();
+        Identity::new(domain, &*info.namespace, &*info.service_account)
+    } else {
+        world.workload(&worker.pod).await?.identity()
+    };
     certificate(&*worker.world.certificates, &identity)
         .await
         .map_err(|error| {
@@ -113,10 +121,10 @@ async fn request(worker: Rc<PodWorker>, connect: Connect, arrival: Arrival) {
         network: &worker.world.config.network,
     };
     match resolve(&snapshot, &call) {
-        Ok(target) if target.proxy_protocol => {
+        Ok(target) if worker.world.config.ports.is_reserved(target.to.port()) => {
             connect.refuse(UNAVAILABLE);
-            let text = "delivery with a PROXY protocol header is not supported";
-            tell(&worker, arrival, &Refused::new(Reason::Internal, text));
+            let text = format!("port {} belongs to the mesh itself", target.to.port());
+            tell(&worker, arrival, &Refused::new(Reason::ReservedPort, text));
         }
         Ok(target) => {
             let requested = Requested {
@@ -267,12 +275,20 @@ impl Allowed {
             target,
             ..
         } = requested;
-        let options =
-            worker
-                .world
-                .dial_application(&worker.pod, arrival.client.ip(), target.to.ip());
+        let world = &worker.world;
+        let header = target
+            .proxy_protocol
+            .then(|| proxy_header(world, &connect, arrival.client, &target));
+        let (to, options) = if header.is_some() && world.config.localhost_app_tunnel {
+            let to = SocketAddr::new(loopback(target.to.ip()), target.to.port());
+            (to, worker.pod.dial_options(world))
+        } else {
+            let client = arrival.client.ip();
+            let options = world.dial_application(&worker.pod, client, target.to.ip());
+            (target.to, options)
+        };
         let dialled = tokio::select! {
-            dialled = dial(&options, target.to) => dialled,
+            dialled = dial(&options, to) => dialled,
             () = connect.gone() => return ledger.close(Ending::broken(Reason::DownstreamReset)),
             ending = guard.withdrawn() => {
                 connect.refuse(DENIED);
@@ -296,11 +312,41 @@ impl Allowed {
             .response_baggage
             .then(|| describe(&workload));
         match connect.accept(baggage.as_ref()) {
-            Ok(stream) => worker.carry_inbound(stream, upstream, guard, ledger).await,
+            Ok(stream) => {
+                if let Some(header) = header
+                    && let Err(error) = upstream.write_all(&header).await
+                {
+                    tracing::debug!(%error, "the application left before its PROXY header");
+                    return ledger.close(Ending::broken(Reason::UpstreamReset));
+                }
+                worker.carry_inbound(stream, upstream, guard, ledger).await;
+            }
             Err(_) => {
                 upstream.reset();
                 ledger.close(Ending::broken(Reason::DownstreamReset));
             }
         }
     }
+}
+
+/// The loopback address of the family of `ip`.
+fn loopback(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// What the application is told first: the peer, where it wanted to go, and who it is.
+fn proxy_header(world: &World, connect: &Connect, client: SocketAddr, target: &Target) -> Vec<u8> {
+    let wanted = match authority(connect) {
+        Authority::Address(to) => to,
+        Authority::Host { port, .. } => {
+            let network = world.config.network.as_str();
+            let vips = target.service.iter().flat_map(|s| &s.vips);
+            let vip = vips.min_by_key(|v| (&*v.network != network, v.ip.is_ipv6()));
+            SocketAddr::new(vip.map_or(target.to.ip(), |v| v.ip), port)
+        }
+    };
+    proxy_protocol::header(client, wanted, Some(connect.peer().identity()))
 }

@@ -8,15 +8,17 @@ use tokio::net::TcpListener;
 
 use super::{Pod, World};
 
-/// Listening sockets inside a pod.
+/// Listening sockets inside a pod; all but HBONE are absent for the pod of this process itself.
 #[derive(Debug)]
 pub struct PodListeners {
     /// Captured outbound.
-    pub outbound: TcpListener,
+    pub outbound: Option<TcpListener>,
     /// Captured inbound plaintext.
-    pub plaintext: TcpListener,
+    pub plaintext: Option<TcpListener>,
     /// HBONE.
     pub hbone: TcpListener,
+    /// SOCKS5, if switched on.
+    pub socks5: Option<TcpListener>,
 }
 
 impl PodListeners {
@@ -26,15 +28,20 @@ impl PodListeners {
     /// When one cannot be bound; the text names it.
     pub fn bind(world: &World, pod: &Pod) -> io::Result<Self> {
         let ports = &world.config.ports;
+        let everywhere = |port| bind(world, pod, world.config.wildcard(port));
+        let captured = |port| (!pod.own).then(|| everywhere(port)).transpose();
+        let loopback = |port| bind(world, pod, (Ipv4Addr::LOCALHOST, port).into());
+        let socks5 = ports.socks5.filter(|_| !pod.own);
         Ok(Self {
-            outbound: bind(world, pod, ports.outbound)?,
-            plaintext: bind(world, pod, ports.inbound_plaintext)?,
-            hbone: bind(world, pod, ports.inbound)?,
+            outbound: captured(ports.outbound)?,
+            plaintext: captured(ports.inbound_plaintext)?,
+            hbone: everywhere(ports.inbound)?,
+            socks5: socks5.map(loopback).transpose()?,
         })
     }
 }
 
-fn bind(world: &World, pod: &Pod, port: u16) -> io::Result<TcpListener> {
+fn bind(world: &World, pod: &Pod, address: SocketAddr) -> io::Result<TcpListener> {
     let config = &world.config;
     // Dedicated mode leaves marks to whoever redirects; its listeners stay unmarked.
     let mark = config.packet_mark.filter(|_| pod.netns.is_some());
@@ -43,16 +50,17 @@ fn bind(world: &World, pod: &Pod, port: u16) -> io::Result<TcpListener> {
         mark,
         reuse_port: config.port_reuse,
         transparent: match config.original_source {
+            _ if pod.own || address.ip().is_loopback() => Want::Never,
             None => Want::Try,
             Some(true) => Want::Require,
             Some(false) => Want::Never,
         },
-        ..ListenOptions::new(config.wildcard(port))
+        ..ListenOptions::new(address)
     };
     let bound = listen(&options).or_else(|error| {
         // A kernel without IPv6 at all refuses the family.
         if options.address.is_ipv6() && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) {
-            options.address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            options.address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
             return listen(&options);
         }
         Err(error)

@@ -3,6 +3,7 @@
 //! ```text
 //! outbound    Accepted ─attribute▶ Attributed ─route▶ Routed ─connect▶ Connected ─relay▶ closed
 //! inbound     Accepted ─tls▶ VerifiedPeer ─CONNECT▶ Requested ─authorize▶ Permit ─dial▶ 200 ─relay▶ closed
+//! SOCKS5      greeting ─▶ as outbound
 //! plaintext   Accepted ─attribute▶ Attributed ─authorize▶ Permit ─dial▶ relay ▶ closed
 //! ```
 
@@ -14,6 +15,8 @@ mod listeners;
 mod outbound;
 mod plaintext;
 mod pod;
+mod proxy_protocol;
+mod socks5;
 mod target;
 mod tunnel;
 mod worker;
@@ -27,6 +30,7 @@ use isobar_state::{Snapshot, Workload};
 use isobar_types::Reason;
 use isobar_xds::{CertSource, Store};
 
+pub use accept::Descriptors;
 pub use connections::{Connections, View, Views};
 pub use ledger::{Ending, Ledger};
 pub use listeners::PodListeners;
@@ -34,6 +38,7 @@ pub use pod::{Pod, Stage};
 pub use worker::serve_pod;
 
 use crate::config::Config;
+use crate::dns;
 use crate::metrics::Metrics;
 
 /// How long a connection waits for the control plane to tell who the local pod is. The node agent
@@ -50,6 +55,10 @@ pub struct World {
     pub certificates: Arc<dyn CertSource>,
     /// Counters.
     pub metrics: Metrics,
+    /// The DNS proxy of each pod; `None` when switched off.
+    pub dns: Option<dns::Resolver>,
+    /// Descriptors left for new connections.
+    pub descriptors: Descriptors,
 }
 
 impl std::fmt::Debug for World {
@@ -116,7 +125,7 @@ impl World {
     /// How to connect to the application of `pod` for a client at `client`: with the client's
     /// address, so that the application sees who called.
     pub(crate) fn dial_application(&self, pod: &Pod, client: IpAddr, to: IpAddr) -> DialOptions {
-        let wanted = self.config.original_source != Some(false) && client != to;
+        let wanted = self.config.original_source != Some(false) && client != to && !pod.own;
         DialOptions {
             source: wanted.then_some(Source {
                 ip: client,

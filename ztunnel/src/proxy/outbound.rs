@@ -11,7 +11,7 @@ use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{self as state, Service, Workload};
 use isobar_telemetry::access::{self, Direction};
-use isobar_types::{Identity, Reason, Str, ports};
+use isobar_types::{Identity, Reason, Str};
 use tokio::net::TcpStream;
 
 use super::Refused;
@@ -62,43 +62,63 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
         // Gone before it was looked at.
         return;
     };
+    if destination == local && worker.world.config.ports.is_reserved(local.port()) {
+        // Not redirected: somebody dialled our own port, and would be sent round for ever.
+        return tell(&worker, client, destination, &reserved(local.port()));
+    }
+    carry(&worker, tcp, client, destination, since).await;
+}
+
+/// Carries a connection of the pod's application to `destination`, until its end.
+pub(super) async fn carry(
+    worker: &PodWorker,
+    tcp: TcpStream,
+    client: SocketAddr,
+    destination: SocketAddr,
+    since: Instant,
+) {
     let accepted = Accepted {
         tcp,
         client,
         destination,
         since,
     };
-    match accepted.attribute(&worker, local).await {
+    match accepted.attribute(worker).await {
         Ok(attributed) => {
-            if let Some(routed) = attributed.route(&worker) {
-                routed.carry(&worker).await;
+            if let Some(routed) = attributed.route(worker) {
+                routed.carry(worker).await;
             }
         }
-        Err(refused) => {
-            let reason = refused.reason;
-            worker
-                .world
-                .metrics
-                .refused_early(Direction::Outbound, reason);
-            access::refused_early(
-                Direction::Outbound,
-                client,
-                destination,
-                reason,
-                &refused.detail,
-            );
-        }
+        Err(refused) => tell(worker, client, destination, &refused),
     }
 }
 
+fn reserved(port: u16) -> Refused {
+    Refused::new(
+        Reason::ReservedPort,
+        format!("port {port} belongs to the mesh itself"),
+    )
+}
+
+fn tell(worker: &PodWorker, client: SocketAddr, destination: SocketAddr, refused: &Refused) {
+    let reason = refused.reason;
+    let metrics = &worker.world.metrics;
+    metrics.refused_early(Direction::Outbound, reason);
+    access::refused_early(
+        Direction::Outbound,
+        client,
+        destination,
+        reason,
+        &refused.detail,
+    );
+}
+
 impl Accepted {
-    async fn attribute(self, worker: &PodWorker, local: SocketAddr) -> Result<Attributed, Refused> {
-        // Not redirected: somebody dialled our own port, and would be sent round for ever.
-        if self.destination == local && ports::is_reserved(local.port()) {
-            return Err(Refused::new(
-                Reason::ReservedPort,
-                format!("port {} belongs to the mesh itself", local.port()),
-            ));
+    async fn attribute(self, worker: &PodWorker) -> Result<Attributed, Refused> {
+        let port = self.destination.port();
+        let own = self.destination.ip().to_canonical().is_loopback();
+        if own && worker.world.config.ports.is_reserved(port) {
+            return Err(reserved(port));
         }
         if let Some(keepalive) = worker.world.keepalive() {
             // Without it the connection works all the same.

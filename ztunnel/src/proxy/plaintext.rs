@@ -8,7 +8,7 @@ use std::time::Instant;
 use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::{Peer, Permit, Workload, authorize};
 use isobar_telemetry::access::{self, Direction};
-use isobar_types::{Reason, ports};
+use isobar_types::Reason;
 use tokio::net::TcpStream;
 
 use super::connections::{InboundGuard, REJECTED, View};
@@ -76,7 +76,12 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
 
 impl Accepted {
     async fn attribute(self, worker: &PodWorker) -> Result<Attributed, Refused> {
-        if ports::is_reserved(self.destination.port()) {
+        if worker
+            .world
+            .config
+            .ports
+            .is_reserved(self.destination.port())
+        {
             return Err(Refused::new(
                 Reason::ReservedPort,
                 format!(

@@ -30,6 +30,8 @@ pub struct Pod {
     pub info: PodInfo,
     /// Its network namespace; none in dedicated mode, where it is our own.
     pub netns: Option<NetNs>,
+    /// The pod of this process itself: takes HBONE only, with default sockets.
+    pub own: bool,
     /// Its open connections.
     pub connections: Arc<Connections>,
     stage: watch::Receiver<Stage>,
@@ -44,10 +46,18 @@ impl Pod {
         let pod = Self {
             info,
             netns,
+            own: false,
             connections: Arc::default(),
             stage,
         };
         (pod, sender)
+    }
+
+    /// As [`Pod::new`], for the pod of this process itself.
+    #[must_use]
+    pub fn of_process(info: PodInfo) -> (Self, watch::Sender<Stage>) {
+        let (pod, stage) = Self::new(info, None);
+        (Self { own: true, ..pod }, stage)
     }
 
     /// The workload of this pod, if the mesh knows it.
@@ -107,7 +117,7 @@ impl Pod {
     pub fn dial_options(&self, world: &World) -> DialOptions {
         DialOptions {
             netns: self.netns.clone(),
-            mark: world.config.packet_mark,
+            mark: world.config.packet_mark.filter(|_| !self.own),
             keepalive: world.keepalive(),
             ..DialOptions::default()
         }

@@ -1,27 +1,30 @@
 //! One pod on one worker: accepts, and carries bytes.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_hbone::{Endpoint, Pool, Progress, relay_counted};
+use isobar_hbone::{Batch, Endpoint, Pool, Progress, relay_counted};
 use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope};
 use isobar_state::{Denied, DryRun, Permit};
+use isobar_types::Reason;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::accept::accept_all;
 use super::connections::InboundGuard;
 use super::ledger::{Ending, Ledger};
-use super::{Pod, PodListeners, World, inbound, outbound, plaintext, tunnel};
+use super::{Pod, PodListeners, World, inbound, outbound, plaintext, socks5, tunnel};
 
 /// How often the byte counters of an open connection are brought up to date.
 const COUNT: Duration = Duration::from_secs(5);
 /// For connections to write their last line once they were told to end.
 const LAST_WORDS: Duration = Duration::from_millis(250);
+/// For both sides of a connection that is cut in order to see its end.
+const FAREWELL: Duration = Duration::from_millis(150);
 /// How long open connections may run on here; whoever drains sets the real limit.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
@@ -52,9 +55,17 @@ pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners
         outbound: captured,
         plaintext: plain,
         hbone,
+        socks5: socks,
     } = listeners;
-    worker.listen("outbound", captured, outbound::serve);
-    worker.listen("plaintext", plain, plaintext::serve);
+    if let Some(captured) = captured {
+        worker.listen("outbound", captured, outbound::serve);
+    }
+    if let Some(plain) = plain {
+        worker.listen("plaintext", plain, plaintext::serve);
+    }
+    if let Some(socks) = socks {
+        worker.listen("socks5", socks, socks5::serve);
+    }
     worker.listen("hbone", hbone, inbound::serve);
     worker.pod.draining().await;
     tunnels.drain();
@@ -71,6 +82,26 @@ pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners
     worker.scope.shutdown(LAST_WORDS).await;
 }
 
+/// An orderly end towards both sides: each sees the end of the stream, and what it still sends is
+/// taken for a moment, since closing with unread bytes would be a reset.
+async fn farewell<A: Endpoint, B: Endpoint>(downstream: &mut A, upstream: &mut B) {
+    let ends = async { tokio::join!(finish(downstream), finish(upstream)) };
+    // Who does not end by then is cut.
+    let _ = tokio::time::timeout(FAREWELL, ends).await;
+}
+
+async fn finish<E: Endpoint>(endpoint: &mut E) {
+    if poll_fn(|cx| endpoint.poll_finish(cx)).await.is_err() {
+        return;
+    }
+    let mut batch = Batch::default();
+    while let Ok(true) = poll_fn(|cx| endpoint.poll_receive(cx, &mut batch)).await {
+        while let Some(chunk) = batch.take(usize::MAX) {
+            endpoint.passed_on(chunk.len());
+        }
+    }
+}
+
 impl PodWorker {
     fn listen<S, F>(
         self: &Rc<Self>,
@@ -83,7 +114,8 @@ impl PodWorker {
     {
         let worker = self.clone();
         self.scope.spawn(what, async move {
-            accept_all(&worker.pod, what, listener, |tcp, peer| {
+            let descriptors = &worker.world.descriptors;
+            accept_all(&worker.pod, descriptors, listener, |tcp, peer| {
                 worker.scope.spawn(what, serve(worker.clone(), tcp, peer));
             })
             .await;
@@ -122,8 +154,12 @@ impl PodWorker {
                 Ending::broken(error.reason())
             }
             Err(ending) => {
-                downstream.reset();
-                upstream.reset();
+                if ending.reason == Reason::Drained {
+                    farewell(downstream, upstream).await;
+                } else {
+                    downstream.reset();
+                    upstream.reset();
+                }
                 ending
             }
         }

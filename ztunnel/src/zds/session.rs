@@ -3,6 +3,8 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use super::message::{PodInfo, Request};
 
 /// What serves pods, as the node agent's announcements see it.
@@ -104,12 +106,13 @@ impl Session {
                     .snapshot
                     .take()
                     .ok_or(Fatal::AfterSnapshot("snapshot_sent"))?;
-                for uid in host.running() {
-                    if !names.contains(&uid) {
-                        tracing::info!(uid, "pod is not in the node agent's snapshot: dropped");
-                        host.stop(&uid).await;
-                    }
+                let mut gone = host.running();
+                gone.retain(|uid| !names.contains(uid));
+                for uid in &gone {
+                    tracing::info!(uid, "pod is not in the node agent's snapshot: dropped");
                 }
+                // All at once: the agent waits 5 s for the answer, however many they are.
+                join_all(gone.iter().map(|uid| host.stop(uid))).await;
                 Ok(())
             }
         };

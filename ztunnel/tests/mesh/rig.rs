@@ -23,7 +23,7 @@ use ztunnel::config::Environment;
 use ztunnel::dns::{Resolver, Upstreams};
 use ztunnel::metrics::Metrics;
 use ztunnel::pods::Pods;
-use ztunnel::proxy::World;
+use ztunnel::proxy::{Descriptors, World};
 use ztunnel::zds::PodInfo;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
@@ -48,8 +48,8 @@ pub(crate) struct Place {
     pub(crate) name: &'static str,
     pub(crate) ip: IpAddr,
     pub(crate) netns: NetNs,
-    path: String,
-    _held: File,
+    pub(crate) path: String,
+    pub(crate) held: File,
 }
 
 pub(crate) fn run(program: &str, args: &[&str]) {
@@ -83,7 +83,7 @@ impl Place {
             ip: ip.parse().unwrap(),
             netns: NetNs::open(path.as_ref()).unwrap(),
             path,
-            _held: held,
+            held,
         };
         let outside = format!("v-{name}");
         let link = [
@@ -127,7 +127,7 @@ impl Place {
         );
     }
 
-    fn inside(&self, program: &str, args: &[&str]) {
+    pub(crate) fn inside(&self, program: &str, args: &[&str]) {
         let netns = format!("--net={}", self.path);
         run("nsenter", &[&[netns.as_str(), program], args].concat());
     }
@@ -246,6 +246,7 @@ pub(crate) fn deny(name: &str, one: security::Match) -> security::Authorization 
 }
 
 pub(crate) struct Mesh {
+    pub(crate) world: Arc<World>,
     pub(crate) store: Store,
     pub(crate) registry: Registry,
     pub(crate) pods: Pods,
@@ -265,21 +266,25 @@ impl CertSource for Certificates {
 }
 
 impl Mesh {
-    pub(crate) fn new(workers: Vec<Worker>) -> Self {
-        let config = Environment::new([("NODE_NAME", "node")], 2);
+    pub(crate) fn new(workers: Vec<Worker>, settings: &[(&str, &str)]) -> Self {
+        let own = [("NODE_NAME", "node")];
+        let config = Environment::new(own.iter().chain(settings).copied(), 2);
         let config = Arc::new(config.parse().unwrap());
         let store = Store::default();
         let registry = Registry::new();
+        let upstreams = Upstreams::new(&[NAMESERVER.parse().unwrap()], &[]);
+        let dns = Resolver::new(config.dns.clone().unwrap(), upstreams, &registry);
         let world = Arc::new(World {
             config: Arc::clone(&config),
             store: store.clone(),
             certificates: Arc::new(Certificates(Authority::generate("test").unwrap())),
             metrics: Metrics::new(&registry),
+            dns: Some(dns),
+            descriptors: Descriptors::of_process(),
         });
-        let upstreams = Upstreams::new(&[NAMESERVER.parse().unwrap()], &[]);
-        let dns = Resolver::new(config.dns.clone().unwrap(), upstreams, &registry);
-        let pods = Pods::new(world, workers, Some(dns));
+        let pods = Pods::new(world.clone(), workers);
         Self {
+            world,
             store,
             registry,
             pods,
