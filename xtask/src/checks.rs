@@ -1,7 +1,8 @@
 //! The conformance checks of the node proxy: tests called `check_NN_…`, anywhere in the workspace.
 //!
-//! `cargo run -p xtask -- checks [-o json]` finds them in the sources, runs them, and prints one row
-//! for each number; a number without a test counts as a failure.
+//! `cargo run -p xtask -- checks [-o json] [--narrow]` finds them in the sources, runs them, and prints
+//! one row for each number; a number without a test counts as a failure. `--narrow` builds only the
+//! packages that have such tests, where the rest is not needed anyway.
 
 mod titles;
 
@@ -43,13 +44,17 @@ enum Fate {
 
 /// Runs every check and prints the list.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<ExitCode> {
-    let json = match arguments {
-        [] => false,
-        [flag, form] if flag == "-o" && form == "json" => true,
-        _ => anyhow::bail!("usage: xtask checks [-o json]"),
-    };
+    let (mut json, mut narrow) = (false, false);
+    let mut words = arguments.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        match word {
+            "-o" if words.next() == Some("json") => json = true,
+            "--narrow" => narrow = true,
+            _ => anyhow::bail!("usage: xtask checks [-o json] [--narrow]"),
+        }
+    }
     let found = find(root)?;
-    let fates = execute(root, &found)?;
+    let fates = execute(root, &found, narrow)?;
     let rows = rows(&found, &fates);
     let failed = rows.iter().any(|row| row.verdict != Verdict::Pass);
     if json {
@@ -124,7 +129,7 @@ fn package_of(root: &Path, file: &Path) -> anyhow::Result<String> {
     anyhow::bail!("{} belongs to no package", file.display())
 }
 
-fn execute(root: &Path, found: &Found) -> anyhow::Result<BTreeMap<String, Fate>> {
+fn execute(root: &Path, found: &Found, narrow: bool) -> anyhow::Result<BTreeMap<String, Fate>> {
     let mut fates = BTreeMap::new();
     if found.is_empty() {
         return Ok(fates);
@@ -133,8 +138,13 @@ fn execute(root: &Path, found: &Found) -> anyhow::Result<BTreeMap<String, Fate>>
     let mut command = Command::new(cargo);
     command.current_dir(root);
     command.args(["test", "--profile", "quick", "--no-fail-fast"]);
-    for package in found.keys() {
-        command.args(["-p", package]);
+    if narrow {
+        for package in found.keys() {
+            command.args(["-p", package]);
+        }
+    } else {
+        // The selection of every other test command, so that nothing is compiled twice.
+        command.arg("--workspace");
     }
     command.args(["--", "check_"]);
     // What the build says goes to the terminal; the tests' own output is read.

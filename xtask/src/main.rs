@@ -24,7 +24,7 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-const USAGE: &str = "usage: xtask check|layers|size|docs|checks [-o json]";
+const USAGE: &str = "usage: xtask check|layers|size|docs|checks [-o json] [--narrow]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
