@@ -158,6 +158,7 @@ fn client(state: &ClientState, now: Instant) -> Value {
         "namespace": state.namespace,
         "pod": state.pod,
         "gateway": state.gateway,
+        "version": (!state.version.is_empty()).then_some(&state.version),
         "peer": state.peer,
         "connectedSince": state.connected_at,
         "connectedSeconds": now.saturating_duration_since(state.connected).as_secs_f64(),

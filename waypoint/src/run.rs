@@ -305,6 +305,7 @@ fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus 
     metadata.insert("INSTANCE_IPS".into(), config.ip.to_string().into());
     metadata.insert("NODE_NAME".into(), config.node.clone().into());
     metadata.insert("CLUSTER_ID".into(), config.cluster_id.clone().into());
+    metadata.insert("ISOBAR_VERSION".into(), env!("CARGO_PKG_VERSION").into());
     metadata.insert(
         "SERVICE_ACCOUNT".into(),
         config.service_account.clone().into(),

@@ -259,6 +259,7 @@ fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<Sync
         metadata.insert("NODE_NAME".into(), node.clone().into());
     }
     metadata.insert("CLUSTER_ID".into(), config.cluster_id.clone().into());
+    metadata.insert("ISOBAR_VERSION".into(), env!("CARGO_PKG_VERSION").into());
     metadata.extend(config.metadata.clone());
     let client = AdsClient::new(
         AdsConfig {

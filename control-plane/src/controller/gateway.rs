@@ -269,3 +269,6 @@ fn deployment(gateway: &Gateway, account: &str, image: &str) -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,8 @@ pub(crate) struct ClientState {
     pub(crate) pod: String,
     /// Gateway it is an instance of, `namespace/name`; empty for others.
     pub(crate) gateway: String,
+    /// Version of its program, as it says itself; for display only. Empty if it does not say.
+    pub(crate) version: String,
     /// Network address it connected from.
     pub(crate) peer: String,
     /// When the stream opened.

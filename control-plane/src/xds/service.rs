@@ -147,6 +147,7 @@ fn client_state(caller: &Caller, kind: &'static str, peer: String, now: Instant)
             .map(|pod| pod.name.clone())
             .unwrap_or_default(),
         gateway: String::new(),
+        version: String::new(),
         peer,
         connected: now,
         connected_at: jiff::Timestamp::now().to_string(),

@@ -100,6 +100,9 @@ impl Driver {
     fn take(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = &request.node {
             check_node(node, &self.caller)?;
+            if let Some(version) = version(node) {
+                self.registration.update(|state| state.version = version);
+            }
         }
         if let Some(error) = &request.error_detail {
             let kind = Kind::from_url(&request.type_url).map_or("unknown", Kind::label);
@@ -184,20 +187,30 @@ impl Driver {
     }
 }
 
-/// What a client says of itself must agree with its token; nothing else is taken from it.
+/// The version a client says it has: ours, or Istio's with that name in front.
+fn version(node: &Node) -> Option<String> {
+    let istio = || Some(format!("istio {}", field(node, "ISTIO_VERSION")?));
+    field(node, "ISOBAR_VERSION")
+        .map(str::to_owned)
+        .or_else(istio)
+}
+
+/// A text among the metadata.
+fn field<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        prost_types::value::Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// What a client says of itself must agree with its token; nothing is decided by it.
 fn check_node(node: &Node, caller: &Caller) -> Result<(), Status> {
     let from_id = node
         .id
         .split('~')
         .nth(2)
         .and_then(|pod| pod.rsplit_once('.').map(|(_, namespace)| namespace));
-    let from_metadata = node.metadata.as_ref().and_then(|metadata| {
-        match metadata.fields.get("NAMESPACE")?.kind.as_ref()? {
-            prost_types::value::Kind::StringValue(text) => Some(text.as_str()),
-            _ => None,
-        }
-    });
-    for claimed in [from_id, from_metadata].into_iter().flatten() {
+    for claimed in [from_id, field(node, "NAMESPACE")].into_iter().flatten() {
         if !claimed.is_empty() && claimed != &*caller.identity.namespace {
             return Err(Status::permission_denied(format!(
                 "the node claims namespace {claimed:?}, its token is of namespace {:?}",
@@ -206,4 +219,30 @@ fn check_node(node: &Node, caller: &Caller) -> Result<(), Status> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_say_their_version() {
+        let node = |pairs: &[(&str, &str)]| {
+            let text = |value: &str| prost_types::Value {
+                kind: Some(prost_types::value::Kind::StringValue(value.to_owned())),
+            };
+            let fields = pairs.iter().map(|(k, v)| ((*k).to_owned(), text(v)));
+            Node {
+                metadata: Some(prost_types::Struct {
+                    fields: fields.collect(),
+                }),
+                ..Node::default()
+            }
+        };
+        let ours = node(&[("ISTIO_VERSION", "1.30.0"), ("ISOBAR_VERSION", "0.1.0")]);
+        assert_eq!(version(&ours).as_deref(), Some("0.1.0"));
+        let theirs = node(&[("ISTIO_VERSION", "1.30.0")]);
+        assert_eq!(version(&theirs).as_deref(), Some("istio 1.30.0"));
+        assert_eq!(version(&node(&[])), None);
+    }
 }

@@ -1,0 +1,115 @@
+use isobar_types::NamespacedName;
+
+use super::*;
+use crate::model::golden_tests::objects;
+
+fn gateway(annotations: &str, listener: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+         metadata: {{name: wp, namespace: shop, annotations: {{{annotations}}}}}\n\
+         spec: {{gatewayClassName: isobar-waypoint, listeners: [{listener}]}}\n"
+    )
+}
+
+const LISTENER: &str = "{name: mesh, port: 15008, protocol: HBONE}";
+
+fn rendered(yaml: &str) -> Rendered {
+    let facts = GatewayFacts {
+        key: NamespacedName {
+            namespace: "shop".into(),
+            name: "wp".into(),
+        },
+        ready: false,
+        programmed: false,
+    };
+    render(&objects(yaml), &facts, "isobar/waypoint")
+}
+
+fn conditions(rendered: &Rendered) -> Vec<(&str, bool, &str)> {
+    let verdicts = rendered.verdicts.iter();
+    verdicts.map(|v| (v.condition, v.holds, v.reason)).collect()
+}
+
+const PENDING: (&str, bool, &str) = ("Programmed", false, "Pending");
+
+#[test]
+fn a_waypoint_has_three_objects_of_its_own() {
+    let whole = rendered(&gateway("", LISTENER));
+    let kinds: Vec<_> = whole.objects.iter().map(Object::kind).collect();
+    assert_eq!(
+        kinds,
+        [Kind::ServiceAccount, Kind::Service, Kind::Deployment]
+    );
+    assert_eq!(
+        conditions(&whole),
+        [("Accepted", true, "Accepted"), PENDING]
+    );
+    // What it made before is its own, and is written again.
+    let mine = "labels: {gateway.istio.io/managed: istio.io-mesh-controller}";
+    let again = format!(
+        "{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: wp, namespace: shop, {mine}}}\n\
+         spec: {{ports: [{{port: 15008}}]}}\n",
+        gateway("", LISTENER)
+    );
+    assert_eq!(rendered(&again).objects.len(), 3);
+}
+
+#[test]
+fn names_that_are_taken_leave_nothing_half_made() {
+    let somebody = |kind: &str, version: &str, spec: &str| {
+        format!(
+            "---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: wp, namespace: shop}}\n{spec}"
+        )
+    };
+    let service = somebody("Service", "v1", "spec: {ports: [{port: 80}]}\n");
+    let deployment = somebody(
+        "Deployment",
+        "apps/v1",
+        "spec: {selector: {matchLabels: {app: wp}}, template: {metadata: {labels: {app: wp}}, \
+         spec: {containers: [{name: c, image: i}]}}}\n",
+    );
+    for (what, others, names) in [
+        ("service", service.clone(), vec!["Service shop/wp"]),
+        ("deployment", deployment.clone(), vec!["Deployment shop/wp"]),
+        (
+            "both",
+            format!("{service}{deployment}"),
+            vec!["Service shop/wp", "Deployment shop/wp"],
+        ),
+    ] {
+        let clash = rendered(&format!("{}{others}", gateway("", LISTENER)));
+        assert!(clash.objects.is_empty(), "{what}");
+        assert_eq!(
+            conditions(&clash),
+            [("Accepted", false, "Conflict"), PENDING]
+        );
+        for name in names {
+            let text = &clash.verdicts[0].message;
+            assert!(text.contains(name), "{what}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_waypoint_cannot_run_as_the_account_it_guards() {
+    let clash = rendered(&gateway("istio.io/for-service-account: wp", LISTENER));
+    assert!(clash.objects.is_empty());
+    assert_eq!(conditions(&clash)[0], ("Accepted", false, "Conflict"));
+    let text = &clash.verdicts[0].message;
+    assert!(text.contains("ServiceAccount shop/wp"), "{text}");
+    // An account that is there already is used, whoever made it, and stays as it is.
+    let account =
+        "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: wp, namespace: shop}\n";
+    let used = rendered(&format!("{}{account}", gateway("", LISTENER)));
+    let kinds: Vec<_> = used.objects.iter().map(Object::kind).collect();
+    assert_eq!(kinds, [Kind::Service, Kind::Deployment]);
+}
+
+#[test]
+fn without_the_mesh_listener_it_is_not_accepted() {
+    let odd = rendered(&gateway("", "{name: web, port: 80, protocol: HTTP}"));
+    assert_eq!(
+        conditions(&odd),
+        [("Accepted", false, "ListenersNotValid"), PENDING]
+    );
+}
