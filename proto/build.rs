@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",
     "istio/zds.proto",
     "xds/discovery.proto",
     "isobar/waypoint.proto",
+    "isobar/policy.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

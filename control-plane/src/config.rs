@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use isobar_types::labels;
 
+use crate::model::PortRules;
+
 /// The control plane of the mesh.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "isobard", version, about, long_about = None)]
@@ -78,6 +80,17 @@ pub struct Config {
     /// Gateway class that is a waypoint run by this control plane; may be given several times
     #[arg(long, value_name = "CLASS", default_value = labels::WAYPOINT_CLASS)]
     pub waypoint_class: Vec<String>,
+
+    /// What becomes of ingress NetworkPolicies inside tunnels, in namespaces whose label
+    /// isobar.dev/port-rules does not say: callers in the mesh arrive on port 15008, so without it
+    /// every port of a pod is open to them
+    #[arg(
+        long,
+        env = "PORT_RULES",
+        value_name = "MODE",
+        default_value = "enforce"
+    )]
+    pub port_rules: PortRules,
 
     /// Image of the waypoints' Deployments
     #[arg(long, default_value = "isobar/waypoint")]

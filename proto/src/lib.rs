@@ -47,7 +47,7 @@ pub mod google {
     }
 }
 
-/// `isobar.v1`: what our waypoints are fed with.
+/// `isobar.v1`: what our waypoints are fed with, and what our node proxies know beyond Istio's.
 pub mod isobar {
     pub mod v1 {
         tonic::include_proto!("isobar.v1");
@@ -63,4 +63,6 @@ pub mod type_url {
     pub const VIRTUAL_SERVICE: &str = "type.googleapis.com/isobar.v1.VirtualService";
     pub const DESTINATION_RULE: &str = "type.googleapis.com/isobar.v1.DestinationRule";
     pub const WAYPOINT_AUTHORIZATION: &str = "type.googleapis.com/isobar.v1.Authorization";
+    /// An extension inside an Authorization, not a resource.
+    pub const AUDITED_RULES: &str = "type.googleapis.com/isobar.v1.AuditedRules";
 }

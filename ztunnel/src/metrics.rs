@@ -82,6 +82,7 @@ pub struct Metrics {
     received: Family<TrafficLabels, Counter>,
     sent: Family<TrafficLabels, Counter>,
     refused: Family<RefusedLabels, Counter>,
+    dry_runs: Family<DryRunLabels, Counter>,
     open: Family<ReporterLabels, Gauge>,
     /// Pods served.
     pub active_pods: Gauge,
@@ -99,6 +100,12 @@ struct ReporterLabels(Direction);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct RefusedLabels {
     direction: Direction,
+    reason: Reason,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct DryRunLabels {
+    policy: Str,
     reason: Reason,
 }
 
@@ -135,6 +142,11 @@ impl Metrics {
             refused: registry.register(
                 "isobar_connections_refused_early",
                 "Connections refused before anything was known about their destination",
+                Family::default(),
+            ),
+            dry_runs: registry.register(
+                "isobar_dry_run_denials",
+                "Connections let in that a policy in dry run or audit would have refused",
                 Family::default(),
             ),
             open: registry.register(
@@ -199,6 +211,17 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Counts a connection that a policy which is not enforced would have refused; the policy by
+    /// key, empty where no ALLOW would have let it in.
+    pub fn dry_run_denial(&self, policy: &str, reason: Reason) {
+        let policy = policy.into();
+        self.dry_runs
+            .get_or_create(&DryRunLabels { policy, reason })
+            .inc();
+    }
+}
+
 /// Istio's `response_flags` of an ending. An outbound connect that times out is how a NetworkPolicy
 /// on port 15008 shows.
 #[must_use]
@@ -243,6 +266,13 @@ impl EncodeLabelSet for ReporterLabels {
 impl EncodeLabelSet for RefusedLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         put(encoder, "direction", self.direction.as_str())?;
+        put(encoder, "reason", self.reason.as_str())
+    }
+}
+
+impl EncodeLabelSet for DryRunLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        put(encoder, "policy", &self.policy)?;
         put(encoder, "reason", self.reason.as_str())
     }
 }

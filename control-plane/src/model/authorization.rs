@@ -172,7 +172,7 @@ fn wire_policy(
 }
 
 /// A rule that matches every connection, by a match that is not empty: empty ones never match.
-fn everything() -> wire::Rule {
+pub(crate) fn everything() -> wire::Rule {
     let any = |address: Vec<u8>| wire::Address { address, length: 0 };
     let both = wire::Match {
         source_ips: vec![any(vec![0; 4]), any(vec![0; 16])],

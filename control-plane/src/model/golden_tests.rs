@@ -4,7 +4,7 @@ use std::path::Path;
 use isobar_objects::{ObjectSet, read_text};
 use isobar_proto::istio::workload::{GatewayAddress, gateway_address};
 
-use super::{KeptKeys, Plan, Settings, plan};
+use super::{KeptKeys, Plan, PortRules, Settings, plan};
 
 pub(crate) fn settings() -> Settings {
     Settings {
@@ -14,6 +14,7 @@ pub(crate) fn settings() -> Settings {
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
         waypoint_classes: vec!["isobar-waypoint".into()],
+        port_rules: PortRules::Enforce,
     }
 }
 
@@ -61,7 +62,7 @@ metadata: {name: cart, namespace: shop}
 spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: web}]}
 ";
 
-fn gateway(name: &str, extra: &str) -> String {
+pub(super) fn gateway(name: &str, extra: &str) -> String {
     format!(
         "---
 apiVersion: gateway.networking.k8s.io/v1
@@ -74,7 +75,7 @@ spec:
     )
 }
 
-fn waypoint_pod(name: &str, ready: bool) -> String {
+pub(super) fn waypoint_pod(name: &str, ready: bool) -> String {
     let labels =
         format!("gateway.networking.k8s.io/gateway-name: {name}, networking.istio.io/tunnel: http");
     pod(&format!("{name}-pod"), name, &labels, ready)
@@ -86,7 +87,7 @@ pub(super) fn namespace(labels: &str) -> String {
     )
 }
 
-fn account(name: &str, labels: &str, annotations: &str) -> String {
+pub(super) fn account(name: &str, labels: &str, annotations: &str) -> String {
     format!(
         "---
 apiVersion: v1

@@ -5,12 +5,14 @@ mod bindings;
 mod gateways;
 mod l7;
 mod labels;
+mod network_policy;
 mod peer_authentication;
 mod plan;
 mod pods;
 mod selection;
 mod services;
 mod settings;
+mod traversal;
 mod verdict;
 mod workloads;
 
@@ -18,6 +20,7 @@ pub(crate) use gateways::account_of;
 pub(crate) use l7::KeptKeys;
 pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;
+pub use settings::PortRules;
 pub(crate) use settings::Settings;
 pub(crate) use verdict::Verdict;
 
@@ -25,3 +28,5 @@ pub(crate) use verdict::Verdict;
 pub(crate) mod golden_tests;
 #[cfg(test)]
 mod policy_tests;
+#[cfg(test)]
+mod traversal_tests;

@@ -3,20 +3,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::security;
-use isobar_proto::istio::workload as wire;
 use isobar_types::{Identity, NamespacedName, Str};
 
 use super::authorization::L4Policies;
 use super::bindings::Bindings;
 use super::gateways::{Gateways, denied_address, waypoints};
 use super::l7::{self, Hosts, KeptKeys, Scoping};
+use super::network_policy::NetworkPolicies;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
 use super::selection::Selection;
 use super::services::{self, ServicePlan};
 use super::settings::Settings;
+use super::traversal;
 use super::verdict::Verdict;
-use super::workloads::{WorkloadPlan, plan_workload, ports_of};
+use super::workloads::{Membership, WorkloadPlan, plan_workload, ports_of};
 use crate::ca::{PodRecord, Roster};
 
 /// Everything that follows from one set of objects.
@@ -112,9 +113,17 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
     let peers = PeerAuthentications::read(set, &settings.root_namespace);
-    let workloads = plan_workloads(set, &pods, &members, &services, &l4, &peers, &selection);
+    let network = NetworkPolicies::read(set, &pods, settings, &mut verdicts);
+    let policies = Policies {
+        l4: &l4,
+        peers: &peers,
+        network: &network,
+    };
+    let workloads = plan_workloads(set, &pods, &members, &services, &policies, &selection);
     let mut authorizations = l4.wire;
     authorizations.extend(peers.policies());
+    authorizations.extend(network.wire);
+    authorizations.extend(traversal::policies(&only_through(&workloads), &gateways));
 
     let hosts = Hosts::of(&services, &settings.cluster_domain);
     let scoping = Scoping::new(
@@ -181,17 +190,41 @@ fn refuse_unprotected(services: &mut [ServicePlan], targets: &[l7::Targets]) {
     }
 }
 
+/// Where policies that select pods come from.
+struct Policies<'a> {
+    l4: &'a L4Policies<'a>,
+    peers: &'a PeerAuthentications<'a>,
+    network: &'a NetworkPolicies,
+}
+
+impl Policies<'_> {
+    fn keys_for(&self, pod: &PodFacts<'_>) -> Vec<String> {
+        let mut keys = self.l4.keys_for(pod);
+        keys.extend(self.peers.key_for(pod));
+        keys.extend(self.network.key_for(pod));
+        keys
+    }
+}
+
+fn only_through(workloads: &[WorkloadPlan]) -> BTreeSet<traversal::Wanted> {
+    workloads
+        .iter()
+        .filter_map(|workload| {
+            let accepted = workload.only_through.clone()?;
+            Some((workload.wire.namespace.clone(), accepted))
+        })
+        .collect()
+}
+
 fn plan_workloads(
     set: &ObjectSet,
     pods: &[PodFacts<'_>],
     members: &services::Members<'_>,
     services: &[ServicePlan],
-    l4: &L4Policies<'_>,
-    peers: &PeerAuthentications<'_>,
+    policies: &Policies<'_>,
     selection: &Selection<'_>,
 ) -> Vec<WorkloadPlan> {
-    let mut endpoint_of: BTreeMap<&NamespacedName, BTreeMap<String, wire::PortList>> =
-        BTreeMap::new();
+    let mut endpoint_of: BTreeMap<&NamespacedName, Membership> = BTreeMap::new();
     for service in services {
         let object = set.services.get(&service.key.namespace, &service.key.name);
         let (Some(object), Some(pods)) = (object, members.get(&service.key)) else {
@@ -206,17 +239,15 @@ fn plan_workloads(
             if !foreign {
                 let ports = ports_of(pod, object);
                 let of = endpoint_of.entry(&pod.key).or_default();
-                of.insert(name.clone(), ports);
+                of.ports.insert(name.clone(), ports);
+                of.waypoints.add(service, &object.object);
             }
         }
     }
     pods.iter()
         .filter_map(|pod| {
             let services = endpoint_of.remove(&pod.key).unwrap_or_default();
-            let mut policies = l4.keys_for(pod);
-            policies.extend(peers.key_for(pod));
-            policies.sort_unstable();
-            plan_workload(pod, services, policies, selection)
+            plan_workload(pod, services, policies.keys_for(pod), selection)
         })
         .collect()
 }

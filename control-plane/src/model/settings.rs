@@ -15,6 +15,32 @@ pub(crate) struct Settings {
     pub(crate) cluster_domain: Str,
     /// Gateway classes of waypoints this control plane runs.
     pub(crate) waypoint_classes: Vec<String>,
+    /// What becomes of NetworkPolicies inside tunnels, where a namespace does not say.
+    pub(crate) port_rules: PortRules,
+}
+
+/// What becomes of NetworkPolicies inside the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum PortRules {
+    /// Nothing: port 15008 opens every port of a pod to the mesh.
+    Off,
+    /// Calls that they forbid are counted and logged, and pass.
+    Audit,
+    /// Calls that they forbid are refused.
+    #[default]
+    Enforce,
+}
+
+impl PortRules {
+    /// By the word of a label.
+    pub(super) fn parse(word: &str) -> Option<Self> {
+        match word {
+            "off" => Some(Self::Off),
+            "audit" => Some(Self::Audit),
+            "enforce" => Some(Self::Enforce),
+            _ => None,
+        }
+    }
 }
 
 impl Settings {

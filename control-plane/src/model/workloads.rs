@@ -1,6 +1,6 @@
 //! Pods as workloads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::{Node, ObjectHead};
 use isobar_proto::istio::workload as wire;
@@ -10,8 +10,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::gateways::{TrafficKind, instance_of};
 use super::labels::{canonical_name, canonical_revision, workload_name};
 use super::pods::PodFacts;
-use super::selection::{Selected, Selection};
+use super::selection::{Selected, Selection, Source};
 use super::services::{app_protocol, octets};
+use super::traversal::{self, ServiceWaypoints};
 
 /// One pod as it is published.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct WorkloadPlan {
     pub(crate) wire: wire::Workload,
     /// The waypoint it is an instance of.
     pub(crate) instance_of: Option<NamespacedName>,
+    /// Waypoints through which alone it may be reached, where a policy has to say so.
+    pub(crate) only_through: Option<BTreeSet<NamespacedName>>,
 }
 
 /// The uid of a pod's workload.
@@ -27,12 +30,21 @@ pub(crate) fn uid(cluster: &str, key: &NamespacedName) -> String {
     format!("{cluster}//Pod/{}/{}", key.namespace, key.name)
 }
 
-/// Plans one pod; `None` while it has no address. `services` are the Services it is an endpoint
-/// of, `policies` the keys of the policies that select it.
+/// The Services that a pod is an endpoint of.
+#[derive(Debug, Default)]
+pub(crate) struct Membership {
+    /// Its ports, by `namespace/hostname`.
+    pub(crate) ports: BTreeMap<String, wire::PortList>,
+    /// Their waypoints.
+    pub(crate) waypoints: ServiceWaypoints,
+}
+
+/// Plans one pod; `None` while it has no address. `policies` are the keys of the policies that
+/// select it.
 pub(crate) fn plan_workload(
     pod: &PodFacts<'_>,
-    services: BTreeMap<String, wire::PortList>,
-    policies: Vec<String>,
+    services: Membership,
+    mut policies: Vec<String>,
     selection: &Selection<'_>,
 ) -> Option<WorkloadPlan> {
     if pod.ips.is_empty() {
@@ -40,11 +52,19 @@ pub(crate) fn plan_workload(
     }
     let settings = selection.settings;
     let instance_of = instance_of(pod, selection.gateways, settings).cloned();
-    let selected = if instance_of.is_some() {
-        Selected::default()
+    let (selected, source) = if instance_of.is_some() {
+        (Selected::default(), None)
     } else {
         select(pod, selection)
     };
+    let only_through = if instance_of.is_some() {
+        None
+    } else {
+        traversal::accepted(selection.set, pod, &selected, source, &services.waypoints)
+    };
+    let through = only_through.as_ref();
+    policies.extend(through.map(|accepted| traversal::key(&pod.key.namespace, accepted)));
+    policies.sort_unstable();
     let name = workload_name(pod);
     let native = pod.native_tunnel();
     let tunnel = if pod.redirected() || native {
@@ -85,24 +105,27 @@ pub(crate) fn plan_workload(
         authorization_policies: policies,
         status: status.into(),
         cluster_id: settings.cluster_id.to_string(),
-        services,
+        services: services.ports,
         locality: locality(selection.set.nodes.get("", pod.node).map(|n| &n.object)),
         network_mode: network_mode.into(),
         ..wire::Workload::default()
     };
-    Some(WorkloadPlan { wire, instance_of })
+    Some(WorkloadPlan {
+        wire,
+        instance_of,
+        only_through,
+    })
 }
 
-fn select(pod: &PodFacts<'_>, selection: &Selection<'_>) -> Selected {
+fn select(pod: &PodFacts<'_>, selection: &Selection<'_>) -> (Selected, Option<Source>) {
     let namespace = &pod.key.namespace;
     match selection.for_workload(pod.labels, namespace, &pod.account) {
-        Some(reference) => selection.resolve(
-            &reference,
-            TrafficKind::Workload,
-            namespace,
-            pod.pod.reference(),
-        ),
-        None => Selected::default(),
+        Some(reference) => {
+            let object = pod.pod.reference();
+            let selected = selection.resolve(&reference, TrafficKind::Workload, namespace, object);
+            (selected, Some(reference.source))
+        }
+        None => (Selected::default(), None),
     }
 }
 

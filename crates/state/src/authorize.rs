@@ -1,7 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use isobar_types::{Identity, NamespacedName, Reason};
+use isobar_types::{Identity, NamespacedName, Reason, converted};
 
 use crate::gateway::{any_member, gateway_name, has_identity};
 use crate::policy::{Action, Authorization, Clause, Match, Rule, ServiceAccountMatch, TextMatch};
@@ -75,6 +75,18 @@ pub struct DryRun {
     pub action: Action,
 }
 
+impl DryRun {
+    /// The reason it would have refused with, if it would have.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Reason> {
+        let refuses = match self.action {
+            Action::Deny => true,
+            Action::Allow => self.policy.is_none(),
+        };
+        refuses.then_some(Reason::PolicyDenied)
+    }
+}
+
 /// Decides whether `peer` may connect to `dst` (the address that will really be dialled) at the
 /// local `workload`: any matching DENY refuses; then the workload's waypoint must have been passed;
 /// then, if an enforced ALLOW exists, one must match.
@@ -102,17 +114,7 @@ pub fn authorize(
         });
     }
     if let Some(policy) = of(Action::Deny, false).find(|p| attributes.matches(p)) {
-        let plaintext = peer.identity.is_none() && wants_identity(policy);
-        return Err(Denied {
-            reason: if plaintext {
-                Reason::PlaintextRefused
-            } else {
-                Reason::PolicyDenied
-            },
-            policy: Some(policy.key.clone()),
-            detail: format!("explicitly denied by: {}", policy.key),
-            dry_runs,
-        });
+        return Err(explicit(snapshot, peer, workload, policy, dry_runs));
     }
     if let Err(detail) = came_through_waypoint(snapshot, peer, workload) {
         return Err(Denied {
@@ -144,6 +146,31 @@ pub fn authorize(
         dry_runs,
         missing,
     })
+}
+
+/// The refusal by a DENY. One that stands for a waypoint tells what it stands for.
+fn explicit(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    workload: &Workload,
+    policy: &Authorization,
+    dry_runs: Vec<DryRun>,
+) -> Denied {
+    let text = format!("explicitly denied by: {}", policy.key);
+    let (reason, detail) = if policy.key.name.starts_with(converted::WAYPOINT) {
+        let bypassed = came_through_waypoint(snapshot, peer, workload).err();
+        (Reason::WaypointBypassed, bypassed.unwrap_or(text))
+    } else if peer.identity.is_none() && wants_identity(policy) {
+        (Reason::PlaintextRefused, text)
+    } else {
+        (Reason::PolicyDenied, text)
+    };
+    Denied {
+        reason,
+        policy: Some(policy.key.clone()),
+        detail,
+        dry_runs,
+    }
 }
 
 /// Policies of the workload's namespace, global ones, and those the workload lists; and the listed

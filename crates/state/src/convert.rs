@@ -65,6 +65,12 @@ pub enum ConvertError {
         /// Number found.
         value: u32,
     },
+    /// A message inside that cannot be read.
+    #[error("{field} holds a message that cannot be read")]
+    Malformed {
+        /// Path of the field.
+        field: String,
+    },
     /// A text that is no key.
     #[error("{field} is {key:?}; expected NAMESPACE/NAME")]
     Key {

@@ -32,6 +32,12 @@ pub const WAYPOINT_FAILURE: &str = "isobar.dev/waypoint-failure";
 pub const FAIL_OPEN: &str = "fail-open";
 /// Annotation the control plane writes on a ServiceAccount when its waypoint binding has taken force.
 pub const WAYPOINT_LATCHED: &str = "isobar.dev/waypoint-latched";
+/// Label on a Namespace, Pod or Service: `true` makes node proxies refuse what did not come through
+/// the object's waypoint, also where it is bound by its Namespace or Service only.
+pub const REQUIRE_WAYPOINT: &str = "isobar.dev/require-waypoint";
+/// Label on a Namespace: what becomes of its ingress NetworkPolicies inside tunnels; `off`, `audit`
+/// or `enforce`.
+pub const PORT_RULES: &str = "isobar.dev/port-rules";
 /// Label the control plane puts on what it made for a Gateway; the Gateway's name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Gateway class of our waypoints.

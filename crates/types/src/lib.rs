@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod converted;
 mod identity;
 pub mod labels;
 pub mod ports;

@@ -12,6 +12,7 @@ mod identity;
 mod input;
 mod outage;
 mod policy;
+mod port_rules;
 mod routing;
 mod waypoints;
 mod wire;

@@ -217,11 +217,17 @@ impl PodWorker {
 
     fn tell_dry_runs(&self, dry_runs: &[DryRun]) {
         for run in dry_runs {
-            let policy = run.policy.as_ref().map(tracing::field::display);
+            let policy = run.policy.as_ref().map(ToString::to_string);
+            let reason = run.refusal().map(isobar_types::Reason::as_str);
+            if let Some(reason) = run.refusal() {
+                let policy = policy.as_deref().unwrap_or_default();
+                self.world.metrics.dry_run_denial(policy, reason);
+            }
             tracing::info!(
                 pod = self.pod.display_name(),
                 policy,
                 action = ?run.action,
+                reason,
                 "dry run of a policy"
             );
         }

@@ -374,3 +374,35 @@ fn a_waypoint_is_not_bound_to_itself() {
     let result = authorize(&snapshot, &peer(FRONT, "10.0.9.9"), wp, at("10.0.0.50:80"));
     assert!(result.is_ok());
 }
+
+/// The same rule as other node proxies get it: our own refuses for the reason it knows better.
+#[test]
+fn a_policy_that_stands_for_a_waypoint_keeps_the_waypoints_reason() {
+    let name = "converted_waypoint_shop.wp";
+    let strangers = sec::Match {
+        not_principals: vec![exact("cluster.local/ns/shop/sa/wp")],
+        ..Default::default()
+    };
+    let deny = policy("shop", name, Scope::WorkloadSelector, Deny, vec![strangers]);
+    let cart = |bound: bool| wire::Workload {
+        waypoint: waypoint("shop", "wp").filter(|_| bound),
+        authorization_policies: vec![format!("shop/{name}")],
+        ..target()
+    };
+    for bound in [true, false] {
+        let mut objects = waypoint_objects("shop", "wp", "10.96.0.9", "10.0.0.50");
+        objects.push(of_workload(cart(bound)));
+        let snapshot = with_policies(&objects, std::slice::from_ref(&deny));
+        for who in [FRONT, None] {
+            let (reason, detail) = at_cart(&snapshot, who).unwrap_err();
+            assert_eq!(reason, Reason::WaypointBypassed);
+            let expect = if bound {
+                "workload shop/cart is bound to waypoint shop/wp"
+            } else {
+                "explicitly denied by: shop/converted_waypoint_shop.wp"
+            };
+            assert!(detail.starts_with(expect), "{detail}");
+        }
+        assert_eq!(at_cart(&snapshot, Some(("shop", "wp"))), Ok(()));
+    }
+}

@@ -1,6 +1,9 @@
 use ipnet::IpNet;
+use isobar_proto::isobar::v1::AuditedRules;
 use isobar_proto::istio::security as wire;
+use isobar_proto::type_url;
 use isobar_types::NamespacedName;
+use prost::Message;
 
 use super::fields::{known, net, port, required};
 use super::{ConvertError, Interner};
@@ -17,8 +20,10 @@ pub fn authorization(
     a: &wire::Authorization,
     interner: &mut Interner,
 ) -> Result<Authorization, ConvertError> {
-    let mut rules = Vec::with_capacity(a.rules.len());
-    for (r, rule) in a.rules.iter().enumerate() {
+    let audited = audited(a)?;
+    let written = audited.as_ref().map_or(&a.rules, |audit| &audit.rules);
+    let mut rules = Vec::with_capacity(written.len());
+    for (r, rule) in written.iter().enumerate() {
         let mut clauses = Vec::with_capacity(rule.clauses.len());
         for (c, clause) in rule.clauses.iter().enumerate() {
             let mut matches = Vec::with_capacity(clause.matches.len());
@@ -45,8 +50,22 @@ pub fn authorization(
             wire::Action::Deny => Action::Deny,
         },
         rules,
-        dry_run: a.dry_run,
+        dry_run: a.dry_run || audited.is_some(),
     })
+}
+
+/// Rules that are only to be audited: in an extension, of a policy without rules of its own.
+fn audited(a: &wire::Authorization) -> Result<Option<AuditedRules>, ConvertError> {
+    let is_it = |config: &&prost_types::Any| config.type_url == type_url::AUDITED_RULES;
+    let config = a.extensions.iter().filter_map(|e| e.config.as_ref());
+    match config.into_iter().find(is_it) {
+        Some(config) if a.rules.is_empty() => AuditedRules::decode(&config.value[..])
+            .map(Some)
+            .map_err(|_| ConvertError::Malformed {
+                field: "extensions".to_owned(),
+            }),
+        _ => Ok(None),
+    }
 }
 
 fn match_of(path: &str, m: &wire::Match, interner: &mut Interner) -> Result<Match, ConvertError> {

@@ -311,6 +311,46 @@ prop_compose! {
     }
 }
 
+/// Rules in the extension are evaluated and never enforced; nobody else sees any.
+#[test]
+fn audited_rules_come_in_an_extension() {
+    use prost::Message;
+    let open = sec::Match {
+        destination_ports: vec![80],
+        ..Default::default()
+    };
+    let mut p = crate::testing::policy("d", "p", sec::Scope::Global, sec::Action::Deny, vec![open]);
+    let rules = std::mem::take(&mut p.rules);
+    let config = |value: Vec<u8>| prost_types::Any {
+        type_url: isobar_proto::type_url::AUDITED_RULES.to_owned(),
+        value,
+    };
+    let audited = isobar_proto::isobar::v1::AuditedRules { rules };
+    let mut with = |config| {
+        p.extensions = vec![wire::Extension {
+            name: "any".to_owned(),
+            config: Some(config),
+        }];
+        authorization(&p, &mut Interner::default())
+    };
+    let policy = with(config(audited.encode_to_vec())).unwrap();
+    assert!(policy.dry_run);
+    assert_eq!(
+        policy.rules[0].clauses[0].matches[0].destination_ports,
+        [80]
+    );
+    let broken = with(config(vec![0xff])).unwrap_err();
+    assert_eq!(
+        broken.to_string(),
+        "extensions holds a message that cannot be read"
+    );
+    let foreign = with(prost_types::Any {
+        type_url: "type.googleapis.com/elsewhere".to_owned(),
+        value: vec![0xff],
+    });
+    assert!(foreign.unwrap().rules.is_empty());
+}
+
 proptest! {
     #[test]
     fn converting_a_workload_never_panics(w in any_workload()) {

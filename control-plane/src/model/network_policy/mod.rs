@@ -1,0 +1,347 @@
+//! Ingress NetworkPolicies inside the tunnel.
+//!
+//! A network plugin sees every call of the mesh on port 15008, so a policy that opens 15008 opens
+//! every port of the pod to the mesh. Node proxies therefore get the same policies once more, as
+//! one DENY for each class of pods: callers with an identity that no ingress rule lets in. Never an
+//! ALLOW (those are OR-ed with the user's) and never one DENY a policy (policies add up, DENYs
+//! intersect).
+//!
+//! Port 15008 in a list is the tunnel's door and no port behind it: a rule that opens nothing else
+//! lets nobody any further. Callers without an identity stay with the network plugin.
+
+mod deny;
+mod ports;
+mod sources;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::enrolment::{self, EnrolmentRules};
+use isobar_objects::{NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, selectors};
+use isobar_proto::istio::security as wire;
+use isobar_types::{NamespacedName, converted, labels};
+use k8s_openapi::api::networking::v1::{NetworkPolicyIngressRule, NetworkPolicyPort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::pods::PodFacts;
+use super::settings::{PortRules, Settings};
+use super::verdict::{Severity, Verdict};
+use deny::{Opening, Unwritable};
+use ports::{MAX_PORTS, Ports, is_tcp, opens_tunnel};
+use sources::{Neighbours, Sources};
+
+/// Condition type of the verdicts.
+const CONDITION: &str = "isobar.dev/PortRules";
+
+/// The policies made, and which pod has which.
+#[derive(Debug, Default)]
+pub(crate) struct NetworkPolicies {
+    /// Messages.
+    pub(crate) wire: Vec<wire::Authorization>,
+    keys: BTreeMap<NamespacedName, String>,
+}
+
+/// An ingress policy, its sources resolved.
+struct Ingress<'a> {
+    policy: &'a NetworkPolicy,
+    rules: Vec<(Sources, Option<&'a [NetworkPolicyPort]>)>,
+}
+
+impl NetworkPolicies {
+    /// Converts the policies that select pods of the mesh; tells about each of them.
+    pub(crate) fn read(
+        set: &ObjectSet,
+        pods: &[PodFacts<'_>],
+        settings: &Settings,
+        verdicts: &mut Vec<Verdict>,
+    ) -> Self {
+        let mut all = Self::default();
+        let modes = modes(set, settings.port_rules, verdicts);
+        if set.network_policies.is_empty() {
+            return all;
+        }
+        let neighbours = Neighbours::read(set, pods);
+        let mut told = Told::default();
+        let namespaces: BTreeSet<&str> =
+            set.network_policies.iter().map(|p| p.namespace()).collect();
+        for namespace in namespaces {
+            let mode = modes.get(namespace).copied().unwrap_or(settings.port_rules);
+            let policies = ingress(set, namespace, &neighbours);
+            let mut classes: BTreeMap<String, Option<wire::Authorization>> = BTreeMap::new();
+            for pod in members(set, namespace, pods) {
+                let selecting: Vec<&Ingress<'_>> =
+                    policies.iter().filter(|p| p.selects(pod)).collect();
+                if selecting.is_empty() {
+                    continue;
+                }
+                told.pod(&selecting, mode);
+                if mode == PortRules::Off {
+                    continue;
+                }
+                let name = class_name(&selecting, pod);
+                let key = format!("{namespace}/{name}");
+                let policy = classes
+                    .entry(name.clone())
+                    .or_insert_with(|| class(&name, mode, &selecting, pod, &mut told));
+                if policy.is_some() {
+                    all.keys.insert(pod.key.clone(), key);
+                }
+            }
+            all.wire.extend(classes.into_values().flatten());
+        }
+        verdicts.extend(told.verdicts());
+        all
+    }
+
+    /// The key of the policy that applies to a pod, if one does.
+    pub(crate) fn key_for(&self, pod: &PodFacts<'_>) -> Option<String> {
+        self.keys.get(&pod.key).cloned()
+    }
+}
+
+/// What each namespace asks for; a word that is not known asks for nothing.
+fn modes<'a>(
+    set: &'a ObjectSet,
+    default: PortRules,
+    verdicts: &mut Vec<Verdict>,
+) -> BTreeMap<&'a str, PortRules> {
+    let mut modes = BTreeMap::new();
+    for namespace in set.namespaces.iter() {
+        let Some(word) = namespace.label(labels::PORT_RULES) else {
+            continue;
+        };
+        if let Some(mode) = PortRules::parse(word) {
+            modes.insert(namespace.name(), mode);
+            continue;
+        }
+        let text = format!(
+            "label {}={word:?} is none of off, audit, enforce; it is {default:?} here, as everywhere",
+            labels::PORT_RULES
+        );
+        let verdict = Verdict::fails(namespace.reference(), CONDITION, "UnsupportedValue", text);
+        verdicts.push(verdict.severity(Severity::Warning));
+    }
+    modes
+}
+
+/// Pods of a namespace that take tunnels through a node proxy, or are about to: the policy has to
+/// be there before the first tunnel.
+fn members<'a>(
+    set: &'a ObjectSet,
+    namespace: &'a str,
+    pods: &'a [PodFacts<'a>],
+) -> impl Iterator<Item = &'a PodFacts<'a>> {
+    let rules = EnrolmentRules::default();
+    let object = set.namespaces.get("", namespace);
+    pods.iter()
+        .filter(move |pod| *pod.key.namespace == *namespace)
+        .filter(move |pod| {
+            let wanted = enrolment::decide(pod.pod, object.map(|n| &n.object), &rules);
+            pod.redirected() || wanted.is_enrolled()
+        })
+}
+
+fn ingress<'a>(
+    set: &'a ObjectSet,
+    namespace: &'a str,
+    neighbours: &Neighbours<'_>,
+) -> Vec<Ingress<'a>> {
+    set.network_policies
+        .in_namespace(namespace)
+        .filter(|policy| is_about_ingress(policy))
+        .map(|policy| Ingress {
+            policy: &policy.object,
+            rules: rules_of(&policy.object)
+                .map(|rule| {
+                    let from = neighbours.admitted(namespace, rule.from.as_deref());
+                    (from, rule.ports.as_deref())
+                })
+                .collect(),
+        })
+        .collect()
+}
+
+/// Without `policyTypes` every policy is about ingress.
+fn is_about_ingress(policy: &NetworkPolicy) -> bool {
+    policy.spec.as_ref().is_some_and(|spec| {
+        let types = spec.policy_types.as_deref().unwrap_or_default();
+        types.is_empty() || types.iter().any(|word| word == "Ingress")
+    })
+}
+
+fn rules_of(policy: &NetworkPolicy) -> impl Iterator<Item = &NetworkPolicyIngressRule> {
+    policy.spec.iter().flat_map(|s| &s.ingress).flatten()
+}
+
+impl Ingress<'_> {
+    fn selects(&self, pod: &PodFacts<'_>) -> bool {
+        let selector = self
+            .policy
+            .spec
+            .as_ref()
+            .and_then(|s| s.pod_selector.as_ref());
+        selector.is_none_or(|selector| selectors::selects(selector, pod.labels))
+    }
+
+    /// Named ports that its rules mention.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let ports = self.rules.iter().filter_map(|(_, ports)| *ports).flatten();
+        ports
+            .filter(|port| is_tcp(port))
+            .filter_map(|port| match &port.port {
+                Some(IntOrString::String(name)) => Some(name.as_str()),
+                _ => None,
+            })
+    }
+
+    /// True if a rule opens the tunnel itself to somebody.
+    fn opens_tunnel(&self) -> bool {
+        self.rules.iter().any(|(_, ports)| match ports {
+            None | Some([]) => true,
+            Some(ports) => ports.iter().any(opens_tunnel),
+        })
+    }
+
+    /// True if its rules open 15008 and nothing else that a mesh could carry.
+    fn opens_only_tunnel(&self) -> bool {
+        let tcp = |ports: &[NetworkPolicyPort]| {
+            let mut numbers = ports.iter().filter(|port| is_tcp(port)).peekable();
+            numbers.peek().is_some()
+                && numbers.all(|port| {
+                    let hbone = i32::from(isobar_types::ports::HBONE);
+                    port.port == Some(IntOrString::Int(hbone))
+                        && port.end_port.is_none_or(|end| end == hbone)
+                })
+        };
+        !self.rules.is_empty()
+            && self
+                .rules
+                .iter()
+                .all(|(_, ports)| ports.is_some_and(|ports| tcp(ports)))
+    }
+}
+
+/// Pods that the same policies select, and for which named ports mean the same numbers, share one
+/// policy. It keeps its name while the policies' text or their callers change.
+fn class_name(selecting: &[&Ingress<'_>], pod: &PodFacts<'_>) -> String {
+    let policies: Vec<&str> = selecting.iter().map(|one| one.policy.name()).collect();
+    let names: BTreeSet<&str> = selecting.iter().flat_map(|one| one.names()).collect();
+    let mut name = format!("{}{}", converted::NETWORK_POLICY, policies.join("+"));
+    for port in names {
+        let number = pod.named_port(port).unwrap_or_default();
+        name.push_str(&format!(",{port}={number}"));
+    }
+    name
+}
+
+/// The policy of one class; `None` if everybody may reach everything.
+fn class(
+    name: &str,
+    mode: PortRules,
+    selecting: &[&Ingress<'_>],
+    pod: &PodFacts<'_>,
+    told: &mut Told,
+) -> Option<wire::Authorization> {
+    let mut openings = Vec::new();
+    for one in selecting {
+        for (index, (sources, ports)) in one.rules.iter().enumerate() {
+            let opening = Opening {
+                sources,
+                ports: &Ports::opened(*ports, pod),
+            };
+            match opening.clauses() {
+                Ok(Some(clauses)) => openings.extend(clauses),
+                Ok(None) => return None,
+                Err(Unwritable { numbers }) => told.too_many(one.policy, index, numbers),
+            }
+        }
+    }
+    Some(deny::policy(&pod.key.namespace, name, openings, mode))
+}
+
+/// What there is to say about policies, collected over pods.
+#[derive(Default)]
+struct Told {
+    policies: BTreeMap<ObjectRef, Remarks>,
+}
+
+struct Remarks {
+    mode: PortRules,
+    closed: bool,
+    only_tunnel: bool,
+    too_many: BTreeMap<usize, usize>,
+}
+
+impl Told {
+    fn pod(&mut self, selecting: &[&Ingress<'_>], mode: PortRules) {
+        let closed = !selecting.iter().any(|one| one.opens_tunnel());
+        for one in selecting {
+            let entry = self.policies.entry(one.policy.reference());
+            let remarks = entry.or_insert_with(|| Remarks {
+                mode,
+                closed: false,
+                only_tunnel: one.opens_only_tunnel(),
+                too_many: BTreeMap::new(),
+            });
+            remarks.closed |= closed;
+        }
+    }
+
+    fn too_many(&mut self, policy: &NetworkPolicy, rule: usize, numbers: usize) {
+        if let Some(remarks) = self.policies.get_mut(&policy.reference()) {
+            remarks.too_many.insert(rule, numbers);
+        }
+    }
+
+    fn verdicts(self) -> impl Iterator<Item = Verdict> {
+        self.policies
+            .into_iter()
+            .map(|(object, remarks)| remarks.verdict(object))
+    }
+}
+
+impl Remarks {
+    fn verdict(self, object: ObjectRef) -> Verdict {
+        let warn = |reason, text: &str| {
+            Verdict::fails(object.clone(), CONDITION, reason, text).severity(Severity::Warning)
+        };
+        if let Some((rule, numbers)) = self.too_many.first_key_value() {
+            let text = format!(
+                "spec.ingress[{rule}] names {numbers} ports, at most {MAX_PORTS} can be enforced \
+                 inside tunnels; the rule opens nothing to callers in the mesh: narrow endPort"
+            );
+            return Verdict::fails(object, CONDITION, "TooManyPorts", text);
+        }
+        if self.closed {
+            return warn(
+                "TunnelClosed",
+                "it selects pods of the mesh, and no policy that selects them opens port 15008: \
+                 callers in the mesh are cut; add port 15008 beside the application's ports",
+            );
+        }
+        if self.only_tunnel && self.mode != PortRules::Off {
+            return warn(
+                "OnlyTunnelPort",
+                "it opens 15008, the tunnel, and no port behind it: name the application's ports \
+                 beside 15008 to let callers in the mesh reach them",
+            );
+        }
+        let (reason, text) = match self.mode {
+            PortRules::Enforce => ("Enforced", "node proxies enforce it inside tunnels"),
+            PortRules::Audit => (
+                "Audited",
+                "node proxies log what it forbids inside tunnels, and let it pass",
+            ),
+            PortRules::Off => {
+                return warn(
+                    "NotEnforced",
+                    "inside tunnels it is not enforced: port 15008 opens every port of the pod to \
+                     callers in the mesh",
+                );
+            }
+        };
+        Verdict::holds(object, CONDITION, reason, text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

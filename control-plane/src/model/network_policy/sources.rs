@@ -1,0 +1,134 @@
+//! Who an ingress rule lets in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use isobar_objects::{ObjectHead, ObjectSet, selectors};
+use isobar_types::Str;
+use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use crate::model::pods::PodFacts;
+
+/// Label that Kubernetes puts on every namespace.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// Who a rule lets in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Sources {
+    /// Everybody.
+    Everyone,
+    /// Whoever is on one of these lists; nobody if all are empty.
+    Listed(Listed),
+}
+
+/// Callers by namespace and by address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Listed {
+    /// Namespaces all of whose pods are let in.
+    pub(super) namespaces: BTreeSet<Str>,
+    /// Addresses of single pods.
+    pub(super) addresses: BTreeSet<IpAddr>,
+    /// Networks, each with what is taken out of it.
+    pub(super) blocks: Vec<(IpNet, Vec<IpNet>)>,
+}
+
+/// Everything that selectors look at.
+#[derive(Debug)]
+pub(super) struct Neighbours<'a> {
+    namespaces: BTreeMap<&'a str, BTreeMap<String, String>>,
+    pods: BTreeMap<&'a str, Vec<&'a PodFacts<'a>>>,
+}
+
+impl<'a> Neighbours<'a> {
+    /// Reads namespaces and pods. Pods of the node's network have no address of their own: no
+    /// selector takes them.
+    pub(super) fn read(set: &'a ObjectSet, pods: &'a [PodFacts<'a>]) -> Self {
+        let mut all = Self {
+            namespaces: BTreeMap::new(),
+            pods: BTreeMap::new(),
+        };
+        for pod in pods.iter().filter(|pod| !pod.host_network()) {
+            let namespace = &*pod.key.namespace;
+            all.pods.entry(namespace).or_default().push(pod);
+            all.namespaces.entry(namespace).or_default();
+        }
+        for namespace in set.namespaces.iter() {
+            let labels = namespace.labels().clone();
+            all.namespaces.insert(namespace.name(), labels);
+        }
+        for (name, labels) in &mut all.namespaces {
+            labels.insert(NAMESPACE_NAME.to_owned(), (*name).to_owned());
+        }
+        all
+    }
+
+    /// Who a list of peers in a policy of `namespace` lets in; without a list everybody.
+    pub(super) fn admitted(&self, namespace: &str, from: Option<&[NetworkPolicyPeer]>) -> Sources {
+        let peers = match from {
+            None | Some([]) => return Sources::Everyone,
+            Some(peers) => peers,
+        };
+        let mut listed = Listed::default();
+        for peer in peers {
+            if means_every_pod(peer) {
+                return Sources::Everyone;
+            }
+            match &peer.ip_block {
+                Some(block) => listed.blocks.extend(network_of(block)),
+                None => self.select(namespace, peer, &mut listed),
+            }
+        }
+        Sources::Listed(listed)
+    }
+
+    /// Namespaces are taken as such where a peer means all of their pods, single pods by address.
+    fn select(&self, namespace: &str, peer: &NetworkPolicyPeer, listed: &mut Listed) {
+        let taken = self
+            .namespaces
+            .iter()
+            .filter(|(name, labels)| match &peer.namespace_selector {
+                None => **name == namespace,
+                Some(selector) => selectors::selects(selector, labels),
+            })
+            .map(|(name, _)| *name);
+        let some_pods = peer
+            .pod_selector
+            .as_ref()
+            .filter(|selector| !selectors::is_empty(selector));
+        match some_pods {
+            None => listed.namespaces.extend(taken.map(Str::from)),
+            Some(selector) => {
+                let pods = taken.flat_map(|name| self.pods.get(name)).flatten();
+                listed.addresses.extend(addresses(pods, selector));
+            }
+        }
+    }
+}
+
+/// Every pod of every namespace: that is everybody who can show an identity.
+fn means_every_pod(peer: &NetworkPolicyPeer) -> bool {
+    let empty =
+        |selector: &Option<LabelSelector>| selector.as_ref().is_some_and(selectors::is_empty);
+    peer.ip_block.is_none()
+        && empty(&peer.namespace_selector)
+        && (peer.pod_selector.is_none() || empty(&peer.pod_selector))
+}
+
+fn addresses<'p>(
+    pods: impl Iterator<Item = &'p &'p PodFacts<'p>>,
+    selector: &LabelSelector,
+) -> impl Iterator<Item = IpAddr> {
+    pods.filter(|pod| selectors::selects(selector, pod.labels))
+        .flat_map(|pod| pod.ips.iter().copied())
+}
+
+/// A network, and the parts of it that are not meant. What is no network lets nobody in; an
+/// exception that is none takes out everything.
+fn network_of(block: &IPBlock) -> Option<(IpNet, Vec<IpNet>)> {
+    let network: IpNet = block.cidr.parse().ok()?;
+    let except = block.except.iter().flatten();
+    let except = except.map(|text| text.parse::<IpNet>().ok());
+    Some((network.trunc(), except.collect::<Option<Vec<_>>>()?))
+}
