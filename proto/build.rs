@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 7] = [
     "xds/discovery.proto",
     "isobar/waypoint.proto",
     "isobar/policy.proto",
+    "isobar/outbound.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

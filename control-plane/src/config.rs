@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use isobar_types::labels;
 
-use crate::model::PortRules;
+use crate::model::{OutboundTraffic, PortRules};
 
 /// The control plane of the mesh.
 #[derive(Debug, Clone, Parser)]
@@ -91,6 +91,16 @@ pub struct Config {
         default_value = "enforce"
     )]
     pub port_rules: PortRules,
+
+    /// Where workloads may go, in namespaces whose label isobar.dev/outbound-traffic-policy does not
+    /// say: anywhere, or to services and workloads of the mesh only
+    #[arg(
+        long,
+        env = "OUTBOUND_TRAFFIC_POLICY",
+        value_name = "MODE",
+        default_value = "ALLOW_ANY"
+    )]
+    pub outbound_traffic_policy: OutboundTraffic,
 
     /// Image of the waypoints' Deployments
     #[arg(long, default_value = "isobar/waypoint")]

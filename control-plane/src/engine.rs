@@ -112,6 +112,10 @@ pub(crate) fn catalog(plan: &Plan, previous: &Catalog) -> Catalog {
             Resource::new(Kind::Authorization, &name, policy)
         })
         .collect();
+    let outbound = plan.outbound.iter().map(|policy| {
+        let name = isobar_state::convert::outbound_policy_name(policy);
+        Resource::new(Kind::OutboundPolicy, &name, policy)
+    });
     let none = WaypointResources::default();
     let waypoints = plan
         .waypoints
@@ -139,6 +143,7 @@ pub(crate) fn catalog(plan: &Plan, previous: &Catalog) -> Catalog {
         revision: previous.revision + 1,
         addresses: share(&previous.addresses, addresses(plan)),
         authorizations: share(&previous.authorizations, authorizations),
+        outbound: share(&previous.outbound, outbound.collect()),
         waypoints,
         instances,
     }

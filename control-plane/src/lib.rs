@@ -23,6 +23,6 @@ mod validation;
 mod xds;
 
 pub use config::Config;
-pub use model::PortRules;
+pub use model::{OutboundTraffic, PortRules};
 pub use process::run;
 pub use validation::validate;

@@ -131,6 +131,7 @@ impl Pages {
             "revision": catalog.revision,
             "addresses": all(&catalog.addresses),
             "authorizations": all(&catalog.authorizations),
+            "outbound": all(&catalog.outbound),
             "waypoints": waypoints,
         })
     }

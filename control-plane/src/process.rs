@@ -231,6 +231,7 @@ fn settings(config: &Config) -> Settings {
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: CLUSTER_DOMAIN.into(),
         waypoint_classes: config.waypoint_class.clone(),
+        outbound: config.outbound_traffic_policy,
         port_rules: config.port_rules,
     }
 }

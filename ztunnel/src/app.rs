@@ -8,7 +8,8 @@ use isobar_state::{Snapshot, Traversal};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Ready, Registry, Runtimes};
 use isobar_xds::{
-    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, Roots, Store, SyncStatus, Token,
+    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OutboundPolicyHandler, ResourceHandler,
+    Roots, Store, SyncStatus, Token,
 };
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -249,6 +250,14 @@ fn watch_signals(scope: &Scope, end: Arc<LifetimeOwner>) -> Result<(), AppError>
     Ok(())
 }
 
+/// What is asked for beyond Istio's resources: only of a control plane of ours, which alone has it.
+fn own_resources(config: &Config, store: &Store) -> Vec<Box<dyn ResourceHandler>> {
+    if !config.require_waypoint {
+        return Vec::new();
+    }
+    vec![Box::new(OutboundPolicyHandler(store.clone()))]
+}
+
 fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<SyncStatus> {
     let server = config.xds.as_ref()?;
     let mut metadata = serde_json::Map::new();
@@ -273,7 +282,7 @@ fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<Sync
             metadata,
         },
         store.clone(),
-        Vec::new(),
+        own_resources(config, store),
     );
     let status = client.status();
     scope.spawn("discovery", client.run(scope.lifetime()));

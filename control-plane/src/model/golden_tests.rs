@@ -4,7 +4,7 @@ use std::path::Path;
 use isobar_objects::{ObjectSet, read_text};
 use isobar_proto::istio::workload::{GatewayAddress, gateway_address};
 
-use super::{KeptKeys, Plan, PortRules, Settings, plan};
+use super::{KeptKeys, OutboundTraffic, Plan, PortRules, Settings, plan};
 
 pub(crate) fn settings() -> Settings {
     Settings {
@@ -14,6 +14,7 @@ pub(crate) fn settings() -> Settings {
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
         waypoint_classes: vec!["isobar-waypoint".into()],
+        outbound: OutboundTraffic::AllowAny,
         port_rules: PortRules::Enforce,
     }
 }

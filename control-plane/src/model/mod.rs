@@ -6,6 +6,7 @@ mod gateways;
 mod l7;
 mod labels;
 mod network_policy;
+mod outbound;
 mod peer_authentication;
 mod plan;
 mod pods;
@@ -20,12 +21,14 @@ pub(crate) use gateways::account_of;
 pub(crate) use l7::KeptKeys;
 pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;
-pub use settings::PortRules;
 pub(crate) use settings::Settings;
+pub use settings::{OutboundTraffic, PortRules};
 pub(crate) use verdict::Verdict;
 
 #[cfg(test)]
 pub(crate) mod golden_tests;
+#[cfg(test)]
+mod outbound_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]

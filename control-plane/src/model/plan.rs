@@ -10,6 +10,7 @@ use super::bindings::Bindings;
 use super::gateways::{Gateways, denied_address, waypoints};
 use super::l7::{self, Hosts, KeptKeys, Scoping};
 use super::network_policy::NetworkPolicies;
+use super::outbound;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
 use super::selection::Selection;
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) workloads: Vec<WorkloadPlan>,
     /// L4 policies.
     pub(crate) authorizations: Vec<security::Authorization>,
+    /// Where workloads may go and how many connections they may hold, for node proxies.
+    pub(crate) outbound: Vec<isobar::OutboundPolicy>,
     /// What each waypoint is told.
     pub(crate) waypoints: Vec<WaypointPlan>,
     /// Waypoint pods.
@@ -126,6 +129,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     authorizations.extend(traversal::policies(&only_through(&workloads), &gateways));
 
     let hosts = Hosts::of(&services, &settings.cluster_domain);
+    let outbound = outbound::policies(set, settings, &hosts, &services, &mut verdicts);
     let scoping = Scoping::new(
         set,
         settings,
@@ -151,6 +155,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         roster: roster(&pods),
         latches: bindings.latches,
         authorizations,
+        outbound,
         services,
         workloads,
         waypoints,

@@ -15,6 +15,8 @@ pub(crate) struct Settings {
     pub(crate) cluster_domain: Str,
     /// Gateway classes of waypoints this control plane runs.
     pub(crate) waypoint_classes: Vec<String>,
+    /// Where workloads may go, where a namespace does not say.
+    pub(crate) outbound: OutboundTraffic,
     /// What becomes of NetworkPolicies inside tunnels, where a namespace does not say.
     pub(crate) port_rules: PortRules,
 }
@@ -47,5 +49,28 @@ impl Settings {
     /// Host name of a Service.
     pub(crate) fn hostname(&self, namespace: &str, name: &str) -> String {
         format!("{name}.{namespace}.svc.{}", self.cluster_domain)
+    }
+}
+
+/// Where workloads may go. The words are those of Istio's `outboundTrafficPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum OutboundTraffic {
+    /// Anywhere.
+    #[default]
+    #[value(name = "ALLOW_ANY")]
+    AllowAny,
+    /// To services and workloads of the mesh only.
+    #[value(name = "REGISTRY_ONLY")]
+    RegistryOnly,
+}
+
+impl OutboundTraffic {
+    /// By the word of a label.
+    pub(super) fn parse(word: &str) -> Option<Self> {
+        match word {
+            "ALLOW_ANY" => Some(Self::AllowAny),
+            "REGISTRY_ONLY" => Some(Self::RegistryOnly),
+            _ => None,
+        }
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Catalog {
     pub(crate) addresses: Arc<Resources>,
     /// L4 policies: the same for every client.
     pub(crate) authorizations: Arc<Resources>,
+    /// Where workloads may go: the same for every client.
+    pub(crate) outbound: Arc<Resources>,
     /// By Gateway key, `namespace/name`.
     pub(crate) waypoints: BTreeMap<Str, WaypointResources>,
     /// Waypoint pods, by `namespace/name`.
@@ -117,6 +119,7 @@ impl Catalog {
         match kind {
             Kind::Address => Some(&self.addresses),
             Kind::Authorization => Some(&self.authorizations),
+            Kind::OutboundPolicy => Some(&self.outbound),
             _ => {
                 let waypoint = self.waypoints.get(scope.waypoint.as_ref()?)?;
                 Some(&waypoint[kind.index()])

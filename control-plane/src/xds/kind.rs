@@ -8,6 +8,8 @@ pub(crate) enum Kind {
     Waypoint,
     /// L4 policies, for node proxies.
     Authorization,
+    /// Where workloads may go, for our own node proxies.
+    OutboundPolicy,
     /// L7 policies, for one waypoint.
     WaypointAuthorization,
     /// Workloads and services.
@@ -22,9 +24,10 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind, in sending order.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Waypoint,
         Self::Authorization,
+        Self::OutboundPolicy,
         Self::WaypointAuthorization,
         Self::Address,
         Self::WorkloadLabels,
@@ -32,7 +35,7 @@ impl Kind {
         Self::VirtualService,
     ];
 
-    /// What a node proxy is expected to subscribe to.
+    /// What every node proxy is expected to subscribe to; Istio's knows no other kind.
     pub(crate) const NODE: &[Self] = &[Self::Authorization, Self::Address];
 
     /// What a waypoint is expected to subscribe to.
@@ -55,6 +58,7 @@ impl Kind {
         match self {
             Self::Waypoint => type_url::WAYPOINT,
             Self::Authorization => type_url::AUTHORIZATION,
+            Self::OutboundPolicy => type_url::OUTBOUND_POLICY,
             Self::WaypointAuthorization => type_url::WAYPOINT_AUTHORIZATION,
             Self::Address => type_url::ADDRESS,
             Self::WorkloadLabels => type_url::WORKLOAD_LABELS,
@@ -73,6 +77,7 @@ impl Kind {
         match self {
             Self::Waypoint => "Waypoint",
             Self::Authorization => "Authorization",
+            Self::OutboundPolicy => "OutboundPolicy",
             Self::WaypointAuthorization => "WaypointAuthorization",
             Self::Address => "Address",
             Self::WorkloadLabels => "WorkloadLabels",

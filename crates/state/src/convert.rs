@@ -2,6 +2,7 @@
 //! is rejected whole, with the field's name: accepting half a policy could loosen it.
 
 mod fields;
+mod outbound;
 mod policy;
 mod workload;
 
@@ -13,6 +14,7 @@ use isobar_types::Str;
 use crate::service::Service;
 use crate::workload::Workload;
 
+pub use outbound::{outbound_policy, outbound_policy_name};
 pub use policy::authorization;
 pub use workload::{service, workload};
 

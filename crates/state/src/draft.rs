@@ -1,10 +1,12 @@
 use std::hash::Hash;
 use std::sync::Arc;
 
+use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio;
 use isobar_types::{NamespacedHostname, NamespacedName, Str};
 
 use crate::convert::{self, Address, ConvertError, Interner};
+use crate::egress::OutboundPolicy;
 use crate::policy::{Authorization, PolicyScope};
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
@@ -56,6 +58,41 @@ impl Draft {
         let policy = convert::authorization(policy, &mut self.interner)?;
         self.put_authorization(policy);
         Ok(())
+    }
+
+    /// Adds or replaces an outbound policy.
+    ///
+    /// # Errors
+    /// When a field cannot be understood; the policy's previous version stays.
+    pub fn upsert_outbound_policy(
+        &mut self,
+        policy: &isobar::OutboundPolicy,
+    ) -> Result<(), ConvertError> {
+        let policy = convert::outbound_policy(policy, &mut self.interner)?;
+        let all = Arc::make_mut(&mut self.next.outbound);
+        match policy {
+            OutboundPolicy::Egress {
+                namespace,
+                registry_only,
+            } => {
+                all.registry_only.insert(namespace, registry_only);
+            }
+            OutboundPolicy::Limits { service, limits } => {
+                all.limits.insert(service, limits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an outbound policy by resource name. Returns whether there was one.
+    pub fn remove_outbound_policy(&mut self, name: &str) -> bool {
+        let all = Arc::make_mut(&mut self.next.outbound);
+        match name.split_once('/') {
+            Some(("egress", namespace)) => all.registry_only.remove(namespace).is_some(),
+            Some(("limits", service)) => NamespacedHostname::parse(service)
+                .is_some_and(|service| all.limits.remove(&service).is_some()),
+            _ => false,
+        }
     }
 
     /// Removes a workload by uid, or else a service by `namespace/hostname`. Returns whether there

@@ -14,6 +14,7 @@ mod authorize;
 pub mod balance;
 pub mod convert;
 mod draft;
+mod egress;
 mod gateway;
 pub mod inbound;
 pub mod outbound;
@@ -28,6 +29,7 @@ mod workload;
 pub use authorize::{Denied, DryRun, Peer, Permit, authorize};
 pub use convert::ConvertError;
 pub use draft::Draft;
+pub use egress::{ConnectionLimits, OutboundPolicy};
 pub use gateway::{Waypoint, resolve_waypoint};
 pub use outbound::Refusal;
 pub use policy::{

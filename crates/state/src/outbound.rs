@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use isobar_types::{Identity, NetworkAddress, Reason, Str, ports};
+use isobar_types::{Identity, NetworkAddress, Reason, Str, labels, ports};
 
 use crate::balance::{self, Candidate, Purpose, next_dice};
 use crate::gateway::{any_member, expected_identities, resolve_waypoint};
@@ -127,6 +127,15 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
         return to_service(snapshot, call, service, dice);
     }
     match snapshot.workload_by_address(&there) {
+        None if snapshot.is_registry_only(&call.source.namespace) => Err(Refusal::new(
+            Reason::UnknownDestination,
+            format!(
+                "{to} is no service or workload of the mesh, and namespace {} may reach nothing \
+                 else: its label {} (or the mesh's default) is REGISTRY_ONLY",
+                call.source.namespace,
+                labels::OUTBOUND_TRAFFIC_POLICY
+            ),
+        )),
         None => Ok(NextHop::Passthrough(to)),
         Some(workload) => to_workload(snapshot, call, workload, dice),
     }
@@ -323,6 +332,22 @@ pub(crate) fn choose_address(
 
 fn owner_of(service: &Service) -> String {
     format!("service {}/{}", service.key.namespace, service.name)
+}
+
+impl NextHop {
+    /// The service that balancing here has chosen an endpoint of; none where a waypoint balances.
+    #[must_use]
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match self {
+            Self::Passthrough(_)
+            | Self::Tunnel {
+                via_waypoint: true, ..
+            } => None,
+            Self::Direct { service, .. }
+            | Self::Resolve { service, .. }
+            | Self::Tunnel { service, .. } => service.as_ref(),
+        }
+    }
 }
 
 impl fmt::Display for NextHop {

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use isobar_types::{NamespacedHostname, NamespacedName, NetworkAddress, Str};
 
 use crate::draft::Draft;
+use crate::egress::OutboundPolicies;
 use crate::policy::Authorization;
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
@@ -47,6 +48,7 @@ pub struct Snapshot {
     pub(crate) policies: Sharded<NamespacedName, Arc<Authorization>>,
     pub(crate) namespace_policies: Sharded<Str, Group<Authorization>>,
     pub(crate) global_policies: Option<Group<Authorization>>,
+    pub(crate) outbound: Arc<OutboundPolicies>,
 }
 
 /// What an address belongs to.

@@ -38,6 +38,8 @@ pub const REQUIRE_WAYPOINT: &str = "isobar.dev/require-waypoint";
 /// Label on a Namespace: what becomes of its ingress NetworkPolicies inside tunnels; `off`, `audit`
 /// or `enforce`.
 pub const PORT_RULES: &str = "isobar.dev/port-rules";
+/// Label on a Namespace: where its workloads may go; `REGISTRY_ONLY` or `ALLOW_ANY`.
+pub const OUTBOUND_TRAFFIC_POLICY: &str = "isobar.dev/outbound-traffic-policy";
 /// Label the control plane puts on what it made for a Gateway; the Gateway's name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Gateway class of our waypoints.

@@ -25,4 +25,5 @@ pub use channel::ConnectError;
 pub use config::{AdsConfig, CaConfig, Roots, Token};
 pub use handler::{Rejected, ResourceHandler, decode};
 pub use status::{SyncReport, SyncStatus, Termination, TypeReport};
+pub use mesh::OutboundPolicyHandler;
 pub use store::Store;

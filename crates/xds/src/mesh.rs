@@ -1,7 +1,8 @@
-//! The two types every proxy takes: addresses and L4 policies, both into the [`Store`].
+//! Types that end in the [`Store`]: addresses and L4 policies, which every proxy takes, and
+//! outbound policies, which our node proxies ask our control plane for.
 
 use isobar_proto::envoy::service::discovery::v3::Resource;
-use isobar_proto::{istio, type_url};
+use isobar_proto::{isobar, istio, type_url};
 use isobar_state::{Draft, convert};
 
 use crate::handler::{Rejected, ResourceHandler, decode};
@@ -10,6 +11,22 @@ use crate::store::Store;
 pub(crate) struct AddressHandler(pub(crate) Store);
 
 pub(crate) struct AuthorizationHandler(pub(crate) Store);
+
+/// Takes outbound policies into a [`Store`]: the one that addresses go to.
+#[derive(Debug)]
+pub struct OutboundPolicyHandler(pub Store);
+
+impl ResourceHandler for OutboundPolicyHandler {
+    fn type_url(&self) -> &'static str {
+        type_url::OUTBOUND_POLICY
+    }
+
+    fn apply(&mut self, updates: &[Resource], removed: &[String]) -> Vec<Rejected> {
+        apply(&self.0, updates, removed, upsert_outbound, |draft, name| {
+            draft.remove_outbound_policy(name)
+        })
+    }
+}
 
 impl ResourceHandler for AddressHandler {
     fn type_url(&self) -> &'static str {
@@ -75,6 +92,14 @@ fn upsert_policy(draft: &mut Draft, resource: &Resource) -> Result<(), String> {
     named(resource, &format!("{}/{}", policy.namespace, policy.name))?;
     draft
         .upsert_authorization(&policy)
+        .map_err(|e| e.to_string())
+}
+
+fn upsert_outbound(draft: &mut Draft, resource: &Resource) -> Result<(), String> {
+    let policy: isobar::v1::OutboundPolicy = decode(resource)?;
+    named(resource, &convert::outbound_policy_name(&policy))?;
+    draft
+        .upsert_outbound_policy(&policy)
         .map_err(|e| e.to_string())
 }
 

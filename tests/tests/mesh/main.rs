@@ -6,6 +6,7 @@
 
 mod command_line;
 mod deletion;
+mod egress;
 mod enrolment;
 mod fixture;
 mod identity;

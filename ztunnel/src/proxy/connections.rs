@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use isobar_state::{Peer, Snapshot, Workload, authorize};
-use isobar_types::Reason;
+use isobar_state::{ConnectionLimits, Peer, Refusal, Service, Snapshot, Workload, authorize};
+use isobar_types::{NamespacedHostname, Reason};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -28,6 +28,8 @@ struct Open {
     next: u64,
     inbound: BTreeMap<u64, Arc<Inbound>>,
     outbound: BTreeMap<u64, View>,
+    /// Connections that count towards the limit of a service.
+    to_service: BTreeMap<NamespacedHostname, u32>,
 }
 
 /// One open connection, as Istio's dump shows it.
@@ -69,6 +71,13 @@ pub struct InboundGuard {
     id: u64,
     connections: Arc<Connections>,
     cut: watch::Receiver<Option<Ending>>,
+}
+
+/// One of the connections that a service's limit allows; gives it back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    service: NamespacedHostname,
+    connections: Arc<Connections>,
 }
 
 /// Keeps an outbound connection listed; ends that when dropped.
@@ -123,6 +132,26 @@ impl Connections {
         }
     }
 
+    /// Takes one of the connections to `service` that `limits` allow.
+    ///
+    /// # Errors
+    /// When all of them are taken.
+    pub fn take_slot(
+        self: &Arc<Self>,
+        service: &Service,
+        limits: &ConnectionLimits,
+    ) -> Result<Slot, Refusal> {
+        self.with(|all| {
+            let open = all.to_service.get(&service.key).copied().unwrap_or(0);
+            limits.admit(service, open)?;
+            all.to_service.insert(service.key.clone(), open + 1);
+            Ok(Slot {
+                service: service.key.clone(),
+                connections: self.clone(),
+            })
+        })
+    }
+
     /// Decides anew about every inbound connection and cuts those that are not allowed any more.
     /// Returns how many were cut.
     pub fn recheck(&self, snapshot: &Snapshot) -> usize {
@@ -174,6 +203,19 @@ impl InboundGuard {
 impl Drop for InboundGuard {
     fn drop(&mut self) {
         self.connections.with(|open| open.inbound.remove(&self.id));
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.connections.with(|all| {
+            let open = all.to_service.get(&self.service).copied().unwrap_or(0);
+            if open > 1 {
+                all.to_service.insert(self.service.clone(), open - 1);
+            } else {
+                all.to_service.remove(&self.service);
+            }
+        });
     }
 }
 

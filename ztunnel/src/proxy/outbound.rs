@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use isobar_hbone::{Authority, ConnectHeaders, Forwarded, TraceParent, TunnelKey, TunnelStream};
 use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
-use isobar_state::{self as state, Service, Workload};
+use isobar_state::{self as state, ConnectionLimits, Service, Workload};
 use isobar_telemetry::access::{self, Direction};
 use isobar_types::{Identity, Reason, Str};
 use tokio::net::TcpStream;
 
 use super::Refused;
-use super::connections::{OutboundGuard, View};
+use super::connections::{OutboundGuard, Slot, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::tunnel::describe;
 use super::worker::PodWorker;
@@ -41,6 +41,7 @@ struct Attributed {
 struct Routed {
     attributed: Attributed,
     hop: NextHop,
+    limits: Option<ConnectionLimits>,
 }
 
 /// The other side of a connection.
@@ -145,6 +146,7 @@ impl Attributed {
         };
         match route(&snapshot, &call, rand::random()) {
             Ok(hop) => Some(Routed {
+                limits: hop.service().and_then(|s| snapshot.limits(&s.key)),
                 attributed: self,
                 hop,
             }),
@@ -165,9 +167,37 @@ struct Way {
     expect: Option<Identity>,
 }
 
+impl Way {
+    fn route(self, accepted: &Accepted, source: &Arc<Workload>) -> Route {
+        let tunnelled = self.authority.is_some();
+        Route {
+            direction: Direction::Outbound,
+            source_address: accepted.client,
+            source: End {
+                identity: tunnelled.then(|| source.identity()),
+                workload: Some(source.clone()),
+                baggage: None,
+            },
+            destination_address: self.to,
+            hbone_address: self.authority,
+            destination: End {
+                workload: self.workload,
+                identity: self.expect,
+                baggage: None,
+            },
+            service: self.service,
+            mutual_tls: tunnelled,
+        }
+    }
+}
+
 impl Routed {
     async fn carry(self, worker: &PodWorker) {
-        let Self { attributed, hop } = self;
+        let Self {
+            attributed,
+            hop,
+            limits,
+        } = self;
         let Attributed { accepted, source } = attributed;
         let way = way(&hop, accepted.destination);
         let tunnelled = way.authority.is_some();
@@ -177,28 +207,11 @@ impl Routed {
             actual_dst: way.authority.clone().unwrap_or_else(|| way.to.to_string()),
             protocol: if tunnelled { "HBONE" } else { "TCP" },
         };
-        let route = Route {
-            direction: Direction::Outbound,
-            source_address: accepted.client,
-            source: End {
-                identity: tunnelled.then(|| source.identity()),
-                workload: Some(source.clone()),
-                baggage: None,
-            },
-            destination_address: way.to,
-            hbone_address: way.authority,
-            destination: End {
-                workload: way.workload,
-                identity: way.expect,
-                baggage: None,
-            },
-            service: way.service.clone(),
-            mutual_tls: tunnelled,
-        };
+        let route = way.route(&accepted, &source);
         let listed: OutboundGuard = worker.pod.connections.outbound(view);
         let mut ledger = Ledger::open(&worker.world.metrics, route, accepted.since);
         let mut downstream = accepted.tcp;
-        let connecting = connect(worker, &hop, &source, accepted.client);
+        let connecting = connect_within(worker, &hop, &source, accepted.client, limits);
         let connected = tokio::select! {
             connected = connecting => connected,
             ending = worker.pod.cut_ending() => {
@@ -207,13 +220,14 @@ impl Routed {
             }
         };
         let stop = worker.pod.cut_ending();
+        // The slot lives as long as the connection it counts.
         let ending = match connected {
-            Ok(Upstream::Plain(mut upstream)) => {
+            Ok((Upstream::Plain(mut upstream), _slot)) => {
                 worker
                     .carry(&mut downstream, &mut upstream, &mut ledger, stop)
                     .await
             }
-            Ok(Upstream::Tunnel(mut upstream)) => {
+            Ok((Upstream::Tunnel(mut upstream), _slot)) => {
                 ledger.prove_destination(upstream.peer().identity());
                 worker
                     .carry(&mut downstream, &mut *upstream, &mut ledger, stop)
@@ -268,6 +282,42 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             service: service.clone(),
             expect: Some(workload.identity()),
         },
+    }
+}
+
+/// Connects within the limits of the service, if it has any; what is returned beside the connection
+/// counts it as long as it lives.
+async fn connect_within(
+    worker: &PodWorker,
+    hop: &NextHop,
+    source: &Workload,
+    client: SocketAddr,
+    limits: Option<ConnectionLimits>,
+) -> Result<(Upstream, Option<Slot>), Failed> {
+    let connecting = connect(worker, hop, source, client);
+    let (Some(limits), Some(service)) = (limits, hop.service()) else {
+        return Ok((connecting.await?, None));
+    };
+    let slot = worker
+        .pod
+        .connections
+        .take_slot(service, &limits)
+        .map_err(|refusal| Failed {
+            reason: refusal.reason,
+            detail: refusal.detail,
+        })?;
+    let Some(limit) = limits.connect_timeout else {
+        return Ok((connecting.await?, Some(slot)));
+    };
+    match tokio::time::timeout(limit, connecting).await {
+        Ok(connected) => Ok((connected?, Some(slot))),
+        Err(_) => Err(Failed {
+            reason: Reason::UpstreamConnectTimeout,
+            detail: format!(
+                "no connection within {limit:?}, the connectTimeout of service {}/{}",
+                service.key.namespace, service.name
+            ),
+        }),
     }
 }
 

@@ -8,5 +8,5 @@ mod string_match;
 mod virtual_service;
 
 pub(crate) use authorization::{Targets, targets};
-pub(crate) use hosts::Hosts;
+pub(crate) use hosts::{Hosts, exactness};
 pub(crate) use scope::{KeptKeys, Scoping, plan_waypoint};

@@ -1,0 +1,193 @@
+//! Where workloads may go, and how many connections they may hold: beyond Istio's resources.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use isobar_types::{NamespacedHostname, Reason, Str};
+
+use crate::outbound::Refusal;
+use crate::service::Service;
+use crate::snapshot::Snapshot;
+
+/// All outbound policies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct OutboundPolicies {
+    /// By namespace, the empty one for all others: true where only the mesh may be reached.
+    pub(crate) registry_only: BTreeMap<Str, bool>,
+    /// By service.
+    pub(crate) limits: BTreeMap<NamespacedHostname, ConnectionLimits>,
+}
+
+/// One outbound policy. Made by [`crate::convert::outbound_policy`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutboundPolicy {
+    /// Where workloads of a namespace may go.
+    Egress {
+        /// The namespace; empty for all that have no policy of their own.
+        namespace: Str,
+        /// Services and workloads of the mesh only.
+        registry_only: bool,
+    },
+    /// Limits towards a service.
+    Limits {
+        /// The service.
+        service: NamespacedHostname,
+        /// The limits.
+        limits: ConnectionLimits,
+    },
+}
+
+/// Limits on connections of one workload to one service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Connections that may be open at once.
+    pub max_connections: Option<NonZeroU32>,
+    /// Time for the application to accept.
+    pub connect_timeout: Option<Duration>,
+}
+
+impl ConnectionLimits {
+    /// Decides whether one more connection to `service` may be opened while `open` are.
+    ///
+    /// # Errors
+    /// [`Reason::Overload`] when the limit is reached.
+    pub fn admit(&self, service: &Service, open: u32) -> Result<(), Refusal> {
+        match self.max_connections {
+            Some(most) if open >= most.get() => Err(Refusal::new(
+                Reason::Overload,
+                format!(
+                    "{open} connections to service {}/{} are open, the most its DestinationRule \
+                     allows (connectionPool.tcp.maxConnections)",
+                    service.key.namespace, service.name
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Snapshot {
+    /// True if workloads of `namespace` may only reach services and workloads of the mesh.
+    #[must_use]
+    pub fn is_registry_only(&self, namespace: &str) -> bool {
+        let all = &self.outbound.registry_only;
+        all.get(namespace)
+            .or_else(|| all.get(""))
+            .copied()
+            .unwrap_or(false)
+    }
+
+    /// Limits on connections to a service, if there are any.
+    #[must_use]
+    pub fn limits(&self, service: &NamespacedHostname) -> Option<ConnectionLimits> {
+        self.outbound.limits.get(service).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isobar_proto::isobar::v1 as wire;
+    use wire::outbound_policy::Kind;
+
+    use super::*;
+    use crate::outbound::{NextHop, OutboundCall, route};
+    use crate::testing::{at, host, ip, of_service, of_workload, pod, service, uid};
+
+    fn egress(namespace: &str, registry_only: bool) -> wire::OutboundPolicy {
+        wire::OutboundPolicy {
+            kind: Some(Kind::Egress(wire::Egress {
+                namespace: namespace.to_owned(),
+                registry_only,
+            })),
+        }
+    }
+
+    fn limits(max_connections: u32, seconds: i64) -> wire::OutboundPolicy {
+        wire::OutboundPolicy {
+            kind: Some(Kind::Limits(wire::ConnectionLimits {
+                namespace: "shop".to_owned(),
+                hostname: host("shop", "cart"),
+                max_connections,
+                connect_timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+            })),
+        }
+    }
+
+    fn world(policies: &[wire::OutboundPolicy]) -> Snapshot {
+        let mut draft = Snapshot::default().draft();
+        for address in [
+            of_workload(pod("shop", "cart", "10.0.0.1")),
+            of_workload(pod("web", "front", "10.0.0.2")),
+            of_service(service("shop", "cart", "10.96.0.1", &[(80, 8080)])),
+        ] {
+            draft.upsert_address(&address).unwrap();
+        }
+        for policy in policies {
+            draft.upsert_outbound_policy(policy).unwrap();
+        }
+        draft.finish()
+    }
+
+    fn go(snapshot: &Snapshot, from: (&str, &str), to: &str) -> Result<NextHop, Refusal> {
+        let source = snapshot.workload_by_uid(&uid(from.0, from.1)).unwrap();
+        let call = OutboundCall {
+            source,
+            source_ip: ip("10.0.0.1"),
+            destination: at(to),
+            network: "",
+        };
+        route(snapshot, &call, 0)
+    }
+
+    #[test]
+    fn unknown_destinations_are_refused_where_only_the_mesh_may_be_reached() {
+        const CART: (&str, &str) = ("shop", "cart");
+        const FRONT: (&str, &str) = ("web", "front");
+        for (policies, cart, front) in [
+            (vec![], true, true),
+            (vec![egress("shop", true)], false, true),
+            (vec![egress("", true)], false, false),
+            (vec![egress("", true), egress("shop", false)], true, false),
+        ] {
+            let snapshot = world(&policies);
+            for (who, open) in [(CART, cart), (FRONT, front)] {
+                let gone = go(&snapshot, who, "192.0.2.1:443");
+                if open {
+                    assert_eq!(gone, Ok(NextHop::Passthrough(at("192.0.2.1:443"))));
+                } else {
+                    let refusal = gone.unwrap_err();
+                    assert_eq!(refusal.reason, Reason::UnknownDestination);
+                    assert!(refusal.detail.contains("REGISTRY_ONLY"), "{refusal}");
+                }
+                // What the mesh knows is reached, or refused for reasons of its own.
+                assert!(go(&snapshot, who, "10.0.0.2:80").is_ok());
+                let known = go(&snapshot, who, "10.96.0.1:80");
+                assert!(known.is_err_and(|r| r.reason == Reason::NoHealthyUpstream));
+            }
+        }
+        let mut draft = world(&[egress("shop", true)]).draft();
+        assert!(draft.remove_outbound_policy("egress/shop"));
+        assert!(!draft.remove_outbound_policy("egress/shop"));
+        assert!(go(&draft.finish(), CART, "192.0.2.1:443").is_ok());
+    }
+
+    #[test]
+    fn limits_come_go_and_count() {
+        let snapshot = world(&[limits(2, 3)]);
+        let service = snapshot.services_by_hostname(&host("shop", "cart"))[0].clone();
+        let found = snapshot.limits(&service.key).unwrap();
+        assert_eq!(found.connect_timeout, Some(Duration::from_secs(3)));
+        assert!(found.admit(&service, 1).is_ok());
+        let refusal = found.admit(&service, 2).unwrap_err();
+        assert_eq!(refusal.reason, Reason::Overload);
+        assert!(refusal.detail.contains("service shop/cart"), "{refusal}");
+        let any = world(&[limits(0, 0)]).limits(&service.key).unwrap();
+        assert_eq!(any, ConnectionLimits::default());
+        assert!(any.admit(&service, u32::MAX).is_ok());
+        let mut draft = snapshot.draft();
+        let name = format!("limits/shop/{}", host("shop", "cart"));
+        assert!(draft.remove_outbound_policy(&name));
+        assert_eq!(draft.finish().limits(&service.key), None);
+    }
+}
