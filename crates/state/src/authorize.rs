@@ -180,9 +180,9 @@ fn applicable<'a>(
     workload: &Workload,
 ) -> (Vec<&'a Authorization>, Vec<NamespacedName>) {
     let namespace = snapshot.namespace_policies.get(&workload.namespace);
-    let groups = namespace.into_iter().chain(&snapshot.global_policies);
+    let groups = namespace.into_iter().chain([&snapshot.global_policies]);
     let mut policies: Vec<&Authorization> =
-        groups.flat_map(|g| g.iter()).map(Arc::as_ref).collect();
+        groups.flat_map(|g| g.values()).map(Arc::as_ref).collect();
     let mut missing = Vec::new();
     for key in &workload.authorization_policies {
         match snapshot.authorization(key) {

@@ -25,8 +25,9 @@ pub struct Candidate<'a> {
     pub port: u16,
 }
 
-/// The endpoints of `service` that may take a call of `source` to `port`: ready, with that port,
-/// and of the best rank by the service's routing preference. Never empty.
+/// The endpoints of `service` that may take a call of `source` to `port`: ready, with a share of
+/// the traffic, with that port, and of the best rank by the service's routing preference. Never
+/// empty.
 ///
 /// # Errors
 /// [`Reason::NoSuchPort`] if the service does not have the port, [`Reason::NoHealthyUpstream`] if
@@ -59,6 +60,11 @@ pub fn endpoints<'a>(
             counts.unhealthy += 1;
             continue;
         }
+        // Before the ranks: a near zone without any share must not hide the next one.
+        if endpoint.workload.capacity == 0 {
+            counts.without_share += 1;
+            continue;
+        }
         let Some(port) = endpoint_port(endpoint, port, service_target, purpose) else {
             counts.without_port += 1;
             continue;
@@ -88,7 +94,7 @@ pub fn endpoints<'a>(
 }
 
 /// Chooses by weight: the shares of all dice are those of the workloads' capacities. `None` if
-/// there is nothing, or if every capacity is 0.
+/// there is nothing, or if every capacity is 0 (which [`endpoints`] never gives).
 #[must_use]
 pub fn pick<'a>(candidates: &[Candidate<'a>], dice: u64) -> Option<Candidate<'a>> {
     let weight = |c: &Candidate<'_>| u64::from(c.endpoint.workload.capacity);
@@ -119,6 +125,7 @@ pub const fn next_dice(dice: u64) -> u64 {
 struct Counts {
     all: usize,
     unhealthy: usize,
+    without_share: usize,
     without_port: usize,
     unreachable: usize,
 }
@@ -131,8 +138,8 @@ impl Counts {
         }
         format!(
             "service {name} has no usable endpoint for port {port}: of {} endpoints {} not ready, \
-             {} without that port, {} not reachable from here",
-            self.all, self.unhealthy, self.without_port, self.unreachable
+             {} of capacity 0, {} without that port, {} not reachable from here",
+            self.all, self.unhealthy, self.without_share, self.without_port, self.unreachable
         )
     }
 }

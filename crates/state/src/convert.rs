@@ -16,6 +16,7 @@ use crate::workload::Workload;
 
 pub use outbound::{outbound_policy, outbound_policy_name};
 pub use policy::authorization;
+pub(crate) use policy::closed;
 pub use workload::{service, workload};
 
 /// Why a resource is rejected.
@@ -87,7 +88,12 @@ pub enum ConvertError {
 #[derive(Debug, Default)]
 pub struct Interner {
     known: HashSet<Str>,
+    /// Number of strings at which to look for unused ones.
+    sweep_at: usize,
 }
+
+/// Below this many strings nothing is swept.
+const FEW_STRINGS: usize = 4096;
 
 impl Interner {
     /// The shared string equal to `text`.
@@ -98,6 +104,14 @@ impl Interner {
         let new = Str::from(text);
         self.known.insert(Str::clone(&new));
         new
+    }
+
+    /// Forgets strings that nobody else holds, each time their number has doubled.
+    pub(crate) fn sweep(&mut self) {
+        if self.known.len() >= self.sweep_at.max(FEW_STRINGS) {
+            self.known.retain(|text| Str::strong_count(text) > 1);
+            self.sweep_at = self.known.len() * 2;
+        }
     }
 }
 

@@ -23,11 +23,11 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn new(base: Snapshot) -> Self {
+    pub(crate) fn new(base: Snapshot, interner: Interner) -> Self {
         Self {
             next: base,
             decisions_changed: false,
-            interner: Interner::default(),
+            interner,
             warnings: Vec::new(),
         }
     }
@@ -50,14 +50,36 @@ impl Draft {
     /// Adds or replaces a policy.
     ///
     /// # Errors
-    /// When a field cannot be understood; the policy's previous version stays.
+    /// When a field cannot be understood. The policy's previous version stays; if there is none, one
+    /// that refuses everything the policy applies to takes its place.
     pub fn upsert_authorization(
         &mut self,
         policy: &istio::security::Authorization,
     ) -> Result<(), ConvertError> {
-        let policy = convert::authorization(policy, &mut self.interner)?;
-        self.put_authorization(policy);
-        Ok(())
+        let error = match convert::authorization(policy, &mut self.interner) {
+            Ok(policy) => {
+                self.put_authorization(policy);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if let Some(closed) = convert::closed(policy, &mut self.interner)
+            && self.next.policies.get(&closed.key).is_none()
+        {
+            self.warnings.push(format!(
+                "policy {} cannot be read and no earlier version of it is known: until it is \
+                 corrected, what it applies to is refused",
+                closed.key
+            ));
+            self.put_authorization(closed);
+        }
+        Err(error)
+    }
+
+    /// The policy of that key, as of now.
+    #[must_use]
+    pub fn authorization(&self, key: &NamespacedName) -> Option<&Arc<Authorization>> {
+        self.next.policies.get(key)
     }
 
     /// Adds or replaces an outbound policy.
@@ -185,12 +207,9 @@ impl Draft {
             group_insert(&mut next.by_vip, vip, &service, rank);
         }
         group_insert(&mut next.by_hostname, &service.key.hostname, &service, rank);
-        if !service.cidr_vips.is_empty() {
-            let ranges = Arc::make_mut(&mut next.cidr_vips);
-            for (network, net) in &service.cidr_vips {
-                ranges.push((network.clone(), *net, Arc::clone(&service)));
-            }
-            ranges.sort_by(|a, b| (&a.2.key, a.1, &a.0).cmp(&(&b.2.key, b.1, &b.0)));
+        for range in &service.cidr_vips {
+            group_insert(&mut next.ranges.services, range, &service, rank);
+            next.ranges.count(&range.0, range.1);
         }
         next.services.insert(service.key.clone(), service);
         self.decisions_changed = true;
@@ -203,8 +222,9 @@ impl Draft {
             group_remove(&mut next.by_vip, vip, |s| s.key == *key);
         }
         group_remove(&mut next.by_hostname, &key.hostname, |s| s.key == *key);
-        if !old.cidr_vips.is_empty() {
-            Arc::make_mut(&mut next.cidr_vips).retain(|(_, _, s)| s.key != *key);
+        for range in &old.cidr_vips {
+            group_remove(&mut next.ranges.services, range, |s| s.key == *key);
+            next.ranges.discount(&range.0, range.1);
         }
         self.decisions_changed = true;
         Some(old)
@@ -218,19 +238,13 @@ impl Draft {
         self.take_authorization(&policy.key);
         let policy = Arc::new(policy);
         let next = &mut self.next;
-        let rank = |p: &Authorization| p.key.clone();
-        match policy.scope {
-            PolicyScope::Global => {
-                let global = next.global_policies.take();
-                next.global_policies = Some(with(global.as_deref(), &policy, rank));
-            }
-            PolicyScope::Namespace => group_insert(
-                &mut next.namespace_policies,
-                &policy.key.namespace,
-                &policy,
-                rank,
-            ),
-            PolicyScope::WorkloadSelector => {}
+        let group = match policy.scope {
+            PolicyScope::Global => Some(&mut next.global_policies),
+            PolicyScope::Namespace => Some(next.namespace_policies.entry(&policy.key.namespace)),
+            PolicyScope::WorkloadSelector => None,
+        };
+        if let Some(group) = group {
+            Arc::make_mut(group).insert(policy.key.clone(), Arc::clone(&policy));
         }
         next.policies.insert(policy.key.clone(), policy);
         self.decisions_changed = true;
@@ -241,13 +255,14 @@ impl Draft {
         let old = next.policies.remove(key)?;
         match old.scope {
             PolicyScope::Global => {
-                let global = next.global_policies.take();
-                next.global_policies = global.and_then(|g| without(&g, |p| p.key == *key));
+                Arc::make_mut(&mut next.global_policies).remove(key);
             }
             PolicyScope::Namespace => {
-                group_remove(&mut next.namespace_policies, &key.namespace, |p| {
-                    p.key == *key
-                });
+                let group = Arc::make_mut(next.namespace_policies.entry(&key.namespace));
+                group.remove(key);
+                if group.is_empty() {
+                    next.namespace_policies.remove(&key.namespace);
+                }
             }
             PolicyScope::WorkloadSelector => {}
         }
@@ -262,12 +277,19 @@ impl Draft {
 
     /// The snapshot, one version later.
     #[must_use]
-    pub fn finish(mut self) -> Snapshot {
+    pub fn finish(self) -> Snapshot {
+        self.finish_with().0
+    }
+
+    /// As [`Self::finish`]; gives back the strings for the next draft.
+    #[must_use]
+    pub fn finish_with(mut self) -> (Snapshot, Interner) {
         self.next.version += 1;
         if self.decisions_changed {
             self.next.policy_version = self.next.version;
         }
-        self.next
+        self.interner.sweep();
+        (self.next, self.interner)
     }
 }
 

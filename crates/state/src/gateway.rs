@@ -41,6 +41,16 @@ pub(crate) fn expected_identities(service: Option<&Service>, workload: &Workload
     all
 }
 
+/// Where a chosen endpoint of a waypoint is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolved {
+    /// On the caller's network.
+    Here(Waypoint),
+    /// On another one: the endpoint, and the waypoint's service. The way leads through the
+    /// network's gateway.
+    Elsewhere(Arc<Workload>, Option<Arc<Service>>),
+}
+
 /// Finds one endpoint of the waypoint that `owner` (for messages: `service default/web`) uses.
 /// There is no fallback: what cannot be resolved is refused. `prefer` is the original destination,
 /// whose family guides the choice of an address.
@@ -55,7 +65,7 @@ pub fn resolve_waypoint(
     prefer: IpAddr,
     owner: &str,
     dice: u64,
-) -> Result<Waypoint, Refusal> {
+) -> Result<Resolved, Refusal> {
     let name = gateway_name(gateway);
     if is_reserved(gateway) {
         return Err(Refusal::new(
@@ -66,51 +76,85 @@ pub fn resolve_waypoint(
             ),
         ));
     }
-    let missing = || {
-        Refusal::new(
+    let chosen = choose(snapshot, gateway, source, prefer, Purpose::Waypoint, dice);
+    chosen.map_err(|failure| match failure {
+        Failure::Unknown => Refusal::new(
             Reason::WaypointMissing,
             format!(
                 "{owner} uses waypoint {name}, which does not exist: create it with `isobar \
                  waypoint apply`, or remove the istio.io/use-waypoint label"
             ),
-        )
-    };
-    let not_ready = |why: String| {
-        Refusal::new(
+        ),
+        Failure::Unusable(why) => Refusal::new(
             Reason::WaypointNotReady,
             format!("{owner} uses waypoint {name}, which is not ready: {why}"),
-        )
-    };
+        ),
+    })
+}
+
+/// Finds one endpoint of a network gateway, as for an ordinary call to it.
+///
+/// # Errors
+/// With what is missing: a bare address that is neither a service's nor a workload's will not do.
+pub(crate) fn resolve_gateway(
+    snapshot: &Snapshot,
+    gateway: &GatewayAddress,
+    source: &Workload,
+    prefer: IpAddr,
+    dice: u64,
+) -> Result<Waypoint, String> {
+    let name = gateway_name(gateway);
+    match choose(snapshot, gateway, source, prefer, Purpose::Call, dice) {
+        Ok(Resolved::Here(found)) => Ok(found),
+        Ok(Resolved::Elsewhere(workload, _)) => Err(format!(
+            "{name} leads to network {:?} itself",
+            &*workload.network
+        )),
+        Err(Failure::Unknown) => Err(format!("neither a service nor a workload is at {name}")),
+        Err(Failure::Unusable(why)) => Err(why),
+    }
+}
+
+enum Failure {
+    Unknown,
+    Unusable(String),
+}
+
+fn choose(
+    snapshot: &Snapshot,
+    gateway: &GatewayAddress,
+    source: &Workload,
+    prefer: IpAddr,
+    purpose: Purpose,
+    dice: u64,
+) -> Result<Resolved, Failure> {
     let prefer = match &gateway.destination {
         GatewayDestination::Address(address) => address.ip,
         GatewayDestination::Hostname(_) => prefer,
     };
-    match find(snapshot, gateway, source).ok_or_else(missing)? {
+    let found = find(snapshot, gateway, &source.namespace).ok_or(Failure::Unknown)?;
+    let (workload, service, port) = match found {
+        Found::Workload(workload) => (workload, None, gateway.hbone_port),
         Found::Service(service) => {
             let port = gateway.hbone_port;
-            let candidates = balance::endpoints(snapshot, service, port, source, Purpose::Waypoint)
-                .map_err(|refusal| not_ready(refusal.detail))?;
+            let candidates = balance::endpoints(snapshot, service, port, source, purpose)
+                .map_err(|refusal| Failure::Unusable(refusal.detail))?;
             let chosen = balance::pick(&candidates, dice)
-                .ok_or_else(|| not_ready("every endpoint has capacity 0".to_owned()))?;
-            let workload = &chosen.endpoint.workload;
-            let ip = choose_address(workload, Some(service), prefer)
-                .ok_or_else(|| not_ready(format!("{} has no address", workload.display_name())))?;
-            Ok(Waypoint {
-                to: SocketAddr::new(ip, chosen.port),
-                workload: Arc::clone(workload),
-                service: Some(Arc::clone(service)),
-            })
+                .ok_or_else(|| Failure::Unusable("every endpoint has capacity 0".to_owned()))?;
+            (&chosen.endpoint.workload, Some(service), chosen.port)
         }
-        Found::Workload(workload) => {
-            let ip = choose_address(workload, None, prefer)
-                .ok_or_else(|| not_ready(format!("{} has no address", workload.display_name())))?;
-            Ok(Waypoint {
-                to: SocketAddr::new(ip, gateway.hbone_port),
-                workload: Arc::clone(workload),
-                service: None,
-            })
-        }
+    };
+    if workload.network != source.network {
+        let (workload, service) = (Arc::clone(workload), service.cloned());
+        return Ok(Resolved::Elsewhere(workload, service));
     }
+    let ip = choose_address(workload, service.map(|s| &**s), prefer)
+        .ok_or_else(|| Failure::Unusable(format!("{} has no address", workload.display_name())))?;
+    Ok(Resolved::Here(Waypoint {
+        to: SocketAddr::new(ip, port),
+        workload: Arc::clone(workload),
+        service: service.cloned(),
+    }))
 }
 
 enum Found<'a> {
@@ -121,12 +165,12 @@ enum Found<'a> {
 fn find<'a>(
     snapshot: &'a Snapshot,
     gateway: &GatewayAddress,
-    source: &Workload,
+    client_namespace: &str,
 ) -> Option<Found<'a>> {
     match &gateway.destination {
         GatewayDestination::Hostname(host) => by_hostname(snapshot, host),
         GatewayDestination::Address(address) => {
-            by_address(snapshot, address, Some(&source.namespace))
+            by_address(snapshot, address, Some(client_namespace))
         }
     }
 }
@@ -159,7 +203,7 @@ pub(crate) fn any_member(
     client_namespace: &str,
     is_it: impl Fn(&Workload) -> bool,
 ) -> bool {
-    match member_set(snapshot, gateway, client_namespace) {
+    match find(snapshot, gateway, client_namespace) {
         Some(Found::Service(service)) => snapshot
             .endpoints(&service.key)
             .any(|endpoint| is_it(&endpoint.workload)),
@@ -175,7 +219,7 @@ pub(crate) fn has_identity(
     client_namespace: &str,
     identity: &Identity,
 ) -> bool {
-    let listed = match member_set(snapshot, gateway, client_namespace) {
+    let listed = match find(snapshot, gateway, client_namespace) {
         Some(Found::Service(service)) => service.subject_alt_names.contains(identity),
         _ => false,
     };
@@ -183,19 +227,6 @@ pub(crate) fn has_identity(
         || any_member(snapshot, gateway, client_namespace, |w| {
             w.has_identity(identity)
         })
-}
-
-fn member_set<'a>(
-    snapshot: &'a Snapshot,
-    gateway: &GatewayAddress,
-    client_namespace: &str,
-) -> Option<Found<'a>> {
-    match &gateway.destination {
-        GatewayDestination::Hostname(host) => by_hostname(snapshot, host),
-        GatewayDestination::Address(address) => {
-            by_address(snapshot, address, Some(client_namespace))
-        }
-    }
 }
 
 fn is_reserved(gateway: &GatewayAddress) -> bool {

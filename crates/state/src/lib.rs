@@ -19,6 +19,7 @@ mod gateway;
 pub mod inbound;
 pub mod outbound;
 mod policy;
+mod ranges;
 mod service;
 mod sharded;
 mod snapshot;
@@ -27,10 +28,10 @@ mod testing;
 mod workload;
 
 pub use authorize::{Denied, DryRun, Peer, Permit, authorize};
-pub use convert::ConvertError;
+pub use convert::{ConvertError, Interner};
 pub use draft::Draft;
 pub use egress::{ConnectionLimits, OutboundPolicy};
-pub use gateway::{Waypoint, resolve_waypoint};
+pub use gateway::{Resolved, Waypoint, resolve_waypoint};
 pub use outbound::Refusal;
 pub use policy::{
     Action, Authorization, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, TextMatch,

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use isobar_types::{Identity, NetworkAddress, Reason, Str, labels, ports};
 
 use crate::balance::{self, Candidate, Purpose, next_dice};
-use crate::gateway::{any_member, expected_identities, resolve_waypoint};
+use crate::gateway::{
+    Resolved, any_member, expected_identities, resolve_gateway, resolve_waypoint,
+};
 use crate::service::Service;
 use crate::snapshot::{AddressObject, Snapshot};
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
@@ -24,6 +26,9 @@ pub struct OutboundCall<'a> {
     pub destination: SocketAddr,
     /// Network of this node.
     pub network: &'a str,
+    /// Whether the caller can open a tunnel inside a tunnel. Without that, endpoints of other
+    /// networks are chosen only where there is no other, and the refusal says what is missing.
+    pub crosses_networks: bool,
 }
 
 /// Where to go.
@@ -69,6 +74,22 @@ pub enum NextHop {
         /// The tunnel ends at a waypoint, not at the destination.
         via_waypoint: bool,
     },
+    /// A tunnel inside a tunnel, to another network: the outer one ends at the gateway of that
+    /// network, which passes the inner one on, unread, to the destination or its waypoint.
+    DoubleTunnel {
+        /// Address of the gateway.
+        to: SocketAddr,
+        /// `:authority` of both CONNECT requests: host name and port of the service.
+        authority: String,
+        /// One of these the gateway must show.
+        expect_gateway: Vec<Identity>,
+        /// One of these the inner tunnel's end must show. Never the gateway's own.
+        expect: Vec<Identity>,
+        /// The gateway.
+        gateway: Arc<Workload>,
+        /// The service the call was for.
+        service: Arc<Service>,
+    },
 }
 
 /// A connection that is not made, and why.
@@ -96,8 +117,13 @@ impl Refusal {
 /// # Errors
 /// A [`Refusal`] where the connection must not be made; never a silent way around a waypoint.
 pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<NextHop, Refusal> {
-    let to = call.destination;
-    if to.ip().to_canonical().is_loopback() && ports::is_reserved(to.port()) {
+    let canonical = call.destination.ip().to_canonical();
+    let to = SocketAddr::new(canonical, call.destination.port());
+    let call = &OutboundCall {
+        destination: to,
+        ..*call
+    };
+    if to.ip().is_loopback() && ports::is_reserved(to.port()) {
         return Err(Refusal::new(
             Reason::ReservedPort,
             format!("port {} belongs to the mesh itself", to.port()),
@@ -105,29 +131,34 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
     }
     let client = Some(&*call.source.namespace);
     let here = NetworkAddress::new(call.network.into(), to.ip());
-    if let Some(AddressObject::Service(service)) = snapshot.object_at(&here, client)
+    let addressed = match snapshot.object_at(&here, client) {
+        Some(AddressObject::Service(service)) => Some(service),
+        Some(AddressObject::Workload(_)) | None => None,
+    };
+    if let Some(service) = addressed
         && let Some(gateway) = service_waypoint(service, dice)
     {
         let owner = owner_of(service);
-        return via_waypoint(
-            snapshot,
-            call,
-            gateway,
-            Some(service),
-            &owner,
-            next_dice(dice),
-        );
+        let dice = next_dice(dice);
+        return via_waypoint(snapshot, call, gateway, Some(service), &owner, dice);
     }
     let there = if *call.network == *call.source.network {
         here
     } else {
         NetworkAddress::new(call.source.network.clone(), to.ip())
     };
+    // From here on services come first: an address that is both a workload's and a service's is
+    // balanced, yet it was not "addressed to a service" above.
     if let Some(service) = snapshot.service_by_vip(&there, client) {
-        return to_service(snapshot, call, service, dice);
+        return to_service(snapshot, call, service, addressed.is_some(), dice);
     }
-    match snapshot.workload_by_address(&there) {
-        None if snapshot.is_registry_only(&call.source.namespace) => Err(Refusal::new(
+    match (snapshot.workload_by_address(&there), addressed) {
+        (Some(workload), _) => to_workload(snapshot, call, workload, dice),
+        (None, Some(service)) if !service.is_passthrough() => Err(Refusal::new(
+            Reason::NoHealthyUpstream,
+            format!("{} is not on the caller's network", owner_of(service)),
+        )),
+        (None, _) if snapshot.is_registry_only(&call.source.namespace) => Err(Refusal::new(
             Reason::UnknownDestination,
             format!(
                 "{to} is no service or workload of the mesh, and namespace {} may reach nothing \
@@ -136,8 +167,7 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
                 labels::OUTBOUND_TRAFFIC_POLICY
             ),
         )),
-        None => Ok(NextHop::Passthrough(to)),
-        Some(workload) => to_workload(snapshot, call, workload, dice),
+        (None, _) => Ok(NextHop::Passthrough(to)),
     }
 }
 
@@ -182,25 +212,80 @@ fn to_service(
     snapshot: &Snapshot,
     call: &OutboundCall<'_>,
     service: &Arc<Service>,
+    addressed_to_service: bool,
     dice: u64,
 ) -> Result<NextHop, Refusal> {
     let to = call.destination;
     if service.is_passthrough() {
         return Ok(NextHop::Passthrough(to));
     }
-    let all = balance::endpoints(snapshot, service, to.port(), call.source, Purpose::Call)?;
-    let candidates = prefer_own_network(all, call.source);
-    let chosen = balance::pick(&candidates, next_dice(dice)).ok_or_else(|| {
+    let mut all = balance::endpoints(snapshot, service, to.port(), call.source, Purpose::Call)?;
+    if !call.crosses_networks {
+        all = prefer_own_network(all, call.source);
+    }
+    let chosen = balance::pick(&all, next_dice(dice)).ok_or_else(|| {
         Refusal::new(
             Reason::NoHealthyUpstream,
             format!("every endpoint of {} has capacity 0", owner_of(service)),
         )
     })?;
+    let workload = &chosen.endpoint.workload;
+    if workload.network != call.source.network {
+        let names = &service.subject_alt_names;
+        return across(snapshot, call, workload, service, names, next_dice(dice));
+    }
+    if !addressed_to_service
+        && let Some(gateway) = &workload.waypoint
+        && !from_gateway(snapshot, call, gateway)
+    {
+        let owner = format!("workload {}", workload.display_name());
+        return via_waypoint(snapshot, call, gateway, None, &owner, dice);
+    }
     reach(chosen, Some(service), call.source, to.ip())
 }
 
-/// Networks cannot be crossed yet, so an endpoint elsewhere is chosen only if there is no other;
-/// the refusal then says what is missing.
+/// The way to `workload`, which is on another network and was chosen for a call to `service`: its
+/// gateway, and through it the end that proves one of `names`.
+fn across(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    workload: &Arc<Workload>,
+    service: &Arc<Service>,
+    names: &[Identity],
+    dice: u64,
+) -> Result<NextHop, Refusal> {
+    if !call.crosses_networks {
+        return Err(other_network(workload, call.source));
+    }
+    let refuse = |why: &str| {
+        let owner = owner_of(service);
+        let far = &workload.network;
+        Refusal::new(
+            Reason::NoHealthyUpstream,
+            format!("{owner} is to be reached on network {far:?}, but {why}"),
+        )
+    };
+    let gateway = workload
+        .network_gateway
+        .as_ref()
+        .ok_or_else(|| refuse("that network has no gateway"))?;
+    // Without a name nobody could prove to be the destination, and the gateway is not.
+    if names.is_empty() {
+        return Err(refuse("no identity is known for the far end"));
+    }
+    let prefer = call.destination.ip();
+    let found = resolve_gateway(snapshot, gateway, call.source, prefer, dice)
+        .map_err(|why| refuse(&format!("its gateway cannot be used: {why}")))?;
+    Ok(NextHop::DoubleTunnel {
+        to: found.to,
+        authority: format!("{}:{}", service.key.hostname, call.destination.port()),
+        expect_gateway: found.expect(),
+        expect: names.to_vec(),
+        gateway: found.workload,
+        service: Arc::clone(service),
+    })
+}
+
 fn prefer_own_network<'a>(all: Vec<Candidate<'a>>, source: &Workload) -> Vec<Candidate<'a>> {
     let own: Vec<_> = all
         .iter()
@@ -243,10 +328,15 @@ fn via_waypoint(
     dice: u64,
 ) -> Result<NextHop, Refusal> {
     let to = call.destination;
-    let waypoint = resolve_waypoint(snapshot, gateway, call.source, to.ip(), owner, dice)?;
-    if waypoint.workload.network != call.source.network {
-        return Err(other_network(&waypoint.workload, call.source));
-    }
+    let source = call.source;
+    let waypoint = match resolve_waypoint(snapshot, gateway, source, to.ip(), owner, dice)? {
+        Resolved::Here(waypoint) => waypoint,
+        Resolved::Elsewhere(workload, of) => {
+            let names = of.as_ref().map_or(&[][..], |s| &s.subject_alt_names);
+            let service = service.ok_or_else(|| other_network(&workload, source))?;
+            return across(snapshot, call, &workload, service, names, next_dice(dice));
+        }
+    };
     Ok(NextHop::Tunnel {
         to: waypoint.to,
         authority: to.to_string(),
@@ -302,7 +392,7 @@ fn other_network(workload: &Workload, source: &Workload) -> Refusal {
         Reason::NoHealthyUpstream,
         format!(
             "workload {} is on network {:?}, the caller on {:?}: calls across networks are not \
-             supported by this version",
+             supported here",
             workload.display_name(),
             &*workload.network,
             &*source.network
@@ -357,6 +447,18 @@ impl fmt::Display for NextHop {
             Self::Direct { to, workload, .. } => {
                 write!(f, "plain TCP to {} at {to}", workload.display_name())
             }
+            Self::DoubleTunnel {
+                to,
+                authority,
+                gateway,
+                ..
+            } => {
+                let name = gateway.display_name();
+                write!(
+                    f,
+                    "double HBONE through gateway {name} at {to} for {authority}"
+                )
+            }
             Self::Resolve { hostname, port, .. } => write!(f, "plain TCP to {hostname}:{port}"),
             Self::Tunnel {
                 to,
@@ -373,5 +475,9 @@ impl fmt::Display for NextHop {
     }
 }
 
+#[cfg(test)]
+mod checks;
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use isobar_types::{NamespacedHostname, NamespacedName, NetworkAddress, Str};
 
+use crate::convert::Interner;
 use crate::draft::Draft;
 use crate::egress::OutboundPolicies;
 use crate::policy::Authorization;
+use crate::ranges::Ranges;
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
 use crate::workload::{TunnelProtocol, Workload};
@@ -18,6 +19,9 @@ pub(crate) type Group<T> = Arc<[Arc<T>]>;
 pub(crate) type EndpointMap = BTreeMap<Str, Endpoint>;
 /// Workloads of one node by namespace, name and uid.
 pub(crate) type NodeMap = BTreeMap<(Str, Str, Str), Arc<Workload>>;
+
+/// Policies by key.
+pub(crate) type PolicyMap = BTreeMap<NamespacedName, Arc<Authorization>>;
 
 /// Whether a bound workload refuses traffic that did not come through its waypoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,12 +46,12 @@ pub struct Snapshot {
     pub(crate) by_workload_hostname: Sharded<NamespacedHostname, Group<Workload>>,
     pub(crate) services: Sharded<NamespacedHostname, Arc<Service>>,
     pub(crate) by_vip: Sharded<NetworkAddress, Group<Service>>,
-    pub(crate) cidr_vips: Arc<Vec<(Str, IpNet, Arc<Service>)>>,
+    pub(crate) ranges: Ranges,
     pub(crate) by_hostname: Sharded<Str, Group<Service>>,
     pub(crate) endpoints: Sharded<NamespacedHostname, Arc<EndpointMap>>,
     pub(crate) policies: Sharded<NamespacedName, Arc<Authorization>>,
-    pub(crate) namespace_policies: Sharded<Str, Group<Authorization>>,
-    pub(crate) global_policies: Option<Group<Authorization>>,
+    pub(crate) namespace_policies: Sharded<Str, Arc<PolicyMap>>,
+    pub(crate) global_policies: Arc<PolicyMap>,
     pub(crate) outbound: Arc<OutboundPolicies>,
 }
 
@@ -73,7 +77,14 @@ impl Snapshot {
     /// Starts the next version.
     #[must_use]
     pub fn draft(&self) -> Draft {
-        Draft::new(self.clone())
+        self.draft_with(Interner::default())
+    }
+
+    /// As [`Self::draft`], with the strings of earlier drafts: a writer that goes on for days keeps
+    /// them, or each small change would store its names anew.
+    #[must_use]
+    pub fn draft_with(&self, interner: Interner) -> Draft {
+        Draft::new(self.clone(), interner)
     }
 
     /// Grows by one with each finished draft.
@@ -134,19 +145,14 @@ impl Snapshot {
         address: &NetworkAddress,
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        let inside = |net: &IpNet| net.contains(&address.ip);
-        self.cidr_vips
-            .iter()
-            .filter(|(network, net, service)| {
-                *network == address.network && inside(net) && service.visible_from(client_namespace)
-            })
-            // Of equals the first in the list wins, hence the reversal: max_by_key takes the last.
-            .rev()
-            .max_by_key(|(_, net, service)| {
+        self.ranges
+            .covering(address)
+            .filter_map(|(length, group)| Some((length, best_service(group, client_namespace)?)))
+            .max_by_key(|(length, service)| {
                 let home = client_namespace == Some(&*service.key.namespace);
-                (home, net.prefix_len(), service.canonical)
+                (home, *length, service.canonical)
             })
-            .map(|(_, _, service)| service)
+            .map(|(_, service)| service)
     }
 
     /// The service of that key.
@@ -189,26 +195,27 @@ impl Snapshot {
 
     /// A pod of this node by name. An empty `node` means any.
     #[must_use]
-    pub fn local_workload(
-        &self,
+    pub fn local_workload<'a>(
+        &'a self,
         node: &str,
         namespace: &str,
         name: &str,
         service_account: &str,
-    ) -> Option<&Arc<Workload>> {
+    ) -> Option<&'a Arc<Workload>> {
         let is_it = |w: &Workload| {
             &*w.namespace == namespace && &*w.name == name && &*w.service_account == service_account
         };
-        if node.is_empty() {
-            return self.workloads().find(|w| is_it(w));
-        }
         let first = (Str::from(namespace), Str::from(name), Str::from(""));
-        self.by_node
-            .get(node)?
-            .range(first..)
-            .map(|(_, workload)| workload)
-            .take_while(|w| &*w.namespace == namespace && &*w.name == name)
-            .find(|w| is_it(w))
+        let on = |map: &'a NodeMap| {
+            map.range(first.clone()..)
+                .map(|(_, workload)| workload)
+                .take_while(|w| &*w.namespace == namespace && &*w.name == name)
+                .find(|w| is_it(w))
+        };
+        if node.is_empty() {
+            return self.by_node.iter().find_map(|(_, map)| on(map));
+        }
+        on(self.by_node.get(node)?)
     }
 
     /// Workloads of a node, ordered by namespace and name.

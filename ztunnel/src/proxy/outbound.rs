@@ -143,6 +143,7 @@ impl Attributed {
             source_ip: self.accepted.client.ip(),
             destination: self.accepted.destination,
             network: &worker.world.config.network,
+            crosses_networks: false,
         };
         match route(&snapshot, &call, rand::random()) {
             Ok(hop) => Some(Routed {
@@ -269,6 +270,19 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             service: service.clone(),
             expect: None,
         },
+        NextHop::DoubleTunnel {
+            to,
+            authority,
+            gateway,
+            service,
+            ..
+        } => Way {
+            to: *to,
+            authority: Some(authority.clone()),
+            workload: Some(gateway.clone()),
+            service: Some(service.clone()),
+            expect: Some(gateway.identity()),
+        },
         NextHop::Tunnel {
             to,
             authority,
@@ -335,6 +349,10 @@ async fn connect(
             prefer_v6,
             ..
         } => plain(worker, resolve(hostname, *port, *prefer_v6).await?).await,
+        NextHop::DoubleTunnel { .. } => Err(Failed {
+            reason: Reason::NoHealthyUpstream,
+            detail: format!("{hop}: calls across networks are not supported"),
+        }),
         NextHop::Tunnel {
             to,
             authority,

@@ -73,7 +73,7 @@ fn strict() -> sec::Authorization {
 const NONE_ALLOWED: &str = "allow policies exist, but none allowed";
 
 #[test]
-fn the_worked_example_of_the_reference() {
+fn check_38_the_worked_example_of_the_reference() {
     let policies = [p1(), strict()];
     let allowed = Ok(Some("shop/p1".to_owned()));
     assert_eq!(verdict(&policies, FRONT, 8080), allowed);
@@ -86,7 +86,7 @@ fn the_worked_example_of_the_reference() {
 }
 
 #[test]
-fn deny_comes_before_allow_and_scopes_hold() {
+fn check_38_deny_comes_before_allow_and_scopes_hold() {
     let deny_front = |namespace, scope| {
         let clauses = vec![principal(FRONT_PRINCIPAL)];
         policy(namespace, "no-front", scope, Deny, clauses)
@@ -129,7 +129,7 @@ fn a_listed_policy_that_is_not_there_is_skipped_and_told() {
 }
 
 #[test]
-fn empty_rules_clauses_and_matches() {
+fn check_38_empty_rules_clauses_and_matches() {
     let with_rules = |action, rules| sec::Authorization {
         rules,
         ..policy("shop", "p", Scope::Namespace, action, vec![])
@@ -167,7 +167,7 @@ fn text(kind: sec::string_match::MatchType) -> Vec<sec::StringMatch> {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one table")]
-fn every_matcher_with_and_without_an_identity() {
+fn check_38_every_matcher_with_and_without_an_identity() {
     use sec::string_match::MatchType::{Exact, Prefix, Presence, Suffix};
     let range = |text: &str, length| {
         vec![sec::Address {
@@ -248,7 +248,7 @@ fn every_matcher_with_and_without_an_identity() {
 }
 
 #[test]
-fn all_groups_of_a_match_must_hold() {
+fn check_38_all_groups_of_a_match_must_hold() {
     let both = sec::Match {
         destination_ports: vec![80],
         ..principal(FRONT_PRINCIPAL)
@@ -280,6 +280,127 @@ fn dry_runs_tell_and_do_nothing() {
     assert_eq!(run(dry(Deny, ports(&[81]))), None);
     assert_eq!(run(dry(Allow, ports(&[80]))), Some((key, Action::Allow)));
     assert_eq!(run(dry(Allow, ports(&[81]))), Some((None, Action::Allow)));
+}
+
+#[test]
+fn check_38_addresses_of_one_family_are_not_in_ranges_of_the_other() {
+    let hits = |range: &str, length, source: &str, dst: &str| {
+        let m = sec::Match {
+            source_ips: vec![sec::Address {
+                address: bytes(range),
+                length,
+            }],
+            ..Default::default()
+        };
+        let deny = policy("shop", "d", Scope::Namespace, Deny, vec![m]);
+        let snapshot = with_policies(&[of_workload(target())], &[deny]);
+        let workload = snapshot.workloads().next().unwrap();
+        authorize(&snapshot, &peer(FRONT, source), workload, at(dst)).is_err()
+    };
+    let (v4, v6) = ("10.0.0.1:80", "[fd00::1]:80");
+    assert!(hits("fd00::", 16, "fd00::7", v6));
+    assert!(!hits("fd01::", 16, "fd00::7", v6));
+    assert!(!hits("0.0.0.0", 0, "fd00::7", v6));
+    assert!(!hits("::", 0, "10.0.0.7", v4));
+    assert!(
+        hits("10.0.0.0", 24, "::ffff:10.0.0.7", v4),
+        "one address, one form"
+    );
+    assert!(hits("::ffff:10.0.0.0", 120, "10.0.0.7", v4));
+}
+
+#[test]
+fn check_38_a_policy_that_cannot_be_read_lets_nothing_more_through() {
+    let bad_range = || sec::Match {
+        source_ips: vec![sec::Address {
+            address: bytes("10.0.0.0"),
+            length: 40,
+        }],
+        ..Default::default()
+    };
+    let ask = |snapshot: &Snapshot| {
+        let cart = snapshot.workload_by_uid(&uid("shop", "cart")).unwrap();
+        let dst = at("10.0.0.1:8080");
+        authorize(snapshot, &peer(FRONT, "10.0.9.9"), cart, dst).is_ok()
+    };
+    for action in [Allow, Deny] {
+        let bad = policy("shop", "p", Scope::Namespace, action, vec![bad_range()]);
+        // Nothing known before: whatever it meant, it meant to refuse somebody.
+        let mut draft = mesh(&[of_workload(target())]).draft();
+        assert!(draft.upsert_authorization(&bad).is_err());
+        assert_eq!(draft.take_warnings().len(), 1);
+        let snapshot = draft.finish();
+        assert!(!ask(&snapshot), "{action:?}");
+        // A correction ends that, and from then on the last good version stays.
+        let good = policy("shop", "p", Scope::Namespace, Allow, vec![ports(&[8080])]);
+        let mut draft = snapshot.draft();
+        draft.upsert_authorization(&good).unwrap();
+        assert!(draft.upsert_authorization(&bad).is_err());
+        assert_eq!(draft.take_warnings(), [""; 0]);
+        assert!(ask(&draft.finish()));
+        // A dry run refuses nobody, readable or not.
+        let mut draft = mesh(&[of_workload(target())]).draft();
+        let dry = sec::Authorization {
+            dry_run: true,
+            ..bad
+        };
+        assert!(draft.upsert_authorization(&dry).is_err());
+        assert!(ask(&draft.finish()));
+    }
+}
+
+#[test]
+fn check_39_who_shows_no_identity_is_denied_by_a_deny_of_no_principal() {
+    for address in ["10.0.9.9", "fd00::9"] {
+        let deny = policy("shop", "d", Scope::Namespace, Deny, vec![no_principal()]);
+        let snapshot = with_policies(&[of_workload(target())], &[deny]);
+        let workload = snapshot.workloads().next().unwrap();
+        let ask = |who| authorize(&snapshot, &peer(who, address), workload, at("10.0.0.1:80"));
+        let denied = ask(None).unwrap_err();
+        assert_eq!(denied.to_string(), "explicitly denied by: shop/d");
+        assert_eq!(denied.reason, Reason::PlaintextRefused);
+        assert!(ask(FRONT).is_ok());
+    }
+}
+
+/// The pure part: a snapshot says that it may decide differently, and does.
+#[test]
+fn check_37_a_pushed_policy_denies_what_was_allowed() {
+    let old = mesh(&[of_workload(target())]);
+    let dst = at("10.0.0.1:8080");
+    let ask = |snapshot: &Snapshot| {
+        let cart = snapshot.workload_by_uid(&uid("shop", "cart")).unwrap();
+        authorize(snapshot, &peer(FRONT, "10.0.9.9"), cart, dst).map(|_| ())
+    };
+    assert_eq!(ask(&old), Ok(()));
+    // (what is pushed, whether the decision must be looked at again)
+    let clauses = || vec![principal(FRONT_PRINCIPAL)];
+    let in_namespace = policy("shop", "d", Scope::Namespace, Deny, clauses());
+    let everywhere = policy("istio-system", "d", Scope::Global, Deny, clauses());
+    let others_only = policy("shop", "a", Scope::Namespace, Allow, vec![principal("x")]);
+    for pushed in [in_namespace, everywhere, others_only] {
+        let mut draft = old.draft();
+        draft.upsert_authorization(&pushed).unwrap();
+        let new = draft.finish();
+        assert_eq!(new.policy_version(), new.version(), "{}", pushed.name);
+        assert_eq!(ask(&new).unwrap_err().reason, Reason::PolicyDenied);
+        let mut draft = new.draft();
+        assert!(draft.remove_authorization(&format!("{}/{}", pushed.namespace, pushed.name)));
+        let back = draft.finish();
+        assert_eq!(back.policy_version(), back.version());
+        assert_eq!(ask(&back), Ok(()));
+    }
+    // A selector policy does nothing until the workload lists it; then the workload's push counts.
+    let selected = policy("shop", "d", Scope::WorkloadSelector, Deny, clauses());
+    let with_it = with_policies(&[of_workload(target())], &[selected]);
+    assert_eq!(ask(&with_it), Ok(()));
+    let mut listing = target();
+    listing.authorization_policies.push("shop/d".to_owned());
+    let mut draft = with_it.draft();
+    draft.upsert_address(&of_workload(listing)).unwrap();
+    let new = draft.finish();
+    assert_eq!(new.policy_version(), new.version());
+    assert!(ask(&new).is_err());
 }
 
 #[test]

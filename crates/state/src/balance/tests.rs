@@ -24,7 +24,7 @@ fn converted(w: &wire::Workload) -> Workload {
 }
 
 #[test]
-fn ranks_are_those_of_the_reference() {
+fn check_21_failover_ranks_are_those_of_the_reference() {
     use RoutingScope::{Network, Region, Zone};
     let source = converted(&placed("s", "n1", "r1", "z1"));
     let cases = [
@@ -43,6 +43,83 @@ fn ranks_are_those_of_the_reference() {
     let other = converted(&placed("o", "n1", "r2", "z1"));
     assert_eq!(failover_rank(&[Region, Zone], &source, &other), 0);
     assert_eq!(failover_rank(&[], &source, &other), 0);
+    // Further down the network is an entry like any other.
+    let far = converted(&placed("o", "n2", "r1", "z1"));
+    assert_eq!(failover_rank(&[Region, Network, Zone], &source, &far), 1);
+    // Unknown places are equal to unknown places.
+    let nowhere = converted(&placed("s", "n1", "", ""));
+    assert_eq!(
+        failover_rank(&[Network, Region, Zone], &nowhere, &nowhere),
+        5
+    );
+}
+
+#[test]
+fn check_21_the_best_rank_that_is_there_takes_all() {
+    use wire::load_balancing::Scope::{Network, Region, Zone};
+    let places = [
+        ("n1", "r1", "z1"),
+        ("n1", "r1", "z2"),
+        ("n1", "r2", "z1"),
+        ("n2", "r1", "z1"),
+        ("n2", "r1", "z2"),
+        ("n2", "r2", "z1"),
+    ];
+    let endpoint = |at: usize, capacity| {
+        let (network, region, zone) = places[at];
+        let w = wire::Workload {
+            network_gateway: crate::testing::waypoint("default", "gateway"),
+            capacity: Some(capacity),
+            ..placed(&format!("e{at}"), network, region, zone)
+        };
+        of_workload(serves(w, "default", "web", &[(80, 8080)]))
+    };
+    let source = converted(&placed("s", "n1", "r1", "z1"));
+    let chosen = |mode: wire::load_balancing::Mode, objects: Vec<wire::Address>| {
+        let web = wire::Service {
+            load_balancing: Some(wire::LoadBalancing {
+                routing_preference: [Network, Region, Zone].map(i32::from).to_vec(),
+                mode: mode.into(),
+                health_policy: 0,
+            }),
+            ..service("default", "web", "10.96.0.1", &[(80, 8080)])
+        };
+        let snapshot = mesh(&[vec![of_service(web)], objects].concat());
+        let web = snapshot.services().next().unwrap();
+        let all = endpoints(&snapshot, web, 80, &source, Purpose::Call);
+        let names = |all: Vec<Candidate<'_>>| {
+            let names = all.iter().map(|c| c.endpoint.workload.name.to_string());
+            names.collect::<Vec<_>>()
+        };
+        all.map(names).unwrap_or_default()
+    };
+    use wire::load_balancing::Mode::{Failover, Strict};
+    // Every mix of the six places: the lowest number present is the best rank.
+    for mix in 1..64_usize {
+        let present: Vec<_> = (0..6).filter(|at| mix >> at & 1 == 1).collect();
+        let objects: Vec<_> = present.iter().map(|at| endpoint(*at, 1)).collect();
+        assert_eq!(
+            chosen(Failover, objects.clone()),
+            [format!("e{}", present[0])]
+        );
+        let strict = chosen(Strict, objects);
+        assert_eq!(
+            strict.len(),
+            usize::from(present[0] == 0),
+            "all entries or none"
+        );
+        // A place without any share of the traffic hides nothing.
+        let drained: Vec<_> = present
+            .iter()
+            .enumerate()
+            .map(|(n, at)| endpoint(*at, u32::from(n > 0)))
+            .collect();
+        let next = present.get(1).map(|at| format!("e{at}"));
+        assert_eq!(
+            chosen(Failover, drained),
+            next.into_iter().collect::<Vec<_>>()
+        );
+    }
 }
 
 fn preferring(mode: BalanceMode, policy: HealthPolicy) -> Option<wire::LoadBalancing> {
@@ -94,7 +171,7 @@ fn chosen(mode: BalanceMode, policy: HealthPolicy) -> Result<Vec<String>, Reason
 }
 
 #[test]
-fn modes_and_health_choose_the_endpoints() {
+fn check_11_unready_endpoints_take_traffic_only_where_all_are_allowed() {
     use BalanceMode::{Failover, Standard, Strict};
     use HealthPolicy::{AllowAll, OnlyHealthy};
     let cases = [
@@ -111,8 +188,45 @@ fn modes_and_health_choose_the_endpoints() {
     }
 }
 
+/// Istio's ztunnel drops unready endpoints when they arrive and finds them again only with their
+/// next push; here the policy is asked at each call.
 #[test]
-fn a_named_port_is_each_endpoints_own() {
+fn check_11_a_change_of_the_health_policy_counts_at_once() {
+    let unready = wire::Workload {
+        status: 1,
+        ..serves(
+            pod("default", "a", "10.0.0.1"),
+            "default",
+            "web",
+            &[(80, 80)],
+        )
+    };
+    let web = |policy: wire::load_balancing::HealthPolicy| {
+        of_service(wire::Service {
+            load_balancing: Some(wire::LoadBalancing {
+                health_policy: policy.into(),
+                ..Default::default()
+            }),
+            ..service("default", "web", "10.96.0.1", &[(80, 80)])
+        })
+    };
+    use wire::load_balancing::HealthPolicy::{AllowAll, OnlyHealthy};
+    let source = converted(&pod("default", "s", "10.0.0.9"));
+    let found = |snapshot: &Snapshot| {
+        let web = snapshot.services().next().unwrap();
+        endpoints(snapshot, web, 80, &source, Purpose::Call).map_or(0, |all| all.len())
+    };
+    let mut snapshot = mesh(&[web(OnlyHealthy), of_workload(unready)]);
+    for (policy, want) in [(OnlyHealthy, 0), (AllowAll, 1), (OnlyHealthy, 0)] {
+        let mut draft = snapshot.draft();
+        draft.upsert_address(&web(policy)).unwrap();
+        snapshot = draft.finish();
+        assert_eq!(found(&snapshot), want, "{policy:?}");
+    }
+}
+
+#[test]
+fn check_20_a_named_port_is_each_endpoints_own() {
     let named = |name, port| {
         of_workload(serves(
             pod("default", name, "10.0.0.1"),
@@ -213,7 +327,7 @@ fn what_is_missing_is_told() {
     assert_eq!(
         refusal.detail,
         "service default/web has no usable endpoint for port 80: of 2 endpoints 1 not ready, 0 \
-         without that port, 1 not reachable from here"
+         of capacity 0, 0 without that port, 1 not reachable from here"
     );
 }
 

@@ -20,6 +20,16 @@ pub(super) fn required(
     Ok(interner.intern(text))
 }
 
+/// A text that must be set and that no other object shares.
+pub(super) fn own(field: &str, text: &str) -> Result<Str, ConvertError> {
+    if text.is_empty() {
+        return Err(ConvertError::Missing {
+            field: field.to_owned(),
+        });
+    }
+    Ok(text.into())
+}
+
 pub(super) fn or_default(text: &str, default: &str, interner: &mut Interner) -> Str {
     interner.intern(if text.is_empty() { default } else { text })
 }

@@ -68,6 +68,25 @@ fn audited(a: &wire::Authorization) -> Result<Option<AuditedRules>, ConvertError
     }
 }
 
+/// What stands in for a policy that cannot be read where no earlier version of it is known: it
+/// refuses whatever the policy applies to. Leaving the policy out would let through what it forbids.
+/// `None` where not even its kind and place can be told.
+pub(crate) fn closed(a: &wire::Authorization, interner: &mut Interner) -> Option<Authorization> {
+    let shell = wire::Authorization {
+        rules: Vec::new(),
+        ..a.clone()
+    };
+    let mut closed = authorization(&shell, interner).ok()?;
+    match closed.action {
+        // Without rules it allows nothing, and that it exists refuses the rest.
+        Action::Allow => {}
+        Action::Deny => closed.rules.push(Rule {
+            clauses: Vec::new(),
+        }),
+    }
+    Some(closed)
+}
+
 fn match_of(path: &str, m: &wire::Match, interner: &mut Interner) -> Result<Match, ConvertError> {
     Ok(Match {
         namespaces: texts(path, "namespaces", &m.namespaces, interner)?,

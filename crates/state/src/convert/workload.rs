@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use isobar_proto::istio::workload as wire;
 use isobar_types::{
     DEFAULT_CLUSTER_ID, DEFAULT_TRUST_DOMAIN, NamespacedHostname, NamespacedName, NetworkAddress,
 };
 
-use super::fields::{gateway, hostname_key, ip, known, net, or_default, port, required};
+use super::fields::{gateway, hostname_key, ip, known, net, or_default, own, port, required};
 use super::{ConvertError, Interner};
 use crate::service::{
     AppProtocol, BalanceMode, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope, Service,
@@ -27,18 +28,13 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
         value.as_ref().map(|g| gateway(field, g, i)).transpose()
     };
     Ok(Workload {
-        uid: required("uid", &w.uid, interner)?,
-        name: interner.intern(&w.name),
+        uid: own("uid", &w.uid)?,
+        name: w.name.as_str().into(),
         namespace: interner.intern(&w.namespace),
         service_account: or_default(&w.service_account, DEFAULT_ACCOUNT, interner),
         trust_domain: or_default(&w.trust_domain, DEFAULT_TRUST_DOMAIN, interner),
         node: interner.intern(&w.node),
-        addresses: w
-            .addresses
-            .iter()
-            .enumerate()
-            .map(|(at, bytes)| ip(&format!("addresses[{at}]"), bytes))
-            .collect::<Result<_, _>>()?,
+        addresses: addresses(&w.addresses)?,
         hostname: interner.intern(&w.hostname),
         network: interner.intern(&w.network),
         network_mode: match known("network_mode", w.network_mode)? {
@@ -83,6 +79,18 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
     })
 }
 
+/// In the order given, each once.
+fn addresses(list: &[Vec<u8>]) -> Result<Vec<IpAddr>, ConvertError> {
+    let mut all = Vec::with_capacity(list.len());
+    for (at, bytes) in list.iter().enumerate() {
+        let ip = ip(&format!("addresses[{at}]"), bytes)?;
+        if !all.contains(&ip) {
+            all.push(ip);
+        }
+    }
+    Ok(all)
+}
+
 /// Converts a service; listed identities that are none are left out with a warning, since leaving
 /// one out can only refuse more.
 ///
@@ -113,6 +121,8 @@ pub fn service(
     // A key twice in the wire list must not be twice in the index.
     vips.sort();
     vips.dedup();
+    cidr_vips.sort();
+    cidr_vips.dedup();
     Ok(Service {
         name: interner.intern(&s.name),
         vips,

@@ -74,7 +74,7 @@ fn the_preferred_workload_of_an_address_is_a_pod_in_the_mesh() {
 }
 
 #[test]
-fn endpoints_do_not_depend_on_what_comes_first() {
+fn check_10_endpoints_do_not_depend_on_what_comes_first() {
     let web = || of_service(service("default", "web", "10.96.0.1", &[(80, 8080)]));
     let a = || {
         of_workload(serves(
@@ -85,9 +85,15 @@ fn endpoints_do_not_depend_on_what_comes_first() {
         ))
     };
     let key = NamespacedHostname::parse(&format!("default/{}", host("default", "web"))).unwrap();
+    let first = format!(
+        "{:?}",
+        mesh(&[web(), a()]).endpoints(&key).collect::<Vec<_>>()
+    );
     for objects in [[web(), a()], [a(), web()]] {
         let snapshot = mesh(&objects);
-        assert_eq!(snapshot.endpoints(&key).count(), 1);
+        let endpoints: Vec<_> = snapshot.endpoints(&key).collect();
+        assert_eq!(endpoints.len(), 1);
+        assert_eq!(format!("{endpoints:?}"), first);
         let mut draft = snapshot.draft();
         assert!(draft.remove_address(&key.to_string()));
         assert!(!draft.remove_address(&key.to_string()));
@@ -297,7 +303,9 @@ fn view(s: &Snapshot) -> BTreeMap<String, String> {
     for (key, group) in s.namespace_policies.iter() {
         put(format!("namespace policies {key}"), format!("{group:?}"));
     }
-    put("ranges".to_owned(), format!("{:?}", s.cidr_vips));
+    for ((network, range), group) in s.ranges.services.iter() {
+        put(format!("range {network}/{range}"), format!("{group:?}"));
+    }
     put("global".to_owned(), format!("{:?}", s.global_policies));
     all
 }
@@ -314,7 +322,7 @@ proptest! {
     /// Only the last word on each name counts, whatever came before, in whatever order and in
     /// however many drafts.
     #[test]
-    fn drafts_do_not_remember_the_way(
+    fn check_10_drafts_do_not_remember_the_way(
         changes in prop::collection::vec(any_change(), 0..40),
         cuts in prop::collection::vec(any::<bool>(), 40),
         rotate in any::<usize>(),

@@ -57,74 +57,134 @@ fn authorities_have_a_host_and_a_port() {
 }
 
 #[test]
-fn a_pod_takes_what_is_for_its_own_address() {
-    let snapshot = mesh(&[
-        of_workload(pod("default", "a", "10.0.0.1")),
-        of_workload(pod("default", "b", "10.0.0.2")),
-    ]);
-    assert_eq!(ask(&snapshot, "a", "10.0.0.1:80"), Ok(at("10.0.0.1:80")));
-    let foreign = Err((400, Reason::UnknownDestination));
-    assert_eq!(ask(&snapshot, "a", "10.0.0.2:80"), foreign);
-    assert_eq!(ask(&snapshot, "a", "1.2.3.4:80"), foreign);
-    for port in [15001, 15006, 15008] {
-        let refusal = ask(&snapshot, "a", &format!("10.0.0.1:{port}"));
-        assert_eq!(refusal, Err((503, Reason::ReservedPort)));
+fn check_23_an_address_that_is_not_the_pods_needs_a_waypoint_relation() {
+    for [a, b, other] in [
+        ["10.0.0.1", "10.0.0.2", "1.2.3.4"],
+        ["fd00::1", "fd00::2", "2001:db8::1"],
+    ] {
+        let snapshot = mesh(&[
+            of_workload(pod("default", "a", a)),
+            of_workload(pod("default", "b", b)),
+        ]);
+        let to = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port).to_string();
+        assert_eq!(ask(&snapshot, "a", &to(a, 80)), Ok(at(&to(a, 80))));
+        let foreign = Err((400, Reason::UnknownDestination));
+        assert_eq!(ask(&snapshot, "a", &to(b, 80)), foreign);
+        assert_eq!(ask(&snapshot, "a", &to(other, 80)), foreign);
+        // What is foreign is told before what is reserved.
+        assert_eq!(ask(&snapshot, "a", &to(b, 15006)), foreign);
     }
 }
 
 #[test]
-fn a_host_name_means_the_pods_own_port_for_it() {
-    let web = service("default", "web", "10.96.0.1", &[(80, 8080), (81, 0)]);
-    let snapshot = mesh(&[
-        of_service(web),
-        of_workload(serves(
-            pod("default", "a", "10.0.0.1"),
-            "default",
-            "web",
-            &[(81, 9001)],
-        )),
-    ]);
-    let name = host("default", "web");
-    let asked = |port| ask(&snapshot, "a", &format!("{name}:{port}"));
-    assert_eq!(asked(80), Ok(at("10.0.0.1:8080")));
-    assert_eq!(asked(81), Ok(at("10.0.0.1:9001")));
-    assert_eq!(asked(82), Err((503, Reason::NoSuchPort)));
-    assert_eq!(
-        ask(&snapshot, "a", "nowhere.example:80"),
-        Err((503, Reason::UnknownDestination))
-    );
+fn check_24_the_meshs_own_ports_are_never_delivered_to() {
+    let reserved = Err((503, Reason::ReservedPort));
+    for (ip, authority) in [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")] {
+        // A host name leads to a port too: the target counts, not what was asked for.
+        let ports: Vec<_> = [15001, 15006, 15008].map(|p| (p - 15000, p)).to_vec();
+        let web = pod("default", "a", ip);
+        let snapshot = mesh(&[
+            of_service(service("default", "web", "10.96.0.1", &ports)),
+            of_workload(serves(web, "default", "web", &[])),
+        ]);
+        for (short, port) in ports {
+            let direct = ask(&snapshot, "a", &format!("{authority}:{port}"));
+            assert_eq!(direct, reserved, "{authority}:{port}");
+            let named = ask(
+                &snapshot,
+                "a",
+                &format!("{}:{short}", host("default", "web")),
+            );
+            assert_eq!(named, reserved, "by name to {port}");
+        }
+        assert!(ask(&snapshot, "a", &format!("{authority}:15009")).is_ok());
+    }
 }
 
 #[test]
-fn a_waypoint_takes_what_it_is_the_waypoint_of() {
-    let mut objects = waypoint_objects("default", "wp", "10.96.0.9", "10.0.0.50");
-    objects.extend(waypoint_objects("default", "wp2", "10.96.0.8", "10.0.0.51"));
-    objects.push(of_service(wire::Service {
-        waypoint: waypoint("default", "wp"),
-        ..service("default", "web", "10.96.0.1", &[(80, 8080)])
-    }));
-    objects.push(of_service(wire::Service {
-        weighted_waypoints: vec![wire::WeightedWaypoint {
-            destination: waypoint("default", "wp2"),
-            weight: 1,
-        }],
-        ..service("default", "shop", "10.96.0.2", &[(80, 8080)])
-    }));
-    objects.push(of_workload(wire::Workload {
-        waypoint: waypoint("default", "wp"),
-        ..pod("default", "a", "10.0.0.1")
-    }));
-    let snapshot = mesh(&objects);
-    let foreign = Err((400, Reason::UnknownDestination));
-    assert_eq!(ask(&snapshot, "wp", "10.96.0.1:80"), Ok(at("10.0.0.50:80")));
-    assert_eq!(ask(&snapshot, "wp", "10.0.0.1:80"), Ok(at("10.0.0.50:80")));
-    assert_eq!(ask(&snapshot, "wp", "10.96.0.2:80"), foreign);
-    assert_eq!(
-        ask(&snapshot, "wp2", "10.96.0.2:80"),
-        Ok(at("10.0.0.51:80"))
-    );
-    assert_eq!(ask(&snapshot, "wp2", "10.96.0.1:80"), foreign);
-    assert_eq!(ask(&snapshot, "a", "10.96.0.1:80"), foreign);
+fn check_25_a_host_name_means_the_pods_own_port_for_it() {
+    for (ip, to) in [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")] {
+        let web = service("default", "web", "10.96.0.1", &[(80, 8080), (81, 0)]);
+        let pod = pod("default", "a", ip);
+        let snapshot = mesh(&[
+            of_service(web),
+            of_workload(serves(pod, "default", "web", &[(81, 9001)])),
+        ]);
+        let name = host("default", "web");
+        let asked = |port| ask(&snapshot, "a", &format!("{name}:{port}"));
+        assert_eq!(asked(80), Ok(at(&format!("{to}:8080"))));
+        assert_eq!(asked(81), Ok(at(&format!("{to}:9001"))));
+        assert_eq!(asked(82), Err((503, Reason::NoSuchPort)));
+        assert_eq!(
+            ask(&snapshot, "a", "nowhere.example:80"),
+            Err((503, Reason::UnknownDestination))
+        );
+    }
+}
+
+/// A named port that only other endpoints know is unknown here.
+#[test]
+fn check_25_a_named_port_of_others_is_unknown() {
+    let web = service("default", "web", "10.96.0.1", &[(80, 0)]);
+    let snapshot = mesh(&[
+        of_service(web),
+        of_workload(pod("default", "a", "10.0.0.1")),
+        of_workload(serves(
+            pod("default", "b", "10.0.0.2"),
+            "default",
+            "web",
+            &[(80, 9001)],
+        )),
+    ]);
+    let asked = ask(&snapshot, "a", &format!("{}:80", host("default", "web")));
+    assert_eq!(asked, Err((503, Reason::NoSuchPort)));
+}
+
+#[test]
+fn check_23_a_waypoint_takes_what_it_is_the_waypoint_of() {
+    for f in [
+        [
+            "10.96.0.9",
+            "10.0.0.50",
+            "10.96.0.8",
+            "10.0.0.51",
+            "10.96.0.1",
+            "10.96.0.2",
+            "10.0.0.1",
+        ],
+        [
+            "fd96::9", "fd00::50", "fd96::8", "fd00::51", "fd96::1", "fd96::2", "fd00::1",
+        ],
+    ] {
+        let [wp_vip, wp, wp2_vip, wp2, web, shop, a] = f;
+        let mut objects = waypoint_objects("default", "wp", wp_vip, wp);
+        objects.extend(waypoint_objects("default", "wp2", wp2_vip, wp2));
+        objects.push(of_service(wire::Service {
+            waypoint: waypoint("default", "wp"),
+            ..service("default", "web", web, &[(80, 8080)])
+        }));
+        objects.push(of_service(wire::Service {
+            weighted_waypoints: vec![wire::WeightedWaypoint {
+                destination: waypoint("default", "wp2"),
+                weight: 1,
+            }],
+            ..service("default", "shop", shop, &[(80, 8080)])
+        }));
+        objects.push(of_workload(wire::Workload {
+            waypoint: waypoint("default", "wp"),
+            ..pod("default", "a", a)
+        }));
+        let snapshot = mesh(&objects);
+        let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
+        let asked = |name, ip| ask(&snapshot, name, &to(ip).to_string());
+        let foreign = Err((400, Reason::UnknownDestination));
+        assert_eq!(asked("wp", web), Ok(to(wp)));
+        assert_eq!(asked("wp", a), Ok(to(wp)));
+        assert_eq!(asked("wp", shop), foreign);
+        assert_eq!(asked("wp2", shop), Ok(to(wp2)));
+        assert_eq!(asked("wp2", web), foreign);
+        assert_eq!(asked("a", web), foreign);
+    }
 }
 
 #[test]
