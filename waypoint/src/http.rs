@@ -6,6 +6,7 @@ mod forward;
 mod pipeline;
 mod reply;
 mod sanitise;
+mod standing;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -15,10 +16,12 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use isobar_runtime::Lifetime;
 
 pub use body::{ReplyBody, RequestBody};
 pub use exchange::Exchange;
 pub(crate) use exchange::RequestFacts;
+pub use standing::Live;
 
 use crate::session::Session;
 use crate::stream::{Pinned, Stream};
@@ -52,15 +55,16 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
         .serve_connection(TokioIo::new(Pinned::new(stream)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = life.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => return ended(result),
+            () = leave(&session, &life), if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = session.cut.notified() => return,
         }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended");
     }
 }
 
@@ -68,10 +72,13 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
 pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
     let life = session.worker.scope.lifetime();
     let executor = LocalExecutor(session.worker.scope.clone());
-    let service = service_fn(move |request| {
+    let service = {
         let session = session.clone();
-        async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
-    });
+        service_fn(move |request| {
+            let session = session.clone();
+            async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
+        })
+    };
     let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -80,13 +87,28 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = life.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => return ended(result),
+            () = leave(&session, &life), if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = session.cut.notified() => return,
         }
-    };
+    }
+}
+
+/// Ends when the connection should take no further requests.
+async fn leave(session: &Session, life: &Lifetime) {
+    tokio::select! {
+        () = life.draining() => {}
+        () = session.leave.notified() => {}
+    }
+}
+
+fn ended(result: hyper::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(%error, "a connection ended");
     }

@@ -20,6 +20,7 @@ use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::endpoint::Turns;
 use crate::feed::Feed;
+use crate::http::Live;
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::session::Worker;
@@ -272,6 +273,8 @@ pub fn worker(
 ) -> Rc<Worker> {
     let own_workload = Arc::new(world.own.as_workload());
     let upstreams = Rc::new(LocalScope::new("upstream"));
+    let live: Rc<Live> = Rc::default();
+    upstreams.spawn("policies", live.clone().watch(world.feed.clone()));
     Rc::new(Worker {
         pool: Pool::new(dialer, upstreams.clone()),
         upstreams,
@@ -281,6 +284,7 @@ pub fn worker(
         scope,
         metrics,
         access_log,
+        live,
     })
 }
 

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use isobar_runtime::LocalScope;
 use isobar_state::{AppProtocol, Workload};
+use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::attribution::{Attributed, Peer, attribute, attribute_in_time};
 use crate::endpoint::Turns;
+use crate::http::Live;
 use crate::metrics::Metrics;
 use crate::protocol::{Protocol, detect};
 use crate::stream::{Rewound, Stream};
-use crate::target::{Addressed, Target};
+use crate::target::{self, Addressed, Target, TargetRefusal};
 use crate::upstream::Pool;
 use crate::world::{View, World};
 
@@ -31,6 +33,8 @@ pub struct Worker {
     pub upstreams: Rc<LocalScope>,
     /// Counters.
     pub metrics: Metrics,
+    /// Requests that are being served.
+    pub live: Rc<Live>,
     /// Where lines go.
     pub access_log: AccessLog,
     /// The source of reachability where the caller is not known.
@@ -45,7 +49,18 @@ pub struct Session {
     pub peer: Peer,
     /// What for.
     pub addressed: Addressed,
+    /// Told when its connection must end at once: something on it may not go on and does not end.
+    pub(crate) cut: Notify,
+    /// Told when its connection should take no further requests.
+    pub(crate) leave: Notify,
     known: RefCell<Option<Known>>,
+    served: RefCell<Option<Served>>,
+}
+
+/// Whether the target is this waypoint's, as of some versions of snapshot and tables.
+struct Served {
+    versions: (u64, u64),
+    verdict: Result<(), TargetRefusal>,
 }
 
 /// The caller as of some versions of snapshot and tables.
@@ -63,7 +78,10 @@ impl Session {
             worker,
             peer,
             addressed,
+            cut: Notify::new(),
+            leave: Notify::new(),
             known: RefCell::default(),
+            served: RefCell::default(),
         })
     }
 
@@ -119,6 +137,26 @@ impl Session {
             caller: caller.clone(),
         });
         caller
+    }
+
+    /// Whether a new tunnel to the same authority would still be taken and mean the same object: a
+    /// request on an old one gets no other answer. A pod that is gone is the caller's to find out.
+    ///
+    /// # Errors
+    /// What the new tunnel would be told.
+    pub fn still_served(&self, view: &View) -> Result<(), TargetRefusal> {
+        let versions = (view.snapshot.version(), view.tables.version());
+        if let Some(served) = &*self.served.borrow()
+            && served.versions == versions
+        {
+            return served.verdict.clone();
+        }
+        let verdict = target::again(view, &self.worker.world.own, &self.addressed, &self.peer);
+        *self.served.borrow_mut() = Some(Served {
+            versions,
+            verdict: verdict.clone(),
+        });
+        verdict
     }
 
     /// From where endpoints are looked at: the caller, or this waypoint itself.

@@ -7,6 +7,7 @@ use isobar_state::inbound::Authority;
 use isobar_state::{GatewayAddress, GatewayDestination, Service, Workload};
 use isobar_types::{NetworkAddress, Reason};
 
+use crate::attribution::Peer;
 use crate::world::{Own, View};
 
 /// What a caller wants to reach.
@@ -74,6 +75,29 @@ pub fn resolve(
         destination,
         authority: authority.to_owned(),
     })
+}
+
+/// Whether what was addressed before is still there and served by this waypoint.
+///
+/// # Errors
+/// As [`resolve`] would say now.
+pub fn again(view: &View, own: &Own, before: &Addressed, peer: &Peer) -> Result<(), TargetRefusal> {
+    if let Target::Workload(workload) = &before.target
+        && view.snapshot.workload_by_uid(&workload.uid).is_none()
+    {
+        return Ok(());
+    }
+    let now = resolve(view, own, &before.authority, &peer.identity.namespace)?;
+    let same = match (&before.target, &now.target) {
+        (Target::Service(before), Target::Service(now)) => before.key == now.key,
+        (Target::Workload(before), Target::Workload(now)) => before.uid == now.uid,
+        _ => false,
+    };
+    if same {
+        return Ok(());
+    }
+    let detail = format!("{} is something else by now", before.authority);
+    Err(refuse(404, Reason::UnknownDestination, detail))
 }
 
 fn find(

@@ -164,6 +164,12 @@ impl Tables {
         self.policies.values()
     }
 
+    /// True if no policy was written, changed or removed between `other` and this.
+    #[must_use]
+    pub fn same_policies(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.policies, &other.policies)
+    }
+
     /// The policies that apply to a service (or, for `None`, to a pod's own address).
     pub fn policies_of(
         &self,

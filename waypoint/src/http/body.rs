@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::exchange::Exchange;
+use super::standing::{Side, Standing};
 use isobar_types::Reason;
 
 /// What is known of a request body while it flows.
@@ -26,26 +27,54 @@ pub(crate) struct Progress {
 pub struct RequestBody {
     inner: Option<Incoming>,
     progress: Rc<Progress>,
+    standing: Rc<Standing>,
+}
+
+/// Why a request body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The caller or its connection.
+    #[error(transparent)]
+    Caller(#[from] hyper::Error),
+    /// A policy that was written meanwhile.
+    #[error("a policy does not permit the request any more")]
+    Withdrawn,
 }
 
 impl RequestBody {
-    pub(crate) const fn new(inner: Option<Incoming>, progress: Rc<Progress>) -> Self {
-        Self { inner, progress }
+    pub(crate) const fn new(
+        inner: Option<Incoming>,
+        progress: Rc<Progress>,
+        standing: Rc<Standing>,
+    ) -> Self {
+        Self {
+            inner,
+            progress,
+            standing,
+        }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(inner) = self.inner.as_mut() else {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
+        let this = &mut *self;
+        let Some(inner) = this.inner.as_mut() else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(inner).poll_frame(cx));
+        if this.standing.withdrawn().is_some() {
+            this.inner = None;
+            return Poll::Ready(Some(Err(RequestError::Withdrawn)));
+        }
+        let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
+            this.standing.wake(Side::Request, cx);
+            return Poll::Pending;
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -56,7 +85,7 @@ impl Body for RequestBody {
             Some(Err(_)) => self.progress.broken.set(true),
             None => {}
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|f| f.map_err(RequestError::from)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -79,6 +108,9 @@ pub enum BodyError {
     /// The route's timeout.
     #[error("the response was not complete within the route's timeout")]
     Timeout,
+    /// A policy that was written meanwhile.
+    #[error("a policy does not permit the response any more")]
+    Withdrawn,
 }
 
 enum Source {
@@ -147,7 +179,22 @@ impl Body for ReplyBody {
                 .take()
                 .filter(|b| !b.is_empty())
                 .map(|b| Ok(Frame::data(b))),
-            Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Source::Upstream(body) => {
+                if let Some(exchange) = &mut this.exchange
+                    && exchange.is_withdrawn()
+                {
+                    let last = exchange.last_frame();
+                    this.source = Source::Local(None);
+                    return Poll::Ready(Some(last.ok_or(BodyError::Withdrawn)));
+                }
+                let frame = Pin::new(body).poll_frame(cx);
+                if let (Poll::Pending, Some(exchange)) = (&frame, &this.exchange)
+                    && let Some(standing) = &exchange.standing
+                {
+                    standing.wake(Side::Reply, cx);
+                }
+                ready!(frame)
+            }
         };
         if let Some(exchange) = &mut this.exchange {
             exchange.frame(frame.as_ref().map(Result::as_ref));

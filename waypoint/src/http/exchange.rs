@@ -3,7 +3,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::{HeaderMap, HeaderValue, Method, Version};
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::Frame;
 use isobar_runtime::LocalScope;
@@ -11,6 +11,7 @@ use isobar_state::{Service, Workload};
 use isobar_types::Reason;
 
 use super::body::Progress;
+use super::standing::Standing;
 use crate::access_log::HttpLine;
 use crate::attribution::Attributed;
 use crate::endpoint::{Busy, Endpoint};
@@ -26,6 +27,8 @@ pub struct Exchange {
     pub(crate) request: RequestFacts,
     pub(crate) progress: Rc<Progress>,
     pub(crate) caller: Option<Arc<Attributed>>,
+    /// Set once the policies permitted the request.
+    pub(crate) standing: Option<Rc<Standing>>,
     pub(crate) route_name: String,
     pub(crate) cluster: String,
     pub(crate) service: Option<Arc<Service>>,
@@ -66,6 +69,7 @@ impl Exchange {
             request,
             progress: Rc::default(),
             caller: None,
+            standing: None,
             route_name: String::new(),
             cluster: String::new(),
             service: None,
@@ -126,6 +130,32 @@ impl Exchange {
         self.reason = reason;
     }
 
+    /// True if the policies do not permit the rest any more; notes that as the end.
+    pub(crate) fn is_withdrawn(&mut self) -> bool {
+        let Some(why) = self.standing.as_ref().and_then(|s| s.withdrawn()) else {
+            return false;
+        };
+        self.detail = why.to_owned();
+        "policy withdrawn".clone_into(&mut self.failure);
+        self.reason = Reason::PolicyWithdrawn;
+        true
+    }
+
+    /// What ends a response that may not go on: a status for gRPC callers, whose protocol has one at
+    /// the end of the stream; nothing for others, who must see the stream break.
+    pub(crate) fn last_frame(&mut self) -> Option<Frame<Bytes>> {
+        if !self.request.grpc || self.request.version != Version::HTTP_2 {
+            return None;
+        }
+        let code = super::reply::grpc_status(StatusCode::FORBIDDEN);
+        self.grpc_status = Some(code.to_string());
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from(code));
+        let message = HeaderValue::from_static("RBAC: access denied");
+        trailers.insert("grpc-message", message);
+        Some(Frame::trailers(trailers))
+    }
+
     /// Envoy's flags, `-` for none.
     pub(crate) fn flags(&self) -> String {
         match (self.delayed, self.reason.flag()) {
@@ -146,6 +176,10 @@ impl Exchange {
     fn report(&mut self) {
         if std::mem::replace(&mut self.over, true) {
             return;
+        }
+        // Cut from outside, without a last poll.
+        if self.reason == Reason::DownstreamReset {
+            self.is_withdrawn();
         }
         let worker = &self.session.worker;
         let duration = self.started.elapsed();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::http::header::{EXPECT, HOST, HeaderName, HeaderValue, SERVER};
 use ::http::uri::{Authority, PathAndQuery, Scheme};
-use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use ::http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use isobar_route::{
@@ -20,6 +20,7 @@ use super::body::{ReplyBody, RequestBody};
 use super::pipeline::Flow;
 use super::reply::{self, Local};
 use super::sanitise;
+use super::standing::{Asked, Side, Standing};
 use super::upgrade;
 use crate::endpoint::{Endpoint, NoEndpoint, Wanted};
 use crate::target::Target;
@@ -52,21 +53,46 @@ enum Place {
     },
 }
 
-/// The head that every try sends.
-struct Head {
-    method: Method,
+/// The head that every try sends. What the caller asked stays as it was, for policies to be asked
+/// again; each try edits its own copy.
+struct Head<'a> {
+    asked: &'a Asked,
+    edits: &'a [&'a HeaderEdits],
     uri: Uri,
     version: Version,
-    headers: HeaderMap,
+    /// The path before it was rewritten.
+    original: Option<HeaderValue>,
+    /// HTTP/2 has it in its target.
+    host: Option<HeaderValue>,
 }
 
-impl Head {
+impl Head<'_> {
     fn request(&self, body: RequestBody) -> Request<RequestBody> {
+        let mut headers = self.asked.headers.clone();
+        headers.remove(EXPECT);
+        if let Some(original) = &self.original {
+            headers.insert(ORIGINAL_PATH, original.clone());
+        }
+        for edits in self.edits {
+            edits.apply(&mut headers);
+        }
+        match &self.host {
+            Some(host) => {
+                headers.insert(HOST, host.clone());
+                let protocol = self.asked.clean.upgrade.as_ref();
+                if let Some(protocol) = protocol.filter(|p| upgrade::is_websocket(p)) {
+                    upgrade::ask(&mut headers, protocol);
+                }
+            }
+            None => {
+                headers.remove(HOST);
+            }
+        }
         let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
+        *request.method_mut() = self.asked.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
-        request.headers_mut().clone_from(&self.headers);
+        *request.headers_mut() = headers;
         request
     }
 }
@@ -88,30 +114,39 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     let mut edits: Vec<&HeaderEdits> = Vec::new();
     edits.extend(route.map(|r| &r.request));
     edits.extend(chosen.map(|c| &c.request));
-    let head = match head(&mut flow, plan.taken.as_ref(), &edits) {
+    let asked = flow.asked.clone();
+    let original = &flow.exchange.request.path;
+    let head = match head(&asked, plan.taken.as_ref(), &edits, original) {
         Ok(head) => head,
         Err(local) => return local.respond(flow.exchange),
     };
     let timeout = route.and_then(|r| r.timeout);
     let deadline = timeout.map(|t| Instant::now() + t);
     let rules = Tries::new(route.and_then(|r| r.retries.as_ref()));
-    let upgrade = flow.upgrade.take().filter(|_| flow.clean.upgrade.is_some());
+    let upgrade = flow
+        .upgrade
+        .take()
+        .filter(|_| asked.clean.upgrade.is_some());
     let empty = flow.body.is_end_stream();
-    let flow_state = Sending {
+    let Some(standing) = flow.exchange.standing.clone() else {
+        // Unreachable: only what is permitted comes here.
+        return Local::denied("not_decided".to_owned()).respond(flow.exchange);
+    };
+    let sending = Sending {
         flow: &mut flow.exchange,
         session: &flow.session,
         view: &flow.view,
         caller: &flow.caller,
+        standing: &standing,
     };
-    let sent = tries(
-        flow_state,
-        place,
-        &head,
-        (flow.body, empty),
-        &rules,
-        deadline,
-    )
-    .await;
+    let sent = tokio::select! {
+        biased;
+        () = standing.until_withdrawn(Side::Reply) => {
+            flow.exchange.standing = None;
+            Err(Local::withdrawn(standing.withdrawn().unwrap_or("")))
+        }
+        sent = tries(sending, place, &head, (flow.body, empty), &rules, deadline) => sent,
+    };
     let mut response = match sent {
         Ok(response) => response,
         Err(local) => return local.respond(flow.exchange),
@@ -218,55 +253,50 @@ fn only_port(service: &Service) -> Option<u16> {
 }
 
 /// Path, authority and headers as the endpoint gets them.
-fn head(flow: &mut Flow, taken: Option<&Taken>, edits: &[&HeaderEdits]) -> Result<Head, Local> {
-    let headers = &mut flow.parts.headers;
-    headers.remove(EXPECT);
+fn head<'a>(
+    asked: &'a Asked,
+    taken: Option<&Taken>,
+    edits: &'a [&'a HeaderEdits],
+    original: &str,
+) -> Result<Head<'a>, Local> {
     let rewrite = taken.map(|t| &t.route().rewrite);
     let matched = taken.and_then(|t| t.block()).and_then(|b| b.uri.as_ref());
-    let rewritten = rewrite.and_then(|r| r.path(&flow.clean.path, matched));
-    if rewritten.is_some()
-        && let Ok(original) = HeaderValue::from_str(&flow.exchange.request.path)
-    {
-        headers.insert(ORIGINAL_PATH, original);
-    }
-    for edits in edits {
-        edits.apply(headers);
-    }
+    let rewritten = rewrite.and_then(|r| r.path(&asked.clean.path, matched));
+    let original = rewritten
+        .as_ref()
+        .and_then(|_| HeaderValue::from_str(original).ok());
     let authority = rewrite
         .and_then(|r| r.authority.as_ref())
         .or_else(|| edits.iter().find_map(|e| e.authority.as_ref()))
-        .unwrap_or(&flow.clean.authority);
-    let path = rewritten.as_deref().unwrap_or(&flow.clean.path);
-    let full = match &flow.clean.query {
+        .unwrap_or(&asked.clean.authority);
+    let path = rewritten.as_deref().unwrap_or(&asked.clean.path);
+    let full = match &asked.clean.query {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
     let wrong = |_| Local::bad_request("invalid_rewrite");
     let path = PathAndQuery::try_from(full).map_err(wrong)?;
-    let uri = if flow.parts.version == Version::HTTP_2 {
-        headers.remove(HOST);
+    let (uri, host) = if asked.version == Version::HTTP_2 {
         let authority = Authority::try_from(authority.as_str()).map_err(wrong)?;
         let mut parts = ::http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(authority);
         parts.path_and_query = Some(path);
-        Uri::from_parts(parts).map_err(|_| Local::bad_request("invalid_rewrite"))?
+        let uri = Uri::from_parts(parts);
+        let uri = uri.map_err(|_| Local::bad_request("invalid_rewrite"))?;
+        (uri, None)
     } else {
         let host =
             HeaderValue::from_str(authority).map_err(|_| Local::bad_request("invalid_rewrite"))?;
-        headers.insert(HOST, host);
-        if let Some(protocol) = &flow.clean.upgrade
-            && upgrade::is_websocket(protocol)
-        {
-            upgrade::ask(headers, protocol);
-        }
-        Uri::from(path)
+        (Uri::from(path), Some(host))
     };
     Ok(Head {
-        method: flow.parts.method.clone(),
+        asked,
+        edits,
         uri,
-        version: flow.parts.version,
-        headers: std::mem::take(headers),
+        version: asked.version,
+        original,
+        host,
     })
 }
 
@@ -321,6 +351,7 @@ struct Sending<'a> {
     session: &'a Rc<crate::session::Session>,
     view: &'a crate::world::View,
     caller: &'a crate::attribution::Attributed,
+    standing: &'a Rc<Standing>,
 }
 
 /// Tries endpoints until one answers. A request of which nothing has left may always be tried
@@ -328,13 +359,14 @@ struct Sending<'a> {
 async fn tries(
     sending: Sending<'_>,
     place: Place,
-    head: &Head,
+    head: &Head<'_>,
     (body, empty): (Incoming, bool),
     rules: &Tries,
     deadline: Option<Instant>,
 ) -> Result<Response<Incoming>, Local> {
     let progress = sending.flow.progress.clone();
-    let mut body = Some(RequestBody::new((!empty).then_some(body), progress.clone()));
+    let body_of = |body| RequestBody::new(body, progress.clone(), sending.standing.clone());
+    let mut body = Some(body_of((!empty).then_some(body)));
     let mut tried: Vec<Str> = Vec::new();
     let mut attempt = 0;
     loop {
@@ -342,9 +374,7 @@ async fn tries(
         tried.push(endpoint.workload.uid.clone());
         sending.flow.busy = Some(sending.session.worker.turns.busy(&endpoint.workload.uid));
         sending.flow.endpoint = Some(endpoint.clone());
-        let next = body
-            .take()
-            .unwrap_or_else(|| RequestBody::new(None, progress.clone()));
+        let next = body.take().unwrap_or_else(|| body_of(None));
         let last = attempt >= rules.again;
         let outcome = sending
             .once(

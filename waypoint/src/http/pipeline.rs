@@ -4,21 +4,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ::http::header::{CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
-use ::http::request::Parts;
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use isobar_route::{
-    AbortWith, Action, Caller, HttpCall, HttpDecision, Preflight, Taken, authorize_http, match_http,
-};
+use isobar_route::{AbortWith, Action, HttpDecision, Preflight, Taken, match_http};
 use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::{Exchange, RequestFacts};
 use super::forward::{Plan, forward};
 use super::reply::{self, Local};
-use super::sanitise::{self, Clean, REQUEST_ID};
+use super::sanitise::{self, REQUEST_ID};
+use super::standing::{Asked, Standing};
 use crate::attribution::Attributed;
 use crate::session::Session;
 use crate::world::View;
@@ -28,8 +26,7 @@ pub(super) struct Flow {
     pub(super) session: Rc<Session>,
     pub(super) view: View,
     pub(super) caller: Arc<Attributed>,
-    pub(super) clean: Clean,
-    pub(super) parts: Parts,
+    pub(super) asked: Rc<Asked>,
     pub(super) body: Incoming,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) exchange: Exchange,
@@ -54,12 +51,22 @@ pub(super) async fn handle(
     let view = session.worker.world.view();
     exchange.caller = Some(caller.clone());
     exchange.service = session.addressed.service().cloned();
+    if let Err(refusal) = session.still_served(&view) {
+        // The next connection finds the way that holds now.
+        session.leave.notify_one();
+        return Local::not_served(refusal.reason, refusal.detail).respond(exchange);
+    }
+    let asked = Asked {
+        clean,
+        method: parts.method,
+        version: parts.version,
+        headers: parts.headers,
+    };
     let flow = Flow {
         session,
         view,
         caller,
-        clean,
-        parts,
+        asked: Rc::new(asked),
         body,
         upgrade,
         exchange,
@@ -96,45 +103,31 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Route, then policy: a caller that may not come in does not learn which routes there are.
 async fn decide(mut flow: Flow) -> Response<ReplyBody> {
-    let key = flow.session.addressed.service().map(|s| s.key.clone());
-    let (decision, verdict) = {
-        let call = call_of(&flow);
-        let caller: &Caller = &flow.caller.caller;
-        let tables = &flow.view.tables;
-        let decision = match &key {
-            Some(service) => match_http(tables, service, &call, caller),
-            None => HttpDecision::Default,
-        };
-        (
-            decision,
-            authorize_http(tables, key.as_ref(), &call, caller),
-        )
+    let tables = &flow.view.tables;
+    let decision = match flow.session.addressed.service() {
+        Some(service) => {
+            let call = flow.asked.call(&flow.session);
+            match_http(tables, &service.key, &call, &flow.caller.caller)
+        }
+        None => HttpDecision::Default,
     };
+    let verdict = Standing::begin(&flow.session, tables, &flow.caller, &flow.asked);
     match &decision {
         HttpDecision::Default => flow.exchange.route_name = "default".to_owned(),
         HttpDecision::Taken(taken) => flow.exchange.route_name = taken.name(),
         HttpDecision::NoRoute => {}
     }
-    if let Err(denied) = verdict {
-        tracing::debug!(%denied, "a request is refused");
-        return Local::denied(denied.code_detail()).respond(flow.exchange);
+    match verdict {
+        Ok(standing) => flow.exchange.standing = Some(standing),
+        Err(denied) => {
+            tracing::debug!(%denied, "a request is refused");
+            return Local::denied(denied.code_detail()).respond(flow.exchange);
+        }
     }
     match decision {
         HttpDecision::Default => forward(flow, Plan::default()).await,
         HttpDecision::NoRoute => Local::no_route().respond(flow.exchange),
         HttpDecision::Taken(taken) => act(flow, taken).await,
-    }
-}
-
-fn call_of(flow: &Flow) -> HttpCall<'_> {
-    HttpCall {
-        method: &flow.parts.method,
-        path: &flow.clean.path,
-        query: flow.clean.query.as_deref(),
-        authority: &flow.clean.authority,
-        scheme: flow.clean.scheme,
-        headers: &flow.parts.headers,
-        destination: flow.session.addressed.destination,
     }
 }
 
@@ -150,7 +143,7 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
     }
     let mut decorate = None;
     if let Some(cors) = &route.cors {
-        match cors.check(&flow.parts.method, &flow.parts.headers) {
+        match cors.check(&flow.asked.method, &flow.asked.headers) {
             Preflight::None => {}
             Preflight::Decorate(headers) => decorate = Some(headers),
             Preflight::Answer(headers) => {
@@ -162,7 +155,7 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
     }
     match &route.action {
         Action::Redirect(to) => {
-            let clean = &flow.clean;
+            let clean = &flow.asked.clean;
             let place = to.location(
                 clean.scheme,
                 &clean.authority,

@@ -83,6 +83,26 @@ impl Local {
         local
     }
 
+    /// A policy that was written while the endpoint was being asked.
+    pub(super) fn withdrawn(why: &str) -> Self {
+        let mut local = Self::denied(why.to_owned());
+        local.reason = Reason::PolicyWithdrawn;
+        "policy withdrawn".clone_into(&mut local.failure);
+        local
+    }
+
+    /// The target left this waypoint after the tunnel was opened: to be tried again on another.
+    pub(super) fn not_served(reason: Reason, why: String) -> Self {
+        let mut local = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            reason,
+            "not_served_any_more",
+            "not served by this waypoint any more",
+        );
+        local.failure = why;
+        local
+    }
+
     pub(super) fn bad_request(detail: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, Reason::BadRequest, detail, "")
     }

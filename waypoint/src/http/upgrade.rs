@@ -6,12 +6,15 @@ use ::http::header::{CONNECTION, HeaderValue, UPGRADE};
 use ::http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use isobar_hbone::{Plain, Progress, relay_counted};
 use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::Exchange;
 use super::reply::{Local, SERVER_NAME};
+use super::standing::Side;
 
 /// The only protocol a connection may change to, as at Envoy's waypoint.
 pub(super) fn is_websocket(protocol: &HeaderValue) -> bool {
@@ -40,22 +43,38 @@ pub(super) fn join(
     exchange.upstream_time = Some(exchange.started.elapsed());
     let scope: Rc<_> = exchange.scope();
     scope.spawn("websocket", async move {
-        let (Ok(upstream), Ok(downstream)) = tokio::join!(upstream, downstream) else {
-            exchange.failed(Reason::DownstreamReset);
-            return;
-        };
-        let mut upstream = TokioIo::new(upstream);
-        let mut downstream = TokioIo::new(downstream);
-        match tokio::io::copy_bidirectional(&mut downstream, &mut upstream).await {
-            Ok((up, down)) => {
-                exchange.progress.bytes.set(up);
-                exchange.sent(usize::try_from(down).unwrap_or(usize::MAX));
-                exchange.complete();
-            }
-            Err(_) => exchange.failed(Reason::UpstreamReset),
+        match tokio::join!(upstream, downstream) {
+            (Ok(upstream), Ok(downstream)) => carry(downstream, upstream, &mut exchange).await,
+            _ => exchange.failed(Reason::DownstreamReset),
         }
     });
     let (mut parts, _) = response.into_parts();
     parts.headers.insert(::http::header::SERVER, SERVER_NAME);
     Response::from_parts(parts, ReplyBody::bare())
+}
+
+/// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
+async fn carry(downstream: Upgraded, upstream: Upgraded, exchange: &mut Exchange) {
+    let mut downstream = Plain::new(TokioIo::new(downstream));
+    let mut upstream = Plain::new(TokioIo::new(upstream));
+    let progress = Progress::default();
+    let standing = exchange.standing.clone();
+    let withdrawn = async {
+        match &standing {
+            Some(standing) => standing.until_withdrawn(Side::Reply).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        end = relay_counted(&mut downstream, &mut upstream, &progress) => match end {
+            Ok(()) => exchange.complete(),
+            Err(error) => exchange.failed(error.reason()),
+        },
+        // Dropping both ends them; whose frame was cut is not for a relay to mend.
+        () = withdrawn => {
+            exchange.is_withdrawn();
+        }
+    }
+    exchange.progress.bytes.set(progress.sent());
+    exchange.sent(usize::try_from(progress.received()).unwrap_or(usize::MAX));
 }

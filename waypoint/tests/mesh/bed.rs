@@ -196,24 +196,7 @@ impl Bed {
     /// Publishes services and workloads; `protocol` is what the service port declares.
     pub(crate) fn publish_mesh(&self, protocol: wire::AppProtocol) {
         let mut draft = self.worker.world.store.load().draft();
-        let port = wire::Port {
-            service_port: 8080,
-            target_port: 0,
-            app_protocol: protocol.into(),
-        };
-        let service = wire::Service {
-            name: "svc".into(),
-            namespace: "default".into(),
-            hostname: HOST.into(),
-            addresses: vec![wire::NetworkAddress {
-                network: String::new(),
-                address: vec![10, 96, 0, 1],
-                length: None,
-            }],
-            ports: vec![port],
-            waypoint: Some(gateway()),
-            ..Default::default()
-        };
+        let service = service(protocol, Some(gateway()));
         draft
             .upsert_address(&address(wire::address::Type::Service(service)))
             .unwrap();
@@ -263,6 +246,16 @@ impl Bed {
                 });
             });
         }
+        self.worker.world.store.publish(draft.finish());
+    }
+
+    /// Takes the service away from the waypoint.
+    pub(crate) fn unbind(&self) {
+        let mut draft = self.worker.world.store.load().draft();
+        let service = service(wire::AppProtocol::Unknown, None);
+        draft
+            .upsert_address(&address(wire::address::Type::Service(service)))
+            .unwrap();
         self.worker.world.store.publish(draft.finish());
     }
 
@@ -322,6 +315,26 @@ impl Bed {
             }
             tokio::task::yield_now().await;
         }
+    }
+}
+
+fn service(protocol: wire::AppProtocol, waypoint: Option<wire::GatewayAddress>) -> wire::Service {
+    wire::Service {
+        name: "svc".into(),
+        namespace: "default".into(),
+        hostname: HOST.into(),
+        addresses: vec![wire::NetworkAddress {
+            network: String::new(),
+            address: vec![10, 96, 0, 1],
+            length: None,
+        }],
+        ports: vec![wire::Port {
+            service_port: 8080,
+            target_port: 0,
+            app_protocol: protocol.into(),
+        }],
+        waypoint,
+        ..Default::default()
     }
 }
 
@@ -525,10 +538,18 @@ pub(crate) fn deny_path(path: &str) -> proto::Authorization {
 
 /// Allows one account of namespace default.
 pub(crate) fn allow_account(account: &str) -> proto::Authorization {
+    on_account(account, proto::authorization::Action::Allow)
+}
+
+/// Allows or denies one account of namespace default.
+pub(crate) fn on_account(
+    account: &str,
+    action: proto::authorization::Action,
+) -> proto::Authorization {
     proto::Authorization {
         namespace: "default".into(),
         name: "only".into(),
-        action: proto::authorization::Action::Allow.into(),
+        action: action.into(),
         services: vec![service_ref()],
         rules: vec![proto::AuthorizationRule {
             from: vec![proto::AuthorizationSource {

@@ -6,3 +6,4 @@ mod bed;
 mod callers;
 mod http;
 mod tcp;
+mod withdrawn;

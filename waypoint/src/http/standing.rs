@@ -1,0 +1,245 @@
+//! What was permitted goes on only as long as the policies permit it.
+//!
+//! A request is decided once, at its head; its body, its response or the connection it was upgraded to
+//! may flow for hours after that. Each worker keeps a list of what it is serving, and one task judges
+//! the list again when policies change. A request pays for that with a place in the list; bodies look
+//! at a flag.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::{Future, pending, poll_fn};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use ::http::{HeaderMap, Method, Version};
+use isobar_route::{Denied, HttpCall, Permit, Tables, authorize_http};
+use tokio::time::{Instant, sleep_until};
+
+use super::sanitise::Clean;
+use crate::attribution::Attributed;
+use crate::feed::Feed;
+use crate::session::Session;
+
+/// A withdrawn stream may end itself within that; then its connection is closed. Streams whose
+/// caller does not read are not asked for more by HTTP, so they cannot end themselves.
+const GRACE: Duration = Duration::from_millis(500);
+/// So many are judged before others get their turn.
+const AT_ONCE: usize = 256;
+
+/// A request's head as policies and routes see it.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) clean: Clean,
+    pub(super) method: Method,
+    pub(super) version: Version,
+    pub(super) headers: HeaderMap,
+}
+
+/// A request that was permitted, for as long as anything of it is on its way.
+pub(crate) struct Standing {
+    session: Rc<Session>,
+    caller: Arc<Attributed>,
+    asked: Rc<Asked>,
+    withdrawn: OnceCell<String>,
+    wakers: [Cell<Option<Waker>>; 2],
+    place: Cell<usize>,
+}
+
+/// Who is to be woken: the two directions are polled by different tasks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Side {
+    Request,
+    Reply,
+}
+
+impl Standing {
+    /// Asks the policies; what they permit is watched until it is dropped.
+    ///
+    /// # Errors
+    /// [`Denied`], by the policies in `tables`.
+    pub(super) fn begin(
+        session: &Rc<Session>,
+        tables: &Tables,
+        caller: &Arc<Attributed>,
+        asked: &Rc<Asked>,
+    ) -> Result<Rc<Self>, Denied> {
+        authorize(session, tables, caller, asked)?;
+        let standing = Rc::new(Self {
+            session: session.clone(),
+            caller: caller.clone(),
+            asked: asked.clone(),
+            withdrawn: OnceCell::new(),
+            wakers: Default::default(),
+            place: Cell::new(0),
+        });
+        session.worker.live.add(&standing);
+        Ok(standing)
+    }
+
+    /// Why this may not go on, in Envoy's words; `None` while it may.
+    pub(crate) fn withdrawn(&self) -> Option<&str> {
+        self.withdrawn.get().map(String::as_str)
+    }
+
+    /// Has the task of `cx` polled again once this may not go on.
+    pub(crate) fn wake(&self, side: Side, cx: &Context<'_>) {
+        let slot = &self.wakers[side as usize];
+        let waker = slot.take().filter(|have| have.will_wake(cx.waker()));
+        slot.set(Some(waker.unwrap_or_else(|| cx.waker().clone())));
+    }
+
+    /// Ends when this may not go on, which most never see.
+    pub(super) async fn until_withdrawn(&self, side: Side) {
+        poll_fn(|cx| {
+            if self.withdrawn.get().is_some() {
+                return Poll::Ready(());
+            }
+            self.wake(side, cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// True if it may not go on, by these policies.
+    fn judge(&self, tables: &Tables) -> bool {
+        if self.withdrawn.get().is_some() {
+            return true;
+        }
+        let asked = authorize(&self.session, tables, &self.caller, &self.asked);
+        let Err(denied) = asked else { return false };
+        // Was empty above, and this thread is the only one.
+        let _ = self.withdrawn.set(denied.code_detail());
+        for waker in self.wakers.iter().filter_map(Cell::take) {
+            waker.wake();
+        }
+        true
+    }
+}
+
+impl std::fmt::Debug for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Standing")
+            .field("asked", &self.asked)
+            .field("withdrawn", &self.withdrawn)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.session.worker.live.remove(self.place.get());
+    }
+}
+
+impl Asked {
+    pub(super) fn call(&self, session: &Session) -> HttpCall<'_> {
+        HttpCall {
+            method: &self.method,
+            path: &self.clean.path,
+            query: self.clean.query.as_deref(),
+            authority: &self.clean.authority,
+            scheme: self.clean.scheme,
+            headers: &self.headers,
+            destination: session.addressed.destination,
+        }
+    }
+}
+
+fn authorize(
+    session: &Session,
+    tables: &Tables,
+    caller: &Attributed,
+    asked: &Asked,
+) -> Result<Permit, Denied> {
+    let service = session.addressed.service().map(|s| &s.key);
+    authorize_http(tables, service, &asked.call(session), &caller.caller)
+}
+
+/// Everything permitted that is on its way through one worker.
+#[derive(Default)]
+pub struct Live {
+    places: RefCell<Vec<Weak<Standing>>>,
+    free: RefCell<Vec<usize>>,
+}
+
+impl Live {
+    fn add(&self, standing: &Rc<Standing>) {
+        let mut places = self.places.borrow_mut();
+        let at = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            places.push(Weak::new());
+            places.len() - 1
+        });
+        places[at] = Rc::downgrade(standing);
+        standing.place.set(at);
+    }
+
+    /// Requests that are being served.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.borrow().len() - self.free.borrow().len()
+    }
+
+    /// True when nothing is being served.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn remove(&self, at: usize) {
+        self.places.borrow_mut()[at] = Weak::new();
+        self.free.borrow_mut().push(at);
+    }
+
+    /// Judges anew when policies change, until the feed is gone. What `feed` holds now counts as
+    /// known to whatever is added later.
+    pub fn watch(self: Rc<Self>, feed: Feed) -> impl Future<Output = ()> {
+        let mut versions = feed.versions();
+        let mut judged_by = feed.load();
+        async move {
+            let mut withdrawn: Vec<Weak<Standing>> = Vec::new();
+            let mut insist_at = None;
+            loop {
+                let insist = async {
+                    match insist_at {
+                        Some(at) => sleep_until(at).await,
+                        None => pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = versions.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        let tables = feed.load();
+                        if !tables.same_policies(&judged_by) {
+                            judged_by = tables;
+                            self.judge(&judged_by, &mut withdrawn).await;
+                        }
+                    }
+                    () = insist => {
+                        for standing in withdrawn.drain(..).filter_map(|s| s.upgrade()) {
+                            standing.session.cut.notify_one();
+                        }
+                    }
+                }
+                insist_at = match (withdrawn.is_empty(), insist_at) {
+                    (true, _) => None,
+                    (false, None) => Some(Instant::now() + GRACE),
+                    (false, at) => at,
+                };
+            }
+        }
+    }
+
+    async fn judge(&self, tables: &Tables, withdrawn: &mut Vec<Weak<Standing>>) {
+        let all = self.places.borrow().clone();
+        for some in all.chunks(AT_ONCE) {
+            let ended = some
+                .iter()
+                .filter(|s| s.upgrade().is_some_and(|s| s.judge(tables)));
+            withdrawn.extend(ended.cloned());
+            tokio::task::yield_now().await;
+        }
+    }
+}
