@@ -102,7 +102,7 @@ impl Session {
     }
 
     /// For a pod's own address: what the service on that port declares, if all that do agree.
-    fn declared(&self) -> Option<AppProtocol> {
+    pub(crate) fn declared(&self) -> Option<AppProtocol> {
         let port = self.addressed.destination.port();
         match &self.addressed.target {
             Target::Service(service) => service.protocol(port),

@@ -49,6 +49,8 @@ pub struct HttpCall<'a> {
     pub query: Option<&'a str>,
     /// Normalised authority: lower case, no trailing dot, port only if it is not the scheme's.
     pub authority: &'a str,
+    /// Authority as the caller wrote it, without a trailing dot: routes tell upper from lower case.
+    pub written_authority: &'a str,
     /// `http` or `https`.
     pub scheme: &'a str,
     /// Request headers after sanitising.

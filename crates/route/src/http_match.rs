@@ -124,7 +124,7 @@ impl HttpMatch {
             && self
                 .authority
                 .as_ref()
-                .is_none_or(|m| authority_matches(m, call.authority))
+                .is_none_or(|m| m.matches(call.written_authority.as_bytes()))
     }
 
     fn fields(&self, call: &HttpCall<'_>) -> bool {
@@ -142,17 +142,12 @@ impl HttpMatch {
     }
 }
 
-/// Host names are compared without regard to case; a pattern sees the lower-case form.
-fn authority_matches(wanted: &TextMatch, authority: &str) -> bool {
-    wanted.matches_ignoring_case(authority.as_bytes())
-}
-
 /// The value as routing sees it: several lines of one header joined by commas (as Envoy does).
 fn header_value<'a>(key: &HeaderKey, call: &HttpCall<'a>) -> Option<Cow<'a, [u8]>> {
     let text = match key {
         HeaderKey::Method => call.method.as_str(),
         HeaderKey::Path => call.path,
-        HeaderKey::Authority => call.authority,
+        HeaderKey::Authority => call.written_authority,
         HeaderKey::Scheme => call.scheme,
         HeaderKey::Name(name) => {
             let mut values = call.headers.get_all(name).iter();

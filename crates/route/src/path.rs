@@ -124,6 +124,18 @@ pub fn normalise_authority(authority: &str, scheme: &str) -> Option<String> {
     Some(out)
 }
 
+/// The authority with its name's trailing dot gone, otherwise as it was written.
+#[must_use]
+pub fn without_trailing_dot(authority: &str) -> Cow<'_, str> {
+    match split_port(authority) {
+        (host, None) => Cow::Borrowed(host.strip_suffix('.').unwrap_or(host)),
+        (host, Some(port)) => match host.strip_suffix('.') {
+            Some(host) => Cow::Owned(format!("{host}:{port}")),
+            None => Cow::Borrowed(authority),
+        },
+    }
+}
+
 /// Splits `host:port`; brackets of an IPv6 address belong to the host.
 #[must_use]
 pub fn split_port(authority: &str) -> (&str, Option<&str>) {
@@ -196,6 +208,14 @@ mod tests {
             ("a:", "a"),
         ] {
             assert_eq!(normalise_authority(given, "http").as_deref(), Some(seen));
+        }
+        for (given, written) in [
+            ("Example.COM", "Example.COM"),
+            ("A.b.", "A.b"),
+            ("A.:80", "A:80"),
+            ("a:80", "a:80"),
+        ] {
+            assert_eq!(without_trailing_dot(given), written);
         }
         for bad in ["", "a b", "u@h", "a/b", "h:99999", "h:x", ".", ":80"] {
             assert_eq!(normalise_authority(bad, "http"), None, "{bad:?}");

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use isobar_route::{
     Action, HeaderEdits, LoadBalancer, Retries, Subset, Taken, Target as RouteTarget, choose,
 };
-use isobar_state::Service;
+use isobar_state::{AppProtocol, Service};
 use isobar_types::{Reason, Str};
 use tokio::time::Instant;
 
@@ -23,6 +23,7 @@ use super::sanitise;
 use super::standing::{Asked, Side, Standing};
 use super::upgrade;
 use crate::endpoint::{Endpoint, NoEndpoint, Wanted};
+use crate::session::Session;
 use crate::target::Target;
 use crate::upstream::{self, SendError};
 
@@ -59,7 +60,7 @@ struct Head<'a> {
     asked: &'a Asked,
     edits: &'a [&'a HeaderEdits],
     uri: Uri,
-    version: Version,
+    speak: upstream::Version,
     /// The path before it was rewritten.
     original: Option<HeaderValue>,
     /// HTTP/2 has it in its target.
@@ -83,6 +84,7 @@ impl Head<'_> {
                 if let Some(protocol) = protocol.filter(|p| upgrade::is_websocket(p)) {
                     upgrade::ask(&mut headers, protocol);
                 }
+                sanitise::for_http1(&mut headers);
             }
             None => {
                 headers.remove(HOST);
@@ -91,7 +93,10 @@ impl Head<'_> {
         let mut request = Request::new(body);
         *request.method_mut() = self.asked.method.clone();
         *request.uri_mut() = self.uri.clone();
-        *request.version_mut() = self.version;
+        *request.version_mut() = match self.speak {
+            upstream::Version::H1 => Version::HTTP_11,
+            upstream::Version::H2 => Version::HTTP_2,
+        };
         *request.headers_mut() = headers;
         request
     }
@@ -116,7 +121,8 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     edits.extend(chosen.map(|c| &c.request));
     let asked = flow.asked.clone();
     let original = &flow.exchange.request.path;
-    let head = match head(&asked, plan.taken.as_ref(), &edits, original) {
+    let speak = speak(&place, &flow.session, &asked);
+    let head = match head(&asked, plan.taken.as_ref(), &edits, original, speak) {
         Ok(head) => head,
         Err(local) => return local.respond(flow.exchange),
     };
@@ -252,12 +258,32 @@ fn only_port(service: &Service) -> Option<u16> {
     }
 }
 
+/// HTTP as the port declares it, whatever the caller speaks; where nothing is declared the endpoint
+/// is taken to understand what its caller sent. Changing protocols is for HTTP/1.1 alone.
+fn speak(place: &Place, session: &Session, asked: &Asked) -> upstream::Version {
+    let declared = match place {
+        Place::Pod(_) => session.declared(),
+        Place::Cluster { service, port, .. } => service.protocol(*port),
+    };
+    let two = match declared {
+        Some(AppProtocol::Http2 | AppProtocol::Grpc) => asked.clean.upgrade.is_none(),
+        Some(AppProtocol::Http1 | AppProtocol::Tcp | AppProtocol::Tls) => false,
+        None => asked.version == Version::HTTP_2,
+    };
+    if two {
+        upstream::Version::H2
+    } else {
+        upstream::Version::H1
+    }
+}
+
 /// Path, authority and headers as the endpoint gets them.
 fn head<'a>(
     asked: &'a Asked,
     taken: Option<&Taken>,
     edits: &'a [&'a HeaderEdits],
     original: &str,
+    speak: upstream::Version,
 ) -> Result<Head<'a>, Local> {
     let rewrite = taken.map(|t| &t.route().rewrite);
     let matched = taken.and_then(|t| t.block()).and_then(|b| b.uri.as_ref());
@@ -276,7 +302,7 @@ fn head<'a>(
     };
     let wrong = |_| Local::bad_request("invalid_rewrite");
     let path = PathAndQuery::try_from(full).map_err(wrong)?;
-    let (uri, host) = if asked.version == Version::HTTP_2 {
+    let (uri, host) = if speak == upstream::Version::H2 {
         let authority = Authority::try_from(authority.as_str()).map_err(wrong)?;
         let mut parts = ::http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
@@ -294,7 +320,7 @@ fn head<'a>(
         asked,
         edits,
         uri,
-        version: asked.version,
+        speak,
         original,
         host,
     })
@@ -348,7 +374,7 @@ impl Tries {
 /// The parts of a flow that tries need.
 struct Sending<'a> {
     flow: &'a mut super::exchange::Exchange,
-    session: &'a Rc<crate::session::Session>,
+    session: &'a Rc<Session>,
     view: &'a crate::world::View,
     caller: &'a crate::attribution::Attributed,
     standing: &'a Rc<Standing>,
@@ -380,7 +406,7 @@ async fn tries(
             .once(
                 &endpoint,
                 head.request(next),
-                head.version,
+                head.speak,
                 rules.per_try,
                 deadline,
             )
@@ -451,15 +477,10 @@ impl Sending<'_> {
         &self,
         endpoint: &Endpoint,
         request: Request<RequestBody>,
-        version: Version,
+        version: upstream::Version,
         per_try: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Result<Response<Incoming>, Failure> {
-        let version = if version == Version::HTTP_2 {
-            upstream::Version::H2
-        } else {
-            upstream::Version::H1
-        };
         let pool = &self.session.worker.pool;
         let send = pool.send(endpoint, version, request);
         let own = per_try.map(|t| Instant::now() + t);

@@ -1,7 +1,7 @@
 //! Before anything looks at a request: refuse what is ambiguous, remove what only we may say.
 
 use ::http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use ::http::request::Parts;
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
@@ -30,6 +30,8 @@ pub(super) struct Clean {
     pub(super) path: String,
     pub(super) query: Option<String>,
     pub(super) authority: String,
+    /// The authority as it was written, where that is another.
+    written: Option<String>,
     pub(super) scheme: &'static str,
     /// The protocol a caller wants to change to.
     pub(super) upgrade: Option<HeaderValue>,
@@ -49,7 +51,7 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         return Err(Local::bad_request("connect_not_supported"));
     }
     framing(parts)?;
-    let authority = authority(parts)?;
+    let (authority, written) = authority(parts)?;
     let path = path::normalise(parts.uri.path())
         .map_err(|_| Local::bad_request("path_normalization_failed"))?
         .into_owned();
@@ -67,6 +69,7 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         path,
         query,
         authority,
+        written,
         scheme,
         upgrade,
     })
@@ -97,7 +100,7 @@ fn framing(parts: &Parts) -> Result<(), Local> {
 }
 
 /// The target's authority wins over `host` (RFC 9112 §3.2.2); several hosts are none.
-fn authority(parts: &Parts) -> Result<String, Local> {
+fn authority(parts: &Parts) -> Result<(String, Option<String>), Local> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -111,9 +114,19 @@ fn authority(parts: &Parts) -> Result<String, Local> {
     {
         return Err(Local::bad_request("host_differs_from_authority"));
     }
-    own.or(host)
-        .and_then(|text| path::normalise_authority(text, "http"))
-        .ok_or_else(|| Local::bad_request("invalid_authority"))
+    let text = own.or(host).unwrap_or("");
+    let normal = path::normalise_authority(text, "http")
+        .ok_or_else(|| Local::bad_request("invalid_authority"))?;
+    let written = path::without_trailing_dot(text);
+    let other = (*written != normal).then(|| written.into_owned());
+    Ok((normal, other))
+}
+
+impl Clean {
+    /// The authority as it was written.
+    pub(super) fn written(&self) -> &str {
+        self.written.as_deref().unwrap_or(&self.authority)
+    }
 }
 
 /// Removes what is meant for this hop only; returns the upgrade asked for.
@@ -157,6 +170,25 @@ fn hop_by_hop(headers: &mut HeaderMap, version: Version) -> Option<HeaderValue> 
 
 fn is_pseudo_identity(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-forwarded-") || *name == REQUEST_ID
+}
+
+/// What HTTP/2 says in another way than HTTP/1.1: `te` is for one hop there, and cookies may come in
+/// several lines (RFC 9113 §8.2.3).
+pub(super) fn for_http1(headers: &mut HeaderMap) {
+    headers.remove(TE);
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    // Values stay values when they are put one after the other.
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, whole);
+    }
 }
 
 /// Same for a response.

@@ -139,6 +139,7 @@ impl Asked {
             path: &self.clean.path,
             query: self.clean.query.as_deref(),
             authority: &self.clean.authority,
+            written_authority: self.clean.written(),
             scheme: self.clean.scheme,
             headers: &self.headers,
             destination: session.addressed.destination,

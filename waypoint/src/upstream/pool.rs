@@ -28,7 +28,7 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const HEADER_LIST: u32 = 64 * 1024;
 
-/// HTTP version towards the endpoint: that of the request.
+/// HTTP version towards the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
     /// HTTP/1.1.

@@ -6,4 +6,5 @@ mod bed;
 mod callers;
 mod http;
 mod tcp;
+mod translation;
 mod withdrawn;

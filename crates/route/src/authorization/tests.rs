@@ -85,6 +85,7 @@ fn ask(tables: &Tables, account: &str, path: &str, headers: &HeaderMap) -> Resul
         path,
         query: None,
         authority: "svc:8080",
+        written_authority: "svc:8080",
         scheme: "http",
         headers,
         destination: ([10, 96, 0, 1], 8080).into(),

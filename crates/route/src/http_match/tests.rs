@@ -83,6 +83,7 @@ fn call<'a>(path: &'a str, headers: &'a HeaderMap) -> HttpCall<'a> {
         path,
         query: Some("q=1&flag"),
         authority: "svc:8080",
+        written_authority: "svc:8080",
         scheme: "http",
         headers,
         destination: SocketAddr::from(([10, 96, 0, 1], 8080)),
@@ -120,6 +121,29 @@ fn the_first_rule_that_matches_wins() {
     assert_eq!(taken(&tables, "/ab").unwrap(), "prefix");
     assert_eq!(taken(&tables, "/b/12").unwrap(), "regex");
     assert_eq!(taken(&tables, "/b/12x"), None);
+}
+
+#[test]
+fn an_authority_is_told_by_case() {
+    let block = proto::HttpMatch {
+        authority: Some(text(MatchType::Exact("Shop".into()))),
+        ..Default::default()
+    };
+    let tables = tables(&[object("vs", 1, vec![rule("named", vec![block])])]);
+    let headers = HeaderMap::new();
+    for (written, taken) in [("Shop", true), ("shop", false), ("SHOP", false)] {
+        let call = HttpCall {
+            authority: "shop",
+            written_authority: written,
+            ..call("/", &headers)
+        };
+        let decision = match_http(&tables, &service(), &call, &caller());
+        assert_eq!(
+            matches!(decision, HttpDecision::Taken(_)),
+            taken,
+            "{written}"
+        );
+    }
 }
 
 #[test]
@@ -276,7 +300,7 @@ mod naive {
         part(&m.uri, call.path)
             && part(&m.method, call.method.as_str())
             && part(&m.scheme, call.scheme)
-            && part(&m.authority, call.authority)
+            && part(&m.authority, call.written_authority)
             && (m.port == 0 || m.port == u32::from(call.destination.port()))
             && m.headers
                 .iter()
