@@ -23,7 +23,8 @@ pub struct Config {
     #[arg(long, value_name = "DIR", required_unless_present = "validate")]
     pub overlay: Option<PathBuf>,
 
-    /// Directory for the root certificate and its key
+    /// Directory for the root certificate and its key, and for the last good version of every
+    /// object, which is what counts when this starts while a file is broken
     #[arg(long, value_name = "DIR", required_unless_present = "validate")]
     pub state_dir: Option<PathBuf>,
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use isobar_objects::{Finding, Published};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Call, Ready, Registry, Reply, Routes, standard};
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ pub(crate) struct Pages {
     pub(crate) clients: Clients,
     pub(crate) catalogs: watch::Receiver<Arc<Catalog>>,
     pub(crate) plans: watch::Receiver<Option<Planned>>,
+    /// What there is to say before there is a plan.
+    pub(crate) objects: watch::Receiver<Arc<Published>>,
 }
 
 /// All pages.
@@ -62,24 +65,11 @@ impl Pages {
     /// Everything there is to say about objects: what is wrong in the text, and what became of it.
     fn findings(&self) -> Value {
         let Some(planned) = self.plans.borrow().clone() else {
-            return json!({ "synced": false, "findings": [], "conditions": [] });
+            let early = self.objects.borrow().clone();
+            let findings: Vec<Value> = early.findings.iter().map(finding).collect();
+            return json!({ "synced": false, "findings": findings, "conditions": [] });
         };
-        let findings: Vec<Value> = planned
-            .published
-            .findings
-            .iter()
-            .map(|finding| {
-                json!({
-                    "severity": finding.severity.as_str(),
-                    "file": finding.file.as_ref().map(|file| file.display().to_string()),
-                    "line": finding.line,
-                    "object": finding.object.as_ref().map(object),
-                    "field": finding.field,
-                    "message": finding.message,
-                    "hint": finding.hint,
-                })
-            })
-            .collect();
+        let findings: Vec<Value> = planned.published.findings.iter().map(finding).collect();
         let conditions: Vec<Value> = planned
             .plan
             .verdicts
@@ -135,6 +125,18 @@ impl Pages {
             "waypoints": waypoints,
         })
     }
+}
+
+fn finding(finding: &Finding) -> Value {
+    json!({
+        "severity": finding.severity.as_str(),
+        "file": finding.file.as_ref().map(|file| file.display().to_string()),
+        "line": finding.line,
+        "object": finding.object.as_ref().map(object),
+        "field": finding.field,
+        "message": finding.message,
+        "hint": finding.hint,
+    })
 }
 
 fn object(object: &isobar_objects::ObjectRef) -> Value {

@@ -33,6 +33,8 @@ use crate::xds::service::DiscoveryService;
 const SERVER_NAMES: [&str; 2] = ["istiod.istio-system.svc", "isobard.istio-system.svc"];
 /// Directory below the overlay root that belongs to this process.
 const OVERLAY: &str = "control-plane";
+/// File in the state directory that keeps the last good version of every object.
+const LAST_GOOD: &str = "last-good-objects.json";
 /// How long clients may take to leave.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// HTTP/2 PING on discovery connections, and how long its answer may take.
@@ -79,11 +81,13 @@ async fn start(
     let (catalogs, catalog) = watch::channel(Arc::new(Catalog::default()));
     let (rosters, roster) = watch::channel(Arc::new(Roster::default()));
     let (plans, plan) = watch::channel(None);
+    let source = objects(config, state)?;
     let clients = Clients::default();
     let pages = Pages {
         clients: clients.clone(),
         catalogs: catalog.clone(),
         plans: plan.clone(),
+        objects: source.subscribe(),
     };
     let routes = monitoring::routes(pages, ready, &registry, log.clone());
     let monitoring = HttpServer::bind("monitoring", &[config.monitoring], routes)?;
@@ -97,7 +101,7 @@ async fn start(
         metrics: metrics.clone(),
         kept_keys: KeptKeys::default(),
     };
-    follow_objects(scope, config, engine, plan)?;
+    follow_objects(scope, config, source, engine, plan)?;
     let mut first = catalog.clone();
     scope.spawn("first plan", async move {
         if first.wait_for(|catalog| catalog.revision > 0).await.is_ok() {
@@ -129,10 +133,20 @@ async fn start(
     Ok(())
 }
 
+/// Reads everything once, and watches.
+fn objects(config: &Config, state: &Path) -> Result<DirectorySource> {
+    let options = DirectoryOptions {
+        last_good: Some(state.join(LAST_GOOD)),
+        ..DirectoryOptions::new(config.objects.clone(), config.overlay.clone())
+    };
+    DirectorySource::open(options).context("watching the objects")
+}
+
 /// Objects in, plans through the engine, writes out.
 fn follow_objects(
     scope: &Scope,
     config: &Config,
+    source: DirectorySource,
     engine: Engine,
     plan: watch::Receiver<Option<Planned>>,
 ) -> Result<()> {
@@ -142,8 +156,6 @@ fn follow_objects(
     let own = overlay.join(OVERLAY);
     let writer: Arc<dyn ObjectWriter> = Arc::new(OverlayWriter::new(&own)?);
     let controller = Controller::new(writer, &own, config.waypoint_image.clone());
-    let options = DirectoryOptions::new(config.objects.clone(), Some(overlay.clone()));
-    let source = DirectorySource::open(options).context("watching the objects")?;
     scope.spawn("engine", engine.run(source.subscribe(), scope.lifetime()));
     scope.spawn("objects", Box::new(source).run(scope.lifetime()));
     scope.spawn("controller", controller.run(plan, scope.lifetime()));

@@ -157,6 +157,7 @@ impl Server {
             objects: Arc::new(objects(yaml)),
             findings: Arc::default(),
             synced: true,
+            ..Published::default()
         }));
     }
 

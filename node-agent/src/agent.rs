@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Published};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, Published};
 use isobar_runtime::{Lifetime, Scope};
 use isobar_types::labels;
 use tokio::sync::watch;
 
 use crate::backend::BackendError;
 use crate::board::{PodView, Standing};
-use crate::desire::{Desire, NodeDefaults, desire};
+use crate::desire::{Desire, NodeDefaults, desire, is_annotated};
 use crate::pod::{Driver, Order, Services};
 use crate::probes::blocking;
 use crate::sandbox::{self, Sandbox};
@@ -80,7 +80,7 @@ impl Agent {
     }
 
     async fn rescan(&mut self) {
-        let objects = Arc::clone(&self.objects.borrow_and_update().objects);
+        let published = Arc::clone(&self.objects.borrow_and_update());
         let (found, mut problems) = match sandbox::read_all(&self.services.pods_dir) {
             Ok(read) => read,
             Err(error) => return self.tell(vec![format!("the folder of sandboxes: {error}")]),
@@ -93,24 +93,23 @@ impl Agent {
             let uid = &sandbox.uid;
             if !self.pods.contains_key(uid)
                 && !self.ending.contains_key(uid)
-                && let Err(problem) = self.adopt(sandbox, &objects).await
+                && let Err(problem) = self.adopt(sandbox, &published).await
             {
                 problems.push(problem);
             }
         }
         self.tell(problems);
         for pod in self.pods.values() {
-            // While the object is away, for example during deletion, the last wish stays.
-            if let Some(wish) = desire(&objects, &pod.sandbox, &self.node) {
-                pod.orders.send_if_modified(|order| {
-                    let next = Order::Be(wish);
-                    let changed = !same(order, &next);
-                    if changed {
-                        *order = next;
-                    }
-                    changed
-                });
-            }
+            let next = Order::from(desire(&published, &pod.sandbox, &self.node));
+            pod.orders.send_if_modified(|order| {
+                // While nothing is known, for example during deletion, the last wish stays.
+                let stays = matches!((&*order, &next), (Order::Be(_), Order::Wait(_)));
+                let changed = !stays && !same(order, &next);
+                if changed {
+                    *order = next;
+                }
+                changed
+            });
         }
     }
 
@@ -132,9 +131,9 @@ impl Agent {
         }
     }
 
-    async fn adopt(&mut self, sandbox: Sandbox, objects: &ObjectSet) -> Result<(), String> {
-        let wish = desire(objects, &sandbox, &self.node);
-        let annotated = wish.as_ref().is_some_and(|wish| wish.annotated);
+    async fn adopt(&mut self, sandbox: Sandbox, published: &Published) -> Result<(), String> {
+        let wish = desire(published, &sandbox, &self.node);
+        let annotated = is_annotated(published, &sandbox);
         let (services, record) = (Arc::clone(&self.services), sandbox.clone());
         let adopted = blocking(move || Driver::adopt(services, record, annotated)).await;
         let driver = match adopted {
@@ -144,7 +143,7 @@ impl Agent {
         if driver.was_enrolled() {
             self.services.probes.seed(&sandbox.uid, &sandbox.ips).await;
         }
-        let (orders, receiver) = watch::channel(wish.map_or(Order::Wait, Order::Be));
+        let (orders, receiver) = watch::channel(Order::from(wish));
         self.scope.spawn("pod", driver.run(receiver));
         self.pods
             .insert(sandbox.uid.clone(), Pod { sandbox, orders });

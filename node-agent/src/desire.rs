@@ -1,7 +1,9 @@
 //! From objects to what is wished of one pod: a pure function.
 
-use isobar_objects::enrolment::{EnrolmentRules, decide};
-use isobar_objects::{ObjectHead, ObjectSet};
+use std::fmt;
+
+use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, Pod, Published};
 use isobar_types::labels;
 
 use crate::plan::Wishes;
@@ -28,6 +30,26 @@ pub struct Desire {
     pub annotated: bool,
 }
 
+/// Why nothing can be said about a pod now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// There is no object of its name, or it is another pod's.
+    Pod,
+    /// Its namespace is not known and may be written in a file that is broken. It might be labelled.
+    Namespace,
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "its object is not known yet",
+            Self::Namespace => {
+                "its namespace is not known and may be in a file that is broken or cannot be read"
+            }
+        })
+    }
+}
+
 /// What the node's operator chose.
 #[derive(Debug, Clone)]
 pub struct NodeDefaults {
@@ -46,16 +68,24 @@ impl Default for NodeDefaults {
     }
 }
 
-/// What is wished of the pod in this sandbox; `None` while its object is not known, or when the
-/// object by that name is another pod.
-#[must_use]
-pub fn desire(objects: &ObjectSet, sandbox: &Sandbox, node: &NodeDefaults) -> Option<Desire> {
-    let pod = objects.pods.get(&sandbox.namespace, &sandbox.name)?;
-    if !pod.uid().is_empty() && pod.uid() != sandbox.uid {
-        return None;
-    }
+/// What is wished of the pod in this sandbox.
+///
+/// # Errors
+/// While something that it depends on is not known: what is so then stays.
+pub fn desire(
+    published: &Published,
+    sandbox: &Sandbox,
+    node: &NodeDefaults,
+) -> Result<Desire, Unknown> {
+    let objects = &published.objects;
+    let pod = objects.pods.get(&sandbox.namespace, &sandbox.name);
+    let pod = pod.filter(|pod| is_of(pod, sandbox)).ok_or(Unknown::Pod)?;
     let namespace = objects.namespaces.get("", &sandbox.namespace);
     let enrolment = decide(pod, namespace.map(|held| &held.object), &node.enrolment);
+    let place = || ObjectRef::new(Kind::Namespace, "", &sandbox.namespace);
+    if enrolment == Enrolment::NotAsked && published.may_hide(&place()) {
+        return Err(Unknown::Namespace);
+    }
     let mut problems = Vec::new();
     let mut switch = |key: &str, default: bool| match pod.annotation(key) {
         Some("true") => true,
@@ -74,7 +104,7 @@ pub fn desire(objects: &ObjectSet, sandbox: &Sandbox, node: &NodeDefaults) -> Op
         .annotation(REROUTE)
         .map(|list| interfaces(list, &mut problems))
         .unwrap_or_default();
-    Some(Desire {
+    Ok(Desire {
         goal: if enrolment.is_enrolled() {
             Goal::Enrolled
         } else {
@@ -87,8 +117,22 @@ pub fn desire(objects: &ObjectSet, sandbox: &Sandbox, node: &NodeDefaults) -> Op
             reroute,
         },
         problems,
-        annotated: pod.annotation(labels::REDIRECTION) == Some("enabled"),
+        annotated: is_annotated(published, sandbox),
     })
+}
+
+/// True unless the object belongs to another pod of that name.
+fn is_of(pod: &Pod, sandbox: &Sandbox) -> bool {
+    pod.uid().is_empty() || pod.uid() == sandbox.uid
+}
+
+/// True if the object of the pod in this sandbox says that it is redirected, whatever is wished.
+#[must_use]
+pub fn is_annotated(published: &Published, sandbox: &Sandbox) -> bool {
+    let pods = &published.objects.pods;
+    pods.get(&sandbox.namespace, &sandbox.name)
+        .filter(|pod| is_of(pod, sandbox))
+        .is_some_and(|pod| pod.annotation(labels::REDIRECTION) == Some("enabled"))
 }
 
 /// Interface names become text of a rule set, so nothing else may pass.
@@ -113,25 +157,51 @@ fn interfaces(list: &str, problems: &mut Vec<String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use isobar_objects::{Namespace, Object, Pod};
+    use isobar_objects::{
+        DirectoryOptions, DirectorySource, Namespace, Object, ObjectSet, ObjectSource as _,
+    };
     use serde_json::{Value, json};
 
-    fn desired(pod: Value) -> Option<Desire> {
-        let pod: Pod = serde_json::from_value(pod).unwrap();
-        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "shop",
-            "labels": {"istio.io/dataplane-mode": "ambient"}}}))
-        .unwrap();
-        let objects = ObjectSet::of([Object::from(pod), Object::from(namespace)]);
-        let sandbox = Sandbox {
+    fn sandbox() -> Sandbox {
+        Sandbox {
             uid: "u1".to_owned(),
             namespace: "shop".to_owned(),
             name: "cart".to_owned(),
             service_account: String::new(),
             netns: "/proc/1/ns/net".into(),
             ips: Vec::new(),
+        }
+    }
+
+    fn desired(pod: Value) -> Result<Desire, Unknown> {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "shop",
+            "labels": {"istio.io/dataplane-mode": "ambient"}}}))
+        .unwrap();
+        let published = Published {
+            objects: Arc::new(ObjectSet::of([Object::from(pod), Object::from(namespace)])),
+            synced: true,
+            ..Published::default()
         };
-        desire(&objects, &sandbox, &NodeDefaults::default())
+        desire(&published, &sandbox(), &NodeDefaults::default())
+    }
+
+    /// What is wished of a pod with these labels while the file of its namespace holds `text`.
+    fn beside(text: &str, labels: &str) -> Result<Goal, Unknown> {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: cart\n  namespace: shop\n  labels: {labels}\n\
+             spec: {{containers: [{{name: c, image: i}}]}}\n"
+        );
+        std::fs::write(dir.path().join("pod.yaml"), pod).unwrap();
+        std::fs::write(dir.path().join("ns.yaml"), text).unwrap();
+        let options = DirectoryOptions::new(vec![dir.path().to_owned()], None);
+        let source = DirectorySource::open(options).unwrap();
+        let published = source.subscribe().borrow().clone();
+        desire(&published, &sandbox(), &NodeDefaults::default()).map(|wish| wish.goal)
     }
 
     fn pod(uid: &str, annotations: &Value) -> Value {
@@ -163,9 +233,31 @@ mod tests {
 
     #[test]
     fn a_namesake_is_another_pod() {
-        assert_eq!(desired(pod("u2", &json!({}))), None);
+        assert_eq!(desired(pod("u2", &json!({}))), Err(Unknown::Pod));
         let other = json!({"metadata": {"name": "other", "namespace": "shop"}});
-        assert_eq!(desired(other), None);
+        assert_eq!(desired(other), Err(Unknown::Pod));
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_read_is_not_one_without_labels() {
+        let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+        assert_eq!(beside(namespace, "{}"), Ok(Goal::Plain));
+        assert_eq!(beside("# nothing\n", "{}"), Ok(Goal::Plain));
+        for broken in [
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, lbels: {a: b}}\n",
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop\n",
+            "apiVersion: v1\nkind: Namespce\nmetadata: {name: shop}\n",
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: sh_op}\n",
+        ] {
+            assert_eq!(beside(broken, "{}"), Err(Unknown::Namespace), "{broken}");
+            // Where the pod itself decides, its namespace does not matter.
+            let own = "{istio.io/dataplane-mode: none}";
+            assert_eq!(beside(broken, own), Ok(Goal::Plain));
+            let own = "{istio.io/dataplane-mode: ambient}";
+            assert_eq!(beside(broken, own), Ok(Goal::Enrolled));
+        }
+        let other = "apiVersion: v1\nkind: Namespace\nmetadata: {name: other, lbels: {a: b}}\n";
+        assert_eq!(beside(other, "{}"), Ok(Goal::Plain));
     }
 
     #[test]

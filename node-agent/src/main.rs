@@ -55,6 +55,10 @@ struct Arguments {
         default_value = "/var/run/ztunnel/ztunnel.sock"
     )]
     zds_socket: PathBuf,
+    /// Folder of its own for the last good version of every object; the agent falls back on it when
+    /// it starts while a file is broken. Default: `isobar-cni` beside the socket.
+    #[arg(long, env = "STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Address of /healthz/ready, /metrics and /pods.
     #[arg(long, default_value = "127.0.0.1:15030", value_name = "IP:PORT")]
     status_addr: SocketAddr,
@@ -137,11 +141,8 @@ async fn run(arguments: &Arguments, canon: Canon) -> anyhow::Result<()> {
     scope.spawn("status", server.run(life.clone()));
 
     let services = Arc::new(services(arguments, canon, &zds, board, &registry)?);
-    let source = DirectorySource::open(DirectoryOptions::new(
-        arguments.objects.clone(),
-        Some(arguments.overlay.clone()),
-    ))
-    .context("watching the folders of objects")?;
+    let source =
+        DirectorySource::open(reading(arguments)).context("watching the folders of objects")?;
     let objects = source.subscribe();
     scope.spawn("objects", Box::new(source).run(life.clone()));
 
@@ -166,6 +167,15 @@ async fn run(arguments: &Arguments, canon: Canon) -> anyhow::Result<()> {
         agent::clean_up(&services, &arguments.pods_dir).await?;
     }
     Ok(())
+}
+
+fn reading(arguments: &Arguments) -> DirectoryOptions {
+    let beside = || arguments.zds_socket.with_file_name("isobar-cni");
+    let state = arguments.state_dir.clone().unwrap_or_else(beside);
+    DirectoryOptions {
+        last_good: Some(state.join("last-good-objects.json")),
+        ..DirectoryOptions::new(arguments.objects.clone(), Some(arguments.overlay.clone()))
+    }
 }
 
 fn services(

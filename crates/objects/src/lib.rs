@@ -41,7 +41,7 @@ pub use object::{Object, ObjectHead};
 pub use overlay::OverlayWriter;
 pub use read::{ReadObject, ReadText, read_text, read_value};
 pub use set::{Change, ChangeKind, Held, ObjectMap, ObjectSet, Origin};
-pub use source::{ObjectSource, Published, StaticSource};
+pub use source::{ObjectSource, Obscured, Published, StaticSource};
 pub use validate::{validate, validate_set};
 pub use writer::{ObjectWriter, WriteError};
 

@@ -85,6 +85,24 @@ pub(crate) struct RawObject {
 }
 
 impl RawObject {
+    /// An object that an earlier life of the process read from this line of a file; its text is
+    /// not at hand any more. Nothing if it is none that the mesh uses.
+    pub(crate) fn recalled(file: Arc<Path>, line: u32, value: &Value) -> Option<Self> {
+        let Identity::Used(kind, reference, value) = identify(value) else {
+            return None;
+        };
+        Some(Self {
+            reference,
+            kind,
+            value,
+            file,
+            line,
+            text: "".into(),
+            syntax: Syntax::Json,
+            inside: String::new(),
+        })
+    }
+
     /// Fills in file, object and line.
     pub(crate) fn place(&self, findings: &mut [Finding]) {
         for finding in findings {
@@ -140,6 +158,8 @@ pub(crate) enum Hidden {
     Named(String, String),
     /// Any object of that kind: its name was not understood.
     OfKind(Str, Str),
+    /// That object: it is written, and was never valid.
+    One(ObjectRef),
 }
 
 impl Hidden {
@@ -151,6 +171,7 @@ impl Hidden {
                     && (object.namespace.is_empty() || *object.namespace == **namespace)
             }
             Self::OfKind(group, kind) => object.group == *group && object.kind == *kind,
+            Self::One(one) => object == one,
         }
     }
 }

@@ -193,6 +193,17 @@ macro_rules! set {
                 }
             }
 
+            /// True if an object of that identity is in the set.
+            #[must_use]
+            pub fn contains(&self, object: &ObjectRef) -> bool {
+                match object.known() {
+                    $(Some(Kind::$kind) => {
+                        self.$map.get(&object.namespace, &object.name).is_some()
+                    })+
+                    None => false,
+                }
+            }
+
             /// Adds an object or replaces the one with its identity.
             pub fn insert(&mut self, object: Object, origin: Origin) {
                 match object {

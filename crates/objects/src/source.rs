@@ -6,6 +6,8 @@ use isobar_runtime::Lifetime;
 use tokio::sync::watch;
 
 use crate::finding::Finding;
+use crate::kinds::ObjectRef;
+use crate::read::Hidden;
 use crate::set::ObjectSet;
 
 /// What a source has to say at one moment.
@@ -17,7 +19,22 @@ pub struct Published {
     pub findings: Arc<Vec<Finding>>,
     /// False until the source has seen everything once; nothing may be served before.
     pub synced: bool,
+    /// What may be written where nothing could be read.
+    pub hidden: Obscured,
 }
+
+impl Published {
+    /// True if nothing is known of the object, and it may be written in something that could not be
+    /// read: that it is not among the objects then says nothing.
+    #[must_use]
+    pub fn may_hide(&self, object: &ObjectRef) -> bool {
+        !self.objects.contains(object) && self.hidden.0.iter().any(|one| one.covers(object))
+    }
+}
+
+/// Which objects may be written in files that are broken or cannot be read. Empty while all is well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Obscured(pub(crate) Arc<Vec<Hidden>>);
 
 /// Where objects come from: a directory, later also an API server.
 pub trait ObjectSource: Send + 'static {
@@ -43,6 +60,7 @@ impl StaticSource {
                 objects: Arc::new(objects),
                 findings: Arc::default(),
                 synced: true,
+                ..Published::default()
             })),
         }
     }

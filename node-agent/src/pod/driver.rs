@@ -15,7 +15,7 @@ use super::machine::{Facts, Goal, Rules, Step, next};
 use super::observe::{Observation, Observer};
 use crate::backend::{self, BackendError, Canon};
 use crate::board::{Board, PodView, Standing};
-use crate::desire::Desire;
+use crate::desire::{Desire, Unknown};
 use crate::metrics::Metrics;
 use crate::plan::{Capture, plan_rules};
 use crate::probes::{Probes, blocking};
@@ -77,12 +77,18 @@ impl std::fmt::Debug for Services {
 /// What a pod's task is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Nothing is known of the pod's object yet: leave everything as it is.
-    Wait,
+    /// Nothing can be said about the pod yet: leave everything as it is.
+    Wait(Unknown),
     /// This is wished.
     Be(Desire),
     /// The sandbox is gone: clean up and end.
     End,
+}
+
+impl From<Result<Desire, Unknown>> for Order {
+    fn from(wish: Result<Desire, Unknown>) -> Self {
+        wish.map_or_else(Self::Wait, Self::Be)
+    }
 }
 
 /// The task of one pod.
@@ -94,6 +100,8 @@ pub struct Driver {
     reference: ObjectRef,
     observer: Arc<Mutex<Observer>>,
     annotated: bool,
+    /// Its object may not have been known when `annotated` was set.
+    unsure: bool,
     retracted: Option<Instant>,
     stopped_capturing: Option<Instant>,
     /// It was enrolled and whole at the last look: if it no longer is, that is damage.
@@ -143,6 +151,7 @@ impl Driver {
             observer: Arc::new(Mutex::new(observer)),
             netns,
             annotated,
+            unsure: false,
             retracted: None,
             stopped_capturing: None,
             whole: false,
@@ -180,20 +189,26 @@ impl Driver {
             let order = orders.borrow_and_update().clone();
             let pause = match order {
                 Order::End => return self.end().await,
-                Order::Wait => {
-                    self.show(Standing::Unknown, "its object is not known yet");
+                Order::Wait(unknown) => {
+                    self.unsure = true;
+                    self.show(Standing::Unknown, &unknown.to_string());
                     Pause::For(Duration::MAX)
                 }
-                Order::Be(desire) => match self.advance(&desire).await {
-                    Ok(pause) => {
-                        backoff.reset();
-                        pause
+                Order::Be(desire) => {
+                    if std::mem::take(&mut self.unsure) {
+                        self.annotated = desire.annotated;
                     }
-                    Err((step, error)) => {
-                        self.failed(&desire, step, &error).await;
-                        Pause::For(backoff.step(u64::from(std::process::id())))
+                    match self.advance(&desire).await {
+                        Ok(pause) => {
+                            backoff.reset();
+                            pause
+                        }
+                        Err((step, error)) => {
+                            self.failed(&desire, step, &error).await;
+                            Pause::For(backoff.step(u64::from(std::process::id())))
+                        }
                     }
-                },
+                }
             };
             let Pause::For(limit) = pause else { continue };
             let changed = async {

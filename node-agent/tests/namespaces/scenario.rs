@@ -68,6 +68,7 @@ impl World {
             objects: Arc::new(ObjectSet::of([Object::from(pod)])),
             findings: Arc::default(),
             synced: true,
+            ..Published::default()
         }));
     }
 

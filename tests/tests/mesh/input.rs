@@ -7,8 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use isobar_lab::Target;
 use isobar_tests::{Mesh, eventually};
+use serde_json::Value;
 
-use crate::fixture::{ambient, client, hello, run};
+use crate::fixture::{ambient, client, hello, outside, run, server};
 
 /// What goes wrong, in which object and field, in a file of its own.
 const WRONG: [(&str, &str, &[&str]); 6] = [
@@ -48,6 +49,32 @@ const WRONG: [(&str, &str, &[&str]); 6] = [
         &["zz-duplicate.yaml", "VirtualService", "second", "hosts"],
     ),
 ];
+
+/// Refuses the client.
+const DENY: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: no-client
+  namespace: shop
+spec:
+  action: DENY
+  rules:
+  - from:
+    - source:
+        principals: [cluster.local/ns/shop/sa/client]
+";
+
+const STRICT: &str = "\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: strict
+  namespace: shop
+spec:
+  mtls:
+    mode: STRICT
+";
 
 const GOOD: &str = "\
 apiVersion: networking.istio.io/v1
@@ -155,6 +182,109 @@ fn bad_objects_leave_the_rest_and_their_own_last_version_in_force() {
         goes_to("v1").await?;
         mesh.apply("good.yaml", &GOOD.replace("svc-hello-v1", "svc-hello-v2"))?;
         goes_to("v2").await?;
+        mesh.down()
+    });
+}
+
+/// Kills the control plane and waits until its next life has told every node proxy everything.
+async fn restart_control_plane(mesh: &Mesh) -> Result<()> {
+    mesh.lab().kill_component("isobard").await?;
+    mesh.lab().start_component("isobard").await?;
+    eventually("every node proxy is synced again", async || {
+        let page = mesh.page(Target::Outer, 15014, "/debug/syncz").await?;
+        let page: Value = serde_json::from_str(&page)?;
+        let clients = page["clients"].as_array().context("no clients")?;
+        let types = clients
+            .iter()
+            .filter_map(|client| client["types"].as_object());
+        let words: Vec<_> = types
+            .flat_map(|types| types.values().map(|one| one["status"].as_str()))
+            .collect();
+        let synced = words.iter().all(|word| *word == Some("SYNCED"));
+        ensure!(clients.len() == 2 && words.len() == 4 && synced, "{page}");
+        Ok(())
+    })
+    .await
+}
+
+/// Kills the agent of the server's node and waits until its next life has judged the server.
+async fn restart_agent(mesh: &Mesh) -> Result<()> {
+    mesh.lab().kill_component("isobar-cni-node-2").await?;
+    mesh.lab().start_component("isobar-cni-node-2").await?;
+    eventually("the server is found enrolled", async || {
+        let page = mesh.page(Target::node("node-2"), 15030, "/pods").await?;
+        let page: Value = serde_json::from_str(&page)?;
+        let pods = page["pods"].as_array().context("no pods")?;
+        let server = pods.iter().find(|pod| pod["name"] == "server");
+        let standing = server.map(|pod| &pod["standing"]);
+        ensure!(standing == Some(&Value::from("enrolled")), "{page}");
+        Ok(())
+    })
+    .await
+}
+
+/// Broken text is no news; neither is a restart while the text is broken.
+#[test]
+fn a_restart_while_files_are_broken_opens_nothing_and_loses_nothing() {
+    run(async {
+        let mesh = Mesh::start(&[
+            ("ns.yaml", &ambient("shop")),
+            ("client.yaml", &client("shop")),
+            ("server.yaml", &server("shop", &[])),
+            ("outside.yaml", &outside()),
+            ("deny.yaml", DENY),
+            ("strict.yaml", STRICT),
+        ])
+        .await?;
+        mesh.settled("shop/client", "enrolled").await?;
+        mesh.settled("shop/server", "enrolled").await?;
+        let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
+        let inside = mesh.caller("shop/client").await?;
+        let outsider = mesh.caller("outside/outsider").await?;
+        let refused = async |when: &str| {
+            for (who, caller) in [("the client", &inside), ("the outsider", &outsider)] {
+                let reply = caller.get(to, "/ip").await;
+                ensure!(reply.is_err(), "{when}: {who} is let in");
+            }
+            anyhow::Ok(())
+        };
+        refused("at first").await?;
+        for (what, broken) in [
+            ("a misspelt field", DENY.replace("rules:", "ruls:")),
+            ("broken text", DENY.to_owned() + "foo: [bar\n"),
+        ] {
+            mesh.apply("deny.yaml", &broken)?;
+            restart_control_plane(&mesh).await?;
+            refused(what).await?;
+        }
+
+        let away = mesh.objects().with_extension("away");
+        std::fs::rename(mesh.objects(), &away)?;
+        restart_control_plane(&mesh).await?;
+        refused("the folder is away").await?;
+        std::fs::rename(&away, mesh.objects())?;
+
+        for (what, broken) in [
+            ("misspelt", ambient("shop").replace("labels:", "lbels:")),
+            ("unclosed", ambient("shop") + "x: {\n"),
+        ] {
+            mesh.apply("ns.yaml", &broken)?;
+            restart_agent(&mesh).await?;
+            refused(what).await?;
+        }
+
+        let pod = server("shop", &[]).replace("spec:", "sepc:");
+        mesh.apply("server.yaml", &pod)?;
+        restart_control_plane(&mesh).await?;
+        restart_agent(&mesh).await?;
+        refused("the pod's file is broken").await?;
+        // What was deleted while nobody looked is gone, and the pod is still known.
+        mesh.lab().kill_component("isobard").await?;
+        mesh.delete("deny.yaml")?;
+        mesh.lab().start_component("isobard").await?;
+        mesh.answers(&inside, to, "server", "/ip").await?;
+        let reply = outsider.get(to, "/ip").await;
+        ensure!(reply.is_err(), "the outsider is let in under STRICT");
         mesh.down()
     });
 }

@@ -129,6 +129,7 @@ fn agent(config: &LabConfig, paths: &LabPaths, node: &NodeHandle) -> ComponentPl
         ("--node", name.clone()),
         ("--pods-dir", text(&paths.pods(name))),
         ("--zds-socket", text(&paths.zds(name))),
+        ("--state-dir", text(&paths.node(name).join("agent"))),
         ("--status-addr", loopback(AGENT_STATUS).to_string()),
     ];
     for (flag, value) in pairs {

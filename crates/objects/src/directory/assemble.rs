@@ -1,18 +1,20 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::claims::{self, Claims, Contender};
+use super::last_good::{LastGood, Recalled};
 use super::scan::{FileChange, FileId, Scan};
 use crate::finding::Finding;
 use crate::kinds::{Kind, ObjectRef};
 use crate::merge::merge_patch;
 use crate::object::Object;
 use crate::overlay::PATCH_SUFFIX;
-use crate::read::{RawObject, typed};
+use crate::read::{Hidden, RawObject, typed};
 use crate::set::{ObjectSet, Origin};
-use crate::source::Published;
+use crate::source::{Obscured, Published};
 use crate::validate::validate_set;
 
 /// Makes one set of objects out of files: merges overlays, keeps last good versions, settles who
@@ -21,6 +23,13 @@ use crate::validate::validate_set;
 pub(super) struct Assembler {
     files: BTreeMap<FileId, FileState>,
     directory_findings: Vec<Finding>,
+    /// Base roots whose files were listed once, in this life of the process or an earlier one.
+    known_roots: BTreeSet<usize>,
+    /// Every base root is among them.
+    is_complete: bool,
+    /// A base file or root cannot be read.
+    is_blind: bool,
+    last_good: Option<(LastGood, Vec<PathBuf>)>,
     /// Something came in since the last publication.
     is_stale: bool,
     built: BTreeMap<ObjectRef, Built>,
@@ -33,6 +42,7 @@ pub(super) struct Assembler {
 struct FileState {
     objects: Vec<Arc<RawObject>>,
     findings: Vec<Finding>,
+    hidden: Vec<Hidden>,
     is_overlay: bool,
     is_missing: bool,
 }
@@ -61,9 +71,32 @@ struct Built {
 }
 
 impl Assembler {
+    /// Starts from what an earlier life of the process found good, as if it had just read it. What
+    /// is good from here on is kept in `last_good`; `roots` are the base roots by place.
+    pub(super) fn recall(&mut self, recalled: Recalled, last_good: LastGood, roots: Vec<PathBuf>) {
+        for (id, objects) in recalled.files {
+            let file = FileState {
+                objects: objects.into_iter().map(Arc::new).collect(),
+                findings: Vec::new(),
+                hidden: Vec::new(),
+                is_overlay: false,
+                is_missing: false,
+            };
+            self.files.insert(id, file);
+        }
+        self.known_roots = recalled.roots;
+        self.last_good = Some((last_good, roots));
+        self.build();
+    }
+
     /// Takes in what a scan found.
     pub(super) fn take(&mut self, scan: Scan) {
-        self.is_stale |= !scan.changed.is_empty() || self.directory_findings != scan.findings;
+        self.is_stale |= !scan.changed.is_empty()
+            || self.directory_findings != scan.findings
+            || self.is_blind != scan.is_blind;
+        self.is_blind = scan.is_blind;
+        self.known_roots.extend(&scan.listed);
+        self.is_complete |= scan.unlisted.is_subset(&self.known_roots);
         self.directory_findings = scan.findings;
         for (id, change) in scan.changed {
             match change {
@@ -89,6 +122,7 @@ impl Assembler {
                     let file = FileState {
                         objects,
                         findings: text.findings,
+                        hidden: text.hidden,
                         is_overlay,
                         is_missing: false,
                     };
@@ -109,8 +143,13 @@ impl Assembler {
             return false;
         }
         self.build();
+        self.keep_good();
         let claim_findings = self.settle_and_store();
+        let hidden = self.hidden();
         let mut findings = self.directory_findings.clone();
+        if let Some((last_good, _)) = &self.last_good {
+            findings.extend(last_good.findings(!hidden.is_empty()));
+        }
         findings.extend(self.files.values().flat_map(|file| file.findings.clone()));
         findings.extend(self.built.values().flat_map(|built| built.findings.clone()));
         findings.extend(claim_findings);
@@ -122,17 +161,49 @@ impl Assembler {
                 std::cmp::Reverse(b.severity),
             ))
         });
-        let differs = !self.published.synced
+        let differs = self.published.synced != self.is_complete
             || self.published.objects.version != self.set.version
+            || *self.published.hidden.0 != hidden
             || *self.published.findings != findings;
         if differs {
             self.published = Published {
                 objects: Arc::new(self.set.clone()),
                 findings: Arc::new(findings),
-                synced: true,
+                synced: self.is_complete,
+                hidden: Obscured(Arc::new(hidden)),
             };
         }
         differs
+    }
+
+    /// Keeps what is good now for a later life of the process, before anybody hears of it.
+    fn keep_good(&mut self) {
+        let Some((last_good, roots)) = &mut self.last_good else {
+            return;
+        };
+        // What is not known is not nothing: an earlier record stays.
+        if !self.is_complete {
+            return;
+        }
+        let known = roots.iter().enumerate();
+        let known = known.filter(|(place, _)| self.known_roots.contains(place));
+        let good = self.built.values().filter_map(|one| one.good_base.clone());
+        last_good.keep(known.map(|(_, root)| root.as_path()), good.collect());
+    }
+
+    /// What may be written where nothing could be read.
+    fn hidden(&self) -> Vec<Hidden> {
+        let base = self.files.values().filter(|file| !file.is_overlay);
+        let mut hidden: Vec<Hidden> = base.flat_map(|file| file.hidden.clone()).collect();
+        if self.is_blind {
+            hidden.push(Hidden::Any);
+        }
+        let never_good = |(_, built): &(&ObjectRef, &Built)| {
+            built.object.is_none() && !built.inputs.base.is_empty()
+        };
+        let never_good = self.built.iter().filter(never_good);
+        hidden.extend(never_good.map(|(reference, _)| Hidden::One(reference.clone())));
+        hidden
     }
 
     fn collect_inputs(&self) -> Vec<(ObjectRef, Inputs)> {

@@ -2,6 +2,7 @@
 
 mod assemble;
 mod claims;
+mod last_good;
 mod scan;
 mod watch;
 
@@ -30,6 +31,10 @@ pub struct DirectoryOptions {
     /// Root with what the mesh's parts write, read with all directories inside and merged onto the
     /// base in path order. Made when missing.
     pub overlay: Option<PathBuf>,
+    /// File that keeps the last good version of every base object, so that a restart does not lose
+    /// those whose files are broken at that moment. Its directory is made when missing. Default
+    /// none: last good versions live as long as the source.
+    pub last_good: Option<PathBuf>,
     /// How long files must be quiet before they are read. Default 50 ms.
     pub quiet: Duration,
     /// How long something must be gone from the base before it counts as removed. Default 100 ms.
@@ -46,6 +51,7 @@ impl DirectoryOptions {
             base,
             recursive: false,
             overlay,
+            last_good: None,
             quiet: Duration::from_millis(50),
             settle: Duration::from_millis(100),
             rescan: Duration::from_secs(5),
@@ -70,7 +76,9 @@ impl DirectoryOptions {
 /// Objects in directories of YAML and JSON files, followed as they change.
 ///
 /// The last good version of an object stays in force when its file or the object itself turns
-/// invalid; everything else goes in force. Files are read by a thread of their own, which ends
+/// invalid, with [`DirectoryOptions::last_good`] also over restarts; everything else goes in force.
+/// While a base root could never be read, in this life or an earlier one, nothing is complete and
+/// publications are not `synced`. Files are read by a thread of their own, which ends
 /// when the source is dropped or its run ends.
 #[derive(Debug)]
 pub struct DirectorySource {

@@ -24,6 +24,18 @@ pub(super) struct Root {
     pub(super) is_recursive: bool,
 }
 
+impl Root {
+    /// True if the file is one this root would list.
+    pub(super) fn reaches(&self, file: &Path) -> bool {
+        let inside = if self.is_recursive {
+            file.starts_with(&self.path)
+        } else {
+            file.parent() == Some(&self.path)
+        };
+        inside || file == self.path
+    }
+}
+
 /// A file: place of its root, then its path. The order of files is the order of precedence.
 pub(super) type FileId = (usize, PathBuf);
 
@@ -35,6 +47,12 @@ pub(super) struct Scan {
     pub(super) findings: Vec<Finding>,
     /// Something is gone that may come back within a moment: look again soon.
     pub(super) unsettled: bool,
+    /// Places of the base roots whose files could be listed.
+    pub(super) listed: BTreeSet<usize>,
+    /// Places of the base roots whose files could not be listed.
+    pub(super) unlisted: BTreeSet<usize>,
+    /// A base root, a directory or a file in one could not be read: anything may be in it.
+    pub(super) is_blind: bool,
 }
 
 #[derive(Debug)]
@@ -58,7 +76,8 @@ pub(super) struct Scanner {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     stamp: Option<Stamp>,
-    bytes: Vec<u8>,
+    /// Nothing if the file was not read in this life of the process.
+    bytes: Option<Vec<u8>>,
     objects: BTreeSet<crate::ObjectRef>,
     is_missing: bool,
     /// Content with fewer objects, written in place: believed once it is seen twice.
@@ -102,6 +121,19 @@ impl Scanner {
         }
     }
 
+    /// Takes a file for known that held these objects in an earlier life of the process: if it is
+    /// gone the next scan says so, and if it is there it is read.
+    pub(super) fn recall(&mut self, id: FileId, objects: BTreeSet<crate::ObjectRef>) {
+        let seen = Seen {
+            stamp: None,
+            bytes: None,
+            objects,
+            is_missing: false,
+            shrunk: None,
+        };
+        self.seen.insert(id, seen);
+    }
+
     pub(super) fn scan(&mut self) -> Scan {
         let mut scan = Scan::default();
         for (place, root) in self.roots.clone().into_iter().enumerate() {
@@ -111,6 +143,13 @@ impl Scanner {
             };
             listing.walk(&root.path, 0, true);
             let complete = listing.findings.is_empty();
+            if !root.is_overlay {
+                scan.is_blind |= !complete;
+                match listing.is_root_read {
+                    true => scan.listed.insert(place),
+                    false => scan.unlisted.insert(place),
+                };
+            }
             scan.findings.append(&mut listing.findings);
             if listing.files.is_empty() && complete && !root.is_overlay {
                 let message = if listing.has_skipped {
@@ -150,11 +189,12 @@ impl Scanner {
             }
             Err(error) => {
                 scan.findings.push(about_file(&id.1, &error.to_string()));
+                scan.is_blind |= !is_overlay;
                 return;
             }
         };
         let back = seen.is_some_and(|seen| seen.is_missing);
-        if seen.is_some_and(|seen| seen.bytes == bytes) && !back {
+        if seen.is_some_and(|seen| seen.bytes.as_ref() == Some(&bytes)) && !back {
             if let Some(seen) = self.seen.get_mut(&id) {
                 seen.stamp = Some(stamp);
                 seen.shrunk = None;
@@ -170,7 +210,7 @@ impl Scanner {
         let seen = Seen {
             stamp: Some(stamp),
             objects: objects.collect(),
-            bytes,
+            bytes: Some(bytes),
             is_missing: false,
             shrunk: None,
         };
@@ -266,6 +306,8 @@ struct Listing {
     is_recursive: bool,
     /// Directories were left alone.
     has_skipped: bool,
+    /// The root itself is there and could be read.
+    is_root_read: bool,
 }
 
 impl Listing {
@@ -281,6 +323,7 @@ impl Listing {
         };
         if meta.is_file() {
             // A file given as root is read whatever its name is.
+            self.is_root_read |= is_root;
             if is_root || holds_objects(path) {
                 self.files.insert(path.to_owned(), meta);
             }
@@ -300,6 +343,7 @@ impl Listing {
         }
         match fs::read_dir(path) {
             Ok(entries) => {
+                self.is_root_read |= is_root;
                 for entry in entries.flatten() {
                     if !is_hidden(&entry.path()) {
                         self.walk(&entry.path(), depth + 1, false);

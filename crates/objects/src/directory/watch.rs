@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::DirectoryOptions;
 use super::assemble::Assembler;
+use super::last_good::LastGood;
 use super::scan::{Scanner, holds_objects, is_hidden};
 use crate::source::Published;
 
@@ -123,10 +124,17 @@ impl Watcher {
             assembler: Assembler::default(),
             options,
         };
+        reader.recall();
         // Watch before reading, so that nothing written in between is missed.
         reader.watched.renew();
         let mut again = reader.read();
-        let sender = watch::Sender::new(Arc::new(reader.assembler.published()));
+        let first = reader.assembler.published();
+        if !first.synced {
+            for finding in first.findings.iter().filter(|finding| finding.is_error()) {
+                tracing::error!(%finding, "waiting until the objects can be read");
+            }
+        }
+        let sender = watch::Sender::new(Arc::new(first));
         let (reading, telling) = (Arc::clone(&pulse), sender.clone());
         let thread = std::thread::Builder::new()
             .name("objects".to_owned())
@@ -145,7 +153,8 @@ impl Watcher {
                     again = reader.read();
                     let now = reader.assembler.published();
                     let same = Arc::ptr_eq(&before.findings, &now.findings)
-                        && Arc::ptr_eq(&before.objects, &now.objects);
+                        && Arc::ptr_eq(&before.objects, &now.objects)
+                        && before.synced == now.synced;
                     if !same {
                         telling.send_replace(Arc::new(now));
                     }
@@ -190,6 +199,23 @@ enum Again {
 }
 
 impl Reader {
+    /// Takes up what an earlier life of the process found good.
+    fn recall(&mut self) {
+        let Some(path) = &self.options.last_good else {
+            return;
+        };
+        let (last_good, remembered) = LastGood::open(path);
+        let roots = self.options.roots();
+        let recalled = remembered.place(&roots);
+        for (id, objects) in &recalled.files {
+            let references = objects.iter().map(|raw| raw.reference.clone());
+            self.scanner.recall(id.clone(), references.collect());
+        }
+        let paths = roots.into_iter().filter(|root| !root.is_overlay);
+        let paths = paths.map(|root| root.path).collect();
+        self.assembler.recall(recalled, last_good, paths);
+    }
+
     fn read(&mut self) -> Again {
         let scan = self.scanner.scan();
         let again = if scan.unsettled {
