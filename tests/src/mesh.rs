@@ -30,6 +30,8 @@ pub struct MeshOptions {
     pub name: Option<String>,
     /// Folder whose files (not its subfolders) are the first objects.
     pub sample: Option<PathBuf>,
+    /// Programs from elsewhere, by component (`ztunnel-node-2`) or program name.
+    pub programs: BTreeMap<String, PathBuf>,
     /// Further environment of one program, by program name.
     pub program_env: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -89,6 +91,7 @@ impl Mesh {
             program: folder.join("isobar"),
         };
         config.binaries = Some(folder);
+        config.programs = options.programs;
         config.program_env = options.program_env;
         let root = config.root.clone();
         isobar_lab::up(config, |_| {})

@@ -26,6 +26,10 @@ pub struct LabConfig {
     /// Folder with `isobard`, `isobar-cni`, `ztunnel`, `waypoint` and `isobar-samples`; by default
     /// the folder of the running program.
     pub binaries: Option<PathBuf>,
+    /// Programs from elsewhere, by component (`ztunnel-node-2`) or program name (`ztunnel`); the
+    /// component's entry wins.
+    #[serde(default)]
+    pub programs: BTreeMap<String, PathBuf>,
     /// False: only the Kubernetes parts (pods, services, DNS, NetworkPolicy), no mesh.
     pub mesh: bool,
     /// The program that becomes the supervisor.
@@ -75,6 +79,7 @@ impl LabConfig {
             objects,
             nodes: NODES,
             binaries: None,
+            programs: BTreeMap::new(),
             mesh: true,
             launcher: Launcher::current()?,
             root: LabRoot::from_env(),
@@ -98,6 +103,9 @@ impl LabConfig {
             *path = absolute(path)?;
         }
         self.launcher.program = absolute(&self.launcher.program)?;
+        for program in self.programs.values_mut() {
+            *program = absolute(program)?;
+        }
         let binaries = match self.binaries.take() {
             Some(folder) => absolute(&folder)?,
             None => self

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use isobar_runtime::Scope;
+use isobar_tls::ca::Authority;
 use isobar_types::{
     DEFAULT_CLUSTER_ID, DEFAULT_ROOT_NAMESPACE, DEFAULT_TRUST_DOMAIN, labels, ports,
 };
@@ -41,6 +42,10 @@ pub(super) fn start(
 ) -> Result<Vec<Component>, LabError> {
     std::fs::create_dir_all(paths.control_plane())
         .map_err(LabError::io("making the control plane's folder"))?;
+    // In place before any proxy starts, as a mounted root is: some proxies look for it only once.
+    Authority::load_or_create(&paths.control_plane()).map_err(|error| LabError::Refused {
+        message: format!("making the mesh's root certificate: {error}"),
+    })?;
     let mut started = vec![Component::start(control_plane(config, paths, outer), scope)];
     for node in nodes {
         let agent = agent(config, paths, node);
@@ -55,15 +60,20 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn program(config: &LabConfig, name: &str) -> String {
+/// Path of the program `name`, as component `component`.
+fn program(config: &LabConfig, component: &str, name: &str) -> String {
+    let given = config.programs.get(component);
+    if let Some(path) = given.or_else(|| config.programs.get(name)) {
+        return text(path);
+    }
     let folder = config.binaries.clone().unwrap_or_default();
     text(&folder.join(name))
 }
 
-/// Arguments of a program, with those the configuration adds.
-fn argv(config: &LabConfig, name: &str, args: Vec<String>) -> Vec<String> {
+/// The program `name` and its arguments, with those the configuration adds.
+fn argv(config: &LabConfig, component: &str, name: &str, args: Vec<String>) -> Vec<String> {
     let extra = config.program_args.get(name).cloned().unwrap_or_default();
-    [vec![program(config, name)], args, extra].concat()
+    [vec![program(config, component, name)], args, extra].concat()
 }
 
 /// Environment of a program, with what the configuration adds.
@@ -112,7 +122,7 @@ fn control_plane(config: &LabConfig, paths: &LabPaths, outer: &Place) -> Compone
     ComponentPlan {
         name: "isobard".to_owned(),
         place: outer.clone(),
-        argv: argv(config, "isobard", args),
+        argv: argv(config, "isobard", "isobard", args),
         env: env(config, "isobard", &[]),
         log: paths.component_log("isobard"),
         ready: ReadySign::FileAndPort {
@@ -138,7 +148,7 @@ fn agent(config: &LabConfig, paths: &LabPaths, node: &NodeHandle) -> ComponentPl
     let component = format!("isobar-cni-{name}");
     ComponentPlan {
         place: node.place.clone(),
-        argv: argv(config, "isobar-cni", args),
+        argv: argv(config, &component, "isobar-cni", args),
         env: env(config, "isobar-cni", &[]),
         log: paths.component_log(&component),
         ready: ReadySign::Http {
@@ -179,7 +189,12 @@ fn proxy(
     ]);
     Ok(ComponentPlan {
         place: node.place.clone(),
-        argv: argv(config, "ztunnel", vec!["proxy".into(), "ztunnel".into()]),
+        argv: argv(
+            config,
+            &component,
+            "ztunnel",
+            vec!["proxy".into(), "ztunnel".into()],
+        ),
         env: env(config, "ztunnel", &own),
         log: paths.component_log(&component),
         ready: ReadySign::Http {
@@ -208,4 +223,23 @@ fn mesh_env(paths: &LabPaths) -> Vec<(&'static str, String)> {
 /// Environment of every waypoint; its identity comes with its pod.
 pub(super) fn waypoint_env(config: &LabConfig, paths: &LabPaths) -> Vec<(String, String)> {
     env(config, "waypoint", &mesh_env(paths))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_from_elsewhere() {
+        let mut config = LabConfig::new("lab", Vec::new()).unwrap();
+        config.binaries = Some("/ours".into());
+        let path = |config: &LabConfig| program(config, "ztunnel-node-2", "ztunnel");
+        assert_eq!(path(&config), "/ours/ztunnel");
+        config.programs.insert("ztunnel".into(), "/peer/z".into());
+        assert_eq!(path(&config), "/peer/z");
+        let one = ("ztunnel-node-2".into(), "/new/z".into());
+        config.programs.extend([one]);
+        assert_eq!(path(&config), "/new/z");
+        assert_eq!(program(&config, "ztunnel-node-1", "ztunnel"), "/peer/z");
+    }
 }
