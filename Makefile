@@ -52,3 +52,7 @@ fmt: ## Format the code
 bench: setup ## Run the benchmarks in a lab and write a table to target/bench
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) run --release -p isobar-benches -- --out target/bench
+
+bench-l4: setup ## Compare the node proxy with no mesh, a TLS relay and PEER=/path/to/a/ztunnel
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) run --release -p isobar-benches -- l4 --out target/bench $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)

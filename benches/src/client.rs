@@ -20,6 +20,23 @@ pub(crate) enum Kind {
     Requests,
     /// Connections with one request each.
     Connections,
+    /// Requests at a fixed rate, on connections that are kept.
+    Paced,
+    /// Connections with one request each, then kept open and silent.
+    Idle,
+}
+
+impl Kind {
+    /// As the command line says it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Bulk => "bulk",
+            Self::Requests => "requests",
+            Self::Connections => "connections",
+            Self::Paced => "paced",
+            Self::Idle => "idle",
+        }
+    }
 }
 
 /// One load.
@@ -29,6 +46,8 @@ pub(crate) struct Load {
     pub(crate) to: SocketAddr,
     pub(crate) connections: usize,
     pub(crate) length: Duration,
+    /// Requests a second of all connections together, for [`Kind::Paced`].
+    pub(crate) rate: u32,
 }
 
 /// What a load measured.
@@ -54,13 +73,15 @@ impl Load {
         let latencies = Rc::new(RefCell::new(Vec::new()));
         let totals = Rc::new(RefCell::new(Measured::default()));
         let start = Instant::now();
-        for _ in 0..self.connections {
+        for index in 0..self.connections {
             let (latencies, totals) = (Rc::clone(&latencies), Rc::clone(&totals));
             scope.spawn("one", async move {
                 let result = match self.kind {
                     Kind::Bulk => self.bulk(&totals).await,
                     Kind::Requests => self.requests(&totals, &latencies).await,
                     Kind::Connections => self.open(&totals, &latencies).await,
+                    Kind::Paced => self.paced(index, &totals, &latencies).await,
+                    Kind::Idle => self.idle(index, &totals).await,
                 };
                 if result.is_err() {
                     totals.borrow_mut().failed += 1;
@@ -110,6 +131,50 @@ impl Load {
             latencies.borrow_mut().push(micros(start));
             totals.borrow_mut().units += 1;
         }
+        Ok(())
+    }
+
+    /// One request every so often. A request that is late because the one before it was slow
+    /// counts from the time it was due.
+    async fn paced(
+        &self,
+        index: usize,
+        totals: &RefCell<Measured>,
+        latencies: &RefCell<Vec<u64>>,
+    ) -> Result<()> {
+        let mut stream = TcpStream::connect(self.to).await?;
+        stream.set_nodelay(true)?;
+        let mut seen = Vec::with_capacity(4096);
+        exchange(&mut stream, &mut seen).await?;
+        let share = Duration::from_secs(1) / self.rate.max(1);
+        let period = share * u32::try_from(self.connections)?;
+        let mut due = Instant::now() + share * u32::try_from(index)?;
+        let until = Instant::now() + self.length;
+        while due < until {
+            let late = Instant::now() > due;
+            if !late {
+                tokio::time::sleep_until(due.into()).await;
+            }
+            let start = if late { due } else { Instant::now() };
+            exchange(&mut stream, &mut seen).await?;
+            latencies.borrow_mut().push(micros(start));
+            totals.borrow_mut().units += 1;
+            due += period;
+        }
+        Ok(())
+    }
+
+    /// Tells on standard output when every connection is open, and holds them.
+    async fn idle(&self, index: usize, totals: &RefCell<Measured>) -> Result<()> {
+        // One after another in waves: a burst of thousands would overflow the listen queue.
+        tokio::time::sleep(Duration::from_micros(500) * u32::try_from(index)?).await;
+        let mut stream = TcpStream::connect(self.to).await?;
+        exchange(&mut stream, &mut Vec::new()).await?;
+        totals.borrow_mut().units += 1;
+        if totals.borrow().units == self.connections as u64 {
+            println!("open");
+        }
+        tokio::time::sleep(self.length).await;
         Ok(())
     }
 

@@ -15,18 +15,26 @@ pub(crate) struct Usage {
     pub(crate) rss_kib: u64,
 }
 
-/// Usage of the processes called `program` whose arguments or environment hold `mark`. Other labs
-/// may run on the machine; the path of a lab's state folder tells its processes from theirs.
+/// Usage of the processes called `program` whose environment holds `mark`. Other labs may run on
+/// the machine; the path of a lab's state folder tells its processes from theirs.
 pub(crate) fn usage(program: &str, mark: &str) -> Usage {
+    let named = |process: &Path| {
+        fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm.trim() == program)
+    };
+    sum(|process| named(process) && is_marked(process, mark))
+}
+
+/// Usage of the processes whose environment holds all of `marks`, whatever they are called.
+pub(crate) fn usage_of_marked(marks: &[&str]) -> Usage {
+    sum(|process| marks.iter().all(|mark| is_marked(process, mark)))
+}
+
+fn sum(chosen: impl Fn(&Path) -> bool) -> Usage {
     let mut total = Usage::default();
     let Ok(entries) = fs::read_dir("/proc") else {
         return total;
     };
-    for path in entries.flatten().map(|e| e.path()) {
-        let named = fs::read_to_string(path.join("comm")).is_ok_and(|c| c.trim() == program);
-        if !named || !is_marked(&path, mark) {
-            continue;
-        }
+    for path in entries.flatten().map(|e| e.path()).filter(|p| chosen(p)) {
         total.cpu_seconds += fs::read_to_string(path.join("stat"))
             .ok()
             .and_then(|stat| cpu_ticks(&stat))
@@ -40,14 +48,11 @@ pub(crate) fn usage(program: &str, mark: &str) -> Usage {
 }
 
 fn is_marked(process: &Path, mark: &str) -> bool {
-    ["environ", "cmdline"].iter().any(|file| {
-        // A process may end while it is looked at.
-        let bytes = fs::read(process.join(file)).unwrap_or_default();
-        bytes.split(|b| *b == 0).any(|word| {
-            let mut windows = word.windows(mark.len());
-            windows.any(|window| window == mark.as_bytes())
-        })
-    })
+    // A process may end while it is looked at.
+    let bytes = fs::read(process.join("environ")).unwrap_or_default();
+    bytes
+        .windows(mark.len())
+        .any(|window| window == mark.as_bytes())
 }
 
 /// Fields 14 and 15 of `/proc/PID/stat`, counted after the parenthesised name.
@@ -72,7 +77,9 @@ mod tests {
         let own = fs::read_to_string("/proc/self/comm").unwrap();
         let path = std::env::var("PATH").unwrap();
         assert!(usage(own.trim(), &path).rss_kib > 0);
+        assert!(usage_of_marked(&["PATH=", &path]).rss_kib > 0);
         assert_eq!(usage(own.trim(), "no such word").rss_kib, 0);
+        assert_eq!(usage_of_marked(&["PATH=", "no such word"]).rss_kib, 0);
     }
 
     #[test]

@@ -7,6 +7,9 @@
 
 mod client;
 mod cost;
+mod discovery;
+mod floor;
+mod l4;
 mod report;
 mod scenario;
 mod server;
@@ -58,7 +61,18 @@ enum Role {
         /// For how long, in seconds.
         #[arg(long)]
         seconds: u64,
+        /// Requests a second, for paced requests.
+        #[arg(long, default_value_t = 1000)]
+        rate: u32,
     },
+    /// Carries TCP in TLS and nothing else: the least any encrypted proxy costs (run inside a pod).
+    #[command(hide = true)]
+    Floor(floor::Floor),
+    /// A control plane that knows as many workloads as asked for (run inside a pod).
+    #[command(hide = true)]
+    Discovery(discovery::Discovery),
+    /// Compare the node proxy with no mesh, with a plain TLS relay, and with a peer.
+    L4(l4::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -73,16 +87,24 @@ fn main() -> anyhow::Result<()> {
             to,
             connections,
             seconds,
+            rate,
         }) => {
             let load = client::Load {
                 kind,
                 to,
                 connections,
                 length: Duration::from_secs(seconds),
+                rate,
             };
             let measured = runtime.block_on(tokio::task::LocalSet::new().run_until(load.run()))?;
             println!("{}", serde_json::to_string(&measured)?);
             Ok(())
+        }
+        Some(Role::Floor(floor)) => runtime.block_on(floor.run()),
+        Some(Role::Discovery(discovery)) => runtime.block_on(discovery.run()),
+        Some(Role::L4(mut chosen)) => {
+            chosen.out.get_or_insert(options.out);
+            runtime.block_on(l4::run(&chosen))
         }
         None => {
             let results = runtime.block_on(scenario::all(options.seconds, options.rounds))?;

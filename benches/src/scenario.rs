@@ -150,11 +150,7 @@ async fn one(
     let program = program
         .to_str()
         .context("the path of this program is not text")?;
-    let kind = match kind {
-        Kind::Bulk => "bulk",
-        Kind::Requests => "requests",
-        Kind::Connections => "connections",
-    };
+    let kind = kind.name();
     let (to, connections, seconds) = (to.to_string(), connections.to_string(), seconds.to_string());
     let argv = [
         program,
