@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cork;
 mod error;
 mod headers;
 mod liveness;

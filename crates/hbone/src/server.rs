@@ -19,6 +19,7 @@ use tokio::time::timeout;
 pub use connect::Connect;
 use score::Score;
 
+use crate::cork::{self, Corked};
 use crate::liveness::{self, Liveness};
 use crate::settings::{ERROR_RESETS, PENDING_RESETS, SEND_BUFFER, SERVER_HEADERS, SERVER_STREAMS};
 use crate::{ConnectHeaders, HeaderError, Http2, ServeError, Stage, Timeouts};
@@ -60,20 +61,24 @@ where
 {
     let timeouts = &options.timeouts;
     let silent = |stage, after| move |_| ServeError::Timeout { stage, after };
+    let (io, closed) = cork::hold(io);
     let (io, peer) = timeout(timeouts.tls, tls.accept(io))
         .await
         .map_err(silent(Stage::Tls, timeouts.tls))??;
-    let connection = timeout(timeouts.settings, settings(&options.http2).handshake(io))
+    let cork = Corked::new(io, closed);
+    let handshake = settings(&options.http2).handshake(cork.clone());
+    let connection = timeout(timeouts.settings, handshake)
         .await
         .map_err(silent(Stage::Settings, timeouts.settings))?
         .map_err(ServeError::Http2)?;
+    cork.close();
     let serving = Serving {
         peer,
         score: Rc::new(RefCell::new(Score::new(Instant::now()))),
         streams: LocalScope::new("hbone-streams"),
         timeouts: *timeouts,
     };
-    let result = Box::pin(serving.run(connection, life, handle)).await;
+    let result = Box::pin(serving.run(connection, &cork, life, handle)).await;
     // The connection is gone: every stream fails at its next use, so futures end by themselves.
     // Those that wait for something else end when the process stops.
     tokio::select! {
@@ -107,7 +112,8 @@ struct Serving {
 impl Serving {
     async fn run<IO, H, F>(
         &self,
-        mut connection: Connection<IO, Bytes>,
+        mut connection: Connection<Corked<IO>, Bytes>,
+        cork: &Corked<IO>,
         life: &Lifetime,
         handle: H,
     ) -> Result<(), ServeError>
@@ -122,7 +128,7 @@ impl Serving {
         let mut draining = false;
         loop {
             tokio::select! {
-                request = connection.accept() => match request {
+                request = accept(&mut connection, cork) => match request {
                     Some(Ok((request, respond))) => self.begin(request, respond, &handle),
                     Some(Err(error)) => return Err(ended(error)),
                     None => return Ok(()),
@@ -133,12 +139,12 @@ impl Serving {
                 }
                 () = life.stopped() => return Err(ServeError::Stopped),
                 () = &mut silence => {
-                    goodbye(&mut connection, H2Reason::NO_ERROR).await;
+                    goodbye(&mut connection, cork, H2Reason::NO_ERROR).await;
                     return Err(ServeError::Silent { after: self.timeouts.ping_timeout });
                 }
             }
             if self.score.borrow_mut().is_too_high(Instant::now()) {
-                goodbye(&mut connection, H2Reason::ENHANCE_YOUR_CALM).await;
+                goodbye(&mut connection, cork, H2Reason::ENHANCE_YOUR_CALM).await;
                 return Err(ServeError::Abuse("streams reset before they were answered"));
             }
         }
@@ -189,13 +195,38 @@ impl Serving {
     }
 }
 
-/// Says goodbye with `reason` and drops what is open; waits a moment for it to be sent.
-async fn goodbye<IO>(connection: &mut Connection<IO, Bytes>, reason: H2Reason)
+/// The next request. What is to be sent leaves when there is nothing more to do.
+async fn accept<IO>(
+    connection: &mut Connection<Corked<IO>, Bytes>,
+    cork: &Corked<IO>,
+) -> Option<Result<(Request<h2::RecvStream>, SendResponse<Bytes>), h2::Error>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    std::future::poll_fn(|cx| {
+        let polled = connection.poll_accept(cx);
+        if polled.is_pending() {
+            cork.poll_release(cx);
+        }
+        polled
+    })
+    .await
+}
+
+/// Says goodbye with `reason` and drops what is open; waits a moment for it to be sent.
+async fn goodbye<IO>(
+    connection: &mut Connection<Corked<IO>, Bytes>,
+    cork: &Corked<IO>,
+    reason: H2Reason,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     connection.abrupt_shutdown(reason);
-    let ended = std::future::poll_fn(|cx| connection.poll_closed(cx));
+    let ended = std::future::poll_fn(|cx| {
+        let polled = connection.poll_closed(cx);
+        cork.poll_release(cx);
+        polled
+    });
     // A client that does not read it is cut off.
     let _ = timeout(LINGER, ended).await;
 }

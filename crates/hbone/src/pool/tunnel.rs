@@ -1,4 +1,5 @@
 use std::cell::{Cell, RefCell};
+use std::future::Future as _;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::entry::Entry;
 use super::{Shared, TunnelKey};
+use crate::cork::{self, Corked};
 use crate::liveness::{self, Liveness};
 use crate::settings::{CLIENT_HEADERS, SEND_BUFFER};
 use crate::{Http2, Stage, Timeouts, TunnelError};
@@ -158,10 +160,12 @@ where
             identity: key.source.clone(),
             detail,
         })?;
+    let (io, closed) = cork::hold(io);
     let (tls, peer) = handshake(key, &certificate, io, &timeouts).await?;
+    let cork = Corked::new(tls, closed);
     let (requests, connection) =
         settings(&http2)
-            .handshake(tls)
+            .handshake(cork.clone())
             .await
             .map_err(|error| TunnelError::Lost {
                 to: key.to,
@@ -186,7 +190,8 @@ where
         key: key.clone(),
         timeouts,
     };
-    pool.scope.spawn("tunnel", driver.run(connection));
+    cork.close();
+    pool.scope.spawn("tunnel", driver.run(connection, cork));
     Ok(tunnel)
 }
 
@@ -238,14 +243,20 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run<IO>(self, mut connection: Connection<IO, Bytes>)
+    async fn run<IO>(self, mut connection: Connection<Corked<IO>, Bytes>, cork: Corked<IO>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let pings = connection.ping_pong();
         let mut connection = Box::pin(connection);
+        // What is to be sent leaves when there is nothing more to do.
+        let driven = std::future::poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            cork.poll_release(cx);
+            polled
+        });
         let ending = tokio::select! {
-            result = &mut connection => self.ending(result),
+            result = driven => self.ending(result),
             ending = self.keep_alive(pings) => ending,
         };
         tracing::debug!(to = %self.key.to, ?ending, "a tunnel ended");

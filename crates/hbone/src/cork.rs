@@ -1,0 +1,346 @@
+//! Many TLS records in one system call.
+//!
+//! HTTP/2 flushes after every DATA frame and TLS writes every record at once: a call into the
+//! kernel, and a packet, for each 16 KiB. Held back between the two until there is enough, or until
+//! the connection has nothing more to say, records go out together.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that are worth a system call. More does not pay: the kernel cuts at 64 KiB.
+const ENOUGH: usize = 64 * 1024;
+/// Records that are worth one, however small: TLS offers at most 64 at once.
+const RECORDS: usize = 32;
+
+/// Below TLS: takes nothing while it is closed and too little is offered, as a full socket would.
+/// TLS keeps what is not taken.
+pub(crate) struct Held<IO> {
+    io: IO,
+    closed: Rc<Cell<bool>>,
+}
+
+/// Above TLS: what HTTP/2 writes to. Cheap to clone; one clone flushes for all.
+pub(crate) struct Corked<S> {
+    shared: Rc<Shared<S>>,
+}
+
+struct Shared<S> {
+    stream: RefCell<S>,
+    closed: Rc<Cell<bool>>,
+    /// Something was written since the last real flush.
+    dirty: Cell<bool>,
+    /// A writer was told to wait, though the socket is not what it waits for.
+    waiting: Cell<bool>,
+}
+
+/// `io` for TLS, and what holds it back later.
+pub(crate) fn hold<IO>(io: IO) -> (Held<IO>, Rc<Cell<bool>>) {
+    let closed = Rc::new(Cell::new(false));
+    let held = Held {
+        io,
+        closed: Rc::clone(&closed),
+    };
+    (held, closed)
+}
+
+impl<S> Corked<S> {
+    /// `stream` is TLS over what [`hold`] made together with `closed`.
+    pub(crate) fn new(stream: S, closed: Rc<Cell<bool>>) -> Self {
+        Self {
+            shared: Rc::new(Shared {
+                stream: RefCell::new(stream),
+                closed,
+                dirty: Cell::new(false),
+                waiting: Cell::new(false),
+            }),
+        }
+    }
+
+    /// Starts to hold back. From now on [`Self::poll_release`] must follow every use.
+    pub(crate) fn close(&self) {
+        self.shared.closed.set(true);
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Corked<S> {
+    /// Sends what is held back. Pending only wakes the caller when there is more room; an error
+    /// shows at the next read or write, too.
+    pub(crate) fn poll_release(&self, cx: &mut Context<'_>) {
+        let shared = &*self.shared;
+        if shared.dirty.get() && shared.closed.replace(false) {
+            let mut stream = shared.stream.borrow_mut();
+            let flushed = Pin::new(&mut *stream).poll_flush(cx);
+            shared.dirty.set(flushed.is_pending());
+            shared.closed.set(true);
+            // With a full socket the socket wakes.
+            if shared.waiting.take() && flushed.is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+}
+
+impl<S> Clone for Corked<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Rc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Corked<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.stream.borrow_mut()).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Corked<S> {
+    fn write(
+        &self,
+        write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let written = write(Pin::new(&mut *self.shared.stream.borrow_mut()));
+        self.shared.dirty.set(true);
+        if written.is_pending() {
+            self.shared.waiting.set(true);
+        }
+        written
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.write(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.write(|stream| stream.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.shared.stream.borrow().is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shared.closed.get() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut *self.shared.stream.borrow_mut()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The last words: nothing is held back any more.
+        self.shared.closed.set(false);
+        Pin::new(&mut *self.shared.stream.borrow_mut()).poll_shutdown(cx)
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Held<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Held<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.closed.get() && bytes.len() < ENOUGH {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let offered = || slices.iter().map(|slice| slice.len()).sum::<usize>();
+        if self.closed.get() && slices.len() < RECORDS && offered() < ENOUGH {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    const RECORD: usize = 16 * 1024;
+
+    /// A socket that takes everything and remembers each call.
+    #[derive(Default, Clone)]
+    struct Socket(Rc<RefCell<Vec<usize>>>);
+
+    /// As TLS does: offers what it has after every write, keeps what is not taken.
+    struct Keeper<W> {
+        kept: Vec<Vec<u8>>,
+        below: W,
+    }
+
+    impl<W: AsyncWrite + Unpin> Keeper<W> {
+        fn offer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.kept.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let slices: Vec<_> = self.kept.iter().map(|r| IoSlice::new(r)).collect();
+            let below = Pin::new(&mut self.below);
+            let taken = std::task::ready!(below.poll_write_vectored(cx, &slices))?;
+            assert_eq!(taken, self.kept.iter().map(Vec::len).sum::<usize>());
+            self.kept.clear();
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl<W: AsyncWrite + Unpin> AsyncWrite for Keeper<W> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.kept.push(bytes.to_vec());
+            let _ = self.offer(cx)?;
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.offer(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.poll_flush(cx)
+        }
+    }
+
+    impl AsyncWrite for Socket {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let bytes = slices.iter().map(|s| s.len()).sum();
+            self.0.borrow_mut().push(bytes);
+            Poll::Ready(Ok(bytes))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn stack() -> (Socket, Corked<Keeper<Held<Socket>>>) {
+        let socket = Socket::default();
+        let (below, closed) = hold(socket.clone());
+        let kept = Vec::new();
+        (socket, Corked::new(Keeper { kept, below }, closed))
+    }
+
+    async fn write(cork: &mut Corked<Keeper<Held<Socket>>>, records: usize, size: usize) {
+        for _ in 0..records {
+            cork.write_all(&vec![0; size]).await.unwrap();
+            cork.flush().await.unwrap();
+        }
+    }
+
+    async fn release(cork: &Corked<Keeper<Held<Socket>>>) {
+        poll_fn(|cx| {
+            cork.poll_release(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn before_it_is_closed_everything_leaves_at_once() {
+        let (socket, mut cork) = stack();
+        write(&mut cork, 3, RECORD).await;
+        assert_eq!(*socket.0.borrow(), [RECORD; 3]);
+    }
+
+    #[tokio::test]
+    async fn records_leave_together() {
+        let (socket, mut cork) = stack();
+        cork.close();
+        write(&mut cork, 10, RECORD).await;
+        assert_eq!(*socket.0.borrow(), [ENOUGH, ENOUGH]);
+        release(&cork).await;
+        assert_eq!(*socket.0.borrow(), [ENOUGH, ENOUGH, 2 * RECORD]);
+        release(&cork).await;
+        assert_eq!(socket.0.borrow().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn many_small_records_do_not_wait_for_ever() {
+        let (socket, mut cork) = stack();
+        cork.close();
+        write(&mut cork, RECORDS + 1, 10).await;
+        assert_eq!(*socket.0.borrow(), [RECORDS * 10]);
+    }
+
+    #[tokio::test]
+    async fn the_end_holds_nothing_back() {
+        let (socket, mut cork) = stack();
+        cork.close();
+        write(&mut cork, 1, 10).await;
+        assert!(socket.0.borrow().is_empty());
+        cork.shutdown().await.unwrap();
+        assert_eq!(*socket.0.borrow(), [10]);
+    }
+}
