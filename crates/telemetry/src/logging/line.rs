@@ -188,13 +188,12 @@ impl Visit for TextFields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = format!("{value:?}");
         if field.name() == "message" {
-            escape_controls(&text, &mut self.message);
+            let _ = write!(Escaping(&mut self.message), "{value:?}");
             return;
         }
         self.key(field);
-        escape_controls(&text, &mut self.pairs);
+        let _ = write!(Escaping(&mut self.pairs), "{value:?}");
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
@@ -245,9 +244,24 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// Writes text without control characters.
+struct Escaping<'a>(&'a mut String);
+
+impl fmt::Write for Escaping<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        escape_controls(text, self.0);
+        Ok(())
+    }
+}
+
 /// A line is a line: what a peer sent must not start another one.
 fn escape_controls(text: &str, out: &mut String) {
     let text = cut(text);
+    // Nearly all text is plain ASCII, of which nothing needs escaping.
+    if text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        out.push_str(text);
+        return;
+    }
     for c in text.chars() {
         if c.is_control() || is_deceptive(c) {
             out.extend(c.escape_default());

@@ -9,7 +9,10 @@ use super::line::plain_line;
 /// Lines that may wait for the writer (Istio's ztunnel: as many, but it then blocks).
 const QUEUE: usize = 10_000;
 /// Lines written with one system call.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
+/// Pause after lines were written. A busy process fills the queue meanwhile without waking the
+/// writer for each line, which would cost more than the line.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Lines taken within one second unless told otherwise: whoever can make us log must not fill the
 /// node's disk or keep the writer busy.
 const PACE: u64 = 1000;
@@ -175,8 +178,12 @@ fn write_lines(
         // Without a reader there is nobody to tell.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         text.clear();
+        let waited_for = !flushed.is_empty();
         for done in flushed.drain(..) {
             let _ = done.try_send(());
+        }
+        if taken < BATCH && !waited_for {
+            std::thread::sleep(PAUSE);
         }
     }
 }
