@@ -259,6 +259,8 @@ impl Pods {
         let pod = pod.clone();
         let alive = worker
             .run(move || async move {
+                // Without it each step into a pod's namespace costs a look into /proc.
+                let _ = NetNs::settle();
                 match PodListeners::bind(&world, &pod) {
                     Ok(listeners) => {
                         // Whoever asked may have given up; the stage then ends this.

@@ -104,8 +104,8 @@ pub(crate) fn open(
     protocol: Protocol,
     mark: Option<u32>,
 ) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }

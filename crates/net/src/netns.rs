@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -11,6 +11,11 @@ use nix::sys::stat::fstat;
 
 /// The network namespace a thread of this process stands in.
 const OWN: &str = "/proc/thread-self/ns/net";
+
+thread_local! {
+    /// Where this thread belongs, if it never leaves by other means than [`NetNs::enter`].
+    static HOME: OnceCell<NetNs> = const { OnceCell::new() };
+}
 
 /// A network namespace, held open. Cheap to clone.
 #[derive(Clone)]
@@ -65,6 +70,21 @@ impl NetNs {
         Self::open(Path::new(OWN))
     }
 
+    /// Promises that the calling thread never changes its namespace but through [`Self::enter`],
+    /// which then need not ask the system where it stands each time.
+    ///
+    /// # Errors
+    /// As [`Self::current`].
+    pub fn settle() -> io::Result<()> {
+        HOME.with(|home| {
+            if home.get().is_none() {
+                // Cannot be set already: only this thread sets it.
+                let _ = home.set(Self::current()?);
+            }
+            Ok(())
+        })
+    }
+
     /// Inode number, as in `net:[4026531840]`.
     #[must_use]
     pub const fn inode(&self) -> u64 {
@@ -98,7 +118,8 @@ impl NetNs {
                 "the thread stands in another namespace already",
             ));
         }
-        let home = Self::current()?;
+        let settled = HOME.with(|home| home.get().cloned());
+        let home = settled.map_or_else(Self::current, Ok)?;
         if home.id == self.id {
             return Ok(inside());
         }

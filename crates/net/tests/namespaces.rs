@@ -175,6 +175,10 @@ fn the_way_back_survives_a_panic_and_refuses_to_nest() {
     assert_eq!(NetNs::current().unwrap().id(), home);
     assert!(pod.netns.enter(|| pod.netns.enter(|| ())).unwrap().is_err());
     assert_eq!(NetNs::current().unwrap().id(), home);
+    NetNs::settle().unwrap();
+    let inner = pod.netns.enter(|| NetNs::current().unwrap().id()).unwrap();
+    assert_eq!(inner, pod.netns.id());
+    assert_eq!(NetNs::current().unwrap().id(), home);
 }
 
 #[test]
