@@ -3,6 +3,7 @@
 mod discovery;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use isobar_telemetry::Registry;
@@ -19,7 +20,7 @@ pub use discovery::DiscoveryMetrics;
 const UNKNOWN: &str = "unknown";
 
 /// Labels of one end of a connection; `None` is written as `unknown`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EndLabels {
     /// Name of the owner.
     pub workload: Option<Str>,
@@ -41,6 +42,13 @@ pub struct EndLabels {
     pub region: Option<Str>,
     /// Zone.
     pub zone: Option<Str>,
+}
+
+/// What tells ends apart nearly always: all labels would be hashed several times a connection.
+impl Hash for EndLabels {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (&self.workload, &self.canonical_revision, &self.namespace).hash(hasher);
+    }
 }
 
 /// Labels of the service a connection is for.
