@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build build-tests demo test test-unit test-e2e checks lint fmt bench
+.PHONY: help setup build build-tests demo test test-unit test-e2e checks lint fmt bench bench-l4
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"

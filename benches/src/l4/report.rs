@@ -42,14 +42,16 @@ pub(super) fn markdown(results: &Results) -> String {
     text
 }
 
+type Show = fn(f64) -> String;
+
 /// One figure of a load: how to get it and how to show it.
 struct Figure {
     name: &'static str,
-    show: fn(f64) -> String,
+    show: Show,
     get: fn(&Sample) -> f64,
 }
 
-const fn figure(name: &'static str, show: fn(f64) -> String, get: fn(&Sample) -> f64) -> Figure {
+const fn figure(name: &'static str, show: Show, get: fn(&Sample) -> f64) -> Figure {
     Figure { name, show, get }
 }
 
@@ -66,7 +68,7 @@ fn per_unit(sample: &Sample, cpu: f64) -> f64 {
 }
 
 fn figures(unit: Unit) -> Vec<Figure> {
-    let (rate, cost): (fn(f64) -> String, fn(f64) -> String) = match unit {
+    let (rate, cost): (Show, Show) = match unit {
         Unit::Bytes => (
             |v| format!("{:.2} Gbit/s", v * 8.0 / 1e9),
             |v| format!("{:.2} s/GB", v * 1e9),
