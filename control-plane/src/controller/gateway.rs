@@ -10,12 +10,8 @@ use isobar_types::{CLUSTER_DOMAIN, labels, ports};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::model::{GatewayFacts, Verdict, account_of};
+use crate::model::{GatewayFacts, MANAGED, MANAGER, Verdict, account_of, is_managed};
 
-/// Label on everything made for a Gateway.
-const MANAGED: &str = "gateway.istio.io/managed";
-/// Its value for waypoints, as Istio has it.
-const MANAGER: &str = "istio.io-mesh-controller";
 const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 
 /// What one Gateway leads to.
@@ -80,7 +76,7 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Rend
 
 /// An object of that name may be written if there is none, or it is ours.
 fn free(existing: Option<&BTreeMap<String, String>>) -> bool {
-    existing.is_none_or(|labels| labels.get(MANAGED).map(String::as_str) == Some(MANAGER))
+    existing.is_none_or(is_managed)
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> Option<Object>

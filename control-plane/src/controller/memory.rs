@@ -1,13 +1,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use isobar_objects::ObjectRef;
+use isobar_objects::{ObjectRef, read_value};
 use serde_json::Value;
 
 use super::Wanted;
 
-/// Objects that files in the writer's directory are about. What they hold is not compared: the
-/// first plan writes them anew or takes them back.
+/// Objects that files in the writer's directory are about, and which of them were written as a
+/// whole. Patches are not compared: the first plan writes them anew or takes them back.
 pub(super) fn left_behind(dir: &Path) -> BTreeMap<ObjectRef, Wanted> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -16,15 +16,25 @@ pub(super) fn left_behind(dir: &Path) -> BTreeMap<ObjectRef, Wanted> {
             return BTreeMap::new();
         }
     };
-    entries
+    let mut all: BTreeMap<ObjectRef, Wanted> = BTreeMap::new();
+    let values = entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|end| end == "json"))
-        .filter_map(|path| std::fs::read(path).ok())
-        .filter_map(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
-        .filter_map(|value| reference(&value))
-        .map(|object| (object, Wanted::default()))
-        .collect()
+        .filter_map(|path| std::fs::read(&path).ok().map(|bytes| (path, bytes)))
+        .filter_map(|(path, bytes)| Some((path, serde_json::from_slice::<Value>(&bytes).ok()?)));
+    for (path, value) in values {
+        let Some(object) = reference(&value) else {
+            continue;
+        };
+        let entry = all.entry(object).or_default();
+        if path.to_string_lossy().ends_with(".patch.json") {
+            entry.patch = Some(value);
+        } else {
+            entry.object = read_value(&value).0;
+        }
+    }
+    all
 }
 
 fn reference(value: &Value) -> Option<ObjectRef> {

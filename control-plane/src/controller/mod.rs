@@ -76,7 +76,18 @@ impl Controller {
             if self.written.get(object) == Some(want) {
                 continue;
             }
-            match self.write(object, want).await {
+            let before = self.written.get(object);
+            let was_whole = before.is_some_and(|before| before.object.is_some());
+            let replaced = match was_whole && want.object.is_none() {
+                // What was ours as a whole is not ours any more: without us it would be gone.
+                true => self.writer.delete(object).await,
+                false => Ok(()),
+            };
+            let written = match replaced {
+                Ok(()) => self.write(object, want).await,
+                Err(error) => Err(error),
+            };
+            match written {
                 Ok(()) => {
                     self.written.insert(object.clone(), want.clone());
                 }
@@ -116,3 +127,6 @@ impl Controller {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,11 @@ use super::settings::Settings;
 /// Annotation on a Gateway: the account its pods run as, where it is not the Gateway's name.
 const GATEWAY_ACCOUNT: &str = "gateway.istio.io/service-account";
 
+/// Label on everything made for a Gateway.
+pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
+/// Its value for waypoints, as Istio has it.
+pub(crate) const MANAGER: &str = "istio.io-mesh-controller";
+
 /// Host name published for an object that names a waypoint it may not use. It never exists, so
 /// that every proxy refuses instead of going direct.
 const DENIED_HOST: &str = "denied.waypoint.isobar.invalid";
@@ -104,6 +109,11 @@ pub(crate) fn instance_of<'g>(
     };
     let waypoint = gateways.get(&key)?;
     (waypoint.identity == pod.identity(&settings.trust_domain)).then_some(&waypoint.key)
+}
+
+/// True for the labels of an object that this control plane made for a Gateway.
+pub(crate) fn is_managed(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(MANAGED).map(String::as_str) == Some(MANAGER)
 }
 
 /// The account a Gateway's pods run as.

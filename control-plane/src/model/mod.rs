@@ -17,7 +17,7 @@ mod traversal;
 mod verdict;
 mod workloads;
 
-pub(crate) use gateways::account_of;
+pub(crate) use gateways::{MANAGED, MANAGER, account_of, is_managed};
 pub(crate) use l7::KeptKeys;
 pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::bindings::{AccountBinding, BOUND};
-use super::gateways::{TrafficKind, denied_address};
+use super::gateways::{TrafficKind, denied_address, is_managed};
 use super::pods::PodFacts;
 use super::selection::{
     Named, Reference, Selected, Selection, Source, fails_open, named, object_reference,
@@ -112,6 +112,10 @@ pub(crate) fn plan_service(
     };
     if !plan.is_waypoint {
         choose_waypoint(&mut plan, service, members, selection);
+    }
+    if is_managed(service.labels()) {
+        // It is ours, and goes with its Gateway: there is nothing to tell its user.
+        plan.verdicts.clear();
     }
     Some(plan)
 }

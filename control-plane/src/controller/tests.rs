@@ -1,0 +1,106 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use isobar_objects::{OverlayWriter, Published};
+
+use super::*;
+use crate::model::golden_tests::{objects, settings};
+use crate::model::{KeptKeys, plan};
+
+const NAMESPACE: &str = "---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: wp}}
+";
+
+fn gateway(name: &str) -> String {
+    format!(
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  gatewayClassName: isobar-waypoint
+  listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]
+"
+    )
+}
+
+fn service(name: &str, labels: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}
+spec: {{clusterIP: 10.96.0.9, selector: {{app: x}}, ports: [{{name: http, port: 80}}]}}
+"
+    )
+}
+
+/// Follows the plan that these objects lead to; gives the names of the files that are there then.
+async fn follow(controller: &mut Controller, dir: &Path, yaml: &str) -> BTreeSet<String> {
+    let set = objects(yaml);
+    let plan = plan(&set, &settings(), &KeptKeys::default());
+    let published = Arc::new(Published {
+        objects: Arc::new(set),
+        synced: true,
+        ..Published::default()
+    });
+    let plan = Arc::new(plan);
+    assert!(controller.follow(&Planned { published, plan }).await);
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("service."))
+        .collect()
+}
+
+fn controller(dir: &Path) -> Controller {
+    let writer = Arc::new(OverlayWriter::new(dir).unwrap());
+    Controller::new(writer, dir, "image".to_owned())
+}
+
+#[tokio::test]
+async fn what_a_deleted_waypoint_was_made_of_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut first = controller(dir);
+    let both = format!("{NAMESPACE}{}{}", gateway("wp"), gateway("gone"));
+    let files = follow(&mut first, dir, &both).await;
+    assert!(files.contains("service.shop.gone.json"), "{files:?}");
+    // Its Service is still among the objects, because it is written.
+    let managed = "gateway.istio.io/managed: istio.io-mesh-controller, \
+                   gateway.networking.k8s.io/gateway-name: gone";
+    let without = format!("{NAMESPACE}{}{}", gateway("wp"), service("gone", managed));
+    let mut later = controller(dir);
+    for controller in [&mut first, &mut later] {
+        let files = follow(controller, dir, &without).await;
+        assert_eq!(files, BTreeSet::from(["service.shop.wp.json".to_owned()]));
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_somebody_else_takes_over_keeps_nothing_of_ours_but_the_patch() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut first = controller(dir);
+    let both = format!("{NAMESPACE}{}{}", gateway("wp"), gateway("taken"));
+    follow(&mut first, dir, &both).await;
+    let taken = format!(
+        "{NAMESPACE}{}{}{}",
+        gateway("wp"),
+        gateway("taken"),
+        service("taken", "app: x")
+    );
+    let taken = taken.replace(
+        "labels: {app: x}",
+        "labels: {app: x, istio.io/use-waypoint: wp}",
+    );
+    let expect = ["service.shop.taken.patch.json", "service.shop.wp.json"];
+    let mut later = controller(dir);
+    for controller in [&mut first, &mut later] {
+        let files = follow(controller, dir, &taken).await;
+        assert_eq!(files, BTreeSet::from(expect.map(str::to_owned)));
+    }
+}
