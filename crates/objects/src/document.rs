@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use serde_saphyr::Spanned;
+use serde_saphyr::options::DuplicateKeyPolicy;
+use serde_saphyr::{Location, Spanned};
 
 use crate::strict::push_key;
 
@@ -103,11 +104,49 @@ impl Document<'_> {
         let options = serde_saphyr::options! { with_snippet: false };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error.location().and_then(|at| self.file_line(at.line()));
+            let message = match &error {
+                serde_saphyr::Error::DuplicateMappingKey { key, location } => {
+                    self.twice(key.as_deref(), *location)
+                }
+                error => first_sentence(&error.to_string()),
+            };
             Broken {
                 line,
-                message: format!("not valid YAML: {}", first_sentence(&error.to_string())),
+                message: format!("not valid YAML: {message}"),
             }
         })
+    }
+
+    /// Names a key that a map has again at `again`, and where it had it first. In a block the keys
+    /// of one map stand in one column, so the nearest one above is the one.
+    fn twice(&self, key: Option<&str>, again: Location) -> String {
+        let Some(key) = key else {
+            return "a map has the same key twice".to_owned();
+        };
+        let options = serde_saphyr::options! {
+            with_snippet: false,
+            duplicate_keys: DuplicateKeyPolicy::FirstWins,
+        };
+        let mut above = None;
+        if let Ok(root) = serde_saphyr::from_str_with_options::<Spanned<Node>>(self.text, options) {
+            root.value.each_key(&mut |one| {
+                let at = one.defined;
+                let stands_above = at.line() < again.line() && at.column() == again.column();
+                if one.value == key && stands_above {
+                    above = above.max(Some(at.line()));
+                }
+            });
+        }
+        let lines = (
+            above.and_then(|line| self.file_line(line)),
+            self.file_line(again.line()),
+        );
+        match lines {
+            (Some(first), Some(second)) => {
+                format!("key {key:?} is there twice, in lines {first} and {second}")
+            }
+            _ => format!("key {key:?} is there twice"),
+        }
     }
 
     fn file_line(&self, line: u64) -> Option<u32> {
@@ -173,6 +212,21 @@ enum Node {
     Leaf,
     List(Vec<Spanned<Node>>),
     Map(Vec<(Spanned<String>, Node)>),
+}
+
+impl Node {
+    fn each_key(&self, found: &mut dyn FnMut(&Spanned<String>)) {
+        match self {
+            Self::Leaf => {}
+            Self::List(items) => items.iter().for_each(|item| item.value.each_key(found)),
+            Self::Map(entries) => {
+                for (key, child) in entries {
+                    found(key);
+                    child.each_key(found);
+                }
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -296,8 +350,18 @@ mod tests {
 
     #[test]
     fn duplicate_keys_are_refused() {
-        let text = "a: 1\na: 2\n";
-        assert!(split(Path::new("a.yaml"), text)[0].value().is_err());
+        let text = "# head\n---\nm:\n- name: a\n- name: b\n  x: {name: c}\n  name: d\n";
+        let broken = split(Path::new("a.yaml"), text)[0].value().unwrap_err();
+        assert_eq!(broken.line, Some(7));
+        assert_eq!(
+            broken.message,
+            "not valid YAML: key \"name\" is there twice, in lines 5 and 7"
+        );
+        let flow = split(Path::new("a.yaml"), "{a: 1, a: 2}\n")[0].value();
+        assert_eq!(
+            flow.unwrap_err().message,
+            "not valid YAML: key \"a\" is there twice"
+        );
     }
 
     #[test]

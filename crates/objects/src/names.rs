@@ -2,9 +2,12 @@
 
 /// RFC 1123 label: lower-case letters, digits and `-`, at most 63, letters or digits at both ends.
 pub(crate) fn is_label(text: &str) -> bool {
+    text.len() <= 63 && has_label_shape(text)
+}
+
+fn has_label_shape(text: &str) -> bool {
     let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| inside(byte) || byte == b'-')
+    text.bytes().all(|byte| inside(byte) || byte == b'-')
         && text.bytes().next().is_some_and(inside)
         && text.bytes().next_back().is_some_and(inside)
 }
@@ -12,6 +15,21 @@ pub(crate) fn is_label(text: &str) -> bool {
 /// RFC 1123 subdomain: labels joined by dots, at most 253.
 pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// Name of an object: as [`is_subdomain`], but Kubernetes does not limit the parts between dots.
+pub(crate) fn is_object_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(has_label_shape)
+}
+
+/// Why a text is no [`is_label`], where its length is the only reason.
+pub(crate) fn too_long_label(text: &str) -> Option<String> {
+    (text.len() > 63 && has_label_shape(text)).then(|| {
+        format!(
+            "{text:?} is longer than 63 characters: it has {}",
+            text.len()
+        )
+    })
 }
 
 /// Host name, case ignored, one trailing dot allowed.
@@ -103,6 +121,10 @@ mod tests {
     fn names() {
         assert!(is_label("a-1") && !is_label("A") && !is_label("-a") && !is_label(""));
         assert!(is_subdomain("a.b-c.d") && !is_subdomain("a..b"));
+        let long = "a".repeat(64);
+        assert!(!is_label(&long) && !is_subdomain(&long) && is_object_name(&long));
+        assert!(!is_object_name(&"a".repeat(254)) && !is_object_name("a..b"));
+        assert!(too_long_label(&long).is_some() && too_long_label("A").is_none());
         assert!(is_hostname("Svc.Example.com.") && !is_hostname("a_b"));
         assert!(is_qualified("istio.io/use-waypoint") && is_qualified("app"));
         assert!(!is_qualified("a/b/c") && !is_qualified("/x") && !is_qualified(""));

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use xxhash_rust::xxh64::xxh64;
 
 use crate::kinds::{ObjectRef, join_api_version};
 use crate::merge::join_patches;
@@ -25,6 +26,9 @@ pub struct OverlayWriter {
     // One read-change-write at a time, so that patches of one process add up.
     writing: Mutex<()>,
 }
+
+/// Longest file name without its ending, in bytes.
+const LONGEST_STEM: usize = 240;
 
 static TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
@@ -133,12 +137,18 @@ impl OverlayWriter {
             });
         }
         let kind = object.kind.to_lowercase();
-        let file = if object.namespace.is_empty() {
-            format!("{kind}.{}{suffix}", object.name)
+        let mut stem = if object.namespace.is_empty() {
+            format!("{kind}.{}", object.name)
         } else {
-            format!("{kind}.{}.{}{suffix}", object.namespace, object.name)
+            format!("{kind}.{}.{}", object.namespace, object.name)
         };
-        Ok(self.dir.join(file))
+        // A name of an object alone may be nearly as long as that of a file.
+        if stem.len() > LONGEST_STEM {
+            let hash = xxh64(stem.as_bytes(), 0);
+            let short: String = stem.chars().take(LONGEST_STEM / 4).collect();
+            stem = format!("{short}.{hash:016x}");
+        }
+        Ok(self.dir.join(stem + suffix))
     }
 }
 

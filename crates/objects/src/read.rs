@@ -296,12 +296,17 @@ fn identify(value: &Value) -> Identity {
             .then(|| Hidden::Named(namespace.to_owned(), name.to_owned()));
         return not(finding, hidden);
     };
-    if !names::is_subdomain(name) {
+    if !names::is_object_name(name) {
         let written = value.get("metadata").and_then(|head| head.get("name"));
         let message = if let Some(odd) = written.filter(|name| !name.is_string()) {
             format!("{odd} is not a text: put the value in quotes")
         } else if name.is_empty() {
             "metadata.name is missing".to_owned()
+        } else if name.len() > 253 {
+            format!(
+                "the name is longer than 253 characters: it has {}",
+                name.len()
+            )
         } else {
             format!("{name:?} is not a name: lower-case letters, digits, \"-\" and \".\"")
         };

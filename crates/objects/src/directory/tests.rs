@@ -691,3 +691,20 @@ fn a_damaged_record_is_ignored_and_told_while_it_matters() {
         assert_eq!(fs::read_to_string(lives.record()).unwrap(), good);
     }
 }
+
+#[test]
+fn an_overlay_takes_objects_with_long_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = OverlayWriter::new(dir.path()).unwrap();
+    let names = ["x", "y"].map(|end| "a".repeat(252) + end);
+    for name in &names {
+        let pod = ObjectRef::new(Kind::Pod, "shop", name);
+        let patch = json!({"metadata": {"annotations": {"a": name}}});
+        writer.merge(&pod, &patch).unwrap();
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    writer
+        .remove(&ObjectRef::new(Kind::Pod, "shop", &names[0]))
+        .unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}

@@ -6,15 +6,12 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Report;
-use crate::names;
 use crate::object::ObjectHead;
 use crate::selectors;
 
 pub(super) fn service(service: &Service, report: &mut Report) {
-    if !names::is_label(service.name()) {
-        let message = format!("{:?} is not the name of a service: no dots", service.name());
-        report.error("metadata.name", message);
-    }
+    let word = "a service: no dots";
+    report.label("metadata.name", word, service.name());
     let Some(spec) = &service.spec else {
         report.error("spec", "must be there");
         return;
@@ -82,10 +79,7 @@ fn pod_spec(field: &str, spec: &PodSpec, report: &mut Report) {
     for (list, containers) in lists {
         for (index, container) in containers.iter().enumerate() {
             let field = format!("{field}.{list}[{index}]");
-            if !names::is_label(&container.name) {
-                let message = format!("{:?} is not the name of a container", container.name);
-                report.error(format!("{field}.name"), message);
-            }
+            report.label(format!("{field}.name"), "a container", &container.name);
             for (at, port) in container.ports.iter().flatten().enumerate() {
                 let field = format!("{field}.ports[{at}].containerPort");
                 report.port(field, port.container_port.into());

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::finding::{Finding, Severity};
 use crate::names;
-use crate::object::Object;
+use crate::object::{Object, ObjectHead as _};
 use crate::support;
 
 pub(crate) use references::host_claims;
@@ -54,7 +54,10 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::GatewayClass(object) => {
             report.required("spec.controllerName", &object.spec.controller_name);
         }
-        Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) => {}
+        Object::Namespace(object) => {
+            report.label("metadata.name", "a namespace: no dots", object.name());
+        }
+        Object::Node(_) | Object::ServiceAccount(_) => {}
     }
     report.0
 }
@@ -63,10 +66,8 @@ fn head(object: &Object, report: &mut Report) {
     let head = object.head();
     if let Some(namespace) = &head.namespace
         && object.kind().is_namespaced()
-        && !names::is_label(namespace)
     {
-        let message = format!("{namespace:?} is not the name of a namespace");
-        report.error("metadata.namespace", message);
+        report.label("metadata.namespace", "a namespace", namespace);
     }
     report.labels("metadata.labels", head.labels.as_ref());
     for key in head.annotations.iter().flat_map(BTreeMap::keys) {
@@ -97,6 +98,14 @@ impl Report {
     fn unsupported(&mut self, field: impl Into<String>, message: &str) {
         let message = format!("not supported yet: {message}");
         self.push(Finding::new(Severity::Unsupported, field, message));
+    }
+
+    /// A name that has to be a DNS label; `what` says whose name.
+    fn label(&mut self, field: impl Into<String>, what: &str, name: &str) {
+        if !names::is_label(name) {
+            let other = || format!("{name:?} is not the name of {what}");
+            self.error(field, names::too_long_label(name).unwrap_or_else(other));
+        }
     }
 
     fn required(&mut self, field: &str, text: &str) {
