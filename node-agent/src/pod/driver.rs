@@ -158,8 +158,12 @@ impl Driver {
             repairs: 0,
             problem: String::new(),
             answered: None,
+            // What is shown until the first look, which says it exactly.
             seen: Observation {
-                rules: Rules::Absent,
+                rules: match enrolled_before {
+                    true => Rules::On,
+                    false => Rules::Absent,
+                },
                 carried: 0,
             },
             services,
