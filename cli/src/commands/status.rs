@@ -137,19 +137,21 @@ fn revision(client: &Value) -> String {
     newest.map_or_else(|| "-".to_owned(), |revision| revision.to_string())
 }
 
-/// What is wrong with the objects: all with `verbose`, otherwise only when there is an error.
+/// What is wrong with the objects: all with `verbose`, otherwise what became of them and, when
+/// there is an error, what is wrong in their files.
 fn problems(findings: &Value, verbose: bool) -> String {
     let is_error = |finding: &&Value| finding["severity"] == "error";
     let (texts, conditions) = (list(&findings["findings"]), list(&findings["conditions"]));
     let bad: Vec<&Value> = conditions
         .iter()
-        .filter(|condition| verbose && condition["severity"] != "info" || is_error(condition))
+        .filter(|condition| condition["severity"] != "info")
         .collect();
     let errors =
         texts.iter().filter(is_error).count() + bad.iter().copied().filter(is_error).count();
-    if !verbose && errors == 0 {
+    if !verbose && errors == 0 && bad.is_empty() {
         return String::new();
     }
+    let texts = if verbose || errors > 0 { texts } else { &[] };
     let mut table = Table::new(["SEVERITY", "OBJECT", "WHERE", "MESSAGE"]);
     for finding in texts {
         let place = match (finding["file"].as_str(), finding["line"].as_u64()) {
@@ -241,5 +243,14 @@ mod tests {
         assert!(shown.contains("spec.x: is wrong (write y)"), "{shown}");
         let error = json!({"findings": [finding("error")], "conditions": []});
         assert!(problems(&error, false).contains("a.yaml:3"));
+        let condition = json!({"severity": "warning", "type": "ZtunnelAccepted", "status": "True",
+            "object": {"kind": "AuthorizationPolicy", "namespace": "hello", "name": "p"},
+            "message": "is stricter"});
+        let model = json!({"findings": [finding("warning")], "conditions": [condition]});
+        let shown = problems(&model, false);
+        assert!(
+            shown.contains("is stricter") && !shown.contains("a.yaml"),
+            "{shown}"
+        );
     }
 }

@@ -145,7 +145,7 @@ fn accepted(policy: &AuthorizationPolicy, action: wire::Action, dropped: &[Strin
              so more is refused than written: use targetRefs and a waypoint"
         ),
     };
-    Verdict::holds(object, CONDITION, "UnsupportedValue", text).severity(Severity::Warning)
+    Verdict::holds(object, CONDITION, "UnsupportedValue", text).severity(Severity::Error)
 }
 
 fn wire_policy(

@@ -340,6 +340,14 @@ fn services_of_several_accounts() {
         "waypoint=wp.shop.svc.cluster.local wp.shop.svc.cluster.local*2 \
          wp2.shop.svc.cluster.local*1"
     ));
+    // Opting out opens nothing that the accounts closed, and it is told.
+    let out = SERVICE.replace(
+        "namespace: shop}",
+        "namespace: shop, labels: {istio.io/use-waypoint: none}}",
+    );
+    let plan = planned(&format!("{base}{out}"));
+    assert!(line(&text(&plan), "service cart").ends_with("waypoint=-"));
+    assert_eq!(reasons(&plan, "Service shop/cart"), ["EndpointsBound"]);
     // Bound before the foreign endpoint came: it is left out.
     let sticky = SERVICE.replace(
         "namespace: shop}",

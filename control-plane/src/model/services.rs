@@ -135,7 +135,7 @@ fn choose_waypoint(
     let own = service.labels();
     let namespace = plan.key.namespace.clone();
     let reference = match named(own, &namespace) {
-        Named::None => return,
+        Named::None => return refuse_direct(plan, service, members, selection),
         Named::Waypoint(waypoint) => Some(object_reference(waypoint, own)),
         Named::Absent => match by_account(plan, service, members, selection) {
             ByAccount::One(reference) => Some(reference),
@@ -151,6 +151,43 @@ fn choose_waypoint(
         service.reference(),
     );
     apply(plan, selected);
+}
+
+/// A Service may opt out of waypoints, but its endpoints' accounts decide what they take.
+fn refuse_direct(
+    plan: &mut ServicePlan,
+    service: &Service,
+    members: &[&PodFacts<'_>],
+    selection: &Selection<'_>,
+) {
+    let namespace = &plan.key.namespace;
+    let bound = |pod: &&PodFacts<'_>| {
+        let found = selection.for_workload(pod.labels, namespace, &pod.account)?;
+        let waypoint = &found.waypoint;
+        (found.source == Source::Account)
+            .then(|| format!("account {} is bound to waypoint {waypoint}", pod.account))
+    };
+    let mut reasons: Vec<String> = members.iter().filter_map(bound).collect();
+    let all = reasons.len() == members.len();
+    reasons.sort_unstable();
+    reasons.dedup();
+    if reasons.is_empty() {
+        return;
+    }
+    let text = format!(
+        "the Service is labelled {}: none, but its endpoints take calls from their waypoint only: {}; \
+         {} refused",
+        labels::USE_WAYPOINT,
+        reasons.join(", "),
+        if all {
+            "its traffic is"
+        } else {
+            "calls to those endpoints are"
+        },
+    );
+    let object = service.reference();
+    plan.verdicts
+        .push(Verdict::fails(object, BOUND, "EndpointsBound", text));
 }
 
 fn apply(plan: &mut ServicePlan, selected: Selected) {

@@ -42,7 +42,7 @@ pub use overlay::OverlayWriter;
 pub use read::{ReadObject, ReadText, read_text, read_value};
 pub use set::{Change, ChangeKind, Held, ObjectMap, ObjectSet, Origin};
 pub use source::{ObjectSource, Obscured, Published, StaticSource};
-pub use validate::{validate, validate_set};
+pub use validate::{Extent, validate, validate_set};
 pub use writer::{ObjectWriter, WriteError};
 
 pub use k8s_openapi::api::apps::v1::Deployment;

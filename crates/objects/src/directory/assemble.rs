@@ -15,12 +15,13 @@ use crate::overlay::PATCH_SUFFIX;
 use crate::read::{Hidden, RawObject, typed};
 use crate::set::{ObjectSet, Origin};
 use crate::source::{Obscured, Published};
-use crate::validate::validate_set;
+use crate::validate::{Extent, validate_set};
 
 /// Makes one set of objects out of files: merges overlays, keeps last good versions, settles who
 /// gets what two want.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Assembler {
+    extent: Extent,
     files: BTreeMap<FileId, FileState>,
     directory_findings: Vec<Finding>,
     /// Base roots whose files were listed once, in this life of the process or an earlier one.
@@ -71,6 +72,24 @@ struct Built {
 }
 
 impl Assembler {
+    /// An assembler that has seen nothing yet of what has that extent.
+    pub(super) fn new(extent: Extent) -> Self {
+        Self {
+            extent,
+            files: BTreeMap::new(),
+            directory_findings: Vec::new(),
+            known_roots: BTreeSet::new(),
+            is_complete: false,
+            is_blind: false,
+            last_good: None,
+            is_stale: false,
+            built: BTreeMap::new(),
+            claims: Claims::default(),
+            set: ObjectSet::default(),
+            published: Published::default(),
+        }
+    }
+
     /// Starts from what an earlier life of the process found good, as if it had just read it. What
     /// is good from here on is kept in `last_good`; `roots` are the base roots by place.
     pub(super) fn recall(&mut self, recalled: Recalled, last_good: LastGood, roots: Vec<PathBuf>) {
@@ -334,7 +353,7 @@ impl Assembler {
 
     /// Warnings about objects together, with the lines of their fields.
     fn cross_findings(&self) -> Vec<Finding> {
-        let mut findings = validate_set(&self.set);
+        let mut findings = validate_set(&self.set, self.extent);
         for finding in &mut findings {
             let built = finding.object.as_ref().and_then(|one| self.built.get(one));
             if let Some((_, raw)) = built.and_then(|built| built.object.as_ref()) {

@@ -19,6 +19,7 @@ use self::scan::{Root, Scanner};
 use self::watch::Watcher;
 use crate::finding::Finding;
 use crate::source::{ObjectSource, Published};
+use crate::validate::Extent;
 
 /// Where a [`DirectorySource`] reads, and how patient it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +56,14 @@ impl DirectoryOptions {
             quiet: Duration::from_millis(50),
             settle: Duration::from_millis(100),
             rescan: Duration::from_secs(5),
+        }
+    }
+
+    /// With an overlay everything is there that the mesh's parts made.
+    fn extent(&self) -> Extent {
+        match self.overlay {
+            Some(_) => Extent::Mesh,
+            None => Extent::Folder,
         }
     }
 
@@ -123,7 +132,7 @@ pub fn validate_dir(paths: &[PathBuf]) -> Vec<Finding> {
 /// Reads everything once.
 fn load(options: &DirectoryOptions) -> Published {
     let mut scanner = Scanner::new(options.roots());
-    let mut assembler = Assembler::default();
+    let mut assembler = Assembler::new(options.extent());
     let scan = scanner.scan();
     assembler.take(scan);
     assembler.publish();

@@ -121,7 +121,7 @@ impl Watcher {
         let mut reader = Reader {
             watched: Watched::new(notifier, &options),
             scanner: Scanner::new(options.roots()),
-            assembler: Assembler::default(),
+            assembler: Assembler::new(options.extent()),
             options,
         };
         reader.recall();

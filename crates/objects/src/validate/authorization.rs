@@ -50,6 +50,48 @@ pub(super) fn check(policy: &AuthorizationPolicy, report: &mut Report) {
     for (index, rule) in spec.rules.iter().enumerate() {
         check_rule(&format!("spec.rules[{index}]"), rule, report);
     }
+    let for_node_proxies = spec.targets().next().is_none();
+    if for_node_proxies && matches!(spec.action, Action::Allow | Action::Deny) {
+        for (index, rule) in spec.rules.iter().enumerate() {
+            unseen(&format!("spec.rules[{index}]"), rule, spec.action, report);
+        }
+    }
+}
+
+/// What only a waypoint sees, in a policy that node proxies enforce: they stay on the safe side.
+fn unseen(field: &str, rule: &Rule, action: Action, report: &mut Report) {
+    let mut tell = |field: String, name: &str| {
+        let effect = match action {
+            Action::Allow => "this ALLOW rule never matches, so what it would allow is refused",
+            _ => "this DENY rule is enforced without it, so more is refused than written",
+        };
+        let message = format!("node proxies cannot see {name}: {effect}");
+        let finding = Finding::warning(field, message);
+        report.push(finding.with_hint("use targetRefs and a waypoint instead of a selector"));
+    };
+    for (index, to) in rule.to.iter().enumerate() {
+        let Some(operation) = &to.operation else {
+            continue;
+        };
+        for (name, list) in [
+            ("hosts", &operation.hosts),
+            ("notHosts", &operation.not_hosts),
+            ("methods", &operation.methods),
+            ("notMethods", &operation.not_methods),
+            ("paths", &operation.paths),
+            ("notPaths", &operation.not_paths),
+        ] {
+            if !list.is_empty() {
+                tell(format!("{field}.to[{index}].operation.{name}"), name);
+            }
+        }
+    }
+    for (index, condition) in rule.when.iter().enumerate() {
+        let key = condition.key.as_str();
+        if key.starts_with("request.headers[") || key == "connection.sni" {
+            tell(format!("{field}.when[{index}].key"), key);
+        }
+    }
 }
 
 fn targets(policy: &AuthorizationPolicy, report: &mut Report) {

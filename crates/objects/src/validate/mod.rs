@@ -20,7 +20,7 @@ use crate::object::{Object, ObjectHead as _};
 use crate::support;
 
 pub(crate) use references::host_claims;
-pub use references::validate_set;
+pub use references::{Extent, validate_set};
 
 /// What is wrong or worth knowing about one object on its own, beyond types: used by the directory
 /// source, by `isobard --validate` and by the admission webhook.

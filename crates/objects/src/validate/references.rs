@@ -1,8 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use isobar_types::labels;
+
 use crate::finding::Finding;
-use crate::istio::{AuthorizationPolicy, Destination, DestinationRule, VirtualService};
+use crate::istio::{
+    AuthorizationPolicy, Destination, DestinationRule, TargetReference, VirtualService,
+};
 use crate::object::ObjectHead;
 use crate::set::{Held, ObjectSet};
 use crate::{Service, names};
@@ -16,10 +20,19 @@ pub(crate) struct HostClaim {
     pub(crate) host: String,
 }
 
+/// What a set of objects is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Everything there is in the mesh.
+    Mesh,
+    /// What somebody wrote into a folder; others may have written more elsewhere.
+    Folder,
+}
+
 /// What is worth knowing about the objects of a set together: routes to hosts that do not exist,
 /// subsets without a rule, policies without a target. Warnings only.
 #[must_use]
-pub fn validate_set(set: &ObjectSet) -> Vec<Finding> {
+pub fn validate_set(set: &ObjectSet, extent: Extent) -> Vec<Finding> {
     let hosts = Hosts::of(set);
     let mut findings = Vec::new();
     for object in set.virtual_services.iter() {
@@ -30,7 +43,7 @@ pub fn validate_set(set: &ObjectSet) -> Vec<Finding> {
         destination_rule(object, &hosts, &mut findings);
     }
     for object in set.authorization_policies.iter() {
-        authorization_policy(object, set, &mut findings);
+        authorization_policy(object, set, extent, &mut findings);
     }
     findings
 }
@@ -267,6 +280,7 @@ fn destination_rule(
 fn authorization_policy(
     object: &Held<AuthorizationPolicy>,
     set: &ObjectSet,
+    extent: Extent,
     findings: &mut Vec<Finding>,
 ) {
     let listed = object.spec.target_refs.iter().enumerate();
@@ -279,12 +293,56 @@ fn authorization_policy(
             "Gateway" => set.gateways.get(namespace, &target.name).is_some(),
             _ => true,
         };
+        let name = format!("{} {namespace}/{}", target.kind, target.name);
         if !exists {
-            let message = format!(
-                "{} {namespace}/{} does not exist: the policy protects nothing",
-                target.kind, target.name
-            );
+            let message = match extent {
+                Extent::Mesh => format!("{name} does not exist: the policy protects nothing"),
+                Extent::Folder => format!(
+                    "{name} is not in this folder: unless it is made elsewhere, the policy protects nothing"
+                ),
+            };
             findings.push(note(object, format!("{field}.name"), message, None));
+        } else if let Some(waypoint) = one_way(target, namespace, set) {
+            let message = format!(
+                "waypoint {waypoint} takes service traffic only: calls by pod address, by names of \
+                 headless Services and from outside the mesh do not pass it, and the policy is not \
+                 asked about them"
+            );
+            let hint = "label the Gateway istio.io/waypoint-for: all (`isobar waypoint apply --for all`), \
+                        or bind the workloads' service account, so that they take nothing else";
+            let field = format!("{field}.name");
+            findings.push(note(object, field, message, Some(hint.to_owned())));
         }
     }
+}
+
+/// The waypoint that enforces a policy on its target, if it takes traffic to services only and the
+/// workloads behind it are not bound to it.
+fn one_way(target: &TargetReference, namespace: &str, set: &ObjectSet) -> Option<String> {
+    let (place, name) = match target.kind.as_str() {
+        "Gateway" => (namespace.to_owned(), target.name.clone()),
+        "Service" => {
+            let service = set.services.get(namespace, &target.name)?;
+            let home = set.namespaces.get("", namespace);
+            let labelled = [Some(service.labels()), home.map(|home| home.labels())];
+            let own = labelled
+                .into_iter()
+                .flatten()
+                .find(|all| all.contains_key(labels::USE_WAYPOINT))?;
+            let place = own.get(labels::USE_WAYPOINT_NAMESPACE);
+            let place = place.map_or(namespace, String::as_str);
+            (place.to_owned(), own.get(labels::USE_WAYPOINT)?.clone())
+        }
+        _ => return None,
+    };
+    let gateway = set.gateways.get(&place, &name)?;
+    let classes = [labels::WAYPOINT_CLASS, labels::ISTIO_WAYPOINT_CLASS];
+    let takes_services = matches!(
+        gateway.label(labels::WAYPOINT_FOR),
+        None | Some("" | "service")
+    );
+    let one_way = classes.contains(&gateway.spec.gateway_class_name.as_str())
+        && takes_services
+        && gateway.annotation(labels::FOR_SERVICE_ACCOUNT).is_none();
+    one_way.then(|| format!("{place}/{name}"))
 }
