@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -7,6 +8,49 @@ use bytes::{Buf as _, Bytes, BytesMut};
 /// its reads come back full: many idle or chatty connections must not hold large buffers.
 const READ_MIN: usize = 4 * 1024;
 const READ_MAX: usize = 256 * 1024;
+/// What all reads of a thread may take above the smallest: one bulk stream gets the largest reads,
+/// many share what still fits into a core's cache.
+const BUDGET: usize = 1024 * 1024;
+
+thread_local! {
+    /// Taken from [`BUDGET`].
+    static GROWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Vain looks for something to read after which a connection counts as idle.
+const RESTS: u8 = 8;
+
+/// Size of the next read, in bytes.
+#[derive(Debug)]
+struct ReadSize(usize);
+
+impl ReadSize {
+    fn grow(&mut self) {
+        let more = self.0.min(READ_MAX - self.0);
+        if GROWN.get() + more <= BUDGET {
+            GROWN.set(GROWN.get() + more);
+            self.0 += more;
+        }
+    }
+
+    fn shrink(&mut self) {
+        let less = (self.0 / 2).min(self.0 - READ_MIN);
+        self.0 -= less;
+        GROWN.set(GROWN.get() - less);
+    }
+}
+
+impl Default for ReadSize {
+    fn default() -> Self {
+        Self(READ_MIN)
+    }
+}
+
+impl Drop for ReadSize {
+    fn drop(&mut self) {
+        GROWN.set(GROWN.get() - (self.0 - READ_MIN));
+    }
+}
 
 /// Bytes on their way from one endpoint to the other.
 #[derive(Debug)]
@@ -14,7 +58,9 @@ pub struct Batch {
     chunks: VecDeque<Bytes>,
     bytes: usize,
     spare: BytesMut,
-    read: usize,
+    read: ReadSize,
+    /// Looks for something to read since there last was something.
+    rests: u8,
 }
 
 impl Default for Batch {
@@ -23,7 +69,8 @@ impl Default for Batch {
             chunks: VecDeque::new(),
             bytes: 0,
             spare: BytesMut::new(),
-            read: READ_MIN,
+            read: ReadSize::default(),
+            rests: 0,
         }
     }
 }
@@ -93,22 +140,89 @@ impl Batch {
         &mut self,
         read: impl FnOnce(&mut BytesMut, usize) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        let size = self.read;
+        let size = self.read.0;
         // Takes the old allocation again if all that was cut from it has been written.
         self.spare.reserve(size);
         let bytes = read(&mut self.spare, size)?;
         let chunk = self.spare.split_to(bytes).freeze();
         self.push(chunk);
+        self.rests = 0;
         if bytes >= size {
-            self.read = (size * 2).min(READ_MAX);
+            self.read.grow();
         } else if bytes < size / 4 {
-            self.read = (size / 2).max(READ_MIN);
+            self.read.shrink();
         }
         Ok(bytes)
     }
 
-    /// Gives the read buffer back while there is nothing to read.
+    /// Gives the read buffer back while there is nothing to read, and in the end what its size
+    /// takes from others.
     pub fn rest(&mut self) {
         self.spare = BytesMut::new();
+        self.rests = self.rests.saturating_add(1);
+        if self.rests >= RESTS {
+            self.read = ReadSize::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(batch: &mut Batch) -> usize {
+        let mut asked = 0;
+        let read = |buffer: &mut BytesMut, most: usize| {
+            asked = most;
+            buffer.resize(most, 0);
+            Ok::<_, ()>(most)
+        };
+        batch.fill(read).unwrap();
+        batch.advance(batch.bytes());
+        asked
+    }
+
+    #[test]
+    fn a_lone_stream_earns_large_reads_and_gives_them_back() {
+        let mut batch = Batch::default();
+        let sizes: Vec<_> = (0..8).map(|_| full(&mut batch)).collect();
+        assert_eq!((sizes[0], sizes[1]), (READ_MIN, 2 * READ_MIN));
+        assert_eq!(sizes[7], READ_MAX);
+        for _ in 0..8 {
+            batch.fill(|_, _| Ok::<_, ()>(0)).unwrap();
+        }
+        assert_eq!(full(&mut batch), READ_MIN);
+        drop(batch);
+        assert_eq!(GROWN.get(), 0);
+    }
+
+    #[test]
+    fn an_idle_stream_gives_its_share_back() {
+        let mut batch = Batch::default();
+        for _ in 0..8 {
+            full(&mut batch);
+        }
+        for _ in 1..RESTS {
+            batch.rest();
+        }
+        assert_eq!(full(&mut batch), READ_MAX);
+        for _ in 0..RESTS {
+            batch.rest();
+        }
+        assert_eq!(GROWN.get(), 0);
+        assert_eq!(full(&mut batch), READ_MIN);
+    }
+
+    #[test]
+    fn many_streams_share_the_budget() {
+        let mut all: Vec<_> = (0..256).map(|_| Batch::default()).collect();
+        for batch in &mut all {
+            for _ in 0..8 {
+                full(batch);
+            }
+        }
+        assert!(GROWN.get() <= BUDGET);
+        drop(all);
+        assert_eq!(GROWN.get(), 0);
     }
 }
