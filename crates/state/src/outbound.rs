@@ -436,6 +436,7 @@ impl NextHop {
             Self::Direct { service, .. }
             | Self::Resolve { service, .. }
             | Self::Tunnel { service, .. } => service.as_ref(),
+            Self::DoubleTunnel { service, .. } => Some(service),
         }
     }
 }
