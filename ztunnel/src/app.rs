@@ -20,7 +20,7 @@ use crate::dns;
 use crate::local::LocalError;
 use crate::metrics::{DiscoveryMetrics, Metrics};
 use crate::pods::{PendingPods, Pods};
-use crate::proxy::{Descriptors, World};
+use crate::proxy::{Descriptors, Neighbours, World};
 use crate::zds::{self, PodInfo};
 
 /// For control tasks once traffic has ended: most serve until they are stopped.
@@ -121,6 +121,7 @@ async fn control(
         metrics,
         dns: dns.map(|dns| dns::Resolver::of_process(dns, &registry)),
         descriptors: Descriptors::of_process(),
+        neighbours: Neighbours::default(),
     });
     let pods = Pods::new(world, workers);
     scope.spawn("recheck", pods.clone().recheck(store.clone(), life.clone()));

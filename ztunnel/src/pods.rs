@@ -181,6 +181,7 @@ impl Pods {
             return Err(error);
         }
         tracing::info!(uid, pod = pod.display_name(), "pod is served");
+        self.shared.world.neighbours.add(&pod);
         let entry = Running {
             info,
             connections: pod.connections.clone(),

@@ -124,6 +124,7 @@ impl Environment {
             port_reuse: self.flag("INPOD_PORT_REUSE", true)?,
             original_source: self.optional_flag("ENABLE_ORIG_SRC")?,
             require_waypoint: self.flag("ISOBAR_REQUIRE_WAYPOINT", true)?,
+            same_node: self.flag("ISOBAR_SAME_NODE", false)?,
             ipv6: self.flag("IPV6_ENABLED", true)?,
             keepalive: Keepalive::read(self)?,
             http2: Http2::read(self)?,

@@ -65,6 +65,8 @@ pub struct Config {
     /// A workload bound to a waypoint takes traffic from its waypoint only. Istio's ztunnel does not
     /// insist (`ISOBAR_REQUIRE_WAYPOINT=false`).
     pub require_waypoint: bool,
+    /// Connections between two pods of this process take no tunnel.
+    pub same_node: bool,
     /// Dual-stack listeners and AAAA answers.
     pub ipv6: bool,
     /// TCP keepalive on plain connections.

@@ -256,6 +256,7 @@ impl Requested {
                 baggage: None,
             },
             mutual_tls: true,
+            proven: true,
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct Route {
     pub service: Option<Arc<Service>>,
     /// Mutual TLS on the wire.
     pub mutual_tls: bool,
+    /// The identities are proven by certificates.
+    pub proven: bool,
 }
 
 /// A connection counted as opened. Must be closed; a drop without [`Ledger::close`] is a fault of
@@ -169,11 +171,11 @@ impl Ledger {
         access::Connection {
             direction: route.direction,
             source_address: route.source_address,
-            source: party(&route.source, route.mutual_tls),
+            source: party(&route.source, route.proven),
             destination_address: Some(route.destination_address),
             hbone_address: route.hbone_address.clone(),
             service: route.service.as_ref().map(|s| s.key.hostname.to_string()),
-            destination: party(&route.destination, route.mutual_tls),
+            destination: party(&route.destination, route.proven),
             bytes_sent,
             bytes_received,
             duration: self.opened.elapsed(),
@@ -241,8 +243,8 @@ fn service_labels(service: Option<&Service>) -> ServiceLabels {
     })
 }
 
-fn party(end: &End, mutual_tls: bool) -> Party {
-    let identity = end.identity.clone().filter(|_| mutual_tls);
+fn party(end: &End, proven: bool) -> Party {
+    let identity = end.identity.clone().filter(|_| proven);
     if let Some(workload) = &end.workload {
         return Party {
             workload: Some(workload.name.to_string()),

@@ -12,6 +12,7 @@ mod connections;
 mod inbound;
 mod ledger;
 mod listeners;
+mod neighbour;
 mod outbound;
 mod plaintext;
 mod pod;
@@ -34,6 +35,7 @@ pub use accept::Descriptors;
 pub use connections::{Connections, View, Views};
 pub use ledger::{Ending, Ledger};
 pub use listeners::PodListeners;
+pub use neighbour::Neighbours;
 pub use pod::{Pod, Stage};
 pub use worker::serve_pod;
 
@@ -59,6 +61,8 @@ pub struct World {
     pub dns: Option<dns::Resolver>,
     /// Descriptors left for new connections.
     pub descriptors: Descriptors,
+    /// The pods of this process.
+    pub neighbours: Neighbours,
 }
 
 impl std::fmt::Debug for World {

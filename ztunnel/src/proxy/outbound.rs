@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use super::Refused;
 use super::connections::{OutboundGuard, Slot, View};
 use super::ledger::{End, Ending, Ledger, Route};
+use super::neighbour::{Caller, Neighbour, Reached};
 use super::tunnel::describe;
 use super::worker::PodWorker;
 
@@ -48,6 +49,7 @@ struct Routed {
 enum Upstream {
     Plain(TcpStream),
     Tunnel(Box<TunnelStream>),
+    NextDoor(Box<Reached>),
 }
 
 /// A way that could not be gone.
@@ -166,20 +168,22 @@ struct Way {
     workload: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
     expect: Option<Identity>,
+    /// Certificates prove who both ends are.
+    proven: bool,
 }
 
 impl Way {
     fn route(self, accepted: &Accepted, source: &Arc<Workload>) -> Route {
-        let tunnelled = self.authority.is_some();
         Route {
             direction: Direction::Outbound,
             source_address: accepted.client,
             source: End {
-                identity: tunnelled.then(|| source.identity()),
+                identity: self.proven.then(|| source.identity()),
                 workload: Some(source.clone()),
                 baggage: None,
             },
             destination_address: self.to,
+            mutual_tls: self.authority.is_some(),
             hbone_address: self.authority,
             destination: End {
                 workload: self.workload,
@@ -187,7 +191,7 @@ impl Way {
                 baggage: None,
             },
             service: self.service,
-            mutual_tls: tunnelled,
+            proven: self.proven,
         }
     }
 }
@@ -200,19 +204,28 @@ impl Routed {
             limits,
         } = self;
         let Attributed { accepted, source } = attributed;
-        let way = way(&hop, accepted.destination);
-        let tunnelled = way.authority.is_some();
+        let neighbour = Neighbour::of(worker, &hop);
+        let way = way(&hop, accepted.destination, neighbour.is_some());
         let view = View {
             src: accepted.client.to_string(),
             original_dst: Some(accepted.destination.to_string()),
             actual_dst: way.authority.clone().unwrap_or_else(|| way.to.to_string()),
-            protocol: if tunnelled { "HBONE" } else { "TCP" },
+            protocol: if way.authority.is_some() {
+                "HBONE"
+            } else {
+                "TCP"
+            },
         };
         let route = way.route(&accepted, &source);
         let listed: OutboundGuard = worker.pod.connections.outbound(view);
         let mut ledger = Ledger::open(&worker.world.metrics, route, accepted.since);
         let mut downstream = accepted.tcp;
-        let connecting = connect_within(worker, &hop, &source, accepted.client, limits);
+        let caller = Caller {
+            workload: &source,
+            address: accepted.client,
+            since: accepted.since,
+        };
+        let connecting = connect_within(worker, &hop, &caller, neighbour, limits);
         let connected = tokio::select! {
             connected = connecting => connected,
             ending = worker.pod.cut_ending() => {
@@ -224,14 +237,21 @@ impl Routed {
         // The slot lives as long as the connection it counts.
         let ending = match connected {
             Ok((Upstream::Plain(mut upstream), _slot)) => {
+                let count = |sent, received| ledger.count(sent, received);
                 worker
-                    .carry(&mut downstream, &mut upstream, &mut ledger, stop)
+                    .carry(&mut downstream, &mut upstream, count, stop)
+                    .await
+            }
+            Ok((Upstream::NextDoor(reached), _slot)) => {
+                worker
+                    .carry_next_door(&mut downstream, *reached, &mut ledger)
                     .await
             }
             Ok((Upstream::Tunnel(mut upstream), _slot)) => {
                 ledger.prove_destination(upstream.peer().identity());
+                let count = |sent, received| ledger.count(sent, received);
                 worker
-                    .carry(&mut downstream, &mut *upstream, &mut ledger, stop)
+                    .carry(&mut downstream, &mut *upstream, count, stop)
                     .await
             }
             Err(failed) => Ending::failed(failed.reason, failed.detail),
@@ -241,7 +261,22 @@ impl Routed {
     }
 }
 
-fn way(hop: &NextHop, destination: SocketAddr) -> Way {
+async fn next_door(
+    worker: &PodWorker,
+    neighbour: Neighbour,
+    caller: &Caller<'_>,
+) -> Result<Upstream, Failed> {
+    match Box::pin(neighbour.reach(worker, caller)).await {
+        Ok(reached) => Ok(Upstream::NextDoor(Box::new(reached))),
+        Err(ending) => Err(Failed {
+            reason: ending.reason,
+            detail: ending.detail.unwrap_or_default(),
+        }),
+    }
+}
+
+/// Where `hop` leads; `next_door` without a tunnel.
+fn way(hop: &NextHop, destination: SocketAddr, next_door: bool) -> Way {
     match hop {
         NextHop::Passthrough(to) => Way {
             to: *to,
@@ -249,6 +284,7 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             workload: None,
             service: None,
             expect: None,
+            proven: false,
         },
         NextHop::Direct {
             to,
@@ -260,6 +296,7 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             workload: Some(workload.clone()),
             service: service.clone(),
             expect: None,
+            proven: false,
         },
         NextHop::Resolve {
             workload, service, ..
@@ -269,6 +306,7 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             workload: Some(workload.clone()),
             service: service.clone(),
             expect: None,
+            proven: false,
         },
         NextHop::DoubleTunnel {
             to,
@@ -282,6 +320,7 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             workload: Some(gateway.clone()),
             service: Some(service.clone()),
             expect: Some(gateway.identity()),
+            proven: true,
         },
         NextHop::Tunnel {
             to,
@@ -290,11 +329,13 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
             service,
             ..
         } => Way {
-            to: *to,
-            authority: Some(authority.clone()),
+            // A tunnel ends at its own port, what takes none at the application's.
+            to: authority.parse().ok().filter(|_| next_door).unwrap_or(*to),
+            authority: (!next_door).then(|| authority.clone()),
             workload: Some(workload.clone()),
             service: service.clone(),
             expect: Some(workload.identity()),
+            proven: true,
         },
     }
 }
@@ -304,11 +345,16 @@ fn way(hop: &NextHop, destination: SocketAddr) -> Way {
 async fn connect_within(
     worker: &PodWorker,
     hop: &NextHop,
-    source: &Workload,
-    client: SocketAddr,
+    caller: &Caller<'_>,
+    neighbour: Option<Neighbour>,
     limits: Option<ConnectionLimits>,
 ) -> Result<(Upstream, Option<Slot>), Failed> {
-    let connecting = connect(worker, hop, source, client);
+    let connecting = async {
+        match neighbour {
+            Some(neighbour) => next_door(worker, neighbour, caller).await,
+            None => connect(worker, hop, caller.workload, caller.address).await,
+        }
+    };
     let (Some(limits), Some(service)) = (limits, hop.service()) else {
         return Ok((connecting.await?, None));
     };
@@ -472,6 +518,7 @@ impl Attributed {
             },
             service: snapshot.service_by_vip(&address, namespace).cloned(),
             mutual_tls: false,
+            proven: false,
         };
         Ledger::open(&worker.world.metrics, route, self.accepted.since)
             .close(Ending::failed(refusal.reason, refusal.detail));

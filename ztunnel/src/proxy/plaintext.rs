@@ -140,6 +140,7 @@ impl Attributed {
                 ..End::default()
             },
             mutual_tls: false,
+            proven: false,
         };
         let ledger = Ledger::open(&world.metrics, route, accepted.since);
         match authorize(&snapshot, &peer, &workload, destination) {

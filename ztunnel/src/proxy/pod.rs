@@ -77,6 +77,12 @@ impl Pod {
         format!("{}/{}", self.info.namespace, self.info.name)
     }
 
+    /// True while new connections are taken.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        *self.stage.borrow() == Stage::Running
+    }
+
     /// Resolves when no new connection is taken.
     pub async fn draining(&self) {
         // An error means that the handle is gone, which is the end.

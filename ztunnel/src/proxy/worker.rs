@@ -123,12 +123,12 @@ impl PodWorker {
     }
 
     /// Carries bytes until both directions have ended, or `stop` says otherwise. Returns how it
-    /// ended; the ledger has the final counts.
+    /// ended; `count` is told the bytes up and down so far, now and then and at the end.
     pub(super) async fn carry<A: Endpoint, B: Endpoint>(
         &self,
         downstream: &mut A,
         upstream: &mut B,
-        ledger: &mut Ledger,
+        mut count: impl FnMut(u64, u64),
         stop: impl Future<Output = Ending>,
     ) -> Ending {
         let progress = Progress::default();
@@ -142,11 +142,11 @@ impl PodWorker {
                     biased; // the cause of an end must win over the broken pipe it produces
                     ending = &mut stop => break Err(ending),
                     end = &mut relay => break Ok(end),
-                    _ = tick.tick() => ledger.count(progress.sent(), progress.received()),
+                    _ = tick.tick() => count(progress.sent(), progress.received()),
                 }
             }
         };
-        ledger.count(progress.sent(), progress.received());
+        count(progress.sent(), progress.received());
         match stopped {
             Ok(Ok(())) => Ending::complete(),
             Ok(Err(error)) => {
@@ -180,7 +180,12 @@ impl PodWorker {
             }
         };
         let ending = self
-            .carry(&mut downstream, &mut upstream, &mut ledger, stop)
+            .carry(
+                &mut downstream,
+                &mut upstream,
+                |sent, received| ledger.count(sent, received),
+                stop,
+            )
             .await;
         drop(guard);
         ledger.close(ending);
@@ -218,7 +223,7 @@ impl PodWorker {
     fn tell_dry_runs(&self, dry_runs: &[DryRun]) {
         for run in dry_runs {
             let policy = run.policy.as_ref().map(ToString::to_string);
-            let reason = run.refusal().map(isobar_types::Reason::as_str);
+            let reason = run.refusal().map(Reason::as_str);
             if let Some(reason) = run.refusal() {
                 let policy = policy.as_deref().unwrap_or_default();
                 self.world.metrics.dry_run_denial(policy, reason);

@@ -104,8 +104,8 @@ async fn flagged(stage: &Stage, flag: &str) {
 }
 
 /// A policy that arrives cuts what it forbids, at once, and nothing else.
-pub(crate) async fn live_denial(workers: Vec<Worker>) {
-    let stage = Stage::new(workers).await;
+pub(crate) async fn live_denial(workers: Vec<Worker>, same_node: bool) {
+    let stage = Stage::with_tunnels(workers, !same_node).await;
     let mut open = greeted(&stage.client, "10.0.0.2:").await;
     stage.mesh.policy(&no("client"));
     ends_within_a_second(&mut open).await;

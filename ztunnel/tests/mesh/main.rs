@@ -53,10 +53,12 @@ fn inside() {
     let scenario = std::env::var(SCENARIO).unwrap_or_default();
     runtime.block_on(async {
         match scenario.as_str() {
-            "traffic" => scenarios::all(w).await,
+            "traffic" => scenarios::all(w, false).await,
+            "next-door" => scenarios::all(w, true).await,
+            "next-door-denial" => conformance::live_denial(w, true).await,
             "denial" => conformance::denial(w).await,
             "nobody" => conformance::nobody(w).await,
-            "live-denial" => conformance::live_denial(w).await,
+            "live-denial" => conformance::live_denial(w, false).await,
             "addresses" => conformance::addresses(w).await,
             "proxied" => conformance::proxied(w, true).await,
             "proxied-shown" => conformance::proxied(w, false).await,
@@ -85,6 +87,16 @@ fn inside() {
 #[test]
 fn carries_connections_between_pods() {
     apart("traffic");
+}
+
+#[test]
+fn carries_connections_between_pods_without_a_tunnel() {
+    apart("next-door");
+}
+
+#[test]
+fn a_new_denial_cuts_what_has_no_tunnel() {
+    apart("next-door-denial");
 }
 
 #[test]

@@ -23,7 +23,7 @@ use ztunnel::config::Environment;
 use ztunnel::dns::{Resolver, Upstreams};
 use ztunnel::metrics::Metrics;
 use ztunnel::pods::Pods;
-use ztunnel::proxy::{Descriptors, World};
+use ztunnel::proxy::{Descriptors, Neighbours, World};
 use ztunnel::zds::PodInfo;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
@@ -281,6 +281,7 @@ impl Mesh {
             metrics: Metrics::new(&registry),
             dns: Some(dns),
             descriptors: Descriptors::of_process(),
+            neighbours: Neighbours::default(),
         });
         let pods = Pods::new(world.clone(), workers);
         Self {

@@ -9,15 +9,16 @@ use crate::rig::{LIMIT, VIP, service};
 use crate::stage::{Stage, echoes, ends_within_a_second, greeted, open_descriptors, until};
 
 /// All scenarios, on one stage: building it is what takes time.
-pub(crate) async fn all(workers: Vec<Worker>) {
-    let stage = Stage::new(workers).await;
-    reaches_pods_and_services(&stage).await;
+pub(crate) async fn all(workers: Vec<Worker>, same_node: bool) {
+    let stage = Stage::with_tunnels(workers, !same_node).await;
+    let security = if same_node { "unknown" } else { "mutual_tls" };
+    reaches_pods_and_services(&stage, security).await;
     passes_through_what_is_unknown(&stage).await;
     a_missing_waypoint_closes_before_any_byte(&stage).await;
     a_removed_pod_is_gone(&stage).await;
 }
 
-async fn reaches_pods_and_services(stage: &Stage) {
+async fn reaches_pods_and_services(stage: &Stage, security: &str) {
     // The server's application sees the client's own address.
     let answer = stage.client.ask("10.0.0.3:8080", "by pod").await;
     assert_eq!(answer, "10.0.0.2:by pod");
@@ -39,7 +40,8 @@ async fn reaches_pods_and_services(stage: &Stage) {
     tokio::time::timeout(LIMIT, both).await.unwrap();
     assert_eq!(got.len(), sent.len() + "10.0.0.2:".len());
 
-    until("both sides tell mutual TLS and the service", || {
+    let security = format!("connection_security_policy=\"{}\"", security);
+    until("both sides tell the service and how", || {
         let text = stage.metrics();
         ["source", "destination"].iter().all(|side| {
             text.lines().any(|line| {
@@ -47,7 +49,7 @@ async fn reaches_pods_and_services(stage: &Stage) {
                     && line.contains(&format!("reporter=\"{side}\""))
                     && line.contains("destination_service=\"web.ns.svc.cluster.local\"")
                     && line.contains("source_principal=\"spiffe://cluster.local/ns/ns/sa/client\"")
-                    && line.contains("connection_security_policy=\"mutual_tls\"")
+                    && line.contains(&security)
                     && line.contains("reason=\"complete\"")
             })
         })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use isobar_hbone::{
     Authority, Certificates, ConnectHeaders, Pool, PoolOptions, TunnelError, TunnelKey,
 };
-use isobar_net::DialOptions;
+use isobar_net::{DialOptions, NetNs};
 use isobar_proto::istio::workload as wire;
 use isobar_runtime::{Scope, Worker};
 use isobar_tls::WorkloadCertificate;
@@ -39,9 +39,20 @@ impl Stage {
         Self::with(workers, &[]).await
     }
 
+    /// As [`Stage::new`], with or without tunnels between the pods.
+    pub(crate) async fn with_tunnels(workers: Vec<Worker>, tunnels: bool) -> Self {
+        let same_node = if tunnels { "false" } else { "true" };
+        Self::with(workers, &[("ISOBAR_SAME_NODE", same_node)]).await
+    }
+
     /// As [`Stage::new`], with more settings.
     pub(crate) async fn with(workers: Vec<Worker>, settings: &[(&str, &str)]) -> Self {
         network();
+        // Each worker keeps its own namespace open from now on.
+        for worker in &workers {
+            let settle = || async { NetNs::settle().unwrap() };
+            worker.call(settle).await.unwrap();
+        }
         let lines = Lines::capture();
         let mut stage = Self {
             descriptors: 0,
