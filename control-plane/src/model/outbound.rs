@@ -7,7 +7,7 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::labels;
 use wire::outbound_policy::Kind;
 
-use super::l7::{Hosts, exactness};
+use super::l7::{Hosts, exactness, is_exported};
 use super::services::ServicePlan;
 use super::settings::{OutboundTraffic, Settings};
 use super::verdict::{Severity, Verdict};
@@ -93,7 +93,8 @@ fn egress(
 }
 
 /// The rule that counts for a service: of its own namespace, else of the root namespace; among
-/// these the most exact host, then the oldest. A rule for some callers only is not honoured.
+/// these the most exact host, then the oldest. A rule for some callers only (`workloadSelector`,
+/// `exportTo`) is not honoured.
 fn rule_for<'a>(
     set: &'a ObjectSet,
     settings: &Settings,
@@ -105,7 +106,10 @@ fn rule_for<'a>(
     let rule = places.into_iter().find_map(|namespace| {
         set.destination_rules
             .in_namespace(namespace)
-            .filter(|rule| rule.spec.workload_selector.is_none())
+            .filter(|rule| {
+                let all = is_exported(&rule.spec.export_to, "*", namespace);
+                all && rule.spec.workload_selector.is_none()
+            })
             .filter_map(|rule| {
                 let host = hosts.resolve(&rule.spec.host, namespace);
                 Some((exactness(&host, hostname)?, rule))

@@ -1,7 +1,8 @@
 use isobar_proto::isobar::v1::outbound_policy::Kind;
 
+use super::OutboundTraffic::{AllowAny, RegistryOnly};
 use super::golden_tests::{namespace, objects, planned, reasons, settings};
-use super::{KeptKeys, OutboundTraffic, Plan, plan};
+use super::{KeptKeys, Plan, plan};
 
 fn service(name: &str, labels: &str) -> String {
     format!(
@@ -45,7 +46,6 @@ fn namespaces_say_where_their_workloads_may_go() {
             &KeptKeys::default(),
         )
     };
-    use OutboundTraffic::{AllowAny, RegistryOnly};
     for (default, label, expect) in [
         (AllowAny, "", vec![]),
         (AllowAny, "REGISTRY_ONLY", vec!["shop:true"]),

@@ -21,11 +21,6 @@ const fn gap(path: &'static str) -> Gap {
 }
 
 const VIRTUAL_SERVICE: &[Gap] = &[
-    Gap {
-        path: "spec.exportTo",
-        asks: narrows_export,
-        hint: "rules apply where the service is served",
-    },
     gap("spec.http[].delegate"),
     gap("spec.http[].match[].gateways"),
     gap("spec.http[].match[].statPrefix"),
@@ -58,14 +53,7 @@ const VIRTUAL_SERVICE: &[Gap] = &[
     gap("spec.tcp[].match[].gateways"),
 ];
 
-const DESTINATION_RULE: &[Gap] = &[
-    Gap {
-        path: "spec.exportTo",
-        asks: narrows_export,
-        hint: "the rule applies wherever the host is called",
-    },
-    gap("spec.workloadSelector"),
-];
+const DESTINATION_RULE: &[Gap] = &[gap("spec.workloadSelector")];
 
 /// Below `spec` and below `spec.subsets[]`.
 const TRAFFIC_POLICY: &[Gap] = &[
@@ -223,12 +211,6 @@ fn is_positive(value: &Value) -> bool {
     value.as_i64().is_some_and(|number| number > 0)
 }
 
-fn narrows_export(value: &Value) -> bool {
-    let names = value.as_array().into_iter().flatten();
-    let mut texts = names.filter_map(Value::as_str).peekable();
-    texts.peek().is_some() && texts.all(|name| name != "*")
-}
-
 fn wants_own_tls(value: &Value) -> bool {
     says_something(value) && value.get("mode").and_then(Value::as_str) != Some("ISTIO_MUTUAL")
 }
@@ -264,7 +246,6 @@ mod tests {
         assert_eq!(
             fields(Kind::VirtualService, &object),
             [
-                "spec.exportTo",
                 "spec.http[1].delegate",
                 "spec.http[1].match[1].gateways",
                 "spec.http[1].retries.attempts",

@@ -34,13 +34,8 @@ pub(super) fn convert(object: &DestinationRule, hosts: &Hosts) -> Converted {
         "trafficPolicy",
         &mut unsupported,
     );
-    for (field, set) in [
-        ("exportTo", !spec.export_to.is_empty()),
-        ("workloadSelector", spec.workload_selector.is_some()),
-    ] {
-        if set {
-            unsupported.push(field.to_owned());
-        }
+    if spec.workload_selector.is_some() {
+        unsupported.push("workloadSelector".to_owned());
     }
     let wire = wire::DestinationRule {
         namespace: object.namespace().to_owned(),

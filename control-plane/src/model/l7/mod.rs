@@ -6,7 +6,9 @@ mod hosts;
 mod scope;
 mod string_match;
 mod virtual_service;
+mod visibility;
 
 pub(crate) use authorization::{Targets, targets};
 pub(crate) use hosts::{Hosts, exactness};
 pub(crate) use scope::{KeptKeys, Scoping, plan_waypoint};
+pub(crate) use visibility::is_exported;

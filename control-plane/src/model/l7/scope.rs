@@ -13,6 +13,7 @@ use super::super::verdict::{Severity, Verdict};
 use super::super::workloads::uid;
 use super::authorization::Targets;
 use super::hosts::{Hosts, exactness};
+use super::visibility::Visible;
 use super::{destination_rule, virtual_service};
 
 /// Condition type for what waypoints do with a route or rule.
@@ -24,8 +25,8 @@ pub(crate) struct Scoping<'a> {
     hosts: &'a Hosts,
     services: &'a [ServicePlan],
     pods: &'a [PodFacts<'a>],
-    routes: Vec<wire::VirtualService>,
-    rules: Vec<wire::DestinationRule>,
+    routes: Vec<Visible<wire::VirtualService>>,
+    rules: Vec<Visible<wire::DestinationRule>>,
     targets: &'a [Targets],
 }
 
@@ -47,13 +48,19 @@ impl<'a> Scoping<'a> {
             }
             let converted = virtual_service::convert(object, hosts);
             verdicts.push(accepted(object.reference(), &converted.unsupported));
-            routes.push(converted.wire);
+            routes.push(Visible {
+                wire: converted.wire,
+                export_to: object.spec.export_to.clone(),
+            });
         }
         let mut rules = Vec::new();
         for object in set.destination_rules.iter() {
             let converted = destination_rule::convert(object, hosts);
             verdicts.push(accepted(object.reference(), &converted.unsupported));
-            rules.push(converted.wire);
+            rules.push(Visible {
+                wire: converted.wire,
+                export_to: object.spec.export_to.clone(),
+            });
         }
         Self {
             settings,
@@ -118,7 +125,7 @@ pub(crate) fn plan_waypoint(
     }
 }
 
-/// Routes in the waypoint's own namespace or the service's. Where several claim a service, only
+/// Routes in the waypoint's own namespace or the service's that it may see. Where several claim a service, only
 /// those with the most exact host have it as a parent.
 fn routes_for(
     waypoint: &WaypointGateway<'_>,
@@ -133,11 +140,13 @@ fn routes_for(
             .iter()
             .enumerate()
             .filter(|(_, route)| {
-                *route.namespace == *service.key.namespace
-                    || *route.namespace == *waypoint.key.namespace
+                let (place, here) = (&*route.wire.namespace, &*waypoint.key.namespace);
+                let counts = *place == *service.key.namespace || place == here;
+                counts && route.is_seen_from(here, place)
             })
             .filter_map(|(at, route)| {
                 let exact = route
+                    .wire
                     .hosts
                     .iter()
                     .filter_map(|host| exactness(host, hostname));
@@ -155,7 +164,7 @@ fn routes_for(
     parents
         .into_iter()
         .filter_map(|(at, parents)| {
-            let route = scoping.routes.get(at)?.clone();
+            let route = scoping.routes.get(at)?.wire.clone();
             Some(wire::VirtualService { parents, ..route })
         })
         .collect()
@@ -193,7 +202,7 @@ fn reached(served: &[&ServicePlan], routes: &[wire::VirtualService]) -> BTreeSet
     hosts
 }
 
-/// For each reachable service, the rules that count: those of the waypoint's namespace, else of the
+/// For each reachable service, the rules that count, of those the waypoint may see: those of the waypoint's namespace, else of the
 /// service's, else of the root namespace; among them the most exact host.
 fn rules_for(
     waypoint: &WaypointGateway<'_>,
@@ -213,8 +222,11 @@ fn rules_for(
                 .rules
                 .iter()
                 .enumerate()
-                .filter(|(_, rule)| rule.namespace == namespace)
-                .filter_map(|(at, rule)| Some((exactness(&rule.host, hostname)?, at)))
+                .filter(|(_, rule)| {
+                    let here = &*waypoint.key.namespace;
+                    rule.wire.namespace == namespace && rule.is_seen_from(here, namespace)
+                })
+                .filter_map(|(at, rule)| Some((exactness(&rule.wire.host, hostname)?, at)))
                 .collect();
             (!claims.is_empty()).then_some(claims)
         });
@@ -229,7 +241,7 @@ fn rules_for(
     services
         .into_iter()
         .filter_map(|(at, services)| {
-            let rule = scoping.rules.get(at)?.clone();
+            let rule = scoping.rules.get(at)?.wire.clone();
             Some(wire::DestinationRule { services, ..rule })
         })
         .collect()

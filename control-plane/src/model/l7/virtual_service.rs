@@ -51,9 +51,6 @@ pub(super) fn convert(object: &VirtualService, hosts: &Hosts) -> Converted {
         reader.at = format!("tcp[{index}]");
         wire.tcp.extend(reader.tcp(route));
     }
-    if !spec.export_to.is_empty() {
-        reader.unsupported.push("exportTo".to_owned());
-    }
     let mut unsupported = reader.unsupported;
     unsupported.extend(isobar_route::unsupported(&wire));
     Converted { wire, unsupported }
