@@ -88,7 +88,11 @@ impl AdsClient {
                 cluster: String::new(),
                 metadata: Some(subscription::metadata(&metadata)),
             },
-            status: SyncStatus::new(subscriptions.iter().map(Subscription::type_url)),
+            status: SyncStatus::new(
+                subscriptions
+                    .iter()
+                    .map(|one| (one.type_url(), one.is_optional())),
+            ),
             subscriptions,
         }
     }

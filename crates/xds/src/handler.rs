@@ -6,6 +6,12 @@ pub trait ResourceHandler: Send {
     /// Type URL to subscribe to, for all resources of the type.
     fn type_url(&self) -> &'static str;
 
+    /// True for a type that a control plane may not know, and then does not answer: nobody waits for
+    /// its first response.
+    fn is_optional(&self) -> bool {
+        false
+    }
+
     /// Applies one response: first `updates`, then removes `removed`, then publishes the result at
     /// once. A resource that cannot be used leaves its previous version in force and is returned;
     /// the others apply.

@@ -21,6 +21,10 @@ impl ResourceHandler for OutboundPolicyHandler {
         type_url::OUTBOUND_POLICY
     }
 
+    fn is_optional(&self) -> bool {
+        true
+    }
+
     fn apply(&mut self, updates: &[Resource], removed: &[String]) -> Vec<Rejected> {
         apply(&self.0, updates, removed, upsert_outbound, |draft, name| {
             draft.remove_outbound_policy(name)

@@ -63,6 +63,7 @@ struct Facts {
 
 #[derive(Debug, Default)]
 struct TypeFacts {
+    optional: bool,
     answered: bool,
     resources: usize,
     messages: u64,
@@ -127,8 +128,13 @@ pub(crate) struct Applied<'a> {
 }
 
 impl SyncStatus {
-    pub(crate) fn new(types: impl Iterator<Item = &'static str>) -> Self {
-        let types = types.map(|t| (t, TypeFacts::default())).collect();
+    /// For these types; those that are optional are not waited for.
+    pub(crate) fn new(types: impl Iterator<Item = (&'static str, bool)>) -> Self {
+        let facts = |optional| TypeFacts {
+            optional,
+            ..TypeFacts::default()
+        };
+        let types = types.map(|(t, optional)| (t, facts(optional))).collect();
         Self {
             shared: Arc::new(Shared {
                 facts: Mutex::new(Facts {
@@ -140,8 +146,8 @@ impl SyncStatus {
         }
     }
 
-    /// Resolves once every type has been answered. A rejected resource does not hold it up: the
-    /// others are usable, and the report tells.
+    /// Resolves once every type that is not optional has been answered. A rejected resource does not
+    /// hold it up: the others are usable, and the report tells.
     ///
     /// # Cancel safety
     /// May be dropped and called again at any time.
@@ -222,7 +228,7 @@ impl SyncStatus {
                     .insert(rejected.name.clone(), rejected.reason.clone());
             }
         }
-        let all = facts.types.values().all(|f| f.answered);
+        let all = facts.types.values().all(|f| f.answered || f.optional);
         drop(facts);
         if all {
             self.shared.synced.send_replace(true);
@@ -235,5 +241,29 @@ impl SyncStatus {
             .facts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn optional_types_are_not_waited_for() {
+        let status = SyncStatus::new([("needed", false), ("optional", true)].into_iter());
+        let answered = |type_url| {
+            status.applied(&Applied {
+                type_url,
+                resources: 0,
+                bytes: 0,
+                version: "",
+                nonce: "",
+                settled: Vec::new(),
+                rejected: &[],
+            });
+            status.is_synced()
+        };
+        assert!(!answered("optional"));
+        assert!(answered("needed"));
     }
 }

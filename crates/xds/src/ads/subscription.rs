@@ -28,6 +28,10 @@ impl Subscription {
         self.handler.type_url()
     }
 
+    pub(super) fn is_optional(&self) -> bool {
+        self.handler.is_optional()
+    }
+
     /// The first request of a stream: subscribes to everything by naming nothing, and tells what
     /// is held, so that the server sends only the difference.
     pub(super) fn first_request(&self, node: &Node) -> DeltaDiscoveryRequest {
