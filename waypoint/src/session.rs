@@ -5,12 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use isobar_runtime::LocalScope;
-use isobar_state::{AppProtocol, Workload};
+use isobar_state::{AppProtocol, Workload, admit_by_network_policy};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::attribution::{Attributed, Peer, attribute, attribute_in_time};
-use crate::endpoint::Turns;
+use crate::endpoint::{Endpoint, Turns};
 use crate::http::Live;
 use crate::metrics::Metrics;
 use crate::protocol::{Protocol, detect};
@@ -157,6 +157,24 @@ impl Session {
             verdict: verdict.clone(),
         });
         verdict
+    }
+
+    /// Whether the NetworkPolicies of an endpoint let the caller in. Its node proxy lets this
+    /// waypoint pass, since it cannot see who called.
+    ///
+    /// # Errors
+    /// The policy that does not, as a sentence.
+    pub fn admitted(&self, view: &View, endpoint: &Endpoint) -> Result<(), String> {
+        let workload = &endpoint.workload;
+        if workload.authorization_policies.is_empty() {
+            return Ok(());
+        }
+        let caller = isobar_state::Peer {
+            identity: Some(self.peer.identity.clone()),
+            ip: self.peer.address.ip(),
+        };
+        admit_by_network_policy(&view.snapshot, &caller, workload, endpoint.address)
+            .map_err(|denied| denied.detail)
     }
 
     /// From where endpoints are looked at: the caller, or this waypoint itself.

@@ -109,6 +109,8 @@ async fn open(
         let endpoint = endpoint(session, &view, caller, facts, &tried)?;
         tried.push(endpoint.workload.uid.clone());
         facts.endpoint = Some(endpoint.clone());
+        let admitted = session.admitted(&view, &endpoint);
+        admitted.map_err(|why| Ended::new(Reason::PolicyDenied, why))?;
         match session.worker.pool.open(&endpoint).await {
             Ok(stream) => return Ok(stream),
             Err(failure) if tried.len() > RETRIES || facts.service.is_none() => {
@@ -184,6 +186,19 @@ fn endpoint(
     chosen.map_err(|none| Ended::new(none.reason, none.detail))
 }
 
+/// The endpoint's NetworkPolicies once more, for the endpoint as it is now.
+fn still_admitted(session: &Session, view: &View, facts: &Facts) -> Result<(), String> {
+    let Some(endpoint) = &facts.endpoint else {
+        return Ok(());
+    };
+    let now = view.snapshot.workload_by_uid(&endpoint.workload.uid);
+    let now = now.map(|workload| Endpoint {
+        workload: workload.clone(),
+        address: endpoint.address,
+    });
+    session.admitted(view, now.as_ref().unwrap_or(endpoint))
+}
+
 /// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
 async fn carry<S: Stream>(
     session: &Session,
@@ -204,6 +219,7 @@ async fn carry<S: Stream>(
     let mut downstream = Plain::new(downstream);
     let mut upstream = Plain::new(upstream);
     let mut versions = worker.world.feed.versions();
+    let mut snapshots = worker.world.store.versions();
     let mut report = tokio::time::interval(REPORT);
     let ended = {
         let relay = relay_counted(&mut downstream, &mut upstream, progress);
@@ -218,6 +234,12 @@ async fn carry<S: Stream>(
                     let view = worker.world.view();
                     let caller = session.caller(&view).await;
                     if let Err(why) = permitted(session, &view, &caller) {
+                        break Ended::new(Reason::PolicyWithdrawn, why);
+                    }
+                }
+                Ok(()) = snapshots.changed() => {
+                    let view = worker.world.view();
+                    if let Err(why) = still_admitted(session, &view, facts) {
                         break Ended::new(Reason::PolicyWithdrawn, why);
                     }
                 }

@@ -31,12 +31,12 @@ pub(crate) fn objects(yaml: &str) -> ObjectSet {
     ObjectSet::of(read.objects.into_iter().map(|read| read.object))
 }
 
-pub(super) fn planned(yaml: &str) -> Plan {
+pub(crate) fn planned(yaml: &str) -> Plan {
     plan(&objects(yaml), &settings(), &KeptKeys::default())
 }
 
 /// A pod as one document.
-pub(super) fn pod(name: &str, account: &str, labels: &str, ready: bool) -> String {
+pub(crate) fn pod(name: &str, account: &str, labels: &str, ready: bool) -> String {
     let ready = if ready { "True" } else { "False" };
     let digit = name.bytes().map(u32::from).sum::<u32>() % 250;
     format!(
@@ -63,7 +63,7 @@ metadata: {name: cart, namespace: shop}
 spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: web}]}
 ";
 
-pub(super) fn gateway(name: &str, extra: &str) -> String {
+pub(crate) fn gateway(name: &str, extra: &str) -> String {
     format!(
         "---
 apiVersion: gateway.networking.k8s.io/v1
@@ -82,7 +82,7 @@ pub(super) fn waypoint_pod(name: &str, ready: bool) -> String {
     pod(&format!("{name}-pod"), name, &labels, ready)
 }
 
-pub(super) fn namespace(labels: &str) -> String {
+pub(crate) fn namespace(labels: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n"
     )
@@ -149,7 +149,7 @@ fn line<'a>(text: &'a str, start: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no line {start:?} in\n{text}"))
 }
 
-pub(super) fn reasons(plan: &Plan, object: &str) -> Vec<&'static str> {
+pub(crate) fn reasons(plan: &Plan, object: &str) -> Vec<&'static str> {
     plan.verdicts
         .iter()
         .filter(|verdict| verdict.object.to_string() == object)

@@ -18,7 +18,7 @@ use super::services::{self, ServicePlan};
 use super::settings::Settings;
 use super::traversal;
 use super::verdict::Verdict;
-use super::workloads::{Membership, WorkloadPlan, plan_workload, ports_of};
+use super::workloads::{Memberships, WorkloadPlan, plan_workload, ports_of};
 use crate::ca::{PodRecord, Roster};
 
 /// Everything that follows from one set of objects.
@@ -116,13 +116,14 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
     let peers = PeerAuthentications::read(set, &settings.root_namespace);
-    let network = NetworkPolicies::read(set, &pods, settings, &mut verdicts);
+    let memberships = memberships(set, &members, &services);
+    let network = NetworkPolicies::read(&selection, &pods, &memberships, &mut verdicts);
     let policies = Policies {
         l4: &l4,
         peers: &peers,
         network: &network,
     };
-    let workloads = plan_workloads(set, &pods, &members, &services, &policies, &selection);
+    let workloads = plan_workloads(&pods, memberships, &policies, &selection);
     let mut authorizations = l4.wire;
     authorizations.extend(peers.policies());
     authorizations.extend(network.wire);
@@ -221,15 +222,13 @@ fn only_through(workloads: &[WorkloadPlan]) -> BTreeSet<traversal::Wanted> {
         .collect()
 }
 
-fn plan_workloads(
+/// By pod, the Services that it is an endpoint of.
+fn memberships(
     set: &ObjectSet,
-    pods: &[PodFacts<'_>],
     members: &services::Members<'_>,
     services: &[ServicePlan],
-    policies: &Policies<'_>,
-    selection: &Selection<'_>,
-) -> Vec<WorkloadPlan> {
-    let mut endpoint_of: BTreeMap<&NamespacedName, Membership> = BTreeMap::new();
+) -> Memberships {
+    let mut endpoint_of = Memberships::new();
     for service in services {
         let object = set.services.get(&service.key.namespace, &service.key.name);
         let (Some(object), Some(pods)) = (object, members.get(&service.key)) else {
@@ -243,15 +242,24 @@ fn plan_workloads(
                 .is_some_and(|account| *account != pod.account);
             if !foreign {
                 let ports = ports_of(pod, object);
-                let of = endpoint_of.entry(&pod.key).or_default();
+                let of = endpoint_of.entry(pod.key.clone()).or_default();
                 of.ports.insert(name.clone(), ports);
                 of.waypoints.add(service, &object.object);
             }
         }
     }
+    endpoint_of
+}
+
+fn plan_workloads(
+    pods: &[PodFacts<'_>],
+    mut memberships: Memberships,
+    policies: &Policies<'_>,
+    selection: &Selection<'_>,
+) -> Vec<WorkloadPlan> {
     pods.iter()
         .filter_map(|pod| {
-            let services = endpoint_of.remove(&pod.key).unwrap_or_default();
+            let services = memberships.remove(&pod.key).unwrap_or_default();
             plan_workload(pod, services, policies.keys_for(pod), selection)
         })
         .collect()

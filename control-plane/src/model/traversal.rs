@@ -26,6 +26,11 @@ pub(crate) struct ServiceWaypoints {
 }
 
 impl ServiceWaypoints {
+    /// The waypoints themselves.
+    pub(crate) const fn accepted(&self) -> &BTreeSet<NamespacedName> {
+        &self.accepted
+    }
+
     /// Adds one Service that the pod is an endpoint of.
     pub(crate) fn add(&mut self, service: &ServicePlan, object: &impl ObjectHead) {
         self.accepted.extend(service.waypoints.iter().cloned());

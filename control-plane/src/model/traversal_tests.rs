@@ -52,6 +52,7 @@ fn told(plan: &Plan) -> Option<String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn other_receivers_are_told_where_a_waypoint_is_binding() {
     const MINE: &str = "app: cart, istio.io/use-waypoint: wp";
     const LATCHED: &str = "isobar.dev/waypoint-latched: wp";

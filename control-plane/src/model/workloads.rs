@@ -39,6 +39,9 @@ pub(crate) struct Membership {
     pub(crate) waypoints: ServiceWaypoints,
 }
 
+/// The Services of every pod that is an endpoint of one.
+pub(crate) type Memberships = BTreeMap<NamespacedName, Membership>;
+
 /// Plans one pod; `None` while it has no address. `policies` are the keys of the policies that
 /// select it.
 pub(crate) fn plan_workload(
@@ -115,6 +118,21 @@ pub(crate) fn plan_workload(
         instance_of,
         only_through,
     })
+}
+
+/// The waypoints that a pod takes traffic from: its own, and those of its Services. A waypoint's own
+/// pods have none.
+pub(crate) fn waypoints_of(
+    pod: &PodFacts<'_>,
+    services: Option<&Membership>,
+    selection: &Selection<'_>,
+) -> BTreeSet<NamespacedName> {
+    if instance_of(pod, selection.gateways, selection.settings).is_some() {
+        return BTreeSet::new();
+    }
+    let mut all = services.map_or_else(BTreeSet::new, |s| s.waypoints.accepted().clone());
+    all.extend(select(pod, selection).0.serves);
+    all
 }
 
 fn select(pod: &PodFacts<'_>, selection: &Selection<'_>) -> (Selected, Option<Source>) {

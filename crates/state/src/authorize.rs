@@ -148,6 +148,36 @@ pub fn authorize(
     })
 }
 
+/// Decides whether the NetworkPolicies that select `workload` let `peer` in at `dst`. Node proxies
+/// decide that in [`authorize`] already, but let the workload's waypoint pass, because they do not
+/// see who called it: so the waypoint asks here, about its caller.
+///
+/// # Errors
+/// [`Denied`] with the policy.
+pub fn admit_by_network_policy(
+    snapshot: &Snapshot,
+    peer: &Peer,
+    workload: &Workload,
+    dst: SocketAddr,
+) -> Result<(), Denied> {
+    let attributes = Attributes::new(peer, dst);
+    let converted = workload
+        .authorization_policies
+        .iter()
+        .filter(|key| key.name.starts_with(converted::NETWORK_POLICY))
+        .filter_map(|key| snapshot.authorization(key));
+    let mut enforced = converted.filter(|p| p.action == Action::Deny && !p.dry_run);
+    match enforced.find(|policy| attributes.matches(policy)) {
+        None => Ok(()),
+        Some(policy) => Err(Denied {
+            reason: Reason::PolicyDenied,
+            policy: Some(policy.key.clone()),
+            detail: format!("explicitly denied by: {}", policy.key),
+            dry_runs: Vec::new(),
+        }),
+    }
+}
+
 /// The refusal by a DENY. One that stands for a waypoint tells what it stands for.
 fn explicit(
     snapshot: &Snapshot,

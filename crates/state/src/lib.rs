@@ -27,7 +27,7 @@ mod snapshot;
 mod testing;
 mod workload;
 
-pub use authorize::{Denied, DryRun, Peer, Permit, authorize};
+pub use authorize::{Denied, DryRun, Peer, Permit, admit_by_network_policy, authorize};
 pub use convert::{ConvertError, Interner};
 pub use draft::Draft;
 pub use egress::{ConnectionLimits, OutboundPolicy};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use isobar_lab::Target;
-use isobar_tests::yaml::{Pod, documents, namespace, service_account};
+use isobar_tests::yaml::{Pod, documents, namespace, service, service_account};
 use isobar_tests::{Caller, Mesh, eventually};
 use tokio::io::AsyncReadExt;
 
@@ -134,6 +134,86 @@ fn opening_the_tunnel_opens_no_port_behind_it() {
         .await?;
         ensure!(config.contains("revision"), "{config}");
         answers(&inside, closed).await?;
+        mesh.down()
+    });
+}
+
+/// The client may come, and the waypoint's pods may.
+const ONLY_CLIENT: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: app
+  namespace: shop
+spec:
+  podSelector:
+    matchLabels:
+      app: app
+  policyTypes: [Ingress]
+  ingress:
+  - from:
+    - podSelector:
+        matchLabels:
+          app: client
+    ports:
+    - port: 8080
+    - port: 15008
+  - from:
+    - podSelector:
+        matchLabels:
+          gateway.networking.k8s.io/gateway-name: waypoint
+    ports:
+    - port: 15008
+";
+
+#[test]
+fn a_waypoint_applies_them_to_its_callers() {
+    run(async {
+        let other = Pod {
+            namespace: "shop",
+            name: "other",
+            account: "other",
+            node: "node-1",
+            image: HTTPBIN,
+            port: Some(80),
+            labels: &[],
+        };
+        let other = documents([service_account("shop", "other", &[]), other.yaml()]);
+        let mesh = Mesh::start(&[
+            ("ns.yaml", &namespace("shop", &[AMBIENT])),
+            ("client.yaml", &client("shop")),
+            ("other.yaml", &other),
+            ("app.yaml", &app()),
+            ("service.yaml", &service("shop", "app", "app", OPEN, false)),
+            ("policy.yaml", ONLY_CLIENT),
+        ])
+        .await?;
+        for pod in ["shop/client", "shop/other", "shop/app"] {
+            mesh.settled(pod, "enrolled").await?;
+        }
+        let admitted = mesh.caller("shop/client").await?;
+        let stranger = mesh.caller("shop/other").await?;
+        let to = SocketAddr::new(mesh.service_ip("shop/app").await?, OPEN);
+        mesh.answers(&admitted, to, "app", "/").await?;
+        refused(&stranger, to).await?;
+        let apply = [
+            "waypoint",
+            "apply",
+            "-n",
+            "shop",
+            "--enroll-namespace",
+            "--wait",
+        ];
+        mesh.isobar(&apply).await?;
+        // What the waypoint lets in, the pod's node proxy takes from it.
+        mesh.answers(&admitted, to, "app", "/").await?;
+        eventually("the waypoint refuses the other", async || {
+            let reply = stranger.get(to, "/").await?;
+            ensure!(reply.status == 403, "{reply:?}");
+            Ok(())
+        })
+        .await?;
+        mesh.answers(&admitted, to, "app", "/").await?;
         mesh.down()
     });
 }

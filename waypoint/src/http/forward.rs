@@ -397,6 +397,8 @@ async fn tries(
     let mut attempt = 0;
     loop {
         let endpoint = sending.endpoint(&place, &tried)?;
+        let admitted = sending.session.admitted(sending.view, &endpoint);
+        admitted.map_err(Local::denied)?;
         tried.push(endpoint.workload.uid.clone());
         sending.flow.busy = Some(sending.session.worker.turns.busy(&endpoint.workload.uid));
         sending.flow.endpoint = Some(endpoint.clone());

@@ -1,5 +1,6 @@
 //! The DENY itself.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -95,12 +96,13 @@ fn strangers(listed: &Listed, port: Option<&wire::Match>) -> Vec<wire::Clause> {
     clauses
 }
 
-/// One policy: callers with an identity for whom every clause holds. To be audited only, it carries
-/// its rules where just our own node proxies look; without rules a DENY does nothing, whatever a
-/// node proxy knows about dry runs.
+/// One policy: callers with an identity, none of the `passing` ones, for whom every clause holds. To
+/// be audited only, it carries its rules where just our own node proxies look; without rules a DENY
+/// does nothing, whatever a node proxy knows about dry runs.
 pub(super) fn policy(
     namespace: &str,
     name: &str,
+    passing: &BTreeSet<String>,
     clauses: Vec<wire::Clause>,
     mode: PortRules,
 ) -> wire::Authorization {
@@ -108,6 +110,7 @@ pub(super) fn policy(
         principals: vec![wire::StringMatch {
             match_type: Some(MatchType::Presence(())),
         }],
+        not_principals: passing.iter().map(|name| exact(name)).collect(),
         ..wire::Match::default()
     };
     let all = std::iter::once(clause(vec![identified])).chain(clauses);

@@ -7,13 +7,15 @@
 //! intersect).
 //!
 //! Port 15008 in a list is the tunnel's door and no port behind it: a rule that opens nothing else
-//! lets nobody any further. Callers without an identity stay with the network plugin.
+//! lets nobody any further. Callers without an identity stay with the network plugin, and the pod's
+//! waypoints pass: they apply the same policies to their callers.
 
 mod deny;
 mod ports;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use isobar_objects::enrolment::{self, EnrolmentRules};
 use isobar_objects::{NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, selectors};
@@ -23,8 +25,10 @@ use k8s_openapi::api::networking::v1::{NetworkPolicyIngressRule, NetworkPolicyPo
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::pods::PodFacts;
-use super::settings::{PortRules, Settings};
+use super::selection::Selection;
+use super::settings::PortRules;
 use super::verdict::{Severity, Verdict};
+use super::workloads::{Memberships, waypoints_of};
 use deny::{Opening, Unwritable};
 use ports::{MAX_PORTS, Ports, is_tcp, opens_tunnel};
 use sources::{Neighbours, Sources};
@@ -49,11 +53,12 @@ struct Ingress<'a> {
 impl NetworkPolicies {
     /// Converts the policies that select pods of the mesh; tells about each of them.
     pub(crate) fn read(
-        set: &ObjectSet,
+        selection: &Selection<'_>,
         pods: &[PodFacts<'_>],
-        settings: &Settings,
+        memberships: &Memberships,
         verdicts: &mut Vec<Verdict>,
     ) -> Self {
+        let (set, settings) = (selection.set, selection.settings);
         let mut all = Self::default();
         let modes = modes(set, settings.port_rules, verdicts);
         if set.network_policies.is_empty() {
@@ -77,11 +82,14 @@ impl NetworkPolicies {
                 if mode == PortRules::Off {
                     continue;
                 }
-                let name = class_name(&selecting, pod);
+                let waypoints = waypoints_of(pod, memberships.get(&pod.key), selection);
+                let name = class_name(&selecting, pod, &waypoints);
                 let key = format!("{namespace}/{name}");
-                let policy = classes
-                    .entry(name.clone())
-                    .or_insert_with(|| class(&name, mode, &selecting, pod, &mut told));
+                let policy = classes.entry(name.clone()).or_insert_with(|| {
+                    let clauses = clauses(&selecting, pod, &mut told)?;
+                    let passing = principals(&waypoints, selection);
+                    Some(deny::policy(namespace, &name, &passing, clauses, mode))
+                });
                 if policy.is_some() {
                     all.keys.insert(pod.key.clone(), key);
                 }
@@ -220,28 +228,44 @@ impl Ingress<'_> {
     }
 }
 
-/// Pods that the same policies select, and for which named ports mean the same numbers, share one
-/// policy. It keeps its name while the policies' text or their callers change.
-fn class_name(selecting: &[&Ingress<'_>], pod: &PodFacts<'_>) -> String {
+/// Pods that the same policies select, for which named ports mean the same numbers, and which have
+/// the same waypoints, share one policy. It keeps its name while the policies' text or their callers
+/// change.
+fn class_name(
+    selecting: &[&Ingress<'_>],
+    pod: &PodFacts<'_>,
+    waypoints: &BTreeSet<NamespacedName>,
+) -> String {
     let policies: Vec<&str> = selecting.iter().map(|one| one.policy.name()).collect();
     let names: BTreeSet<&str> = selecting.iter().flat_map(|one| one.names()).collect();
     let mut name = format!("{}{}", converted::NETWORK_POLICY, policies.join("+"));
     for port in names {
         let number = pod.named_port(port).unwrap_or_default();
-        name.push_str(&format!(",{port}={number}"));
+        let _ = write!(name, ",{port}={number}");
+    }
+    for (index, waypoint) in waypoints.iter().enumerate() {
+        let sign = if index == 0 { '@' } else { '+' };
+        let _ = write!(name, "{sign}{}.{}", waypoint.namespace, waypoint.name);
     }
     name
 }
 
-/// The policy of one class; `None` if everybody may reach everything.
-fn class(
-    name: &str,
-    mode: PortRules,
+/// Identities of waypoints: they apply the same policies to their own callers.
+fn principals(waypoints: &BTreeSet<NamespacedName>, selection: &Selection<'_>) -> BTreeSet<String> {
+    waypoints
+        .iter()
+        .filter_map(|key| selection.gateways.get(key))
+        .map(|gateway| gateway.identity.principal())
+        .collect()
+}
+
+/// Clauses of one class; `None` if everybody may reach everything.
+fn clauses(
     selecting: &[&Ingress<'_>],
     pod: &PodFacts<'_>,
     told: &mut Told,
-) -> Option<wire::Authorization> {
-    let mut openings = Vec::new();
+) -> Option<Vec<wire::Clause>> {
+    let mut all = Vec::new();
     for one in selecting {
         for (index, (sources, ports)) in one.rules.iter().enumerate() {
             let opening = Opening {
@@ -249,13 +273,13 @@ fn class(
                 ports: &Ports::opened(*ports, pod),
             };
             match opening.clauses() {
-                Ok(Some(clauses)) => openings.extend(clauses),
+                Ok(Some(clauses)) => all.extend(clauses),
                 Ok(None) => return None,
                 Err(Unwritable { numbers }) => told.too_many(one.policy, index, numbers),
             }
         }
     }
-    Some(deny::policy(&pod.key.namespace, name, openings, mode))
+    Some(all)
 }
 
 /// What there is to say about policies, collected over pods.

@@ -2,7 +2,7 @@ use isobar_proto::istio::security as wire;
 use isobar_proto::istio::security::string_match::MatchType;
 use prost::Message;
 
-use crate::model::golden_tests::{namespace, objects, planned, pod, reasons, settings};
+use crate::model::golden_tests::{gateway, namespace, objects, planned, pod, reasons, settings};
 use crate::model::{KeptKeys, Plan, PortRules, plan};
 
 mod oracle;
@@ -76,6 +76,7 @@ fn one(m: &wire::Match) -> String {
     let numbers = |list: &[u32]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     [
         ("id=", words(&m.principals)),
+        ("id!=", words(&m.not_principals)),
         ("ns!=", words(&m.not_namespaces)),
         ("ip=", nets(&m.source_ips)),
         ("ip!=", nets(&m.not_source_ips)),
@@ -90,6 +91,7 @@ fn one(m: &wire::Match) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn every_shape_of_a_rule() {
     const CART: &str = "matchLabels: {app: cart}";
     for (ingress, expect) in [
@@ -220,6 +222,41 @@ fn policies_of_a_pod_add_up_in_one_deny() {
     );
     // Another policy lets everybody into the other pod.
     assert!(keys(&plan, "web-1").is_empty());
+}
+
+#[test]
+fn the_pods_waypoints_pass_and_apply_it_themselves() {
+    const WP: &str = "cluster.local/ns/shop/sa/wp";
+    let uses = "app: cart, istio.io/use-waypoint: wp";
+    let service = "---\napiVersion: v1\nkind: Service\n\
+         metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp2}}\n\
+         spec: {selector: {app: cart}, ports: [{port: 80}]}\n";
+    let all = ", labels: {istio.io/waypoint-for: all}";
+    let policy = netpol("p", "", "[{ports: [{port: 80}, {port: 15008}]}]");
+    for (labels, rest, name, first) in [
+        ("app: cart", String::new(), "p", "id=*".to_owned()),
+        (
+            uses,
+            gateway("wp", all),
+            "p@shop.wp",
+            format!("id=* id!={WP}"),
+        ),
+        (
+            uses,
+            format!("{}{}{service}", gateway("wp", all), gateway("wp2", "")),
+            "p@shop.wp+shop.wp2",
+            format!("id=* id!={WP},{WP}2"),
+        ),
+        // One that does not exist passes nobody.
+        (uses, String::new(), "p", "id=*".to_owned()),
+    ] {
+        let one = pod("cart-1", "cart", labels, true);
+        let plan = planned(&format!("{}{one}{policy}{rest}", namespace(AMBIENT)));
+        let found = converted(&plan);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].name, format!("converted_network_policy_{name}"));
+        assert_eq!(text(&found[0].rules[0]), format!("{first} & port!=80"));
+    }
 }
 
 #[test]
