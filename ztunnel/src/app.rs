@@ -1,7 +1,7 @@
 //! From start to end: the order in which parts come up, and how they go down.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use isobar_runtime::{Lifetime, LifetimeOwner, Scope, Worker, Workers};
 use isobar_state::{Snapshot, Traversal};
@@ -9,7 +9,7 @@ use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Ready, Registry, Runtimes};
 use isobar_xds::{
     AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OutboundPolicyHandler, ResourceHandler,
-    Roots, Store, SyncStatus, Token,
+    Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
 };
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,7 +104,7 @@ async fn control(
     if let Some(sync) = &sync {
         registry.collector(Box::new(DiscoveryMetrics(sync.clone())));
     }
-    let certificates = start_certificates(&scope, &config, &store);
+    let certificates = start_certificates(&scope, &config, &store, sync.clone());
 
     let mut runtimes = Vec::new();
     for worker in &workers {
@@ -256,7 +256,7 @@ fn own_resources(config: &Config, store: &Store) -> Vec<Box<dyn ResourceHandler>
     if !config.require_waypoint {
         return Vec::new();
     }
-    vec![Box::new(OutboundPolicyHandler(store.clone()))]
+    vec![Box::new(OutboundPolicyHandler::new(store.clone()))]
 }
 
 fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<SyncStatus> {
@@ -271,7 +271,7 @@ fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<Sync
     metadata.insert("CLUSTER_ID".into(), config.cluster_id.clone().into());
     metadata.insert("ISOBAR_VERSION".into(), env!("CARGO_PKG_VERSION").into());
     metadata.extend(config.metadata.clone());
-    let client = AdsClient::new(
+    let mut client = AdsClient::new(
         AdsConfig {
             address: server.address.clone(),
             roots: roots(&server.roots),
@@ -285,12 +285,24 @@ fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<Sync
         store.clone(),
         own_resources(config, store),
     );
+    if let Some(folder) = &config.state_dir {
+        let origin = format!("{} at {}", config.cluster_id, server.address);
+        match SavedMesh::open(folder, origin) {
+            Ok(saved) => client = client.with_saved(saved),
+            Err(error) => tracing::warn!("the mesh is not saved: {error}"),
+        }
+    }
     let status = client.status();
     scope.spawn("discovery", client.run(scope.lifetime()));
     Some(status)
 }
 
-fn start_certificates(scope: &Scope, config: &Config, store: &Store) -> CertManager {
+fn start_certificates(
+    scope: &Scope,
+    config: &Config,
+    store: &Store,
+    sync: Option<SyncStatus>,
+) -> CertManager {
     let server = &config.ca;
     let shared = config.mode == Mode::Shared;
     let client = CaClient::new(CaConfig {
@@ -304,14 +316,25 @@ fn start_certificates(scope: &Scope, config: &Config, store: &Store) -> CertMana
         impersonate: shared,
     });
     let life = scope.lifetime();
-    let (manager, work) = CertManager::new(Arc::new(client), life.clone());
+    let saved = config.state_dir.as_deref().and_then(|folder| {
+        let saved = SavedCertificates::open(folder);
+        let told = |error| tracing::warn!("certificates are not saved: {error}");
+        saved.map_err(told).ok()
+    });
+    let clock = Arc::new(SystemTime::now);
+    let (manager, work) = CertManager::with_saved(Arc::new(client), life.clone(), clock, saved);
     scope.spawn("certificates", work);
     if shared {
         let follower = manager.clone();
         let store = store.clone();
         let node = config.node_name.clone().unwrap_or_default();
         scope.spawn("prefetch", async move {
-            follower.follow_node(store, node, life).await;
+            let known = async {
+                if let Some(sync) = sync {
+                    sync.synced().await;
+                }
+            };
+            follower.follow_node(store, node, known, life).await;
         });
     }
     manager

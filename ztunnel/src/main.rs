@@ -15,6 +15,13 @@ Commands:
   proxy (default)  run the proxy; configured by environment variables, as Istio's ztunnel
   version          print version information
   help             print this text
+
+Environment variables besides Istio's:
+  ISOBAR_STATE_DIR         folder (mode 0700) that keeps the known mesh, so that a restart while the
+                           control plane is away serves it at once; on tmpfs it keeps certificates
+                           and their keys too, on a disk never (default: nothing is kept)
+  ISOBAR_REQUIRE_WAYPOINT  whether a workload bound to a waypoint refuses what did not come through
+                           it: true (default) or false, as Istio's ztunnel
 ";
 
 #[derive(Debug, PartialEq, Eq)]

@@ -218,6 +218,11 @@ impl Pods {
         orderly
     }
 
+    /// Name of our node.
+    pub(crate) fn node(&self) -> &str {
+        self.shared.world.node()
+    }
+
     /// The open connections of every served pod, by uid.
     #[must_use]
     pub fn connections(&self) -> Vec<(String, PodInfo, Arc<Connections>)> {

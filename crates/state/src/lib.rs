@@ -25,6 +25,7 @@ mod sharded;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+pub mod wire;
 mod workload;
 
 pub use authorize::{Denied, DryRun, Peer, Permit, admit_by_network_policy, authorize};

@@ -46,7 +46,7 @@ pub enum NextHop {
         /// The service the call was for.
         service: Option<Arc<Service>>,
     },
-    /// Plain TCP to a workload known by DNS name only: resolve it, then connect.
+    /// A workload known by DNS name only: resolve it, then ask [`NextHop::resolved`].
     Resolve {
         /// Name to resolve.
         hostname: Str,
@@ -357,33 +357,61 @@ fn hop(
     if workload.network != source.network {
         return Err(other_network(workload, source));
     }
-    let address = choose_address(workload, service.map(|s| &**s), destination);
-    let service_owned = service.cloned();
-    match (address, workload.tunnel) {
-        (Some(ip), TunnelProtocol::Hbone) => Ok(NextHop::Tunnel {
-            to: SocketAddr::new(ip, ports::HBONE),
-            authority: SocketAddr::new(ip, port).to_string(),
-            expect: expected_identities(service.map(|s| &**s), workload),
-            workload: Arc::clone(workload),
-            service: service_owned,
-            via_waypoint: false,
-        }),
-        (Some(ip), TunnelProtocol::None) => Ok(NextHop::Direct {
-            to: SocketAddr::new(ip, port),
-            workload: Arc::clone(workload),
-            service: service_owned,
-        }),
-        (None, TunnelProtocol::None) if !workload.hostname.is_empty() => Ok(NextHop::Resolve {
+    match choose_address(workload, service.map(|s| &**s), destination) {
+        Some(ip) => Ok(at_address(workload, service, ip, port)),
+        None if !workload.hostname.is_empty() => Ok(NextHop::Resolve {
             hostname: workload.hostname.clone(),
             port,
             prefer_v6: destination.is_ipv6(),
             workload: Arc::clone(workload),
-            service: service_owned,
+            service: service.cloned(),
         }),
-        (None, _) => Err(Refusal::new(
+        None => Err(Refusal::new(
             Reason::NoHealthyUpstream,
             format!("workload {} has no address", workload.display_name()),
         )),
+    }
+}
+
+/// The way to a workload of the caller's network whose address is known.
+fn at_address(
+    workload: &Arc<Workload>,
+    service: Option<&Arc<Service>>,
+    ip: IpAddr,
+    port: u16,
+) -> NextHop {
+    let (workload_owned, service_owned) = (Arc::clone(workload), service.cloned());
+    match workload.tunnel {
+        TunnelProtocol::Hbone => NextHop::Tunnel {
+            to: SocketAddr::new(ip, ports::HBONE),
+            authority: SocketAddr::new(ip, port).to_string(),
+            expect: expected_identities(service.map(|s| &**s), workload),
+            workload: workload_owned,
+            service: service_owned,
+            via_waypoint: false,
+        },
+        TunnelProtocol::None => NextHop::Direct {
+            to: SocketAddr::new(ip, port),
+            workload: workload_owned,
+            service: service_owned,
+        },
+    }
+}
+
+impl NextHop {
+    /// The next hop once the host name of [`NextHop::Resolve`] is known to be at `ip`. Any other
+    /// stays what it is.
+    #[must_use]
+    pub fn resolved(&self, ip: IpAddr) -> Self {
+        match self {
+            Self::Resolve {
+                port,
+                workload,
+                service,
+                ..
+            } => at_address(workload, service.as_ref(), ip.to_canonical(), *port),
+            other => other.clone(),
+        }
     }
 }
 
@@ -460,7 +488,7 @@ impl fmt::Display for NextHop {
                     "double HBONE through gateway {name} at {to} for {authority}"
                 )
             }
-            Self::Resolve { hostname, port, .. } => write!(f, "plain TCP to {hostname}:{port}"),
+            Self::Resolve { hostname, port, .. } => write!(f, "resolve {hostname} for port {port}"),
             Self::Tunnel {
                 to,
                 authority,

@@ -22,6 +22,7 @@ pub struct WorkloadCertificate {
     not_after: SystemTime,
     chain: Vec<CertificateInfo>,
     roots: Vec<CertificateInfo>,
+    private_key: PrivateKey,
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) root_store: Arc<RootCertStore>,
     pub(crate) server: ServerTls,
@@ -76,14 +77,14 @@ pub enum CertificateError {
 impl WorkloadCertificate {
     /// Takes what an authority answered to `CreateCertificate` (as Istio's ztunnel does): `parts[0]` is the
     /// leaf, the last part the root or roots, those between are intermediates. The leaf must name
-    /// exactly `asked` and belong to `key`.
+    /// exactly `asked` and belong to `private_key`.
     ///
     /// # Errors
     /// When the answer is not of that shape, or is for another identity or key.
     pub fn new(
         asked: &Identity,
         parts: &[String],
-        key: &PrivateKey,
+        private_key: &PrivateKey,
     ) -> Result<Self, CertificateError> {
         let [first, .., last] = parts else {
             return Err(CertificateError::TooFewParts(parts.len()));
@@ -96,7 +97,7 @@ impl WorkloadCertificate {
             chain.extend(read(part, text)?);
         }
         let roots = read(parts.len() - 1, last)?;
-        check_leaf(asked, &chain[0], key)?;
+        check_leaf(asked, &chain[0], private_key)?;
 
         let info = |part: usize, list: &[CertificateDer<'_>]| {
             list.iter()
@@ -122,7 +123,7 @@ impl WorkloadCertificate {
             .map_err(CryptoFailure::of("trust the roots"))?;
         let signing = provider
             .key_provider
-            .load_private_key(key.to_der()?)
+            .load_private_key(private_key.to_der()?)
             .map_err(CryptoFailure::of("load the key"))?;
         let key = Arc::new(CertifiedKey::new(chain, signing));
         let server = ServerTls::new(asked, Arc::clone(&key), chain_verifier)?;
@@ -136,6 +137,7 @@ impl WorkloadCertificate {
                 .unwrap_or(SystemTime::UNIX_EPOCH),
             chain: chain_info,
             roots: root_info,
+            private_key: private_key.clone(),
             key,
             root_store,
             server,
@@ -180,6 +182,12 @@ impl WorkloadCertificate {
     #[must_use]
     pub fn chain(&self) -> &[CertificateInfo] {
         &self.chain
+    }
+
+    /// The key the leaf belongs to.
+    #[must_use]
+    pub const fn private_key(&self) -> &PrivateKey {
+        &self.private_key
     }
 
     /// The roots peers are verified against.

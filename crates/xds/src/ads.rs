@@ -2,6 +2,7 @@
 
 mod subscription;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_proto::envoy::config::core::v3::Node;
@@ -16,9 +17,10 @@ use crate::channel::{ConnectError, chain, connect, headers, read_roots};
 use crate::config::{AdsConfig, Server};
 use crate::handler::ResourceHandler;
 use crate::mesh::{AddressHandler, AuthorizationHandler};
+use crate::saved::{KEPT, Restored, SavedMesh, Saver};
 use crate::status::{SyncStatus, Termination};
 use crate::store::Store;
-use subscription::Subscription;
+pub(crate) use subscription::Subscription;
 
 /// A cluster's whole state may come in one message.
 const MAX_MESSAGE: usize = 200 << 20;
@@ -28,6 +30,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers that may wait to be sent.
 const ANSWERS: usize = 32;
+/// A response of more resources is applied on a thread where that may take a while.
+const MANY: usize = 256;
+/// How often replaced snapshots are looked at.
+const REAP: Duration = Duration::from_millis(500);
+/// What was saved is used once the control plane has been silent for so long, or has failed once.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Keeps a [`Store`] (and the state of further handlers) equal to what the control plane says.
 pub struct AdsClient {
@@ -35,6 +43,8 @@ pub struct AdsClient {
     node: Node,
     subscriptions: Vec<Subscription>,
     status: SyncStatus,
+    store: Store,
+    saver: Option<Saver>,
 }
 
 /// How a stream ended.
@@ -73,8 +83,8 @@ impl AdsClient {
         // Policies before the workloads that name them: a workload must not be reachable for the
         // moment in which its policy is still on the way.
         let mesh: [Box<dyn ResourceHandler>; 2] = [
-            Box::new(AuthorizationHandler(store.clone())),
-            Box::new(AddressHandler(store)),
+            Box::new(AuthorizationHandler::new(store.clone())),
+            Box::new(AddressHandler::new(store.clone())),
         ];
         let subscriptions: Vec<_> = mesh
             .into_iter()
@@ -94,7 +104,44 @@ impl AdsClient {
                     .map(|one| (one.type_url(), one.is_optional())),
             ),
             subscriptions,
+            store,
+            saver: None,
         }
+    }
+
+    /// Starts with what was saved, and saves from now on. What cannot be used is told and ignored.
+    /// Reads and applies the whole file: call it before there is traffic.
+    #[must_use]
+    pub fn with_saved(mut self, saved: SavedMesh) -> Self {
+        match saved.load() {
+            Ok(Some(restored)) => self.restore(&restored),
+            Ok(None) => tracing::debug!("no saved mesh"),
+            Err(error) => tracing::warn!("saved mesh ignored: {error}"),
+        }
+        let kept = self.subscriptions.iter();
+        let kept = kept.filter(|s| KEPT.contains(&s.type_url()));
+        self.saver = Some(Saver {
+            saved: Arc::new(saved),
+            store: self.store.clone(),
+            held: kept.map(|s| (s.type_url(), s.held())).collect(),
+        });
+        self
+    }
+
+    fn restore(&mut self, restored: &Restored) {
+        let mut count = 0;
+        // In the order of the subscriptions: policies first.
+        for subscription in &mut self.subscriptions {
+            if let Some(resources) = restored.resources.get(subscription.type_url()) {
+                count += subscription.restore(resources);
+            }
+        }
+        tracing::info!(
+            resources = count,
+            age_seconds = restored.age.as_secs(),
+            "mesh restored from file"
+        );
+        self.status.restored(count);
     }
 
     /// A handle on readiness and state, usable before and while the client runs.
@@ -105,9 +152,19 @@ impl AdsClient {
 
     /// Streams until `life` is stopped; reconnects for ever. What was received stays in force.
     pub async fn run(mut self, life: Lifetime) {
+        let status = self.status.clone();
+        let saver = self.saver.take();
+        let saving = async {
+            if let Some(saver) = saver {
+                saver.run(status.clone()).await;
+            }
+            std::future::pending().await
+        };
         tokio::select! {
             () = life.stopped() => {}
             () = self.stream_for_ever() => {}
+            () = saving => {}
+            () = accept_restored(status.clone()) => {}
         }
     }
 
@@ -132,6 +189,8 @@ impl AdsClient {
                 tracing::warn!(address, ?wait, "no discovery, will try again: {why}");
             }
             self.status.disconnected(why, ending.kind(answered));
+            self.status.use_restored();
+            self.store.reap();
             tokio::time::sleep(wait).await;
         }
     }
@@ -139,38 +198,75 @@ impl AdsClient {
     async fn stream(&mut self, answered: &mut bool) -> Result<(), Ending> {
         let first = self
             .subscriptions
-            .iter()
+            .iter_mut()
             .map(|s| s.first_request(&self.node));
         let (answers, mut responses) = open(&self.server, first.collect()).await?;
         self.status.connected();
         tracing::info!(address = self.server.address, "discovery stream open");
-        while let Some(response) = responses.message().await? {
+        let mut retired = true;
+        loop {
+            let response = tokio::select! {
+                response = responses.message() => response?,
+                () = tokio::time::sleep(REAP), if retired => {
+                    retired = self.store.reap();
+                    continue;
+                }
+            };
+            let Some(response) = response else {
+                return Ok(());
+            };
             *answered = true;
-            let answer = self.take(response);
+            retired = true;
+            let answer = self.take(response).await;
             if answers.send(answer).await.is_err() {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
-    fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    async fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let known = self
             .subscriptions
-            .iter_mut()
-            .find(|s| s.type_url() == response.type_url);
-        match known {
-            Some(subscription) => subscription.take(&response, &self.status),
-            None => {
-                tracing::warn!(type_url = response.type_url, "unknown resource type");
-                DeltaDiscoveryRequest {
-                    type_url: response.type_url,
-                    response_nonce: response.nonce,
-                    ..Default::default()
-                }
+            .iter()
+            .position(|s| s.type_url() == response.type_url);
+        let Some(at) = known else {
+            tracing::warn!(type_url = response.type_url, "unknown resource type");
+            return DeltaDiscoveryRequest {
+                type_url: response.type_url,
+                response_nonce: response.nonce,
+                ..Default::default()
+            };
+        };
+        if response.resources.len() + response.removed_resources.len() <= MANY {
+            return self.subscriptions[at].take(&response, &self.status);
+        }
+        let mut subscription = self.subscriptions.remove(at);
+        let status = self.status.clone();
+        let applied = tokio::task::spawn_blocking(move || {
+            let answer = subscription.take(&response, &status);
+            // Freed here too, with all it holds.
+            drop(response);
+            (subscription, answer)
+        });
+        match applied.await {
+            Ok((subscription, answer)) => {
+                self.subscriptions.insert(at, subscription);
+                answer
             }
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is stopping, and this task with it.
+                Err(_) => std::future::pending().await,
+            },
         }
     }
+}
+
+/// Uses what was saved if the control plane stays silent. Never ends.
+async fn accept_restored(status: SyncStatus) {
+    tokio::time::sleep(SILENCE).await;
+    status.use_restored();
+    std::future::pending().await
 }
 
 /// Opens a stream on which `first` has been asked.

@@ -7,7 +7,7 @@ mod follow;
 mod schedule;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
@@ -22,6 +22,8 @@ pub use client::CaClient;
 pub use error::CertError;
 use schedule::Priority;
 use worker::{Command, Worker};
+
+use crate::saved::SavedCertificates;
 
 /// Wishes that may wait for the worker.
 const QUEUE: usize = 1024;
@@ -96,12 +98,24 @@ impl CertManager {
         life: Lifetime,
         clock: Clock,
     ) -> (Self, impl Future<Output = ()> + Send) {
+        Self::with_saved(requester, life, clock, None)
+    }
+
+    /// As [`Self::with_clock`]; starts with the certificates that were saved, keeps them in step
+    /// from then on, and renews them as if they had just been issued.
+    pub fn with_saved(
+        requester: Arc<dyn Requester>,
+        life: Lifetime,
+        clock: Clock,
+        saved: Option<SavedCertificates>,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             entries: RwLock::new(HashMap::new()),
             clock,
         });
-        let worker = Worker::new(Arc::clone(&shared), requester, queue);
+        let mut worker = Worker::new(Arc::clone(&shared), requester, queue, saved);
+        worker.restore();
         let work = async move {
             tokio::select! {
                 () = life.stopped() => {}
@@ -159,6 +173,11 @@ impl CertManager {
         drop(entries);
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
         all
+    }
+
+    /// Identities with a certificate or a wish for one.
+    fn identities(&self) -> BTreeSet<Identity> {
+        self.shared.read().keys().cloned().collect()
     }
 
     async fn wait(&self, identity: &Identity) -> Result<Arc<WorkloadCertificate>, CertError> {

@@ -12,6 +12,9 @@ pub trait ResourceHandler: Send {
         false
     }
 
+    /// A stream has been opened: what comes next begins with everything not told to be held.
+    fn stream_opened(&mut self) {}
+
     /// Applies one response: first `updates`, then removes `removed`, then publishes the result at
     /// once. A resource that cannot be used leaves its previous version in force and is returned;
     /// the others apply.

@@ -11,7 +11,12 @@ mod certificates;
 mod channel;
 mod config;
 mod handler;
+#[cfg(test)]
+mod hostile_tests;
 mod mesh;
+mod saved;
+#[cfg(test)]
+mod scale_tests;
 mod status;
 mod store;
 #[cfg(test)]
@@ -24,6 +29,7 @@ pub use certificates::{
 pub use channel::ConnectError;
 pub use config::{AdsConfig, CaConfig, Roots, Token};
 pub use handler::{Rejected, ResourceHandler, decode};
-pub use status::{SyncReport, SyncStatus, Termination, TypeReport};
 pub use mesh::OutboundPolicyHandler;
+pub use saved::{SavedCertificates, SavedError, SavedMesh};
+pub use status::{SyncReport, SyncStatus, Termination, TypeReport};
 pub use store::Store;

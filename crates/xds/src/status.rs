@@ -15,7 +15,10 @@ pub struct SyncStatus {
 struct Shared {
     /// Held for the time of an update or a copy.
     facts: Mutex<Facts>,
+    /// The mesh is known well enough to serve.
     synced: watch::Sender<bool>,
+    /// The control plane has answered every type.
+    answered: watch::Sender<bool>,
 }
 
 /// How a discovery stream ended, in Istio's words.
@@ -58,6 +61,7 @@ struct Facts {
     connects: u64,
     terminations: BTreeMap<Termination, u64>,
     last_failure: Option<String>,
+    restored: Option<usize>,
     types: BTreeMap<&'static str, TypeFacts>,
 }
 
@@ -87,6 +91,9 @@ pub struct SyncReport {
     /// Why the last stream could not be opened, or ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<String>,
+    /// Resources that came from a file at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored: Option<usize>,
     /// One entry a type.
     pub types: Vec<TypeReport>,
 }
@@ -142,12 +149,14 @@ impl SyncStatus {
                     ..Facts::default()
                 }),
                 synced: watch::Sender::new(false),
+                answered: watch::Sender::new(false),
             }),
         }
     }
 
-    /// Resolves once every type that is not optional has been answered. A rejected resource does not
-    /// hold it up: the others are usable, and the report tells.
+    /// Resolves once every type that is not optional has been answered, or what was saved is to be
+    /// used instead. A rejected resource does not hold it up: the others are usable, and the report
+    /// tells.
     ///
     /// # Cancel safety
     /// May be dropped and called again at any time.
@@ -156,7 +165,7 @@ impl SyncStatus {
         let _ = self.shared.synced.subscribe().wait_for(|s| *s).await;
     }
 
-    /// True once every type has been answered.
+    /// True once [`Self::synced`] resolves.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         *self.shared.synced.borrow()
@@ -171,6 +180,7 @@ impl SyncStatus {
             connects: facts.connects,
             terminations: facts.terminations.clone(),
             last_failure: facts.last_failure.clone(),
+            restored: facts.restored,
             types: facts
                 .types
                 .iter()
@@ -195,6 +205,24 @@ impl SyncStatus {
         let facts = self.facts();
         let newest = facts.types.values().filter_map(|f| f.acknowledged).max();
         newest.map(|at| at.elapsed())
+    }
+
+    /// Resolves once the control plane has answered every type.
+    pub(crate) async fn answered(&self) {
+        // As in `synced`.
+        let _ = self.shared.answered.subscribe().wait_for(|s| *s).await;
+    }
+
+    /// Resources came from a file; they do not count until [`Self::use_restored`].
+    pub(crate) fn restored(&self, resources: usize) {
+        self.facts().restored = Some(resources);
+    }
+
+    /// What came from a file, if anything, has to do for now.
+    pub(crate) fn use_restored(&self) {
+        if self.facts().restored.is_some() && !self.shared.synced.send_replace(true) {
+            tracing::info!("no answer from the control plane yet: serving what was saved");
+        }
     }
 
     pub(crate) fn connected(&self) {
@@ -231,6 +259,7 @@ impl SyncStatus {
         let all = facts.types.values().all(|f| f.answered || f.optional);
         drop(facts);
         if all {
+            self.shared.answered.send_replace(true);
             self.shared.synced.send_replace(true);
         }
     }

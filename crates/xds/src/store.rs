@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use isobar_state::Snapshot;
@@ -14,6 +14,9 @@ pub struct Store {
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     version: watch::Sender<u64>,
+    /// Replaced snapshots that somebody may still be looking at. Only the writer drops them: to
+    /// free a big one takes longer than a data-path worker may stop.
+    retired: Mutex<Vec<Arc<Snapshot>>>,
 }
 
 impl Default for Store {
@@ -31,6 +34,7 @@ impl Store {
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::from_pointee(snapshot),
                 version,
+                retired: Mutex::default(),
             }),
         }
     }
@@ -71,14 +75,74 @@ impl Store {
     /// stands in for it (a file, a test).
     pub fn publish(&self, snapshot: Snapshot) {
         let version = snapshot.version();
-        self.shared.snapshot.store(Arc::new(snapshot));
+        let old = self.shared.snapshot.swap(Arc::new(snapshot));
         self.shared.version.send_replace(version);
+        self.retire(old);
+    }
+
+    /// Takes a snapshot to be dropped when nobody else holds it; call [`Self::reap`] now and then.
+    pub(crate) fn retire(&self, snapshot: Arc<Snapshot>) {
+        let mut retired = self.retired();
+        // Once only: two entries would each take the other for a reader.
+        if !retired.iter().any(|old| Arc::ptr_eq(old, &snapshot)) {
+            retired.push(snapshot);
+        }
+        drop(retired);
+        self.reap();
+    }
+
+    /// Drops the replaced snapshots that nobody holds any more. Returns whether some are left.
+    /// Call it from control threads only.
+    pub fn reap(&self) -> bool {
+        let current = self.load();
+        let mut retired = self.retired();
+        // A replaced snapshot cannot be loaded any more: once it is held here only, it stays so.
+        let (free, held) = std::mem::take(&mut *retired)
+            .into_iter()
+            .filter(|old| !Arc::ptr_eq(old, &current))
+            .partition::<Vec<_>, _>(|old| Arc::strong_count(old) == 1);
+        let left = !held.is_empty();
+        *retired = held;
+        drop(retired);
+        drop(free);
+        left
+    }
+
+    fn retired(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Snapshot>>> {
+        // A list of pointers is whole whatever happened.
+        self.shared
+            .retired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replaced_snapshot_is_dropped_by_the_writer_not_by_the_last_reader() {
+        let store = Store::default();
+        let reader = store.load();
+        let watched = Arc::downgrade(&reader);
+        store.publish(store.load().draft().finish());
+        assert!(store.reap(), "the reader still looks at it");
+        drop(reader);
+        assert!(watched.upgrade().is_some(), "the reader does not drop it");
+        assert!(!store.reap());
+        assert!(watched.upgrade().is_none());
+        // One that is handed in twice is not taken for its own reader.
+        let kept = store.load();
+        let watched = Arc::downgrade(&kept);
+        store.publish(store.load().draft().finish());
+        store.retire(kept);
+        assert!(watched.upgrade().is_none());
+        // The newest one is never dropped, whoever hands it in.
+        store.retire(store.load());
+        assert!(!store.reap());
+        assert_eq!(store.load().version(), 2);
+    }
 
     #[tokio::test]
     async fn waiters_see_what_is_published() {

@@ -9,6 +9,10 @@ use isobar_tests::{Load, LoadKind, Mesh, eventually_within};
 use crate::fixture::{ambient, client, run, server};
 
 const AWAY: Duration = Duration::from_secs(30);
+/// For everything that was still to be written.
+const SAVED: Duration = Duration::from_secs(60);
+/// Longer than a change waits to be written.
+const QUIET: Duration = Duration::from_secs(5);
 
 const DENY_ALL: &str = "\
 apiVersion: security.istio.io/v1
@@ -66,6 +70,57 @@ fn known_workloads_go_on_without_the_control_plane() {
         )
         .await?;
         println!("in force {took:?} after the control plane came back");
+        mesh.down()
+    });
+}
+
+#[test]
+fn a_node_proxy_that_restarts_without_the_control_plane_serves_at_once() {
+    run(async {
+        let mesh = Mesh::start(&[
+            ("ns.yaml", &ambient("shop")),
+            ("client.yaml", &client("shop")),
+            ("server.yaml", &server("shop", &[])),
+        ])
+        .await?;
+        mesh.settled("shop/client", "enrolled").await?;
+        mesh.settled("shop/server", "enrolled").await?;
+        let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
+        let caller = mesh.caller("shop/client").await?;
+        mesh.answers(&caller, to, "server", "/ip").await?;
+        let nodes = ["node-1", "node-2"];
+        for node in nodes {
+            let saved = mesh.lab().paths().node(node).join("state/mesh");
+            // Changes are written together, a moment after the first: wait for the last ones.
+            eventually_within("the mesh is saved", SAVED, async || {
+                let age = std::fs::metadata(&saved)?.modified()?.elapsed()?;
+                ensure!(age > QUIET, "written {age:?} ago");
+                Ok(())
+            })
+            .await?;
+        }
+        mesh.lab().kill_component("isobard").await?;
+        for node in nodes {
+            let proxy = format!("ztunnel-{node}");
+            mesh.lab().kill_component(&proxy).await?;
+            mesh.lab().start_component(&proxy).await?;
+        }
+        let limit = Duration::from_secs(10);
+        let ((), took) = eventually_within("calls are answered", limit, async || {
+            let reply = caller.get(to, "/ip").await?;
+            ensure!(reply.status == 200, "{}", reply.status);
+            Ok(())
+        })
+        .await?;
+        println!("serving again {took:?} after both node proxies were restarted");
+        for node in nodes {
+            let log = mesh.log(&format!("ztunnel-{node}")).await?;
+            for line in ["mesh restored from file", "serving what was saved"] {
+                ensure!(log.contains(line), "{node} does not say {line:?}");
+            }
+        }
+        let log = mesh.log("ztunnel-node-1").await?;
+        ensure!(log.contains("direction=\"outbound\""), "the call went through no proxy");
         mesh.down()
     });
 }

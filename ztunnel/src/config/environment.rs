@@ -125,6 +125,7 @@ impl Environment {
             original_source: self.optional_flag("ENABLE_ORIG_SRC")?,
             require_waypoint: self.flag("ISOBAR_REQUIRE_WAYPOINT", true)?,
             same_node: self.flag("ISOBAR_SAME_NODE", false)?,
+            state_dir: self.owned("ISOBAR_STATE_DIR").map(Into::into),
             ipv6: self.flag("IPV6_ENABLED", true)?,
             keepalive: Keepalive::read(self)?,
             http2: Http2::read(self)?,

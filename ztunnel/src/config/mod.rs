@@ -67,6 +67,9 @@ pub struct Config {
     pub require_waypoint: bool,
     /// Connections between two pods of this process take no tunnel.
     pub same_node: bool,
+    /// Where the mesh and, if it is in memory, certificates are kept for the next start
+    /// (`ISOBAR_STATE_DIR`); `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
     /// Dual-stack listeners and AAAA answers.
     pub ipv6: bool,
     /// TCP keepalive on plain connections.

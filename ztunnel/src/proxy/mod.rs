@@ -32,7 +32,7 @@ use isobar_types::Reason;
 use isobar_xds::{CertSource, Store};
 
 pub use accept::Descriptors;
-pub use connections::{Connections, View, Views};
+pub use connections::{Connections, InboundGuard, View, Views};
 pub use ledger::{Ending, Ledger};
 pub use listeners::PodListeners;
 pub use neighbour::Neighbours;

@@ -394,7 +394,11 @@ async fn connect(
             port,
             prefer_v6,
             ..
-        } => plain(worker, resolve(hostname, *port, *prefer_v6).await?).await,
+        } => {
+            let to = resolve(hostname, *port, *prefer_v6).await?;
+            // Plain or a tunnel now: it does not come here again.
+            Box::pin(connect(worker, &hop.resolved(to.ip()), source, client)).await
+        }
         NextHop::DoubleTunnel { .. } => Err(Failed {
             reason: Reason::NoHealthyUpstream,
             detail: format!("{hop}: calls across networks are not supported"),

@@ -186,6 +186,7 @@ fn proxy(
         ("SERVICE_ACCOUNT", PROXY_ACCOUNT.to_owned()),
         ("INSTANCE_IP", node.plan.address().to_string()),
         ("INPOD_UDS", text(&paths.zds(name))),
+        ("ISOBAR_STATE_DIR", text(&paths.node(name).join("state"))),
     ]);
     Ok(ComponentPlan {
         place: node.place.clone(),

@@ -143,7 +143,27 @@ fn a_workload_without_address_is_resolved_by_name() {
     let snapshot = with_client(vec![of_service(web(&[(80, 443)])), of_workload(external)]);
     let hop = call(&snapshot, "10.96.0.1:80", 1);
     // The endpoint's own mapping counts, not the service's.
-    assert_eq!(said(hop), "plain TCP to api.example.com:8080");
+    let hop = hop.unwrap();
+    assert_eq!(hop.to_string(), "resolve api.example.com for port 8080");
+    assert_eq!(
+        hop.resolved(ip("192.0.2.1")).to_string(),
+        "plain TCP to default/web-1 at 192.0.2.1:8080"
+    );
+}
+
+#[test]
+fn a_workload_of_the_mesh_known_by_name_is_tunnelled_to_where_the_name_is() {
+    let by_name = wire::Workload {
+        addresses: vec![],
+        hostname: "db.example.com".to_owned(),
+        ..web_pod()
+    };
+    let snapshot = with_client(vec![of_service(web(&[(80, 443)])), of_workload(by_name)]);
+    let hop = call(&snapshot, "10.96.0.1:80", 1).unwrap();
+    let tunnel = "HBONE to default/web-1 at [2001:db8::1]:15008 for [2001:db8::1]:8080";
+    assert_eq!(hop.resolved(ip("2001:db8::1")).to_string(), tunnel);
+    let direct = hop.resolved(ip("2001:db8::1"));
+    assert_eq!(direct.resolved(ip("192.0.2.1")), direct, "once is enough");
 }
 
 #[test]

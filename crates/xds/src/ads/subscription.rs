@@ -1,30 +1,33 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeSet;
 
 use isobar_proto::envoy::config::core::v3::Node;
-use isobar_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use isobar_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+};
 use isobar_proto::google::rpc::Status;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 
 use crate::handler::{Rejected, ResourceHandler};
+use crate::saved::Held;
 use crate::status::{Applied, SyncStatus};
 
 /// All resources of one type: what is held, in which version.
-pub(super) struct Subscription {
+pub(crate) struct Subscription {
     handler: Box<dyn ResourceHandler>,
     /// Name to version of what is in force; survives the stream.
-    held: HashMap<String, String>,
+    held: Held,
 }
 
 impl Subscription {
-    pub(super) fn new(handler: Box<dyn ResourceHandler>) -> Self {
+    pub(crate) fn new(handler: Box<dyn ResourceHandler>) -> Self {
         Self {
             handler,
-            held: HashMap::new(),
+            held: Held::default(),
         }
     }
 
-    pub(super) fn type_url(&self) -> &'static str {
+    pub(crate) fn type_url(&self) -> &'static str {
         self.handler.type_url()
     }
 
@@ -32,23 +35,53 @@ impl Subscription {
         self.handler.is_optional()
     }
 
+    /// What is in force, shared.
+    pub(crate) fn held(&self) -> Held {
+        self.held.clone()
+    }
+
+    /// Takes what was saved earlier, as if it had come from the server. Returns how many resources
+    /// are in force now.
+    pub(crate) fn restore(&mut self, resources: &[Resource]) -> usize {
+        let rejected = self.handler.apply(resources, &[]);
+        for Rejected { name, reason } in &rejected {
+            tracing::warn!(name, "saved resource ignored: {reason}");
+        }
+        self.hold(resources, &rejected);
+        self.held.lock().len()
+    }
+
+    /// A rejected resource keeps the version that is in force, if any: the server then sends the
+    /// newer one again, and knows what to remove.
+    fn hold(&self, resources: &[Resource], rejected: &[Rejected]) {
+        let bad: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        let mut held = self.held.lock();
+        for resource in resources {
+            if !bad.contains(resource.name.as_str()) {
+                let (name, version) = (resource.name.as_str(), resource.version.as_str());
+                held.insert(name.into(), version.into());
+            }
+        }
+    }
+
     /// The first request of a stream: subscribes to everything by naming nothing, and tells what
     /// is held, so that the server sends only the difference.
-    pub(super) fn first_request(&self, node: &Node) -> DeltaDiscoveryRequest {
+    pub(crate) fn first_request(&mut self, node: &Node) -> DeltaDiscoveryRequest {
+        self.handler.stream_opened();
+        let held = self.held.lock();
         DeltaDiscoveryRequest {
             node: Some(node.clone()),
             type_url: self.type_url().to_owned(),
-            initial_resource_versions: self
-                .held
+            initial_resource_versions: held
                 .iter()
-                .map(|(name, version)| (name.clone(), version.clone()))
+                .map(|(name, version)| (name.to_string(), version.to_string()))
                 .collect(),
             ..Default::default()
         }
     }
 
     /// Applies a response and makes its answer.
-    pub(super) fn take(
+    pub(crate) fn take(
         &mut self,
         response: &DeltaDiscoveryResponse,
         status: &SyncStatus,
@@ -57,31 +90,24 @@ impl Subscription {
         let rejected = self
             .handler
             .apply(&response.resources, &response.removed_resources);
-        let mut settled = Vec::with_capacity(response.resources.len());
-        let bad: BTreeMap<&str, &str> = rejected
-            .iter()
-            .map(|r| (r.name.as_str(), r.reason.as_str()))
-            .collect();
-        for resource in &response.resources {
-            // A rejected resource keeps the version that is in force, if any: the server then
-            // sends the newer one again, and knows what to remove.
-            if !bad.contains_key(resource.name.as_str()) {
-                self.held
-                    .insert(resource.name.clone(), resource.version.clone());
-                settled.push(resource.name.as_str());
-            }
-        }
+        self.hold(&response.resources, &rejected);
+        let mut held = self.held.lock();
         for name in &response.removed_resources {
-            self.held.remove(name);
-            settled.push(name.as_str());
+            held.remove(name.as_str());
         }
+        let resources = held.len();
+        drop(held);
+        let bad: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        let good = response.resources.iter().map(|r| r.name.as_str());
+        let removed = response.removed_resources.iter().map(String::as_str);
+        let settled = good.filter(|name| !bad.contains(name)).chain(removed);
         status.applied(&Applied {
             type_url,
-            resources: self.held.len(),
+            resources,
             bytes: content_bytes(response),
             version: &response.system_version_info,
             nonce: &response.nonce,
-            settled,
+            settled: settled.collect(),
             rejected: &rejected,
         });
         tracing::debug!(
@@ -101,15 +127,29 @@ impl Subscription {
     }
 }
 
+/// Longest text about one resource, in characters, and about a response, in bytes: what is wrong may
+/// quote what came, and a server refuses a request that is too long.
+const LONGEST_REASON: usize = 400;
+const LONGEST_COMPLAINT: usize = 32 << 10;
+
 fn complaint(type_url: &str, rejected: &[Rejected]) -> Option<Status> {
     if rejected.is_empty() {
         return None;
     }
-    let parts: Vec<_> = rejected
-        .iter()
-        .map(|r| format!("{}: {}", r.name, r.reason))
-        .collect();
-    let message = parts.join("; ");
+    let mut message = String::new();
+    for (at, r) in rejected.iter().enumerate() {
+        if message.len() > LONGEST_COMPLAINT {
+            let more = rejected.len() - at;
+            message.push_str(&format!("; and {more} more"));
+            break;
+        }
+        if at > 0 {
+            message.push_str("; ");
+        }
+        let one = format!("{}: {}", r.name, r.reason);
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        message.extend(one.chars().take(LONGEST_REASON).map(plain));
+    }
     tracing::warn!(type_url, "rejected: {message}");
     Some(Status {
         message,
@@ -126,7 +166,7 @@ fn content_bytes(response: &DeltaDiscoveryResponse) -> usize {
 }
 
 /// JSON as the protobuf struct of the same meaning.
-pub(super) fn metadata(map: &serde_json::Map<String, serde_json::Value>) -> Struct {
+pub(crate) fn metadata(map: &serde_json::Map<String, serde_json::Value>) -> Struct {
     Struct {
         fields: map
             .iter()

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use isobar_proto::envoy::service::discovery::v3::Resource;
@@ -13,12 +13,16 @@ use tonic::Status;
 
 use super::*;
 use crate::handler::Rejected;
+use crate::saved::SavedMesh;
 use crate::testing::{AdsStream, ControlPlane, patiently, resource};
 
 const EXTRA: &str = "type.googleapis.com/test.Extra";
 
 struct Setup {
     dir: TempDir,
+    config: AdsConfig,
+    /// Streams kept open.
+    streams: Vec<AdsStream>,
     server: ControlPlane,
     store: Store,
     status: SyncStatus,
@@ -69,13 +73,15 @@ async fn setup(handlers: Vec<Box<dyn ResourceHandler>>) -> Setup {
             .clone(),
     };
     let store = Store::default();
-    let client = AdsClient::new(config, store.clone(), handlers);
+    let client = AdsClient::new(config.clone(), store.clone(), handlers);
     let status = client.status();
     let scope = Scope::new("client");
     let life = scope.lifetime();
     scope.spawn("ads", client.run(life));
     Setup {
         dir,
+        config,
+        streams: Vec::new(),
         server,
         store,
         status,
@@ -178,7 +184,7 @@ async fn what_is_answered_is_applied_acknowledged_and_ready() {
 }
 
 #[tokio::test]
-async fn a_bad_resource_is_named_and_its_siblings_apply() {
+async fn check_08_a_bad_address_leaves_the_good_ones() {
     let mut s = setup(vec![]).await;
     let mut stream = s.server.stream().await;
     first_requests(&mut stream, 2).await;
@@ -216,17 +222,52 @@ async fn a_bad_resource_is_named_and_its_siblings_apply() {
     stream.send(AUTHORIZATION, "n4", vec![policy("p", 1)]).await;
     stream.request().await;
     assert_eq!(rejected(AUTHORIZATION), [""; 0]);
+}
+
+#[tokio::test]
+async fn check_09_a_reconnect_tells_the_versions_held_and_no_rejected_one() {
+    let mut s = setup(vec![]).await;
+    let mut stream = s.server.stream().await;
+    first_requests(&mut stream, 2).await;
+    let mut broken = pod("broken");
+    broken.resource.as_mut().unwrap().value = vec![0xff];
+    let first = vec![pod("a"), pod("b"), pod("gone"), broken];
+    stream.send(ADDRESS, "n1", first).await;
+    stream.request().await;
+    stream.send(AUTHORIZATION, "n2", vec![policy("p", 1)]).await;
+    stream.request().await;
+    // A newer version that is rejected leaves the older one in force, and held.
+    let newer = |name: &str| Resource {
+        version: "newer".to_owned(),
+        ..pod(name)
+    };
+    let mut bad = newer("a");
+    bad.resource.as_mut().unwrap().value = vec![0xff];
+    let second = vec![bad, newer("b")];
+    stream
+        .send_with(ADDRESS, "n3", second, &[&uid("gone")])
+        .await;
+    stream.request().await;
+    stream.send(AUTHORIZATION, "n4", vec![policy("q", 9)]).await;
+    stream.request().await;
 
     stream.fail(Status::unavailable("rotation")).await;
     let mut stream = s.server.stream().await;
     let requests = first_requests(&mut stream, 2).await;
     let held = |url: &str| requests[url].initial_resource_versions.clone();
-    let version = BTreeMap::from([(uid("a"), format!("v-{}", uid("a")))]);
-    assert_eq!(held(ADDRESS), version, "rejected ones are not held");
+    let versions = BTreeMap::from([
+        (uid("a"), format!("v-{}", uid("a"))),
+        (uid("b"), "newer".to_owned()),
+    ]);
+    assert_eq!(held(ADDRESS), versions);
     assert_eq!(
         held(AUTHORIZATION),
         BTreeMap::from([("default/p".to_owned(), String::new())])
     );
+    for request in requests.values() {
+        assert!(request.node.is_some());
+        assert!(request.response_nonce.is_empty());
+    }
 }
 
 #[tokio::test]
@@ -311,4 +352,177 @@ async fn further_types_go_to_their_handlers_and_unknown_ones_are_acknowledged() 
         ("type.googleapis.com/nobody", "n3")
     );
     assert_eq!(ack.error_detail, None);
+}
+
+/// A client of the server at `address` that keeps the mesh in `folder`.
+fn keeping(config: &AdsConfig, folder: &Path, address: &str) -> (AdsClient, Store) {
+    let config = AdsConfig {
+        address: format!("https://{address}"),
+        ..config.clone()
+    };
+    let store = Store::default();
+    let client = AdsClient::new(config, store.clone(), vec![]);
+    let saved = SavedMesh::open(folder, "east").unwrap();
+    (client.with_saved(saved), store)
+}
+
+async fn saved_with(folder: &Path, names: &[&str]) {
+    patiently("the mesh to be saved", async {
+        loop {
+            let saved = SavedMesh::open(folder, "east").unwrap().load();
+            if let Ok(Some(restored)) = saved {
+                let addresses = restored.resources[ADDRESS].iter();
+                let mut found: Vec<_> = addresses.map(|r| &*r.name).collect();
+                found.sort_unstable();
+                if found == names {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restart_while_the_control_plane_is_away_serves_what_was_known() {
+    let mut s = setup(vec![]).await;
+    let folder = s.dir.path().join("state");
+    let address = s.server.address;
+    let scope = Scope::new("first");
+    let (client, _store) = keeping(&s.config, &folder, &address.to_string());
+    scope.spawn("ads", client.run(scope.lifetime()));
+    // The setup's own client has a stream too: both get the same.
+    for _ in 0..2 {
+        let mut stream = s.server.stream().await;
+        first_requests(&mut stream, 2).await;
+        stream.send(AUTHORIZATION, "n1", vec![policy("p", 1)]).await;
+        stream.request().await;
+        s.streams.push(stream);
+    }
+    assert!(!folder.join("mesh").exists(), "half a mesh is not saved");
+    for stream in &mut s.streams {
+        stream.send(ADDRESS, "n2", vec![pod("a"), pod("b")]).await;
+        stream.request().await;
+    }
+    saved_with(&folder, &[&uid("a"), &uid("b")]).await;
+    scope.shutdown(Duration::ZERO).await;
+    s.server.stop().await;
+
+    // Nobody is at that address any more.
+    let (client, store) = keeping(&s.config, &folder, &address.to_string());
+    let status = client.status();
+    assert_eq!(
+        store.load().sizes(),
+        (2, 0, 1),
+        "known before anything runs"
+    );
+    assert!(!status.is_synced(), "the control plane is asked first");
+    let scope = Scope::new("second");
+    scope.spawn("ads", client.run(scope.lifetime()));
+    patiently("the saved mesh to do", status.synced()).await;
+    assert_eq!(status.report().restored, Some(3));
+
+    // When it comes back it is told what is held, and only the difference comes.
+    let mut server = ControlPlane::start_at(address).await;
+    server.write_roots(&roots_file(&s.dir));
+    let mut stream = server.stream().await;
+    let requests = first_requests(&mut stream, 2).await;
+    let held = &requests[ADDRESS].initial_resource_versions;
+    let versions: Vec<_> = held.values().cloned().collect();
+    assert_eq!(
+        versions,
+        [format!("v-{}", uid("a")), format!("v-{}", uid("b"))]
+    );
+    stream.send(AUTHORIZATION, "n1", vec![]).await;
+    stream.send_with(ADDRESS, "n1", vec![], &[&uid("b")]).await;
+    stream.request().await;
+    stream.request().await;
+    assert_eq!(store.load().sizes(), (1, 0, 1));
+    saved_with(&folder, &[&uid("a")]).await;
+    scope.shutdown(Duration::ZERO).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_another_mesh_saved_is_not_used() {
+    let s = setup(vec![]).await;
+    let folder = s.dir.path().join("state");
+    let saved = SavedMesh::open(&folder, "west").unwrap();
+    let store = Store::default();
+    let mut draft = store.load().draft();
+    let w = workload::Workload {
+        uid: uid("a"),
+        ..Default::default()
+    };
+    let message = workload::Address {
+        r#type: Some(workload::address::Type::Workload(w)),
+    };
+    draft.upsert_address(&message).unwrap();
+    saved.save(&draft.finish(), &BTreeMap::new()).unwrap();
+    let loaded = saved.load().unwrap().unwrap();
+    assert_eq!(loaded.resources[ADDRESS].len(), 1);
+    let (client, store) = keeping(&s.config, &folder, "127.0.0.1:1");
+    assert_eq!(store.load().sizes(), (0, 0, 0));
+    assert_eq!(client.status().report().restored, None);
+}
+
+#[tokio::test]
+async fn a_refusing_stand_in_ends_with_the_policy_that_it_stands_for() {
+    let mut s = setup(vec![]).await;
+    let mut stream = s.server.stream().await;
+    first_requests(&mut stream, 2).await;
+    let unreadable = |name: &str| {
+        let rule = security::Rule {
+            clauses: vec![security::Clause {
+                matches: vec![security::Match {
+                    destination_ports: vec![70000],
+                    ..Default::default()
+                }],
+            }],
+        };
+        let message = security::Authorization {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            rules: vec![rule],
+            ..Default::default()
+        };
+        resource(&format!("default/{name}"), "", &message)
+    };
+    let names = |s: &Setup| {
+        let snapshot = s.store.load();
+        let mut all: Vec<_> = snapshot
+            .authorizations()
+            .map(|p| p.key.to_string())
+            .collect();
+        all.sort();
+        all
+    };
+    let all = ["x", "y", "z"].map(unreadable).to_vec();
+    stream.send(AUTHORIZATION, "n1", all).await;
+    let nack = stream.request().await.error_detail.unwrap();
+    assert!(
+        nack.message.contains("is 70000; a port is at most"),
+        "{}",
+        nack.message
+    );
+    assert_eq!(names(&s), ["default/x", "default/y", "default/z"]);
+    stream
+        .send_with(AUTHORIZATION, "n2", vec![], &["default/x"])
+        .await;
+    stream.request().await;
+    assert_eq!(names(&s), ["default/y", "default/z"]);
+    // To a new stream the server does not tell the end of what was never held.
+    stream.fail(Status::unavailable("rotation")).await;
+    let mut stream = s.server.stream().await;
+    let requests = first_requests(&mut stream, 2).await;
+    assert!(requests[AUTHORIZATION].initial_resource_versions.is_empty());
+    stream
+        .send(AUTHORIZATION, "n1", vec![unreadable("z")])
+        .await;
+    stream.request().await;
+    assert_eq!(names(&s), ["default/z"]);
+    stream.send(AUTHORIZATION, "n2", vec![policy("z", 1)]).await;
+    stream.request().await;
+    assert_eq!(names(&s), ["default/z"]);
 }

@@ -9,10 +9,21 @@ use crate::store::Store;
 
 impl CertManager {
     /// Keeps exactly the certificates that the workloads of `node` need, until `life` is stopped:
-    /// fetched before the first connection, dropped with the last workload of their account.
-    pub async fn follow_node(&self, store: Store, node: String, life: Lifetime) {
+    /// fetched before the first connection, dropped with the last workload of their account. Starts
+    /// when `known` resolves: before the mesh is known, what was saved seems to be needed by nobody.
+    pub async fn follow_node(
+        &self,
+        store: Store,
+        node: String,
+        known: impl Future<Output = ()>,
+        life: Lifetime,
+    ) {
+        tokio::select! {
+            () = life.stopped() => return,
+            () = known => {}
+        }
         let mut versions = store.versions();
-        let mut held = BTreeSet::new();
+        let mut held = self.identities();
         loop {
             versions.borrow_and_update();
             let wanted = needed(&store.load(), &node);

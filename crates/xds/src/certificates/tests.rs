@@ -158,7 +158,7 @@ async fn a_failure_is_told_at_once_and_tried_again_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewed_at_half_life_and_used_to_the_end() {
+async fn check_43_renewed_at_half_life_and_used_to_the_end() {
     let mut s = setup();
     let a = id("a");
     let manager = s.manager.clone();
@@ -194,7 +194,7 @@ async fn renewed_at_half_life_and_used_to_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_replaces_the_certificate() {
+async fn check_43_a_renewal_replaces_the_certificate() {
     let mut s = setup();
     let a = id("a");
     let manager = s.manager.clone();
@@ -258,7 +258,7 @@ async fn a_nodes_workloads_decide_what_is_held() {
     let (follower, followed, ends) = (manager.clone(), store.clone(), life.lifetime());
     s.scope.spawn("follow", async move {
         follower
-            .follow_node(followed, "node-1".to_owned(), ends)
+            .follow_node(followed, "node-1".to_owned(), async {}, ends)
             .await;
     });
     let next = |change: &dyn Fn(&mut isobar_state::Draft)| {
@@ -340,7 +340,7 @@ async fn the_client_names_the_identity_and_checks_the_answer() {
 }
 
 #[tokio::test]
-async fn the_client_trusts_new_roots_at_the_next_request() {
+async fn check_44_the_client_trusts_new_roots_at_the_next_request() {
     let mut server = ControlPlane::start().await;
     let dir = TempDir::new().unwrap();
     let client = CaClient::new(ca_config(&server, &dir, false));
@@ -367,4 +367,90 @@ async fn the_client_trusts_new_roots_at_the_next_request() {
     });
     cert.unwrap();
     server.stop().await;
+}
+
+/// A manager that keeps its certificates in `folder`.
+fn keeping(folder: &TempDir, s: &Setup) -> (CertManager, mpsc::Receiver<Call>, Scope) {
+    let (sender, calls) = mpsc::channel(100);
+    let scope = Scope::new("keeping");
+    let saved = SavedCertificates::open(folder.path()).unwrap();
+    let (manager, work) = CertManager::with_saved(
+        Arc::new(Scripted(sender)),
+        scope.lifetime(),
+        s.manager.shared.clock.clone(),
+        Some(saved),
+    );
+    scope.spawn("certificates", work);
+    (manager, calls, scope)
+}
+
+fn files(folder: &TempDir) -> usize {
+    std::fs::read_dir(folder.path().join("certificates"))
+        .unwrap()
+        .count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_while_the_authority_is_away_has_the_certificates_of_its_node() {
+    let folder = TempDir::new_in("/dev/shm").unwrap();
+    let s = setup();
+    let (manager, mut calls, scope) = keeping(&folder, &s);
+    for name in ["here", "gone"] {
+        let identity = id(name);
+        let grant = async {
+            let (identity, answer) = calls.recv().await.unwrap();
+            let cert = s.authority.issue_workload(&identity, LIFE).unwrap();
+            answer.send(Ok(cert)).unwrap();
+        };
+        let (cert, ()) = tokio::join!(manager.fetch(&identity), grant);
+        cert.unwrap();
+    }
+    assert_eq!(files(&folder), 2);
+    scope.shutdown(Duration::ZERO).await;
+    assert_eq!(files(&folder), 2, "stopping is not leaving");
+
+    // The next process; the authority is silent.
+    let (manager, mut calls, scope) = keeping(&folder, &s);
+    let here = manager.fetch(&id("here")).now_or_never().unwrap().unwrap();
+    assert_eq!(here.identity(), &id("here"));
+    s.settle().await;
+    assert!(calls.try_recv().is_err(), "nothing is due yet");
+
+    // Once the mesh is known, what the node does not need any more is dropped, with its file.
+    let store = Store::default();
+    let (known, wait) = oneshot::channel::<()>();
+    let (follower, followed, life) = (manager.clone(), store.clone(), scope.lifetime());
+    scope.spawn("follow", async move {
+        let known = async {
+            let _ = wait.await;
+        };
+        follower
+            .follow_node(followed, "node-1".to_owned(), known, life)
+            .await;
+    });
+    s.settle().await;
+    assert_eq!(manager.report().len(), 2, "an unknown mesh drops nothing");
+    let mut draft = store.load().draft();
+    draft.upsert_address(&pod("here", "node-1", true)).unwrap();
+    store.publish(draft.finish());
+    known.send(()).unwrap();
+    s.settle().await;
+    assert_eq!(manager.report().len(), 1);
+    assert_eq!(files(&folder), 1);
+
+    // Renewed at half life all the same, and never used past its end.
+    let start = Instant::now();
+    let (identity, answer) = calls.recv().await.unwrap();
+    assert_eq!(identity, id("here"));
+    assert!(start.elapsed() < LIFE * 6 / 10);
+    let _unanswered = answer;
+    tokio::time::sleep(LIFE).await;
+    assert!(manager.current(&id("here")).is_none());
+    scope.shutdown(Duration::ZERO).await;
+    let (manager, _calls, _scope) = keeping(&folder, &s);
+    assert!(
+        manager.report().is_empty(),
+        "an expired one is not restored"
+    );
+    assert_eq!(files(&folder), 0);
 }

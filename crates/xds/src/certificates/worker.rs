@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::schedule::{Priority, Schedule};
 use super::{CertError, CertState, Requester, Shared};
+use crate::saved::SavedCertificates;
 
 /// Requests under way at one time.
 const IN_FLIGHT: usize = 8;
@@ -29,6 +30,7 @@ pub(super) struct Worker {
     requester: Arc<dyn Requester>,
     queue: mpsc::Receiver<Command>,
     schedule: Schedule,
+    saved: Option<SavedCertificates>,
 }
 
 enum Event {
@@ -42,12 +44,30 @@ impl Worker {
         shared: Arc<Shared>,
         requester: Arc<dyn Requester>,
         queue: mpsc::Receiver<Command>,
+        saved: Option<SavedCertificates>,
     ) -> Self {
         Self {
             shared,
             requester,
             queue,
             schedule: Schedule::default(),
+            saved,
+        }
+    }
+
+    /// Puts the saved certificates in force, each with its renewal half-way through its life.
+    pub(super) fn restore(&mut self) {
+        let Some(saved) = &self.saved else { return };
+        let (now, wall) = (Instant::now(), (self.shared.clock)());
+        for cert in saved.load(wall) {
+            let identity = cert.identity().clone();
+            let due = now + until(cert.renew_at(), wall);
+            tracing::info!(%identity, renew_in = ?(due - now), "certificate restored");
+            self.schedule.want(&identity, Priority::Background, due);
+            // The receiver is not needed: this makes the entry.
+            let _ = self.shared.subscribe(&identity);
+            self.shared
+                .set(&identity, CertState::Available(Arc::new(cert)));
         }
     }
 
@@ -83,7 +103,12 @@ impl Worker {
                 Event::Command(Some(Command::Want(identity, priority))) => {
                     self.schedule.want(&identity, priority, Instant::now());
                 }
-                Event::Command(Some(Command::Forget(identity))) => self.schedule.forget(&identity),
+                Event::Command(Some(Command::Forget(identity))) => {
+                    self.schedule.forget(&identity);
+                    if let Some(saved) = &self.saved {
+                        saved.remove(&identity);
+                    }
+                }
                 Event::Landed(landing) => {
                     let (identity, result) = *landing;
                     self.land(&identity, result);
@@ -101,6 +126,12 @@ impl Worker {
                 let renew = now + until(cert.renew_at(), wall).max(Duration::from_secs(1));
                 if self.schedule.succeeded(identity, renew, now) {
                     tracing::info!(%identity, renew_in = ?(renew - now), "certificate issued");
+                    // Memory only, so this takes no longer than copying it.
+                    if let Some(saved) = &self.saved
+                        && let Err(error) = saved.save(&cert)
+                    {
+                        tracing::warn!(%identity, "the certificate is not saved: {error}");
+                    }
                     self.shared
                         .set(identity, CertState::Available(Arc::new(cert)));
                 }
