@@ -1,9 +1,23 @@
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
 use crate::lifetime::{Lifetime, LifetimeOwner};
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Tasks of this process that have panicked. Each ended alone; more than none is a fault to report.
+#[must_use]
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+fn panicked(scope: &'static str, task: &'static str) {
+    PANICS.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(scope, task, "a task panicked");
+}
 
 /// Owns tasks that may move between threads: can stop them and joins them.
 #[derive(Debug)]
@@ -56,7 +70,7 @@ impl Scope {
             if let Err(error) = handle.await
                 && error.is_panic()
             {
-                tracing::error!(scope, task, "a task panicked");
+                panicked(scope, task);
             }
         })));
     }
@@ -178,7 +192,7 @@ struct PanicGuard {
 impl Drop for PanicGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!(scope = self.scope, task = self.task, "a task panicked");
+            panicked(self.scope, self.task);
         }
     }
 }
@@ -204,7 +218,9 @@ mod tests {
         let scope = Scope::new("test");
         scope.spawn("bad", async { panic!("on purpose") });
         scope.spawn("good", async {});
+        let before = panics();
         assert!(scope.shutdown(Duration::from_secs(5)).await);
+        assert!(panics() > before, "it is counted");
     }
 
     #[tokio::test]

@@ -2,9 +2,10 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Samples `process_open_fds` and `process_max_fds` from `/proc/self` at scrape time.
+/// Samples `process_open_fds` and `process_max_fds` from `/proc/self` at scrape time, and panics.
 #[derive(Debug)]
 pub(crate) struct Descriptors;
 
@@ -27,7 +28,13 @@ impl Collector for Descriptors {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        Ok(())
+        let panics = ConstCounter::new(isobar_runtime::panics());
+        panics.encode(encoder.encode_descriptor(
+            "isobar_task_panics",
+            "Number of tasks that panicked, each without taking others along",
+            None,
+            panics.metric_type(),
+        )?)
     }
 }
 
