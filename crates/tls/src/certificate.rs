@@ -8,11 +8,12 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::mesh::Trust;
 use crate::peer::Shown;
-use crate::{CryptoFailure, PeerError, PrivateKey, ServerTls, pem, provider};
+use crate::{CryptoFailure, PeerError, PrivateKey, Revocations, ServerTls, pem, provider};
 
 /// A workload's certificate chain, its key and the roots it trusts: all that both ends of HBONE
 /// need. Built once per issuance; the expensive parts are shared by all connections.
@@ -24,7 +25,7 @@ pub struct WorkloadCertificate {
     roots: Vec<CertificateInfo>,
     private_key: PrivateKey,
     pub(crate) key: Arc<CertifiedKey>,
-    pub(crate) root_store: Arc<RootCertStore>,
+    pub(crate) trust: Trust,
     pub(crate) server: ServerTls,
 }
 
@@ -69,6 +70,9 @@ pub enum CertificateError {
     /// The leaf cannot be read.
     #[error(transparent)]
     Leaf(#[from] PeerError),
+    /// The chain does not lead from the leaf to a root of the answer.
+    #[error("the chain is not complete and in order: {0}")]
+    Chain(String),
     /// BoringSSL or rustls refuse it.
     #[error(transparent)]
     Crypto(#[from] CryptoFailure),
@@ -85,6 +89,19 @@ impl WorkloadCertificate {
         asked: &Identity,
         parts: &[String],
         private_key: &PrivateKey,
+    ) -> Result<Self, CertificateError> {
+        Self::with_revocations(asked, parts, key, &Revocations::default())
+    }
+
+    /// As [`Self::new`]; peers of this workload must not be revoked by any of the lists in force.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_revocations(
+        asked: &Identity,
+        parts: &[String],
+        key: &PrivateKey,
+        revocations: &Revocations,
     ) -> Result<Self, CertificateError> {
         let [first, .., last] = parts else {
             return Err(CertificateError::TooFewParts(parts.len()));
@@ -113,20 +130,34 @@ impl WorkloadCertificate {
         for root in roots {
             store.add(root).map_err(CryptoFailure::of("read a root"))?;
         }
-        let root_store = Arc::new(store);
+        let trust = Trust {
+            roots: Arc::new(store),
+            revocations: revocations.clone(),
+        };
         let chain_verifier: Arc<dyn ClientCertVerifier> =
             WebPkiClientVerifier::builder_with_provider(
-                Arc::clone(&root_store),
+                Arc::clone(&trust.roots),
                 Arc::clone(&provider),
             )
             .build()
             .map_err(CryptoFailure::of("trust the roots"))?;
+        // At a moment at which it is certainly valid: this is about shape, not time.
+        let start = UnixTime::since_unix_epoch(
+            chain_info[0]
+                .not_before
+                .max(root_info[0].not_before)
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        );
+        chain_verifier
+            .verify_client_cert(&chain[0], &chain[1..], start)
+            .map_err(|error| CertificateError::Chain(error.to_string()))?;
         let signing = provider
             .key_provider
             .load_private_key(private_key.to_der()?)
             .map_err(CryptoFailure::of("load the key"))?;
         let key = Arc::new(CertifiedKey::new(chain, signing));
-        let server = ServerTls::new(asked, Arc::clone(&key), chain_verifier)?;
+        let server = ServerTls::new(asked, Arc::clone(&key), chain_verifier, &trust)?;
         Ok(Self {
             identity: asked.clone(),
             not_before: chain_info[0].not_before,
@@ -139,7 +170,7 @@ impl WorkloadCertificate {
             roots: root_info,
             private_key: private_key.clone(),
             key,
-            root_store,
+            trust,
             server,
         })
     }
@@ -249,6 +280,6 @@ impl CertificateInfo {
 }
 
 /// Seconds since 1970 as a time; times before it count as 1970.
-fn system_time(seconds: i64) -> SystemTime {
+pub(crate) fn system_time(seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }

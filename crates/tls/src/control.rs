@@ -81,6 +81,7 @@ pub fn client_config(
     let verifier = ServerVerifier {
         provider: Arc::clone(&provider),
         roots: Arc::new(roots),
+        revocations: crate::Revocations::default(),
         rule: ServerRule::Host { alternative },
     };
     let mut config = ClientConfig::builder_with_provider(provider)

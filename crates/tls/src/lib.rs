@@ -17,6 +17,7 @@ mod names;
 mod peer;
 mod pem;
 mod provider;
+mod revocation;
 #[cfg(test)]
 mod tests;
 pub mod token;
@@ -28,5 +29,6 @@ pub use key::PrivateKey;
 pub use mesh::{ClientTls, HandshakeError, ServerTls, client_config, server_config};
 pub use peer::{PeerError, VerifiedPeer};
 pub use provider::{description, provider, random};
+pub use revocation::{RevocationError, RevocationLists, Revocations};
 pub use tokio_rustls::client::TlsStream as ClientStream;
 pub use tokio_rustls::server::TlsStream as ServerStream;

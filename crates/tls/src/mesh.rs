@@ -2,6 +2,7 @@ use std::io;
 use std::sync::Arc;
 
 use isobar_types::Identity;
+use rustls::RootCertStore;
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
@@ -11,12 +12,12 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::peer::PeerRule;
+use crate::peer::{PeerRule, Watched};
 use crate::provider::key_log;
 use crate::verify::{CallerVerifier, ServerRule, ServerVerifier};
 use crate::{
-    ClientStream, CryptoFailure, PeerError, ServerStream, VerifiedPeer, WorkloadCertificate,
-    provider,
+    ClientStream, CryptoFailure, PeerError, Revocations, ServerStream, VerifiedPeer,
+    WorkloadCertificate, provider,
 };
 
 const H2: &[u8] = b"h2";
@@ -28,6 +29,7 @@ const TLS_BUFFER: usize = 300 * 1024;
 pub struct ServerTls {
     config: Arc<ServerConfig>,
     rule: PeerRule,
+    trust: Trust,
 }
 
 /// How a workload opens HBONE connections to some peers. Cheap to clone.
@@ -35,6 +37,14 @@ pub struct ServerTls {
 pub struct ClientTls {
     config: Arc<ClientConfig>,
     rule: PeerRule,
+    trust: Trust,
+}
+
+/// What chains are judged by.
+#[derive(Debug, Clone)]
+pub(crate) struct Trust {
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) revocations: Revocations,
 }
 
 /// Why a handshake between workloads failed.
@@ -79,7 +89,8 @@ pub fn client_config(
     let provider = provider();
     let verifier = ServerVerifier {
         provider: Arc::clone(&provider),
-        roots: Arc::clone(&certificate.root_store),
+        roots: Arc::clone(&certificate.trust.roots),
+        revocations: certificate.trust.revocations.clone(),
         rule: ServerRule::Peer(rule.clone()),
     };
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -97,6 +108,7 @@ pub fn client_config(
     Ok(ClientTls {
         config: Arc::new(config),
         rule,
+        trust: certificate.trust.clone(),
     })
 }
 
@@ -105,6 +117,7 @@ impl ServerTls {
         identity: &Identity,
         key: Arc<CertifiedKey>,
         chain: Arc<dyn ClientCertVerifier>,
+        trust: &Trust,
     ) -> Result<Self, CryptoFailure> {
         let rule = PeerRule::TrustDomain(identity.trust_domain.clone());
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -112,6 +125,7 @@ impl ServerTls {
             .map_err(CryptoFailure::of("configure TLS"))?
             .with_client_cert_verifier(Arc::new(CallerVerifier {
                 chain,
+                trust: trust.clone(),
                 rule: rule.clone(),
             }))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
@@ -122,6 +136,7 @@ impl ServerTls {
         Ok(Self {
             config: Arc::new(config),
             rule,
+            trust: trust.clone(),
         })
     }
 
@@ -147,7 +162,7 @@ impl ServerTls {
             .await
             .map_err(HandshakeError::from_io)?;
         let (_, connection) = stream.get_mut();
-        let peer = verified(connection, &self.rule)?;
+        let peer = verified(connection, &self.rule, &self.trust)?;
         Ok((stream, peer))
     }
 }
@@ -177,7 +192,7 @@ impl ClientTls {
             .await
             .map_err(HandshakeError::from_io)?;
         let (_, connection) = stream.get_mut();
-        let peer = verified(connection, &self.rule)?;
+        let peer = verified(connection, &self.rule, &self.trust)?;
         Ok((stream, peer))
     }
 }
@@ -185,18 +200,22 @@ impl ClientTls {
 fn verified<D>(
     connection: &rustls::ConnectionCommon<D>,
     rule: &PeerRule,
+    trust: &Trust,
 ) -> Result<VerifiedPeer, HandshakeError> {
     if connection.alpn_protocol() != Some(H2) {
         return Err(HandshakeError::NotHttp2);
     }
-    let leaf = connection
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .ok_or(PeerError::ChainSize {
-            certificates: 0,
-            bytes: 0,
-        })?;
-    Ok(VerifiedPeer::after_handshake(leaf, rule)?)
+    let chain = connection.peer_certificates();
+    let leaf = chain.and_then(<[_]>::first).ok_or(PeerError::ChainSize {
+        certificates: 0,
+        bytes: 0,
+    })?;
+    let watched = trust.revocations.is_on().then(|| Watched {
+        chain: chain.unwrap_or_default().to_vec(),
+        roots: Arc::clone(&trust.roots),
+        revocations: trust.revocations.clone(),
+    });
+    Ok(VerifiedPeer::after_handshake(leaf, rule, watched)?)
 }
 
 impl HandshakeError {

@@ -22,6 +22,13 @@ pub(crate) fn spiffe_uri(identity: &Identity) -> Option<String> {
     (fits && uri.len() <= SPIFFE_ID_MAX).then_some(uri)
 }
 
+/// The identity a certificate's URI names, if it is spelled exactly as we would sign it: whatever can
+/// be read in two ways is not read at all.
+pub(crate) fn spiffe_id(uri: &str) -> Option<Identity> {
+    let identity: Identity = uri.parse().ok()?;
+    (spiffe_uri(&identity).as_deref() == Some(uri)).then_some(identity)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,27 +1,82 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
 use isobar_types::Identity;
+use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::{Revocations, certificate, names};
+
+/// Characters of a foreign URI that are shown.
+const URI_SHOWN: usize = 300;
+
 /// Who is at the other end of a connection whose handshake this crate has verified. There is no
-/// other way to get one.
+/// other way to get one. Cheap to clone: every stream of a connection holds one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifiedPeer {
+pub struct VerifiedPeer(Arc<Verified>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Verified {
     identity: Identity,
     serial: String,
+    not_after: SystemTime,
+    watched: Option<Watched>,
+}
+
+/// What it takes to ask again whether a peer is revoked; kept only where lists are in use.
+#[derive(Clone)]
+pub(crate) struct Watched {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) revocations: Revocations,
+}
+
+/// The chain is all that tells peers apart.
+impl PartialEq for Watched {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+}
+
+impl Eq for Watched {}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watched(..)")
+    }
 }
 
 impl VerifiedPeer {
+    /// Resolves when the peer's chain is revoked; never where no lists are in use.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again at any time.
+    pub async fn revoked(&self) {
+        match &self.0.watched {
+            Some(w) => w.revocations.until_revoked(&w.chain, &w.roots).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// End of validity of the peer's certificate.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.0.not_after
+    }
+
     /// The identity the certificate proves.
     #[must_use]
-    pub const fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
     }
 
     /// Serial number of the peer's certificate, decimal.
     #[must_use]
     pub fn serial(&self) -> &str {
-        &self.serial
+        &self.0.serial
     }
 
     /// Called by [`crate::mesh`] alone, after the handshake in which `rule` was enforced on the
@@ -29,13 +84,16 @@ impl VerifiedPeer {
     pub(crate) fn after_handshake(
         leaf: &CertificateDer<'_>,
         rule: &PeerRule,
+        watched: Option<Watched>,
     ) -> Result<Self, PeerError> {
         let shown = Shown::read(leaf)?;
         let identity = rule.accept(&shown)?.clone();
-        Ok(Self {
+        Ok(Self(Arc::new(Verified {
             identity,
             serial: shown.serial,
-        })
+            not_after: shown.not_after,
+            watched,
+        })))
     }
 }
 
@@ -56,9 +114,15 @@ pub enum PeerError {
     /// No URI in it is a workload identity.
     #[error("the peer's certificate names no workload identity")]
     NoIdentity,
-    /// More than one URI in it is a workload identity.
-    #[error("the peer's certificate names more than one workload identity: {0}")]
+    /// More than one URI in it: nobody could say which of them it proves (SPIFFE X.509-SVID §2).
+    #[error("the peer's certificate holds more than one URI: {0}")]
     ManyIdentities(String),
+    /// It is not for signing handshakes.
+    #[error("the peer's certificate is not for digital signatures")]
+    Usage,
+    /// A key of the chain is too short to prove anything.
+    #[error("the peer's chain holds an RSA key of {0} bits, less than 2048")]
+    WeakKey(usize),
     /// The caller's trust domain is not ours.
     #[error("the peer {peer} is not of the trust domain {ours}")]
     TrustDomain {
@@ -83,7 +147,7 @@ pub(crate) enum PeerRule {
     /// A caller: exactly one identity, of this trust domain.
     TrustDomain(isobar_types::Str),
     /// A server: one of its identities is one of these.
-    OneOf(std::sync::Arc<[Identity]>),
+    OneOf(Arc<[Identity]>),
 }
 
 impl PeerRule {
@@ -92,49 +156,64 @@ impl PeerRule {
     }
 
     fn accept<'a>(&self, shown: &'a Shown) -> Result<&'a Identity, PeerError> {
+        let identity = match shown.identities.as_slice() {
+            [one] if shown.uris.len() == 1 => one,
+            _ if shown.uris.len() > 1 => {
+                return Err(PeerError::ManyIdentities(shown.uris.join(", ")));
+            }
+            _ => return Err(PeerError::NoIdentity),
+        };
         match self {
-            Self::TrustDomain(ours) => match shown.identities.as_slice() {
-                [] => Err(PeerError::NoIdentity),
-                [one] if one.trust_domain == *ours => Ok(one),
-                [one] => Err(PeerError::TrustDomain {
-                    peer: one.clone(),
+            Self::TrustDomain(ours) if identity.trust_domain != *ours => {
+                Err(PeerError::TrustDomain {
+                    peer: identity.clone(),
                     ours: ours.to_string(),
-                }),
-                many => Err(PeerError::ManyIdentities(join(many))),
-            },
-            Self::OneOf(expected) => shown
-                .identities
-                .iter()
-                .find(|identity| expected.contains(identity))
-                .ok_or_else(|| PeerError::Unexpected {
-                    shown: join(&shown.identities),
-                    expected: join(expected),
-                }),
+                })
+            }
+            Self::OneOf(expected) if !expected.contains(identity) => Err(PeerError::Unexpected {
+                shown: identity.to_string(),
+                expected: join(expected),
+            }),
+            _ => Ok(identity),
         }
     }
 }
 
 /// What a leaf certificate says of its holder.
 pub(crate) struct Shown {
+    /// Every URI name, as written (control characters escaped).
+    uris: Vec<String>,
+    /// Those that are workload identities, spelled in the one way there is.
     pub(crate) identities: Vec<Identity>,
+    not_after: SystemTime,
     pub(crate) serial: String,
 }
 
 impl Shown {
     pub(crate) fn read(leaf: &CertificateDer<'_>) -> Result<Self, PeerError> {
-        let malformed = |error: &dyn std::fmt::Display| PeerError::Malformed(error.to_string());
+        let malformed = |error: &dyn fmt::Display| PeerError::Malformed(error.to_string());
         let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| malformed(&e))?;
         let names = leaf.subject_alternative_name().map_err(|e| malformed(&e))?;
-        let identities = names
-            .iter()
-            .flat_map(|names| &names.value.general_names)
-            .filter_map(|name| match name {
-                GeneralName::URI(uri) => uri.parse().ok(),
-                _ => None,
-            })
-            .collect();
+        let signs = leaf
+            .key_usage()
+            .map_err(|e| malformed(&e))?
+            .is_none_or(|usage| usage.value.digital_signature());
+        if !signs {
+            return Err(PeerError::Usage);
+        }
+        let mut uris = Vec::new();
+        let mut identities = Vec::new();
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            let GeneralName::URI(uri) = name else {
+                continue;
+            };
+            identities.extend(names::spiffe_id(uri));
+            uris.push(uri.escape_debug().take(URI_SHOWN).collect());
+        }
         Ok(Self {
+            uris,
             identities,
+            not_after: certificate::system_time(leaf.validity().not_after.timestamp()),
             serial: leaf.serial.to_string(),
         })
     }

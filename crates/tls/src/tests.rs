@@ -1,5 +1,8 @@
 //! Handshakes between both halves, over in-memory pipes.
 
+mod forge;
+mod table;
+
 use std::time::Duration;
 
 use isobar_types::Identity;

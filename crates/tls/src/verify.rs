@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -11,16 +12,26 @@ use rustls::{
     SignatureScheme,
 };
 
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::public_key::PublicKey;
+
+use crate::Revocations;
+use crate::mesh::Trust;
 use crate::peer::{PeerError, PeerRule};
 
 /// Most certificates of a peer's chain, and most bytes of them, looked at.
 const CHAIN_CERTIFICATES: usize = 8;
 const CHAIN_BYTES: usize = 16 * 1024;
+/// Least bits of an RSA key.
+const RSA_BITS: usize = 2048;
+/// How far our clock and the authority's may be apart.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Accepts callers: chain to our roots for client use, then one SPIFFE identity of our trust domain.
 #[derive(Debug)]
 pub(crate) struct CallerVerifier {
     pub(crate) chain: Arc<dyn ClientCertVerifier>,
+    pub(crate) trust: Trust,
     pub(crate) rule: PeerRule,
 }
 
@@ -37,7 +48,16 @@ impl ClientCertVerifier for CallerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         bounded(leaf, intermediates)?;
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        let verified = with_skew(now, |now| {
+            self.chain.verify_client_cert(leaf, intermediates, now)
+        })?;
+        strong(leaf, intermediates)?;
+        current(
+            leaf,
+            intermediates,
+            &self.trust.roots,
+            &self.trust.revocations,
+        )?;
         self.rule.check(leaf).map_err(refused)?;
         Ok(verified)
     }
@@ -81,6 +101,7 @@ pub(crate) enum ServerRule {
 pub(crate) struct ServerVerifier {
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) revocations: Revocations,
     pub(crate) rule: ServerRule,
 }
 
@@ -95,13 +116,17 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         bounded(leaf, intermediates)?;
         let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
+        with_skew(now, |now| {
+            verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                &self.roots,
+                intermediates,
+                now,
+                self.provider.signature_verification_algorithms.all,
+            )
+        })?;
+        strong(leaf, intermediates)?;
+        current(leaf, intermediates, &self.roots, &self.revocations)?;
         match &self.rule {
             ServerRule::Peer(rule) => rule.check(leaf).map_err(refused)?,
             ServerRule::Host { alternative } => {
@@ -153,6 +178,64 @@ fn bounded(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(),
             certificates,
             bytes,
         }));
+    }
+    Ok(())
+}
+
+/// Verifies as of `now`; if that fails only for time, once more with the clock moved towards the
+/// certificate's validity by what clocks may differ.
+fn with_skew<T>(now: UnixTime, verify: impl Fn(UnixTime) -> Result<T, Error>) -> Result<T, Error> {
+    let error = match verify(now) {
+        Ok(verified) => return Ok(verified),
+        Err(error) => error,
+    };
+    let now = Duration::from_secs(now.as_secs());
+    let moved = match &error {
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => now.saturating_sub(CLOCK_SKEW),
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => now + CLOCK_SKEW,
+        _ => return Err(error),
+    };
+    let verified = verify(UnixTime::since_unix_epoch(moved)).map_err(|_| error)?;
+    tracing::info!(allowance = ?CLOCK_SKEW, "a peer's certificate is valid only with allowance for clock skew");
+    Ok(verified)
+}
+
+/// Refuses RSA keys that can be broken; other kinds are those the provider knows, all strong.
+fn strong(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), Error> {
+    for der in std::iter::once(leaf).chain(rest) {
+        let malformed = |detail: String| refused(PeerError::Malformed(detail));
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|e| malformed(e.to_string()))?;
+        let key = certificate
+            .public_key()
+            .parsed()
+            .map_err(|e| malformed(e.to_string()))?;
+        if let PublicKey::RSA(key) = key
+            && key.key_size() < RSA_BITS
+        {
+            return Err(refused(PeerError::WeakKey(key.key_size())));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses chains that a list in force revokes.
+fn current(
+    leaf: &CertificateDer<'_>,
+    rest: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    revocations: &Revocations,
+) -> Result<(), Error> {
+    if !revocations.is_on() {
+        return Ok(());
+    }
+    let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+    if revocations.revokes(&chain, roots) {
+        return Err(Error::InvalidCertificate(CertificateError::Revoked));
     }
     Ok(())
 }
