@@ -10,6 +10,7 @@ mod error;
 mod headers;
 mod liveness;
 mod pool;
+mod proxy_protocol;
 mod relay;
 pub mod server;
 mod settings;
@@ -23,6 +24,7 @@ pub use headers::{
     WorkloadType,
 };
 pub use pool::{Certificates, Pool, PoolOptions, TunnelKey};
+pub use proxy_protocol::{ProxyHeader, ProxyHeaderError};
 pub use relay::{
     Batch, Endpoint, Plain, Progress, RelayError, RelaySide, Relayed, relay, relay_counted,
 };

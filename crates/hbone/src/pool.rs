@@ -153,6 +153,33 @@ impl Pool {
             .map_err(|failure| failure.error)
     }
 
+    /// Opens a stream across networks: a pooled tunnel to `gateway`, and through it a tunnel of its
+    /// own to one of `expect`, so that the gateway may send each connection elsewhere (as Istio's
+    /// ztunnel does). Both requests carry `headers`, but only the inner one `forwarded_network`.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; an empty `expect` can never succeed.
+    ///
+    /// # Cancel safety
+    /// As [`Self::open`].
+    pub async fn open_through(
+        &self,
+        gateway: &TunnelKey,
+        expect: &[Identity],
+        headers: &ConnectHeaders,
+    ) -> Result<TunnelStream, TunnelError> {
+        let outside = ConnectHeaders {
+            forwarded_network: None,
+            ..headers.clone()
+        };
+        let through = self.open(gateway, &outside).await?;
+        let inside = TunnelKey {
+            expect: expect.to_vec(),
+            ..gateway.clone()
+        };
+        self.open_over(through, &inside, headers).await
+    }
+
     /// Tunnels open now.
     #[must_use]
     pub fn tunnels(&self) -> usize {

@@ -65,7 +65,7 @@ fn authorities() {
 }
 
 #[test]
-fn malformed_headers_are_absent() {
+fn check_50_malformed_headers_are_absent() {
     let dashes = "-".repeat(55);
     let letters = "a".repeat(55);
     for trace in [

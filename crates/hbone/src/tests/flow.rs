@@ -5,7 +5,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::rig::{Rig, headers, id, key, local};
 use crate::{
-    Baggage, Connect, Endpoint as _, Plain, Progress, RelaySide, TunnelError, relay, relay_counted,
+    Authority, Baggage, Connect, Endpoint as _, Plain, Progress, RelaySide, TunnelError, relay,
+    relay_counted,
 };
 
 async fn echo(connect: Connect) {
@@ -124,7 +125,7 @@ async fn chain(rig: &Rig) -> (TcpStream, TcpStream) {
 }
 
 #[tokio::test]
-async fn half_closes_cross_both_proxies() {
+async fn check_31_half_closes_cross_both_proxies() {
     local(async {
         let rig = Rig::new();
         let (mut client, mut server) = chain(&rig).await;
@@ -226,39 +227,61 @@ async fn counts_survive_a_cut() {
 }
 
 #[tokio::test]
-async fn a_tunnel_runs_inside_a_tunnel() {
+async fn check_42_double_hbone_is_one_inner_connection_a_stream() {
     local(async {
         let rig = Rig::new();
-        let inner = rig.serve(echo).await;
-        // The gateway forwards the outer stream's bytes unread.
-        let gateway = rig
-            .serve(move |connect: Connect| async move {
-                let mut tcp = TcpStream::connect(inner).await.unwrap();
-                let mut stream = connect.accept(None).unwrap();
-                relay(&mut stream, &mut tcp).await;
+        let inner = rig
+            .serve(|connect: Connect| async move {
+                let headers = connect.headers();
+                assert_eq!(headers.forwarded_network.as_deref(), Some("net-east"));
+                assert_eq!(headers.authority.to_string(), "cart.shop:80");
+                // The caller itself, not the gateway.
+                assert_eq!(connect.peer().identity(), &id("front"));
+                echo(connect).await;
             })
             .await;
-        let outer = rig.pool.open(&key(gateway), &headers()).await.unwrap();
-        let mut stream = rig
-            .pool
-            .open_over(outer, &key(inner), &headers())
-            .await
-            .unwrap();
-        stream.write_all(b"deep").await.unwrap();
-        let mut back = [0; 4];
-        stream.read_exact(&mut back).await.unwrap();
-        assert_eq!(&back, b"deep");
-        drop(stream);
+        // The gateway forwards the outer stream's bytes unread.
+        let asked = std::rc::Rc::new(std::cell::Cell::new(0));
+        let seen = std::rc::Rc::clone(&asked);
+        let gateway = rig
+            .serve(move |connect: Connect| {
+                seen.set(seen.get() + 1);
+                async move {
+                    let headers = connect.headers();
+                    assert_eq!(headers.forwarded_network, None);
+                    assert_eq!(headers.authority.to_string(), "cart.shop:80");
+                    let mut tcp = TcpStream::connect(inner).await.unwrap();
+                    let mut stream = connect.accept(None).unwrap();
+                    relay(&mut stream, &mut tcp).await;
+                }
+            })
+            .await;
+        let mut asks = crate::ConnectHeaders::new(Authority::parse("cart.shop:80").unwrap());
+        asks.forwarded_network = Some("net-east".to_owned());
+        let (outer, expect) = (key(gateway), [id("cart")]);
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            let opened = rig.pool.open_through(&outer, &expect, &asks).await;
+            streams.push(opened.unwrap());
+        }
+        for stream in &mut streams {
+            stream.write_all(b"deep").await.unwrap();
+            let mut back = [0; 4];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(&back, b"deep");
+        }
+        assert_eq!(asked.get(), 3, "one CONNECT outside for each inside");
+        assert_eq!(rig.pool.tunnels(), 1, "the outer tunnel is pooled");
+        assert_eq!(
+            *rig.accepted.borrow(),
+            1 + 3,
+            "and each inner one is its own"
+        );
+        drop(streams);
         rig.until(|rig| rig.pool.streams() == 0).await;
+        rig.until(|rig| rig.ends.borrow().len() == 3).await;
 
-        let outer = rig.pool.open(&key(gateway), &headers()).await.unwrap();
-        let mut nobody = key(inner);
-        nobody.expect.clear();
-        let error = rig
-            .pool
-            .open_over(outer, &nobody, &headers())
-            .await
-            .unwrap_err();
+        let error = rig.pool.open_through(&outer, &[], &asks).await.unwrap_err();
         assert!(matches!(error, TunnelError::Tls { .. }));
     })
     .await;
