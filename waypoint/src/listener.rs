@@ -87,12 +87,20 @@ async fn connection(
     }
     let handler = worker.clone();
     let tls = server_config(&certificate);
-    let options = ServerOptions::default();
+    let options = ServerOptions {
+        admission: worker.world.admission.clone(),
+        source: Some(peer.ip()),
+        ..ServerOptions::default()
+    };
     let served = serve(tcp, &tls, &options, &life, move |connect| {
         handle(handler.clone(), peer, connect)
     });
     match served.await {
         Ok(()) | Err(ServeError::Stopped) => {}
+        Err(error @ (ServeError::Turned(_) | ServeError::Abuse(_))) => {
+            tracing::debug!(%peer, %error, "a caller is turned away");
+            worker.metrics.refused(error.reason());
+        }
         Err(error) => {
             tracing::debug!(%peer, "tunnel connection: {}", crate::upstream::chain(&error))
         }

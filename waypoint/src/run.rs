@@ -119,6 +119,7 @@ async fn control(
         own: Arc::new(own(&config)),
         store: Store::default(),
         feed: Feed::default(),
+        admission: isobar_hbone::Admission::default(),
     };
     let sync = start_discovery(&scope, &config, &world);
     let certificates = start_certificates(&scope, &config);

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use isobar_hbone::Admission;
 use isobar_route::Tables;
 use isobar_state::{Locality, NetworkMode, Snapshot, TunnelProtocol, Workload, WorkloadType};
 use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
@@ -34,6 +35,8 @@ pub struct World {
     pub store: Store,
     /// Routes, rules, policies and labels.
     pub feed: Feed,
+    /// What callers may have open, on all workers.
+    pub admission: Admission,
 }
 
 /// One moment of the world; a decision looks at one view only.

@@ -122,6 +122,7 @@ async fn control(
         dns: dns.map(|dns| dns::Resolver::of_process(dns, &registry)),
         descriptors: Descriptors::of_process(),
         neighbours: Neighbours::default(),
+        admission: isobar_hbone::Admission::default(),
     });
     let pods = Pods::new(world, workers);
     scope.spawn("recheck", pods.clone().recheck(store.clone(), life.clone()));

@@ -7,7 +7,7 @@ use isobar_net::DialError;
 use isobar_tls::HandshakeError;
 use isobar_types::{Identity, Reason};
 
-use crate::HeaderError;
+use crate::{HeaderError, Turned};
 
 /// What a peer did not do in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +122,9 @@ pub enum ServeError {
     /// The handshake failed.
     #[error(transparent)]
     Tls(#[from] HandshakeError),
+    /// A limit on callers is reached, or the caller has misbehaved before.
+    #[error(transparent)]
+    Turned(#[from] Turned),
     /// The client was silent.
     #[error("the client did not complete {stage} within {after:?}")]
     Timeout {
@@ -139,6 +142,12 @@ pub enum ServeError {
     /// The client misused the protocol: resets, floods.
     #[error("the client abused the connection: {0}")]
     Abuse(&'static str),
+    /// The caller's certificate has ended too long ago.
+    #[error("the client's certificate has expired, longer ago than tunnels may outlive it")]
+    Expired,
+    /// The caller's certificate was revoked while the connection was open.
+    #[error("the client's certificate is revoked")]
+    Revoked,
     /// The HTTP/2 connection failed.
     #[error("HTTP/2: {0}")]
     Http2(#[source] h2::Error),
@@ -157,7 +166,10 @@ impl ServeError {
                 stage: Stage::Tls, ..
             } => Reason::DownstreamTls,
             Self::Timeout { .. } | Self::Silent { .. } | Self::Http2(_) => Reason::DownstreamReset,
-            Self::Abuse(_) => Reason::BadRequest,
+            Self::Revoked => Reason::CertificateRevoked,
+            Self::Expired => Reason::IdentityExpired,
+            Self::Abuse(_) => Reason::PeerAbuse,
+            Self::Turned(turned) => turned.reason(),
             Self::Stopped => Reason::Drained,
         }
     }

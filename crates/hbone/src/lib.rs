@@ -7,6 +7,7 @@
 
 mod cork;
 mod error;
+mod guard;
 mod headers;
 mod liveness;
 mod pool;
@@ -19,6 +20,7 @@ mod stream;
 mod tests;
 
 pub use error::{ServeError, Stage, TunnelError};
+pub use guard::{Admission, Limits, Turned};
 pub use headers::{
     Authority, Baggage, ConnectHeaders, FORWARDED_NETWORK, Forwarded, HeaderError, TraceParent,
     WorkloadType,

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use h2::{Ping, PingPong};
 use tokio::time::{sleep, timeout};
@@ -36,6 +36,20 @@ pub(crate) async fn watch(
         }
         if !tick() {
             return Liveness::Ended;
+        }
+    }
+}
+
+/// Longest sleep before the clock is read again: it may be set meanwhile.
+const LOOK: Duration = Duration::from_secs(3600);
+
+/// Resolves `grace` after `end`.
+pub(crate) async fn past(end: SystemTime, grace: Duration) {
+    loop {
+        let last = end + grace;
+        match last.duration_since(SystemTime::now()) {
+            Ok(left) if !left.is_zero() => sleep(left.min(LOOK)).await,
+            _ => return,
         }
     }
 }

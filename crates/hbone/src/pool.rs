@@ -220,6 +220,12 @@ impl Pool {
                 Turn::Slot(slot) => return Ok(slot),
                 Turn::Dial(attempt) => self.dial(key.clone(), Rc::clone(&entry), attempt),
                 Turn::Wait => {}
+                Turn::None => {
+                    return Err(TunnelError::Lost {
+                        to: key.to,
+                        detail: "the peer allows no streams".to_owned(),
+                    });
+                }
             }
             changed.await;
         }

@@ -213,7 +213,10 @@ impl Way {
                         count.set(count.get() + bytes as u64);
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err((At::Target, error))),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        source.poll_relieve(cx, &mut self.batch);
+                        return Poll::Pending;
+                    }
                 },
             }
         }

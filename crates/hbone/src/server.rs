@@ -1,11 +1,10 @@
 //! The server's half: accepts an HBONE connection and hands out its CONNECT requests.
 
 mod connect;
-mod score;
 
-use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason as H2Reason;
@@ -13,19 +12,27 @@ use h2::server::{Connection, SendResponse};
 use http::Request;
 use isobar_runtime::{Lifetime, LocalScope};
 use isobar_tls::{ServerTls, VerifiedPeer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 pub use connect::Connect;
-use score::Score;
 
 use crate::cork::{self, Corked};
+use crate::guard::{Admission, Guard, Member, Misuse, Role, Watch, paced};
 use crate::liveness::{self, Liveness};
-use crate::settings::{ERROR_RESETS, PENDING_RESETS, SEND_BUFFER, SERVER_HEADERS, SERVER_STREAMS};
+use crate::settings::{
+    DATA_FRAME_BUDGET, ERROR_RESETS, PENDING_RESETS, SEND_BUFFER, SERVER_HEADERS, SERVER_STREAMS,
+};
 use crate::{ConnectHeaders, HeaderError, Http2, ServeError, Stage, Timeouts};
 
 /// After a goodbye for misuse, the connection may linger this long to deliver it.
 const LINGER: Duration = Duration::from_secs(1);
+/// What a caller gets that is turned away after its handshake: SETTINGS without entries, then
+/// GOAWAY of no stream, `ENHANCE_YOUR_CALM`.
+const TURNED_AWAY: [u8; 26] = [
+    0, 0, 0, 4, 0, 0, 0, 0, 0, //
+    0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11,
+];
 
 /// How connections are served.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +41,10 @@ pub struct ServerOptions {
     pub http2: Http2,
     /// Time limits.
     pub timeouts: Timeouts,
+    /// What callers may have open. Share one between all connections to a destination.
+    pub admission: Admission,
+    /// Where this connection comes from, for limits by address.
+    pub source: Option<IpAddr>,
 }
 
 /// Serves one connection until it ends. `handle` makes the future that answers a request; each
@@ -59,22 +70,65 @@ where
     H: Fn(Connect) -> F,
     F: Future<Output = ()> + 'static,
 {
-    let timeouts = &options.timeouts;
-    let silent = |stage, after| move |_| ServeError::Timeout { stage, after };
+    let permit = options.admission.handshake(options.source)?;
+    let limit = permit.deadline(options.timeouts.tls);
     let (io, closed) = cork::hold(io);
-    let (io, peer) = timeout(timeouts.tls, tls.accept(io))
+    // Boxed: the room of a handshake must not stay with its connection.
+    let (io, peer) = timeout(limit, Box::pin(paced(tls.accept(io))))
         .await
-        .map_err(silent(Stage::Tls, timeouts.tls))??;
+        .map_err(|_| ServeError::Timeout {
+            stage: Stage::Tls,
+            after: limit,
+        })??;
+    drop(permit);
     let cork = Corked::new(io, closed);
-    let handshake = settings(&options.http2).handshake(cork.clone());
-    let connection = timeout(timeouts.settings, handshake)
-        .await
-        .map_err(silent(Stage::Settings, timeouts.settings))?
+    Box::pin(serve_verified(cork, peer, options, life, handle)).await
+}
+
+/// Serves HTTP/2 over a connection whose other end is known.
+async fn serve_verified<IO, H, F>(
+    mut cork: Corked<IO>,
+    peer: VerifiedPeer,
+    options: &ServerOptions,
+    life: &Lifetime,
+    handle: H,
+) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(Connect) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let timeouts = &options.timeouts;
+    let member = match options.admission.connect(peer.identity()) {
+        Ok(member) => Rc::new(member),
+        Err(turned) => {
+            // Told if it listens; nothing more is owed to it.
+            let told = async {
+                cork.write_all(&TURNED_AWAY).await?;
+                cork.shutdown().await
+            };
+            let _ = timeout(LINGER, told).await;
+            return Err(turned.into());
+        }
+    };
+    let guard = Guard::new(Some(Rc::clone(&member)));
+    let io = Watch::new(cork.clone(), Role::Server, Rc::clone(&guard));
+    let hello = Box::pin(settings(&options.http2).handshake(io));
+    let handshake = tokio::select! {
+        misuse = guard.trips() => return Err(ServeError::Abuse(misuse.as_str())),
+        handshake = timeout(timeouts.settings, hello) => handshake,
+    };
+    let connection = handshake
+        .map_err(|_| ServeError::Timeout {
+            stage: Stage::Settings,
+            after: timeouts.settings,
+        })?
         .map_err(ServeError::Http2)?;
     cork.close();
     let serving = Serving {
         peer,
-        score: Rc::new(RefCell::new(Score::new(Instant::now()))),
+        member,
+        guard,
         streams: LocalScope::new("hbone-streams"),
         timeouts: *timeouts,
     };
@@ -98,13 +152,15 @@ fn settings(http2: &Http2) -> h2::server::Builder {
         .max_concurrent_streams(SERVER_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(Some(ERROR_RESETS));
+        .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .data_frame_budget(DATA_FRAME_BUDGET);
     builder
 }
 
 struct Serving {
     peer: VerifiedPeer,
-    score: Rc<RefCell<Score>>,
+    member: Rc<Member>,
+    guard: Rc<Guard>,
     streams: LocalScope,
     timeouts: Timeouts,
 }
@@ -112,7 +168,7 @@ struct Serving {
 impl Serving {
     async fn run<IO, H, F>(
         &self,
-        mut connection: Connection<Corked<IO>, Bytes>,
+        mut connection: Connection<Watch<Corked<IO>>, Bytes>,
         cork: &Corked<IO>,
         life: &Lifetime,
         handle: H,
@@ -124,13 +180,15 @@ impl Serving {
     {
         let mut pings = connection.ping_pong();
         let silence = self.silence(pings.as_mut());
-        tokio::pin!(silence);
+        let expiry = liveness::past(self.peer.not_after(), self.timeouts.past_expiry);
+        let revoked = self.peer.revoked();
+        tokio::pin!(silence, expiry, revoked);
         let mut draining = false;
         loop {
             tokio::select! {
                 request = accept(&mut connection, cork) => match request {
                     Some(Ok((request, respond))) => self.begin(request, respond, &handle),
-                    Some(Err(error)) => return Err(ended(error)),
+                    Some(Err(error)) => return Err(self.ended(error)),
                     None => return Ok(()),
                 },
                 () = life.draining(), if !draining => {
@@ -142,11 +200,30 @@ impl Serving {
                     goodbye(&mut connection, cork, H2Reason::NO_ERROR).await;
                     return Err(ServeError::Silent { after: self.timeouts.ping_timeout });
                 }
+                () = &mut expiry => {
+                    goodbye(&mut connection, cork, H2Reason::NO_ERROR).await;
+                    return Err(ServeError::Expired);
+                }
+                () = &mut revoked => {
+                    goodbye(&mut connection, cork, H2Reason::NO_ERROR).await;
+                    return Err(ServeError::Revoked);
+                }
+                misuse = self.guard.trips() => {
+                    goodbye(&mut connection, cork, H2Reason::ENHANCE_YOUR_CALM).await;
+                    return Err(ServeError::Abuse(misuse.as_str()));
+                }
             }
-            if self.score.borrow_mut().is_too_high(Instant::now()) {
-                goodbye(&mut connection, cork, H2Reason::ENHANCE_YOUR_CALM).await;
-                return Err(ServeError::Abuse("streams reset before they were answered"));
+        }
+    }
+
+    /// A connection ended by the HTTP/2 library.
+    fn ended(&self, error: h2::Error) -> ServeError {
+        match error.reason() {
+            Some(H2Reason::ENHANCE_YOUR_CALM) if error.is_go_away() && error.is_library() => {
+                self.guard.misuse(Misuse::Protocol);
+                ServeError::Abuse(Misuse::Protocol.as_str())
             }
+            _ => ServeError::Http2(error),
         }
     }
 
@@ -174,21 +251,28 @@ impl Serving {
     {
         match ConnectHeaders::from_request(&request) {
             Ok(headers) => {
+                let Some(permit) = self.member.stream() else {
+                    tracing::debug!(peer = %self.peer.identity(), "too many streams of one identity");
+                    return connect::answer(&mut respond, http::StatusCode::SERVICE_UNAVAILABLE);
+                };
                 let connect = Connect::new(
-                    headers,
+                    Box::new(headers),
                     self.peer.clone(),
                     request.into_body(),
                     respond,
-                    Rc::clone(&self.score),
+                    Rc::clone(&self.guard),
+                    permit,
                 );
                 self.streams.spawn("connect", handle(connect));
             }
             Err(error) => {
                 tracing::debug!(peer = %self.peer.identity(), %error, "a request is refused");
                 let method = matches!(error, HeaderError::Method);
-                self.score
-                    .borrow_mut()
-                    .misuse(if method { 2.0 } else { 1.0 }, Instant::now());
+                self.guard.misuse(if method {
+                    Misuse::NoConnect
+                } else {
+                    Misuse::EarlyReset
+                });
                 connect::answer(&mut respond, http::StatusCode::BAD_REQUEST);
             }
         }
@@ -197,7 +281,7 @@ impl Serving {
 
 /// The next request. What is to be sent leaves when there is nothing more to do.
 async fn accept<IO>(
-    connection: &mut Connection<Corked<IO>, Bytes>,
+    connection: &mut Connection<Watch<Corked<IO>>, Bytes>,
     cork: &Corked<IO>,
 ) -> Option<Result<(Request<h2::RecvStream>, SendResponse<Bytes>), h2::Error>>
 where
@@ -215,7 +299,7 @@ where
 
 /// Says goodbye with `reason` and drops what is open; waits a moment for it to be sent.
 async fn goodbye<IO>(
-    connection: &mut Connection<Corked<IO>, Bytes>,
+    connection: &mut Connection<Watch<Corked<IO>>, Bytes>,
     cork: &Corked<IO>,
     reason: H2Reason,
 ) where
@@ -229,13 +313,4 @@ async fn goodbye<IO>(
     });
     // A client that does not read it is cut off.
     let _ = timeout(LINGER, ended).await;
-}
-
-fn ended(error: h2::Error) -> ServeError {
-    match error.reason() {
-        Some(H2Reason::ENHANCE_YOUR_CALM) if error.is_go_away() && error.is_library() => {
-            ServeError::Abuse("a flood of frames")
-        }
-        _ => ServeError::Http2(error),
-    }
 }

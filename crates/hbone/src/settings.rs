@@ -9,12 +9,17 @@ pub(crate) const SERVER_HEADERS: u32 = 64 * 1024;
 pub(crate) const CLIENT_HEADERS: u32 = 16 * 1024;
 /// Streams of one connection a client may have open.
 pub(crate) const SERVER_STREAMS: u32 = 200;
-/// Bytes of one stream that wait for the connection before a writer has to wait.
-pub(crate) const SEND_BUFFER: usize = 400 * 1024;
+/// Bytes of one stream that wait for the connection before a writer has to wait. Times all streams of
+/// a connection it is what a peer that never reads makes us hold.
+pub(crate) const SEND_BUFFER: usize = 96 * 1024;
 /// Streams reset by the peer before we took them, beyond which the connection ends.
 pub(crate) const PENDING_RESETS: usize = 50;
 /// Streams reset by us for the peer's errors, beyond which the connection ends.
 pub(crate) const ERROR_RESETS: usize = 128;
+/// Overhead of small DATA frames that nobody has read yet, in bytes (each counts as what it lacks
+/// to 256), beyond which the connection ends. Tunnels carry other people's single bytes. Relays take
+/// them out at once, also when they cannot pass them on; this is what may arrive in between.
+pub(crate) const DATA_FRAME_BUDGET: usize = 6 * 1024 * 1024;
 
 /// HTTP/2 parameters of both ends (as Istio's ztunnel does).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub struct Timeouts {
     pub ping_timeout: Duration,
     /// A tunnel without streams closes after this.
     pub idle: Duration,
+    /// How long a tunnel may outlive the peer's certificate.
+    pub past_expiry: Duration,
 }
 
 impl Default for Timeouts {
@@ -67,6 +74,7 @@ impl Default for Timeouts {
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(300),
+            past_expiry: Duration::from_secs(24 * 3600),
         }
     }
 }

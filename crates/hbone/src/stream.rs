@@ -7,6 +7,7 @@ use h2::{Reason as H2Reason, RecvStream, SendStream};
 use isobar_tls::VerifiedPeer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::guard::StreamPermit;
 use crate::headers::Baggage;
 use crate::pool::Slot;
 use crate::relay::{Batch, Endpoint};
@@ -16,6 +17,21 @@ use crate::settings::{DATA_MAX, SEND_BUFFER};
 const CHUNKS_MAX: usize = 64;
 /// Bytes gathered before they are passed on.
 const GATHER_MAX: usize = 256 * 1024;
+/// Bytes taken out of the HTTP/2 library while they cannot be passed on: there a frame of one byte
+/// takes some 600 bytes of memory, here one. Their credit is held, so the sender's window still counts.
+const RELIEF_MAX: usize = 64 * 1024;
+/// Chunks below this many bytes are copied together.
+const SMALL: usize = 512;
+
+/// What a stream gives back at its end.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held to be dropped")]
+pub(crate) enum Place {
+    /// Its place on a tunnel of the pool.
+    Pooled(Slot),
+    /// Its place among the streams of the caller's identity.
+    Served(StreamPermit),
+}
 
 /// The bytes of one CONNECT stream. Dropping it before both directions have ended resets the
 /// stream (CANCEL); [`Endpoint::reset`] says that the TCP connection behind it broke.
@@ -27,18 +43,18 @@ pub struct TunnelStream {
     unread: Bytes,
     finished: bool,
     peer: VerifiedPeer,
-    baggage: Option<Baggage>,
-    /// Gives the place on the tunnel back. Last, so that the stream has ended by then.
-    _slot: Option<Slot>,
+    baggage: Option<Box<Baggage>>,
+    /// Last, so that the stream has ended by then.
+    _place: Place,
 }
 
 impl TunnelStream {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         send: SendStream<Bytes>,
         recv: RecvStream,
         peer: VerifiedPeer,
         baggage: Option<Baggage>,
-        slot: Option<Slot>,
+        place: Place,
     ) -> Self {
         Self {
             send,
@@ -46,8 +62,8 @@ impl TunnelStream {
             unread: Bytes::new(),
             finished: false,
             peer,
-            baggage,
-            _slot: slot,
+            baggage: baggage.map(Box::new),
+            _place: place,
         }
     }
 
@@ -60,8 +76,8 @@ impl TunnelStream {
     /// What the server said about the destination in its answer; on the server's side what the
     /// client said about the source. Unauthenticated, for telemetry.
     #[must_use]
-    pub const fn baggage(&self) -> Option<&Baggage> {
-        self.baggage.as_ref()
+    pub fn baggage(&self) -> Option<&Baggage> {
+        self.baggage.as_deref()
     }
 
     /// The next chunk; `None` at the peer's END_STREAM. Its credit is still held.
@@ -158,6 +174,22 @@ impl Endpoint for TunnelStream {
             sent += bytes;
         }
         Poll::Ready(Ok(sent))
+    }
+
+    fn poll_relieve(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
+        for _ in 0..CHUNKS_MAX {
+            if batch.bytes() >= RELIEF_MAX {
+                return;
+            }
+            match self.recv.poll_data(cx) {
+                Poll::Ready(Some(Ok(chunk))) if chunk.len() < SMALL => batch.push_joined(&chunk),
+                Poll::Ready(Some(Ok(chunk))) => batch.push(chunk),
+                // Seen again once the batch is passed on.
+                Poll::Ready(Some(Err(_)) | None) | Poll::Pending => return,
+            }
+        }
+        // More may be there.
+        cx.waker().wake_by_ref();
     }
 
     fn poll_finish(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

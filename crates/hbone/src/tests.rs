@@ -4,4 +4,5 @@ mod rig;
 
 mod faults;
 mod flow;
+mod hostile;
 mod sharing;

@@ -95,12 +95,20 @@ reasons! {
     DownstreamTls => "downstream_tls", "-", Downstream;
     /// A limit of the proxy is reached.
     Overload => "overload", "UO", Local;
+    /// The caller's identity has as many connections or streams open as one may.
+    PeerLimit => "peer_limit", "UO", Downstream;
+    /// The caller broke or flooded the protocol: its connection is closed, and for a while new ones too.
+    PeerAbuse => "peer_abuse", "DPE", Downstream;
     /// A fault the user asked for.
     FaultInjected => "fault_injected", "FI", Local;
     /// A delay the user asked for.
     DelayInjected => "delay_injected", "DI", Local;
     /// No certificate for the workload: is the certificate authority reachable?
     NoCertificate => "no_certificate", "UF", Local;
+    /// The peer's certificate has ended and its tunnel has outlived it for as long as it may.
+    IdentityExpired => "identity_expired", "-", Downstream;
+    /// The peer's certificate is on a revocation list.
+    CertificateRevoked => "certificate_revoked", "-", Downstream;
     /// The proxy is shutting down and the time to drain is over.
     Drained => "drained", "-", Local;
     /// The workload was removed while connections were open.

@@ -108,6 +108,7 @@ impl Bed {
             own: Arc::new(own),
             store: Store::default(),
             feed: Feed::default(),
+            admission: isobar_hbone::Admission::default(),
         };
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);

@@ -67,6 +67,8 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
     let options = ServerOptions {
         http2: http2(&worker.world),
         timeouts: Timeouts::default(),
+        admission: worker.pod.admission(&worker.world),
+        source: Some(client.ip()),
     };
     let handler = worker.clone();
     let served = serve_hbone(tcp, &tls, &options, &worker.tunnels, |connect| {
@@ -74,7 +76,14 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
     });
     match Box::pin(served).await {
         Ok(()) => {}
-        Err(error @ (ServeError::Tls(_) | ServeError::Timeout { .. })) => {
+        Err(
+            error @ (ServeError::Tls(_)
+            | ServeError::Timeout { .. }
+            | ServeError::Turned(_)
+            | ServeError::Abuse(_)
+            | ServeError::Expired
+            | ServeError::Revoked),
+        ) => {
             let refused = Refused::new(error.reason(), error.to_string());
             tell(&worker, arrival, &refused);
         }

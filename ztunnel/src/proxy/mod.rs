@@ -26,6 +26,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isobar_hbone::Admission;
 use isobar_net::{DialOptions, Keepalive, Source};
 use isobar_state::{Snapshot, Workload};
 use isobar_types::Reason;
@@ -63,6 +64,8 @@ pub struct World {
     pub descriptors: Descriptors,
     /// The pods of this process.
     pub neighbours: Neighbours,
+    /// Limits on callers; see [`Pod::admission`].
+    pub admission: Admission,
 }
 
 impl std::fmt::Debug for World {

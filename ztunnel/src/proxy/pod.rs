@@ -1,7 +1,8 @@
 //! One served pod: what all its connections share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use isobar_hbone::Admission;
 use isobar_net::{DialOptions, NetNs};
 use isobar_state::{Snapshot, Workload};
 use isobar_types::Reason;
@@ -34,6 +35,7 @@ pub struct Pod {
     pub own: bool,
     /// Its open connections.
     pub connections: Arc<Connections>,
+    admission: OnceLock<Admission>,
     stage: watch::Receiver<Stage>,
 }
 
@@ -48,6 +50,7 @@ impl Pod {
             netns,
             own: false,
             connections: Arc::default(),
+            admission: OnceLock::new(),
             stage,
         };
         (pod, sender)
@@ -69,6 +72,13 @@ impl Pod {
             service_account,
         } = &self.info;
         snapshot.local_workload(node, namespace, name, service_account)
+    }
+
+    /// What callers of this pod may have open: identities are counted for each pod, since one
+    /// waypoint may well call all pods of a node; handshakes for the process.
+    pub(super) fn admission(&self, world: &World) -> Admission {
+        let own = self.admission.get_or_init(|| world.admission.sibling());
+        own.clone()
     }
 
     /// `namespace/name`.

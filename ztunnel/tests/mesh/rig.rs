@@ -282,6 +282,7 @@ impl Mesh {
             dns: Some(dns),
             descriptors: Descriptors::of_process(),
             neighbours: Neighbours::default(),
+            admission: isobar_hbone::Admission::default(),
         });
         let pods = Pods::new(world.clone(), workers);
         Self {

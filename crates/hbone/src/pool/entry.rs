@@ -32,6 +32,8 @@ pub(crate) enum Turn {
     Dial(u64),
     /// Wait for a change.
     Wait,
+    /// The peer takes no streams, and would take none on another tunnel.
+    None,
 }
 
 impl Entry {
@@ -85,6 +87,9 @@ impl Entry {
         if tunnels.iter().any(|tunnel| !tunnel.is_settled()) {
             *joined = Some(dial.last);
             return Ok(Turn::Wait);
+        }
+        if tunnels.iter().any(|tunnel| tunnel.allows_none()) {
+            return Ok(Turn::None);
         }
         dial.last += 1;
         dial.running = Some(dial.last);

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::entry::Slot;
 use crate::headers::Baggage;
+use crate::stream::Place;
 use crate::{ConnectHeaders, Stage, Timeouts, TunnelError, TunnelStream};
 
 /// A request that came to nothing.
@@ -41,6 +42,7 @@ pub(super) async fn connect(
         let (response, send) = requests
             .send_request(request, false)
             .map_err(|error| (error, true))?;
+        slot.tunnel().guard().stream_opened();
         let response = response.await.map_err(|error| (error, false))?;
         Ok((response, send))
     });
@@ -60,7 +62,13 @@ pub(super) async fn connect(
     let (parts, recv) = response.into_parts();
     let baggage = Baggage::from_headers(&parts.headers);
     let peer = slot.tunnel().peer().clone();
-    Ok(TunnelStream::new(send, recv, peer, baggage, Some(slot)))
+    Ok(TunnelStream::new(
+        send,
+        recv,
+        peer,
+        baggage,
+        Place::Pooled(slot),
+    ))
 }
 
 async fn failed(

@@ -16,14 +16,16 @@ use tokio::time::{Instant, timeout};
 use super::entry::Entry;
 use super::{Shared, TunnelKey};
 use crate::cork::{self, Corked};
+use crate::guard::{Guard, Role, Watch};
 use crate::liveness::{self, Liveness};
-use crate::settings::{CLIENT_HEADERS, SEND_BUFFER};
+use crate::settings::{CLIENT_HEADERS, DATA_FRAME_BUDGET, SEND_BUFFER};
 use crate::{Http2, Stage, Timeouts, TunnelError};
 
 /// One HTTP/2 connection to a peer proxy.
 pub(crate) struct Tunnel {
     requests: SendRequest<Bytes>,
     peer: VerifiedPeer,
+    guard: Rc<Guard>,
     /// End of our own certificate: new streams beyond it need a new tunnel.
     expires: SystemTime,
     active: Cell<usize>,
@@ -78,6 +80,10 @@ impl Tunnel {
         &self.peer
     }
 
+    pub(crate) fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
     pub(crate) const fn active(&self) -> usize {
         self.active.get()
     }
@@ -97,6 +103,11 @@ impl Tunnel {
         }
         let limit = most.min(self.requests.current_max_send_streams());
         limit.saturating_sub(self.active.get())
+    }
+
+    /// The peer has said that it takes no streams at all.
+    pub(crate) fn allows_none(&self) -> bool {
+        self.settled.get() && self.requests.current_max_send_streams() == 0
     }
 
     /// Takes a place; true if the tunnel has been used before.
@@ -163,9 +174,11 @@ where
     let (io, closed) = cork::hold(io);
     let (tls, peer) = handshake(key, &certificate, io, &timeouts).await?;
     let cork = Corked::new(tls, closed);
+    let guard = Guard::new(None);
+    let watched = Watch::new(cork.clone(), Role::Client, Rc::clone(&guard));
     let (requests, connection) =
         settings(&http2)
-            .handshake(cork.clone())
+            .handshake(watched)
             .await
             .map_err(|error| TunnelError::Lost {
                 to: key.to,
@@ -174,6 +187,7 @@ where
     let tunnel = Rc::new(Tunnel {
         requests,
         peer,
+        guard: Rc::clone(&guard),
         expires: certificate.not_after(),
         active: Cell::new(0),
         used: Cell::new(false),
@@ -189,6 +203,7 @@ where
         pool: Rc::downgrade(pool),
         key: key.clone(),
         timeouts,
+        guard,
     };
     cork.close();
     pool.scope.spawn("tunnel", driver.run(connection, cork));
@@ -229,6 +244,7 @@ fn settings(http2: &Http2) -> h2::client::Builder {
         .max_header_list_size(CLIENT_HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
         .initial_max_send_streams(http2.streams_per_tunnel)
+        .data_frame_budget(DATA_FRAME_BUDGET)
         .enable_push(false);
     builder
 }
@@ -240,10 +256,11 @@ struct Driver {
     pool: Weak<Shared>,
     key: TunnelKey,
     timeouts: Timeouts,
+    guard: Rc<Guard>,
 }
 
 impl Driver {
-    async fn run<IO>(self, mut connection: Connection<Corked<IO>, Bytes>, cork: Corked<IO>)
+    async fn run<IO>(self, mut connection: Connection<Watch<Corked<IO>>, Bytes>, cork: Corked<IO>)
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -258,6 +275,15 @@ impl Driver {
         let ending = tokio::select! {
             result = driven => self.ending(result),
             ending = self.keep_alive(pings) => ending,
+            () = self.revoked() => {
+                Ending::Lost("the peer's certificate is revoked".to_owned())
+            }
+            () = self.outlived() => {
+                Ending::Lost("the peer's certificate has expired long ago".to_owned())
+            }
+            misuse = self.guard.trips() => {
+                Ending::Lost(format!("the peer abused it: {}", misuse.as_str()))
+            }
         };
         tracing::debug!(to = %self.key.to, ?ending, "a tunnel ended");
         if let Some(tunnel) = self.tunnel.upgrade() {
@@ -312,6 +338,22 @@ impl Driver {
             Liveness::Silent => Ending::Lost(format!("no answer to PING within {limit:?}")),
             Liveness::Ended => std::future::pending().await,
         }
+    }
+
+    /// Resolves when the peer's certificate has ended too long ago.
+    async fn outlived(&self) {
+        let Some(end) = self.tunnel.upgrade().map(|t| t.peer.not_after()) else {
+            return std::future::pending().await;
+        };
+        liveness::past(end, self.timeouts.past_expiry).await;
+    }
+
+    /// Resolves when the peer's certificate is revoked.
+    async fn revoked(&self) {
+        let Some(peer) = self.tunnel.upgrade().map(|t| t.peer.clone()) else {
+            return std::future::pending().await;
+        };
+        peer.revoked().await;
     }
 
     fn settle(&self) {

@@ -8,6 +8,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 /// its reads come back full: many idle or chatty connections must not hold large buffers.
 const READ_MIN: usize = 4 * 1024;
 const READ_MAX: usize = 256 * 1024;
+/// Largest chunk that is copied to join another to it.
+const JOIN_MAX: usize = 4 * 1024;
 /// What all reads of a thread may take above the smallest: one bulk stream gets the largest reads,
 /// many share what still fits into a core's cache.
 const BUDGET: usize = 1024 * 1024;
@@ -82,6 +84,23 @@ impl Batch {
             self.bytes += chunk.len();
             self.chunks.push_back(chunk);
         }
+    }
+
+    /// Adds bytes at the end, in one chunk with those that were added so before.
+    pub fn push_joined(&mut self, bytes: &[u8]) {
+        let last = self.chunks.pop_back().unwrap_or_default();
+        // Fails when the chunk shares its memory; small ones are then copied once, large ones stay.
+        let mut joined = match last.try_into_mut() {
+            Ok(last) => last,
+            Err(last) if last.len() < JOIN_MAX => BytesMut::from(&last[..]),
+            Err(last) => {
+                self.chunks.push_back(last);
+                BytesMut::new()
+            }
+        };
+        joined.extend_from_slice(bytes);
+        self.bytes += bytes.len();
+        self.chunks.push_back(joined.freeze());
     }
 
     /// True when nothing is on its way.
@@ -224,5 +243,20 @@ mod tests {
         assert!(GROWN.get() <= BUDGET);
         drop(all);
         assert_eq!(GROWN.get(), 0);
+    }
+
+    #[test]
+    fn single_bytes_are_joined() {
+        let mut batch = Batch::default();
+        let shared = Bytes::from(vec![7; 100]);
+        batch.push(shared.clone());
+        for n in 0..50_000_u32 {
+            batch.push_joined(&[n as u8]);
+        }
+        assert_eq!((batch.bytes(), batch.chunks.len()), (50_100, 1));
+        assert_eq!(batch.take(100), Some(shared));
+        batch.push(Bytes::from_static(&[0; 8192]));
+        batch.push_joined(b"x");
+        assert_eq!(batch.chunks.len(), 3);
     }
 }

@@ -16,6 +16,11 @@ pub trait Endpoint: Unpin {
     /// Adds what has arrived to `batch`; false when the peer has ended its direction.
     fn poll_receive(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<io::Result<bool>>;
 
+    /// Called while `batch` cannot be passed on: may add to it what costs more where it is.
+    fn poll_relieve(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
+        let _ = (cx, batch);
+    }
+
     /// Takes at least one byte from `batch`, which is not empty; returns how many.
     fn poll_send(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<io::Result<usize>>;
 

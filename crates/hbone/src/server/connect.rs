@@ -1,10 +1,8 @@
-use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -12,39 +10,44 @@ use h2::server::SendResponse;
 use http::{Response, StatusCode};
 use isobar_tls::VerifiedPeer;
 
-use super::score::Score;
+use crate::guard::{Guard, Misuse, StreamPermit};
 use crate::headers::{BAGGAGE, value};
+use crate::stream::Place;
 use crate::{Baggage, ConnectHeaders, TunnelStream};
 
 /// A CONNECT request that waits for its answer. Dropping it unanswered resets the stream.
 pub struct Connect {
-    headers: ConnectHeaders,
+    /// Boxed, as most of it is gone before the stream carries a byte.
+    headers: Box<ConnectHeaders>,
     peer: VerifiedPeer,
     body: RecvStream,
     respond: SendResponse<Bytes>,
-    score: Rc<RefCell<Score>>,
+    guard: Rc<Guard>,
+    permit: StreamPermit,
 }
 
 impl Connect {
     pub(super) const fn new(
-        headers: ConnectHeaders,
+        headers: Box<ConnectHeaders>,
         peer: VerifiedPeer,
         body: RecvStream,
         respond: SendResponse<Bytes>,
-        score: Rc<RefCell<Score>>,
+        guard: Rc<Guard>,
+        permit: StreamPermit,
     ) -> Self {
         Self {
             headers,
             peer,
             body,
             respond,
-            score,
+            guard,
+            permit,
         }
     }
 
     /// What it says.
     #[must_use]
-    pub const fn headers(&self) -> &ConnectHeaders {
+    pub fn headers(&self) -> &ConnectHeaders {
         &self.headers
     }
 
@@ -83,7 +86,7 @@ impl Connect {
             self.body,
             self.peer,
             self.headers.baggage,
-            None,
+            Place::Served(self.permit),
         ))
     }
 
@@ -100,7 +103,7 @@ impl Connect {
     fn note_reset(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         if let Poll::Ready(Ok(_)) = self.respond.poll_reset(&mut cx) {
-            self.score.borrow_mut().reset_unanswered(Instant::now());
+            self.guard.misuse(Misuse::EarlyReset);
         }
     }
 }

@@ -14,7 +14,7 @@ async fn refuse(connect: Connect) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_expected_is_not_spoken_to() {
+async fn check_30_a_server_that_is_not_expected_is_not_spoken_to() {
     local(async {
         let rig = Rig::new();
         let address = rig.serve(refuse).await;
@@ -29,7 +29,7 @@ async fn a_server_that_is_not_expected_is_not_spoken_to() {
 }
 
 #[tokio::test]
-async fn a_caller_of_another_trust_domain_is_refused_as_tls() {
+async fn check_29_a_caller_of_another_trust_domain_is_refused_as_tls() {
     local(async {
         let rig = Rig::new();
         let address = rig.serve(refuse).await;
@@ -81,6 +81,13 @@ async fn nobody_there_is_told_as_refused() {
     .await;
 }
 
+async fn accept_all(connect: Connect) {
+    // Held until the client is gone.
+    if let Ok(mut stream) = connect.accept(None) {
+        let _ = stream.read(&mut [0; 1]).await;
+    }
+}
+
 fn stage(error: &TunnelError) -> Option<Stage> {
     match error {
         TunnelError::Timeout { stage, .. } => Some(*stage),
@@ -89,7 +96,7 @@ fn stage(error: &TunnelError) -> Option<Stage> {
 }
 
 #[tokio::test]
-async fn silent_peers_are_given_up_at_every_stage() {
+async fn check_34_silent_peers_are_given_up_at_every_stage() {
     local(async {
         let options = PoolOptions {
             timeouts: short(),
@@ -97,13 +104,28 @@ async fn silent_peers_are_given_up_at_every_stage() {
         };
 
         let rig = Rig::with(options.clone());
+        let honest = rig.serve(accept_all).await;
         let mute = |tcp: TcpStream| async move {
             let _open = tcp;
             std::future::pending::<()>().await;
         };
         let address = rig.raw(mute).await;
-        let error = rig.pool.open(&key(address), &headers()).await.unwrap_err();
+        let (silent, other) = (key(address), key(honest));
+        let headers = headers();
+        let waits = rig.pool.open(&silent, &headers);
+        let mut served = 0;
+        let error = tokio::select! {
+            error = waits => error.unwrap_err(),
+            () = async {
+                loop {
+                    rig.pool.open(&other, &headers).await.unwrap();
+                    served += 1;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            } => unreachable!(),
+        };
         assert_eq!(stage(&error), Some(Stage::Tls));
+        assert!(served > 1, "others go on meanwhile");
 
         // The answer to CONNECT may take longer than the settings here.
         let patient = Timeouts {
@@ -123,7 +145,7 @@ async fn silent_peers_are_given_up_at_every_stage() {
             }
         };
         let address = rig.raw(after_tls).await;
-        let error = rig.pool.open(&key(address), &headers()).await.unwrap_err();
+        let error = rig.pool.open(&key(address), &headers).await.unwrap_err();
         assert_eq!(stage(&error), Some(Stage::Settings), "{error}");
 
         let rig = Rig::with(options);
@@ -132,7 +154,7 @@ async fn silent_peers_are_given_up_at_every_stage() {
             std::future::pending::<()>().await;
         };
         let address = rig.serve(never).await;
-        let error = rig.pool.open(&key(address), &headers()).await.unwrap_err();
+        let error = rig.pool.open(&key(address), &headers).await.unwrap_err();
         assert_eq!(stage(&error), Some(Stage::Connect));
         assert_eq!(
             rig.pool.tunnels(),
@@ -191,6 +213,49 @@ async fn a_client_that_stops_answering_pings_is_cut() {
     .await;
 }
 
+#[tokio::test]
+async fn r_17_17_a_tunnel_outlives_its_certificate_only_so_long() {
+    local(async {
+        let rig = Rig::new();
+        let (listener, address) = Rig::listener().await;
+        let tls = rig.server_tls("cart");
+        let life = rig.life.lifetime();
+        // The certificate has a second left, the tunnel no more than that.
+        let certificate = rig.brief("front", Duration::from_secs(1));
+        let options = crate::ServerOptions {
+            timeouts: Timeouts {
+                past_expiry: Duration::ZERO,
+                ..Timeouts::default()
+            },
+            ..crate::ServerOptions::default()
+        };
+        let client = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let config = client_config(&certificate, &[id("cart")]).unwrap();
+            let (io, _) = config.connect(tcp).await.unwrap();
+            let (mut requests, connection) = h2::client::handshake(io).await.unwrap();
+            let driver = async {
+                // Told, not cut.
+                connection.await.unwrap();
+            };
+            let asks = async {
+                let request = headers().to_request().unwrap();
+                let (response, _send) = requests.send_request(request, false).unwrap();
+                assert_eq!(response.await.unwrap().status(), 503);
+            };
+            tokio::join!(driver, asks);
+        };
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            crate::serve(tcp, &tls, &options, &life, refuse).await
+        };
+        let ((), end) = tokio::join!(client, server);
+        let error = end.unwrap_err();
+        assert_eq!(error.reason(), Reason::IdentityExpired, "{error}");
+    })
+    .await;
+}
+
 /// A plain HTTP/2 client with a valid certificate.
 async fn bare_client(rig: &Rig, address: std::net::SocketAddr) -> h2::client::SendRequest<Bytes> {
     let tcp = TcpStream::connect(address).await.unwrap();
@@ -209,7 +274,7 @@ async fn bare_client(rig: &Rig, address: std::net::SocketAddr) -> h2::client::Se
 }
 
 #[tokio::test]
-async fn what_is_no_connect_is_a_bad_request() {
+async fn check_28_what_is_no_connect_is_a_bad_request() {
     local(async {
         let rig = Rig::new();
         let address = rig
@@ -283,7 +348,7 @@ async fn rapid_resets_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_tunnel_that_died_unnoticed_costs_nothing() {
+async fn check_35_a_tunnel_that_died_while_idle_costs_nothing() {
     local(async {
         let rig = Rig::new();
         let tls = rig.server_tls("cart");

@@ -95,6 +95,12 @@ impl Rig {
         )
     }
 
+    /// A certificate that ends soon.
+    pub(super) fn brief(&self, account: &str, ttl: Duration) -> WorkloadCertificate {
+        let authority = &self.certificates.0;
+        authority.issue_workload(&id(account), ttl).unwrap()
+    }
+
     pub(super) async fn certificate(&self, account: &str) -> Arc<WorkloadCertificate> {
         self.certificates.fetch(&id(account)).await.unwrap()
     }
