@@ -1,0 +1,5 @@
+//! What each fuzz target does with its input. Besides not crashing, each holds what it reads against
+//! something: what is printed reads back, what is accepted is as it should be.
+
+pub mod credentials;
+pub mod peer;
