@@ -90,7 +90,7 @@ impl WorkloadCertificate {
         parts: &[String],
         private_key: &PrivateKey,
     ) -> Result<Self, CertificateError> {
-        Self::with_revocations(asked, parts, key, &Revocations::default())
+        Self::with_revocations(asked, parts, private_key, &Revocations::default())
     }
 
     /// As [`Self::new`]; peers of this workload must not be revoked by any of the lists in force.
@@ -100,7 +100,7 @@ impl WorkloadCertificate {
     pub fn with_revocations(
         asked: &Identity,
         parts: &[String],
-        key: &PrivateKey,
+        private_key: &PrivateKey,
         revocations: &Revocations,
     ) -> Result<Self, CertificateError> {
         let [first, .., last] = parts else {

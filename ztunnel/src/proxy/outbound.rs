@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isobar_hbone::{Authority, ConnectHeaders, Forwarded, TraceParent, TunnelKey, TunnelStream};
+use isobar_hbone::{
+    Authority, ConnectHeaders, Forwarded, TraceParent, TunnelError, TunnelKey, TunnelStream,
+};
 use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{self as state, ConnectionLimits, Service, Workload};
@@ -399,10 +401,22 @@ async fn connect(
             // Plain or a tunnel now: it does not come here again.
             Box::pin(connect(worker, &hop.resolved(to.ip()), source, client)).await
         }
-        NextHop::DoubleTunnel { .. } => Err(Failed {
-            reason: Reason::NoHealthyUpstream,
-            detail: format!("{hop}: calls across networks are not supported"),
-        }),
+        NextHop::DoubleTunnel {
+            to,
+            authority,
+            expect_gateway,
+            expect,
+            service,
+            ..
+        } => {
+            let gateway = key(source, client, *to, expect_gateway);
+            let headers = ConnectHeaders {
+                forwarded_network: Some(worker.world.config.network.clone()),
+                ..headers(source, client, authority, Some(service))?
+            };
+            let opened = worker.pool.open_through(&gateway, expect, &headers);
+            tunnel(Box::pin(opened).await)
+        }
         NextHop::Tunnel {
             to,
             authority,
@@ -410,42 +424,58 @@ async fn connect(
             service,
             ..
         } => {
-            let key = TunnelKey {
-                source: source.identity(),
-                expect: expect.clone(),
-                to: *to,
-                from: client.ip(),
-            };
-            let authority = Authority::parse(authority).ok_or_else(|| Failed {
-                reason: Reason::Internal,
-                detail: format!("{authority:?} is no authority"),
-            })?;
-            let host = service.as_ref().map(|s| s.key.hostname.to_string());
-            let headers = ConnectHeaders {
-                baggage: Some(describe(source)),
-                forwarded: Some(Forwarded {
-                    client: Some(client),
-                    host,
-                }),
-                traceparent: Some(TraceParent::new(
-                    rand::random::<u128>() | 1,
-                    rand::random::<u64>() | 1,
-                )),
-                ..ConnectHeaders::new(authority)
-            };
-            let opened = Box::pin(worker.pool.open(&key, &headers)).await;
-            opened
-                .map(|stream| Upstream::Tunnel(Box::new(stream)))
-                .map_err(|error| {
-                    let reason = error.reason();
-                    let mut detail = chain(&error);
-                    if reason == Reason::UpstreamConnectTimeout {
-                        detail.push_str(": does a NetworkPolicy block port 15008?");
-                    }
-                    Failed { reason, detail }
-                })
+            let key = key(source, client, *to, expect);
+            let headers = headers(source, client, authority, service.as_ref())?;
+            tunnel(Box::pin(worker.pool.open(&key, &headers)).await)
         }
     }
+}
+
+fn key(source: &Workload, client: SocketAddr, to: SocketAddr, expect: &[Identity]) -> TunnelKey {
+    TunnelKey {
+        source: source.identity(),
+        expect: expect.to_vec(),
+        to,
+        from: client.ip(),
+    }
+}
+
+/// What the peer is told of this connection.
+fn headers(
+    source: &Workload,
+    client: SocketAddr,
+    authority: &str,
+    service: Option<&Arc<Service>>,
+) -> Result<ConnectHeaders, Failed> {
+    let authority = Authority::parse(authority).ok_or_else(|| Failed {
+        reason: Reason::Internal,
+        detail: format!("{authority:?} is no authority"),
+    })?;
+    Ok(ConnectHeaders {
+        baggage: Some(describe(source)),
+        forwarded: Some(Forwarded {
+            client: Some(client),
+            host: service.map(|s| s.key.hostname.to_string()),
+        }),
+        traceparent: Some(TraceParent::new(
+            rand::random::<u128>() | 1,
+            rand::random::<u64>() | 1,
+        )),
+        ..ConnectHeaders::new(authority)
+    })
+}
+
+fn tunnel(opened: Result<TunnelStream, TunnelError>) -> Result<Upstream, Failed> {
+    opened
+        .map(|stream| Upstream::Tunnel(Box::new(stream)))
+        .map_err(|error| {
+            let reason = error.reason();
+            let mut detail = chain(&error);
+            if reason == Reason::UpstreamConnectTimeout {
+                detail.push_str(": does a NetworkPolicy block port 15008?");
+            }
+            Failed { reason, detail }
+        })
 }
 
 async fn plain(worker: &PodWorker, to: SocketAddr) -> Result<Upstream, Failed> {
