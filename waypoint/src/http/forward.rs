@@ -17,6 +17,7 @@ use isobar_types::{Reason, Str};
 use tokio::time::Instant;
 
 use super::body::{ReplyBody, RequestBody};
+use super::exchange::Exchange;
 use super::pipeline::Flow;
 use super::reply::{self, Local};
 use super::sanitise;
@@ -153,32 +154,40 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
         }
         sent = tries(sending, place, &head, (flow.body, empty), &rules, deadline) => sent,
     };
-    let mut response = match sent {
+    let response = match sent {
         Ok(response) => response,
         Err(local) => return local.respond(flow.exchange),
     };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return upgrade::join(response, upgrade, flow.exchange);
     }
-    let took = flow.exchange.started.elapsed();
-    flow.exchange.upstream_time = Some(took);
+    let of_route = route.map(|r| &r.response).into_iter();
+    let edits = of_route.chain(chosen.map(|c| &c.response));
+    pass_on(response, edits, plan.decorate, deadline, flow.exchange)
+}
+
+/// The endpoint's response as the caller gets it.
+fn pass_on<'a>(
+    mut response: Response<Incoming>,
+    edits: impl Iterator<Item = &'a HeaderEdits>,
+    decorate: Option<HeaderMap>,
+    deadline: Option<Instant>,
+    mut exchange: Exchange,
+) -> Response<ReplyBody> {
+    let took = exchange.started.elapsed();
+    exchange.upstream_time = Some(took);
     finish_headers(response.headers_mut(), took);
-    for edits in route
-        .map(|r| &r.response)
-        .into_iter()
-        .chain(chosen.map(|c| &c.response))
-    {
+    for edits in edits {
         edits.apply(response.headers_mut());
     }
-    if let Some(cors) = plan.decorate {
+    if let Some(cors) = decorate {
         response.headers_mut().extend(cors);
     }
-    flow.exchange.code = response.status().as_u16();
-    flow.exchange.detail = "via_upstream".to_owned();
-    flow.exchange.response_head = reply::head_size(response.headers());
-    flow.exchange.note_grpc_status(response.headers());
+    exchange.code = response.status().as_u16();
+    exchange.detail = "via_upstream".to_owned();
+    exchange.response_head = reply::head_size(response.headers());
+    exchange.note_grpc_status(response.headers());
     let sleep = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
-    let exchange = flow.exchange;
     response.map(|body| ReplyBody::upstream(body, sleep, exchange))
 }
 
@@ -373,7 +382,7 @@ impl Tries {
 
 /// The parts of a flow that tries need.
 struct Sending<'a> {
-    flow: &'a mut super::exchange::Exchange,
+    flow: &'a mut Exchange,
     session: &'a Rc<Session>,
     view: &'a crate::world::View,
     caller: &'a crate::attribution::Attributed,
