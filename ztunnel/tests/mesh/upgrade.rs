@@ -389,7 +389,7 @@ pub(crate) async fn descriptors() {
         "without descriptors: {:.1} % of a core, {lines} lines",
         share * 100.0
     );
-    assert!(share < 0.1, "{share}");
+    assert!(share < 0.05, "{share}");
     assert!(
         lines <= 2 + usize::try_from(elapsed.as_secs()).unwrap() * 2,
         "{lines}"
