@@ -136,6 +136,7 @@ mod tests {
             source_ip: ip("10.0.0.1"),
             destination: at(to),
             network: "",
+            crosses_networks: false,
         };
         route(snapshot, &call, 0)
     }

@@ -118,7 +118,7 @@ proptest! {
 fn a_refusal_of_everything_is_short() {
     let store = Store::default();
     let mut subscription = Subscription::new(Box::new(AddressHandler::new(store)));
-    let status = SyncStatus::new([ADDRESS].into_iter());
+    let status = SyncStatus::new([(ADDRESS, false)].into_iter());
     let response = DeltaDiscoveryResponse {
         type_url: ADDRESS.to_owned(),
         nonce: "n".to_owned(),

@@ -187,8 +187,9 @@ async fn carry(port: u16, mut stream: TunnelStream) -> std::io::Result<()> {
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 while other.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
             };
+            let mut app = Plain::new(app);
             tokio::select! {
-                _ = relay(&mut stream, &mut Plain::new(app)) => {}
+                _ = relay(&mut stream, &mut app) => {}
                 () = reads => {}
             }
         }
