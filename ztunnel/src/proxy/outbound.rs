@@ -147,7 +147,7 @@ impl Attributed {
             source_ip: self.accepted.client.ip(),
             destination: self.accepted.destination,
             network: &worker.world.config.network,
-            crosses_networks: false,
+            crosses_networks: true,
         };
         match route(&snapshot, &call, rand::random()) {
             Ok(hop) => Some(Routed {
