@@ -141,14 +141,14 @@ impl WorkloadCertificate {
             )
             .build()
             .map_err(CryptoFailure::of("trust the roots"))?;
-        // At a moment at which it is certainly valid: this is about shape, not time.
-        let start = UnixTime::since_unix_epoch(
-            chain_info[0]
-                .not_before
-                .max(root_info[0].not_before)
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default(),
-        );
+        // At a moment at which all of it is valid, if there is one: this is about shape, not time.
+        let leaf = &chain_info[0];
+        let starts = chain_info.iter().map(|c| c.not_before);
+        let moment = starts
+            .fold(leaf.not_before, SystemTime::max)
+            .min(leaf.not_after);
+        let moment = moment.duration_since(SystemTime::UNIX_EPOCH);
+        let start = UnixTime::since_unix_epoch(moment.unwrap_or_default());
         chain_verifier
             .verify_client_cert(&chain[0], &chain[1..], start)
             .map_err(|error| CertificateError::Chain(error.to_string()))?;

@@ -226,6 +226,8 @@ fn der(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     if length < 128 {
         bytes.push(length as u8);
+    } else if length < 256 {
+        bytes.extend([0x81, length as u8]);
     } else {
         bytes.extend([0x82, (length >> 8) as u8, length as u8]);
     }
