@@ -215,7 +215,14 @@ impl Way {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err((At::Target, error))),
                     Poll::Pending => {
                         source.poll_relieve(cx, &mut self.batch);
-                        return Poll::Pending;
+                        // A target that never takes any more must not hide that nobody is left to
+                        // hear. One that only stopped listening may still have what is on its way.
+                        return match source.poll_broken(cx) {
+                            Poll::Ready(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                                Poll::Ready(Err((At::Source, error)))
+                            }
+                            _ => Poll::Pending,
+                        };
                     }
                 },
             }

@@ -272,10 +272,13 @@ impl AsyncWrite for TunnelStream {
 }
 
 fn reset_by_peer(reason: H2Reason) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::ConnectionReset,
-        format!("the peer reset the stream: {reason}"),
-    )
+    // "No error" says that the peer wants no more, not that what it sent is void.
+    let kind = if reason == H2Reason::NO_ERROR {
+        io::ErrorKind::BrokenPipe
+    } else {
+        io::ErrorKind::ConnectionReset
+    };
+    io::Error::new(kind, format!("the peer reset the stream: {reason}"))
 }
 
 /// A stream that is reset, or a connection that is gone under it.
