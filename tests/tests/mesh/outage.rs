@@ -120,7 +120,10 @@ fn a_node_proxy_that_restarts_without_the_control_plane_serves_at_once() {
             }
         }
         let log = mesh.log("ztunnel-node-1").await?;
-        ensure!(log.contains("direction=\"outbound\""), "the call went through no proxy");
+        ensure!(
+            log.contains("direction=\"outbound\""),
+            "the call went through no proxy"
+        );
         mesh.down()
     });
 }
