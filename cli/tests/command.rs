@@ -9,7 +9,10 @@ fn isobar(arguments: &[&str]) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_isobar"))
         .args(arguments)
         .env_remove("ISOBAR_LAB")
-        .env("ISOBAR_LAB_ROOT", "/nonexistent/isobar")
+        .env(
+            "ISOBAR_LAB_ROOT",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/no-labs"),
+        )
         .output()
         .unwrap();
     (

@@ -20,6 +20,8 @@ const GATHER_MAX: usize = 256 * 1024;
 /// Bytes taken out of the HTTP/2 library while they cannot be passed on: there a frame of one byte
 /// takes some 600 bytes of memory, here one. Their credit is held, so the sender's window still counts.
 const RELIEF_MAX: usize = 64 * 1024;
+/// Chunks taken out in one turn: many, as a peer that sends single bytes sends many in one record.
+const RELIEF_CHUNKS: usize = 2048;
 /// Chunks below this many bytes are copied together.
 const SMALL: usize = 512;
 
@@ -177,7 +179,7 @@ impl Endpoint for TunnelStream {
     }
 
     fn poll_relieve(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
-        for _ in 0..CHUNKS_MAX {
+        for _ in 0..RELIEF_CHUNKS {
             if batch.bytes() >= RELIEF_MAX {
                 return;
             }

@@ -111,6 +111,7 @@ async fn supervise(paths: &LabPaths) -> Result<(), LabError> {
     let outer = Place::outer(&path)?;
     // Before the nodes: they take over the mounts there are when they start.
     name_server_file(paths)?;
+    certificates_in_memory(&config, paths)?;
     let nodes = build_network(&config, paths, &outer, &path).await?;
     let names = Names::default();
     for address in [NETWORK_ADDRESS, DNS_ADDRESS] {
@@ -284,6 +285,20 @@ fn name_server_file(paths: &LabPaths) -> Result<(), LabError> {
             errno.desc()
         );
         tell(&Progress::Warning { text });
+    }
+    Ok(())
+}
+
+/// Node proxies keep certificates for their next start in memory only; in a cluster that is what
+/// `/run` of the node is made of.
+fn certificates_in_memory(config: &LabConfig, paths: &LabPaths) -> Result<(), LabError> {
+    for plan in (1..=config.nodes).map(NodePlan::new) {
+        let folder = paths.node(&plan.name).join("state/certificates");
+        std::fs::create_dir_all(&folder).map_err(LabError::io("making a node's folder"))?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let how = Some("mode=700,size=16m");
+        mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, how)
+            .map_err(LabError::sys("mounting a node's folder in memory"))?;
     }
     Ok(())
 }

@@ -83,8 +83,10 @@ impl Store {
     /// Takes a snapshot to be dropped when nobody else holds it; call [`Self::reap`] now and then.
     pub(crate) fn retire(&self, snapshot: Arc<Snapshot>) {
         let mut retired = self.retired();
-        // Once only: two entries would each take the other for a reader.
-        if !retired.iter().any(|old| Arc::ptr_eq(old, &snapshot)) {
+        // Once only: two entries, or an entry and this pointer, would take each other for readers.
+        if retired.iter().any(|old| Arc::ptr_eq(old, &snapshot)) {
+            drop(snapshot);
+        } else {
             retired.push(snapshot);
         }
         drop(retired);

@@ -174,11 +174,12 @@ fn a_new_deny_cuts_live_connections() {
         ensure!(took <= Duration::from_secs(1), "it took {took:?}");
         exchange(&mut spared).await?;
         refused(&client, to).await?;
-        let log = mesh.log("ztunnel-node-2").await?;
-        ensure!(
-            log.contains("policy_withdrawn"),
-            "the log does not say why:\n{log}"
-        );
+        eventually("the log says why", async || {
+            let log = mesh.log("ztunnel-node-2").await?;
+            ensure!(log.contains("policy_withdrawn"), "no such reason in it");
+            Ok(())
+        })
+        .await?;
         mesh.down()
     });
 }

@@ -303,7 +303,7 @@ async fn a_slow_reader_stalls_only_its_own_stream() {
             })
             .await;
         let mut stalled_headers = headers();
-        stalled_headers.authority = crate::Authority::parse("10.0.0.1:1").unwrap();
+        stalled_headers.authority = Authority::parse("10.0.0.1:1").unwrap();
         let mut stalled = rig
             .pool
             .open(&key(address), &stalled_headers)

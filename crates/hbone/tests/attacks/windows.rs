@@ -25,8 +25,8 @@ async fn at_08_empty_and_tiny_data() {
     assert!(raw.send(&connect(1, NEVER_READ)).await);
     let byte = frame(DATA, 0, 1, b"x");
     // In waves: what arrives within one turn of the loop has a budget of its own.
-    for wave in 0..5 {
-        assert!(raw.send(&byte.repeat(9000)).await);
+    for wave in 0..9 {
+        assert!(raw.send(&byte.repeat(5000)).await);
         raw.serves(3 + 2 * wave).await;
     }
     let kept = before.costs(&bed, "AT-08", raw.sent, NOISE);
