@@ -81,6 +81,8 @@ impl Discovery {
         });
         scope.spawn("accept", async move {
             while let Ok((tcp, _)) = listener.accept().await {
+                // A change is to be timed, not the wait for an acknowledgement of TCP's.
+                let _ = tcp.set_nodelay(true);
                 if let Ok(tls) = tls.accept(tcp).await
                     && accepted
                         .send(Ok::<_, std::io::Error>(Accepted(tls)))

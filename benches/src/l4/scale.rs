@@ -61,10 +61,15 @@ async fn one(rig: &Rig, contender: Contender, program: &Path, workloads: u32) ->
     let _discovery = discovery(rig, &folder, workloads).await?;
     let mark = format!("scale-{}-{workloads}", contender.name().replace(' ', "-"));
     let used = || usage_of_marked(&[&format!("{MARK}={mark}"), "PROXY_WORKLOAD_INFO"]);
-    let start = Instant::now();
-    let _proxy = proxy(rig, &folder, program, &mark).await?;
     let caller = rig.mesh().caller(POD).await?;
     let readiness: SocketAddr = READINESS.parse()?;
+    eventually_within("the proxy before has ended", PATIENCE, async || {
+        ensure!(caller.get(readiness, "/").await.is_err(), "it answers");
+        Ok(())
+    })
+    .await?;
+    let start = Instant::now();
+    let _proxy = proxy(rig, &folder, program, &mark).await?;
     eventually_within("the proxy is ready", PATIENCE, async || {
         let reply = caller.get(readiness, "/healthz/ready").await?;
         ensure!(reply.status == 200, "{reply:?}");
