@@ -74,7 +74,7 @@ fn other_receivers_are_told_where_a_waypoint_is_binding() {
             "its account's waypoint is gone",
             "",
             "app: cart",
-            bound.clone(),
+            bound,
             Some("nobody"),
         ),
         (

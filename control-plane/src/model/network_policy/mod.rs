@@ -220,11 +220,7 @@ impl Ingress<'_> {
                         && port.end_port.is_none_or(|end| end == hbone)
                 })
         };
-        !self.rules.is_empty()
-            && self
-                .rules
-                .iter()
-                .all(|(_, ports)| ports.is_some_and(|ports| tcp(ports)))
+        !self.rules.is_empty() && self.rules.iter().all(|(_, ports)| ports.is_some_and(&tcp))
     }
 }
 

@@ -81,16 +81,13 @@ fn opening(name: &'static str, after: &[u8]) -> Case {
     }
 }
 
+fn goaway(last: u32, code: u32) -> Vec<u8> {
+    let payload = [last.to_be_bytes(), code.to_be_bytes()].concat();
+    frame(GOAWAY, 0, 0, &payload)
+}
+
 fn cases() -> Vec<Case> {
     let early = frame(HEADERS, END_HEADERS, 1, &[0x08, 3, b'1', b'0', b'3']);
-    let goaway = |last: u32, code: u32| {
-        frame(
-            GOAWAY,
-            0,
-            0,
-            &[last.to_be_bytes(), code.to_be_bytes()].concat(),
-        )
-    };
     vec![
         Case {
             settings: setting(3, 0),

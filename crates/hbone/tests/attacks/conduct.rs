@@ -18,27 +18,19 @@ fn padded(kind: u8, flags: u8, stream: u32, padding: u8, rest: &[u8]) -> Vec<u8>
     frame(kind, flags | PADDED, stream, &[&[padding], rest].concat())
 }
 
+type Cases = Vec<(&'static str, Vec<u8>, Outcome)>;
+
 /// Cases on a connection with stream 1 open.
-fn cases() -> Vec<(&'static str, Vec<u8>, Outcome)> {
-    use Outcome::{End, Ignored, Malformed};
-    let block = connect_block(HOLD);
+fn cases() -> Cases {
+    let groups = [frames(), order(), unknown(), heads()];
+    groups.into_iter().flatten().collect()
+}
+
+/// Frames that are not as long, or not where, they must be.
+fn frames() -> Cases {
+    use Outcome::{End, Ignored};
     let mut head_above_limit = frame(DATA, 0, 1, &[]);
     head_above_limit[..3].copy_from_slice(&[0x10, 0, 1]);
-    let uppercase = {
-        let mut block = connect_block(HOLD);
-        literal(&mut block, Err(b"Upper"), b"x");
-        frame(HEADERS, END_HEADERS, 3, &block)
-    };
-    let two_authorities = {
-        let mut block = connect_block(HOLD);
-        literal(&mut block, Ok(1), b"10.0.0.2:80");
-        frame(HEADERS, END_HEADERS, 3, &block)
-    };
-    let connection_header = {
-        let mut block = connect_block(HOLD);
-        literal(&mut block, Err(b"connection"), b"close");
-        frame(HEADERS, END_HEADERS, 3, &block)
-    };
     vec![
         (
             "frame above our limit",
@@ -90,6 +82,14 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Outcome)> {
             padded(DATA, 0, 1, 3, b"abc"),
             Ignored,
         ),
+    ]
+}
+
+/// Frames that may not come here.
+fn order() -> Cases {
+    use Outcome::End;
+    let block = connect_block(HOLD);
+    vec![
         (
             "push promise of a client",
             frame(
@@ -124,6 +124,13 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Outcome)> {
             frame(HEADERS, END_HEADERS, 3, &[0xff; 20]),
             End(&[COMPRESSION_ERROR, PROTOCOL_ERROR]),
         ),
+    ]
+}
+
+/// Settings out of range, and what is to be ignored.
+fn unknown() -> Cases {
+    use Outcome::{End, Ignored};
+    vec![
         (
             "push switched to 2",
             frame(SETTINGS, 0, 0, &setting(2, 2)),
@@ -151,6 +158,21 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Outcome)> {
             frame(PING, ACK, 0, &[9; 8]),
             Ignored,
         ),
+    ]
+}
+
+/// Requests that are none.
+fn heads() -> Cases {
+    use Outcome::Malformed;
+    let with = |name: Result<u8, &[u8]>, value: &[u8]| {
+        let mut block = connect_block(HOLD);
+        literal(&mut block, name, value);
+        frame(HEADERS, END_HEADERS, 3, &block)
+    };
+    let uppercase = with(Err(b"Upper"), b"x");
+    let two_authorities = with(Ok(1), b"10.0.0.2:80");
+    let connection_header = with(Err(b"connection"), b"close");
+    vec![
         ("upper case in a name", uppercase, Malformed),
         ("two authorities", two_authorities, Malformed),
         ("a connection header", connection_header, Malformed),

@@ -93,7 +93,7 @@ fn lets_in(policies: &[Policy], caller: &Caller, port: u16) -> bool {
         }
         PeerOf::Block { cidr, except } => {
             let within = |text: &&str| text.parse::<IpNet>().unwrap().contains(&caller.ip);
-            within(cidr) && !except.iter().any(|text| within(text))
+            within(cidr) && !except.iter().any(within)
         }
     };
     let to = |open: &Port| match open {
