@@ -207,7 +207,7 @@ pub(crate) async fn moved(workers: Vec<Worker>) {
     assert!(listens(&new).await);
     assert!(!listens(&old).await);
     assert!(sockets(&old).is_empty());
-    crate::stage::ends_within_a_second(&mut open).await;
+    crate::stage::ends_soon(&mut open).await;
     assert_eq!(node.value("workload_manager_active_proxy_count"), 1);
     node.end().await;
 }
@@ -230,7 +230,7 @@ pub(crate) async fn missing(workers: Vec<Worker>) {
     proxy.snapshot().await;
     // The answer comes once the pod is gone.
     assert!(!listens(&gone).await);
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(asked.elapsed() < Duration::from_secs(10));
     assert!(listens(&kept).await);
     proxy.del("kept").await;
     assert!(!listens(&kept).await);
@@ -275,7 +275,7 @@ pub(crate) async fn taken(workers: Vec<Worker>) {
     let free = Instant::now();
     node.becomes_ready().await;
     assert!(
-        free.elapsed() < Duration::from_secs(6),
+        free.elapsed() < Duration::from_secs(12),
         "{:?}",
         free.elapsed()
     );

@@ -6,7 +6,7 @@ use isobar_runtime::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::rig::deny;
-use crate::stage::{Stage, echoes, ends_within_a_second, greeted, until};
+use crate::stage::{Stage, echoes, ends_soon, greeted, until};
 
 const DENIED: &str = "connection closed due to policy rejection";
 const WITHDRAWN: &str = "connection closed due to policy change";
@@ -108,7 +108,7 @@ pub(crate) async fn live_denial(workers: Vec<Worker>, same_node: bool) {
     let stage = Stage::with_tunnels(workers, !same_node).await;
     let mut open = greeted(&stage.client, "10.0.0.2:").await;
     stage.mesh.policy(&no("client"));
-    ends_within_a_second(&mut open).await;
+    ends_soon(&mut open).await;
     let line = stage.lines.wait(&[("error", WITHDRAWN)]).await;
     assert!(line["direction"].contains("inbound"), "{line:?}");
     assert_eq!(line["level"], "ERROR");
@@ -125,7 +125,7 @@ pub(crate) async fn live_denial(workers: Vec<Worker>, same_node: bool) {
     let mut plain = greeted(&stage.outsider, "10.0.0.4:").await;
     let mut inside = greeted(&stage.client, "10.0.0.2:").await;
     stage.mesh.policy(&strict());
-    ends_within_a_second(&mut plain).await;
+    ends_soon(&mut plain).await;
     assert_eq!(stage.outsider.ask("10.0.0.3:8080", "hello").await, "");
     // Who shows a certificate is not concerned.
     echoes(&mut inside).await;

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wire::address::Type;
 
 use crate::rig::{LIMIT, VIP, service};
-use crate::stage::{Stage, echoes, ends_within_a_second, greeted, open_descriptors, until};
+use crate::stage::{Stage, echoes, ends_soon, greeted, open_descriptors, until};
 
 /// All scenarios, on one stage: building it is what takes time.
 pub(crate) async fn all(workers: Vec<Worker>, same_node: bool) {
@@ -86,7 +86,7 @@ async fn a_removed_pod_is_gone(stage: &Stage) {
 
     let mut open = greeted(&stage.client, "10.0.0.2:").await;
     stage.mesh.pods.stop("server").await;
-    ends_within_a_second(&mut open).await;
+    ends_soon(&mut open).await;
     assert!(
         stage
             .client
@@ -114,7 +114,7 @@ async fn a_removed_pod_is_gone(stage: &Stage) {
     })
     .await;
     echoes(&mut open).await;
-    ends_within_a_second(&mut open).await;
+    ends_soon(&mut open).await;
     assert!(!result.await.unwrap());
     drop(open);
     until("the reason is counted", || {

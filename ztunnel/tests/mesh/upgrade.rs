@@ -196,7 +196,7 @@ pub(crate) async fn crash() {
     assert_eq!(answer, "10.0.0.2:back");
     let took = started.elapsed();
     println!("{} pods served {took:?} after the start", PODS + 2);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     drop(second);
 }
 
@@ -246,7 +246,7 @@ pub(crate) async fn terminate() {
     let took = told.elapsed();
     assert!(status.success(), "{status}");
     assert!(
-        took >= DRAIN && took < DRAIN + Duration::from_secs(3),
+        took >= DRAIN && took < DRAIN + Duration::from_secs(10),
         "{took:?}"
     );
     assert!(!process.lines_with("reason=\"drained\"").is_empty());

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -63,6 +63,12 @@ fn take_away(dir: &Path) -> Result<(), LabError> {
             Err(nix::errno::Errno::ECHILD) => break,
             Err(errno) => return Err(LabError::sys(doing)(errno)),
         }
+    }
+    // A folder that something is mounted on cannot be removed in this mount namespace.
+    let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(LabError::io(doing))?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
+        umount2(point, MntFlags::MNT_DETACH).map_err(LabError::sys(doing))?;
     }
     std::fs::remove_dir_all(dir).map_err(LabError::io(doing))
 }

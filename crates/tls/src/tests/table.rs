@@ -400,7 +400,7 @@ async fn r_17_10_long_and_looping_chains_are_refused_quickly() {
         let passed = start.elapsed();
         println!("{what}: two handshakes refused in {passed:?}");
         // Both handshakes, and the machine may be busy.
-        assert!(passed < Duration::from_millis(500), "{what}: {passed:?}");
+        assert!(passed < Duration::from_secs(5), "{what}: {passed:?}");
     }
     // As long as allowed is fine: six intermediates.
     let leaf = leaf(&chain[6]);
