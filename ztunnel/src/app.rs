@@ -7,9 +7,10 @@ use isobar_runtime::{Lifetime, LifetimeOwner, Scope, Worker, Workers};
 use isobar_state::{Snapshot, Traversal};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Ready, Registry, Runtimes};
+use isobar_tls::Revocations;
 use isobar_xds::{
     AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OutboundPolicyHandler, ResourceHandler,
-    Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
+    RevocationFile, Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
 };
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -306,6 +307,11 @@ fn start_certificates(
 ) -> CertManager {
     let server = &config.ca;
     let shared = config.mode == Mode::Shared;
+    let revoked = config.revocation_file.clone().map(RevocationFile::open);
+    let revocations = match &revoked {
+        Some(file) => file.revocations(),
+        None => Revocations::default(),
+    };
     let client = CaClient::new(CaConfig {
         address: server.address.clone(),
         roots: roots(&server.roots),
@@ -315,12 +321,17 @@ fn start_certificates(
         headers: server.headers.clone(),
         ttl: config.secret_ttl,
         impersonate: shared,
-    });
+    })
+    .with_revocations(revocations.clone());
     let life = scope.lifetime();
+    if let Some(file) = revoked {
+        scope.spawn("revocations", file.follow(life.clone()));
+    }
     let saved = config.state_dir.as_deref().and_then(|folder| {
         let saved = SavedCertificates::open(folder);
         let told = |error| tracing::warn!("certificates are not saved: {error}");
-        saved.map_err(told).ok()
+        let saved = saved.map_err(told).ok()?;
+        Some(saved.with_revocations(revocations))
     });
     let clock = Arc::new(SystemTime::now);
     let (manager, work) = CertManager::with_saved(Arc::new(client), life.clone(), clock, saved);

@@ -92,6 +92,7 @@ pub struct Metrics {
     refused: Family<RefusedLabels, Counter>,
     dry_runs: Family<DryRunLabels, Counter>,
     open: Family<ReporterLabels, Gauge>,
+    revoked: Family<ReporterLabels, Counter>,
     /// Pods served.
     pub active_pods: Gauge,
     /// Pods announced that could not be started yet.
@@ -162,6 +163,11 @@ impl Metrics {
                 "The current number of open TCP connections (unstable)",
                 Family::default(),
             ),
+            revoked: registry.register(
+                "istio_crl_policy_rejections",
+                "Handshakes refused because the peer's certificate is revoked",
+                Family::default(),
+            ),
             active_pods: registry.register(
                 "workload_manager_active_proxy_count",
                 "The total number current workloads with active proxies (unstable)",
@@ -220,6 +226,11 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// Counts a handshake refused because the peer's certificate is revoked.
+    pub fn revoked(&self, direction: Direction) {
+        self.revoked.get_or_create(&ReporterLabels(direction)).inc();
+    }
+
     /// Counts a connection that a policy which is not enforced would have refused; the policy by
     /// key, empty where no ALLOW would have let it in.
     pub fn dry_run_denial(&self, policy: &str, reason: Reason) {
@@ -244,6 +255,7 @@ pub const fn response_flags(reason: Reason, direction: Direction) -> &'static st
         | Reason::WaypointBypassed => "DENY",
         Reason::UpstreamTls | Reason::DownstreamTls => "TLS_FAILURE",
         Reason::NoCertificate => "IDENTITY_ERROR",
+        Reason::CertificateRevoked => "CERT_REVOKED",
         Reason::UpstreamConnectTimeout if matches!(direction, Direction::Outbound) => {
             "NETWORK_POLICY"
         }

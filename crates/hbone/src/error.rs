@@ -94,6 +94,9 @@ impl TunnelError {
         match self {
             Self::Certificate { .. } => Reason::NoCertificate,
             Self::Dial(error) => error.reason(),
+            Self::Tls { source, .. } if matches!(**source, HandshakeError::Revoked) => {
+                Reason::CertificateRevoked
+            }
             Self::Tls { .. }
             | Self::Timeout {
                 stage: Stage::Tls, ..
@@ -161,12 +164,12 @@ impl ServeError {
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
+            Self::Revoked | Self::Tls(HandshakeError::Revoked) => Reason::CertificateRevoked,
             Self::Tls(_)
             | Self::Timeout {
                 stage: Stage::Tls, ..
             } => Reason::DownstreamTls,
             Self::Timeout { .. } | Self::Silent { .. } | Self::Http2(_) => Reason::DownstreamReset,
-            Self::Revoked => Reason::CertificateRevoked,
             Self::Expired => Reason::IdentityExpired,
             Self::Abuse(_) => Reason::PeerAbuse,
             Self::Turned(turned) => turned.reason(),

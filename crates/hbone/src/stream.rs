@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use h2::{Reason as H2Reason, RecvStream, SendStream};
 use isobar_tls::VerifiedPeer;
+use isobar_types::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::guard::StreamPermit;
@@ -192,6 +193,10 @@ impl Endpoint for TunnelStream {
         }
         // More may be there.
         cx.waker().wake_by_ref();
+    }
+
+    fn cause(&self) -> Option<Reason> {
+        self.peer.is_revoked().then_some(Reason::CertificateRevoked)
     }
 
     fn poll_finish(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

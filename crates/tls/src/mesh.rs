@@ -56,6 +56,9 @@ pub enum HandshakeError {
     /// The peer's certificate does not chain to our roots, is expired, or there is none.
     #[error("the peer's certificate is not acceptable: {0}")]
     Certificate(String),
+    /// The peer's certificate, or one it depends on, is on a revocation list.
+    #[error("the peer's certificate is revoked")]
+    Revoked,
     /// The peer refused us: its alert.
     #[error("the peer refused the handshake: {0}")]
     Alert(String),
@@ -234,6 +237,7 @@ impl HandshakeError {
                     None => Self::Certificate(other.to_string()),
                 }
             }
+            rustls::Error::InvalidCertificate(RustlsCertificateError::Revoked) => Self::Revoked,
             rustls::Error::InvalidCertificate(reason) => Self::Certificate(reason.to_string()),
             rustls::Error::NoCertificatesPresented => {
                 Self::Certificate("none was shown".to_owned())

@@ -61,6 +61,13 @@ impl VerifiedPeer {
         }
     }
 
+    /// Whether the peer's chain is on a list that is in force now.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        let watched = self.0.watched.as_ref();
+        watched.is_some_and(|w| w.revocations.revokes(&w.chain, &w.roots))
+    }
+
     /// End of validity of the peer's certificate.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {

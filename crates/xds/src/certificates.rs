@@ -4,6 +4,7 @@
 mod client;
 mod error;
 mod follow;
+mod revoked;
 mod schedule;
 mod worker;
 
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use client::CaClient;
 pub use error::CertError;
+pub use revoked::RevocationFile;
 use schedule::Priority;
 use worker::{Command, Worker};
 

@@ -25,6 +25,7 @@ mod testing;
 pub use ads::AdsClient;
 pub use certificates::{
     CaClient, CertError, CertManager, CertReport, CertSource, CertState, Clock, Requester,
+    RevocationFile,
 };
 pub use channel::ConnectError;
 pub use config::{AdsConfig, CaConfig, Roots, Token};

@@ -32,11 +32,10 @@ const CA: UpstreamNames = UpstreamNames {
 };
 
 /// Switches of Istio's ztunnel for what this program does not have: each must be off.
-const UNSUPPORTED: [(&str, &str); 5] = [
+const UNSUPPORTED: [(&str, &str); 4] = [
     ("XDS_ON_DEMAND", "subscribing to addresses on demand"),
     ("FAKE_CA", "the self-signed test authority"),
     ("TLS12_ENABLED", "TLS 1.2 on HBONE"),
-    ("CRL_PATH", "certificate revocation lists"),
     ("COMPLIANCE_POLICY", "a compliance policy"),
 ];
 
@@ -125,6 +124,7 @@ impl Environment {
             original_source: self.optional_flag("ENABLE_ORIG_SRC")?,
             require_waypoint: self.flag("ISOBAR_REQUIRE_WAYPOINT", true)?,
             same_node: self.flag("ISOBAR_SAME_NODE", false)?,
+            revocation_file: self.owned("CRL_PATH").map(Into::into),
             state_dir: self.owned("ISOBAR_STATE_DIR").map(Into::into),
             ipv6: self.flag("IPV6_ENABLED", true)?,
             keepalive: Keepalive::read(self)?,

@@ -67,6 +67,8 @@ pub struct Config {
     pub require_waypoint: bool,
     /// Connections between two pods of this process take no tunnel.
     pub same_node: bool,
+    /// Lists of revoked certificates, PEM or DER, followed while they change (`CRL_PATH`).
+    pub revocation_file: Option<PathBuf>,
     /// Where the mesh and, if it is in memory, certificates are kept for the next start
     /// (`ISOBAR_STATE_DIR`); `None`: nowhere.
     pub state_dir: Option<PathBuf>,

@@ -63,7 +63,6 @@ fn bad_values_name_their_variable() {
         ("UNSTABLE_ENABLE_SOCKS5", "on"),
         ("LOCAL_XDS", "{workload: []}"),
         ("LOCAL_XDS_PATH", "/nowhere/mesh.yaml"),
-        ("CRL_PATH", "/crl.pem"),
         ("XDS_ROOT_CA", "SYSTEM"),
     ] {
         let error = parse(&[(variable, value)]).unwrap_err().to_string();

@@ -12,7 +12,7 @@ use isobar_net::{dial, local_addr};
 use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
 use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
 use isobar_telemetry::access::{self, Direction};
-use isobar_tls::server_config;
+use isobar_tls::{HandshakeError, server_config};
 use isobar_types::{Identity, NetworkAddress, Reason};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -84,6 +84,9 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
             | ServeError::Expired
             | ServeError::Revoked),
         ) => {
+            if matches!(&error, ServeError::Tls(HandshakeError::Revoked)) {
+                worker.world.metrics.revoked(Direction::Inbound);
+            }
             let refused = Refused::new(error.reason(), error.to_string());
             tell(&worker, arrival, &refused);
         }

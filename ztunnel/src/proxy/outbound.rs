@@ -415,7 +415,7 @@ async fn connect(
                 ..headers(source, client, authority, Some(service))?
             };
             let opened = worker.pool.open_through(&gateway, expect, &headers);
-            tunnel(Box::pin(opened).await)
+            tunnel(worker, Box::pin(opened).await)
         }
         NextHop::Tunnel {
             to,
@@ -426,7 +426,7 @@ async fn connect(
         } => {
             let key = key(source, client, *to, expect);
             let headers = headers(source, client, authority, service.as_ref())?;
-            tunnel(Box::pin(worker.pool.open(&key, &headers)).await)
+            tunnel(worker, Box::pin(worker.pool.open(&key, &headers)).await)
         }
     }
 }
@@ -465,12 +465,18 @@ fn headers(
     })
 }
 
-fn tunnel(opened: Result<TunnelStream, TunnelError>) -> Result<Upstream, Failed> {
+fn tunnel(
+    worker: &PodWorker,
+    opened: Result<TunnelStream, TunnelError>,
+) -> Result<Upstream, Failed> {
     opened
         .map(|stream| Upstream::Tunnel(Box::new(stream)))
         .map_err(|error| {
             let reason = error.reason();
             let mut detail = chain(&error);
+            if reason == Reason::CertificateRevoked {
+                worker.world.metrics.revoked(Direction::Outbound);
+            }
             if reason == Reason::UpstreamConnectTimeout {
                 detail.push_str(": does a NetworkPolicy block port 15008?");
             }

@@ -151,7 +151,10 @@ impl PodWorker {
             Ok(Ok(())) => Ending::complete(),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "relay ended");
-                Ending::broken(error.reason())
+                match downstream.cause().or_else(|| upstream.cause()) {
+                    Some(cause) => Ending::failed(cause, "the peer's certificate is revoked"),
+                    None => Ending::broken(error.reason()),
+                }
             }
             Err(ending) => {
                 if ending.reason == Reason::Drained {

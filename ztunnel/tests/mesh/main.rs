@@ -11,6 +11,7 @@ mod http;
 mod modes;
 mod names;
 mod process;
+mod revocation;
 mod rig;
 mod scenarios;
 mod stage;
@@ -71,6 +72,7 @@ fn inside() {
             "taken" => agent::taken(w).await,
             "socks5" => modes::socks5(w).await,
             "dedicated" => modes::dedicated().await,
+            "revoked" => revocation::revoked().await,
             "own-pod" => modes::own_pod().await,
             "admin" => telemetry::admin().await,
             "series" => telemetry::series().await,
@@ -187,6 +189,11 @@ fn check_49_the_dashboards_series_are_there() {
 #[test]
 fn socks5_goes_where_captured_connections_go() {
     apart("socks5");
+}
+
+#[test]
+fn the_revoked_are_cut_off_at_once_and_refused() {
+    apart("revoked");
 }
 
 #[test]

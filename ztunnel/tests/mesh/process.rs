@@ -16,6 +16,7 @@ use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
 use isobar_tls::{ServerStream, control};
 use isobar_types::Identity;
+use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) server: Place,
     pub(crate) outsider: Place,
     pub(crate) authority: Arc<Authority>,
+    /// Its key and certificate.
+    pub(crate) ca: TempDir,
     pub(crate) apps: Scope,
 }
 
@@ -50,12 +53,14 @@ pub(crate) struct Process {
 impl Node {
     pub(crate) async fn new() -> Self {
         network();
+        let ca = tempfile::tempdir().unwrap();
         let node = Self {
             agent: Agent::new(),
             client: Place::new("client", "10.0.0.2"),
             server: Place::new("server", "10.0.0.3"),
             outsider: Place::new("outsider", "10.0.0.4"),
-            authority: Arc::new(Authority::generate("test").unwrap()),
+            authority: Arc::new(Authority::load_or_create(ca.path()).unwrap()),
+            ca,
             apps: Scope::new("apps"),
         };
         node.server.echo(&node.apps, 8080);

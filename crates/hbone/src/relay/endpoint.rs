@@ -3,6 +3,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BufMut as _;
+use isobar_types::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -36,6 +37,11 @@ pub trait Endpoint: Unpin {
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let _ = cx;
         Poll::Pending
+    }
+
+    /// Why an endpoint that broke did so, where that is more than a connection lost.
+    fn cause(&self) -> Option<Reason> {
+        None
     }
 
     /// Tells the peer that this is no orderly end. The endpoint is of no use afterwards.

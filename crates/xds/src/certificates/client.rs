@@ -4,7 +4,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use isobar_proto::istio::v1::auth::IstioCertificateRequest;
 use isobar_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
-use isobar_tls::{WorkloadCertificate, csr};
+use isobar_tls::{Revocations, WorkloadCertificate, csr};
 use isobar_types::Identity;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -25,6 +25,7 @@ pub struct CaClient {
     server: Server,
     ttl: Duration,
     impersonate: bool,
+    revocations: Revocations,
     /// The connection and the roots it trusts. An async lock as a queue: the first of several
     /// requests connects, at most for the connect time limits, the others wait for its result.
     channel: Mutex<Option<(String, Channel)>>,
@@ -37,9 +38,17 @@ impl CaClient {
         Self {
             ttl: config.ttl,
             impersonate: config.impersonate,
+            revocations: Revocations::default(),
             server: config.into(),
             channel: Mutex::new(None),
         }
+    }
+
+    /// Peers of the certificates asked for from now on must not be on one of the lists in force.
+    #[must_use]
+    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
+        self.revocations = revocations;
+        self
     }
 
     async fn channel(&self) -> Result<Channel, ConnectError> {
@@ -78,7 +87,8 @@ impl CaClient {
             .create_certificate(request)
             .await
             .map_err(|status| self.refusal(identity, &status))?;
-        WorkloadCertificate::new(identity, &response.into_inner().cert_chain, &key)
+        let parts = response.into_inner().cert_chain;
+        WorkloadCertificate::with_revocations(identity, &parts, &key, &self.revocations)
             .map_err(|e| unusable(e.to_string()))
     }
 

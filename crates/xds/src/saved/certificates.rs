@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use isobar_tls::{PrivateKey, WorkloadCertificate};
+use isobar_tls::{PrivateKey, Revocations, WorkloadCertificate};
 use isobar_types::Identity;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use prost::Message;
@@ -48,6 +48,7 @@ impl fmt::Debug for Content {
 #[derive(Debug)]
 pub struct SavedCertificates {
     folder: PathBuf,
+    revocations: Revocations,
 }
 
 impl SavedCertificates {
@@ -67,7 +68,17 @@ impl SavedCertificates {
             let _ = fs::remove_dir(&folder);
             return Err(SavedError::OnDisk { path: folder });
         }
-        Ok(Self { folder })
+        Ok(Self {
+            folder,
+            revocations: Revocations::default(),
+        })
+    }
+
+    /// Peers of the certificates loaded from now on must not be on one of the lists in force.
+    #[must_use]
+    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
+        self.revocations = revocations;
+        self
     }
 
     /// The certificates that are valid now. What has expired is removed; what cannot be used is
@@ -83,7 +94,7 @@ impl SavedCertificates {
         };
         let mut all = Vec::new();
         for path in files.flatten().map(|f| f.path()).take(MOST) {
-            match read(&path) {
+            match read(&path, &self.revocations) {
                 Ok(cert) if self.path(cert.identity()) != path => {
                     tracing::warn!("saved certificate ignored: {path:?} has a foreign name");
                 }
@@ -131,7 +142,7 @@ impl SavedCertificates {
     }
 }
 
-fn read(path: &Path) -> Result<WorkloadCertificate, SavedError> {
+fn read(path: &Path, revocations: &Revocations) -> Result<WorkloadCertificate, SavedError> {
     let damaged = |detail: String| SavedError::damaged(path, detail);
     let bytes = file::read(path, KIND)?.ok_or_else(|| damaged("is gone".to_owned()))?;
     let content = Content::decode_length_delimited(&bytes[..]);
@@ -141,5 +152,6 @@ fn read(path: &Path) -> Result<WorkloadCertificate, SavedError> {
         .parse()
         .map_err(|_| damaged("names no identity".to_owned()))?;
     let key = PrivateKey::from_pem(&content.key).map_err(|e| damaged(e.to_string()))?;
-    WorkloadCertificate::new(&identity, &content.parts, &key).map_err(|e| damaged(e.to_string()))
+    WorkloadCertificate::with_revocations(&identity, &content.parts, &key, revocations)
+        .map_err(|e| damaged(e.to_string()))
 }
