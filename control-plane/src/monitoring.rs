@@ -111,7 +111,7 @@ impl Pages {
             .map(|(key, kinds)| {
                 let kinds: serde_json::Map<String, Value> = Kind::WAYPOINT
                     .iter()
-                    .filter(|kind| **kind != Kind::Address)
+                    .filter(|kind| !matches!(kind, Kind::Address | Kind::Authorization))
                     .map(|kind| (kind.label().to_owned(), all(&kinds[kind.index()])))
                     .collect();
                 (key.to_string(), kinds.into())

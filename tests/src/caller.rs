@@ -10,7 +10,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use isobar_net::NetNs;
 use isobar_runtime::Scope;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Limit of one connect or request: far above anything honest.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -67,6 +67,18 @@ impl Caller {
         tokio::time::timeout(LIMIT, socket.connect(to))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    }
+
+    /// A listener of the test's own at every address of the pod: an application whose replies the test
+    /// decides.
+    ///
+    /// # Errors
+    /// As `bind(2)` and `listen(2)`.
+    pub fn listen(&self, port: u16) -> std::io::Result<TcpListener> {
+        let socket = self.netns.enter(TcpSocket::new_v4)??;
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from(([0, 0, 0, 0], port)))?;
+        socket.listen(16)
     }
 
     /// A connection for several HTTP requests.

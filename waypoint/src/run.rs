@@ -275,7 +275,7 @@ pub fn worker(
     let own_workload = Arc::new(world.own.as_workload());
     let upstreams = Rc::new(LocalScope::new("upstream"));
     let live: Rc<Live> = Rc::default();
-    upstreams.spawn("policies", live.clone().watch(world.feed.clone()));
+    upstreams.spawn("policies", live.clone().watch(world.clone()));
     Rc::new(Worker {
         pool: Pool::new(dialer, upstreams.clone()),
         upstreams,

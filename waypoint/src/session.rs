@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use isobar_runtime::LocalScope;
-use isobar_state::{AppProtocol, Workload, admit_by_network_policy};
+use isobar_state::{AppProtocol, Workload, authorize_through};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
@@ -159,22 +159,27 @@ impl Session {
         verdict
     }
 
-    /// Whether the NetworkPolicies of an endpoint let the caller in. Its node proxy lets this
-    /// waypoint pass, since it cannot see who called.
+    /// Whether the policies of an endpoint's node proxy let the caller in: the node proxy itself sees
+    /// only this waypoint.
     ///
     /// # Errors
-    /// The policy that does not, as a sentence.
+    /// The detail for the log, naming the policy.
     pub fn admitted(&self, view: &View, endpoint: &Endpoint) -> Result<(), String> {
-        let workload = &endpoint.workload;
-        if workload.authorization_policies.is_empty() {
-            return Ok(());
-        }
         let caller = isobar_state::Peer {
             identity: Some(self.peer.identity.clone()),
             ip: self.peer.address.ip(),
         };
-        admit_by_network_policy(&view.snapshot, &caller, workload, endpoint.address)
-            .map_err(|denied| denied.detail)
+        let own = &self.worker.world.own.identity;
+        let now = view.snapshot.workload_by_uid(&endpoint.workload.uid);
+        let workload = now.unwrap_or(&endpoint.workload);
+        let asked = authorize_through(&view.snapshot, own, &caller, workload, endpoint.address);
+        asked.map_err(|denied| match denied.policy {
+            Some(by) => format!(
+                "rbac_access_denied_matched_policy[ns[{}]-policy[{}]]",
+                by.namespace, by.name
+            ),
+            None => denied.detail,
+        })
     }
 
     /// From where endpoints are looked at: the caller, or this waypoint itself.

@@ -9,6 +9,7 @@ use isobar_hbone::{Plain, Progress, relay_counted};
 use isobar_route::{TcpCall, TcpDecision, authorize_tcp, choose, match_tcp};
 use isobar_state::Service;
 use isobar_types::{NamespacedHostname, Reason, Str};
+use tokio::sync::watch;
 
 use crate::access_log::TcpLine;
 use crate::attribution::Attributed;
@@ -58,9 +59,15 @@ pub async fn serve<S: Stream>(session: Rc<Session>, stream: S) {
         ..Facts::default()
     };
     let progress = Progress::default();
+    // Before the first look: what changes while the endpoint is dialled counts.
+    let world = &session.worker.world;
+    let changes = (world.feed.versions(), world.store.versions());
     let opened = open(&session, &caller, &mut facts).await;
     let ended = match opened {
-        Ok(upstream) => carry(&session, &caller, &facts, stream, upstream, &progress).await,
+        Ok(upstream) => {
+            let streams = (stream, upstream);
+            carry(&session, &caller, &facts, streams, changes, &progress).await
+        }
         Err(ended) => ended,
     };
     let worker = &session.worker;
@@ -186,26 +193,13 @@ fn endpoint(
     chosen.map_err(|none| Ended::new(none.reason, none.detail))
 }
 
-/// The endpoint's NetworkPolicies once more, for the endpoint as it is now.
-fn still_admitted(session: &Session, view: &View, facts: &Facts) -> Result<(), String> {
-    let Some(endpoint) = &facts.endpoint else {
-        return Ok(());
-    };
-    let now = view.snapshot.workload_by_uid(&endpoint.workload.uid);
-    let now = now.map(|workload| Endpoint {
-        workload: workload.clone(),
-        address: endpoint.address,
-    });
-    session.admitted(view, now.as_ref().unwrap_or(endpoint))
-}
-
 /// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
 async fn carry<S: Stream>(
     session: &Session,
     caller: &Attributed,
     facts: &Facts,
-    downstream: S,
-    upstream: AnyStream,
+    (downstream, upstream): (S, AnyStream),
+    (mut versions, mut snapshots): (watch::Receiver<u64>, watch::Receiver<u64>),
     progress: &Progress,
 ) -> Ended {
     let worker = &session.worker;
@@ -218,8 +212,6 @@ async fn carry<S: Stream>(
     let counters = worker.metrics.tcp_opened(&connection);
     let mut downstream = Plain::new(downstream);
     let mut upstream = Plain::new(upstream);
-    let mut versions = worker.world.feed.versions();
-    let mut snapshots = worker.world.store.versions();
     let mut report = tokio::time::interval(REPORT);
     let ended = {
         let relay = relay_counted(&mut downstream, &mut upstream, progress);
@@ -239,7 +231,9 @@ async fn carry<S: Stream>(
                 }
                 Ok(()) = snapshots.changed() => {
                     let view = worker.world.view();
-                    if let Err(why) = still_admitted(session, &view, facts) {
+                    let endpoint = facts.endpoint.as_ref();
+                    let admitted = endpoint.map_or(Ok(()), |e| session.admitted(&view, e));
+                    if let Err(why) = admitted {
                         break Ended::new(Reason::PolicyWithdrawn, why);
                     }
                 }

@@ -15,7 +15,7 @@ use super::pods::PodFacts;
 use super::verdict::{Severity, Verdict};
 
 /// Condition type for what node proxies do with a policy.
-const CONDITION: &str = "ZtunnelAccepted";
+pub(crate) const CONDITION: &str = "ZtunnelAccepted";
 /// Annotation that asks for evaluation without enforcement.
 pub(crate) const DRY_RUN: &str = "istio.io/dry-run";
 

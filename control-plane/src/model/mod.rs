@@ -7,6 +7,7 @@ mod l7;
 mod labels;
 mod network_policy;
 mod outbound;
+mod passage;
 mod peer_authentication;
 mod plan;
 mod pods;

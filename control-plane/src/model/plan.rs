@@ -11,6 +11,7 @@ use super::gateways::{Gateways, denied_address, waypoints};
 use super::l7::{self, Hosts, KeptKeys, Scoping};
 use super::network_policy::NetworkPolicies;
 use super::outbound;
+use super::passage;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
 use super::selection::Selection;
@@ -124,6 +125,8 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         network: &network,
     };
     let workloads = plan_workloads(&pods, memberships, &policies, &selection);
+    let reached = (&workloads[..], &services[..]);
+    passage::tell(&l4.wire, reached, &gateways, &mut verdicts);
     let mut authorizations = l4.wire;
     authorizations.extend(peers.policies());
     authorizations.extend(network.wire);

@@ -1,4 +1,4 @@
-use super::golden_tests::{namespace, planned, pod, policy, reasons};
+use super::golden_tests::{gateway, namespace, planned, pod, policy, reasons, waypoint_pod};
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one table")]
@@ -141,5 +141,105 @@ fn selectors_reach_their_namespace_and_from_the_root_everywhere() {
             plan.workloads[0].wire.authorization_policies, expect,
             "{ns} {labels}"
         );
+    }
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
+fn what_waypoints_make_of_a_policy_of_node_proxies_is_told() {
+    const WP: &str = "cluster.local/ns/shop/sa/wp";
+    let objects = |labels: &str, spec: &str| {
+        format!(
+            "{}{}{}{}{}",
+            namespace(""),
+            pod("cart-1", "cart", &format!("app: cart{labels}"), true),
+            gateway("wp", ", labels: {istio.io/waypoint-for: all}"),
+            waypoint_pod("wp", true),
+            policy("shop", spec)
+        )
+    };
+    let bound = ", istio.io/use-waypoint: wp";
+    let cart = "selector: {matchLabels: {app: cart}}";
+    let from = |who: &str| format!("rules: [{{from: [{{source: {{principals: [{who}]}}}}]}}]");
+    let front = from("cluster.local/ns/web/sa/front");
+    let wp = from(WP);
+    let not = |who: &str| format!("rules: [{{from: [{{source: {{notPrincipals: [{who}]}}}}]}}]");
+    let shop = "rules: [{from: [{source: {namespaces: [shop]}}]}]";
+    for (labels, action, rules, reason, message) in [
+        ("", "DENY", &*front, "Accepted", ""),
+        (
+            bound,
+            "DENY",
+            &front,
+            "Accepted",
+            "on its own callers (shop/wp)",
+        ),
+        ("", "ALLOW", &front, "Accepted", ""),
+        (
+            bound,
+            "ALLOW",
+            &front,
+            "WaypointRefused",
+            "and allow cluster.local/ns/shop/sa/wp",
+        ),
+        (
+            bound,
+            "ALLOW",
+            &wp,
+            "Accepted",
+            "taken as the waypoint's (shop/wp)",
+        ),
+        (
+            bound,
+            "ALLOW",
+            shop,
+            "Accepted",
+            "taken as the waypoint's (shop/wp)",
+        ),
+        (
+            bound,
+            "DENY",
+            shop,
+            "WaypointRefused",
+            "its rules hit the waypoint shop/wp",
+        ),
+        (
+            bound,
+            "DENY",
+            &not(WP),
+            "Accepted",
+            "spare the waypoint shop/wp",
+        ),
+        (
+            bound,
+            "DENY",
+            &not("cluster.local/ns/web/sa/front"),
+            "WaypointRefused",
+            "and spare (notPrincipals) cluster.local/ns/shop/sa/wp here",
+        ),
+        (
+            bound,
+            "DENY",
+            "rules: [{to: [{operation: {ports: ['80']}}]}]",
+            "Accepted",
+            "on its own callers (shop/wp)",
+        ),
+    ] {
+        for scope in [format!("{cart}, "), String::new()] {
+            let plan = planned(&objects(
+                labels,
+                &format!("{scope}action: {action}, {rules}"),
+            ));
+            let told = plan
+                .verdicts
+                .iter()
+                .find(|v| v.object.to_string() == "AuthorizationPolicy shop/p")
+                .unwrap();
+            assert_eq!(told.reason, reason, "{labels} {scope} {action} {rules}");
+            let text = &told.message;
+            let plain = text == "enforced by node proxies";
+            assert_eq!(plain, message.is_empty(), "{text}");
+            assert!(text.contains(message), "{text}");
+        }
     }
 }

@@ -41,6 +41,7 @@ impl Kind {
     /// What a waypoint is expected to subscribe to.
     pub(crate) const WAYPOINT: &[Self] = &[
         Self::Waypoint,
+        Self::Authorization,
         Self::WaypointAuthorization,
         Self::Address,
         Self::WorkloadLabels,

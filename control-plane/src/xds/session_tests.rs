@@ -315,6 +315,7 @@ fn a_waypoint_sees_its_own_and_in_order() {
     world.catalog.waypoints.insert("ns/other".into(), other);
     world.put(Kind::Address, &[("s", "1", &[])]);
     world.put(Kind::Waypoint, &[("ns/wp", "1", &[])]);
+    world.put(Kind::Authorization, &[("ns/a", "1", &[])]);
     world.put(Kind::WaypointAuthorization, &[("ns/p", "1", &[])]);
     world.put(Kind::DestinationRule, &[("ns/d", "1", &[])]);
     world.put(Kind::VirtualService, &[("ns/v", "1", &[])]);
@@ -325,6 +326,7 @@ fn a_waypoint_sees_its_own_and_in_order() {
         world.settle(),
         [
             "Waypoint +[\"ns/wp\"] -[]",
+            "Authorization +[\"ns/a\"] -[]",
             "WaypointAuthorization +[\"ns/p\"] -[]",
             "Address +[\"s\"] -[]",
             "WorkloadLabels +[] -[]",

@@ -148,36 +148,6 @@ pub fn authorize(
     })
 }
 
-/// Decides whether the NetworkPolicies that select `workload` let `peer` in at `dst`. Node proxies
-/// decide that in [`authorize`] already, but let the workload's waypoint pass, because they do not
-/// see who called it: so the waypoint asks here, about its caller.
-///
-/// # Errors
-/// [`Denied`] with the policy.
-pub fn admit_by_network_policy(
-    snapshot: &Snapshot,
-    peer: &Peer,
-    workload: &Workload,
-    dst: SocketAddr,
-) -> Result<(), Denied> {
-    let attributes = Attributes::new(peer, dst);
-    let converted = workload
-        .authorization_policies
-        .iter()
-        .filter(|key| key.name.starts_with(converted::NETWORK_POLICY))
-        .filter_map(|key| snapshot.authorization(key));
-    let mut enforced = converted.filter(|p| p.action == Action::Deny && !p.dry_run);
-    match enforced.find(|policy| attributes.matches(policy)) {
-        None => Ok(()),
-        Some(policy) => Err(Denied {
-            reason: Reason::PolicyDenied,
-            policy: Some(policy.key.clone()),
-            detail: format!("explicitly denied by: {}", policy.key),
-            dry_runs: Vec::new(),
-        }),
-    }
-}
-
 /// The refusal by a DENY. One that stands for a waypoint tells what it stands for.
 fn explicit(
     snapshot: &Snapshot,
@@ -200,6 +170,52 @@ fn explicit(
         policy: Some(policy.key.clone()),
         detail,
         dry_runs,
+    }
+}
+
+/// Decides at `waypoint` whether a DENY on `workload` speaks against `peer`, who calls through that
+/// waypoint. The node proxy at `workload` asks the same policies, but about the waypoint, which is
+/// all it sees: a DENY on a caller would be skipped. A match that spares this waypoint by name is
+/// about the way to the workload and stays with the node proxy, except where it stands for
+/// NetworkPolicies, which spare the waypoint because it applies them itself. ALLOW policies are the
+/// node proxy's alone.
+///
+/// # Errors
+/// [`Denied`] with the policy.
+pub fn authorize_through(
+    snapshot: &Snapshot,
+    waypoint: &Identity,
+    peer: &Peer,
+    workload: &Workload,
+    dst: SocketAddr,
+) -> Result<(), Denied> {
+    let (policies, _) = applicable(snapshot, workload);
+    if policies.is_empty() {
+        return Ok(());
+    }
+    let everything = Attributes::new(peer, dst);
+    let of_callers = Attributes {
+        way: Some((waypoint, waypoint.principal())),
+        ..Attributes::new(peer, dst)
+    };
+    let speaks = |policy: &Authorization| {
+        if policy.key.name.starts_with(converted::NETWORK_POLICY) {
+            everything.matches(policy)
+        } else {
+            of_callers.matches(policy)
+        }
+    };
+    let mut denying = policies
+        .iter()
+        .filter(|p| p.action == Action::Deny && !p.dry_run);
+    match denying.find(|policy| speaks(policy)) {
+        None => Ok(()),
+        Some(policy) => Err(Denied {
+            reason: Reason::PolicyDenied,
+            policy: Some(policy.key.clone()),
+            detail: format!("explicitly denied by: {}", policy.key),
+            dry_runs: Vec::new(),
+        }),
     }
 }
 
@@ -291,6 +307,8 @@ struct Attributes<'a> {
     principal: Option<String>,
     source: IpAddr,
     destination: SocketAddr,
+    /// The waypoint that is passed, and its principal: matches that spare it never hit.
+    way: Option<(&'a Identity, String)>,
 }
 
 impl<'a> Attributes<'a> {
@@ -301,6 +319,7 @@ impl<'a> Attributes<'a> {
             principal: peer.identity.as_ref().map(Identity::principal),
             source: peer.ip.to_canonical(),
             destination: SocketAddr::new(ip, destination.port()),
+            way: None,
         }
     }
 
@@ -318,7 +337,7 @@ impl<'a> Attributes<'a> {
 
     fn one(&self, m: &Match) -> bool {
         // An empty match stands for conditions that could not be expressed: it must never hit.
-        if m.is_empty() {
+        if m.is_empty() || self.spares_the_way(m) {
             return false;
         }
         let namespace = self.identity.map_or("", |i| &*i.namespace);
@@ -339,11 +358,23 @@ impl<'a> Attributes<'a> {
             && group(&m.namespaces, &m.not_namespaces, |t| t.matches(namespace))
     }
 
-    fn account(&self, want: &ServiceAccountMatch) -> bool {
-        self.identity.is_some_and(|i| {
-            i.namespace == want.namespace && i.service_account == want.service_account
-        })
+    /// True if the match names the waypoint that is passed among those it does not hit.
+    fn spares_the_way(&self, m: &Match) -> bool {
+        let Some((waypoint, principal)) = &self.way else {
+            return false;
+        };
+        let named = |t: &TextMatch| matches!(t, TextMatch::Exact(text) if **text == **principal);
+        let mut accounts = m.not_service_accounts.iter();
+        m.not_principals.iter().any(named) || accounts.any(|a| is_account(waypoint, a))
     }
+
+    fn account(&self, want: &ServiceAccountMatch) -> bool {
+        self.identity.is_some_and(|i| is_account(i, want))
+    }
+}
+
+fn is_account(identity: &Identity, want: &ServiceAccountMatch) -> bool {
+    identity.namespace == want.namespace && identity.service_account == want.service_account
 }
 
 fn group<T>(positive: &[T], negative: &[T], hit: impl Fn(&T) -> bool) -> bool {

@@ -28,7 +28,7 @@ mod testing;
 pub mod wire;
 mod workload;
 
-pub use authorize::{Denied, DryRun, Peer, Permit, admit_by_network_policy, authorize};
+pub use authorize::{Denied, DryRun, Peer, Permit, authorize, authorize_through};
 pub use convert::{ConvertError, Interner};
 pub use draft::Draft;
 pub use egress::{ConnectionLimits, OutboundPolicy};

@@ -11,6 +11,7 @@ mod enrolment;
 mod fixture;
 mod identity;
 mod input;
+mod live_policy;
 mod outage;
 mod policy;
 mod port_rules;

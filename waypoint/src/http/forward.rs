@@ -406,7 +406,7 @@ async fn tries(
     let mut attempt = 0;
     loop {
         let endpoint = sending.endpoint(&place, &tried)?;
-        let admitted = sending.session.admitted(sending.view, &endpoint);
+        let admitted = sending.standing.goes_to(&endpoint);
         admitted.map_err(Local::denied)?;
         tried.push(endpoint.workload.uid.clone());
         sending.flow.busy = Some(sending.session.worker.turns.busy(&endpoint.workload.uid));

@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::sanitise::Clean;
 use crate::attribution::Attributed;
-use crate::feed::Feed;
+use crate::endpoint::Endpoint;
 use crate::session::Session;
+use crate::world::{View, World};
 
 /// A withdrawn stream may end itself within that; then its connection is closed. Streams whose
 /// caller does not read are not asked for more by HTTP, so they cannot end themselves.
@@ -41,6 +42,8 @@ pub(crate) struct Standing {
     session: Rc<Session>,
     caller: Arc<Attributed>,
     asked: Rc<Asked>,
+    /// Where it was sent, once it is known.
+    endpoint: RefCell<Option<Endpoint>>,
     withdrawn: OnceCell<String>,
     wakers: [Cell<Option<Waker>>; 2],
     place: Cell<usize>,
@@ -69,6 +72,7 @@ impl Standing {
             session: session.clone(),
             caller: caller.clone(),
             asked: asked.clone(),
+            endpoint: RefCell::default(),
             withdrawn: OnceCell::new(),
             wakers: Default::default(),
             place: Cell::new(0),
@@ -101,15 +105,41 @@ impl Standing {
         .await;
     }
 
-    /// True if it may not go on, by these policies.
-    fn judge(&self, tables: &Tables) -> bool {
+    /// Asks the endpoint's policies about the caller.
+    ///
+    /// # Errors
+    /// The detail for the log.
+    pub(super) fn goes_to(&self, endpoint: &Endpoint) -> Result<(), String> {
+        // The newest: a request may have waited since it was decided.
+        let view = self.session.worker.world.view();
+        self.session.admitted(&view, endpoint)?;
+        *self.endpoint.borrow_mut() = Some(endpoint.clone());
+        Ok(())
+    }
+
+    /// Asks the rules of this waypoint again.
+    fn permitted(&self, view: &View) -> Result<(), String> {
+        authorize(&self.session, &view.tables, &self.caller, &self.asked)
+            .map(|_| ())
+            .map_err(|denied| denied.code_detail())
+    }
+
+    /// Asks the endpoint's policies again, if it has been sent anywhere.
+    fn admitted(&self, view: &View) -> Result<(), String> {
+        match &*self.endpoint.borrow() {
+            Some(endpoint) => self.session.admitted(view, endpoint),
+            None => Ok(()),
+        }
+    }
+
+    /// True if it may not go on, by this answer or an earlier one.
+    fn ends(&self, answer: impl FnOnce(&Self) -> Result<(), String>) -> bool {
         if self.withdrawn.get().is_some() {
             return true;
         }
-        let asked = authorize(&self.session, tables, &self.caller, &self.asked);
-        let Err(denied) = asked else { return false };
+        let Err(why) = answer(self) else { return false };
         // Was empty above, and this thread is the only one.
-        let _ = self.withdrawn.set(denied.code_detail());
+        let _ = self.withdrawn.set(why);
         for waker in self.wakers.iter().filter_map(Cell::take) {
             waker.wake();
         }
@@ -192,11 +222,12 @@ impl Live {
         self.free.borrow_mut().push(at);
     }
 
-    /// Judges anew when policies change, until the feed is gone. What `feed` holds now counts as
-    /// known to whatever is added later.
-    pub fn watch(self: Rc<Self>, feed: Feed) -> impl Future<Output = ()> {
-        let mut versions = feed.versions();
-        let mut judged_by = feed.load();
+    /// Judges anew when policies change, those of endpoints included, until the world is gone. What
+    /// it holds now counts as known to whatever is added later.
+    pub fn watch(self: Rc<Self>, world: World) -> impl Future<Output = ()> {
+        let mut versions = world.feed.versions();
+        let mut snapshots = world.store.versions();
+        let mut judged_by = world.feed.load();
         async move {
             let mut withdrawn: Vec<Weak<Standing>> = Vec::new();
             let mut insist_at = None;
@@ -212,11 +243,18 @@ impl Live {
                         if changed.is_err() {
                             return;
                         }
-                        let tables = feed.load();
-                        if !tables.same_policies(&judged_by) {
-                            judged_by = tables;
-                            self.judge(&judged_by, &mut withdrawn).await;
+                        let view = world.view();
+                        if !view.tables.same_policies(&judged_by) {
+                            judged_by = view.tables.clone();
+                            self.judge(&mut withdrawn, |s| s.permitted(&view)).await;
                         }
+                    }
+                    changed = snapshots.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        let view = world.view();
+                        self.judge(&mut withdrawn, |s| s.admitted(&view)).await;
                     }
                     () = insist => {
                         for standing in withdrawn.drain(..).filter_map(|s| s.upgrade()) {
@@ -233,12 +271,16 @@ impl Live {
         }
     }
 
-    async fn judge(&self, tables: &Tables, withdrawn: &mut Vec<Weak<Standing>>) {
+    async fn judge(
+        &self,
+        withdrawn: &mut Vec<Weak<Standing>>,
+        answer: impl Fn(&Standing) -> Result<(), String>,
+    ) {
         let all = self.places.borrow().clone();
         for some in all.chunks(AT_ONCE) {
             let ended = some
                 .iter()
-                .filter(|s| s.upgrade().is_some_and(|s| s.judge(tables)));
+                .filter(|s| s.upgrade().is_some_and(|s| s.ends(&answer)));
             withdrawn.extend(ended.cloned());
             tokio::task::yield_now().await;
         }

@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use isobar_hbone::{Authority, ConnectHeaders, Pool, PoolOptions, TunnelKey, TunnelStream};
 use isobar_proto::isobar::v1 as proto;
-use isobar_proto::istio::workload as wire;
+use isobar_proto::istio::{security, workload as wire};
 use isobar_runtime::LocalScope;
 use isobar_telemetry::Registry;
 use isobar_tls::{WorkloadCertificate, ca};
@@ -32,10 +32,11 @@ use isobar_waypoint::session::Worker;
 use isobar_waypoint::upstream::{Dial, HboneDialer, PlainDialer};
 use isobar_waypoint::world::{Own, World};
 use isobar_xds::{CertError, CertSource, Store};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) use objects::{
-    allow_account, deny_path, forward, on_account, on_prefix, subsets, to, virtual_service,
+    allow_account, deny_path, forward, on_account, on_prefix, pods_deny, subsets, to,
+    virtual_service,
 };
 
 pub(crate) const HOST: &str = "svc.default.svc.cluster.local";
@@ -65,6 +66,7 @@ pub(crate) struct Bed {
     pub(crate) at: SocketAddr,
     certificates: Arc<dyn CertSource>,
     backends: RefCell<Vec<Backend>>,
+    policies: RefCell<Vec<String>>,
     hbone: bool,
 }
 
@@ -143,6 +145,7 @@ impl Bed {
             at,
             certificates,
             backends: RefCell::default(),
+            policies: RefCell::default(),
             hbone: hbone.is_some(),
         };
         bed.describe("");
@@ -240,6 +243,7 @@ impl Bed {
                 canonical_name: "svc".into(),
                 tunnel_protocol: i32::from(self.hbone),
                 waypoint: Some(gateway()),
+                authorization_policies: self.policies.borrow().clone(),
                 services: BTreeMap::from([(key.clone(), wire::PortList { ports: vec![port] })]),
                 ..Default::default()
             };
@@ -263,6 +267,19 @@ impl Bed {
         draft
             .upsert_address(&address(wire::address::Type::Service(service)))
             .unwrap();
+        self.worker.world.store.publish(draft.finish());
+    }
+
+    /// Tells the mesh that a policy selects every back end.
+    pub(crate) fn selected_by(&self, policy: &str) {
+        self.policies.borrow_mut().push(policy.to_owned());
+        self.publish_mesh(wire::AppProtocol::Unknown);
+    }
+
+    /// Publishes a policy of node proxies.
+    pub(crate) fn on_pods(&self, policy: &security::Authorization) {
+        let mut draft = self.worker.world.store.load().draft();
+        draft.upsert_authorization(policy).unwrap();
         self.worker.world.store.publish(draft.finish());
     }
 
@@ -411,7 +428,7 @@ async fn serve(name: &'static str, listener: TcpListener, scope: Rc<LocalScope>)
     }
 }
 
-async fn connection(name: &'static str, tcp: tokio::net::TcpStream) {
+async fn connection(name: &'static str, tcp: TcpStream) {
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| async move {
         let (parts, body) = request.into_parts();
         let size = body.collect().await.map_or(0, |b| b.to_bytes().len());
@@ -460,25 +477,32 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
 pub(crate) async fn node_proxy(bed: &Bed, listener: TcpListener, account: &str, to: SocketAddr) {
     let certificate = bed.certificates.fetch(&identity(account)).await.unwrap();
     let scope = bed.scope.clone();
-    let life = scope.lifetime();
-    let tls = isobar_tls::server_config(&certificate);
-    let inner = scope.clone();
-    scope.spawn("node proxy", async move {
+    bed.scope.spawn("node proxy", async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            let (tls, life) = (tls.clone(), life.clone());
-            inner.spawn("node proxy connection", async move {
-                let options = isobar_hbone::ServerOptions::default();
-                // How it ends is for the waypoint to see.
-                let _ =
-                    isobar_hbone::serve(tcp, &tls, &options, &life, move |connect| async move {
-                        assert_eq!(connect.peer().identity(), &identity("wp"));
-                        let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
-                        let mut near = connect.accept(None).unwrap();
-                        isobar_hbone::relay(&mut near, &mut far).await;
-                    })
-                    .await;
-            });
+            tunnels(&scope, &certificate, tcp, to);
         }
+    });
+}
+
+/// The same for one connection that was accepted.
+pub(crate) async fn node_proxy_on(bed: &Bed, tcp: TcpStream, account: &str, to: SocketAddr) {
+    let certificate = bed.certificates.fetch(&identity(account)).await.unwrap();
+    tunnels(&bed.scope, &certificate, tcp, to);
+}
+
+fn tunnels(scope: &LocalScope, certificate: &WorkloadCertificate, tcp: TcpStream, to: SocketAddr) {
+    let life = scope.lifetime();
+    let tls = isobar_tls::server_config(certificate);
+    scope.spawn("node proxy connection", async move {
+        let options = isobar_hbone::ServerOptions::default();
+        // How it ends is for the waypoint to see.
+        let _ = isobar_hbone::serve(tcp, &tls, &options, &life, move |connect| async move {
+            assert_eq!(connect.peer().identity(), &identity("wp"));
+            let mut far = TcpStream::connect(to).await.unwrap();
+            let mut near = connect.accept(None).unwrap();
+            isobar_hbone::relay(&mut near, &mut far).await;
+        })
+        .await;
     });
 }
 

@@ -10,6 +10,8 @@ use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper_util::rt::TokioIo;
 use isobar_hbone::TunnelStream;
 use isobar_proto::isobar::v1::authorization::Action;
+use isobar_proto::istio::security;
+use isobar_proto::istio::security::string_match::MatchType;
 use isobar_proto::istio::workload::AppProtocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -292,4 +294,118 @@ fn requests_on_an_old_tunnel_are_refused_once_the_service_is_elsewhere() {
         // What is open goes on.
         ping(&mut open).await;
     });
+}
+
+#[test]
+fn a_deny_on_pods_is_asked_about_the_caller() {
+    run(|bed| async move {
+        let counts = answering(&bed, CHUNKED).await;
+        let get = b"GET /events HTTP/1.1\r\nhost: svc\r\n\r\n";
+        let mut flowing = bed.tunnel("client", VIP).await.unwrap();
+        assert!(said(&mut flowing, get).await.starts_with("HTTP/1.1 200"));
+        bed.on_pods(&pods_deny("client"));
+        let mut rest = Vec::new();
+        let _ = flowing.read_to_end(&mut rest).await;
+        counts.one_end().await;
+        let named = "rbac_access_denied_matched_policy[ns[default]-policy[pods]]";
+        let line = bed.line().await;
+        assert!(line.contains(&format!(" 200 RBAC {named}")), "{line}");
+        let mut again = bed.tunnel("client", VIP).await.unwrap();
+        assert!(said(&mut again, get).await.starts_with("HTTP/1.1 403"));
+        let line = bed.line().await;
+        assert!(line.contains(&format!(" 403 RBAC {named}")), "{line}");
+        let mut other = bed.tunnel("other", VIP).await.unwrap();
+        assert!(said(&mut other, get).await.starts_with("HTTP/1.1 200"));
+    });
+}
+
+#[test]
+fn a_deny_on_pods_is_asked_about_opaque_callers_too() {
+    run(|bed| async move {
+        let counts = answering(&bed, b"").await;
+        bed.publish_mesh(AppProtocol::Tcp);
+        let mut open = bed.tunnel("client", VIP).await.unwrap();
+        open.write_all(b"x\r\n\r\n").await.unwrap();
+        counts.heads.acquire().await.unwrap().forget();
+        bed.on_pods(&pods_deny("client"));
+        let mut rest = Vec::new();
+        let _ = open.read_to_end(&mut rest).await;
+        let line = bed.line().await;
+        assert!(
+            line.contains(" RBAC ") && line.contains("policy[pods]"),
+            "{line}"
+        );
+        let mut again = bed.tunnel("client", VIP).await.unwrap();
+        let _ = again.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+        assert!(bed.line().await.contains("policy[pods]"));
+    });
+}
+
+#[test]
+fn a_deny_on_pods_that_comes_while_the_endpoint_is_dialled_counts() {
+    run(|first| async move {
+        drop(first);
+        let listener = TcpListener::bind("127.0.1.9:0").await.unwrap();
+        let bed = Bed::over_hbone(listener.local_addr().unwrap().port());
+        let application = TcpListener::bind("127.0.1.9:0").await.unwrap();
+        let application_at = application.local_addr().unwrap();
+        bed.known_backend("raw", "v1", application_at);
+        bed.publish_mesh(AppProtocol::Tcp);
+        let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+        // Asked already, and on its way.
+        let (dialled, _) = listener.accept().await.unwrap();
+        bed.on_pods(&pods_deny("client"));
+        node_proxy_on(&bed, dialled, "server", application_at).await;
+        let mut rest = Vec::new();
+        let _ = tunnel.read_to_end(&mut rest).await;
+        let line = bed.line().await;
+        assert!(
+            line.contains(" RBAC ") && line.contains("policy[pods]"),
+            "{line}"
+        );
+    });
+}
+
+/// Something open ends when the endpoint gets the policy, which was there before.
+fn ends_what_is_open(deny: security::Authorization) {
+    run(|bed| async move {
+        let counts = answering(&bed, SWITCH).await;
+        bed.on_pods(&deny);
+        let mut open = bed.tunnel("client", VIP).await.unwrap();
+        assert!(said(&mut open, CHAT).await.starts_with("HTTP/1.1 101"));
+        ping(&mut open).await;
+        bed.selected_by(&format!("default/{}", deny.name));
+        let mut rest = Vec::new();
+        let _ = open.read_to_end(&mut rest).await;
+        counts.one_end().await;
+        let line = bed.line().await;
+        let named = format!("policy[{}]", deny.name);
+        assert!(
+            line.contains(" 101 RBAC ") && line.contains(&named),
+            "{line}"
+        );
+    });
+}
+
+#[test]
+fn a_deny_that_an_endpoint_gets_by_its_labels_is_asked_too() {
+    ends_what_is_open(security::Authorization {
+        scope: security::Scope::WorkloadSelector.into(),
+        ..pods_deny("client")
+    });
+}
+
+#[test]
+fn a_network_policy_that_an_endpoint_gets_is_asked_about_the_caller() {
+    let mut deny = security::Authorization {
+        name: "converted_network_policy_p@default.wp".into(),
+        scope: security::Scope::WorkloadSelector.into(),
+        ..pods_deny("client")
+    };
+    let wp = security::StringMatch {
+        match_type: Some(MatchType::Exact("cluster.local/ns/default/sa/wp".into())),
+    };
+    deny.rules[0].clauses[0].matches[0].not_principals.push(wp);
+    ends_what_is_open(deny);
 }

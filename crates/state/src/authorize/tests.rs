@@ -7,6 +7,8 @@ use crate::testing::{
     uid, waypoint, waypoint_objects, with_policies,
 };
 
+mod through;
+
 const POD: &str = "10.0.0.1";
 
 fn target() -> wire::Workload {
@@ -526,51 +528,4 @@ fn a_policy_that_stands_for_a_waypoint_keeps_the_waypoints_reason() {
         }
         assert_eq!(at_cart(&snapshot, Some(("shop", "wp"))), Ok(()));
     }
-}
-
-/// A waypoint asks about its caller what the node proxy cannot: the node proxy lets it pass.
-#[test]
-fn a_waypoint_asks_network_policies_about_its_caller() {
-    let name = "converted_network_policy_p@shop.wp";
-    let others = sec::Match {
-        principals: vec![presence()],
-        not_principals: vec![exact("cluster.local/ns/shop/sa/wp")],
-        ..Default::default()
-    };
-    let elsewhere = sec::Match {
-        not_destination_ports: vec![8080],
-        ..Default::default()
-    };
-    let mut deny = policy(
-        "shop",
-        name,
-        Scope::WorkloadSelector,
-        Deny,
-        vec![others, elsewhere],
-    );
-    let own = policy(
-        "shop",
-        "own",
-        Scope::WorkloadSelector,
-        Deny,
-        vec![ports(&[8080])],
-    );
-    let cart = wire::Workload {
-        authorization_policies: vec![format!("shop/{name}"), "shop/own".to_owned()],
-        ..target()
-    };
-    let ask = |deny: &sec::Authorization, who, port| {
-        let snapshot = with_policies(&[of_workload(cart.clone())], &[deny.clone(), own.clone()]);
-        let cart = snapshot.workload_by_uid(&uid("shop", "cart")).unwrap();
-        let to = at(&format!("{POD}:{port}"));
-        admit_by_network_policy(&snapshot, &peer(who, "10.0.9.9"), cart, to)
-    };
-    // Other policies are not its business.
-    assert_eq!(ask(&deny, FRONT, 8080), Ok(()));
-    let denied = ask(&deny, FRONT, 80).unwrap_err();
-    assert_eq!(denied.reason, Reason::PolicyDenied);
-    assert_eq!(denied.detail, format!("explicitly denied by: shop/{name}"));
-    assert_eq!(ask(&deny, Some(("shop", "wp")), 80), Ok(()));
-    deny.dry_run = true;
-    assert_eq!(ask(&deny, FRONT, 80), Ok(()));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use isobar_proto::isobar::v1 as proto;
+use isobar_proto::istio::security;
 
 use super::HOST;
 
@@ -118,6 +119,30 @@ pub(crate) fn on_account(
                 ..Default::default()
             }],
             ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+/// A DENY on one account of namespace default for every pod there, as node proxies get it.
+pub(crate) fn pods_deny(account: &str) -> security::Authorization {
+    let principal = format!("cluster.local/ns/default/sa/{account}");
+    let matches = security::Match {
+        principals: vec![security::StringMatch {
+            match_type: Some(security::string_match::MatchType::Exact(principal)),
+        }],
+        ..Default::default()
+    };
+    let clause = security::Clause {
+        matches: vec![matches],
+    };
+    security::Authorization {
+        name: "pods".into(),
+        namespace: "default".into(),
+        scope: security::Scope::Namespace.into(),
+        action: security::Action::Deny.into(),
+        rules: vec![security::Rule {
+            clauses: vec![clause],
         }],
         ..Default::default()
     }

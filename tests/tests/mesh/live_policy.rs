@@ -1,0 +1,225 @@
+//! A policy that is written while a waypoint carries traffic.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use isobar_runtime::Scope;
+use isobar_tests::yaml::{Pod, documents, service, service_account};
+use isobar_tests::{Caller, Mesh, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::fixture::{HTTPBIN, ambient, client, run, server};
+
+const DENY_AT_WAYPOINT: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: deny-client
+  namespace: shop
+spec:
+  targetRefs:
+  - group: gateway.networking.k8s.io
+    kind: Gateway
+    name: server-waypoint
+  action: DENY
+  rules:
+  - from:
+    - source:
+        principals:
+        - cluster.local/ns/shop/sa/client
+";
+
+const DENY_AT_POD: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: deny-client-at-pod
+  namespace: shop
+spec:
+  selector:
+    matchLabels:
+      app: server
+  action: DENY
+  rules:
+  - from:
+    - source:
+        principals:
+        - cluster.local/ns/shop/sa/client
+";
+
+const PORT: u16 = 9000;
+
+async fn start() -> Result<Mesh> {
+    let other = Pod {
+        namespace: "shop",
+        name: "other",
+        account: "other",
+        node: "node-1",
+        image: HTTPBIN,
+        port: Some(80),
+        labels: &[],
+    };
+    let other = documents([service_account("shop", "other", &[]), other.yaml()]);
+    let mesh = Mesh::start(&[
+        ("ns.yaml", &ambient("shop")),
+        ("client.yaml", &client("shop")),
+        ("other.yaml", &other),
+        ("server.yaml", &server("shop", &[])),
+        ("live.yaml", &service("shop", "live", "server", PORT, false)),
+    ])
+    .await?;
+    for pod in ["shop/client", "shop/other", "shop/server"] {
+        mesh.settled(pod, "enrolled").await?;
+    }
+    let args = [
+        "waypoint",
+        "apply",
+        "-n",
+        "shop",
+        "--service-account",
+        "server",
+    ];
+    mesh.isobar(&[&args[..], &["--for", "all", "--wait"]].concat())
+        .await?;
+    Ok(mesh)
+}
+
+/// Changes to a WebSocket that repeats what it hears where it is asked to, and otherwise answers with
+/// a response that never ends.
+async fn application(listener: TcpListener, scope: &Scope) {
+    let life = scope.lifetime();
+    loop {
+        let accepted = tokio::select! {
+            () = life.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((tcp, _)) = accepted else { continue };
+        scope.spawn("connection", async move {
+            // How it ends is for the caller to see.
+            let _ = talk(tcp).await;
+        });
+    }
+}
+
+async fn talk(mut tcp: TcpStream) -> Result<()> {
+    let head = head(&mut tcp).await?;
+    if head.to_ascii_lowercase().contains("upgrade: websocket") {
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                      upgrade: websocket\r\n\r\n";
+        tcp.write_all(switch.as_bytes()).await?;
+        let (mut from, mut to) = tcp.split();
+        tokio::io::copy(&mut from, &mut to).await?;
+        return Ok(());
+    }
+    tcp.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await?;
+    loop {
+        tcp.write_all(b"1\r\n.\r\n").await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn head(stream: &mut TcpStream) -> Result<String> {
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\n") {
+        seen.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8(seen)?)
+}
+
+/// A WebSocket and a response that flows, of one caller.
+struct Flowing {
+    socket: TcpStream,
+    response: TcpStream,
+}
+
+impl Flowing {
+    async fn start(caller: &Caller, to: SocketAddr) -> Result<Self> {
+        let ask = |extra: &str| format!("GET / HTTP/1.1\r\nhost: live:{PORT}\r\n{extra}\r\n");
+        let mut socket = caller.connect(to).await?;
+        let upgrade = ask("connection: upgrade\r\nupgrade: websocket\r\n");
+        socket.write_all(upgrade.as_bytes()).await?;
+        let answer = head(&mut socket).await?;
+        ensure!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+        let mut response = caller.connect(to).await?;
+        response.write_all(ask("").as_bytes()).await?;
+        let answer = head(&mut response).await?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        ensure!(answer.contains("server: isobar"), "no waypoint: {answer}");
+        let mut all = Self { socket, response };
+        all.goes_on().await?;
+        Ok(all)
+    }
+
+    async fn goes_on(&mut self) -> Result<()> {
+        self.socket.write_all(b"ping").await?;
+        let mut back = [0; 4];
+        self.socket.read_exact(&mut back).await?;
+        ensure!(&back == b"ping", "{back:?}");
+        self.response.read_u8().await?;
+        Ok(())
+    }
+
+    /// Reads until both have ended.
+    async fn ended(mut self) {
+        let mut rest = Vec::new();
+        // An end and a reset are both ends.
+        let _ = self.socket.read_to_end(&mut rest).await;
+        let _ = self.response.read_to_end(&mut rest).await;
+    }
+}
+
+/// Writes `policy` while both callers have something open: the client's ends within a second, the
+/// other's goes on; once it is deleted, the client may come again.
+async fn cuts(mesh: &Mesh, to: SocketAddr, policy: &str) -> Result<()> {
+    let client = mesh.caller("shop/client").await?;
+    let other = mesh.caller("shop/other").await?;
+    let cut = eventually("the waypoint lets the client in", async || {
+        Flowing::start(&client, to).await
+    })
+    .await?;
+    let mut spared = Flowing::start(&other, to).await?;
+    mesh.apply("deny.yaml", policy)?;
+    let written = Instant::now();
+    tokio::time::timeout(Duration::from_secs(10), cut.ended())
+        .await
+        .context("they go on")?;
+    let took = written.elapsed();
+    println!("ended {took:?} after the policy was written: WebSocket, response");
+    ensure!(took <= Duration::from_secs(1), "it took {took:?}");
+    spared.goes_on().await?;
+    let again = client.get(to, "/").await?;
+    ensure!(again.status == 403, "{again:?}");
+    mesh.delete("deny.yaml")
+}
+
+#[test]
+fn a_new_deny_cuts_what_flows_through_a_waypoint() {
+    run(async {
+        let mesh = start().await?;
+        let scope = Scope::new("application");
+        let listener = mesh.caller("shop/server").await?.listen(PORT)?;
+        let to: SocketAddr = (mesh.service_ip("shop/live").await?, PORT).into();
+        let check = async {
+            cuts(&mesh, to, DENY_AT_WAYPOINT).await?;
+            // The node proxy of the pod sees the waypoint as the caller.
+            cuts(&mesh, to, DENY_AT_POD).await?;
+            let log = mesh.log("shop/server-waypoint").await?;
+            for policy in ["deny-client", "deny-client-at-pod"] {
+                let line = format!("policy[{policy}]");
+                let told = |l: &str| l.contains("policy withdrawn") && l.contains(&line);
+                ensure!(log.lines().any(told), "{policy} is not told:\n{log}");
+            }
+            anyhow::Ok(())
+        };
+        let ended = tokio::select! {
+            ended = check => ended,
+            () = application(listener, &scope) => Ok(()),
+        };
+        scope.shutdown(Duration::ZERO).await;
+        ended?;
+        mesh.down()
+    });
+}
