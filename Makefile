@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build build-tests demo test test-unit test-e2e checks lint fmt bench bench-l4
+.PHONY: help setup build build-tests demo test test-unit test-e2e checks bars test-long lint fmt bench bench-l4
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -40,6 +40,12 @@ test-e2e: build-tests ## Run the end-to-end suites (needs network namespaces)
 
 checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))
+
+bars: setup ## Print the reliability bars of the node proxy with their figures (OUTPUT=json)
+	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars $(if $(OUTPUT),-o $(OUTPUT))
+
+test-long: setup ## The same with the long forms of the tests (about half an hour)
+	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars --long $(if $(OUTPUT),-o $(OUTPUT))
 
 lint: setup ## Format, clippy, and the checks of the house
 	$(CARGO) fmt --all --check

@@ -1,5 +1,5 @@
-//! Checks of the house itself: `cargo run -p xtask -- check`; and `-- checks`, the node proxy's
-//! conformance list.
+//! Checks of the house itself: `cargo run -p xtask -- check`; and `-- checks` and `-- bars`, the node
+//! proxy's conformance checks and reliability bars.
 //!
 //! Each check prints what is wrong and how to mend it; the exit code is 1 if any found something.
 
@@ -24,14 +24,17 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-const USAGE: &str = "usage: xtask check|layers|size|docs|checks [-o json] [--narrow]";
+const USAGE: &str =
+    "usage: xtask check|layers|size|docs\n       xtask checks|bars [-o json] [--narrow] [--long]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let wanted = arguments.first().cloned().unwrap_or_default();
-    if wanted == "checks" {
-        return checks::run(&root, &arguments[1..]);
+    match &*wanted {
+        "checks" => return checks::run(&root, &checks::CONFORMANCE, &arguments[1..]),
+        "bars" => return checks::run(&root, &checks::RELIABILITY, &arguments[1..]),
+        _ => {}
     }
     type Check = fn(&Path) -> anyhow::Result<Vec<Complaint>>;
     let checks: [(&str, Check); 3] = [

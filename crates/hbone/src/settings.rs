@@ -72,7 +72,7 @@ impl Default for Timeouts {
             settings: Duration::from_secs(10),
             connect: Duration::from_secs(20),
             ping_interval: Duration::from_secs(10),
-            ping_timeout: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(15),
             idle: Duration::from_secs(300),
             past_expiry: Duration::from_secs(24 * 3600),
         }

@@ -115,7 +115,7 @@ proptest! {
 
 /// A server that refuses long requests must still get the answer, and the log stays readable.
 #[test]
-fn a_refusal_of_everything_is_short() {
+fn r_19_a_refusal_of_everything_is_short() {
     let store = Store::default();
     let mut subscription = Subscription::new(Box::new(AddressHandler::new(store)));
     let status = SyncStatus::new([(ADDRESS, false)].into_iter());
@@ -143,4 +143,8 @@ fn a_refusal_of_everything_is_short() {
     );
     assert!(text.ends_with(" more"), "{}", &text[text.len() - 40..]);
     assert!(!text.contains('\n'));
+    println!(
+        "R-19: 5000 bad resources of 2000 bytes refused in {} bytes",
+        text.len()
+    );
 }

@@ -108,7 +108,8 @@ pub(crate) async fn live_denial(workers: Vec<Worker>, same_node: bool) {
     let stage = Stage::with_tunnels(workers, !same_node).await;
     let mut open = greeted(&stage.client, "10.0.0.2:").await;
     stage.mesh.policy(&no("client"));
-    ends_soon(&mut open).await;
+    let took = ends_soon(&mut open).await;
+    println!("R-18: cut {took:?} after the policy was there");
     let line = stage.lines.wait(&[("error", WITHDRAWN)]).await;
     assert!(line["direction"].contains("inbound"), "{line:?}");
     assert_eq!(line["level"], "ERROR");

@@ -14,11 +14,12 @@ mod process;
 mod revocation;
 mod rig;
 mod scenarios;
+mod silence;
 mod stage;
 mod telemetry;
 mod upgrade;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const SCENARIO: &str = "ISOBAR_TEST_SCENARIO";
 
@@ -33,6 +34,11 @@ fn apart(scenario: &str) {
         .args(["--net", "--mount"])
         .arg(me)
         .args(["--exact", "inside", "--ignored", "--nocapture"])
+        .stderr(if std::env::var_os("ISOBAR_TEST_LONG").is_some() {
+            Stdio::inherit()
+        } else {
+            Stdio::piped()
+        })
         .output()
         .unwrap();
     // Kept for a failure: the harness shows it only then.
@@ -73,6 +79,7 @@ fn inside() {
             "socks5" => modes::socks5(w).await,
             "dedicated" => modes::dedicated().await,
             "revoked" => revocation::revoked().await,
+            "dead-peer" => silence::dead_peer().await,
             "own-pod" => modes::own_pod().await,
             "admin" => telemetry::admin().await,
             "series" => telemetry::series().await,
@@ -87,7 +94,7 @@ fn inside() {
 }
 
 #[test]
-fn carries_connections_between_pods() {
+fn r_13_carries_connections_and_keeps_no_descriptor() {
     apart("traffic");
 }
 
@@ -137,7 +144,7 @@ fn check_27_nobody_listening_is_503_and_told() {
 }
 
 #[test]
-fn check_37_a_new_denial_cuts_what_is_open() {
+fn check_37_r_18_a_new_denial_cuts_what_is_open() {
     apart("live-denial");
 }
 
@@ -167,7 +174,7 @@ fn check_45_without_ipv6_the_mesh_has_no_aaaa() {
 }
 
 #[test]
-fn check_46_a_successor_takes_over_without_a_refusal() {
+fn check_46_r_01_r_02_r_03_a_successor_takes_over_without_a_refusal() {
     apart("replace");
 }
 
@@ -197,6 +204,11 @@ fn the_revoked_are_cut_off_at_once_and_refused() {
 }
 
 #[test]
+fn r_14_a_peer_that_is_gone_without_a_word_is_noticed() {
+    apart("dead-peer");
+}
+
+#[test]
 fn dedicated_mode_serves_its_one_workload() {
     apart("dedicated");
 }
@@ -207,11 +219,11 @@ fn the_process_takes_tunnels_for_its_own_pod() {
 }
 
 #[test]
-fn a_killed_process_leaks_nothing_and_comes_back() {
+fn r_22_a_killed_process_leaks_nothing_and_comes_back() {
     apart("crash");
 }
 
 #[test]
-fn without_descriptors_open_connections_go_on() {
+fn r_11_without_descriptors_open_connections_go_on() {
     apart("descriptors");
 }

@@ -121,9 +121,12 @@ async fn a_removed_pod_is_gone(stage: &Stage) {
         stage.metrics().contains("reason=\"drained\"")
     })
     .await;
-    until("every descriptor is closed", || {
-        // Each worker keeps one of the namespace it belongs to.
-        open_descriptors() <= stage.descriptors + stage.workers.len() + 1
-    })
-    .await;
+    // Each worker keeps one of the namespace it belongs to.
+    let most = stage.descriptors + stage.workers.len() + 1;
+    until("every descriptor is closed", || open_descriptors() <= most).await;
+    println!(
+        "R-13: {} descriptors before the first pod, {} after the last connection",
+        stage.descriptors,
+        open_descriptors()
+    );
 }

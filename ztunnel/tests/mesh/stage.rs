@@ -237,7 +237,7 @@ pub(crate) async fn echoes(tcp: &mut TcpStream) {
         .unwrap();
 }
 
-pub(crate) async fn ends_soon(tcp: &mut TcpStream) {
+pub(crate) async fn ends_soon(tcp: &mut TcpStream) -> Duration {
     let started = Instant::now();
     let mut byte = [0];
     let read = tokio::time::timeout(LIMIT, tcp.read(&mut byte))
@@ -245,9 +245,29 @@ pub(crate) async fn ends_soon(tcp: &mut TcpStream) {
         .unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     let took = started.elapsed();
-    println!("ended after {took:?}");
     // The bar of one second is for a machine that does nothing else.
     assert!(took < Duration::from_secs(5), "{took:?}");
+    took
+}
+
+/// Whether long forms of tests are asked for.
+fn long() -> bool {
+    std::env::var_os("ISOBAR_TEST_LONG").is_some()
+}
+
+/// The short or the long form of a figure.
+pub(crate) fn form<T: Copy>(of: [T; 2]) -> T {
+    of[usize::from(long())]
+}
+
+/// Tells the person who waits for a long form.
+pub(crate) fn progress(bar: &str, round: usize, rounds: usize) {
+    use std::io::Write as _;
+
+    if long() {
+        // Not `eprintln!`, which the test harness keeps for itself.
+        let _ = writeln!(std::io::stderr(), "{bar}: {round} of {rounds}");
+    }
 }
 
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -14,18 +14,20 @@ use tokio::net::TcpStream;
 use crate::http;
 use crate::process::{Node, Process};
 use crate::rig::{LIMIT, Place, VIP};
-use crate::stage::{echoes, greeted};
+use crate::stage::{echoes, form, greeted, progress};
 
 /// Time to drain in these tests.
 const DRAIN: Duration = Duration::from_secs(3);
-/// Replacements in one run.
-const REPLACEMENTS: usize = 3;
+/// Replacements in one run; in its long form.
+const REPLACEMENTS: [usize; 2] = [3, 20];
 /// Connections opened at once when the old process is told to end.
 const BURST: usize = 200;
-/// Idle pods beside the two.
-const PODS: usize = 40;
-/// Between two new connections.
-const PACE: Duration = Duration::from_millis(8);
+/// Idle pods beside the two; in the long form.
+const PODS: [usize; 2] = [40, 198];
+/// Between two new connections; in the long form.
+const PACE: [Duration; 2] = [Duration::from_millis(8), Duration::from_millis(2)];
+/// Clients that find no descriptor; in the long form.
+const CROWD: [usize; 2] = [600, 2000];
 
 const SETTINGS: [(&str, &str); 1] = [("CONNECTION_TERMINATION_DEADLINE", "3s")];
 
@@ -75,7 +77,7 @@ fn generate(node: &Arc<Node>, load: &Arc<Load>) -> Scope {
     let longest = u64::try_from((DRAIN - Duration::from_secs(1)).as_millis()).unwrap();
     generator.spawn("open", async move {
         let connections = Scope::new("connections");
-        let mut pace = tokio::time::interval(PACE);
+        let mut pace = tokio::time::interval(form(PACE));
         for number in 0_u64.. {
             pace.tick().await;
             // Most are short; the rest spread over the time to drain.
@@ -93,7 +95,7 @@ fn generate(node: &Arc<Node>, load: &Arc<Load>) -> Scope {
     generator
 }
 
-/// Three replacements under load: nothing new is refused, nothing that ends in time is cut, and
+/// Replacements under load: nothing new is refused, nothing that ends in time is cut, and
 /// what is cut ends in order.
 pub(crate) async fn replace() {
     let node = Arc::new(Node::new().await);
@@ -107,8 +109,10 @@ pub(crate) async fn replace() {
     let generator = generate(&node, &load);
     let mut cut = 0;
     let bursts = Scope::new("bursts");
-    for round in 1..=REPLACEMENTS {
-        let name: &'static str = ["zt1", "zt2", "zt3"][round - 1];
+    let replacements = form(REPLACEMENTS);
+    for round in 1..=replacements {
+        progress("R-01", round, replacements);
+        let name: &'static str = format!("zt{round}").leak();
         // Open for longer than the drain: through a tunnel, and in plaintext.
         let mut long = greeted(&node.client, "10.0.0.2:").await;
         let mut plain = greeted(&node.outsider, "10.0.0.4:").await;
@@ -150,11 +154,11 @@ pub(crate) async fn replace() {
     tokio::time::sleep(DRAIN).await;
     let failed = load.failed.lock().unwrap().clone();
     println!(
-        "{opened} connections opened over {REPLACEMENTS} replacements: {} lost; {cut} ends of longer ones told in order",
+        "R-01, R-02, R-03: {opened} connections opened over {replacements} replacements: {} lost; {cut} ends of longer ones told in order",
         failed.len()
     );
     assert!(failed.is_empty(), "{failed:#?}");
-    assert!(opened > 500, "{opened}");
+    assert!(opened > form([500, 30_000]), "{opened}");
     drop((generator, bursts));
 }
 
@@ -167,8 +171,9 @@ fn migrates(pod: &Place) -> String {
 /// let past; its successor takes connections again soon.
 pub(crate) async fn crash() {
     let node = Node::new().await;
-    let pods: Vec<_> = (0..PODS)
-        .map(|n| Place::new(format!("p{n}").leak(), &format!("10.0.0.{}", 100 + n)))
+    let idle = form(PODS);
+    let pods: Vec<_> = (0..idle)
+        .map(|n| Place::new(format!("p{n}").leak(), &format!("10.0.0.{}", 50 + n)))
         .collect();
     let mut first = node.serving(Place::new("zt", "10.0.0.11"), &[]).await;
     node.outsider.echo(&node.apps, 8080);
@@ -195,7 +200,10 @@ pub(crate) async fn crash() {
     let answer = node.client.ask("10.0.0.3:8080", "back").await;
     assert_eq!(answer, "10.0.0.2:back");
     let took = started.elapsed();
-    println!("{} pods served {took:?} after the start", PODS + 2);
+    println!(
+        "R-22: nothing got past; {} pods served {took:?} after the start",
+        idle + 2
+    );
     assert!(took < Duration::from_secs(10), "{took:?}");
     drop(second);
 }
@@ -360,7 +368,7 @@ pub(crate) async fn descriptors() {
     process.becomes_ready().await;
     let mut open = greeted(&node.client, "10.0.0.2:").await;
     let mut crowd = Vec::new();
-    for _ in 0..600 {
+    for _ in 0..form(CROWD) {
         // The kernel takes them into its queue. One may meet the port of a connection that the proxy
         // has made from the outsider's address: it then goes without.
         let connect = node.outsider.connect("10.0.0.3:8080");
@@ -368,7 +376,7 @@ pub(crate) async fn descriptors() {
             crowd.push(tcp);
         }
     }
-    assert!(crowd.len() > 500, "{}", crowd.len());
+    assert!(crowd.len() > form(CROWD) * 5 / 6, "{}", crowd.len());
     crate::stage::until("it says so", || {
         !process.lines_with("descriptors are used up").is_empty()
     })
@@ -386,7 +394,8 @@ pub(crate) async fn descriptors() {
     let share = (cpu_time(&process) - cpu).as_secs_f64() / elapsed.as_secs_f64();
     let lines = process.lines_with("descriptors are used up").len();
     println!(
-        "without descriptors: {:.1} % of a core, {lines} lines",
+        "R-11: 256 descriptors, {} clients: {:.1} % of a core, {lines} lines in {elapsed:.1?}",
+        crowd.len(),
         share * 100.0
     );
     assert!(share < 0.05, "{share}");
@@ -398,7 +407,7 @@ pub(crate) async fn descriptors() {
     let free = Instant::now();
     let answer = node.outsider.ask("10.0.0.3:8080", "room").await;
     assert_eq!(answer, "10.0.0.4:room");
-    println!("accepting again after {:?}", free.elapsed());
+    println!("R-11: accepting again after {:?}", free.elapsed());
     echoes(&mut open).await;
 }
 

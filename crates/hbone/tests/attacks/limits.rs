@@ -244,6 +244,7 @@ async fn r_20_a_panic_ends_one_stream_and_nothing_else() {
     assert_eq!(reset.stream, 3);
     raw.serves(5).await;
     neighbour.serves(3).await;
+    println!("R-20: one stream reset, its neighbours on the connection and beside it go on");
     drop((raw, neighbour));
     bed.all_back().await;
 }

@@ -68,6 +68,18 @@ async fn r_21_interactive_tunnels_survive_the_guards() {
     println!(
         "R-21: 80000 single bytes over 100 streams, 40000 of them unread at once: no guard tripped"
     );
+    // The long form: ten minutes at the same pace.
+    let minutes = form([0, 10]);
+    let mut pace = tokio::time::interval(Duration::from_millis(5));
+    for minute in 0..minutes {
+        for _ in 0..12_000 {
+            pace.tick().await;
+            assert!(raw.send(&round).await);
+        }
+        raw.serves(4001 + 2 * minute).await;
+        progress("R-21, minutes", minute + 1, minutes);
+    }
+    println!("R-21: {minutes} min more at 200 a second on each stream");
     assert!(bed.open().await.0 == 1);
 }
 

@@ -262,3 +262,21 @@ impl Raw {
         }
     }
 }
+
+/// Whether long forms of tests are asked for.
+fn long() -> bool {
+    std::env::var_os("ISOBAR_TEST_LONG").is_some()
+}
+
+/// The short or the long form of a figure.
+pub(crate) fn form<T: Copy>(of: [T; 2]) -> T {
+    of[usize::from(long())]
+}
+
+/// Tells the person who waits for a long form.
+pub(crate) fn progress(bar: &str, round: u32, rounds: u32) {
+    use std::io::Write as _;
+
+    // Not `eprintln!`, which the test harness keeps for itself.
+    let _ = writeln!(std::io::stderr(), "{bar}: {round} of {rounds}");
+}

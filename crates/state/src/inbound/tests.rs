@@ -213,3 +213,80 @@ fn an_application_tunnel_replaces_the_port_after_the_check() {
         (at("10.0.0.1:80"), true)
     );
 }
+
+/// What a peer may ask a pod's proxy for: that pod. Everything else is a way to make the proxy act on
+/// the peer's behalf. Statuses as Istio's ztunnel answers.
+#[test]
+fn r_16_a_caller_reaches_the_pod_and_nothing_else() {
+    const FOREIGN: [&str; 24] = [
+        // Other pods, the node, the API server, name servers.
+        "10.0.0.2",
+        "10.0.9.9",
+        "172.30.0.11",
+        "10.96.0.1",
+        "10.96.0.10",
+        "fd00::2",
+        "fd00:9::9",
+        // Loopback and what Linux takes for it, also as IPv6.
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "::1",
+        "::",
+        "::ffff:127.0.0.1",
+        "::ffff:0.0.0.0",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",
+        // Credentials of clouds, probes of the node.
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "fe80::1",
+        "fd00:ec2::254",
+        "169.254.7.127",
+        "fd16:9254:7127:1337:ffff:ffff:ffff:ffff",
+        // Everybody.
+        "224.0.0.1",
+        "ff02::1",
+    ];
+    let mut asked = 0;
+    for (own, other) in [("10.0.0.1", "10.0.0.3"), ("fd00::1", "fd00::3")] {
+        let ports = [(80, 8080), (15, 15001)];
+        let snapshot = mesh(&[
+            of_service(service("default", "web", "10.96.0.1", &ports)),
+            of_service(service("default", "shop", "10.96.0.2", &ports)),
+            of_workload(serves(pod("default", "a", own), "default", "web", &[])),
+            of_workload(serves(pod("default", "b", other), "default", "shop", &[])),
+            of_workload(pod("default", "c", "10.0.0.2")),
+            of_workload(pod("default", "d", "fd00::2")),
+        ]);
+        let mut expect = |authority: String, want: Result<SocketAddr, (u16, Reason)>| {
+            asked += 1;
+            assert_eq!(ask(&snapshot, "a", &authority), want, "{authority}");
+        };
+        let at_port = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
+        expect(at_port(own, 9000).to_string(), Ok(at_port(own, 9000)));
+        for ip in FOREIGN.into_iter().chain([other]) {
+            for port in [80, 15000, 15008] {
+                let foreign = Err((400, Reason::UnknownDestination));
+                expect(at_port(ip, port).to_string(), foreign);
+            }
+        }
+        for port in [15001, 15006, 15008] {
+            let reserved = Err((503, Reason::ReservedPort));
+            expect(at_port(own, port).to_string(), reserved);
+        }
+        let name = |service, port| format!("{}:{port}", host("default", service));
+        expect(name("web", 80), Ok(at_port(own, 8080)));
+        expect(name("web", 15), Err((503, Reason::ReservedPort)));
+        expect(name("web", 81), Err((503, Reason::NoSuchPort)));
+        let unknown = Err((503, Reason::UnknownDestination));
+        expect(name("nobody", 80), unknown);
+        for text in ["localhost:80", "127.1:80", "2130706433:80", "0x7f000001:80"] {
+            // Names, if anything: they are looked up in the mesh only.
+            expect(text.to_owned(), unknown);
+        }
+        // The name of a service of others: the port is theirs, the pod still this one (as in Istio).
+        expect(name("shop", 80), Ok(at_port(own, 8080)));
+    }
+    println!("R-16: {asked} authorities over pods of both families, as written");
+}

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_is_counted_in_a_line_of_the_same_form() {
+    fn r_26_what_is_lost_is_counted_in_a_line_of_the_same_form() {
         for format in [LogFormat::Text, LogFormat::Json] {
             let (queue, lines) = sync_channel(QUEUE);
             let shared = Shared::new(1000);
@@ -243,6 +243,7 @@ mod tests {
                 5000 - written
             );
             assert_eq!(told.len(), 1);
+            println!("R-26: {written} of 5000 lines written at once, the rest told in one");
             match format {
                 LogFormat::Text => assert!(told[0].ends_with(&expected), "{}", told[0]),
                 LogFormat::Json => {

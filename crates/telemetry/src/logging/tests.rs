@@ -102,7 +102,7 @@ fn filter_takes_both_separators_and_later_directives_win() {
 }
 
 #[test]
-fn hostile_text_is_escaped_in_both_forms() {
+fn r_26_hostile_text_is_escaped_in_both_forms() {
     let hostile = "a\r\n2026\tinfo\x1b[2J\u{9b}1m\u{202e}\u{2028}\u{7f}z";
     for format in [LogFormat::Text, LogFormat::Json] {
         let lines = capture(format, || {
@@ -118,4 +118,8 @@ fn hostile_text_is_escaped_in_both_forms() {
     let long = "x".repeat(1 << 20);
     let lines = capture(LogFormat::Json, || tracing::warn!(long, "{long}"));
     assert!(lines[0].len() < 40_000);
+    println!(
+        "R-26: a line of 2 MiB is written in {} bytes",
+        lines[0].len()
+    );
 }

@@ -158,7 +158,7 @@ async fn a_failure_is_told_at_once_and_tried_again_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn check_43_renewed_at_half_life_and_used_to_the_end() {
+async fn check_43_r_05_renewed_at_half_life_and_used_to_the_end() {
     let mut s = setup();
     let a = id("a");
     let manager = s.manager.clone();
@@ -186,6 +186,9 @@ async fn check_43_renewed_at_half_life_and_used_to_the_end() {
         tokio::time::sleep_until(start + LIFE + Duration::from_secs(60)).await;
         assert!(manager.current(&a).is_none());
         assert_eq!(manager.fetch(&a).await.unwrap_err(), refusal("a"));
+        println!(
+            "R-05: in use until its end {LIFE:?} after it was made, while the authority refused"
+        );
     };
     tokio::select! {
         () = refuse_for_ever => {}
