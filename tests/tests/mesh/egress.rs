@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use isobar_tests::yaml::namespace;
-use isobar_tests::{Caller, Mesh, eventually};
+use isobar_tests::{Caller, eventually};
 
-use crate::fixture::{AMBIENT, ambient, client, run, server};
+use crate::fixture::{AMBIENT, Shop, ambient, run, shop};
 
 const EGRESS: &str = "isobar.dev/outbound-traffic-policy";
 /// The control plane's pages: an address that the mesh knows nothing about.
@@ -42,19 +42,12 @@ async fn refused(caller: &Caller, to: SocketAddr, path: &str) -> Result<()> {
 #[test]
 fn a_namespace_may_be_kept_to_the_mesh_and_to_a_number_of_connections() {
     run(async {
-        let mesh = Mesh::start(&[
-            ("ns.yaml", &ambient("shop")),
-            ("client.yaml", &client("shop")),
-            ("server.yaml", &server("shop", &[])),
-        ])
-        .await?;
-        for pod in ["shop/client", "shop/server"] {
-            mesh.settled(pod, "enrolled").await?;
-        }
-        let caller = mesh.caller("shop/client").await?;
-        let inside: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
+        let Shop {
+            mesh,
+            caller,
+            to: inside,
+        } = shop(&[]).await?;
         let elsewhere = SocketAddr::from(ELSEWHERE);
-        mesh.answers(&caller, inside, "server", "/ip").await?;
         answers(&caller, elsewhere, "/version").await?;
 
         let closed = namespace("shop", &[AMBIENT, (EGRESS, "REGISTRY_ONLY")]);

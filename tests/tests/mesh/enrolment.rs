@@ -5,7 +5,7 @@ use isobar_lab::Target;
 use isobar_tests::yaml::{documents, namespace};
 use isobar_tests::{Load, LoadKind, Mesh, eventually};
 
-use crate::fixture::{AMBIENT, ambient, client, run, server};
+use crate::fixture::{AMBIENT, client, run, server, shop};
 
 const NONE: (&str, &str) = ("istio.io/dataplane-mode", "none");
 
@@ -163,13 +163,7 @@ fn relabelling_under_load_cuts_nothing() {
 #[test]
 fn names_of_the_mesh_and_names_of_nobody_are_answered_at_once() {
     run(async {
-        let mesh = Mesh::start(&[
-            ("ns.yaml", &ambient("shop")),
-            ("client.yaml", &client("shop")),
-            ("server.yaml", &server("shop", &[])),
-        ])
-        .await?;
-        mesh.settled("shop/client", "enrolled").await?;
+        let mesh = shop(&[]).await?.mesh;
         let call = async |name: &str| {
             let url = format!("http://{name}/get");
             mesh.exec("shop/client", &["curl", "-s", "-m", "10", &url])

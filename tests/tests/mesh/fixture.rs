@@ -1,10 +1,12 @@
 //! The scenery most tests play in: a caller on one node, an application on the other.
 
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use isobar_tests::Traces;
+use anyhow::Result;
 use isobar_tests::yaml::{Pod, documents, namespace, service, service_account};
+use isobar_tests::{Caller, Mesh, Traces};
 
 /// Between two looks at what is left.
 const POLL: Duration = Duration::from_millis(20);
@@ -22,7 +24,7 @@ pub(crate) const AMBIENT: (&str, &str) = ("istio.io/dataplane-mode", "ambient");
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Runs an async test on a runtime of its own, and sees that nothing of it is left on the machine.
-pub(crate) fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
+pub(crate) fn run<F: Future<Output = Result<()>>>(test: F) {
     // A test that failed has had its say.
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = || {
@@ -136,4 +138,31 @@ pub(crate) fn outside() -> String {
         labels: &[],
     };
     documents([namespace("outside", &[]), pod.yaml()])
+}
+
+/// A mesh with [`client`] and [`server`] in namespace shop, both enrolled, the one answering the other.
+pub(crate) struct Shop {
+    pub(crate) mesh: Mesh,
+    /// Inside the client.
+    pub(crate) caller: Caller,
+    /// Address of the server's Service.
+    pub(crate) to: SocketAddr,
+}
+
+/// Starts [`Shop`] with `more` files (name, YAML text).
+pub(crate) async fn shop(more: &[(&str, &str)]) -> Result<Shop> {
+    let (namespace, client, server) = (ambient("shop"), client("shop"), server("shop", &[]));
+    let files = [
+        ("ns.yaml", &*namespace),
+        ("client.yaml", &client),
+        ("server.yaml", &server),
+    ];
+    let mesh = Mesh::start(&[&files[..], more].concat()).await?;
+    for pod in ["shop/client", "shop/server"] {
+        mesh.settled(pod, "enrolled").await?;
+    }
+    let caller = mesh.caller("shop/client").await?;
+    let to = (mesh.service_ip("shop/server").await?, 80).into();
+    mesh.answers(&caller, to, "server", "/ip").await?;
+    Ok(Shop { mesh, caller, to })
 }

@@ -16,7 +16,7 @@ use isobar_xds::{
     Roots, Store, Token,
 };
 
-use crate::fixture::{ambient, client, run, server};
+use crate::fixture::{ambient, client, run, server, shop};
 
 const CONTROL_PLANE: &str = "https://172.30.0.1:15012";
 /// Issuer of the lab's own tokens.
@@ -132,13 +132,7 @@ fn refused(what: &str, answer: Result<String, CertError>, why: &str) -> Result<(
 #[test]
 fn certificates_go_only_to_whom_they_name() {
     run(async {
-        let mesh = Mesh::start(&[
-            ("ns.yaml", &ambient("shop")),
-            ("client.yaml", &client("shop")),
-            ("server.yaml", &server("shop", &[])),
-        ])
-        .await?;
-        mesh.settled("shop/client", "enrolled").await?;
+        let mesh = shop(&[]).await?.mesh;
         let issuer = issuer(&mesh)?;
         let pod = mesh.pod("shop/client").await?;
         let asker = Asker::of(&mesh, Target::pod("shop/client")).await?;
@@ -193,13 +187,7 @@ fn certificates_go_only_to_whom_they_name() {
 #[test]
 fn a_node_proxy_asks_only_for_pods_of_its_node() {
     run(async {
-        let mesh = Mesh::start(&[
-            ("ns.yaml", &ambient("shop")),
-            ("client.yaml", &client("shop")),
-            ("server.yaml", &server("shop", &[])),
-        ])
-        .await?;
-        mesh.settled("shop/client", "enrolled").await?;
+        let mesh = shop(&[]).await?.mesh;
         let token = mesh.lab().paths().node("node-1").join("token");
         let token = || std::fs::read_to_string(&token).map(Some);
         let asker = Asker::of(&mesh, Target::node("node-1")).await?;

@@ -1,12 +1,11 @@
 //! The control plane goes away and comes back.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use isobar_tests::{Load, LoadKind, Mesh, eventually_within};
+use isobar_tests::{Load, LoadKind, eventually_within};
 
-use crate::fixture::{ambient, client, run, server};
+use crate::fixture::{Shop, run, shop};
 
 const AWAY: Duration = Duration::from_secs(30);
 /// For everything that was still to be written.
@@ -26,17 +25,7 @@ spec: {}
 #[test]
 fn known_workloads_go_on_without_the_control_plane() {
     run(async {
-        let mesh = Mesh::start(&[
-            ("ns.yaml", &ambient("shop")),
-            ("client.yaml", &client("shop")),
-            ("server.yaml", &server("shop", &[])),
-        ])
-        .await?;
-        mesh.settled("shop/client", "enrolled").await?;
-        mesh.settled("shop/server", "enrolled").await?;
-        let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
-        let caller = mesh.caller("shop/client").await?;
-        mesh.answers(&caller, to, "server", "/ip").await?;
+        let Shop { mesh, caller, to } = shop(&[]).await?;
         let kept = Load::start(caller.clone(), to, "server", "/ip", LoadKind::KeepAlive, 20);
         let fresh = Load::start(
             caller.clone(),
@@ -77,17 +66,7 @@ fn known_workloads_go_on_without_the_control_plane() {
 #[test]
 fn a_node_proxy_that_restarts_without_the_control_plane_serves_at_once() {
     run(async {
-        let mesh = Mesh::start(&[
-            ("ns.yaml", &ambient("shop")),
-            ("client.yaml", &client("shop")),
-            ("server.yaml", &server("shop", &[])),
-        ])
-        .await?;
-        mesh.settled("shop/client", "enrolled").await?;
-        mesh.settled("shop/server", "enrolled").await?;
-        let to: SocketAddr = (mesh.service_ip("shop/server").await?, 80).into();
-        let caller = mesh.caller("shop/client").await?;
-        mesh.answers(&caller, to, "server", "/ip").await?;
+        let Shop { mesh, caller, to } = shop(&[]).await?;
         let nodes = ["node-1", "node-2"];
         for node in nodes {
             let saved = mesh.lab().paths().node(node).join("state/mesh");
