@@ -10,8 +10,8 @@ use isobar_types::{Identity, NetworkAddress, Str};
 
 use crate::world::{View, World};
 
-/// How long a caller that discovery does not know yet may wait.
-const KNOWN_WITHIN: Duration = Duration::from_secs(1);
+/// How long a caller may wait for what discovery has not brought yet.
+pub(crate) const KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// The other end of a connection, as TLS and TCP say.
 #[derive(Debug, Clone, PartialEq, Eq)]

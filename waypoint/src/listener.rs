@@ -110,8 +110,7 @@ async fn connection(
 async fn handle(worker: Rc<Worker>, address: SocketAddr, connect: Connect) {
     let identity = connect.peer().identity().clone();
     let authority = connect.headers().authority.to_string();
-    let view = worker.world.view();
-    let found = target::resolve(&view, &worker.world.own, &authority, &identity.namespace);
+    let found = target::resolve_in_time(&worker.world, &authority, &identity.namespace).await;
     let addressed = match found {
         Ok(addressed) => addressed,
         Err(refusal) => return refuse(&worker, connect, &authority, &refusal),

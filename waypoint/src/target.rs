@@ -7,8 +7,8 @@ use isobar_state::inbound::Authority;
 use isobar_state::{GatewayAddress, GatewayDestination, Service, Workload};
 use isobar_types::{NetworkAddress, Reason};
 
-use crate::attribution::Peer;
-use crate::world::{Own, View};
+use crate::attribution::{KNOWN_WITHIN, Peer};
+use crate::world::{Own, View, World};
 
 /// What a caller wants to reach.
 #[derive(Debug, Clone)]
@@ -39,6 +39,16 @@ pub struct TargetRefusal {
     pub reason: Reason,
     /// Names what is wrong.
     pub detail: String,
+}
+
+impl TargetRefusal {
+    /// True if what discovery brings next may make it good.
+    fn may_be_early(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::UnknownDestination | Reason::WaypointNotAllowed | Reason::WaypointNotReady
+        )
+    }
 }
 
 fn refuse(status: u16, reason: Reason, detail: String) -> TargetRefusal {
@@ -75,6 +85,40 @@ pub fn resolve(
         destination,
         authority: authority.to_owned(),
     })
+}
+
+/// As [`resolve`], but gives discovery a moment before it refuses: a caller's node proxy and this
+/// waypoint learn of a new service or binding at the same time, and either may be the first.
+///
+/// # Errors
+/// As [`resolve`].
+pub async fn resolve_in_time(
+    world: &World,
+    authority: &str,
+    caller_namespace: &str,
+) -> Result<Addressed, TargetRefusal> {
+    let (mut snapshots, mut tables) = (world.store.versions(), world.feed.versions());
+    let end = tokio::time::Instant::now() + KNOWN_WITHIN;
+    loop {
+        // Marked before loading: a version published in between wakes the wait below.
+        snapshots.borrow_and_update();
+        tables.borrow_and_update();
+        let found = resolve(&world.view(), &world.own, authority, caller_namespace);
+        if !matches!(&found, Err(refusal) if refusal.may_be_early()) {
+            return found;
+        }
+        let changed = async {
+            tokio::select! {
+                changed = snapshots.changed() => changed,
+                changed = tables.changed() => changed,
+            }
+        };
+        match tokio::time::timeout_at(end, changed).await {
+            Ok(Ok(())) => {}
+            // The senders live in this very world, so only the time can be over.
+            Ok(Err(_)) | Err(_) => return found,
+        }
+    }
 }
 
 /// Whether what was addressed before is still there and served by this waypoint.

@@ -1,6 +1,8 @@
 //! Who calls, and who answers: accounts, labels and identities.
 
 use isobar_proto::isobar::v1 as proto;
+use isobar_proto::istio::workload::AppProtocol;
+use isobar_waypoint::target;
 
 use crate::bed::*;
 
@@ -76,5 +78,21 @@ fn endpoints_of_the_mesh_are_reached_as_the_waypoint_and_must_be_who_they_are() 
         }
         let line = bed.line().await;
         assert!(line.contains(" 503 UF "), "{line}");
+    });
+}
+
+#[test]
+fn a_tunnel_that_is_earlier_than_its_binding_waits_for_it() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        bed.unbind();
+        let world = &bed.worker.world;
+        let find = |authority| target::resolve_in_time(world, authority, "default");
+        // The first is asked before the second is begun.
+        let bind = async { bed.publish_mesh(AppProtocol::Unknown) };
+        let (found, ()) = tokio::join!(find(VIP), bind);
+        assert!(found.is_ok(), "{found:?}");
+        // What stays unknown is refused after a moment.
+        assert_eq!(find("10.9.9.9:80").await.unwrap_err().status, 404);
     });
 }
