@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
-use isobar_hbone::{Connect, Endpoint, ServeError, ServerOptions, Timeouts, serve as serve_hbone};
+use isobar_hbone::{
+    Connect, Endpoint, ProxyHeader, ServeError, ServerOptions, Timeouts, serve as serve_hbone,
+};
 use isobar_net::{dial, local_addr};
 use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
 use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
@@ -22,7 +24,7 @@ use super::ledger::{End, Ending, Ledger, Route};
 use super::target::service_of;
 use super::tunnel::{certificate, describe, http2};
 use super::worker::PodWorker;
-use super::{Refused, World, proxy_protocol};
+use super::{Refused, World};
 
 /// Statuses of the protocol (as Istio's ztunnel does).
 const DENIED: StatusCode = StatusCode::UNAUTHORIZED;
@@ -361,5 +363,14 @@ fn proxy_header(world: &World, connect: &Connect, client: SocketAddr, target: &T
             SocketAddr::new(vip.map_or(target.to.ip(), |v| v.ip), port)
         }
     };
-    proxy_protocol::header(client, wanted, Some(connect.peer().identity()))
+    let mut header = ProxyHeader {
+        source: client,
+        destination: wanted,
+        identity: Some(connect.peer().identity().to_string()),
+    };
+    header.encode().unwrap_or_else(|_| {
+        // Who called is known, but its name is too long for the format: it is left out.
+        header.identity = None;
+        header.encode().expect("two addresses fit")
+    })
 }

@@ -16,7 +16,6 @@ mod neighbour;
 mod outbound;
 mod plaintext;
 mod pod;
-mod proxy_protocol;
 mod socks5;
 mod target;
 mod tunnel;
