@@ -85,7 +85,7 @@ pub fn version() -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "gitRevision": option_env!("ISOBAR_GIT_REVISION").unwrap_or("unknown"),
         "rustVersion": option_env!("ISOBAR_RUST_VERSION").unwrap_or("unknown"),
-        "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
+        "buildProfile": env!("ISOBAR_BUILD_PROFILE"),
         "buildStatus": "isobar",
         "istioVersion": "unknown",
         "cryptoProvider": isobar_tls::description(),

@@ -451,3 +451,13 @@ async fn query(place: &Place) {
     tcp.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer[2..], [0x12, 0x34]);
 }
+
+#[test]
+fn the_version_names_the_profile_it_was_built_with() {
+    // .../PROFILE/deps/TEST
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().nth(2).and_then(std::path::Path::file_name);
+    let version = ztunnel::admin::version();
+    assert_eq!(version["buildProfile"].as_str(), folder.unwrap().to_str());
+    assert!(version["rustVersion"].as_str().unwrap().starts_with("1."));
+}
