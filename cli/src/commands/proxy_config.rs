@@ -199,6 +199,9 @@ fn services(rows: &[Value]) -> Table {
         "WAYPOINT",
         "ENDPOINTS",
     ]);
+    // Proxies list them by host name, in which `a-b.ns` comes before `a.ns`.
+    let mut rows: Vec<&Value> = rows.iter().collect();
+    rows.sort_by_key(|s| (s["namespace"].as_str(), s["name"].as_str()));
     for s in rows {
         let endpoints = s["endpoints"].as_object();
         let all = endpoints.map_or(0, Map::len);
