@@ -274,6 +274,18 @@ pub(crate) enum WaypointSection {
 pub(crate) enum Waypoint {
     /// Deploy a waypoint, and bind a namespace or a service account to it.
     #[command(after_help = "\
+Traffic goes on while this runs: the waypoint is deployed first, and bound only when it is ready and
+holds its routes and policies. If that does not happen in time nothing is bound, and the exit code is
+1. With --wait the command returns when every proxy has confirmed the binding: from then on the routes
+are in force. Without it, proxies follow within moments of its return.
+
+A binding that covers pod addresses (--service-account, --for all) closes the direct way at the same
+moment: a connection that goes past the waypoint just then is cut, since it would evade its policies.
+
+What flags do not say stays as it is when a waypoint is applied again. With --overwrite what was bound
+to another waypoint changes over: new connections notice nothing, a connection that is kept through the
+other one ends with status 503 at its next request.
+
 Examples:
   isobar waypoint apply -n hello --enroll-namespace --wait
   isobar waypoint apply -n bookinfo --service-account bookinfo-reviews --for all --wait")]
@@ -321,19 +333,20 @@ pub(crate) struct Apply {
     /// Bind every workload that runs as this account.
     #[arg(long, value_name = "NAME", value_parser = account_name)]
     pub(crate) service_account: Option<String>,
-    /// Which traffic it takes; by default `service`, and `all` with --service-account.
+    /// Which traffic a new one takes; by default `service`, and `all` with --service-account.
     #[arg(long = "for", value_enum, value_name = "TRAFFIC")]
     pub(crate) traffic: Option<Traffic>,
     /// Bind the whole namespace.
     #[arg(long, conflicts_with = "service_account")]
     pub(crate) enroll_namespace: bool,
-    /// Bind although the namespace or account is bound to another waypoint.
+    /// Bind although the namespace or account is bound to another waypoint, and change a waypoint
+    /// although traffic that it takes now would be refused.
     #[arg(long)]
     pub(crate) overwrite: bool,
-    /// Wait until it works.
+    /// Wait until the routes are in force at every proxy.
     #[arg(short, long)]
     pub(crate) wait: bool,
-    /// Seconds to wait.
+    /// Seconds to wait, before binding and with --wait after it.
     #[arg(long = "waypoint-timeout", default_value = "90", value_parser = seconds, value_name = "SECONDS")]
     pub(crate) timeout: Duration,
 }

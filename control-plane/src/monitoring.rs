@@ -27,7 +27,7 @@ pub(crate) struct Pages {
 
 /// All pages.
 pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogControl) -> Routes {
-    let (sync, findings, config) = (pages.clone(), pages.clone(), pages);
+    let (sync, findings, labels, config) = (pages.clone(), pages.clone(), pages.clone(), pages);
     let routes = Routes::new()
         .merge(standard::readiness(ready))
         .merge(standard::metrics(registry))
@@ -37,6 +37,10 @@ pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogCo
         })
         .get("/debug/findings", move |_| {
             let page = findings.findings();
+            async move { Reply::json(&page) }
+        })
+        .get("/debug/labels", move |call| {
+            let page = labels.labels(&call);
             async move { Reply::json(&page) }
         })
         .get("/debug/config", move |call| {
@@ -86,6 +90,23 @@ impl Pages {
             })
             .collect();
         json!({ "synced": true, "findings": findings, "conditions": conditions })
+    }
+
+    /// Labels of one object, `?group=G&kind=K&namespace=N&name=N`, as of the plan in force: once they
+    /// are seen here, `syncz` is about a catalog in which they count. `null` without the object.
+    fn labels(&self, call: &Call) -> Value {
+        let text = |key: &str| call.query_value(key).unwrap_or_default();
+        let object = isobar_objects::ObjectRef {
+            group: text("group").into(),
+            kind: text("kind").into(),
+            namespace: text("namespace").into(),
+            name: text("name").into(),
+        };
+        let planned = self.plans.borrow().clone();
+        let labels = planned
+            .as_ref()
+            .and_then(|planned| planned.published.objects.labels(&object));
+        json!({ "labels": labels })
     }
 
     /// Names and versions of what is served; `?waypoint=NAMESPACE/NAME` for one waypoint's.
@@ -164,6 +185,8 @@ fn client(state: &ClientState, now: Instant) -> Value {
         "version": (!state.version.is_empty()).then_some(&state.version),
         "peer": state.peer,
         "connectedSince": state.connected_at,
+        // Until it is that of the page, what the types say is yesterday's news.
+        "revision": state.revision,
         "connectedSeconds": now.saturating_duration_since(state.connected).as_secs_f64(),
         "types": kinds,
     })

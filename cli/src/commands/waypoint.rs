@@ -3,11 +3,12 @@
 mod apply;
 mod bound;
 mod delete;
+mod readiness;
 mod tables;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use isobar_lab::{Lab, Target};
@@ -164,22 +165,6 @@ impl Place {
 
     async fn sync(&self) -> anyhow::Result<Value> {
         page(&self.lab, Target::Outer, CONTROL_PLANE, "/debug/syncz").await
-    }
-
-    /// Asks how far the proxies are until `behind` names none of them; otherwise whom it named last.
-    async fn settle(&self, limit: Duration, behind: impl Fn(&Value) -> Vec<String>) -> Vec<String> {
-        let start = Instant::now();
-        loop {
-            // Without a control plane nobody learns anything, now or later.
-            let Ok(sync) = self.sync().await else {
-                return Vec::new();
-            };
-            let names = behind(&sync);
-            if names.is_empty() || start.elapsed() > limit {
-                return names;
-            }
-            tokio::time::sleep(POLL).await;
-        }
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct ClientState {
     pub(crate) connected: Instant,
     /// The same on the wall clock, RFC 3339.
     pub(crate) connected_at: String,
+    /// Revision of the catalog that `kinds` was compared with.
+    pub(crate) revision: u64,
     /// One entry for each kind the client is expected to have.
     pub(crate) kinds: Vec<KindState>,
 }

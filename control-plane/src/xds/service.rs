@@ -151,6 +151,7 @@ fn client_state(caller: &Caller, kind: &'static str, peer: String, now: Instant)
         peer,
         connected: now,
         connected_at: jiff::Timestamp::now().to_string(),
+        revision: 0,
         kinds: Vec::new(),
     }
 }

@@ -154,6 +154,7 @@ impl Driver {
             .collect();
         self.registration.update(|state| {
             state.kinds = kinds;
+            state.revision = catalog.revision;
             if let Some(gateway) = gateway {
                 state.gateway = gateway.to_string();
                 state.kind = "waypoint";

@@ -204,6 +204,18 @@ macro_rules! set {
                 }
             }
 
+            /// Labels of an object, if it is in the set.
+            #[must_use]
+            pub fn labels(&self, object: &ObjectRef) -> Option<&BTreeMap<String, String>> {
+                match object.known() {
+                    $(Some(Kind::$kind) => {
+                        let held = self.$map.get(&object.namespace, &object.name)?;
+                        Some(held.labels())
+                    })+
+                    None => None,
+                }
+            }
+
             /// Adds an object or replaces the one with its identity.
             pub fn insert(&mut self, object: Object, origin: Origin) {
                 match object {

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod binding;
 mod command_line;
 mod deletion;
 mod egress;

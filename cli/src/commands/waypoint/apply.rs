@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::bail;
 use isobar_objects::gateway_api::{Gateway, GatewaySpec, Listener};
@@ -8,68 +8,85 @@ use isobar_objects::{
 use isobar_types::{labels, ports};
 use serde_json::json;
 
-use super::tables::{is_waypoint, unready};
+use super::bound::{bound, text};
+use super::readiness::Label;
+use super::tables::is_waypoint;
 use super::{Place, place_of};
 use crate::arguments::{Apply, Traffic, waypoint_name};
 use crate::output::{Format, print_value};
 
 impl Place {
+    /// Deploys the waypoint, binds what is asked for once the waypoint can take its traffic, and
+    /// waits until that is in force: in this order no request is lost.
     pub(super) async fn apply(&self, apply: &Apply) -> anyhow::Result<()> {
         let name = &name_of(apply)?;
         let objects = self.objects.now();
         self.check(&objects, apply, name)?;
         let full = format!("{}/{name}", apply.namespace);
+        let mut expected = Vec::new();
         if let Some(origin) = of_the_user(&self.objects.users, apply, name)? {
             let place = place_of(&origin);
             self.say(&format!(
                 "waypoint {full} is in {place}; it stays as it is there"
             ))?;
         } else {
-            self.objects.writer.put(&gateway(apply, name).into())?;
+            let held = objects.gateways.get(&apply.namespace, name);
+            if let Some(held) = held.filter(|_| !apply.overwrite) {
+                narrows(&objects, apply, held)?;
+            }
+            let gateway = gateway(apply, name, held.map(|held| &held.object));
+            expected.extend(label_of(&gateway, labels::WAYPOINT_FOR));
+            self.objects.writer.put(&gateway.into())?;
             self.say(&format!("waypoint {full} applied"))?;
         }
-        let bound = self.bind(&objects, apply, name)?;
-        for reference in &bound {
-            self.say(&format!("{reference} uses waypoint {name}"))?;
+        let start = Instant::now();
+        let left = || apply.timeout.saturating_sub(start.elapsed());
+        let wanted = bindings(apply);
+        let (known, fresh): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .partition(|object| is_bound(&objects, object, name));
+        if apply.wait || !fresh.is_empty() {
+            self.usable(&apply.namespace, name, left())
+                .await
+                .or(|why| self.is_late(apply, name, !fresh.is_empty(), why))?;
+        }
+        for object in &fresh {
+            self.bind(&objects, object, name)?;
+            self.say(&format!("{object} uses waypoint {name}"))?;
+        }
+        for object in &known {
+            self.say(&format!("{object} uses waypoint {name} already"))?;
         }
         if apply.wait {
-            self.wait(&apply.namespace, name, apply.timeout).await?;
+            expected.extend(wanted.iter().map(|object| Label {
+                object: object.clone(),
+                key: labels::USE_WAYPOINT,
+                value: name.clone(),
+                there: true,
+            }));
+            self.in_force(&expected, "", left())
+                .await
+                .or(|why| self.is_unconfirmed(apply, name, why))?;
             self.say(&format!("waypoint {full} is ready"))?;
         }
         if self.format != Format::Table {
-            let bound: Vec<String> = bound.iter().map(ToString::to_string).collect();
+            let bound: Vec<String> = wanted.iter().map(ToString::to_string).collect();
             let result = json!({ "waypoint": full, "bound": bound, "waited": apply.wait });
             print_value(&result, self.format)?;
         }
         Ok(())
     }
 
-    /// Writes the labels that are asked for.
-    fn bind(
-        &self,
-        objects: &ObjectSet,
-        apply: &Apply,
-        name: &str,
-    ) -> anyhow::Result<Vec<ObjectRef>> {
+    /// Writes the label onto a namespace or an account; an account that does not exist is made.
+    fn bind(&self, objects: &ObjectSet, object: &ObjectRef, name: &str) -> anyhow::Result<()> {
         let writer = &self.objects.writer;
         let label = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: name } } });
-        let mut bound = Vec::new();
-        if apply.enroll_namespace {
-            let namespace = ObjectRef::new(Kind::Namespace, "", &apply.namespace);
-            writer.merge(&namespace, &label)?;
-            bound.push(namespace);
+        if objects.contains(object) {
+            writer.merge(object, &label)?;
+        } else {
+            writer.put(&service_account(&object.namespace, &object.name, name)?)?;
         }
-        if let Some(account) = &apply.service_account {
-            let reference = ObjectRef::new(Kind::ServiceAccount, &apply.namespace, account);
-            let known = &objects.service_accounts;
-            if known.get(&apply.namespace, account).is_none() {
-                writer.put(&service_account(&apply.namespace, account, name)?)?;
-            } else {
-                writer.merge(&reference, &label)?;
-            }
-            bound.push(reference);
-        }
-        Ok(bound)
+        Ok(())
     }
 
     /// What would surprise later.
@@ -125,24 +142,57 @@ impl Place {
         Ok(())
     }
 
-    async fn wait(&self, namespace: &str, name: &str, limit: Duration) -> anyhow::Result<()> {
-        let ready = |objects: &ObjectSet| {
-            let gateway = objects.gateways.get(namespace, name);
-            gateway.is_some_and(|gateway| gateway.is_programmed())
+    fn is_late(&self, apply: &Apply, name: &str, unbound: bool, why: &str) -> String {
+        let (namespace, lab) = (&apply.namespace, self.lab.name());
+        let limit = apply.timeout;
+        let effect = if unbound {
+            ", so nothing is bound to it and traffic goes on as before"
+        } else {
+            ""
         };
-        if self.objects.become_so(limit, ready).await {
-            return Ok(());
-        }
-        let objects = self.objects.now();
-        let gateway = objects.gateways.get(namespace, name);
-        let why = gateway.map_or_else(String::new, |gateway| unready(gateway));
-        bail!(
-            "waypoint {namespace}/{name} is not ready after {limit:?}{why}; \
+        format!(
+            "waypoint {namespace}/{name} is not ready after {limit:?}: {why}{effect}; \
              `isobar waypoint status --lab {lab} -n {namespace} {name}` and \
-             `isobar lab status --lab {lab}` tell more",
-            lab = self.lab.name()
+             `isobar lab status --lab {lab}` tell more; then run the same command again"
         )
     }
+
+    fn is_unconfirmed(&self, apply: &Apply, name: &str, why: &str) -> String {
+        let (namespace, lab) = (&apply.namespace, self.lab.name());
+        let limit = apply.timeout;
+        format!(
+            "waypoint {namespace}/{name} is ready, but after {limit:?} not every proxy has \
+             confirmed that it is in use: {why}; `isobar status --lab {lab}` tells more; until \
+             they do, their traffic may go as before"
+        )
+    }
+}
+
+/// What is to be bound.
+fn bindings(apply: &Apply) -> Vec<ObjectRef> {
+    let namespace = apply
+        .enroll_namespace
+        .then(|| ObjectRef::new(Kind::Namespace, "", &apply.namespace));
+    let account = apply
+        .service_account
+        .as_ref()
+        .map(|account| ObjectRef::new(Kind::ServiceAccount, &apply.namespace, account));
+    namespace.into_iter().chain(account).collect()
+}
+
+fn is_bound(objects: &ObjectSet, object: &ObjectRef, name: &str) -> bool {
+    let all = objects.labels(object);
+    let named = all.and_then(|all| all.get(labels::USE_WAYPOINT));
+    named.is_some_and(|named| named == name)
+}
+
+fn label_of(gateway: &Gateway, key: &'static str) -> Option<Label> {
+    Some(Label {
+        object: gateway.reference(),
+        key,
+        value: gateway.label(key)?.to_owned(),
+        there: true,
+    })
 }
 
 /// The name asked for; otherwise one that is not the account's, which is taken by the account.
@@ -187,6 +237,38 @@ fn of_the_user(users: &ObjectSet, apply: &Apply, name: &str) -> anyhow::Result<O
     Ok(Some(held.origin.clone()))
 }
 
+/// Refuses a change by which a waypoint in use would no longer take what it takes: that is refused,
+/// as a waypoint that is named may not be passed by.
+fn narrows(objects: &ObjectSet, apply: &Apply, held: &Gateway) -> anyhow::Result<()> {
+    let users = bound(objects, held.namespace(), held.name());
+    if users.is_empty() {
+        return Ok(());
+    }
+    let full = format!("{}/{}", held.namespace(), held.name());
+    let before = held.label(labels::WAYPOINT_FOR).unwrap_or("service");
+    if let Some(asked) = apply.traffic.map(Traffic::as_str)
+        && asked != before
+        && asked != "all"
+        && before != "none"
+    {
+        bail!(
+            "waypoint {full} takes {before} traffic for {}; with --for {asked} part of that would \
+             be refused or pass it by: --overwrite does it",
+            text(&users)
+        );
+    }
+    let before = held.annotation(labels::FOR_SERVICE_ACCOUNT);
+    if let (Some(before), Some(asked)) = (before, &apply.service_account)
+        && before != asked
+    {
+        bail!(
+            "waypoint {full} is that of service account {before}, whose traffic would be refused: \
+             choose another name with --name; --overwrite gives it to {asked}"
+        );
+    }
+    Ok(())
+}
+
 /// Objects of others by the names that the waypoint's own would have.
 fn taken(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<String> {
     fn of<T: ObjectHead>(objects: &ObjectSet, namespace: &str, name: &str) -> Option<String> {
@@ -204,7 +286,8 @@ fn taken(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<String> {
     .collect()
 }
 
-pub(super) fn gateway(apply: &Apply, name: &str) -> Gateway {
+/// The Gateway that is asked for; what was not asked stays as `held` has it.
+pub(super) fn gateway(apply: &Apply, name: &str, held: Option<&Gateway>) -> Gateway {
     let spec = GatewaySpec {
         gateway_class_name: labels::WAYPOINT_CLASS.to_owned(),
         listeners: vec![Listener {
@@ -216,17 +299,20 @@ pub(super) fn gateway(apply: &Apply, name: &str) -> Gateway {
         ..GatewaySpec::default()
     };
     let mut gateway = Gateway::new(&apply.namespace, name, spec);
-    let traffic = match (apply.traffic, &apply.service_account) {
-        (Some(traffic), _) => traffic,
+    let before = held.and_then(|held| held.label(labels::WAYPOINT_FOR));
+    let traffic = match (apply.traffic, before, &apply.service_account) {
+        (Some(traffic), ..) => traffic.as_str(),
+        (None, Some(before), _) => before,
         // An account's waypoint guards its pods by whatever address they are called.
-        (None, Some(_)) => Traffic::All,
-        (None, None) => Traffic::Service,
+        (None, None, Some(_)) => Traffic::All.as_str(),
+        (None, None, None) => Traffic::Service.as_str(),
     };
     let all = gateway.head_mut().labels.get_or_insert_default();
-    all.insert(labels::WAYPOINT_FOR.to_owned(), traffic.as_str().to_owned());
-    if let Some(account) = &apply.service_account {
+    all.insert(labels::WAYPOINT_FOR.to_owned(), traffic.to_owned());
+    let before = held.and_then(|held| held.annotation(labels::FOR_SERVICE_ACCOUNT));
+    if let Some(account) = apply.service_account.as_deref().or(before) {
         let all = gateway.head_mut().annotations.get_or_insert_default();
-        all.insert(labels::FOR_SERVICE_ACCOUNT.to_owned(), account.clone());
+        all.insert(labels::FOR_SERVICE_ACCOUNT.to_owned(), account.to_owned());
     }
     gateway
 }
@@ -262,14 +348,14 @@ pub(super) mod tests {
     #[test]
     fn a_gateway_says_what_was_asked() {
         let apply = apply("isobar waypoint apply -n shop --service-account cart --for all");
-        let object: Object = gateway(&apply, "cart").into();
+        let object: Object = gateway(&apply, "cart", None).into();
         insta::assert_snapshot!(serde_json::to_string_pretty(&object.to_value().unwrap()).unwrap());
     }
 
     #[test]
     fn a_gateway_in_a_file_is_not_written_over() {
         let line = "isobar waypoint apply -n shop --name cart";
-        let own = gateway(&apply(&format!("{line} --for all")), "cart");
+        let own = gateway(&apply(&format!("{line} --for all")), "cart", None);
         let users = ObjectSet::of([Object::from(own.clone())]);
         let found = |more: &str| of_the_user(&users, &apply(&format!("{line}{more}")), "cart");
         assert!(found("").unwrap().is_some());
@@ -310,5 +396,42 @@ pub(super) mod tests {
         );
         assert!(taken(&objects, "shop", "cart-waypoint").is_empty());
         assert!(taken(&objects, "other", "cart").is_empty());
+    }
+
+    #[test]
+    fn what_is_not_asked_again_stays() {
+        let line = "isobar waypoint apply -n shop --name w";
+        let held = gateway(&apply(&format!("{line} --service-account cart")), "w", None);
+        let again = gateway(
+            &apply(&format!("{line} --enroll-namespace")),
+            "w",
+            Some(&held),
+        );
+        assert_eq!(again, held);
+        let other = gateway(&apply(&format!("{line} --for service")), "w", Some(&held));
+        assert_eq!(other.label(labels::WAYPOINT_FOR), Some("service"));
+    }
+
+    #[test]
+    fn a_waypoint_in_use_is_not_narrowed_by_the_way() {
+        let line = "isobar waypoint apply -n shop --name w";
+        let of_cart = apply(&format!("{line} --service-account cart"));
+        let held = gateway(&of_cart, "w", None);
+        let used = ObjectSet::of([account("shop", "cart", "w"), held.clone().into()]);
+        let check = |objects: &ObjectSet, more: &str| {
+            narrows(objects, &apply(&format!("{line}{more}")), &held)
+        };
+        let error = check(&used, " --for service").unwrap_err().to_string();
+        assert!(error.contains("--overwrite") && error.contains("ServiceAccount shop/cart"));
+        let error = check(&used, " --service-account stock")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("cart") && error.contains("--name"),
+            "{error}"
+        );
+        assert!(check(&used, " --service-account cart --for all").is_ok());
+        assert!(check(&used, " --enroll-namespace").is_ok());
+        assert!(check(&ObjectSet::default(), " --for service").is_ok());
     }
 }

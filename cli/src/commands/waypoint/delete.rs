@@ -4,9 +4,10 @@ use std::time::Duration;
 use anyhow::bail;
 use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Origin};
 use isobar_types::labels;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::bound::{self, Bindings, bound};
+use super::readiness::Label;
 use super::tables::waypoints;
 use super::{Place, place_of};
 use crate::output::{Format, complain, print, print_value};
@@ -91,7 +92,6 @@ impl Place {
         found: &Bindings,
         force: bool,
     ) -> anyhow::Result<()> {
-        let before = self.sync().await.ok();
         for reference in &found.ours {
             self.objects.writer.remove(reference)?;
             self.say(&format!("{reference} unbound"))?;
@@ -107,24 +107,27 @@ impl Place {
             let left = ours_left(&self.objects.now());
             bail!(still_named(namespace, name, &left));
         }
-        let Some(before) = before else {
+        if force {
             return Ok(());
-        };
-        let newer = before["revision"]
-            .as_u64()
-            .filter(|_| !found.ours.is_empty());
-        let gateway = format!("{namespace}/{name}");
-        let late = self
-            .settle(UNBIND, |sync| behind(sync, newer, &gateway))
-            .await;
-        if !late.is_empty() && !force {
-            bail!(
-                "not every proxy has confirmed within {UNBIND:?} that waypoint {gateway} is out of \
-                 use: {}; the waypoint stays: try again, or say --force and their traffic is refused",
-                late.join(", ")
-            );
         }
-        Ok(())
+        let away: Vec<Label> = found
+            .ours
+            .iter()
+            .map(|object| Label {
+                object: object.clone(),
+                key: labels::USE_WAYPOINT,
+                value: name.to_owned(),
+                there: false,
+            })
+            .collect();
+        let gateway = format!("{namespace}/{name}");
+        self.in_force(&away, &gateway, UNBIND).await.or(|why| {
+            format!(
+                "not every proxy has confirmed within {UNBIND:?} that waypoint {gateway} is out of \
+                 use: {why}; the waypoint stays: try again, or say --force and their traffic is \
+                 refused"
+            )
+        })
     }
 }
 
@@ -135,39 +138,4 @@ fn still_named(namespace: &str, name: &str, by: &[(ObjectRef, Origin)]) -> Strin
         bound::text(by),
         labels::USE_WAYPOINT
     )
-}
-
-/// Who has not confirmed what is in force: everybody while there is nothing newer than `than`.
-/// The waypoint `gateway` itself, which goes, need not.
-fn behind(sync: &Value, than: Option<u64>, gateway: &str) -> Vec<String> {
-    if than.is_some() && sync["revision"].as_u64() <= than {
-        return vec!["the control plane".to_owned()];
-    }
-    let clients = sync["clients"].as_array().into_iter().flatten();
-    clients
-        .filter(|client| client["gateway"] != gateway)
-        .filter(|client| {
-            let mut types = client["types"].as_object().into_iter().flatten();
-            types.any(|(_, state)| state["status"] == "STALE")
-        })
-        .map(crate::commands::status::name)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everybody_confirms_but_the_one_that_goes() {
-        let sync = |status: &str| {
-            json!({"revision": 7, "clients": [{"pod": "p", "namespace": "n", "gateway": "hello/w",
-                "types": {"Address": {"status": status}}}]})
-        };
-        assert!(behind(&sync("SYNCED"), Some(6), "").is_empty());
-        assert!(behind(&sync("NOT SENT"), None, "").is_empty());
-        assert_eq!(behind(&sync("STALE"), Some(6), ""), ["p.n"]);
-        assert!(behind(&sync("STALE"), Some(6), "hello/w").is_empty());
-        assert_eq!(behind(&sync("SYNCED"), Some(7), ""), ["the control plane"]);
-    }
 }

@@ -104,11 +104,12 @@ pub(super) fn status_table(gateways: &[&Gateway]) -> Table {
 /// The conditions that do not hold, for an error message.
 pub(super) fn unready(gateway: &Gateway) -> String {
     let conditions = gateway.gateway_status().unwrap_or_default().conditions;
-    conditions
+    let failing: Vec<String> = conditions
         .iter()
         .filter(|condition| condition.status != "True")
-        .map(|condition| format!("; {}: {}", condition.type_, cell(&json!(condition.message))))
-        .collect()
+        .map(|condition| format!("{}: {}", condition.type_, cell(&json!(condition.message))))
+        .collect();
+    failing.join("; ")
 }
 
 #[cfg(test)]
@@ -121,13 +122,13 @@ mod tests {
     #[test]
     fn waypoints_in_tables() {
         let apply = apply("isobar waypoint apply -n shop --service-account cart");
-        let mut ready = gateway(&apply, "cart");
+        let mut ready = gateway(&apply, "cart", None);
         ready.status = Some(
             json!({"conditions": [{"type": "Programmed", "status": "True",
             "reason": "Programmed", "message": "serves", "lastTransitionTime":
             "2026-01-01T00:00:00Z"}]}),
         );
-        let fresh = gateway(&apply, "fresh");
+        let fresh = gateway(&apply, "fresh", None);
         let all = [&ready, &fresh];
         let objects = ObjectSet::of([account("shop", "cart", "cart")]);
         let text = plain(&list_table(&objects, &all)) + "\n" + &plain(&status_table(&all));
