@@ -223,3 +223,123 @@ fn a_new_deny_cuts_what_flows_through_a_waypoint() {
         mesh.down()
     });
 }
+
+/// The server once more, on a port that is declared opaque.
+const OPAQUE: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: opaque
+  namespace: shop
+spec:
+  selector:
+    app: server
+  ports:
+  - name: tcp
+    port: 9100
+    targetPort: 80
+    appProtocol: tcp
+";
+
+/// A policy on the server: `rule` is YAML in one line.
+fn on_server(action: &str, rule: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: attack, namespace: shop}}\n\
+         spec: {{selector: {{matchLabels: {{app: server}}}}, action: {action}, rules: [{rule}]}}\n"
+    )
+}
+
+/// What a caller gets: by the Service's name, at the pod's address, and on the opaque port, where a
+/// connection that is closed counts as `None`.
+async fn gets(caller: &Caller, to: [SocketAddr; 3]) -> Result<[Option<u16>; 3]> {
+    let [http, pod, opaque] = to;
+    let opaque = caller.get(opaque, "/get").await.ok();
+    Ok([
+        Some(caller.get(http, "/get").await?.status),
+        Some(caller.get(pod, "/get").await?.status),
+        opaque.map(|reply| reply.status),
+    ])
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
+fn every_kind_of_source_holds_through_a_waypoint() {
+    const PASSES: [Option<u16>; 3] = [Some(200); 3];
+    const DENIED: [Option<u16>; 3] = [Some(403), Some(403), None];
+    const NO_WAY: [Option<u16>; 3] = [Some(503), Some(503), None];
+    run(async {
+        let mesh = start().await?;
+        mesh.apply("opaque.yaml", OPAQUE)?;
+        eventually("the opaque port has an address", async || {
+            mesh.service_ip("shop/opaque").await
+        })
+        .await?;
+        let to: [SocketAddr; 3] = [
+            (mesh.service_ip("shop/server").await?, 80).into(),
+            (mesh.pod_ip("shop/server").await?, 80).into(),
+            (mesh.service_ip("shop/opaque").await?, 9100).into(),
+        ];
+        let client = mesh.caller("shop/client").await?;
+        let other = mesh.caller("shop/other").await?;
+        let from = |source: &str| format!("{{from: [{{source: {{{source}}}}}]}}");
+        let account = |name: &str| format!("cluster.local/ns/shop/sa/{name}");
+        let (me, them, wp) = (
+            account("client"),
+            account("other"),
+            account("server-waypoint"),
+        );
+        let ports = |port| {
+            format!(
+                "{{from: [{{source: {{principals: [{me}]}}}}], \
+                 to: [{{operation: {{ports: ['{port}']}}}}]}}"
+            )
+        };
+        let block = from(&format!(
+            "ipBlocks: [{}]",
+            mesh.pod_ip("shop/client").await?
+        ));
+        for (action, rule, mine, theirs) in [
+            ("DENY", ports(80), DENIED, PASSES),
+            ("DENY", ports(81), PASSES, PASSES),
+            ("DENY", block, DENIED, PASSES),
+            ("DENY", from("serviceAccounts: [client]"), DENIED, PASSES),
+            ("DENY", from("namespaces: [shop]"), DENIED, DENIED),
+            // They hit the waypoint itself, at the pod's node proxy.
+            (
+                "DENY",
+                from(&format!("notPrincipals: ['{them}']")),
+                DENIED,
+                NO_WAY,
+            ),
+            (
+                "DENY",
+                from(&format!("principals: ['{wp}']")),
+                NO_WAY,
+                NO_WAY,
+            ),
+            (
+                "ALLOW",
+                from(&format!("principals: ['{me}']")),
+                NO_WAY,
+                NO_WAY,
+            ),
+            // About the way to the workload.
+            (
+                "DENY",
+                from(&format!("notPrincipals: ['{wp}']")),
+                PASSES,
+                PASSES,
+            ),
+        ] {
+            mesh.apply("attack.yaml", &on_server(action, &rule))?;
+            eventually("both get what the policy says", async || {
+                let got = (gets(&client, to).await?, gets(&other, to).await?);
+                ensure!(got == (mine, theirs), "{action} {rule}: {got:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        mesh.down()
+    });
+}
