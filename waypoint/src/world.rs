@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use isobar_hbone::Admission;
 use isobar_route::Tables;
-use isobar_state::{Locality, NetworkMode, Snapshot, TunnelProtocol, Workload, WorkloadType};
+use isobar_state::{
+    Locality, NetworkMode, Profile, ServicePorts, Snapshot, TunnelProtocol, Workload, WorkloadType,
+};
 use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
 use isobar_xds::Store;
 
@@ -87,14 +89,10 @@ impl Own {
     #[must_use]
     pub fn as_workload(&self) -> Workload {
         let empty: Str = "".into();
-        Workload {
-            uid: empty.clone(),
-            name: self.pod.clone(),
+        let profile = Profile {
             namespace: self.identity.namespace.clone(),
             service_account: self.identity.service_account.clone(),
             trust_domain: self.identity.trust_domain.clone(),
-            node: empty.clone(),
-            addresses: vec![self.ip],
             hostname: empty.clone(),
             network: self.network.clone(),
             network_mode: NetworkMode::Standard,
@@ -107,12 +105,19 @@ impl Own {
             canonical_name: empty.clone(),
             canonical_revision: empty.clone(),
             workload_type: WorkloadType::Deployment,
-            workload_name: empty,
+            workload_name: empty.clone(),
             authorization_policies: Vec::new(),
-            healthy: true,
-            services: std::collections::BTreeMap::new(),
+            services: ServicePorts::default(),
             locality: Locality::default(),
             capacity: 1,
+        };
+        Workload {
+            uid: empty.clone(),
+            name: self.pod.clone(),
+            node: empty,
+            addresses: vec![self.ip].into(),
+            healthy: true,
+            profile: Arc::new(profile),
         }
     }
 }

@@ -7,12 +7,13 @@ mod policy;
 mod workload;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use isobar_proto::istio;
 use isobar_types::Str;
 
 use crate::service::Service;
-use crate::workload::Workload;
+use crate::workload::{Profile, Workload};
 
 pub use outbound::{outbound_policy, outbound_policy_name};
 pub use policy::authorization;
@@ -84,10 +85,11 @@ pub enum ConvertError {
     },
 }
 
-/// Shares equal strings, so that a namespace is stored once and not once a workload.
+/// Shares equal strings and profiles, so that a namespace is stored once and not once a workload.
 #[derive(Debug, Default)]
 pub struct Interner {
     known: HashSet<Str>,
+    profiles: HashSet<Arc<Profile>>,
     /// Number of strings at which to look for unused ones.
     sweep_at: usize,
 }
@@ -106,9 +108,22 @@ impl Interner {
         new
     }
 
-    /// Forgets strings that nobody else holds, each time their number has doubled.
+    /// The shared profile equal to `profile`.
+    pub fn share(&mut self, profile: Profile) -> Arc<Profile> {
+        if let Some(known) = self.profiles.get(&profile) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(profile);
+        self.profiles.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Forgets what nobody else holds, each time there is twice as much.
     pub(crate) fn sweep(&mut self) {
         if self.known.len() >= self.sweep_at.max(FEW_STRINGS) {
+            // Before the strings, which they hold.
+            self.profiles
+                .retain(|profile| Arc::strong_count(profile) > 1);
             self.known.retain(|text| Str::strong_count(text) > 1);
             self.sweep_at = self.known.len() * 2;
         }

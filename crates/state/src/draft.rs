@@ -3,14 +3,14 @@ use std::sync::Arc;
 
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio;
-use isobar_types::{NamespacedHostname, NamespacedName, Str};
+use isobar_types::{NamespacedHostname, NamespacedName};
 
 use crate::convert::{self, Address, ConvertError, Interner};
 use crate::egress::OutboundPolicy;
 use crate::policy::{Authorization, PolicyScope};
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
-use crate::snapshot::{Group, Snapshot, address_rank};
+use crate::snapshot::{ByName, Group, Snapshot, address_rank};
 use crate::workload::Workload;
 
 /// The next version of a [`Snapshot`] in the making. What is not changed stays shared.
@@ -132,12 +132,16 @@ impl Draft {
     }
 
     /// Adds or replaces a workload.
-    pub fn put_workload(&mut self, workload: Workload) {
+    pub fn put_workload(&mut self, mut workload: Workload) {
         if self.next.workloads.get(&workload.uid).map(|w| &**w) == Some(&workload) {
             return;
         }
         let old = self.take_workload_entry(&workload.uid);
-        self.decisions_changed |= old.is_some_and(|old| !decides_alike(&old, &workload));
+        if let Some(old) = old {
+            self.decisions_changed |= !decides_alike(&old, &workload);
+            // Stored once, also where others hold the key for longer than the workload.
+            workload.uid = Arc::clone(&old.uid);
+        }
         let workload = Arc::new(workload);
         let next = &mut self.next;
         for address in workload.network_addresses() {
@@ -151,9 +155,8 @@ impl Draft {
                 w.uid.clone()
             });
         }
-        Arc::make_mut(next.by_node.entry(&workload.node))
-            .insert(node_key(&workload), Arc::clone(&workload));
-        for (service, ports) in &workload.services {
+        Arc::make_mut(next.by_node.entry(&workload.node)).insert(ByName(Arc::clone(&workload)));
+        for (service, ports) in workload.services.iter() {
             let endpoint = Endpoint {
                 workload: Arc::clone(&workload),
                 ports: ports.clone(),
@@ -180,7 +183,7 @@ impl Draft {
             group_remove(&mut next.by_workload_hostname, &key, |w| w.uid == old.uid);
         }
         let on_node = Arc::make_mut(next.by_node.entry(&old.node));
-        on_node.remove(&node_key(&old));
+        on_node.remove(&ByName(Arc::clone(&old)));
         if on_node.is_empty() {
             next.by_node.remove(&old.node);
         }
@@ -309,14 +312,6 @@ fn hostname_key(workload: &Workload) -> NamespacedHostname {
         namespace: workload.namespace.clone(),
         hostname: workload.hostname.clone(),
     }
-}
-
-fn node_key(workload: &Workload) -> (Str, Str, Str) {
-    (
-        workload.namespace.clone(),
-        workload.name.clone(),
-        workload.uid.clone(),
-    )
 }
 
 fn with<T, R: Ord>(group: Option<&[Arc<T>]>, item: &Arc<T>, rank: impl Fn(&T) -> R) -> Group<T> {

@@ -43,6 +43,6 @@ pub use service::{
 };
 pub use snapshot::{AddressObject, Snapshot, Traversal};
 pub use workload::{
-    ApplicationTunnel, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
-    TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, Few, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
+    Profile, ServicePorts, TunnelProtocol, Workload, WorkloadType,
 };

@@ -1,5 +1,8 @@
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use isobar_types::{NamespacedHostname, NamespacedName, NetworkAddress, Str};
@@ -11,14 +14,81 @@ use crate::policy::Authorization;
 use crate::ranges::Ranges;
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
-use crate::workload::{TunnelProtocol, Workload};
+use crate::workload::{Few, TunnelProtocol, Workload};
 
 /// Several objects under one key, in a fixed order.
-pub(crate) type Group<T> = Arc<[Arc<T>]>;
+pub(crate) type Group<T> = Few<Arc<T>>;
 /// Endpoints of one service by workload uid.
 pub(crate) type EndpointMap = BTreeMap<Str, Endpoint>;
 /// Workloads of one node by namespace, name and uid.
-pub(crate) type NodeMap = BTreeMap<(Str, Str, Str), Arc<Workload>>;
+pub(crate) type NodeMap = BTreeSet<ByName>;
+
+/// A workload, ordered by namespace, name and uid without copies of them.
+#[derive(Debug, Clone)]
+pub(crate) struct ByName(pub(crate) Arc<Workload>);
+
+/// What workloads of a node are ordered by; also a place among them to start from.
+pub(crate) trait Placed {
+    fn place(&self) -> (&str, &str, &str);
+}
+
+impl Placed for ByName {
+    fn place(&self) -> (&str, &str, &str) {
+        (&self.0.namespace, &self.0.name, &self.0.uid)
+    }
+}
+
+impl Placed for (&str, &str, &str) {
+    fn place(&self) -> (&str, &str, &str) {
+        *self
+    }
+}
+
+impl<'a> Borrow<dyn Placed + 'a> for ByName {
+    fn borrow(&self) -> &(dyn Placed + 'a) {
+        self
+    }
+}
+
+impl PartialEq for dyn Placed + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.place() == other.place()
+    }
+}
+
+impl Eq for dyn Placed + '_ {}
+
+impl PartialOrd for dyn Placed + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for dyn Placed + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.place().cmp(&other.place())
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.place() == other.place()
+    }
+}
+
+impl Eq for ByName {}
+
+impl PartialOrd for ByName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.place().cmp(&other.place())
+    }
+}
 
 /// Policies by key.
 pub(crate) type PolicyMap = BTreeMap<NamespacedName, Arc<Authorization>>;
@@ -205,10 +275,11 @@ impl Snapshot {
         let is_it = |w: &Workload| {
             &*w.namespace == namespace && &*w.name == name && &*w.service_account == service_account
         };
-        let first = (Str::from(namespace), Str::from(name), Str::from(""));
+        let first = (namespace, name, "");
+        let from = Bound::Included(&first as &dyn Placed);
         let on = |map: &'a NodeMap| {
-            map.range(first.clone()..)
-                .map(|(_, workload)| workload)
+            map.range::<dyn Placed, _>((from, Bound::Unbounded))
+                .map(|ByName(workload)| workload)
                 .take_while(|w| &*w.namespace == namespace && &*w.name == name)
                 .find(|w| is_it(w))
         };
@@ -220,7 +291,8 @@ impl Snapshot {
 
     /// Workloads of a node, ordered by namespace and name.
     pub fn workloads_on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
-        self.by_node.get(node).into_iter().flat_map(|m| m.values())
+        let on = self.by_node.get(node).into_iter();
+        on.flat_map(|map| map.iter().map(|ByName(workload)| workload))
     }
 
     /// The endpoints of a service by workload uid, unready ones included.

@@ -1,27 +1,40 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use isobar_types::{Identity, NamespacedHostname, NamespacedName, NetworkAddress, Str};
 
 /// One workload as every proxy sees it: a pod, a `WorkloadEntry`, or an aggregate of a remote
-/// network. Made by [`crate::convert::workload`] from `istio.workload.Workload`.
+/// network. Made by [`crate::convert::workload`] from `istio.workload.Workload`. What it has in
+/// common with its like is read as if it were its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// Key of the resource, unique in the mesh; `CLUSTER//Pod/NAMESPACE/NAME` for pods.
     pub uid: Str,
     /// Name of the pod or entry.
     pub name: Str,
+    /// Node the workload runs on; empty outside Kubernetes.
+    pub node: Str,
+    /// Addresses, the preferred one first, canonical; may be empty.
+    pub addresses: Few<IpAddr>,
+    /// The workload is ready to take traffic.
+    pub healthy: bool,
+    /// What it has in common with other pods of its owner.
+    pub profile: Arc<Profile>,
+}
+
+/// What pods of one owner have in common: stored once for all of them, as most of a mesh's memory
+/// would be copies of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Profile {
     /// Kubernetes namespace.
     pub namespace: Str,
     /// Service account; never empty.
     pub service_account: Str,
     /// Trust domain; never empty.
     pub trust_domain: Str,
-    /// Node the workload runs on; empty outside Kubernetes.
-    pub node: Str,
-    /// Addresses, the preferred one first, canonical; may be empty.
-    pub addresses: Vec<IpAddr>,
     /// DNS name to resolve where there is no address; empty otherwise.
     pub hostname: Str,
     /// Network the addresses are valid in.
@@ -50,14 +63,89 @@ pub struct Workload {
     pub workload_name: Str,
     /// Policies that select this workload.
     pub authorization_policies: Vec<NamespacedName>,
-    /// The workload is ready to take traffic.
-    pub healthy: bool,
     /// Services this workload is an endpoint of, and where it listens for them.
-    pub services: BTreeMap<NamespacedHostname, PortMap>,
+    pub services: ServicePorts,
     /// Where it runs.
     pub locality: Locality,
     /// Relative share of traffic; 0 takes none.
     pub capacity: u32,
+}
+
+impl Deref for Workload {
+    type Target = Profile;
+
+    fn deref(&self) -> &Profile {
+        &self.profile
+    }
+}
+
+/// A list that mostly has one item, which then lies in it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Few<T> {
+    /// One item.
+    One(T),
+    /// None or several.
+    Many(Arc<[T]>),
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(item) => std::slice::from_ref(item),
+            Self::Many(items) => items,
+        }
+    }
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(mut items: Vec<T>) -> Self {
+        match items.pop() {
+            Some(item) if items.is_empty() => Self::One(item),
+            Some(item) => {
+                items.push(item);
+                Self::Many(items.into())
+            }
+            None => Self::Many(items.into()),
+        }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Few<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// Services by key, ascending, with the ports of a workload for each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct ServicePorts(Box<[(NamespacedHostname, PortMap)]>);
+
+impl ServicePorts {
+    /// All services with their ports.
+    pub fn iter(&self) -> impl Iterator<Item = (&NamespacedHostname, &PortMap)> {
+        self.0.iter().map(|(key, ports)| (key, ports))
+    }
+
+    /// The services.
+    pub fn keys(&self) -> impl Iterator<Item = &NamespacedHostname> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// True without any service.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(NamespacedHostname, PortMap)> for ServicePorts {
+    /// The last of several entries for one service counts.
+    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, PortMap)>>(services: I) -> Self {
+        let map: BTreeMap<_, _> = services.into_iter().collect();
+        Self(map.into_iter().collect())
+    }
 }
 
 impl Workload {
@@ -96,8 +184,8 @@ impl Workload {
 }
 
 /// Service port to target port, ascending by service port. Target 0: only endpoints know it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PortMap(Vec<(u16, u16)>);
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct PortMap(Arc<[(u16, u16)]>);
 
 impl PortMap {
     /// The target of `service_port`; `None` if the port is not there.
@@ -182,7 +270,7 @@ impl WorkloadType {
 }
 
 /// What comes out of the tunnel at the workload's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ApplicationTunnel {
     /// The connection starts with a PROXY protocol header.
     pub proxy_protocol: bool,
@@ -191,7 +279,7 @@ pub struct ApplicationTunnel {
 }
 
 /// Where a workload runs; empty strings are unknown.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Locality {
     /// Region.
     pub region: Str,
@@ -202,7 +290,7 @@ pub struct Locality {
 }
 
 /// A reference to a waypoint or network gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
     /// Who it is.
     pub destination: GatewayDestination,
@@ -211,7 +299,7 @@ pub struct GatewayAddress {
 }
 
 /// How a gateway is named.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum GatewayDestination {
     /// A service, or a workload with that host name.
     Hostname(NamespacedHostname),

@@ -1,4 +1,5 @@
 use isobar_proto::envoy::service::discovery::v3::Resource;
+use isobar_types::Str;
 use prost::Message;
 
 /// Takes the resources of one type. The client calls it from one task only, one response at a time.
@@ -14,6 +15,12 @@ pub trait ResourceHandler: Send {
 
     /// A stream has been opened: what comes next begins with everything not told to be held.
     fn stream_opened(&mut self) {}
+
+    /// The name of a resource in force, if the handler stores it itself: then it is stored once.
+    fn stored_name(&self, name: &str) -> Option<Str> {
+        let _ = name;
+        None
+    }
 
     /// Applies one response: first `updates`, then removes `removed`, then publishes the result at
     /// once. A resource that cannot be used leaves its previous version in force and is returned;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use isobar_proto::envoy::service::discovery::v3::Resource;
 use isobar_proto::{isobar, istio, type_url};
 use isobar_state::{Draft, Interner, convert};
-use isobar_types::NamespacedName;
+use isobar_types::{NamespacedName, Str};
 
 use crate::handler::{Rejected, ResourceHandler, decode};
 use crate::store::Store;
@@ -68,6 +68,11 @@ impl ResourceHandler for OutboundPolicyHandler {
 impl ResourceHandler for AddressHandler {
     fn type_url(&self) -> &'static str {
         type_url::ADDRESS
+    }
+
+    fn stored_name(&self, name: &str) -> Option<Str> {
+        let snapshot = self.0.store.load();
+        snapshot.workload_by_uid(name).map(|w| w.uid.clone())
     }
 
     fn apply(&mut self, updates: &[Resource], removed: &[String]) -> Vec<Rejected> {

@@ -24,7 +24,7 @@ pub(super) fn services(snapshot: &Snapshot) -> Vec<Value> {
 fn workload(w: &Workload) -> Value {
     let mut map = Map::new();
     put(&mut map, "uid", &w.uid);
-    map.insert("workloadIps".into(), json!(w.addresses));
+    map.insert("workloadIps".into(), json!(&*w.addresses));
     if let Some(gateway) = &w.waypoint {
         map.insert("waypoint".into(), gateway_address(gateway));
     }

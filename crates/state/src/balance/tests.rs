@@ -332,12 +332,13 @@ fn what_is_missing_is_told() {
 }
 
 fn weighted(weights: &[u32]) -> Vec<Endpoint> {
-    let make = |capacity: &u32| Endpoint {
-        workload: Arc::new(Workload {
-            capacity: *capacity,
-            ..converted(&pod("default", "a", "10.0.0.1"))
-        }),
-        ports: PortMap::default(),
+    let make = |capacity: &u32| {
+        let mut workload = converted(&pod("default", "a", "10.0.0.1"));
+        Arc::make_mut(&mut workload.profile).capacity = *capacity;
+        Endpoint {
+            workload: Arc::new(workload),
+            ports: PortMap::default(),
+        }
     };
     weights.iter().map(make).collect()
 }

@@ -242,8 +242,8 @@ fn equal_strings_are_stored_once() {
     let mut interner = Interner::default();
     let a = workload(&pod("shop", "a", "10.0.0.1"), &mut interner).unwrap();
     let b = workload(&pod("shop", "b", "10.0.0.2"), &mut interner).unwrap();
-    assert!(std::sync::Arc::ptr_eq(&a.namespace, &b.namespace));
-    assert!(std::sync::Arc::ptr_eq(&a.trust_domain, &b.trust_domain));
+    assert!(Arc::ptr_eq(&a.namespace, &b.namespace));
+    assert!(Arc::ptr_eq(&a.trust_domain, &b.trust_domain));
 }
 
 prop_compose! {

@@ -13,7 +13,8 @@ use crate::service::{
     Visibility, WeightedWaypoint,
 };
 use crate::workload::{
-    ApplicationTunnel, Locality, NetworkMode, PortMap, TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, Locality, NetworkMode, PortMap, Profile, ServicePorts, TunnelProtocol,
+    Workload, WorkloadType,
 };
 
 /// Account of a workload whose `service_account` is empty.
@@ -27,14 +28,10 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
     let optional_gateway = |field: &str, value: &Option<wire::GatewayAddress>, i: &mut Interner| {
         value.as_ref().map(|g| gateway(field, g, i)).transpose()
     };
-    Ok(Workload {
-        uid: own("uid", &w.uid)?,
-        name: w.name.as_str().into(),
+    let profile = Profile {
         namespace: interner.intern(&w.namespace),
         service_account: or_default(&w.service_account, DEFAULT_ACCOUNT, interner),
         trust_domain: or_default(&w.trust_domain, DEFAULT_TRUST_DOMAIN, interner),
-        node: interner.intern(&w.node),
-        addresses: addresses(&w.addresses)?,
         hostname: interner.intern(&w.hostname),
         network: interner.intern(&w.network),
         network_mode: match known("network_mode", w.network_mode)? {
@@ -61,10 +58,6 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
             .enumerate()
             .map(|(at, key)| policy_key(&format!("authorization_policies[{at}]"), key, interner))
             .collect::<Result<_, _>>()?,
-        healthy: match known("status", w.status)? {
-            wire::WorkloadStatus::Healthy => true,
-            wire::WorkloadStatus::Unhealthy => false,
-        },
         services: services(&w.services, interner)?,
         locality: w
             .locality
@@ -76,6 +69,17 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
             }),
         // Absent is not zero: an explicit zero takes no traffic.
         capacity: w.capacity.unwrap_or(1),
+    };
+    Ok(Workload {
+        uid: own("uid", &w.uid)?,
+        name: w.name.as_str().into(),
+        node: interner.intern(&w.node),
+        addresses: addresses(&w.addresses)?.into(),
+        healthy: match known("status", w.status)? {
+            wire::WorkloadStatus::Healthy => true,
+            wire::WorkloadStatus::Unhealthy => false,
+        },
+        profile: interner.share(profile),
     })
 }
 
@@ -272,7 +276,7 @@ fn workload_type(value: i32) -> WorkloadType {
 fn services(
     services: &BTreeMap<String, wire::PortList>,
     interner: &mut Interner,
-) -> Result<BTreeMap<NamespacedHostname, PortMap>, ConvertError> {
+) -> Result<ServicePorts, ConvertError> {
     services
         .iter()
         .map(|(key, list)| {

@@ -41,7 +41,7 @@ fn a_bad_resource_leaves_the_previous_one() {
     assert!(draft.upsert_address(&of_workload(bad)).is_err());
     let new = draft.finish();
     let kept = new.workload_by_uid(&uid("default", "a")).unwrap();
-    assert_eq!(kept.addresses, [ip("10.0.0.1")]);
+    assert_eq!(kept.addresses[..], [ip("10.0.0.1")]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use isobar_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 use isobar_proto::google::rpc::Status;
+use isobar_types::Str;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 
@@ -56,10 +57,21 @@ impl Subscription {
     fn hold(&self, resources: &[Resource], rejected: &[Rejected]) {
         let bad: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         let mut held = self.held.lock();
+        let mut last = Str::from("");
         for resource in resources {
-            if !bad.contains(resource.name.as_str()) {
-                let (name, version) = (resource.name.as_str(), resource.version.as_str());
-                held.insert(name.into(), version.into());
+            let name = resource.name.as_str();
+            if bad.contains(name) {
+                continue;
+            }
+            // Servers mostly give what they send together one version.
+            if *last != *resource.version {
+                last = resource.version.as_str().into();
+            }
+            if let Some(version) = held.get_mut(name) {
+                *version = last.clone();
+            } else {
+                let stored = self.handler.stored_name(name);
+                held.insert(stored.unwrap_or_else(|| name.into()), last.clone());
             }
         }
     }
