@@ -4,7 +4,7 @@ mod discovery;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use isobar_telemetry::Registry;
 use isobar_telemetry::access::Direction;
@@ -191,29 +191,21 @@ impl Metrics {
         }
     }
 
-    /// Counts a connection whose way is known; returns its byte counters, towards the destination
-    /// and from it.
+    /// The counters of connections with these labels, which are those of an open one.
     #[must_use]
-    pub fn opened(&self, labels: &TrafficLabels) -> (Counter, Counter) {
-        self.opened.get_or_create(labels).inc();
-        self.open
-            .get_or_create(&ReporterLabels(labels.direction))
-            .inc();
-        // At both sides "received" is what the destination receives (Istio's historic view).
-        (
-            self.received.get_or_create(labels).clone(),
-            self.sent.get_or_create(labels).clone(),
-        )
-    }
-
-    /// Counts the end of a connection that was counted as opened; `labels` are its last ones.
-    pub fn closed(&self, labels: &TrafficLabels) {
-        self.closed.get_or_create(labels).inc();
-        self.open
-            .get_or_create(&ReporterLabels(labels.direction))
-            .dec();
-        if labels.flags != "-" {
-            self.failed.get_or_create(labels).inc();
+    pub fn series(&self, labels: TrafficLabels) -> Series {
+        Series {
+            opened: self.opened.get_or_create(&labels).clone(),
+            open: self
+                .open
+                .get_or_create(&ReporterLabels(labels.direction))
+                .clone(),
+            // At both sides "received" is what the destination receives (Istio's historic view).
+            received: self.received.get_or_create(&labels).clone(),
+            sent: self.sent.get_or_create(&labels).clone(),
+            complete: OnceLock::new(),
+            metrics: self.clone(),
+            labels,
         }
     }
 
@@ -222,6 +214,51 @@ impl Metrics {
         self.refused
             .get_or_create(&RefusedLabels { direction, reason })
             .inc();
+    }
+}
+
+/// The counters of connections between the same ends: looking them up by all their labels costs
+/// more than counting.
+#[derive(Debug)]
+pub struct Series {
+    metrics: Metrics,
+    labels: TrafficLabels,
+    opened: Counter,
+    open: Gauge,
+    /// Bytes towards the destination.
+    pub received: Counter,
+    /// Bytes from the destination.
+    pub sent: Counter,
+    /// Orderly ends; made with the first.
+    complete: OnceLock<Counter>,
+}
+
+impl Series {
+    /// Counts a connection whose way is known.
+    pub fn opened(&self) {
+        self.opened.inc();
+        self.open.inc();
+    }
+
+    /// Counts the end of a connection that was counted as opened, with Istio's `flags`.
+    pub fn closed(&self, reason: Reason, flags: &'static str) {
+        self.open.dec();
+        let closed = |reason, flags| {
+            let labels = TrafficLabels {
+                flags,
+                reason: Some(reason),
+                ..self.labels.clone()
+            };
+            if flags != "-" {
+                self.metrics.failed.get_or_create(&labels).inc();
+            }
+            self.metrics.closed.get_or_create(&labels).clone()
+        };
+        if reason == Reason::Complete && flags == "-" {
+            self.complete.get_or_init(|| closed(reason, flags)).inc();
+        } else {
+            closed(reason, flags).inc();
+        }
     }
 }
 
@@ -371,7 +408,7 @@ mod tests {
     fn traffic_has_istios_labels_in_order() {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
-        let mut labels = TrafficLabels {
+        let labels = TrafficLabels {
             direction: Direction::Outbound,
             mutual_tls: true,
             flags: "-",
@@ -384,11 +421,15 @@ mod tests {
             destination: Arc::default(),
             service: Arc::default(),
         };
-        let (received, _) = metrics.opened(&labels);
-        received.inc_by(7);
-        labels.reason = Some(Reason::PolicyDenied);
-        labels.flags = response_flags(Reason::PolicyDenied, labels.direction);
-        metrics.closed(&labels);
+        let series = metrics.series(labels);
+        series.opened();
+        series.received.inc_by(7);
+        let flags = response_flags(Reason::PolicyDenied, Direction::Outbound);
+        series.closed(Reason::PolicyDenied, flags);
+        for _ in 0..2 {
+            series.opened();
+            series.closed(Reason::Complete, "-");
+        }
         let text = registry.encode();
         assert!(
             text.contains(
@@ -403,6 +444,10 @@ mod tests {
         ));
         assert!(text.contains("istio_tcp_sockets_open{reporter=\"source\"} 0"));
         assert!(text.contains("istio_tcp_connections_failed_total"));
+        let complete = text
+            .lines()
+            .find(|line| line.contains("reason=\"complete\""));
+        assert!(complete.is_some_and(|l| l.ends_with("} 2")), "{text}");
         assert!(text.contains("response_flags=\"DENY\""));
     }
 }

@@ -139,9 +139,9 @@ mod tests {
             };
             let to = "10.0.0.1:8080".parse().unwrap();
             let view = View {
-                src: "10.0.0.9:1".to_owned(),
+                src: "10.0.0.9:1".parse().unwrap(),
                 original_dst: None,
-                actual_dst: "10.0.0.1:8080".to_owned(),
+                actual_dst: "10.0.0.1:8080".into(),
                 protocol: "HBONE",
             };
             let guard = connections.inbound(peer, to, workload.unwrap().clone(), view);

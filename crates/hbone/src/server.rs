@@ -118,11 +118,13 @@ where
         misuse = guard.trips() => return Err(ServeError::Abuse(misuse.as_str())),
         handshake = timeout(timeouts.settings, hello) => handshake,
     };
+    // Boxed: a future keeps room for what it is given, and again for what it makes of it.
     let connection = handshake
         .map_err(|_| ServeError::Timeout {
             stage: Stage::Settings,
             after: timeouts.settings,
         })?
+        .map(Box::new)
         .map_err(ServeError::Http2)?;
     cork.close();
     let serving = Serving {
@@ -168,7 +170,7 @@ struct Serving {
 impl Serving {
     async fn run<IO, H, F>(
         &self,
-        mut connection: Connection<Watch<Corked<IO>>, Bytes>,
+        mut connection: Box<Connection<Watch<Corked<IO>>, Bytes>>,
         cork: &Corked<IO>,
         life: &Lifetime,
         handle: H,

@@ -83,6 +83,11 @@ impl TunnelStream {
         self.baggage.as_deref()
     }
 
+    /// Takes what [`Self::baggage`] gives, so that it need not be kept.
+    pub fn take_baggage(&mut self) -> Option<Box<Baggage>> {
+        self.baggage.take()
+    }
+
     /// The next chunk; `None` at the peer's END_STREAM. Its credit is still held.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if !self.unread.is_empty() {

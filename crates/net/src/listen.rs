@@ -5,7 +5,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::tune::transparent;
-use crate::{NetNs, Want};
+use crate::{Keepalive, NetNs, Want};
 
 /// How to listen for TCP.
 #[derive(Debug, Clone)]
@@ -23,6 +23,10 @@ pub struct ListenOptions {
     pub transparent: Want,
     /// Connections that may wait to be accepted.
     pub backlog: i32,
+    /// `TCP_NODELAY` of accepted connections, which inherit it: no call for each of them.
+    pub nodelay: bool,
+    /// Keepalive of accepted connections, inherited as well. A refusal is only logged.
+    pub keepalive: Option<Keepalive>,
 }
 
 impl ListenOptions {
@@ -36,6 +40,8 @@ impl ListenOptions {
             reuse_port: false,
             transparent: Want::Never,
             backlog: 1024,
+            nodelay: false,
+            keepalive: None,
         }
     }
 }
@@ -66,6 +72,12 @@ pub fn listen(options: &ListenOptions) -> io::Result<TcpListener> {
         options
             .transparent
             .apply("IP_TRANSPARENT", || transparent(&socket))?;
+        if options.nodelay {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if let Some(keepalive) = options.keepalive {
+            Want::Try.apply("keepalive", || keepalive.set(&(&socket).into()))?;
+        }
         socket.bind(&options.address.into())?;
         socket.listen(options.backlog)?;
         Ok(socket)

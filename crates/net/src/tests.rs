@@ -6,9 +6,9 @@ use isobar_types::Reason;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    DialError, DialOptions, ListenOptions, NetNs, PacketError, SeqPacket, SeqPacketListener,
-    UdpOptions, dial, listen, local_addr, original_dst, peer_addr, raise_open_files,
-    reset_on_close, udp,
+    DialError, DialOptions, Keepalive, ListenOptions, NetNs, PacketError, SeqPacket,
+    SeqPacketListener, UdpOptions, dial, listen, local_addr, original_dst, peer_addr,
+    raise_open_files, reset_on_close, udp,
 };
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -75,6 +75,34 @@ async fn a_refusal_is_told_from_silence() {
         assert!(queued.len() < 100);
     };
     assert!(matches!(error, DialError::Timeout { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn accepted_connections_inherit_their_options() {
+    let keepalive = Keepalive {
+        time: Duration::from_secs(111),
+        interval: Duration::from_secs(22),
+        retries: 3,
+        user_timeout: true,
+    };
+    let options = ListenOptions {
+        nodelay: true,
+        keepalive: Some(keepalive),
+        ..ListenOptions::new(LOOPBACK)
+    };
+    let listener = listen(&options).unwrap();
+    let to = listener.local_addr().unwrap();
+    let _client = dial(&DialOptions::default(), to).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    let server = socket2::SockRef::from(&server);
+    assert!(server.tcp_nodelay().unwrap() && server.keepalive().unwrap());
+    assert_eq!(server.tcp_keepalive_time().unwrap(), keepalive.time);
+    assert_eq!(server.tcp_keepalive_interval().unwrap(), keepalive.interval);
+    assert_eq!(server.tcp_keepalive_retries().unwrap(), keepalive.retries);
+    assert_eq!(
+        server.tcp_user_timeout().unwrap(),
+        Some(keepalive.time + keepalive.interval * keepalive.retries)
+    );
 }
 
 #[tokio::test]

@@ -32,14 +32,6 @@ impl Default for Keepalive {
 }
 
 impl Keepalive {
-    /// Applies it to a connection, accepted or dialled.
-    ///
-    /// # Errors
-    /// When the system refuses the values.
-    pub fn apply(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
-        self.set(&SockRef::from(stream))
-    }
-
     pub(crate) fn set(&self, socket: &SockRef<'_>) -> io::Result<()> {
         let keepalive = TcpKeepalive::new()
             .with_time(self.time)

@@ -1,7 +1,10 @@
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio_util::task::TaskTracker;
 
 use crate::lifetime::{Lifetime, LifetimeOwner};
@@ -56,23 +59,8 @@ impl Scope {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let life = self.owner.lifetime();
-        let scope = self.name;
-        let body = self.tasks.track_future(async move {
-            tokio::select! {
-                () = life.stopped() => {}
-                () = future => {}
-            }
-        });
-        let tracker = self.tasks.clone();
-        let handle = tokio::spawn(body);
-        drop(tokio::spawn(tracker.track_future(async move {
-            if let Err(error) = handle.await
-                && error.is_panic()
-            {
-                panicked(scope, task);
-            }
-        })));
+        let owned = Owned::new(self.owner.lifetime(), future, self.name, task);
+        drop(tokio::spawn(self.tasks.track_future(owned)));
     }
 
     /// Asks tasks for a polite end.
@@ -80,7 +68,7 @@ impl Scope {
         self.owner.drain();
     }
 
-    /// Number of tasks alive, the watchers of each included.
+    /// Number of tasks alive.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tasks.len()
@@ -137,17 +125,8 @@ impl LocalScope {
     where
         F: Future<Output = ()> + 'static,
     {
-        let life = self.owner.lifetime();
-        let scope = self.name;
-        let body = self.tasks.track_future(async move {
-            let guard = PanicGuard { scope, task };
-            tokio::select! {
-                () = life.stopped() => {}
-                () = future => {}
-            }
-            drop(guard);
-        });
-        drop(tokio::task::spawn_local(body));
+        let owned = Owned::new(self.owner.lifetime(), future, self.name, task);
+        drop(tokio::task::spawn_local(self.tasks.track_future(owned)));
     }
 
     /// Asks tasks for a polite end.
@@ -181,6 +160,52 @@ impl LocalScope {
         self.owner.stop();
         self.tasks.wait().await;
         orderly
+    }
+}
+
+pin_project! {
+    /// A task that ends with its scope. Written out, since an async block keeps room for a future it
+    /// captured and again for the same future where it awaits it: twice its size for as long as it runs.
+    struct Owned<S, F> {
+        #[pin]
+        stopped: S,
+        #[pin]
+        future: F,
+        scope: &'static str,
+        task: &'static str,
+    }
+}
+
+impl<F: Future<Output = ()>> Owned<(), F> {
+    fn new(
+        life: Lifetime,
+        future: F,
+        scope: &'static str,
+        task: &'static str,
+    ) -> Owned<impl Future<Output = ()> + use<F>, F> {
+        Owned {
+            stopped: async move { life.stopped().await },
+            future,
+            scope,
+            task,
+        }
+    }
+}
+
+impl<S: Future<Output = ()>, F: Future<Output = ()>> Future for Owned<S, F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        // Told here, as the runtime drops what has panicked only once the panic is over.
+        let _guard = PanicGuard {
+            scope: this.scope,
+            task: this.task,
+        };
+        if this.stopped.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        this.future.poll(cx)
     }
 }
 
@@ -221,6 +246,19 @@ mod tests {
         let before = panics();
         assert!(scope.shutdown(Duration::from_secs(5)).await);
         assert!(panics() > before, "it is counted");
+    }
+
+    #[test]
+    fn a_task_takes_the_room_of_its_future_once() {
+        let room = [0_u8; 4096];
+        let future = async move {
+            std::future::pending::<()>().await;
+            std::hint::black_box(room);
+        };
+        let alone = size_of_val(&future);
+        let life = LifetimeOwner::new().lifetime();
+        let owned = size_of_val(&Owned::new(life, future, "test", "large"));
+        assert!(owned - alone < 512, "{alone} became {owned}");
     }
 
     #[tokio::test]

@@ -31,34 +31,34 @@ impl Direction {
 
 /// What is known of one end of a connection; unknown parts are left out of the line.
 #[derive(Debug, Clone, Default)]
-pub struct Party {
+pub struct Party<'a> {
     /// Name of the pod, or of the canonical service.
-    pub workload: Option<String>,
+    pub workload: Option<&'a str>,
     /// Kubernetes namespace.
-    pub namespace: Option<String>,
+    pub namespace: Option<&'a str>,
     /// Identity shown in mutual TLS; none for plaintext.
-    pub identity: Option<Identity>,
+    pub identity: Option<&'a Identity>,
     /// Cluster id.
-    pub cluster: Option<String>,
+    pub cluster: Option<&'a str>,
 }
 
 /// One connection, at its end.
 #[derive(Debug, Clone)]
-pub struct Connection {
+pub struct Connection<'a> {
     /// Side of the proxy.
     pub direction: Direction,
     /// Address of the client.
     pub source_address: SocketAddr,
     /// The client's workload.
-    pub source: Party,
+    pub source: Party<'a>,
     /// Where the proxy connected to, or would have.
     pub destination_address: Option<SocketAddr>,
     /// Authority of the tunnel, for HBONE.
-    pub hbone_address: Option<String>,
+    pub hbone_address: Option<&'a str>,
     /// Host name of the service.
-    pub service: Option<String>,
+    pub service: Option<&'a str>,
     /// The destination's workload.
-    pub destination: Party,
+    pub destination: Party<'a>,
     /// Bytes towards the destination.
     pub bytes_sent: u64,
     /// Bytes from the destination.
@@ -68,10 +68,10 @@ pub struct Connection {
     /// Why it ended.
     pub reason: Reason,
     /// Text of the error, for an ending that is one.
-    pub error: Option<String>,
+    pub error: Option<&'a str>,
 }
 
-impl Connection {
+impl Connection<'_> {
     /// Writes the line `connection complete`: level info, or error if the connection failed.
     pub fn log(&self) {
         macro_rules! line {
@@ -80,23 +80,23 @@ impl Connection {
                     target: "access",
                     {
                     src.addr = %self.source_address,
-                    src.workload = self.source.workload.as_deref(),
-                    src.namespace = self.source.namespace.as_deref(),
-                    src.identity = text(self.source.identity.as_ref()).as_deref(),
-                    src.cluster = self.source.cluster.as_deref(),
+                    src.workload = self.source.workload,
+                    src.namespace = self.source.namespace,
+                    src.identity = text(self.source.identity).as_deref(),
+                    src.cluster = self.source.cluster,
                     dst.addr = self.destination_address.map(tracing::field::display),
-                    dst.hbone_addr = self.hbone_address.as_ref().map(tracing::field::display),
-                    dst.service = self.service.as_deref(),
-                    dst.workload = self.destination.workload.as_deref(),
-                    dst.namespace = self.destination.namespace.as_deref(),
-                    dst.identity = text(self.destination.identity.as_ref()).as_deref(),
-                    dst.cluster = self.destination.cluster.as_deref(),
+                    dst.hbone_addr = self.hbone_address.map(tracing::field::display),
+                    dst.service = self.service,
+                    dst.workload = self.destination.workload,
+                    dst.namespace = self.destination.namespace,
+                    dst.identity = text(self.destination.identity).as_deref(),
+                    dst.cluster = self.destination.cluster,
                     direction = self.direction.as_str(),
                     bytes_sent = self.bytes_sent,
                     bytes_recv = self.bytes_received,
                     duration = whole_millis(self.duration).as_str(),
                     reason = self.reason.as_str(),
-                    error = self.error.as_deref(),
+                    error = self.error,
                     },
                     "connection complete"
                 )

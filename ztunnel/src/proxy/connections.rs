@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use isobar_state::{ConnectionLimits, Peer, Refusal, Service, Snapshot, Workload, authorize};
-use isobar_types::{NamespacedHostname, Reason};
+use isobar_types::{NamespacedHostname, Reason, Str};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::ledger::Ending;
 
@@ -37,13 +38,36 @@ struct Open {
 #[serde(rename_all = "camelCase")]
 pub struct View {
     /// Address of the client.
-    pub src: String,
+    pub src: SocketAddr,
     /// What the client asked for.
-    pub original_dst: Option<String>,
+    pub original_dst: Option<Place>,
     /// Where the proxy went.
-    pub actual_dst: String,
+    pub actual_dst: Place,
     /// `TCP` or `HBONE`.
     pub protocol: &'static str,
+}
+
+/// Where a connection leads; written out only when somebody looks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Place {
+    /// An address.
+    Address(SocketAddr),
+    /// A name, perhaps with a port.
+    Name(Str),
+}
+
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl From<&str> for Place {
+    fn from(text: &str) -> Self {
+        text.parse()
+            .map_or_else(|_| Self::Name(text.into()), Self::Address)
+    }
 }
 
 /// Connections of both directions.
@@ -62,7 +86,9 @@ struct Inbound {
     /// As known when the connection came; used only once the mesh does not know it any more.
     workload: Arc<Workload>,
     view: View,
-    cut: watch::Sender<Option<Ending>>,
+    /// Set once, when the connection is not allowed any more; `cut` tells of it.
+    ending: OnceLock<Ending>,
+    cut: Notify,
 }
 
 /// Keeps an inbound connection registered; ends that when dropped.
@@ -70,7 +96,7 @@ struct Inbound {
 pub struct InboundGuard {
     id: u64,
     connections: Arc<Connections>,
-    cut: watch::Receiver<Option<Ending>>,
+    entry: Arc<Inbound>,
 }
 
 /// One of the connections that a service's limit allows; gives it back when dropped.
@@ -98,23 +124,23 @@ impl Connections {
         workload: Arc<Workload>,
         view: View,
     ) -> InboundGuard {
-        let (sender, cut) = watch::channel(None);
         let entry = Arc::new(Inbound {
             peer,
             destination,
             workload,
             view,
-            cut: sender,
+            ending: OnceLock::new(),
+            cut: Notify::new(),
         });
         let id = self.with(|open| {
             open.next += 1;
-            open.inbound.insert(open.next, entry);
+            open.inbound.insert(open.next, entry.clone());
             open.next
         });
         InboundGuard {
             id,
             connections: self.clone(),
-            cut,
+            entry,
         }
     }
 
@@ -166,7 +192,8 @@ impl Connections {
                     Reason::PolicyWithdrawn,
                     format!("{WITHDRAWN}: {}", denied.detail),
                 );
-                cut += usize::from(entry.cut.send_replace(Some(ending)).is_none());
+                cut += usize::from(entry.ending.set(ending).is_ok());
+                entry.cut.notify_waiters();
             }
         }
         cut
@@ -191,11 +218,15 @@ impl InboundGuard {
     ///
     /// # Cancel safety
     /// May be dropped and called again at any time.
-    pub async fn withdrawn(&mut self) -> Ending {
-        match self.cut.wait_for(Option::is_some).await {
-            Ok(ending) => ending.clone().unwrap_or_else(Ending::complete),
-            // The sender lives in the registry as long as this guard.
-            Err(_) => std::future::pending().await,
+    pub async fn withdrawn(&self) -> Ending {
+        loop {
+            // Registered before looking, so that no change is missed.
+            let mut told = pin!(self.entry.cut.notified());
+            told.as_mut().enable();
+            if let Some(ending) = self.entry.ending.get() {
+                return ending.clone();
+            }
+            told.await;
         }
     }
 }

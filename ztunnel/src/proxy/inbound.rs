@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use http::StatusCode;
 use isobar_hbone::{
-    Connect, Endpoint, ProxyHeader, ServeError, ServerOptions, Timeouts, serve as serve_hbone,
+    Connect, Endpoint, ProxyHeader, ServeError, ServerOptions, Timeouts, TunnelStream,
+    serve as serve_hbone,
 };
-use isobar_net::{dial, local_addr};
+use isobar_net::{DialOptions, dial, local_addr};
 use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
 use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
 use isobar_telemetry::access::{self, Direction};
@@ -19,11 +20,11 @@ use isobar_types::{Identity, NetworkAddress, Reason};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::connections::{InboundGuard, REJECTED, View};
+use super::connections::{InboundGuard, Place, REJECTED, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::target::service_of;
 use super::tunnel::{certificate, describe, http2};
-use super::worker::PodWorker;
+use super::worker::{Delivered, PodWorker};
 use super::{Refused, World};
 
 /// Statuses of the protocol (as Istio's ztunnel does).
@@ -32,7 +33,7 @@ const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
 /// Where a request came in.
 #[derive(Debug, Clone, Copy)]
-struct Arrival {
+pub(super) struct Arrival {
     client: SocketAddr,
     local: SocketAddr,
 }
@@ -60,7 +61,6 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
         // Gone before it was looked at.
         return;
     };
-    let _ = tcp.set_nodelay(true);
     let arrival = Arrival { client, local };
     let tls = match own_certificate(&worker).await {
         Ok(certificate) => server_config(&certificate),
@@ -74,7 +74,7 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
     };
     let handler = worker.clone();
     let served = serve_hbone(tcp, &tls, &options, &worker.tunnels, |connect| {
-        request(handler.clone(), connect, arrival)
+        request(handler.clone(), Box::new(connect), arrival)
     });
     match Box::pin(served).await {
         Ok(()) => {}
@@ -117,13 +117,27 @@ async fn own_certificate(
         })
 }
 
-async fn request(worker: Rc<PodWorker>, connect: Connect, arrival: Arrival) {
+pub(super) async fn request(worker: Rc<PodWorker>, connect: Box<Connect>, arrival: Arrival) {
+    // Boxed: the room it takes to open the way must not stay with the stream.
+    let delivered = Box::pin(open(&worker, *connect, arrival)).await;
+    if let Some(delivered) = delivered {
+        worker.carry_inbound(delivered).await;
+    }
+}
+
+/// `None`: refused or failed, and told.
+async fn open(
+    worker: &PodWorker,
+    connect: Connect,
+    arrival: Arrival,
+) -> Option<Box<Delivered<TunnelStream>>> {
     let since = Instant::now();
     let workload = match worker.world.workload(&worker.pod).await {
         Ok(workload) => workload,
         Err(refused) => {
             connect.refuse(UNAVAILABLE);
-            return tell(&worker, arrival, &refused);
+            tell(worker, arrival, &refused);
+            return None;
         }
     };
     let snapshot = worker.world.store.load();
@@ -138,7 +152,8 @@ async fn request(worker: Rc<PodWorker>, connect: Connect, arrival: Arrival) {
         Ok(target) if worker.world.config.ports.is_reserved(target.to.port()) => {
             connect.refuse(UNAVAILABLE);
             let text = format!("port {} belongs to the mesh itself", target.to.port());
-            tell(&worker, arrival, &Refused::new(Reason::ReservedPort, text));
+            tell(worker, arrival, &Refused::new(Reason::ReservedPort, text));
+            None
         }
         Ok(target) => {
             let requested = Requested {
@@ -148,18 +163,14 @@ async fn request(worker: Rc<PodWorker>, connect: Connect, arrival: Arrival) {
                 target,
                 since,
             };
-            if let Some(allowed) = requested.authorize(&worker) {
-                allowed.deliver(&worker).await;
-            }
+            requested.authorize(worker)?.deliver(worker).await
         }
         Err(refusal) => {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(UNAVAILABLE);
             connect.refuse(status);
-            tell(
-                &worker,
-                arrival,
-                &Refused::new(refusal.reason, refusal.detail),
-            );
+            let refused = Refused::new(refusal.reason, refusal.detail);
+            tell(worker, arrival, &refused);
+            None
         }
     }
 }
@@ -198,9 +209,9 @@ impl Requested {
             to,
             self.workload.clone(),
             View {
-                src: self.arrival.client.to_string(),
-                original_dst: host.clone(),
-                actual_dst: to.to_string(),
+                src: self.arrival.client,
+                original_dst: host.as_deref().map(Place::from),
+                actual_dst: to.into(),
                 protocol: "HBONE",
             },
         );
@@ -211,7 +222,7 @@ impl Requested {
             .workload_by_uid(&self.workload.uid)
             .unwrap_or(&self.workload);
         let route = self.route(&snapshot, &world.config.network, host.as_deref());
-        let ledger = Ledger::open(&world.metrics, route, self.since);
+        let ledger = Ledger::open(&worker.accounts, route, self.since);
         match authorize(&snapshot, &peer, workload, to) {
             Ok(permit) => {
                 worker.tell_permit(&permit);
@@ -251,14 +262,16 @@ impl Requested {
             let mut here = snapshot.workloads_at(&at).iter();
             here.find(|w| w.has_identity(identity)).cloned()
         });
+        let source = source.flatten();
+        let told = source.is_none().then(|| headers.baggage.clone()).flatten();
         let service = self.target.service.clone();
         Route {
             direction: Direction::Inbound,
             source_address: self.arrival.client,
             source: End {
-                workload: source.flatten(),
+                workload: source,
                 identity: Some(identity.clone()),
-                baggage: headers.baggage.clone(),
+                baggage: told.map(Box::new),
             },
             destination_address: self.arrival.local,
             hbone_address: Some(headers.authority.to_string()),
@@ -276,10 +289,10 @@ impl Requested {
 }
 
 impl Allowed {
-    async fn deliver(self, worker: &PodWorker) {
+    async fn deliver(self, worker: &PodWorker) -> Option<Box<Delivered<TunnelStream>>> {
         let Self {
             requested,
-            mut guard,
+            guard,
             ledger,
             ..
         } = self;
@@ -294,54 +307,69 @@ impl Allowed {
         let header = target
             .proxy_protocol
             .then(|| proxy_header(world, &connect, arrival.client, &target));
-        let (to, options) = if header.is_some() && world.config.localhost_app_tunnel {
-            let to = SocketAddr::new(loopback(target.to.ip()), target.to.port());
-            (to, worker.pod.dial_options(world))
-        } else {
-            let client = arrival.client.ip();
-            let options = world.dial_application(&worker.pod, client, target.to.ip());
-            (target.to, options)
-        };
+        let (to, options) = way(worker, arrival.client.ip(), target.to, header.is_some());
         let dialled = tokio::select! {
             dialled = dial(&options, to) => dialled,
-            () = connect.gone() => return ledger.close(Ending::broken(Reason::DownstreamReset)),
+            () = connect.gone() => {
+                ledger.close(Ending::broken(Reason::DownstreamReset));
+                return None;
+            }
             ending = guard.withdrawn() => {
                 connect.refuse(DENIED);
-                return ledger.close(ending);
+                ledger.close(ending);
+                return None;
             }
             ending = worker.pod.cut_ending() => {
                 connect.refuse(UNAVAILABLE);
-                return ledger.close(ending);
+                ledger.close(ending);
+                return None;
             }
         };
         let mut upstream = match dialled {
             Ok(upstream) => upstream,
             Err(error) => {
                 connect.refuse(UNAVAILABLE);
-                return ledger.close(Ending::failed(error.reason(), error.to_string()));
+                ledger.close(Ending::failed(error.reason(), error.to_string()));
+                return None;
             }
         };
-        let baggage = worker
-            .world
-            .config
-            .response_baggage
-            .then(|| describe(&workload));
-        match connect.accept(baggage.as_ref()) {
-            Ok(stream) => {
-                if let Some(header) = header
-                    && let Err(error) = upstream.write_all(&header).await
-                {
-                    tracing::debug!(%error, "the application left before its PROXY header");
-                    return ledger.close(Ending::broken(Reason::UpstreamReset));
-                }
-                worker.carry_inbound(stream, upstream, guard, ledger).await;
-            }
-            Err(_) => {
-                upstream.reset();
-                ledger.close(Ending::broken(Reason::DownstreamReset));
-            }
+        let baggage = world.config.response_baggage.then(|| describe(&workload));
+        let Ok(mut downstream) = connect.accept(baggage.as_ref()) else {
+            upstream.reset();
+            ledger.close(Ending::broken(Reason::DownstreamReset));
+            return None;
+        };
+        // What it says is in the ledger, if it is of use.
+        drop(downstream.take_baggage());
+        if let Some(header) = header
+            && let Err(error) = upstream.write_all(&header).await
+        {
+            tracing::debug!(%error, "the application left before its PROXY header");
+            ledger.close(Ending::broken(Reason::UpstreamReset));
+            return None;
         }
+        Some(Box::new(Delivered {
+            downstream,
+            upstream,
+            guard,
+            ledger,
+        }))
     }
+}
+
+/// Where the application is dialled, and how; one that is told who calls may listen on loopback.
+fn way(
+    worker: &PodWorker,
+    client: IpAddr,
+    to: SocketAddr,
+    told: bool,
+) -> (SocketAddr, DialOptions) {
+    let world = &worker.world;
+    if told && world.config.localhost_app_tunnel {
+        let to = SocketAddr::new(loopback(to.ip()), to.port());
+        return (to, worker.pod.dial_options(world));
+    }
+    (to, world.dial_application(&worker.pod, client, to.ip()))
 }
 
 /// The loopback address of the family of `ip`.

@@ -1,5 +1,7 @@
 //! What is known of one connection, and its end: the access line and the metrics.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,9 +9,9 @@ use std::time::Instant;
 use isobar_state::{Service, Workload};
 use isobar_telemetry::access::{self, Direction, Party};
 use isobar_types::{Identity, Reason};
-use prometheus_client::metrics::counter::Counter;
+use isobar_xds::Store;
 
-use crate::metrics::{EndLabels, Metrics, ServiceLabels, TrafficLabels, response_flags};
+use crate::metrics::{EndLabels, Metrics, Series, ServiceLabels, TrafficLabels, response_flags};
 use isobar_hbone::Baggage;
 
 /// One end of a connection: its workload if known, else what the peer told of it.
@@ -20,7 +22,7 @@ pub struct End {
     /// Identity proven in mutual TLS.
     pub identity: Option<Identity>,
     /// What the peer told; used where there is no workload.
-    pub baggage: Option<Baggage>,
+    pub baggage: Option<Box<Baggage>>,
 }
 
 /// A connection whose way is known.
@@ -46,15 +48,98 @@ pub struct Route {
     pub proven: bool,
 }
 
+/// Counters of connections between the same ends that are remembered; beyond, all are looked up anew.
+const KNOWN: usize = 64;
+
+/// The counters of the connections of one pod on one thread.
+#[derive(Debug)]
+pub struct Accounts {
+    metrics: Metrics,
+    store: Store,
+    /// Of this version of the mesh, so that nothing of earlier ones is kept.
+    version: Cell<u64>,
+    known: RefCell<HashMap<Ends, Known>>,
+}
+
+/// Connections whose labels are the same. Objects count by their place in memory.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Ends {
+    direction: Direction,
+    mutual_tls: bool,
+    workloads: [*const Workload; 2],
+    identities: [Option<Identity>; 2],
+    service: Option<*const Service>,
+}
+
+#[derive(Debug)]
+struct Known {
+    series: Arc<Series>,
+    /// Held, so that their places in memory stay theirs.
+    _workloads: [Arc<Workload>; 2],
+    _service: Option<Arc<Service>>,
+}
+
+impl Accounts {
+    /// None yet.
+    #[must_use]
+    pub fn new(metrics: Metrics, store: Store) -> Self {
+        Self {
+            metrics,
+            store,
+            version: Cell::new(0),
+            known: RefCell::default(),
+        }
+    }
+
+    fn series(&self, route: &Route) -> Arc<Series> {
+        let (Some(source), Some(destination)) =
+            (&route.source.workload, &route.destination.workload)
+        else {
+            return Arc::new(self.metrics.series(labels(route)));
+        };
+        let version = self.store.load().version();
+        let mut known = self.known.borrow_mut();
+        if self.version.replace(version) != version || known.len() >= KNOWN {
+            known.clear();
+        }
+        let ends = Ends {
+            direction: route.direction,
+            mutual_tls: route.mutual_tls,
+            workloads: [source, destination].map(Arc::as_ptr),
+            identities: [&route.source, &route.destination].map(|end| end.identity.clone()),
+            service: route.service.as_ref().map(Arc::as_ptr),
+        };
+        let entry = known.entry(ends).or_insert_with(|| Known {
+            series: Arc::new(self.metrics.series(labels(route))),
+            _workloads: [source, destination].map(Arc::clone),
+            _service: route.service.clone(),
+        });
+        entry.series.clone()
+    }
+}
+
+fn labels(route: &Route) -> TrafficLabels {
+    TrafficLabels {
+        direction: route.direction,
+        mutual_tls: route.mutual_tls,
+        flags: "-",
+        reason: None,
+        source: Arc::new(end_labels(&route.source, None)),
+        // The destination's identity is told even where nothing proves it.
+        destination: Arc::new(end_labels(
+            &route.destination,
+            route.destination.workload.as_ref().map(|w| w.identity()),
+        )),
+        service: Arc::new(service_labels(route.service.as_deref())),
+    }
+}
+
 /// A connection counted as opened. Must be closed; a drop without [`Ledger::close`] is a fault of
 /// ours and is told as such.
 #[derive(Debug)]
 pub struct Ledger {
-    metrics: Metrics,
+    series: Arc<Series>,
     route: Route,
-    labels: TrafficLabels,
-    received: Counter,
-    sent: Counter,
     counted: (u64, u64),
     opened: Instant,
     closed: bool,
@@ -101,21 +186,9 @@ impl Ending {
 impl Ledger {
     /// Counts the connection as opened. `since` is when it was accepted.
     #[must_use]
-    pub fn open(metrics: &Metrics, route: Route, since: Instant) -> Self {
-        let labels = TrafficLabels {
-            direction: route.direction,
-            mutual_tls: route.mutual_tls,
-            flags: "-",
-            reason: None,
-            source: Arc::new(end_labels(&route.source, None)),
-            // The destination's identity is told even where nothing proves it.
-            destination: Arc::new(end_labels(
-                &route.destination,
-                route.destination.workload.as_ref().map(|w| w.identity()),
-            )),
-            service: Arc::new(service_labels(route.service.as_deref())),
-        };
-        let (received, sent) = metrics.opened(&labels);
+    pub fn open(accounts: &Accounts, route: Route, since: Instant) -> Self {
+        let series = accounts.series(&route);
+        series.opened();
         tracing::debug!(
             target: "access",
             { src.addr = %route.source_address, dst.addr = %route.destination_address,
@@ -123,11 +196,8 @@ impl Ledger {
             "connection opened"
         );
         Self {
-            metrics: metrics.clone(),
+            series,
             route,
-            labels,
-            received,
-            sent,
             counted: (0, 0),
             opened: since,
             closed: false,
@@ -141,25 +211,27 @@ impl Ledger {
 
     /// Brings the byte counters up to the totals so far: towards the destination, and from it.
     pub fn count(&mut self, towards: u64, from: u64) {
-        self.received.inc_by(towards.saturating_sub(self.counted.0));
-        self.sent.inc_by(from.saturating_sub(self.counted.1));
+        self.series
+            .received
+            .inc_by(towards.saturating_sub(self.counted.0));
+        self.series.sent.inc_by(from.saturating_sub(self.counted.1));
         self.counted = (towards.max(self.counted.0), from.max(self.counted.1));
     }
 
     /// Ends the connection: counts it and writes its line.
     pub fn close(mut self, ending: Ending) {
-        self.finish(ending);
+        let Ending { reason, detail } = ending;
+        self.finish(reason, detail.as_deref());
     }
 
-    fn finish(&mut self, ending: Ending) {
+    fn finish(&mut self, reason: Reason, error: Option<&str>) {
         self.closed = true;
-        self.labels.reason = Some(ending.reason);
         // An orderly end has no flag, whoever went first.
-        self.labels.flags = match &ending.detail {
-            Some(_) => response_flags(ending.reason, self.route.direction),
+        let flags = match error {
+            Some(_) => response_flags(reason, self.route.direction),
             None => "-",
         };
-        self.metrics.closed(&self.labels);
+        self.series.closed(reason, flags);
         let route = &self.route;
         let (towards, from) = self.counted;
         // Each side tells what it sent and received itself: the caller's proxy towards the
@@ -173,14 +245,14 @@ impl Ledger {
             source_address: route.source_address,
             source: party(&route.source, route.proven),
             destination_address: Some(route.destination_address),
-            hbone_address: route.hbone_address.clone(),
-            service: route.service.as_ref().map(|s| s.key.hostname.to_string()),
+            hbone_address: route.hbone_address.as_deref(),
+            service: route.service.as_ref().map(|s| &*s.key.hostname),
             destination: party(&route.destination, route.proven),
             bytes_sent,
             bytes_received,
             duration: self.opened.elapsed(),
-            reason: ending.reason,
-            error: ending.detail,
+            reason,
+            error,
         }
         .log();
     }
@@ -195,7 +267,7 @@ impl Drop for Ledger {
             } else {
                 Reason::Drained
             };
-            self.finish(Ending::failed(reason, "connection was dropped"));
+            self.finish(reason, Some("connection was dropped"));
         }
     }
 }
@@ -218,7 +290,7 @@ fn end_labels(end: &End, presumed: Option<Identity>) -> EndLabels {
             zone: some(&workload.locality.zone),
         };
     }
-    let told = end.baggage.clone().unwrap_or_default();
+    let told = end.baggage.as_deref().cloned().unwrap_or_default();
     let shared = |s: Option<String>| s.map(isobar_types::Str::from);
     let namespace = end.identity.as_ref().map(|i| i.namespace.clone());
     EndLabels {
@@ -243,24 +315,23 @@ fn service_labels(service: Option<&Service>) -> ServiceLabels {
     })
 }
 
-fn party(end: &End, proven: bool) -> Party {
-    let identity = end.identity.clone().filter(|_| proven);
+fn party(end: &End, proven: bool) -> Party<'_> {
+    let identity = end.identity.as_ref().filter(|_| proven);
     if let Some(workload) = &end.workload {
         return Party {
-            workload: Some(workload.name.to_string()),
-            namespace: Some(workload.namespace.to_string()),
+            workload: Some(&workload.name),
+            namespace: Some(&workload.namespace),
             identity,
-            cluster: Some(workload.cluster_id.to_string()),
+            cluster: Some(&workload.cluster_id),
         };
     }
-    let told = end.baggage.clone().unwrap_or_default();
+    let told = end.baggage.as_deref();
     Party {
-        workload: told.service,
+        workload: told.and_then(|told| told.service.as_deref()),
         namespace: identity
-            .as_ref()
-            .map(|i| i.namespace.to_string())
-            .or(told.namespace),
+            .map(|i| &*i.namespace)
+            .or_else(|| told.and_then(|told| told.namespace.as_deref())),
         identity,
-        cluster: told.cluster,
+        cluster: told.and_then(|told| told.cluster.as_deref()),
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use isobar_net::{ListenOptions, Want, listen};
+use isobar_net::{Keepalive, ListenOptions, Want, listen};
 use tokio::net::TcpListener;
 
 use super::{Pod, World};
@@ -28,20 +28,30 @@ impl PodListeners {
     /// When one cannot be bound; the text names it.
     pub fn bind(world: &World, pod: &Pod) -> io::Result<Self> {
         let ports = &world.config.ports;
-        let everywhere = |port| bind(world, pod, world.config.wildcard(port));
-        let captured = |port| (!pod.own).then(|| everywhere(port)).transpose();
-        let loopback = |port| bind(world, pod, (Ipv4Addr::LOCALHOST, port).into());
+        let keepalive = world.keepalive();
+        let everywhere = |port, keepalive| bind(world, pod, world.config.wildcard(port), keepalive);
+        let captured = |port| {
+            let bound = (!pod.own).then(|| everywhere(port, keepalive));
+            bound.transpose()
+        };
+        let loopback = |port| bind(world, pod, (Ipv4Addr::LOCALHOST, port).into(), keepalive);
         let socks5 = ports.socks5.filter(|_| !pod.own);
         Ok(Self {
             outbound: captured(ports.outbound)?,
             plaintext: captured(ports.inbound_plaintext)?,
-            hbone: everywhere(ports.inbound)?,
+            // Tunnels have PING.
+            hbone: everywhere(ports.inbound, None)?,
             socks5: socks5.map(loopback).transpose()?,
         })
     }
 }
 
-fn bind(world: &World, pod: &Pod, address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(
+    world: &World,
+    pod: &Pod,
+    address: SocketAddr,
+    keepalive: Option<Keepalive>,
+) -> io::Result<TcpListener> {
     let config = &world.config;
     // Dedicated mode leaves marks to whoever redirects; its listeners stay unmarked.
     let mark = config.packet_mark.filter(|_| pod.netns.is_some());
@@ -55,6 +65,8 @@ fn bind(world: &World, pod: &Pod, address: SocketAddr) -> io::Result<TcpListener
             Some(true) => Want::Require,
             Some(false) => Want::Never,
         },
+        nodelay: true,
+        keepalive,
         ..ListenOptions::new(address)
     };
     let bound = listen(&options).or_else(|error| {

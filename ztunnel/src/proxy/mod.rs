@@ -19,6 +19,7 @@ mod pod;
 mod socks5;
 mod target;
 mod tunnel;
+mod way;
 mod worker;
 
 use std::net::IpAddr;
@@ -32,8 +33,8 @@ use isobar_types::Reason;
 use isobar_xds::{CertSource, Store};
 
 pub use accept::Descriptors;
-pub use connections::{Connections, InboundGuard, View, Views};
-pub use ledger::{Ending, Ledger};
+pub use connections::{Connections, InboundGuard, Place, View, Views};
+pub use ledger::{Accounts, Ending, Ledger};
 pub use listeners::PodListeners;
 pub use neighbour::Neighbours;
 pub use pod::{Pod, Stage};

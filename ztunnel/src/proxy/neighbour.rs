@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use isobar_types::{Identity, Reason};
 use tokio::net::TcpStream;
 
 use super::Pod;
-use super::connections::{InboundGuard, REJECTED, View};
+use super::connections::{InboundGuard, Place, REJECTED, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::target::service_of;
 use super::tunnel::certificate;
@@ -71,11 +72,11 @@ pub(super) struct Caller<'a> {
 
 /// An application next door that may be talked to.
 pub(super) struct Reached {
-    pub(super) upstream: TcpStream,
-    pub(super) guard: InboundGuard,
+    upstream: TcpStream,
+    guard: InboundGuard,
     /// The destination's side.
-    pub(super) ledger: Ledger,
-    pub(super) pod: Arc<Pod>,
+    ledger: Ledger,
+    pod: Arc<Pod>,
     _permit: Permit,
 }
 
@@ -119,7 +120,7 @@ impl Neighbour {
         let source = caller.workload.identity();
         self.check_certificates(worker, &source).await?;
         let target = self.resolve(worker)?;
-        let (mut guard, ledger, permit) = self.authorize(worker, caller, source, &target)?;
+        let (guard, ledger, permit) = self.authorize(worker, caller, source, &target)?;
         let to = target.to;
         let options = worker
             .world
@@ -213,9 +214,9 @@ impl Neighbour {
             target.to,
             self.workload.clone(),
             View {
-                src: caller.address.to_string(),
-                original_dst: self.named_host.clone(),
-                actual_dst: target.to.to_string(),
+                src: caller.address,
+                original_dst: self.named_host.as_deref().map(Place::from),
+                actual_dst: target.to.into(),
                 protocol: "TCP",
             },
         );
@@ -245,7 +246,7 @@ impl Neighbour {
             mutual_tls: false,
             proven: true,
         };
-        let ledger = Ledger::open(&world.metrics, route, caller.since);
+        let ledger = Ledger::open(&worker.accounts, route, caller.since);
         match authorize(&snapshot, &peer, workload, target.to) {
             Ok(permit) => {
                 worker.tell_permit(&permit);
@@ -266,30 +267,36 @@ impl PodWorker {
     pub(super) async fn carry_next_door(
         &self,
         downstream: &mut impl Endpoint,
-        reached: Reached,
+        reached: &mut Reached,
         ledger: &mut Ledger,
     ) -> Ending {
         let Reached {
-            mut upstream,
-            mut guard,
-            ledger: mut theirs,
+            upstream,
+            guard,
+            ledger: theirs,
             pod,
             ..
         } = reached;
-        let stop = async {
+        let stop = pin!(async {
             tokio::select! {
                 ending = guard.withdrawn() => ending,
                 ending = pod.cut_ending() => ending,
                 ending = self.pod.cut_ending() => ending,
             }
-        };
+        });
         let count = |sent, received| {
             ledger.count(sent, received);
             theirs.count(sent, received);
         };
-        let ending = self.carry(downstream, &mut upstream, count, stop).await;
+        self.carry(downstream, upstream, count, stop).await
+    }
+}
+
+impl Reached {
+    /// Closes the destination's side.
+    pub(super) fn close(self, ending: &Ending) {
+        let Self { guard, ledger, .. } = self;
         drop(guard);
-        theirs.close(ending.clone());
-        ending
+        ledger.close(ending.clone());
     }
 }

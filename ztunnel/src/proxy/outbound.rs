@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use super::connections::{OutboundGuard, Slot, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::neighbour::{Caller, Neighbour, Reached};
 use super::tunnel::describe;
+use super::way::way;
 use super::worker::PodWorker;
 
 /// For the system's resolver to answer about a workload known by name only.
@@ -45,6 +47,16 @@ struct Routed {
     attributed: Attributed,
     hop: NextHop,
     limits: Option<ConnectionLimits>,
+}
+
+/// … whose other side is open. Boxed as a whole: it lives long, and moves.
+struct Opened {
+    downstream: TcpStream,
+    upstream: Upstream,
+    ledger: Ledger,
+    listed: OutboundGuard,
+    /// Lives as long as the connection it counts.
+    slot: Option<Slot>,
 }
 
 /// The other side of a connection.
@@ -88,13 +100,10 @@ pub(super) async fn carry(
         destination,
         since,
     };
-    match accepted.attribute(worker).await {
-        Ok(attributed) => {
-            if let Some(routed) = attributed.route(worker) {
-                routed.carry(worker).await;
-            }
-        }
-        Err(refused) => tell(worker, client, destination, &refused),
+    // Boxed: the room it takes to find and open the way must not stay with the connection.
+    let opened = Box::pin(accepted.open(worker)).await;
+    if let Some(opened) = opened {
+        opened.carry(worker).await;
     }
 }
 
@@ -119,17 +128,24 @@ fn tell(worker: &PodWorker, client: SocketAddr, destination: SocketAddr, refused
 }
 
 impl Accepted {
+    /// `None`: refused or failed, and told.
+    async fn open(self, worker: &PodWorker) -> Option<Box<Opened>> {
+        let (client, destination) = (self.client, self.destination);
+        match self.attribute(worker).await {
+            Ok(attributed) => attributed.route(worker)?.open(worker).await,
+            Err(refused) => {
+                tell(worker, client, destination, &refused);
+                None
+            }
+        }
+    }
+
     async fn attribute(self, worker: &PodWorker) -> Result<Attributed, Refused> {
         let port = self.destination.port();
         let own = self.destination.ip().to_canonical().is_loopback();
         if own && worker.world.config.ports.is_reserved(port) {
             return Err(reserved(port));
         }
-        if let Some(keepalive) = worker.world.keepalive() {
-            // Without it the connection works all the same.
-            let _ = keepalive.apply(&self.tcp);
-        }
-        let _ = self.tcp.set_nodelay(true);
         let source = worker.world.workload(&worker.pod).await?;
         Ok(Attributed {
             accepted: self,
@@ -163,43 +179,9 @@ impl Attributed {
     }
 }
 
-/// The ends of a route, for telemetry.
-struct Way {
-    to: SocketAddr,
-    authority: Option<String>,
-    workload: Option<Arc<Workload>>,
-    service: Option<Arc<Service>>,
-    expect: Option<Identity>,
-    /// Certificates prove who both ends are.
-    proven: bool,
-}
-
-impl Way {
-    fn route(self, accepted: &Accepted, source: &Arc<Workload>) -> Route {
-        Route {
-            direction: Direction::Outbound,
-            source_address: accepted.client,
-            source: End {
-                identity: self.proven.then(|| source.identity()),
-                workload: Some(source.clone()),
-                baggage: None,
-            },
-            destination_address: self.to,
-            mutual_tls: self.authority.is_some(),
-            hbone_address: self.authority,
-            destination: End {
-                workload: self.workload,
-                identity: self.expect,
-                baggage: None,
-            },
-            service: self.service,
-            proven: self.proven,
-        }
-    }
-}
-
 impl Routed {
-    async fn carry(self, worker: &PodWorker) {
+    /// `None`: not opened, and told.
+    async fn open(self, worker: &PodWorker) -> Option<Box<Opened>> {
         let Self {
             attributed,
             hop,
@@ -209,19 +191,21 @@ impl Routed {
         let neighbour = Neighbour::of(worker, &hop);
         let way = way(&hop, accepted.destination, neighbour.is_some());
         let view = View {
-            src: accepted.client.to_string(),
-            original_dst: Some(accepted.destination.to_string()),
-            actual_dst: way.authority.clone().unwrap_or_else(|| way.to.to_string()),
+            src: accepted.client,
+            original_dst: Some(accepted.destination.into()),
+            actual_dst: match &way.authority {
+                Some(authority) => authority.as_str().into(),
+                None => way.to.into(),
+            },
             protocol: if way.authority.is_some() {
                 "HBONE"
             } else {
                 "TCP"
             },
         };
-        let route = way.route(&accepted, &source);
-        let listed: OutboundGuard = worker.pod.connections.outbound(view);
-        let mut ledger = Ledger::open(&worker.world.metrics, route, accepted.since);
-        let mut downstream = accepted.tcp;
+        let route = way.route(accepted.client, &source);
+        let listed = worker.pod.connections.outbound(view);
+        let mut ledger = Ledger::open(&worker.accounts, route, accepted.since);
         let caller = Caller {
             workload: &source,
             address: accepted.client,
@@ -232,34 +216,69 @@ impl Routed {
             connected = connecting => connected,
             ending = worker.pod.cut_ending() => {
                 ledger.close(ending);
-                return;
+                return None;
             }
         };
-        let stop = worker.pod.cut_ending();
-        // The slot lives as long as the connection it counts.
-        let ending = match connected {
-            Ok((Upstream::Plain(mut upstream), _slot)) => {
+        match connected {
+            Ok((upstream, slot)) => {
+                if let Upstream::Tunnel(tunnel) = &upstream {
+                    ledger.prove_destination(tunnel.peer().identity());
+                }
+                Some(Box::new(Opened {
+                    downstream: accepted.tcp,
+                    upstream,
+                    ledger,
+                    listed,
+                    slot,
+                }))
+            }
+            Err(failed) => {
+                drop(listed);
+                ledger.close(Ending::failed(failed.reason, failed.detail));
+                None
+            }
+        }
+    }
+}
+
+impl Opened {
+    async fn carry(mut self: Box<Self>, worker: &PodWorker) {
+        let Self {
+            downstream,
+            upstream,
+            ledger,
+            ..
+        } = &mut *self;
+        let ending = match upstream {
+            Upstream::NextDoor(reached) => {
+                Box::pin(worker.carry_next_door(downstream, reached, ledger)).await
+            }
+            Upstream::Plain(upstream) => {
                 let count = |sent, received| ledger.count(sent, received);
-                worker
-                    .carry(&mut downstream, &mut upstream, count, stop)
-                    .await
+                let stop = pin!(worker.pod.cut_ending());
+                worker.carry(downstream, upstream, count, stop).await
             }
-            Ok((Upstream::NextDoor(reached), _slot)) => {
-                worker
-                    .carry_next_door(&mut downstream, *reached, &mut ledger)
-                    .await
-            }
-            Ok((Upstream::Tunnel(mut upstream), _slot)) => {
-                ledger.prove_destination(upstream.peer().identity());
+            Upstream::Tunnel(upstream) => {
                 let count = |sent, received| ledger.count(sent, received);
-                worker
-                    .carry(&mut downstream, &mut *upstream, count, stop)
-                    .await
+                let stop = pin!(worker.pod.cut_ending());
+                worker.carry(downstream, &mut **upstream, count, stop).await
             }
-            Err(failed) => Ending::failed(failed.reason, failed.detail),
         };
-        drop(listed);
+        let Self {
+            downstream,
+            upstream,
+            ledger,
+            listed,
+            slot,
+        } = *self;
+        if let Upstream::NextDoor(reached) = upstream {
+            reached.close(&ending);
+        } else {
+            drop(upstream);
+        }
+        drop((slot, listed));
         ledger.close(ending);
+        drop(downstream);
     }
 }
 
@@ -274,71 +293,6 @@ async fn next_door(
             reason: ending.reason,
             detail: ending.detail.unwrap_or_default(),
         }),
-    }
-}
-
-/// Where `hop` leads; `next_door` without a tunnel.
-fn way(hop: &NextHop, destination: SocketAddr, next_door: bool) -> Way {
-    match hop {
-        NextHop::Passthrough(to) => Way {
-            to: *to,
-            authority: None,
-            workload: None,
-            service: None,
-            expect: None,
-            proven: false,
-        },
-        NextHop::Direct {
-            to,
-            workload,
-            service,
-        } => Way {
-            to: *to,
-            authority: None,
-            workload: Some(workload.clone()),
-            service: service.clone(),
-            expect: None,
-            proven: false,
-        },
-        NextHop::Resolve {
-            workload, service, ..
-        } => Way {
-            to: destination,
-            authority: None,
-            workload: Some(workload.clone()),
-            service: service.clone(),
-            expect: None,
-            proven: false,
-        },
-        NextHop::DoubleTunnel {
-            to,
-            authority,
-            gateway,
-            service,
-            ..
-        } => Way {
-            to: *to,
-            authority: Some(authority.clone()),
-            workload: Some(gateway.clone()),
-            service: Some(service.clone()),
-            expect: Some(gateway.identity()),
-            proven: true,
-        },
-        NextHop::Tunnel {
-            to,
-            authority,
-            workload,
-            service,
-            ..
-        } => Way {
-            // A tunnel ends at its own port, what takes none at the application's.
-            to: authority.parse().ok().filter(|_| next_door).unwrap_or(*to),
-            authority: (!next_door).then(|| authority.clone()),
-            workload: Some(workload.clone()),
-            service: service.clone(),
-            expect: Some(workload.identity()),
-            proven: true,
-        },
     }
 }
 
@@ -470,7 +424,11 @@ fn tunnel(
     opened: Result<TunnelStream, TunnelError>,
 ) -> Result<Upstream, Failed> {
     opened
-        .map(|stream| Upstream::Tunnel(Box::new(stream)))
+        .map(|mut stream| {
+            // Of no use to a proxy that knows where it sent the connection.
+            drop(stream.take_baggage());
+            Upstream::Tunnel(Box::new(stream))
+        })
         .map_err(|error| {
             let reason = error.reason();
             let mut detail = chain(&error);
@@ -560,7 +518,7 @@ impl Attributed {
             mutual_tls: false,
             proven: false,
         };
-        Ledger::open(&worker.world.metrics, route, self.accepted.since)
+        Ledger::open(&worker.accounts, route, self.accepted.since)
             .close(Ending::failed(refusal.reason, refusal.detail));
     }
 }

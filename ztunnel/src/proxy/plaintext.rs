@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::connections::{InboundGuard, REJECTED, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::target::service_of;
-use super::worker::PodWorker;
+use super::worker::{Delivered, PodWorker};
 use super::{Refused, workload_at};
 
 /// A connection to the pod from outside the mesh.
@@ -53,28 +53,35 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
         destination,
         since,
     };
-    match accepted.attribute(&worker).await {
-        Ok(attributed) => {
-            if let Some(allowed) = attributed.authorize(&worker) {
-                allowed.deliver(&worker).await;
-            }
-        }
-        Err(refused) => {
-            let reason = refused.reason;
-            let metrics = &worker.world.metrics;
-            metrics.refused_early(Direction::Inbound, reason);
-            access::refused_early(
-                Direction::Inbound,
-                client,
-                destination,
-                reason,
-                &refused.detail,
-            );
-        }
+    // Boxed: the room it takes to open the way must not stay with the connection.
+    let delivered = Box::pin(accepted.open(&worker)).await;
+    if let Some(delivered) = delivered {
+        worker.carry_inbound(delivered).await;
     }
 }
 
 impl Accepted {
+    /// `None`: refused or failed, and told.
+    async fn open(self, worker: &PodWorker) -> Option<Box<Delivered<TcpStream>>> {
+        let (client, destination) = (self.client, self.destination);
+        match self.attribute(worker).await {
+            Ok(attributed) => attributed.authorize(worker)?.deliver(worker).await,
+            Err(refused) => {
+                let reason = refused.reason;
+                let metrics = &worker.world.metrics;
+                metrics.refused_early(Direction::Inbound, reason);
+                access::refused_early(
+                    Direction::Inbound,
+                    client,
+                    destination,
+                    reason,
+                    &refused.detail,
+                );
+                None
+            }
+        }
+    }
+
     async fn attribute(self, worker: &PodWorker) -> Result<Attributed, Refused> {
         if worker
             .world
@@ -90,11 +97,6 @@ impl Accepted {
                 ),
             ));
         }
-        if let Some(keepalive) = worker.world.keepalive() {
-            // Without it the connection works all the same.
-            let _ = keepalive.apply(&self.tcp);
-        }
-        let _ = self.tcp.set_nodelay(true);
         let workload = worker.world.workload(&worker.pod).await?;
         Ok(Attributed {
             accepted: self,
@@ -117,9 +119,9 @@ impl Attributed {
             destination,
             workload.clone(),
             View {
-                src: accepted.client.to_string(),
+                src: accepted.client,
                 original_dst: None,
-                actual_dst: destination.to_string(),
+                actual_dst: destination.into(),
                 protocol: "TCP",
             },
         );
@@ -142,7 +144,7 @@ impl Attributed {
             mutual_tls: false,
             proven: false,
         };
-        let ledger = Ledger::open(&world.metrics, route, accepted.since);
+        let ledger = Ledger::open(&worker.accounts, route, accepted.since);
         match authorize(&snapshot, &peer, &workload, destination) {
             Ok(permit) => {
                 worker.tell_permit(&permit);
@@ -164,7 +166,7 @@ impl Attributed {
 }
 
 impl Allowed {
-    async fn deliver(self, worker: &PodWorker) {
+    async fn deliver(self, worker: &PodWorker) -> Option<Box<Delivered<TcpStream>>> {
         let Self {
             accepted,
             guard,
@@ -177,12 +179,16 @@ impl Allowed {
             accepted.destination.ip(),
         );
         match dial(&options, accepted.destination).await {
-            Ok(upstream) => {
-                worker
-                    .carry_inbound(accepted.tcp, upstream, guard, ledger)
-                    .await;
+            Ok(upstream) => Some(Box::new(Delivered {
+                downstream: accepted.tcp,
+                upstream,
+                guard,
+                ledger,
+            })),
+            Err(error) => {
+                ledger.close(Ending::failed(error.reason(), error.to_string()));
+                None
             }
-            Err(error) => ledger.close(Ending::failed(error.reason(), error.to_string())),
         }
     }
 }

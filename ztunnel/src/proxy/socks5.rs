@@ -60,7 +60,7 @@ fn unsupported(detail: impl Into<String>) -> Failed {
 /// Serves one connection to its end.
 pub(super) async fn serve(worker: Rc<PodWorker>, mut tcp: TcpStream, client: SocketAddr) {
     let since = Instant::now();
-    let greeted = tokio::time::timeout(GREETING, greet(&worker, &mut tcp, client)).await;
+    let greeted = tokio::time::timeout(GREETING, Box::pin(greet(&worker, &mut tcp, client))).await;
     let failed = match greeted {
         Ok(Ok(destination)) => {
             // Told before the way is tried (as Istio's ztunnel does).

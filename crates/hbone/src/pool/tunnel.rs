@@ -1,6 +1,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future as _;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -206,7 +207,9 @@ where
         guard,
     };
     cork.close();
-    pool.scope.spawn("tunnel", driver.run(connection, cork));
+    // Boxed: a future keeps room for what it is given, and again for what it makes of it.
+    let running = driver.run(Box::pin(connection), cork);
+    pool.scope.spawn("tunnel", running);
     Ok(tunnel)
 }
 
@@ -260,12 +263,14 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run<IO>(self, mut connection: Connection<Watch<Corked<IO>>, Bytes>, cork: Corked<IO>)
-    where
+    async fn run<IO>(
+        self,
+        mut connection: Pin<Box<Connection<Watch<Corked<IO>>, Bytes>>>,
+        cork: Corked<IO>,
+    ) where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let pings = connection.ping_pong();
-        let mut connection = Box::pin(connection);
         // What is to be sent leaves when there is nothing more to do.
         let driven = std::future::poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);

@@ -57,7 +57,10 @@ impl Drop for ReadSize {
 /// Bytes on their way from one endpoint to the other.
 #[derive(Debug)]
 pub struct Batch {
-    chunks: VecDeque<Bytes>,
+    /// Empty when nothing is on its way. Apart from the others, as there is mostly one chunk, for
+    /// which no room need be found, nor kept with every stream that once carried something.
+    front: Bytes,
+    more: VecDeque<Bytes>,
     bytes: usize,
     spare: BytesMut,
     read: ReadSize,
@@ -68,7 +71,8 @@ pub struct Batch {
 impl Default for Batch {
     fn default() -> Self {
         Self {
-            chunks: VecDeque::new(),
+            front: Bytes::new(),
+            more: VecDeque::new(),
             bytes: 0,
             spare: BytesMut::new(),
             read: ReadSize::default(),
@@ -82,31 +86,44 @@ impl Batch {
     pub fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
             self.bytes += chunk.len();
-            self.chunks.push_back(chunk);
+            self.push_back(chunk);
         }
+    }
+
+    fn push_back(&mut self, chunk: Bytes) {
+        if self.front.is_empty() {
+            self.front = chunk;
+        } else {
+            self.more.push_back(chunk);
+        }
+    }
+
+    fn pop_front(&mut self) -> Bytes {
+        std::mem::replace(&mut self.front, self.more.pop_front().unwrap_or_default())
     }
 
     /// Adds bytes at the end, in one chunk with those that were added so before.
     pub fn push_joined(&mut self, bytes: &[u8]) {
-        let last = self.chunks.pop_back().unwrap_or_default();
+        let last = self.more.pop_back();
+        let last = last.unwrap_or_else(|| std::mem::take(&mut self.front));
         // Fails when the chunk shares its memory; small ones are then copied once, large ones stay.
         let mut joined = match last.try_into_mut() {
             Ok(last) => last,
             Err(last) if last.len() < JOIN_MAX => BytesMut::from(&last[..]),
             Err(last) => {
-                self.chunks.push_back(last);
+                self.push_back(last);
                 BytesMut::new()
             }
         };
         joined.extend_from_slice(bytes);
         self.bytes += bytes.len();
-        self.chunks.push_back(joined.freeze());
+        self.push_back(joined.freeze());
     }
 
     /// True when nothing is on its way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.front.is_empty()
     }
 
     /// Bytes on their way.
@@ -117,11 +134,13 @@ impl Batch {
 
     /// Takes at most `most` bytes from the front, without copying.
     pub fn take(&mut self, most: usize) -> Option<Bytes> {
-        let front = self.chunks.front_mut()?;
-        let piece = if front.len() <= most {
-            self.chunks.pop_front()?
+        if self.is_empty() {
+            return None;
+        }
+        let piece = if self.front.len() <= most {
+            self.pop_front()
         } else {
-            front.split_to(most)
+            self.front.split_to(most)
         };
         self.bytes -= piece.len();
         Some(piece)
@@ -130,7 +149,8 @@ impl Batch {
     /// The front chunks as slices for a gathered write; returns how many were filled in.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+        let front = (!self.is_empty()).then_some(&self.front);
+        for (slice, chunk) in slices.iter_mut().zip(front.into_iter().chain(&self.more)) {
             *slice = IoSlice::new(chunk);
             filled += 1;
         }
@@ -140,16 +160,12 @@ impl Batch {
     /// Forgets `bytes` from the front: they are written.
     pub fn advance(&mut self, mut bytes: usize) {
         self.bytes -= bytes;
-        while bytes > 0 {
-            let Some(front) = self.chunks.front_mut() else {
-                return;
-            };
-            if front.len() > bytes {
-                front.advance(bytes);
+        while bytes > 0 && !self.is_empty() {
+            if self.front.len() > bytes {
+                self.front.advance(bytes);
                 return;
             }
-            bytes -= front.len();
-            self.chunks.pop_front();
+            bytes -= self.pop_front().len();
         }
     }
 
@@ -178,6 +194,9 @@ impl Batch {
     /// takes from others.
     pub fn rest(&mut self) {
         self.spare = BytesMut::new();
+        if self.more.is_empty() {
+            self.more = VecDeque::new();
+        }
         self.rests = self.rests.saturating_add(1);
         if self.rests >= RESTS {
             self.read = ReadSize::default();
@@ -188,6 +207,10 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn chunks(batch: &Batch) -> usize {
+        batch.slices(&mut [IoSlice::new(&[]); 8])
+    }
 
     fn full(batch: &mut Batch) -> usize {
         let mut asked = 0;
@@ -253,10 +276,10 @@ mod tests {
         for n in 0..50_000_u32 {
             batch.push_joined(&[n as u8]);
         }
-        assert_eq!((batch.bytes(), batch.chunks.len()), (50_100, 1));
+        assert_eq!((batch.bytes(), chunks(&batch)), (50_100, 1));
         assert_eq!(batch.take(100), Some(shared));
         batch.push(Bytes::from_static(&[0; 8192]));
         batch.push_joined(b"x");
-        assert_eq!(batch.chunks.len(), 3);
+        assert_eq!(chunks(&batch), 3);
     }
 }

@@ -6,6 +6,7 @@ use bytes::BufMut as _;
 use isobar_types::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
 
 use super::Batch;
 
@@ -50,17 +51,25 @@ pub trait Endpoint: Unpin {
 
 impl Endpoint for TcpStream {
     fn poll_receive(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<io::Result<bool>> {
-        loop {
-            // Readiness first: an idle connection holds no buffer.
-            if self.poll_read_ready(cx)?.is_pending() {
-                batch.rest();
-                return Poll::Pending;
+        // Readiness first: an idle connection holds no buffer.
+        if self.poll_read_ready(cx)?.is_pending() {
+            batch.rest();
+            return Poll::Pending;
+        }
+        // Polled, not tried: a read that comes back short tells the runtime that there is no more,
+        // which otherwise takes another call into the kernel.
+        let read = batch.fill(|buffer, most| {
+            match poll_read_buf(Pin::new(self), cx, &mut buffer.limit(most)) {
+                Poll::Ready(read) => read.map_err(Some),
+                Poll::Pending => Err(None),
             }
-            let read = batch.fill(|buffer, most| self.try_read_buf(&mut buffer.limit(most)));
-            match read {
-                Ok(bytes) => return Poll::Ready(Ok(bytes > 0)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+        });
+        match read {
+            Ok(bytes) => Poll::Ready(Ok(bytes > 0)),
+            Err(Some(error)) => Poll::Ready(Err(error)),
+            Err(None) => {
+                batch.rest();
+                Poll::Pending
             }
         }
     }

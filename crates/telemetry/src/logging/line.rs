@@ -59,11 +59,10 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let line = match self.format {
+        self.output.write(|| match self.format {
             LogFormat::Text => text_line(event, &context),
             LogFormat::Json => json_line(event, &context),
-        };
-        self.output.write(line);
+        });
     }
 }
 

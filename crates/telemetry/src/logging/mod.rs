@@ -129,7 +129,7 @@ impl LogControl {
 
     /// Writes `text` and a line break as it is: for access logs with a format of their own.
     pub fn line(&self, text: String) {
-        self.output.write(text);
+        self.output.write(|| text);
     }
 
     /// Changes how many lines a second are written; 0 for no limit.

@@ -118,11 +118,12 @@ impl Output {
         Ok(Self { queue, shared })
     }
 
-    pub(super) fn write(&self, line: String) {
+    /// `line` is made only if it is taken.
+    pub(super) fn write(&self, line: impl FnOnce() -> String) {
         let shared = &self.shared;
         if !shared.pace.takes(shared.pace.start.elapsed().as_secs()) {
             shared.many.fetch_add(1, Ordering::Relaxed);
-        } else if self.queue.try_send(Entry::Line(line)).is_err() {
+        } else if self.queue.try_send(Entry::Line(line())).is_err() {
             shared.full.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -229,7 +230,7 @@ mod tests {
             };
             // One second of the pace's clock may pass in between; no more.
             for number in 0..5000 {
-                output.write(number.to_string());
+                output.write(|| number.to_string());
             }
             drop(output);
             let mut out = Vec::new();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::access::{Connection, Direction, Party};
-use isobar_types::Reason;
+use isobar_types::{Identity, Reason};
 use std::time::Duration;
 
 fn capture(format: LogFormat, emit: impl FnOnce()) -> Vec<String> {
@@ -10,18 +10,22 @@ fn capture(format: LogFormat, emit: impl FnOnce()) -> Vec<String> {
     std::iter::from_fn(next).collect()
 }
 
-fn connection() -> Connection {
+fn front() -> Identity {
+    "spiffe://cluster.local/ns/web/sa/front".parse().unwrap()
+}
+
+fn connection(source: &Identity) -> Connection<'_> {
     Connection {
         direction: Direction::Outbound,
         source_address: "10.1.2.9:41822".parse().unwrap(),
         source: Party {
-            workload: Some("front-6d".into()),
-            namespace: Some("web".into()),
-            identity: Some("spiffe://cluster.local/ns/web/sa/front".parse().unwrap()),
+            workload: Some("front-6d"),
+            namespace: Some("web"),
+            identity: Some(source),
             cluster: None,
         },
         destination_address: Some("10.1.7.20:15008".parse().unwrap()),
-        hbone_address: Some("10.1.7.20:8080".into()),
+        hbone_address: Some("10.1.7.20:8080"),
         service: None,
         destination: Party::default(),
         bytes_sent: 412,
@@ -34,7 +38,7 @@ fn connection() -> Connection {
 
 #[test]
 fn access_line_has_istios_keys_in_order() {
-    let lines = capture(LogFormat::Text, || connection().log());
+    let lines = capture(LogFormat::Text, || connection(&front()).log());
     let columns: Vec<_> = lines[0].split('\t').collect();
     assert_eq!(columns[1..4], ["info", "access", "connection complete"]);
     assert_eq!(
@@ -53,9 +57,10 @@ fn access_line_has_istios_keys_in_order() {
 
 #[test]
 fn a_failed_connection_is_an_error() {
-    let mut failed = connection();
+    let source = front();
+    let mut failed = connection(&source);
     failed.reason = Reason::PolicyDenied;
-    failed.error = Some("denied\nby x".into());
+    failed.error = Some("denied\nby x");
     let lines = capture(LogFormat::Json, || failed.log());
     let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
     assert_eq!(line["level"], "error");
