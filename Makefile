@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build build-tests demo test test-unit test-e2e checks bars test-long lint fmt bench bench-l4
+.PHONY: help setup build build-tests demo test test-unit test-e2e checks bars test-long lint fmt bench bench-l4 interop
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -62,3 +62,8 @@ bench: setup ## Run the benchmarks in a lab and write a table to target/bench
 bench-l4: setup ## Compare the node proxy with no mesh, a TLS relay and PEER=/path/to/a/ztunnel
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) run --release -p isobar-benches -- l4 --out target/bench $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
+
+interop: setup ## Another ztunnel in a mesh of ours: PEER=/path/to/it [PEER_COMMIT=...]; writes docs/interop
+	@test -n "$(PEER)" || { echo "pass the other node proxy: make interop PEER=/path/to/ztunnel [PEER_COMMIT=its commit]" >&2; exit 2; }
+	$(CARGO) build --profile $(PROFILE) --workspace --bins
+	PEER_COMMIT="$(PEER_COMMIT)" $(BIN)/isobar-interop --peer $(PEER) --out docs/interop $(INTEROP_ARGS)

@@ -10,7 +10,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use isobar_net::NetNs;
 use isobar_runtime::Scope;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Limit of one connect or request: far above anything honest.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -67,6 +67,21 @@ impl Caller {
         tokio::time::timeout(LIMIT, socket.connect(to))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    }
+
+    /// A UDP socket whose peer is `to`.
+    ///
+    /// # Errors
+    /// As `bind(2)` and `connect(2)`.
+    pub async fn datagrams(&self, to: SocketAddr) -> std::io::Result<UdpSocket> {
+        let socket = self.netns.enter(|| {
+            let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_nonblocking(true)?;
+            std::io::Result::Ok(socket)
+        })??;
+        let socket = UdpSocket::from_std(socket)?;
+        socket.connect(to).await?;
+        Ok(socket)
     }
 
     /// A listener of the test's own at every address of the pod: an application whose replies the test

@@ -6,6 +6,7 @@
 
 mod caller;
 mod capture;
+pub mod interop;
 mod load;
 mod mesh;
 pub mod tour;

@@ -34,6 +34,8 @@ pub struct MeshOptions {
     pub programs: BTreeMap<String, PathBuf>,
     /// Further environment of one program, by program name.
     pub program_env: BTreeMap<String, BTreeMap<String, String>>,
+    /// Number of nodes; what a lab has by itself if none is given.
+    pub nodes: Option<u8>,
 }
 
 /// Folder of the programs under test: where cargo puts them beside this one.
@@ -93,6 +95,7 @@ impl Mesh {
         config.binaries = Some(folder);
         config.programs = options.programs;
         config.program_env = options.program_env;
+        config.nodes = options.nodes.unwrap_or(config.nodes);
         let root = config.root.clone();
         isobar_lab::up(config, |_| {})
             .await
