@@ -1,5 +1,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use isobar_types::Reason;
@@ -30,7 +32,7 @@ pub struct DialOptions {
 /// A source address that may belong to somebody else (`IP_TRANSPARENT`, `IP_FREEBIND`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// The address; the port is the kernel's choice.
+    /// The address; the port is one above those that kernels give to connections of their own.
     pub ip: IpAddr,
     /// Fail rather than go on with the kernel's choice.
     pub required: bool,
@@ -108,19 +110,31 @@ fn is_shortage(error: &io::Error) -> bool {
 /// # Cancel safety
 /// Dropping the future closes the socket.
 pub async fn dial(options: &DialOptions, to: SocketAddr) -> Result<TcpStream, DialError> {
-    let socket = in_namespace(options.netns.as_ref(), || prepare(options, to))
-        .map_err(|source| DialError::Socket { to, source })?;
-    let connect = TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(to);
+    let connect = async {
+        let tries = options.source.map_or(0, |_| SHOWN_PORT_TRIES);
+        for _ in 0..tries {
+            match connect(options, to, next_shown_port()).await {
+                Err(Failed::Taken) => {}
+                other => return other,
+            }
+        }
+        connect(options, to, 0).await
+    };
     match tokio::time::timeout(options.timeout, connect).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(source)) if source.kind() == io::ErrorKind::TimedOut => {
+        Ok(Err(Failed::Socket(source))) => Err(DialError::Socket { to, source }),
+        Ok(Err(Failed::Taken)) => Err(DialError::Socket {
+            to,
+            source: io::ErrorKind::AddrInUse.into(),
+        }),
+        Ok(Err(Failed::Connect(source))) if source.kind() == io::ErrorKind::TimedOut => {
             tracing::debug!(%to, error = %source, "the kernel gave up connecting");
             Err(DialError::Timeout {
                 to,
                 after: options.timeout,
             })
         }
-        Ok(Err(source)) => Err(DialError::Refused { to, source }),
+        Ok(Err(Failed::Connect(source))) => Err(DialError::Refused { to, source }),
+        Ok(Ok(stream)) => Ok(stream),
         Err(_) => Err(DialError::Timeout {
             to,
             after: options.timeout,
@@ -128,16 +142,61 @@ pub async fn dial(options: &DialOptions, to: SocketAddr) -> Result<TcpStream, Di
     }
 }
 
-fn prepare(options: &DialOptions, to: SocketAddr) -> io::Result<Socket> {
+/// Why one try did not work.
+enum Failed {
+    Socket(io::Error),
+    /// Somebody has the port, or this very pair of addresses, already.
+    Taken,
+    Connect(io::Error),
+}
+
+async fn connect(options: &DialOptions, to: SocketAddr, port: u16) -> Result<TcpStream, Failed> {
+    let taken = |error: &io::Error| {
+        let kinds = [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable];
+        port != 0 && kinds.contains(&error.kind())
+    };
+    let socket = in_namespace(options.netns.as_ref(), || prepare(options, to, port));
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) if taken(&error) => return Err(Failed::Taken),
+        Err(error) => return Err(Failed::Socket(error)),
+    };
+    let connect = TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(to);
+    match connect.await {
+        Ok(stream) => Ok(stream),
+        Err(error) if taken(&error) => Err(Failed::Taken),
+        Err(error) => Err(Failed::Connect(error)),
+    }
+}
+
+/// Ports shown together with somebody else's address. They lie above those that a kernel gives to its
+/// own connections (32768 to 60999 unless configured): the client's own direct connections to the
+/// same server have ports from there, and a second connection with the same addresses and ports
+/// would take the answers of the first.
+const SHOWN_PORTS: RangeInclusive<u16> = 61_000..=65_535;
+/// How many of them are tried before the kernel chooses after all.
+const SHOWN_PORT_TRIES: u32 = 2;
+
+/// A port of [`SHOWN_PORTS`]; they come in no order, so that long-lived connections do not stand in a row.
+fn next_shown_port() -> u16 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (first, last) = (*SHOWN_PORTS.start(), *SHOWN_PORTS.end());
+    let offset = (mixed >> 40) % u64::from(last - first + 1);
+    first + u16::try_from(offset).unwrap_or(0)
+}
+
+fn prepare(options: &DialOptions, to: SocketAddr, port: u16) -> io::Result<Socket> {
     let socket = open(to, Type::STREAM, Protocol::TCP, options.mark)?;
     socket.set_tcp_nodelay(true)?;
     if let Some(keepalive) = options.keepalive {
         keepalive.set(&(&socket).into())?;
     }
     if let Some(source) = options.source
-        && let Err(error) = show_source(&socket, source.ip, to)
+        && let Err(error) = show_source(&socket, SocketAddr::new(source.ip, port), to)
     {
-        if source.required {
+        if source.required || port != 0 && error.kind() == io::ErrorKind::AddrInUse {
             return Err(error);
         }
         tracing::warn!(%error, source = %source.ip, %to, "cannot show the caller's address; using our own");
@@ -145,8 +204,8 @@ fn prepare(options: &DialOptions, to: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn show_source(socket: &Socket, ip: IpAddr, to: SocketAddr) -> io::Result<()> {
-    if ip.is_ipv4() != to.is_ipv4() {
+fn show_source(socket: &Socket, source: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    if source.is_ipv4() != to.is_ipv4() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "source of another family",
@@ -154,8 +213,13 @@ fn show_source(socket: &Socket, ip: IpAddr, to: SocketAddr) -> io::Result<()> {
     }
     transparent(socket)?;
     socket.set_freebind_v4(true)?;
-    // The port is chosen at connect, where it need only be free for this one destination: without
-    // this a busy client address runs out of ports. Old kernels go without.
-    let _ = setsockopt(socket, sockopt::IpBindAddressNoPort, &true);
-    socket.bind(&SocketAddr::new(ip, 0).into())
+    if source.port() == 0 {
+        // The port is chosen at connect, where it need only be free for this one destination: without
+        // this a busy client address runs out of ports. Old kernels go without.
+        let _ = setsockopt(socket, sockopt::IpBindAddressNoPort, &true);
+    } else {
+        // As much for a port given: what counts is the pair of addresses.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&source.into())
 }

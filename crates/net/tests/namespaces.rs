@@ -216,6 +216,18 @@ fn a_foreign_source_address_is_shown() {
         assert_eq!(from.ip(), foreign);
         server.write_all(b"x").await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'x');
+        // Never a port that the owner of the address may have taken for itself.
+        let mut held = vec![(client, server)];
+        let mut ports = std::collections::BTreeSet::from([from.port()]);
+        for _ in 0..20 {
+            let client = dial(&options, at(2, 80)).await.unwrap();
+            let (server, from) = listener.accept().await.unwrap();
+            ports.insert(from.port());
+            held.push((client, server));
+        }
+        assert_eq!(ports.len(), 21);
+        assert!(ports.iter().all(|port| *port >= 61_000), "{ports:?}");
+        drop(held);
 
         let source = Some(Source {
             ip: "fd00::1".parse().unwrap(),
