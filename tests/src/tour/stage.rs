@@ -109,8 +109,8 @@ pub fn next_steps(lab: &str, objects: &Path, programs: &Path) -> Vec<Step> {
             "nodes, pods, services",
         ),
         (
-            format!("rm {objects}/deny.yaml"),
-            "lift the last denial (editing a file applies it)",
+            format!("rm {objects}/deny.yaml && sleep 1"),
+            "lift the last denial (what changes in a file is in force within a second)",
         ),
         (
             format!(

@@ -69,10 +69,10 @@ pub(crate) async fn revoked() {
     let settings = [("CRL_PATH", file.to_str().unwrap())];
     let process = node.serving(Place::new("zt", "10.0.0.11"), &settings).await;
     // The file is not there yet: nothing is revoked.
-    assert_eq!(
-        process.lines_with("revocation lists cannot be read").len(),
-        1
-    );
+    until("the missing file is told", || {
+        process.lines_with("revocation lists cannot be read").len() == 1
+    })
+    .await;
     let mut open = greeted(&node.client, "10.0.0.2:").await;
     let web = format!("{VIP}:80");
 

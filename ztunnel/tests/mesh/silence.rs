@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::process::Node;
 use crate::rig::{Place, VIP};
-use crate::stage::{echoes, greeted};
+use crate::stage::{echoes, greeted, until};
 
 /// What a firewall does that forgets the connection.
 const DEAD: &str = "table ip dead { chain input { type filter hook input priority -300; \
@@ -35,11 +35,13 @@ pub(crate) async fn dead_peer() {
     let took = since.elapsed();
     assert!(ended.expect("an end").is_err());
     println!("R-14: a silent peer is noticed after {took:.1?}");
-    let line = near.lines_with("10.0.0.3:8080");
-    assert!(
-        line.iter().any(|l| l.contains("reason=\"upstream_reset\"")),
-        "{line:#?}"
-    );
+    until("the reason is told", || {
+        let lines = near.lines_with("10.0.0.3:8080");
+        lines
+            .iter()
+            .any(|l| l.contains("reason=\"upstream_reset\""))
+    })
+    .await;
     node.server.inside("nft", &["delete table ip dead"]);
     let answer = node.client.ask(&format!("{VIP}:80"), "back").await;
     assert_eq!(answer, "10.0.0.2:back");

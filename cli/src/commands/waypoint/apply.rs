@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -118,6 +119,18 @@ impl Place {
                 apply.namespace
             );
         }
+        for (service, others) in
+            account.map_or_else(Vec::new, |one| shared(objects, &apply.namespace, one))
+        {
+            anstream::eprintln!(
+                "warning: {service} has pods of other accounts too ({}). Once one account of a Service \
+                 uses a waypoint and another does not, traffic to the Service is refused: give each \
+                 one a waypoint (isobar waypoint apply -n {} --service-account {})",
+                others.join(", "),
+                apply.namespace,
+                others[0]
+            );
+        }
         let account =
             account.and_then(|account| objects.service_accounts.get(&apply.namespace, account));
         let asked = [
@@ -209,6 +222,34 @@ fn name_of(apply: &Apply) -> anyhow::Result<String> {
 fn is_used(objects: &ObjectSet, namespace: &str, account: &str) -> bool {
     let mut pods = objects.pods.in_namespace(namespace);
     pods.any(|pod| isobar_objects::pods::service_account(pod) == account)
+}
+
+/// Services that lead to pods of `account` and to pods of accounts without a waypoint, with those accounts.
+fn shared(objects: &ObjectSet, namespace: &str, account: &str) -> Vec<(ObjectRef, Vec<String>)> {
+    let is_bound = |other: &str| {
+        let held = objects.service_accounts.get(namespace, other);
+        held.is_some_and(|held| held.label(labels::USE_WAYPOINT).is_some())
+    };
+    let services = objects.services.in_namespace(namespace);
+    let with_others = services.filter_map(|service| {
+        let selector = service.spec.as_ref()?.selector.as_ref()?;
+        let pods = objects.pods.in_namespace(namespace).filter(|pod| {
+            let mut wanted = selector.iter();
+            !selector.is_empty() && wanted.all(|(key, value)| pod.label(key) == Some(value))
+        });
+        let accounts: BTreeSet<&str> = pods
+            .map(|pod| isobar_objects::pods::service_account(pod))
+            .collect();
+        let others = accounts
+            .iter()
+            .filter(|one| **one != account && !is_bound(one));
+        let others: Vec<String> = others.map(|one| (*one).to_owned()).collect();
+        // A Service's own label decides before the accounts of its pods.
+        let decided = service.label(labels::USE_WAYPOINT).is_some();
+        let refused = accounts.contains(account) && !decided && !others.is_empty();
+        refused.then(|| (service.reference(), others))
+    });
+    with_others.collect()
 }
 
 /// Where a file of the user's holds the Gateway, if one does: that one counts, and is not changed.
@@ -396,6 +437,45 @@ pub(super) mod tests {
         );
         assert!(taken(&objects, "shop", "cart-waypoint").is_empty());
         assert!(taken(&objects, "other", "cart").is_empty());
+    }
+
+    #[test]
+    fn a_service_of_several_accounts_is_told() {
+        let pod = |name: &str| {
+            let pod = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": { "name": name, "namespace": "shop", "labels": { "app": "web" } },
+                "spec": { "serviceAccountName": name, "containers": [] },
+            });
+            serde_json::from_value::<isobar_objects::Pod>(pod).unwrap()
+        };
+        let service = |own: &str| {
+            let service = json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": { "name": "web", "namespace": "shop", "labels": { labels::USE_WAYPOINT: own } },
+                "spec": { "selector": { "app": "web" } },
+            });
+            let mut service: Service = serde_json::from_value(service).unwrap();
+            if own.is_empty() {
+                service.metadata.labels = None;
+            }
+            service
+        };
+        let told = |objects: &[Object]| {
+            let set = ObjectSet::of(objects.iter().cloned());
+            shared(&set, "shop", "a")
+                .into_iter()
+                .map(|(_, others)| others)
+                .collect::<Vec<_>>()
+        };
+        let (a, b) = (pod("a"), pod("b"));
+        let all = [a.clone().into(), b.into(), service("").into()];
+        assert_eq!(told(&all), [["b"]]);
+        assert!(told(&[a.into(), service("").into()]).is_empty());
+        let bound = account("shop", "b", "b-waypoint");
+        assert!(told(&[&all[..], &[bound]].concat()).is_empty());
+        let labelled = [all[0].clone(), all[1].clone(), service("w").into()];
+        assert!(told(&labelled).is_empty());
     }
 
     #[test]
