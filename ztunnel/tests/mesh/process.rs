@@ -48,6 +48,8 @@ pub(crate) struct Process {
     child: Child,
     pub(crate) place: Place,
     lines: Arc<Mutex<Vec<String>>>,
+    /// Ends once everything the process wrote is in `lines`.
+    reader: std::thread::JoinHandle<()>,
 }
 
 impl Node {
@@ -103,7 +105,7 @@ impl Node {
         let mut child = command.spawn().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (output, read) = (child.stdout.take().unwrap(), lines.clone());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 println!("{line}");
                 read.lock().unwrap().push(line);
@@ -113,6 +115,7 @@ impl Node {
             child,
             place,
             lines,
+            reader,
         }
     }
 
@@ -190,7 +193,9 @@ impl Process {
     pub(crate) async fn ended(&mut self, limit: Duration) -> ExitStatus {
         let give_up = Instant::now() + limit;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if self.reader.is_finished()
+                && let Some(status) = self.child.try_wait().unwrap()
+            {
                 return status;
             }
             assert!(Instant::now() < give_up, "still running after {limit:?}");
