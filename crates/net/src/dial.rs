@@ -114,7 +114,7 @@ pub async fn dial(options: &DialOptions, to: SocketAddr) -> Result<TcpStream, Di
         let tries = options.source.map_or(0, |_| SHOWN_PORT_TRIES);
         for _ in 0..tries {
             match connect(options, to, next_shown_port()).await {
-                Err(Failed::Taken) => {}
+                Err(failed) if failed.is_taken() => {}
                 other => return other,
             }
         }
@@ -122,10 +122,6 @@ pub async fn dial(options: &DialOptions, to: SocketAddr) -> Result<TcpStream, Di
     };
     match tokio::time::timeout(options.timeout, connect).await {
         Ok(Err(Failed::Socket(source))) => Err(DialError::Socket { to, source }),
-        Ok(Err(Failed::Taken)) => Err(DialError::Socket {
-            to,
-            source: io::ErrorKind::AddrInUse.into(),
-        }),
         Ok(Err(Failed::Connect(source))) if source.kind() == io::ErrorKind::TimedOut => {
             tracing::debug!(%to, error = %source, "the kernel gave up connecting");
             Err(DialError::Timeout {
@@ -145,28 +141,23 @@ pub async fn dial(options: &DialOptions, to: SocketAddr) -> Result<TcpStream, Di
 /// Why one try did not work.
 enum Failed {
     Socket(io::Error),
-    /// Somebody has the port, or this very pair of addresses, already.
-    Taken,
     Connect(io::Error),
 }
 
-async fn connect(options: &DialOptions, to: SocketAddr, port: u16) -> Result<TcpStream, Failed> {
-    let taken = |error: &io::Error| {
+impl Failed {
+    /// Somebody has the port, or this very pair of addresses, already.
+    fn is_taken(&self) -> bool {
+        let (Self::Socket(error) | Self::Connect(error)) = self;
         let kinds = [io::ErrorKind::AddrInUse, io::ErrorKind::AddrNotAvailable];
-        port != 0 && kinds.contains(&error.kind())
-    };
-    let socket = in_namespace(options.netns.as_ref(), || prepare(options, to, port));
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) if taken(&error) => return Err(Failed::Taken),
-        Err(error) => return Err(Failed::Socket(error)),
-    };
-    let connect = TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(to);
-    match connect.await {
-        Ok(stream) => Ok(stream),
-        Err(error) if taken(&error) => Err(Failed::Taken),
-        Err(error) => Err(Failed::Connect(error)),
+        kinds.contains(&error.kind())
     }
+}
+
+async fn connect(options: &DialOptions, to: SocketAddr, port: u16) -> Result<TcpStream, Failed> {
+    let socket = in_namespace(options.netns.as_ref(), || prepare(options, to, port))
+        .map_err(Failed::Socket)?;
+    let connect = TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(to);
+    connect.await.map_err(Failed::Connect)
 }
 
 /// Ports shown together with somebody else's address. They lie above those that a kernel gives to its

@@ -59,16 +59,26 @@ fn nothing_left(before: &Traces) {
 
 /// Pod `client` (account `client`) on node-1.
 pub(crate) fn client(ns: &str) -> String {
+    calling(ns, "client")
+}
+
+/// Pod `other` (account `other`) on node-1.
+pub(crate) fn other(ns: &str) -> String {
+    calling(ns, "other")
+}
+
+/// A pod on node-1 and the account it runs as, of one name.
+fn calling(ns: &str, name: &str) -> String {
     let pod = Pod {
         namespace: ns,
-        name: "client",
-        account: "client",
+        name,
+        account: name,
         node: "node-1",
         image: HTTPBIN,
         port: Some(80),
         labels: &[],
     };
-    documents([service_account(ns, "client", &[]), pod.yaml()])
+    documents([service_account(ns, name, &[]), pod.yaml()])
 }
 
 /// Pod and Service `server` (httpbin on 80, account `server`) on node-2.

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use isobar_runtime::Scope;
-use isobar_tests::yaml::{Pod, documents, service, service_account};
+use isobar_tests::yaml::service;
 use isobar_tests::{Caller, Mesh, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::fixture::{HTTPBIN, ambient, client, run, server};
+use crate::fixture::{ambient, client, other, run, server};
 
 const DENY_AT_WAYPOINT: &str = "\
 apiVersion: security.istio.io/v1
@@ -52,20 +52,10 @@ spec:
 const PORT: u16 = 9000;
 
 async fn start() -> Result<Mesh> {
-    let other = Pod {
-        namespace: "shop",
-        name: "other",
-        account: "other",
-        node: "node-1",
-        image: HTTPBIN,
-        port: Some(80),
-        labels: &[],
-    };
-    let other = documents([service_account("shop", "other", &[]), other.yaml()]);
     let mesh = Mesh::start(&[
         ("ns.yaml", &ambient("shop")),
         ("client.yaml", &client("shop")),
-        ("other.yaml", &other),
+        ("other.yaml", &other("shop")),
         ("server.yaml", &server("shop", &[])),
         ("live.yaml", &service("shop", "live", "server", PORT, false)),
     ])

@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use isobar_tests::yaml::{Pod, documents, service_account};
 use isobar_tests::{Caller, Mesh, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::fixture::{HTTPBIN, ambient, client, outside, run, server};
+use crate::fixture::{ambient, client, other, outside, run, server};
 
 const STRICT: &str = "\
 apiVersion: security.istio.io/v1
@@ -66,20 +65,10 @@ async fn refused(caller: &Caller, to: SocketAddr) -> Result<()> {
 }
 
 async fn start() -> Result<Mesh> {
-    let other = Pod {
-        namespace: "shop",
-        name: "other",
-        account: "other",
-        node: "node-1",
-        image: HTTPBIN,
-        port: Some(80),
-        labels: &[],
-    };
-    let other = documents([service_account("shop", "other", &[]), other.yaml()]);
     let mesh = Mesh::start(&[
         ("ns.yaml", &ambient("shop")),
         ("client.yaml", &client("shop")),
-        ("other.yaml", &other),
+        ("other.yaml", &other("shop")),
         ("server.yaml", &server("shop", &[])),
         ("outside.yaml", &outside()),
     ])

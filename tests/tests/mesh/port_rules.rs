@@ -9,7 +9,7 @@ use isobar_tests::yaml::{Pod, documents, namespace, service, service_account};
 use isobar_tests::{Caller, Mesh, eventually};
 use tokio::io::AsyncReadExt;
 
-use crate::fixture::{AMBIENT, HELLO_V1, HTTPBIN, client, outside, run};
+use crate::fixture::{AMBIENT, HELLO_V1, HTTPBIN, client, other, outside, run};
 
 const MODE: &str = "isobar.dev/port-rules";
 /// Where a node proxy shows its metrics.
@@ -169,20 +169,10 @@ spec:
 #[test]
 fn a_waypoint_applies_them_to_its_callers() {
     run(async {
-        let other = Pod {
-            namespace: "shop",
-            name: "other",
-            account: "other",
-            node: "node-1",
-            image: HTTPBIN,
-            port: Some(80),
-            labels: &[],
-        };
-        let other = documents([service_account("shop", "other", &[]), other.yaml()]);
         let mesh = Mesh::start(&[
             ("ns.yaml", &namespace("shop", &[AMBIENT])),
             ("client.yaml", &client("shop")),
-            ("other.yaml", &other),
+            ("other.yaml", &other("shop")),
             ("app.yaml", &app()),
             ("service.yaml", &service("shop", "app", "app", OPEN, false)),
             ("policy.yaml", ONLY_CLIENT),

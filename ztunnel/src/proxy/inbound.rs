@@ -14,7 +14,7 @@ use isobar_hbone::{
 use isobar_net::{DialOptions, dial, local_addr};
 use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
 use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
-use isobar_telemetry::access::{self, Direction};
+use isobar_telemetry::access::Direction;
 use isobar_tls::{HandshakeError, server_config};
 use isobar_types::{Identity, NetworkAddress, Reason};
 use tokio::io::AsyncWriteExt as _;
@@ -177,12 +177,7 @@ async fn open(
 
 fn tell(worker: &PodWorker, arrival: Arrival, refused: &Refused) {
     let Arrival { client, local } = arrival;
-    let reason = refused.reason;
-    worker
-        .world
-        .metrics
-        .refused_early(Direction::Inbound, reason);
-    access::refused_early(Direction::Inbound, client, local, reason, &refused.detail);
+    worker.tell_refused(Direction::Inbound, client, local, refused);
 }
 
 fn authority(connect: &Connect) -> Authority {

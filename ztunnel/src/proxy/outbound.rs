@@ -13,7 +13,7 @@ use isobar_hbone::{
 use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{self as state, ConnectionLimits, Service, Workload};
-use isobar_telemetry::access::{self, Direction};
+use isobar_telemetry::access::Direction;
 use isobar_types::{Identity, Reason, Str};
 use tokio::net::TcpStream;
 
@@ -81,7 +81,8 @@ pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketA
     };
     if destination == local && worker.world.config.ports.is_reserved(local.port()) {
         // Not redirected: somebody dialled our own port, and would be sent round for ever.
-        return tell(&worker, client, destination, &reserved(local.port()));
+        let refused = reserved(local.port());
+        return worker.tell_refused(Direction::Outbound, client, destination, &refused);
     }
     carry(&worker, tcp, client, destination, since).await;
 }
@@ -114,19 +115,6 @@ fn reserved(port: u16) -> Refused {
     )
 }
 
-fn tell(worker: &PodWorker, client: SocketAddr, destination: SocketAddr, refused: &Refused) {
-    let reason = refused.reason;
-    let metrics = &worker.world.metrics;
-    metrics.refused_early(Direction::Outbound, reason);
-    access::refused_early(
-        Direction::Outbound,
-        client,
-        destination,
-        reason,
-        &refused.detail,
-    );
-}
-
 impl Accepted {
     /// `None`: refused or failed, and told.
     async fn open(self, worker: &PodWorker) -> Option<Box<Opened>> {
@@ -134,7 +122,7 @@ impl Accepted {
         match self.attribute(worker).await {
             Ok(attributed) => attributed.route(worker)?.open(worker).await,
             Err(refused) => {
-                tell(worker, client, destination, &refused);
+                worker.tell_refused(Direction::Outbound, client, destination, &refused);
                 None
             }
         }

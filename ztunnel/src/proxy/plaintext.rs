@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::{Peer, Permit, Workload, authorize};
-use isobar_telemetry::access::{self, Direction};
+use isobar_telemetry::access::Direction;
 use isobar_types::Reason;
 use tokio::net::TcpStream;
 
@@ -67,16 +67,7 @@ impl Accepted {
         match self.attribute(worker).await {
             Ok(attributed) => attributed.authorize(worker)?.deliver(worker).await,
             Err(refused) => {
-                let reason = refused.reason;
-                let metrics = &worker.world.metrics;
-                metrics.refused_early(Direction::Inbound, reason);
-                access::refused_early(
-                    Direction::Inbound,
-                    client,
-                    destination,
-                    reason,
-                    &refused.detail,
-                );
+                worker.tell_refused(Direction::Inbound, client, destination, &refused);
                 None
             }
         }

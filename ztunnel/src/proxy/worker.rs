@@ -10,6 +10,7 @@ use std::time::Duration;
 use isobar_hbone::{Batch, Endpoint, Pool, Progress, relay_counted};
 use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope};
 use isobar_state::{Denied, DryRun, Permit};
+use isobar_telemetry::access::{self, Direction};
 use isobar_types::Reason;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -17,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::accept::accept_all;
 use super::connections::InboundGuard;
 use super::ledger::{Accounts, Ending, Ledger};
-use super::{Pod, PodListeners, World, inbound, outbound, plaintext, socks5, tunnel};
+use super::{Pod, PodListeners, Refused, World, inbound, outbound, plaintext, socks5, tunnel};
 
 /// How often the byte counters of an open connection are brought up to date.
 const COUNT: Duration = Duration::from_secs(5);
@@ -203,6 +204,19 @@ impl PodWorker {
         let Delivered { guard, ledger, .. } = *delivered;
         drop(guard);
         ledger.close(ending);
+    }
+
+    /// Counts and logs a connection refused before its way was known.
+    pub(super) fn tell_refused(
+        &self,
+        direction: Direction,
+        client: SocketAddr,
+        destination: SocketAddr,
+        refused: &Refused,
+    ) {
+        let reason = refused.reason;
+        self.world.metrics.refused_early(direction, reason);
+        access::refused_early(direction, client, destination, reason, &refused.detail);
     }
 
     /// What is worth telling about a decision to let in.

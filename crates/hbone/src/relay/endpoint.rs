@@ -49,6 +49,18 @@ pub trait Endpoint: Unpin {
     fn reset(&mut self);
 }
 
+/// What a read into `batch` means; without an error nothing has arrived yet.
+fn received(read: Result<usize, Option<io::Error>>, batch: &mut Batch) -> Poll<io::Result<bool>> {
+    match read {
+        Ok(bytes) => Poll::Ready(Ok(bytes > 0)),
+        Err(Some(error)) => Poll::Ready(Err(error)),
+        Err(None) => {
+            batch.rest();
+            Poll::Pending
+        }
+    }
+}
+
 impl Endpoint for TcpStream {
     fn poll_receive(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<io::Result<bool>> {
         // Readiness first: an idle connection holds no buffer.
@@ -64,14 +76,7 @@ impl Endpoint for TcpStream {
                 Poll::Pending => Err(None),
             }
         });
-        match read {
-            Ok(bytes) => Poll::Ready(Ok(bytes > 0)),
-            Err(Some(error)) => Poll::Ready(Err(error)),
-            Err(None) => {
-                batch.rest();
-                Poll::Pending
-            }
-        }
+        received(read, batch)
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<io::Result<usize>> {
@@ -150,14 +155,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Endpoint for Plain<T> {
                 Poll::Pending => Err(None),
             }
         });
-        match read {
-            Ok(bytes) => Poll::Ready(Ok(bytes > 0)),
-            Err(Some(error)) => Poll::Ready(Err(error)),
-            Err(None) => {
-                batch.rest();
-                Poll::Pending
-            }
-        }
+        received(read, batch)
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<io::Result<usize>> {
