@@ -1,9 +1,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::HeaderName;
 use isobar_types::NamespacedHostname;
 
 use crate::call::{Caller, HttpCall};
+use crate::finder::Place;
 use crate::table::Tables;
 use crate::text::TextMatch;
 use crate::virtual_service::{HeaderKey, HttpMatch, HttpRoute, VirtualService};
@@ -23,8 +25,7 @@ pub enum HttpDecision {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Taken {
     virtual_service: Arc<VirtualService>,
-    route: usize,
-    block: Option<usize>,
+    place: Place,
 }
 
 impl Taken {
@@ -37,13 +38,13 @@ impl Taken {
     /// The rule.
     #[must_use]
     pub fn route(&self) -> &HttpRoute {
-        &self.virtual_service.http[self.route]
+        &self.virtual_service.http[self.place.route]
     }
 
     /// The match block that held; `None` for a rule without any.
     #[must_use]
     pub fn block(&self) -> Option<&HttpMatch> {
-        self.block.map(|at| &self.route().matches[at])
+        self.place.block.map(|at| &self.route().matches[at])
     }
 
     /// Name for logs: `RULE.MATCH`, as far as they are named; otherwise the place, `http[2]`.
@@ -55,7 +56,7 @@ impl Taken {
             (false, false) => format!("{rule}.{block}"),
             (false, true) => rule.clone(),
             (true, false) => block.to_owned(),
-            (true, true) => format!("{}/http[{}]", self.virtual_service.name, self.route),
+            (true, true) => format!("{}/http[{}]", self.virtual_service.name, self.place.route),
         }
     }
 }
@@ -72,18 +73,10 @@ pub fn match_http(
     let mut any = false;
     for object in tables.virtual_services_of(service) {
         any |= !object.http.is_empty();
-        for (at, route) in object.http.iter().enumerate() {
-            let block = if route.matches.is_empty() {
-                None
-            } else if let Some(block) = route.matches.iter().position(|m| m.holds(call, caller)) {
-                Some(block)
-            } else {
-                continue;
-            };
+        if let Some(place) = object.finder.first(&object.http, call, caller) {
             return HttpDecision::Taken(Taken {
                 virtual_service: object.clone(),
-                route: at,
-                block,
+                place,
             });
         }
     }
@@ -128,38 +121,42 @@ impl HttpMatch {
     }
 
     fn fields(&self, call: &HttpCall<'_>) -> bool {
-        self.headers.iter().all(|(key, wanted)| {
-            header_value(key, call).is_some_and(|value| wanted.matches(&value))
-        }) && self.without_headers.iter().all(|(key, unwanted)| {
-            // A missing header counts as empty, unless its mere presence is the question.
-            match header_value(key, call) {
-                Some(value) => !unwanted.matches(&value),
-                None => *unwanted == TextMatch::Present || !unwanted.matches(b""),
-            }
-        }) && self.query.iter().all(|(name, wanted)| {
-            query_value(call.query, name).is_some_and(|value| wanted.matches(value.as_bytes()))
-        })
+        self.headers
+            .iter()
+            .all(|(key, wanted)| value(key, call).is_some_and(|value| wanted.matches(&value)))
+            && self.without_headers.iter().all(|(key, unwanted)| {
+                // A missing header counts as empty, unless its mere presence is the question.
+                match value(key, call) {
+                    Some(value) => !unwanted.matches(&value),
+                    None => *unwanted == TextMatch::Present || !unwanted.matches(b""),
+                }
+            })
+            && self.query.iter().all(|(name, wanted)| {
+                query_value(call.query, name).is_some_and(|value| wanted.matches(value.as_bytes()))
+            })
     }
 }
 
 /// The value as routing sees it: several lines of one header joined by commas (as Envoy does).
-fn header_value<'a>(key: &HeaderKey, call: &HttpCall<'a>) -> Option<Cow<'a, [u8]>> {
+pub(crate) fn header_value<'a>(name: &HeaderName, call: &HttpCall<'a>) -> Option<Cow<'a, [u8]>> {
+    let mut values = call.headers.get_all(name).iter();
+    let first = values.next()?.as_bytes();
+    let mut joined = Cow::Borrowed(first);
+    for value in values {
+        let owned = joined.to_mut();
+        owned.push(b',');
+        owned.extend_from_slice(value.as_bytes());
+    }
+    Some(joined)
+}
+
+fn value<'a>(key: &HeaderKey, call: &HttpCall<'a>) -> Option<Cow<'a, [u8]>> {
     let text = match key {
         HeaderKey::Method => call.method.as_str(),
         HeaderKey::Path => call.path,
         HeaderKey::Authority => call.written_authority,
         HeaderKey::Scheme => call.scheme,
-        HeaderKey::Name(name) => {
-            let mut values = call.headers.get_all(name).iter();
-            let first = values.next()?.as_bytes();
-            let mut joined = Cow::Borrowed(first);
-            for value in values {
-                let owned = joined.to_mut();
-                owned.push(b',');
-                owned.extend_from_slice(value.as_bytes());
-            }
-            return Some(joined);
-        }
+        HeaderKey::Name(name) => return header_value(name, call),
     };
     Some(Cow::Borrowed(text.as_bytes()))
 }
@@ -173,4 +170,4 @@ fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

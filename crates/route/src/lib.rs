@@ -17,6 +17,7 @@ mod authorization;
 mod call;
 mod condition;
 mod destination_rule;
+mod finder;
 mod http_match;
 pub mod path;
 mod pattern;

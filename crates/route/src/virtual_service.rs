@@ -10,6 +10,7 @@ use crate::action::{
     Weighted,
 };
 use crate::call::Labels;
+use crate::finder::Finder;
 use crate::pattern::Pattern;
 use crate::table::ResourceError;
 use crate::tcp::{TcpRoute, compile_tcp, compile_tls};
@@ -30,6 +31,8 @@ pub struct VirtualService {
     pub http: Vec<HttpRoute>,
     /// TLS rules, then TCP rules, in order.
     pub tcp: Vec<TcpRoute>,
+    /// Over `http`.
+    pub(crate) finder: Finder,
 }
 
 /// A compiled HTTP rule.
@@ -141,6 +144,7 @@ impl VirtualService {
             hosts: from.hosts.clone(),
             parents: from.parents.iter().map(service_key).collect(),
             created: from.created,
+            finder: Finder::new(&http),
             http,
             tcp,
         })

@@ -39,7 +39,7 @@ fn to(subset: &str, weight: u32) -> proto::WeightedDestination {
     }
 }
 
-fn rule(name: &str, matches: Vec<proto::HttpMatch>) -> proto::HttpRoute {
+pub(crate) fn rule(name: &str, matches: Vec<proto::HttpMatch>) -> proto::HttpRoute {
     proto::HttpRoute {
         name: name.into(),
         matches,
@@ -50,7 +50,11 @@ fn rule(name: &str, matches: Vec<proto::HttpMatch>) -> proto::HttpRoute {
     }
 }
 
-fn object(name: &str, created: i64, http: Vec<proto::HttpRoute>) -> proto::VirtualService {
+pub(crate) fn object(
+    name: &str,
+    created: i64,
+    http: Vec<proto::HttpRoute>,
+) -> proto::VirtualService {
     proto::VirtualService {
         namespace: "default".into(),
         name: name.into(),
@@ -69,7 +73,7 @@ fn tables(objects: &[proto::VirtualService]) -> Tables {
     draft.finish()
 }
 
-fn caller() -> Caller {
+pub(crate) fn caller() -> Caller {
     Caller {
         identity: Some(Identity::new("cluster.local", "default", "client")),
         ip: "10.0.0.9".parse().unwrap(),
@@ -77,7 +81,7 @@ fn caller() -> Caller {
     }
 }
 
-fn call<'a>(path: &'a str, headers: &'a HeaderMap) -> HttpCall<'a> {
+pub(crate) fn call<'a>(path: &'a str, headers: &'a HeaderMap) -> HttpCall<'a> {
     HttpCall {
         method: &Method::GET,
         path,
@@ -99,7 +103,7 @@ fn taken(tables: &Tables, path: &str) -> Option<String> {
     }
 }
 
-fn uri(kind: MatchType) -> proto::HttpMatch {
+pub(crate) fn uri(kind: MatchType) -> proto::HttpMatch {
     proto::HttpMatch {
         uri: Some(text(kind)),
         ..Default::default()
@@ -324,8 +328,12 @@ proptest! {
         path in prop::sample::select(vec!["/", "/a", "/ab", "/abc"]),
         values in prop::collection::vec(prop::option::of(prop::sample::select(vec!["a", "ab", "1", ""])), 2),
         query in prop::option::of(prop::sample::select(vec!["q=1", "flag", "q=a&flag=1", ""])),
+        large in prop::bool::ANY,
     ) {
-        let http: Vec<_> = rules.iter().enumerate().map(|(at, m)| rule(&at.to_string(), m.clone())).collect();
+        // A large object is searched in another way.
+        let others = (0..20 * u8::from(large)).map(|n| rule("other", vec![uri(MatchType::Exact(format!("/other/{n}")))]));
+        let own = rules.iter().enumerate().map(|(at, m)| rule(&at.to_string(), m.clone()));
+        let http: Vec<_> = others.chain(own).collect();
         let tables = tables(&[object("vs", 1, http)]);
         let mut headers = HeaderMap::new();
         for (name, value) in ["x-a", "x-b"].iter().zip(values) {
