@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build build-tests demo test test-unit test-e2e checks bars test-long lint fmt bench bench-l4 interop
+.PHONY: help setup build build-tests build-bench demo test test-unit test-e2e checks bars test-long lint fmt bench bench-l4 bench-micro interop
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -55,13 +55,18 @@ lint: setup ## Format, clippy, and the checks of the house
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-bench: setup ## Run the benchmarks in a lab and write a table to target/bench
-	$(CARGO) build --release --workspace --bins
-	$(CARGO) run --release -p isobar-benches -- --out target/bench
+# The programs a benchmark runs, and no other: whole-program optimisation takes minutes for each.
+build-bench: setup
+	$(CARGO) build --release --workspace $(addprefix --bin ,isobar isobard isobar-cni isobar-samples ztunnel waypoint isobar-benches)
 
-bench-l4: setup ## Compare the node proxy with no mesh, a TLS relay and PEER=/path/to/a/ztunnel
-	$(CARGO) build --release --workspace --bins
-	$(CARGO) run --release -p isobar-benches -- l4 --out target/bench $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
+bench: build-bench ## Run the benchmarks in a lab and write a table to target/bench
+	target/release/isobar-benches --out target/bench
+
+bench-l4: build-bench ## Compare the node proxy with no mesh, a TLS relay and PEER=/path/to/a/ztunnel
+	target/release/isobar-benches l4 --out target/bench $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
+
+bench-micro: setup ## What one decision costs, and how that grows with the mesh (BENCH_ARGS=filter)
+	$(CARGO) bench --workspace --bench micro $(if $(BENCH_ARGS),-- $(BENCH_ARGS))
 
 interop: setup ## Another ztunnel in a mesh of ours: PEER=/path/to/it [PEER_COMMIT=...]; writes docs/interop
 	@test -n "$(PEER)" || { echo "pass the other node proxy: make interop PEER=/path/to/ztunnel [PEER_COMMIT=its commit]" >&2; exit 2; }
