@@ -6,6 +6,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
+use isobar_state::Service;
 use isobar_telemetry::Registry;
 use isobar_telemetry::access::Direction;
 use isobar_types::{Reason, Str};
@@ -93,6 +94,7 @@ pub struct Metrics {
     dry_runs: Family<DryRunLabels, Counter>,
     open: Family<ReporterLabels, Gauge>,
     revoked: Family<ReporterLabels, Counter>,
+    ejections: Family<EjectionLabels, Counter>,
     /// Pods served.
     pub active_pods: Gauge,
     /// Pods announced that could not be started yet.
@@ -105,6 +107,13 @@ pub struct Metrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ReporterLabels(Direction);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct EjectionLabels {
+    host: Str,
+    namespace: Str,
+    result: &'static str,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct RefusedLabels {
@@ -166,6 +175,11 @@ impl Metrics {
             revoked: registry.register(
                 "istio_crl_policy_rejections",
                 "Handshakes refused because the peer's certificate is revoked",
+                Family::default(),
+            ),
+            ejections: registry.register(
+                "isobar_endpoint_ejections",
+                "Endpoints whose connections failed often enough to leave them out of a pod's calls",
                 Family::default(),
             ),
             active_pods: registry.register(
@@ -268,6 +282,16 @@ impl Metrics {
         self.revoked.get_or_create(&ReporterLabels(direction)).inc();
     }
 
+    /// Counts an endpoint that failed often enough to be left out; `result` says whether it is.
+    pub fn ejection(&self, service: &Service, result: &'static str) {
+        let labels = EjectionLabels {
+            host: service.key.hostname.clone(),
+            namespace: service.key.namespace.clone(),
+            result,
+        };
+        self.ejections.get_or_create(&labels).inc();
+    }
+
     /// Counts a connection that a policy which is not enforced would have refused; the policy by
     /// key, empty where no ALLOW would have let it in.
     pub fn dry_run_denial(&self, policy: &str, reason: Reason) {
@@ -317,6 +341,14 @@ const fn reporter(direction: Direction) -> &'static str {
 impl EncodeLabelSet for ReporterLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         put(encoder, "reporter", reporter(self.0))
+    }
+}
+
+impl EncodeLabelSet for EjectionLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        put(encoder, "destination_service", &self.host)?;
+        put(encoder, "destination_service_namespace", &self.namespace)?;
+        put(encoder, "result", self.result)
     }
 }
 

@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
-use crate::proxy::{Connections, Pod, PodListeners, Stage, Views, World, serve_pod};
+use crate::proxy::{Connections, Pod, PodEjections, PodListeners, Stage, Views, World, serve_pod};
 use crate::zds::{PodHost, PodInfo};
 
 /// Key of the pod of this process itself; no pod has such a uid.
@@ -42,6 +42,7 @@ struct Shared {
 struct Running {
     info: PodInfo,
     connections: Arc<Connections>,
+    ejections: Arc<PodEjections>,
     netns: Option<NetNsId>,
     own: bool,
     stage: Arc<watch::Sender<Stage>>,
@@ -185,6 +186,7 @@ impl Pods {
         let entry = Running {
             info,
             connections: pod.connections.clone(),
+            ejections: pod.ejections.clone(),
             netns: id,
             own,
             stage: Arc::new(stage),
@@ -231,6 +233,21 @@ impl Pods {
             pods.map(|(uid, r)| (uid.clone(), r.info.clone(), r.connections.clone()))
                 .collect()
         })
+    }
+
+    /// The endpoints that calls of pods leave out, by uid of the pod; pods that leave out none are not
+    /// listed.
+    #[must_use]
+    pub fn ejections(&self) -> BTreeMap<String, Vec<serde_json::Value>> {
+        let all = self.with(|running| {
+            let pods = running.iter();
+            pods.map(|(uid, r)| (uid.clone(), r.ejections.clone()))
+                .collect::<Vec<_>>()
+        });
+        all.into_iter()
+            .map(|(uid, ejections)| (uid, ejections.views()))
+            .filter(|(_, views)| !views.is_empty())
+            .collect()
     }
 
     /// What Istio's dump shows of pods, by uid.

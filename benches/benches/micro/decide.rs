@@ -31,6 +31,7 @@ fn decide(bencher: Bencher<'_, '_>, pods: u32, to: impl Fn(u32) -> SocketAddr) {
             destination: to(any),
             network: "",
             crosses_networks: false,
+            ejections: None,
         };
         let hop: NextHop = route(&snapshot, black_box(&call), dice).expect("a way to everything");
         black_box(hop)

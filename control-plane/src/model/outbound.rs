@@ -1,7 +1,9 @@
 //! What node proxies honour for outgoing calls beyond Istio's resources: where workloads may go, and
-//! `connectionPool.tcp` of DestinationRules whose service no waypoint serves.
+//! `connectionPool.tcp` and `outlierDetection` of DestinationRules whose service no waypoint serves.
 
-use isobar_objects::istio::{DestinationRule, TcpPool};
+use std::time::Duration;
+
+use isobar_objects::istio::{DestinationRule, OutlierDetection, TcpPool};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use isobar_types::labels;
@@ -14,6 +16,11 @@ use super::verdict::{Severity, Verdict};
 
 /// Condition type for what node proxies do with it.
 const CONDITION: &str = "ZtunnelAccepted";
+
+/// Default of `consecutive5xxErrors` and of `consecutiveLocalOriginFailures`.
+const FAILURES: u32 = 5;
+/// Default of `maxEjectionPercent`.
+const MAX_EJECTED_PERCENT: u32 = 10;
 
 /// Everything node proxies get, and what to tell.
 pub(crate) fn policies(
@@ -29,10 +36,19 @@ pub(crate) fn policies(
         if served || service.is_waypoint {
             continue;
         }
-        let Some((rule, tcp)) = rule_for(set, settings, hosts, service) else {
+        let Some(rule) = rule_for(set, settings, hosts, service) else {
             continue;
         };
-        let text = format!("node proxies limit connections to service {}", service.key);
+        let tcp = tcp(rule).cloned().unwrap_or_default();
+        let outliers = outliers(rule);
+        let limited = tcp.max_connections.is_some() || tcp.connect_timeout.is_some();
+        if !limited && outliers.is_none() {
+            continue;
+        }
+        let text = format!(
+            "node proxies apply its connectionPool.tcp and outlierDetection to service {}",
+            service.key
+        );
         let verdict = Verdict::holds(rule.reference(), CONDITION, "Accepted", text);
         verdicts.push(verdict);
         let limits = wire::ConnectionLimits {
@@ -45,6 +61,7 @@ pub(crate) fn policies(
             connect_timeout: tcp
                 .connect_timeout
                 .and_then(|time| prost_types::Duration::try_from(time).ok()),
+            outliers,
         };
         all.push(of(Kind::Limits(limits)));
     }
@@ -100,10 +117,10 @@ fn rule_for<'a>(
     settings: &Settings,
     hosts: &Hosts,
     service: &ServicePlan,
-) -> Option<(&'a DestinationRule, &'a TcpPool)> {
+) -> Option<&'a DestinationRule> {
     let hostname = &service.wire.hostname;
     let places = [&*service.key.namespace, &*settings.root_namespace];
-    let rule = places.into_iter().find_map(|namespace| {
+    places.into_iter().find_map(|namespace| {
         set.destination_rules
             .in_namespace(namespace)
             .filter(|rule| {
@@ -120,14 +137,46 @@ fn rule_for<'a>(
                     .then_with(|| age(&other.object).cmp(&age(&one.object)))
             })
             .map(|(_, rule)| &rule.object)
-    })?;
-    let pool = rule
-        .spec
-        .traffic_policy
-        .as_ref()?
-        .connection_pool
-        .as_ref()?;
-    let tcp = pool.tcp.as_ref()?;
-    let limits = tcp.max_connections.is_some() || tcp.connect_timeout.is_some();
-    limits.then_some((rule, tcp))
+    })
+}
+
+fn tcp(rule: &DestinationRule) -> Option<&TcpPool> {
+    let policy = rule.spec.traffic_policy.as_ref()?;
+    policy.connection_pool.as_ref()?.tcp.as_ref()
+}
+
+/// When endpoints are left out, in the words of node proxies. At L4 a connection that cannot be made
+/// is the only error there is: it counts as one of local origin where those are split off, and
+/// otherwise as a gateway error and as a 5xx, as in Envoy.
+fn outliers(rule: &DestinationRule) -> Option<wire::connection_limits::Outliers> {
+    let policy = rule.spec.traffic_policy.as_ref()?;
+    let asked = policy.outlier_detection.as_ref()?;
+    let time = |time: Option<Duration>| time.and_then(|t| prost_types::Duration::try_from(t).ok());
+    let percent = |value: Option<i32>, default: u32| {
+        let value = value.map(|value| u32::try_from(value).unwrap_or_default());
+        value.unwrap_or(default).min(100)
+    };
+    Some(wire::connection_limits::Outliers {
+        failures: failures(asked)?,
+        interval: time(asked.interval),
+        base_ejection: time(asked.base_ejection_time),
+        max_ejected_percent: percent(asked.max_ejection_percent, MAX_EJECTED_PERCENT),
+        min_healthy_percent: percent(asked.min_health_percent, 0),
+    })
+}
+
+/// Failed connections in a row that take an endpoint out; `None`: they never do. 0 switches one kind
+/// of counting off.
+fn failures(asked: &OutlierDetection) -> Option<u32> {
+    let kinds = if asked.split_external_local_origin_errors == Some(true) {
+        [
+            Some(asked.consecutive_local_origin_failures.unwrap_or(FAILURES)),
+            None,
+        ]
+    } else {
+        let old = asked.consecutive_errors.and_then(|n| u32::try_from(n).ok());
+        let errors = asked.consecutive_5xx_errors.or(old).unwrap_or(FAILURES);
+        [Some(errors), asked.consecutive_gateway_errors]
+    };
+    kinds.into_iter().flatten().filter(|n| *n > 0).min()
 }

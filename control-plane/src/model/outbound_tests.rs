@@ -125,3 +125,66 @@ fn connection_limits_of_services_without_a_waypoint() {
     );
     assert!(told(&planned(&served)).is_empty());
 }
+
+#[test]
+fn failed_connections_of_services_without_a_waypoint() {
+    for (asked, expect) in [
+        ("{}", "5 10 0 - -"),
+        ("{consecutive5xxErrors: 3}", "3 10 0 - -"),
+        ("{consecutiveErrors: 4}", "4 10 0 - -"),
+        // The first to be reached counts.
+        ("{consecutiveGatewayErrors: 2}", "2 10 0 - -"),
+        (
+            "{consecutiveGatewayErrors: 9, consecutive5xxErrors: 0}",
+            "9 10 0 - -",
+        ),
+        ("{consecutive5xxErrors: 0}", ""),
+        ("{splitExternalLocalOriginErrors: true}", "5 10 0 - -"),
+        (
+            "{splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 7, \
+             consecutive5xxErrors: 1}",
+            "7 10 0 - -",
+        ),
+        ("{consecutiveLocalOriginFailures: 1}", "5 10 0 - -"),
+        (
+            "{interval: 2s, baseEjectionTime: 4s, maxEjectionPercent: 100, minHealthPercent: 30}",
+            "5 100 30 2 4",
+        ),
+    ] {
+        let rule = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: r, namespace: shop}}\n\
+             spec: {{host: cart, trafficPolicy: {{outlierDetection: {asked}}}}}\n"
+        );
+        let base = format!("{}{}", namespace(""), service("cart", ""));
+        let plan = planned(&format!("{base}{rule}"));
+        let told: Vec<_> = plan
+            .outbound
+            .iter()
+            .map(|policy| {
+                let Some(Kind::Limits(limits)) = &policy.kind else {
+                    panic!("{policy:?}")
+                };
+                let rule = limits.outliers.as_ref().unwrap();
+                let seconds = |time: Option<prost_types::Duration>| {
+                    time.map_or("-".to_owned(), |time| time.seconds.to_string())
+                };
+                format!(
+                    "{} {} {} {} {}",
+                    rule.failures,
+                    rule.max_ejected_percent,
+                    rule.min_healthy_percent,
+                    seconds(rule.interval),
+                    seconds(rule.base_ejection),
+                )
+            })
+            .collect();
+        assert_eq!(told.join(";"), expect, "{asked}");
+        let said = format!("{:?}", plan.verdicts);
+        assert_eq!(
+            said.contains("ZtunnelAccepted"),
+            !expect.is_empty(),
+            "{said}"
+        );
+    }
+}

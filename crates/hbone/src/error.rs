@@ -109,6 +109,23 @@ impl TunnelError {
         }
     }
 
+    /// True if the far end did not take the connection and that is all there is to it: not policy, not
+    /// who we are, not a shortage here.
+    #[must_use]
+    pub fn is_far_ends(&self) -> bool {
+        match self {
+            Self::Dial(error) => !error.is_local(),
+            Self::Tls { source, .. } => matches!(
+                **source,
+                HandshakeError::Protocol(_) | HandshakeError::NotHttp2 | HandshakeError::Io(_)
+            ),
+            Self::Timeout { .. } | Self::Lost { .. } => true,
+            // What is asked for cannot be had there; the others say that we may not have it.
+            Self::Refused { status, .. } => (500..600).contains(status),
+            Self::Certificate { .. } | Self::Headers(_) | Self::Drained => false,
+        }
+    }
+
     /// The HTTP status of the refusal, if that is what it is.
     #[must_use]
     pub const fn status(&self) -> Option<u16> {
@@ -174,6 +191,51 @@ impl ServeError {
             Self::Abuse(_) => Reason::PeerAbuse,
             Self::Turned(turned) => turned.reason(),
             Self::Stopped => Reason::Drained,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_may_not_have_or_lack_is_not_the_far_ends_failure() {
+        let to: SocketAddr = "10.0.0.1:15008".parse().unwrap();
+        let tls = |source| TunnelError::Tls {
+            to,
+            source: Arc::new(source),
+        };
+        let dial = |kind: std::io::ErrorKind| {
+            TunnelError::Dial(Arc::new(DialError::Refused {
+                to,
+                source: kind.into(),
+            }))
+        };
+        let refused = |status| TunnelError::Refused { to, status };
+        let after = Duration::from_secs(1);
+        for (error, expect) in [
+            (refused(503), true),
+            (refused(504), true),
+            (refused(401), false),
+            (refused(403), false),
+            (refused(400), false),
+            (refused(429), false),
+            (dial(std::io::ErrorKind::ConnectionRefused), true),
+            (dial(std::io::ErrorKind::HostUnreachable), true),
+            (dial(std::io::ErrorKind::AddrNotAvailable), false),
+            (dial(std::io::ErrorKind::PermissionDenied), false),
+            (
+                TunnelError::Dial(Arc::new(DialError::Timeout { to, after })),
+                true,
+            ),
+            (tls(HandshakeError::NotHttp2), true),
+            (tls(HandshakeError::Alert("bad certificate".into())), false),
+            (tls(HandshakeError::Certificate("expired".into())), false),
+            (tls(HandshakeError::Revoked), false),
+            (TunnelError::Drained, false),
+        ] {
+            assert_eq!(error.is_far_ends(), expect, "{error}");
         }
     }
 }

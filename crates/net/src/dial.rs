@@ -96,6 +96,22 @@ impl DialError {
     }
 }
 
+impl DialError {
+    /// True if the reason is on this side: no socket, no free port, a rule of the host's own firewall.
+    /// Nothing is then known about the destination.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        use io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+        match self {
+            Self::Socket { .. } => true,
+            Self::Refused { source, .. } => {
+                [AddrInUse, AddrNotAvailable, PermissionDenied].contains(&source.kind())
+            }
+            Self::Timeout { .. } => false,
+        }
+    }
+}
+
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
     let code = error.raw_os_error();

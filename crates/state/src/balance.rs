@@ -3,6 +3,7 @@
 use isobar_types::{Reason, Str};
 
 use crate::outbound::Refusal;
+use crate::outlier::Avoided;
 use crate::service::{BalanceMode, Endpoint, HealthPolicy, RoutingScope, Service};
 use crate::snapshot::Snapshot;
 use crate::workload::Workload;
@@ -39,6 +40,24 @@ pub fn endpoints<'a>(
     source: &Workload,
     purpose: Purpose,
 ) -> Result<Vec<Candidate<'a>>, Refusal> {
+    let none = Avoided::default();
+    endpoints_but(snapshot, service, port, source, purpose, &none)
+}
+
+/// True if nothing but its own failures keeps an endpoint out.
+pub(crate) fn usable(service: &Service, endpoint: &Endpoint) -> bool {
+    endpoint.workload.healthy || service.health_policy() != HealthPolicy::OnlyHealthy
+}
+
+/// As [`endpoints`], without those to avoid.
+pub(crate) fn endpoints_but<'a>(
+    snapshot: &'a Snapshot,
+    service: &Service,
+    port: u16,
+    source: &Workload,
+    purpose: Purpose,
+    avoided: &Avoided,
+) -> Result<Vec<Candidate<'a>>, Refusal> {
     let service_target = service.ports.target(port);
     if service_target.is_none() && purpose == Purpose::Call {
         return Err(Refusal::new(
@@ -56,8 +75,13 @@ pub fn endpoints<'a>(
     let mut best_rank = 0;
     for endpoint in snapshot.endpoints(&service.key) {
         counts.all += 1;
-        if !endpoint.workload.healthy && service.health_policy() == HealthPolicy::OnlyHealthy {
+        if !usable(service, endpoint) {
             counts.unhealthy += 1;
+            continue;
+        }
+        // Before the ranks as well: so a failing zone gives way to the next one.
+        if avoided.contains(&endpoint.workload) {
+            counts.ejected += 1;
             continue;
         }
         // Before the ranks: a near zone without any share must not hide the next one.
@@ -125,6 +149,7 @@ pub const fn next_dice(dice: u64) -> u64 {
 struct Counts {
     all: usize,
     unhealthy: usize,
+    ejected: usize,
     without_share: usize,
     without_port: usize,
     unreachable: usize,
@@ -136,9 +161,13 @@ impl Counts {
         if self.all == 0 {
             return format!("service {name} has no endpoints: does its selector match any pod?");
         }
+        let out = match self.ejected {
+            0 => String::new(),
+            n => format!(", {n} out after failed connections (outlierDetection)"),
+        };
         format!(
             "service {name} has no usable endpoint for port {port}: of {} endpoints {} not ready, \
-             {} of capacity 0, {} without that port, {} not reachable from here",
+             {} of capacity 0, {} without that port, {} not reachable from here{out}",
             self.all, self.unhealthy, self.without_share, self.without_port, self.unreachable
         )
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use isobar_types::{NamespacedHostname, Reason, Str};
 
 use crate::outbound::Refusal;
+use crate::outlier::OutlierRule;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 
@@ -45,6 +46,8 @@ pub struct ConnectionLimits {
     pub max_connections: Option<NonZeroU32>,
     /// Time for the application to accept.
     pub connect_timeout: Option<Duration>,
+    /// When endpoints are left out; `None` is never.
+    pub outliers: Option<OutlierRule>,
 }
 
 impl ConnectionLimits {
@@ -110,6 +113,7 @@ mod tests {
                 hostname: host("shop", "cart"),
                 max_connections,
                 connect_timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+                ..wire::ConnectionLimits::default()
             })),
         }
     }
@@ -137,6 +141,7 @@ mod tests {
             destination: at(to),
             network: "",
             crosses_networks: false,
+            ejections: None,
         };
         route(snapshot, &call, 0)
     }

@@ -18,6 +18,7 @@ mod egress;
 mod gateway;
 pub mod inbound;
 pub mod outbound;
+mod outlier;
 mod policy;
 mod ranges;
 mod service;
@@ -34,6 +35,7 @@ pub use draft::Draft;
 pub use egress::{ConnectionLimits, OutboundPolicy};
 pub use gateway::{Resolved, Waypoint, resolve_waypoint};
 pub use outbound::Refusal;
+pub use outlier::{Ejected, Ejections, Failure, OutlierRule, Outliers, Place};
 pub use policy::{
     Action, Authorization, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, TextMatch,
 };

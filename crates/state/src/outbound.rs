@@ -11,6 +11,7 @@ use crate::balance::{self, Candidate, Purpose, next_dice};
 use crate::gateway::{
     Resolved, any_member, expected_identities, resolve_gateway, resolve_waypoint,
 };
+use crate::outlier::{Avoided, Ejections};
 use crate::service::Service;
 use crate::snapshot::{AddressObject, Snapshot};
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
@@ -29,6 +30,8 @@ pub struct OutboundCall<'a> {
     /// Whether the caller can open a tunnel inside a tunnel. Without that, endpoints of other
     /// networks are chosen only where there is no other, and the refusal says what is missing.
     pub crosses_networks: bool,
+    /// Endpoints to leave out; `None` where nobody counts failures.
+    pub ejections: Option<&'a dyn Ejections>,
 }
 
 /// Where to go.
@@ -219,7 +222,16 @@ fn to_service(
     if service.is_passthrough() {
         return Ok(NextHop::Passthrough(to));
     }
-    let mut all = balance::endpoints(snapshot, service, to.port(), call.source, Purpose::Call)?;
+    let avoided = Avoided::of(snapshot, service, call.ejections);
+    let source = call.source;
+    let mut all = balance::endpoints_but(
+        snapshot,
+        service,
+        to.port(),
+        source,
+        Purpose::Call,
+        &avoided,
+    )?;
     if !call.crosses_networks {
         all = prefer_own_network(all, call.source);
     }
@@ -465,6 +477,30 @@ impl NextHop {
             | Self::Resolve { service, .. }
             | Self::Tunnel { service, .. } => service.as_ref(),
             Self::DoubleTunnel { service, .. } => Some(service),
+        }
+    }
+}
+
+impl NextHop {
+    /// The endpoint and the service that balancing here has chosen it for. Of a service on another
+    /// network only the gateway is known, which stands for many.
+    #[must_use]
+    pub fn chosen(&self) -> Option<(&Arc<Service>, &Arc<Workload>)> {
+        match self {
+            Self::Passthrough(_)
+            | Self::DoubleTunnel { .. }
+            | Self::Tunnel {
+                via_waypoint: true, ..
+            } => None,
+            Self::Direct {
+                service, workload, ..
+            }
+            | Self::Resolve {
+                service, workload, ..
+            }
+            | Self::Tunnel {
+                service, workload, ..
+            } => Some((service.as_ref()?, workload)),
         }
     }
 }

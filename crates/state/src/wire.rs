@@ -10,6 +10,7 @@ use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload as wire};
 use isobar_types::{NamespacedHostname, NetworkAddress};
 
+use crate::outlier::OutlierRule;
 use crate::policy::{
     Action, Authorization, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, TextMatch,
 };
@@ -278,10 +279,21 @@ pub fn outbound_policies(snapshot: &Snapshot) -> Vec<isobar::OutboundPolicy> {
             hostname: service.hostname.to_string(),
             max_connections: limits.max_connections.map_or(0, NonZeroU32::get),
             connect_timeout: timeout,
+            outliers: limits.outliers.as_ref().map(outliers),
         })
     });
     let message = |kind| isobar::OutboundPolicy { kind: Some(kind) };
     egress.chain(limits).map(message).collect()
+}
+
+fn outliers(rule: &OutlierRule) -> isobar::connection_limits::Outliers {
+    isobar::connection_limits::Outliers {
+        failures: rule.failures.get(),
+        interval: rule.interval.try_into().ok(),
+        base_ejection: rule.base_ejection.try_into().ok(),
+        max_ejected_percent: rule.max_ejected_percent,
+        min_healthy_percent: rule.min_healthy_percent,
+    }
 }
 
 /// The message of a policy.

@@ -129,6 +129,7 @@ impl Probe {
                         destination: "100.64.0.1:80".parse().unwrap(),
                         network: "",
                         crosses_networks: false,
+                        ejections: None,
                     };
                     let _ = route(&snapshot, &call, 1);
                 }
@@ -202,6 +203,7 @@ fn measure(pods: usize) -> Cost {
             destination: (vip, 80).into(),
             network: "",
             crosses_networks: false,
+            ejections: None,
         };
         assert!(route(&snapshot, &call, u64::from(n)).is_ok());
     }

@@ -53,6 +53,7 @@ impl Admin {
             "isobar": {
                 "snapshotVersion": snapshot.version(),
                 "policyVersion": snapshot.policy_version(),
+                "ejections": self.pods.ejections(),
                 "xds": self.sync.as_ref().map(SyncStatus::report),
             },
         })

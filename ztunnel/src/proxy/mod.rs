@@ -9,6 +9,7 @@
 
 mod accept;
 mod connections;
+mod ejections;
 mod inbound;
 mod ledger;
 mod listeners;
@@ -34,6 +35,7 @@ use isobar_xds::{CertSource, Store};
 
 pub use accept::Descriptors;
 pub use connections::{Connections, InboundGuard, Place, View, Views};
+pub use ejections::PodEjections;
 pub use ledger::{Accounts, Ending, Ledger};
 pub use listeners::PodListeners;
 pub use neighbour::Neighbours;

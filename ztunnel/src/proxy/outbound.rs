@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use isobar_hbone::{
     Authority, ConnectHeaders, Forwarded, TraceParent, TunnelError, TunnelKey, TunnelStream,
 };
@@ -70,6 +71,18 @@ enum Upstream {
 struct Failed {
     reason: Reason,
     detail: String,
+    /// The endpoint did not take the connection: nothing the caller or this proxy did.
+    by_endpoint: bool,
+}
+
+impl Failed {
+    fn here(reason: Reason, detail: String) -> Self {
+        Self {
+            reason,
+            detail,
+            by_endpoint: false,
+        }
+    }
 }
 
 /// Serves one connection to its end.
@@ -152,6 +165,7 @@ impl Attributed {
             destination: self.accepted.destination,
             network: &worker.world.config.network,
             crosses_networks: true,
+            ejections: Some(&*worker.pod.ejections),
         };
         match route(&snapshot, &call, rand::random()) {
             Ok(hop) => Some(Routed {
@@ -201,7 +215,10 @@ impl Routed {
         };
         let connecting = connect_within(worker, &hop, &caller, neighbour, limits);
         let connected = tokio::select! {
-            connected = connecting => connected,
+            connected = connecting => {
+                tell_endpoint(worker, &hop, limits, connected.as_ref().err());
+                connected
+            }
             ending = worker.pod.cut_ending() => {
                 ledger.close(ending);
                 return None;
@@ -280,6 +297,10 @@ async fn next_door(
         Err(ending) => Err(Failed {
             reason: ending.reason,
             detail: ending.detail.unwrap_or_default(),
+            by_endpoint: matches!(
+                ending.reason,
+                Reason::UpstreamRefused | Reason::UpstreamConnectTimeout
+            ),
         }),
     }
 }
@@ -306,10 +327,7 @@ async fn connect_within(
         .pod
         .connections
         .take_slot(service, &limits)
-        .map_err(|refusal| Failed {
-            reason: refusal.reason,
-            detail: refusal.detail,
-        })?;
+        .map_err(|refusal| Failed::here(refusal.reason, refusal.detail))?;
     let Some(limit) = limits.connect_timeout else {
         return Ok((connecting.await?, Some(slot)));
     };
@@ -321,8 +339,46 @@ async fn connect_within(
                 "no connection within {limit:?}, the connectTimeout of service {}/{}",
                 service.key.namespace, service.name
             ),
+            // The wait may have been for a certificate of ours.
+            by_endpoint: holds_certificate(worker, hop, caller.workload),
         }),
     }
+}
+
+/// Remembers how the chosen endpoint took the connection, where its service has a rule for that.
+fn tell_endpoint(
+    worker: &PodWorker,
+    hop: &NextHop,
+    limits: Option<ConnectionLimits>,
+    failed: Option<&Failed>,
+) {
+    let rule = limits.and_then(|limits| limits.outliers);
+    let (Some(rule), Some((service, endpoint))) = (rule, hop.chosen()) else {
+        return;
+    };
+    let ejections = &worker.pod.ejections;
+    match failed {
+        None => ejections.succeeded(service, endpoint, &rule),
+        Some(failed) if failed.by_endpoint => {
+            let snapshot = worker.world.store.load();
+            let metrics = &worker.world.metrics;
+            ejections.failed(&snapshot, service, endpoint, &rule, metrics);
+        }
+        Some(_) => {}
+    }
+}
+
+/// True if a tunnel for `hop` need not wait for a certificate of `source`.
+fn holds_certificate(worker: &PodWorker, hop: &NextHop, source: &Workload) -> bool {
+    let tunnel = matches!(hop, NextHop::Tunnel { .. } | NextHop::DoubleTunnel { .. });
+    let identity = source.identity();
+    !tunnel
+        || worker
+            .world
+            .certificates
+            .fetch(&identity)
+            .now_or_never()
+            .is_some_and(|held| held.is_ok())
 }
 
 async fn connect(
@@ -389,10 +445,8 @@ fn headers(
     authority: &str,
     service: Option<&Arc<Service>>,
 ) -> Result<ConnectHeaders, Failed> {
-    let authority = Authority::parse(authority).ok_or_else(|| Failed {
-        reason: Reason::Internal,
-        detail: format!("{authority:?} is no authority"),
-    })?;
+    let authority = Authority::parse(authority)
+        .ok_or_else(|| Failed::here(Reason::Internal, format!("{authority:?} is no authority")))?;
     Ok(ConnectHeaders {
         baggage: Some(describe(source)),
         forwarded: Some(Forwarded {
@@ -426,7 +480,12 @@ fn tunnel(
             if reason == Reason::UpstreamConnectTimeout {
                 detail.push_str(": does a NetworkPolicy block port 15008?");
             }
-            Failed { reason, detail }
+            let by_endpoint = error.is_far_ends();
+            Failed {
+                reason,
+                detail,
+                by_endpoint,
+            }
         })
 }
 
@@ -438,6 +497,7 @@ async fn plain(worker: &PodWorker, to: SocketAddr) -> Result<Upstream, Failed> {
         .map_err(|error| Failed {
             reason: error.reason(),
             detail: error.to_string(),
+            by_endpoint: !error.is_local(),
         })
 }
 
@@ -448,9 +508,9 @@ async fn resolve(hostname: &Str, port: u16, prefer_v6: bool) -> Result<SocketAdd
         Ok(found) => found.map(Iterator::collect),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
-    let failed = |detail: String| Failed {
-        reason: Reason::NoHealthyUpstream,
-        detail: format!("resolving {hostname}: {detail}"),
+    let failed = |detail: String| {
+        let detail = format!("resolving {hostname}: {detail}");
+        Failed::here(Reason::NoHealthyUpstream, detail)
     };
     let all = found.map_err(|error| failed(error.to_string()))?;
     let of_family: Vec<_> = all.iter().filter(|a| a.is_ipv6() == prefer_v6).collect();

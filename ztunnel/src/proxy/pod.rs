@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::World;
 use super::connections::Connections;
+use super::ejections::PodEjections;
 use super::ledger::Ending;
 use crate::zds::PodInfo;
 
@@ -35,6 +36,8 @@ pub struct Pod {
     pub own: bool,
     /// Its open connections.
     pub connections: Arc<Connections>,
+    /// Endpoints that its calls leave out.
+    pub ejections: Arc<PodEjections>,
     admission: OnceLock<Admission>,
     stage: watch::Receiver<Stage>,
 }
@@ -50,6 +53,7 @@ impl Pod {
             netns,
             own: false,
             connections: Arc::default(),
+            ejections: Arc::default(),
             admission: OnceLock::new(),
             stage,
         };

@@ -11,7 +11,7 @@ use crate::stage::{Stage, echoes, ends_soon, greeted, until};
 const DENIED: &str = "connection closed due to policy rejection";
 const WITHDRAWN: &str = "connection closed due to policy change";
 
-fn no(account: &str) -> security::Authorization {
+pub(crate) fn no(account: &str) -> security::Authorization {
     let principal = security::StringMatch {
         match_type: Some(security::string_match::MatchType::Exact(format!(
             "cluster.local/ns/ns/sa/{account}"

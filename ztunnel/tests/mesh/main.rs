@@ -7,6 +7,7 @@
 
 mod agent;
 mod conformance;
+mod ejections;
 mod http;
 mod modes;
 mod names;
@@ -65,6 +66,8 @@ fn inside() {
             "next-door-denial" => conformance::live_denial(w, true).await,
             "denial" => conformance::denial(w).await,
             "nobody" => conformance::nobody(w).await,
+            "ejections" => ejections::left_out(w, false).await,
+            "next-door-ejections" => ejections::left_out(w, true).await,
             "live-denial" => conformance::live_denial(w, false).await,
             "addresses" => conformance::addresses(w).await,
             "proxied" => conformance::proxied(w, true).await,
@@ -146,6 +149,16 @@ fn check_27_nobody_listening_is_503_and_told() {
 #[test]
 fn check_37_r_18_a_new_denial_cuts_what_is_open() {
     apart("live-denial");
+}
+
+#[test]
+fn endpoints_that_take_no_connection_are_left_out() {
+    apart("ejections");
+}
+
+#[test]
+fn endpoints_next_door_that_take_no_connection_are_left_out() {
+    apart("next-door-ejections");
 }
 
 #[test]

@@ -8,6 +8,12 @@ use wire::outbound_policy::Kind;
 use super::fields::required;
 use super::{ConvertError, Interner};
 use crate::egress::{ConnectionLimits, OutboundPolicy};
+use crate::outlier::OutlierRule;
+
+/// Default of `outlierDetection.interval`.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Default of `outlierDetection.baseEjectionTime`.
+const BASE_EJECTION: Duration = Duration::from_secs(30);
 
 /// Converts an outbound policy.
 ///
@@ -33,6 +39,7 @@ pub fn outbound_policy(
             limits: ConnectionLimits {
                 max_connections: NonZeroU32::new(limits.max_connections),
                 connect_timeout: limits.connect_timeout.and_then(positive),
+                outliers: limits.outliers.as_ref().and_then(outliers),
             },
         }),
     }
@@ -47,6 +54,20 @@ pub fn outbound_policy_name(policy: &wire::OutboundPolicy) -> String {
         Some(Kind::Egress(egress)) => format!("egress/{}", egress.namespace),
         Some(Kind::Limits(limits)) => format!("limits/{}/{}", limits.namespace, limits.hostname),
     }
+}
+
+/// Times that are absent are Istio's defaults; without a number of failures there is no rule.
+fn outliers(wire: &wire::connection_limits::Outliers) -> Option<OutlierRule> {
+    Some(OutlierRule {
+        failures: NonZeroU32::new(wire.failures)?,
+        interval: wire.interval.and_then(positive).unwrap_or(INTERVAL),
+        base_ejection: wire
+            .base_ejection
+            .and_then(positive)
+            .unwrap_or(BASE_EJECTION),
+        max_ejected_percent: wire.max_ejected_percent.min(100),
+        min_healthy_percent: wire.min_healthy_percent.min(100),
+    })
 }
 
 /// What is not longer than nothing is no limit.

@@ -109,6 +109,7 @@ fn call_as(
         destination: to.parse().unwrap(),
         network: "",
         crosses_networks: true,
+        ejections: None,
     };
     route(snapshot, &call, dice)
 }

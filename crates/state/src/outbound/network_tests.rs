@@ -57,6 +57,7 @@ fn call(objects: &[wire::Address], crosses_networks: bool, dice: u64) -> Result<
         destination: at("10.96.0.1:80"),
         network: "",
         crosses_networks,
+        ejections: None,
     };
     route(&snapshot, &call, dice)
 }
@@ -227,6 +228,7 @@ fn who_cannot_be_reached_on_either_network_is_refused_not_passed_through() {
         destination: at("10.96.0.1:80"),
         network: "here",
         crosses_networks: true,
+        ejections: None,
     };
     let refusal = route(&snapshot, &call, 1).unwrap_err();
     assert_eq!(refusal.reason, Reason::NoHealthyUpstream);

@@ -35,6 +35,7 @@ fn call_from(
         destination: at(to),
         network: "",
         crosses_networks: false,
+        ejections: None,
     };
     route(snapshot, &call, dice)
 }

@@ -1,5 +1,6 @@
 use isobar_proto::istio::security as sec;
 use proptest::prelude::*;
+use std::time::Duration;
 
 use super::*;
 use crate::convert::{self, Address, Interner};
@@ -232,6 +233,13 @@ fn outbound_policies_are_the_same_after_the_wire() {
         connect_timeout: Some(prost_types::Duration {
             seconds: 3,
             nanos: 5,
+        }),
+        outliers: Some(isobar::connection_limits::Outliers {
+            failures: 4,
+            interval: Some(Duration::from_secs(2).try_into().unwrap()),
+            base_ejection: Some(Duration::from_millis(1500).try_into().unwrap()),
+            max_ejected_percent: 50,
+            min_healthy_percent: 30,
         }),
     }));
     let all = vec![egress("", true), egress("shop", false), limits];
