@@ -1,6 +1,6 @@
 //! From published objects to a served catalog: plans, compares, publishes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use isobar_objects::Published;
@@ -146,6 +146,7 @@ pub(crate) fn catalog(plan: &Plan, previous: &Catalog) -> Catalog {
         outbound: share(&previous.outbound, outbound.collect()),
         waypoints,
         instances,
+        names: OnceLock::new(),
     }
 }
 

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use isobar_proto::envoy::service::discovery::v3::Resource as WireResource;
@@ -8,6 +8,7 @@ use prost::Message;
 use xxhash_rust::xxh64::xxh64;
 
 use super::kind::Kind;
+use super::names::AddressNames;
 use crate::auth::Caller;
 
 /// Field number of `resources` in `DeltaDiscoveryResponse`.
@@ -45,16 +46,31 @@ impl Resource {
             }),
             ..WireResource::default()
         };
-        let mut field = Vec::with_capacity(wire.encoded_len() + 8);
-        prost::encoding::message::encode(RESOURCES_FIELD, &wire, &mut field);
         Self {
             name: name.into(),
             version,
-            field: field.into(),
+            field: field(&wire),
             needs: Box::default(),
             rank: 0,
         }
     }
+
+    /// The same resource in other words on the wire.
+    pub(crate) fn rewritten(&self, wire: &WireResource) -> Self {
+        Self {
+            name: self.name.clone(),
+            version: self.version,
+            field: field(wire),
+            needs: self.needs.clone(),
+            rank: self.rank,
+        }
+    }
+}
+
+fn field(wire: &WireResource) -> Bytes {
+    let mut field = Vec::with_capacity(wire.encoded_len() + 8);
+    prost::encoding::message::encode(RESOURCES_FIELD, wire, &mut field);
+    field.into()
 }
 
 /// A version as it is written on the wire.
@@ -92,6 +108,8 @@ pub(crate) struct Catalog {
     pub(crate) waypoints: BTreeMap<Str, WaypointResources>,
     /// Waypoint pods, by `namespace/name`.
     pub(crate) instances: BTreeMap<Str, Instance>,
+    /// What `addresses` may be called; made when first needed.
+    pub(crate) names: OnceLock<AddressNames>,
 }
 
 /// Whose resources a session sees; decided from the authenticated identity alone.
@@ -99,6 +117,8 @@ pub(crate) struct Catalog {
 pub(crate) struct Scope {
     /// Gateway key of the waypoint this client is an instance of.
     pub(crate) waypoint: Option<Str>,
+    /// Node this client's pod runs on.
+    pub(crate) node: Option<Str>,
 }
 
 impl Catalog {
@@ -111,7 +131,13 @@ impl Catalog {
             let same_pod = instance.uid.is_empty() || *instance.uid == *pod.uid;
             (same_pod && instance.identity == caller.identity).then(|| instance.gateway.clone())
         });
-        Scope { waypoint }
+        let node = caller.node.as_deref().map(Str::from);
+        Scope { waypoint, node }
+    }
+
+    /// What clients may call addresses.
+    pub(crate) fn address_names(&self) -> &AddressNames {
+        self.names.get_or_init(|| AddressNames::of(&self.addresses))
     }
 
     /// The resources of `kind` that `scope` may see.

@@ -7,9 +7,12 @@ pub(crate) mod catalog;
 pub(crate) mod clients;
 mod codec;
 pub(crate) mod kind;
+mod names;
 pub(crate) mod service;
 pub(crate) mod session;
 mod stream;
 
+#[cfg(test)]
+mod on_demand_tests;
 #[cfg(test)]
 mod session_tests;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,7 @@ use isobar_types::Str;
 
 use super::catalog::{Catalog, Resource, Resources, Scope};
 use super::kind::Kind;
+use super::names::{AddressNames, with_aliases};
 
 /// How long the first addresses wait for a client to subscribe to the kinds that go before them.
 pub(crate) const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(1);
@@ -55,6 +56,8 @@ pub(crate) struct Session {
 pub(crate) struct Subscription {
     wildcard: bool,
     names: BTreeSet<Str>,
+    /// Names that an answer is owed for, even if the client holds what they lead to.
+    asked: BTreeSet<Str>,
     /// Names asked for that do not exist, and of which the client has been told so.
     absent: HashSet<Str>,
     /// Versions the client has acknowledged, or claimed when it connected.
@@ -137,7 +140,10 @@ impl Session {
             subscription.wildcard = request.resource_names_subscribe.is_empty();
             subscription.claim(request);
         }
-        subscription.change(request)?;
+        subscription.change(request, first)?;
+        if first && !subscription.wildcard {
+            subscription.adopt(request);
+        }
         subscription.answer(request, now);
         Ok(first.then_some(kind))
     }
@@ -223,6 +229,7 @@ impl Session {
             removed: difference.removed,
         };
         let subscription = self.subscriptions[kind.index()].as_mut()?;
+        let response = subscription.personal(response, catalog);
         subscription.answered = true;
         subscription.in_flight = Some(InFlight {
             nonce: response.nonce.clone(),
@@ -287,7 +294,9 @@ impl Session {
         for kind in Kind::ALL {
             let all = catalog.resources(&self.scope, kind);
             if let (Some(state), Some(all)) = (&mut self.subscriptions[kind.index()], all) {
-                state.compare(all);
+                let named = kind == Kind::Address && !state.wildcard;
+                let names = named.then(|| catalog.address_names());
+                state.compare(all, names, self.scope.node.as_deref());
             }
         }
     }
@@ -340,27 +349,27 @@ impl Subscription {
         self.held.len()
     }
 
-    fn compare(&mut self, all: &Arc<Resources>) {
+    fn compare(&mut self, all: &Arc<Resources>, names: Option<&AddressNames>, node: Option<&str>) {
         if let Some(with) = &self.pending.with
             && Arc::ptr_eq(with, all)
         {
             return;
         }
-        let wanted = |resource: &&Arc<Resource>| {
-            let version = Some(&resource.version);
-            self.held.get(&resource.name) != version && self.rejected.get(&resource.name) != version
-        };
+        let none = AddressNames::default();
+        let names = names.unwrap_or(&none);
+        let exists = |name: &Str| names.called(all, name).next().is_some();
+        self.absent.retain(|name| !exists(name));
         let adds = if self.wildcard {
-            all.values().filter(wanted).cloned().collect()
+            let changed = all.values().filter(|resource| self.wants(resource));
+            changed.cloned().collect()
         } else {
-            let named = self.names.iter().filter_map(|name| all.get(name));
-            named.filter(wanted).cloned().collect()
+            self.named(all, names, node)
         };
         let gone = self.held.keys().filter(|name| !all.contains_key(*name));
         let unknown = self
             .names
             .iter()
-            .filter(|name| !all.contains_key(*name) && !self.absent.contains(*name))
+            .filter(|name| !exists(name) && !self.absent.contains(*name))
             .filter(|name| !self.held.contains_key(*name));
         let mut gone: Vec<Str> = gone.chain(unknown).cloned().collect();
         gone.sort_unstable();
@@ -371,6 +380,71 @@ impl Subscription {
         };
     }
 
+    /// True if the client neither holds nor refuses this version.
+    fn wants(&self, resource: &Resource) -> bool {
+        let version = Some(&resource.version);
+        self.held.get(&resource.name) != version && self.rejected.get(&resource.name) != version
+    }
+
+    /// What to send a client that asks by name: what the names lead to and the workloads of services
+    /// among it, those of its node, and what it holds besides.
+    fn named(
+        &self,
+        all: &Resources,
+        names: &AddressNames,
+        node: Option<&str>,
+    ) -> Vec<Arc<Resource>> {
+        let mut adds = BTreeMap::new();
+        for name in &self.names {
+            let owed = self.asked.contains(name);
+            for resource in names.called(all, name) {
+                if owed || self.wants(resource) {
+                    adds.insert(&resource.name, resource);
+                }
+                let members = names.members(all, &resource.name);
+                adds.extend(members.filter(|r| self.wants(r)).map(|r| (&r.name, r)));
+            }
+        }
+        let here = node.into_iter().flat_map(|node| names.on_node(all, node));
+        let held = self.held.keys().filter_map(|name| all.get(name));
+        let more = here.chain(held).filter(|r| self.wants(r));
+        adds.extend(more.map(|r| (&r.name, r)));
+        adds.into_values().cloned().collect()
+    }
+
+    /// Notes which names `response` answers, and says so in it.
+    fn personal(&mut self, mut response: Response, catalog: &Catalog) -> Response {
+        if response.kind != Kind::Address || self.wildcard {
+            self.asked.clear();
+            return response;
+        }
+        let sent: HashSet<_> = response.resources.iter().map(|r| &r.name).collect();
+        let names = catalog.address_names();
+        self.asked.retain(|name| {
+            let mut leads_to = names.called(&catalog.addresses, name).peekable();
+            match leads_to.peek() {
+                Some(_) => !leads_to.all(|resource| sent.contains(&resource.name)),
+                None => !response.removed.contains(name),
+            }
+        });
+        for resource in &mut response.resources {
+            *resource = with_aliases(resource, &self.names);
+        }
+        response
+    }
+
+    /// What a client that asks by name says it holds, it asks for; without a version it only asks.
+    fn adopt(&mut self, request: &DeltaDiscoveryRequest) {
+        for (name, version) in &request.initial_resource_versions {
+            let name: Str = name.as_str().into();
+            if version.is_empty() {
+                self.held.remove(&name);
+                self.asked.insert(name.clone());
+            }
+            self.names.insert(name);
+        }
+    }
+
     fn claim(&mut self, request: &DeltaDiscoveryRequest) {
         for (name, version) in &request.initial_resource_versions {
             // A version that is not ours can equal none of ours; 0 stands for it.
@@ -379,13 +453,16 @@ impl Subscription {
         }
     }
 
-    fn change(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), SessionError> {
+    fn change(&mut self, request: &DeltaDiscoveryRequest, first: bool) -> Result<(), SessionError> {
         for name in &request.resource_names_subscribe {
             if name == "*" {
                 self.wildcard = true;
             } else {
                 let name: Str = name.as_str().into();
                 self.absent.remove(&name);
+                if !first || !self.held.contains_key(&name) {
+                    self.asked.insert(name.clone());
+                }
                 self.names.insert(name);
             }
         }
@@ -395,6 +472,7 @@ impl Subscription {
             } else {
                 self.names.remove(name.as_str());
                 self.absent.remove(name.as_str());
+                self.asked.remove(name.as_str());
                 if !self.wildcard {
                     self.held.remove(name.as_str());
                 }

@@ -39,6 +39,7 @@ impl World {
     fn waypoint(key: &str) -> Self {
         let scope = Scope {
             waypoint: Some(key.into()),
+            ..Scope::default()
         };
         Self::with(scope, Kind::WAYPOINT)
     }
