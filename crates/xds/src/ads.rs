@@ -8,6 +8,7 @@ use std::time::Duration;
 use isobar_proto::envoy::config::core::v3::Node;
 use isobar_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isobar_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use isobar_proto::type_url;
 use isobar_runtime::{Backoff, Lifetime};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +18,7 @@ use crate::channel::{ConnectError, chain, connect, headers, read_roots};
 use crate::config::{AdsConfig, Server};
 use crate::handler::ResourceHandler;
 use crate::mesh::{AddressHandler, AuthorizationHandler};
+use crate::on_demand::OnDemand;
 use crate::saved::{KEPT, Restored, SavedMesh, Saver};
 use crate::status::{SyncStatus, Termination};
 use crate::store::Store;
@@ -45,6 +47,7 @@ pub struct AdsClient {
     status: SyncStatus,
     store: Store,
     saver: Option<Saver>,
+    on_demand: Option<OnDemand>,
 }
 
 /// How a stream ended.
@@ -106,7 +109,19 @@ impl AdsClient {
             subscriptions,
             store,
             saver: None,
+            on_demand: None,
         }
+    }
+
+    /// Asks for addresses one by one, as `on_demand` says, instead of for all of them.
+    #[must_use]
+    pub fn on_demand(mut self, on_demand: OnDemand) -> Self {
+        let all = self.subscriptions.iter_mut();
+        for addresses in all.filter(|s| s.type_url() == type_url::ADDRESS) {
+            addresses.ask_by_name(on_demand.clone());
+        }
+        self.on_demand = Some(on_demand);
+        self
     }
 
     /// Starts with what was saved, and saves from now on. What cannot be used is told and ignored.
@@ -207,6 +222,12 @@ impl AdsClient {
         loop {
             let response = tokio::select! {
                 response = responses.message() => response?,
+                request = next_names(self.on_demand.as_ref()) => {
+                    if answers.send(request).await.is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 () = tokio::time::sleep(REAP), if retired => {
                     retired = self.store.reap();
                     continue;
@@ -259,6 +280,20 @@ impl AdsClient {
                 Err(_) => std::future::pending().await,
             },
         }
+    }
+}
+
+/// The next names to ask for, or not to be told of any more.
+async fn next_names(on_demand: Option<&OnDemand>) -> DeltaDiscoveryRequest {
+    let Some(on_demand) = on_demand else {
+        return std::future::pending().await;
+    };
+    let wanted = on_demand.wanted().await;
+    DeltaDiscoveryRequest {
+        type_url: type_url::ADDRESS.to_owned(),
+        resource_names_subscribe: wanted.subscribe,
+        resource_names_unsubscribe: wanted.unsubscribe,
+        ..Default::default()
     }
 }
 

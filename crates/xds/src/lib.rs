@@ -14,6 +14,7 @@ mod handler;
 #[cfg(test)]
 mod hostile_tests;
 mod mesh;
+mod on_demand;
 mod saved;
 #[cfg(test)]
 mod scale_tests;
@@ -31,6 +32,7 @@ pub use channel::ConnectError;
 pub use config::{AdsConfig, CaConfig, Roots, Token};
 pub use handler::{Rejected, ResourceHandler, decode};
 pub use mesh::OutboundPolicyHandler;
+pub use on_demand::{OnDemand, TooManyAsked};
 pub use saved::{SavedCertificates, SavedError, SavedMesh};
 pub use status::{SyncReport, SyncStatus, Termination, TypeReport};
 pub use store::Store;

@@ -10,14 +10,20 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 
 use crate::handler::{Rejected, ResourceHandler};
+use crate::on_demand::OnDemand;
 use crate::saved::Held;
 use crate::status::{Applied, SyncStatus};
+
+/// The name that stands for all.
+const EVERYTHING: &str = "*";
 
 /// All resources of one type: what is held, in which version.
 pub(crate) struct Subscription {
     handler: Box<dyn ResourceHandler>,
     /// Name to version of what is in force; survives the stream.
     held: Held,
+    /// Asked for by name, instead of everything.
+    on_demand: Option<OnDemand>,
 }
 
 impl Subscription {
@@ -25,7 +31,13 @@ impl Subscription {
         Self {
             handler,
             held: Held::default(),
+            on_demand: None,
         }
+    }
+
+    /// From now on names are asked for one by one.
+    pub(super) fn ask_by_name(&mut self, on_demand: OnDemand) {
+        self.on_demand = Some(on_demand);
     }
 
     pub(crate) fn type_url(&self) -> &'static str {
@@ -77,11 +89,13 @@ impl Subscription {
     }
 
     /// The first request of a stream: subscribes to everything by naming nothing, and tells what
-    /// is held, so that the server sends only the difference.
+    /// is held, so that the server sends only the difference. On demand, everything is given up in
+    /// the same breath: that leaves what is held, and what is asked for and not held, which has no
+    /// version (as Istio's ztunnel does).
     pub(crate) fn first_request(&mut self, node: &Node) -> DeltaDiscoveryRequest {
         self.handler.stream_opened();
         let held = self.held.lock();
-        DeltaDiscoveryRequest {
+        let mut request = DeltaDiscoveryRequest {
             node: Some(node.clone()),
             type_url: self.type_url().to_owned(),
             initial_resource_versions: held
@@ -89,7 +103,18 @@ impl Subscription {
                 .map(|(name, version)| (name.to_string(), version.to_string()))
                 .collect(),
             ..Default::default()
+        };
+        if let Some(on_demand) = &self.on_demand {
+            request.resource_names_subscribe.push(EVERYTHING.to_owned());
+            request
+                .resource_names_unsubscribe
+                .push(EVERYTHING.to_owned());
+            for name in on_demand.on_new_stream() {
+                let versions = &mut request.initial_resource_versions;
+                versions.entry(name).or_default();
+            }
         }
+        request
     }
 
     /// Applies a response and makes its answer.
@@ -109,6 +134,9 @@ impl Subscription {
         }
         let resources = held.len();
         drop(held);
+        if let Some(on_demand) = &self.on_demand {
+            on_demand.take(response);
+        }
         let bad: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         let good = response.resources.iter().map(|r| r.name.as_str());
         let removed = response.removed_resources.iter().map(String::as_str);
