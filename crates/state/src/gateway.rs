@@ -157,12 +157,26 @@ fn choose(
     }))
 }
 
-enum Found<'a> {
+/// What a gateway's reference leads to.
+pub(crate) enum Found<'a> {
     Service(&'a Arc<Service>),
     Workload(&'a Arc<Workload>),
 }
 
-fn find<'a>(
+impl<'a> Found<'a> {
+    /// The workloads behind it, ready or not.
+    pub(crate) fn members(&self, snapshot: &'a Snapshot) -> Vec<&'a Arc<Workload>> {
+        match self {
+            Self::Workload(workload) => vec![*workload],
+            Self::Service(service) => {
+                let all = snapshot.endpoints(&service.key);
+                all.map(|endpoint| &endpoint.workload).collect()
+            }
+        }
+    }
+}
+
+pub(crate) fn find<'a>(
     snapshot: &'a Snapshot,
     gateway: &GatewayAddress,
     client_namespace: &str,
@@ -229,7 +243,7 @@ pub(crate) fn has_identity(
         })
 }
 
-fn is_reserved(gateway: &GatewayAddress) -> bool {
+pub(crate) fn is_reserved(gateway: &GatewayAddress) -> bool {
     match &gateway.destination {
         GatewayDestination::Hostname(host) => host.hostname.ends_with(RESERVED_SUFFIX),
         GatewayDestination::Address(_) => false,

@@ -26,6 +26,7 @@ mod sharded;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+pub mod unknown;
 pub mod wire;
 mod workload;
 
