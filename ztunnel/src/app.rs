@@ -9,8 +9,8 @@ use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Ready, Registry, Runtimes};
 use isobar_tls::Revocations;
 use isobar_xds::{
-    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OutboundPolicyHandler, ResourceHandler,
-    RevocationFile, Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
+    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OnDemand, OutboundPolicyHandler,
+    ResourceHandler, RevocationFile, Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
 };
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -101,7 +101,8 @@ async fn control(
     };
     let told = config.local.apply(&Snapshot::empty(traversal));
     let store = Store::new(told.map_err(AppError::Local)?);
-    let sync = start_discovery(&scope, &config, &store);
+    let on_demand = config.on_demand.then(OnDemand::default);
+    let sync = start_discovery(&scope, &config, &store, on_demand.clone());
     if let Some(sync) = &sync {
         registry.collector(Box::new(DiscoveryMetrics(sync.clone())));
     }
@@ -118,6 +119,7 @@ async fn control(
     let world = Arc::new(World {
         config: config.clone(),
         store: store.clone(),
+        on_demand,
         certificates: Arc::new(certificates.clone()),
         metrics,
         dns: dns.map(|dns| dns::Resolver::of_process(dns, &registry)),
@@ -261,7 +263,12 @@ fn own_resources(config: &Config, store: &Store) -> Vec<Box<dyn ResourceHandler>
     vec![Box::new(OutboundPolicyHandler::new(store.clone()))]
 }
 
-fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<SyncStatus> {
+fn start_discovery(
+    scope: &Scope,
+    config: &Config,
+    store: &Store,
+    on_demand: Option<OnDemand>,
+) -> Option<SyncStatus> {
     let server = config.xds.as_ref()?;
     let mut metadata = serde_json::Map::new();
     metadata.insert("NAME".into(), config.pod_name.clone().into());
@@ -287,6 +294,9 @@ fn start_discovery(scope: &Scope, config: &Config, store: &Store) -> Option<Sync
         store.clone(),
         own_resources(config, store),
     );
+    if let Some(on_demand) = on_demand {
+        client = client.on_demand(on_demand);
+    }
     if let Some(folder) = &config.state_dir {
         let origin = format!("{} at {}", config.cluster_id, server.address);
         match SavedMesh::open(folder, origin) {

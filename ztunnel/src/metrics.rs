@@ -127,6 +127,14 @@ struct DryRunLabels {
     reason: Reason,
 }
 
+fn ejections(registry: &Registry) -> Family<EjectionLabels, Counter> {
+    registry.register(
+        "isobar_endpoint_ejections",
+        "Endpoints whose connections failed often enough to leave them out of a pod's calls",
+        Family::default(),
+    )
+}
+
 impl Metrics {
     /// Registers everything.
     #[must_use]
@@ -177,11 +185,7 @@ impl Metrics {
                 "Handshakes refused because the peer's certificate is revoked",
                 Family::default(),
             ),
-            ejections: registry.register(
-                "isobar_endpoint_ejections",
-                "Endpoints whose connections failed often enough to leave them out of a pod's calls",
-                Family::default(),
-            ),
+            ejections: ejections(registry),
             active_pods: registry.register(
                 "workload_manager_active_proxy_count",
                 "The total number current workloads with active proxies (unstable)",

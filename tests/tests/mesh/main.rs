@@ -13,6 +13,7 @@ mod fixture;
 mod identity;
 mod input;
 mod live_policy;
+mod on_demand;
 mod outage;
 mod policy;
 mod port_rules;

@@ -18,6 +18,8 @@ const ZDS_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 const META: &str = "ISTIO_META_";
 const META_JSON: &str = "ISTIO_METAJSON_";
 
+const ON_DEMAND: &str = "XDS_ON_DEMAND";
+
 const XDS: UpstreamNames = UpstreamNames {
     address: "XDS_ADDRESS",
     roots: "XDS_ROOT_CA",
@@ -32,8 +34,7 @@ const CA: UpstreamNames = UpstreamNames {
 };
 
 /// Switches of Istio's ztunnel for what this program does not have: each must be off.
-const UNSUPPORTED: [(&str, &str); 4] = [
-    ("XDS_ON_DEMAND", "subscribing to addresses on demand"),
+const UNSUPPORTED: [(&str, &str); 3] = [
     ("FAKE_CA", "the self-signed test authority"),
     ("TLS12_ENABLED", "TLS 1.2 on HBONE"),
     ("COMPLIANCE_POLICY", "a compliance policy"),
@@ -93,6 +94,13 @@ impl Environment {
         })?;
         let domain = self.get("CLUSTER_DOMAIN").unwrap_or(CLUSTER_DOMAIN);
         let shared_mark = (mode == Mode::Shared).then_some(ports::PACKET_MARK);
+        let dns = Dns::read(self, &proxy, domain)?;
+        let on_demand = self.flag(ON_DEMAND, false)?;
+        if on_demand && dns.is_some() {
+            let expected = "names are answered from what is known, and on demand little is: set \
+                            DNS_CAPTURE=false as well";
+            return Err(ConfigError::value(ON_DEMAND, "true", expected));
+        }
         if !self.flag("ENABLE_PROXY", true)? {
             return Err(ConfigError::Unsupported {
                 variable: "ENABLE_PROXY",
@@ -132,7 +140,8 @@ impl Environment {
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE", true)?,
             drain: self.drain()?,
             worker_threads: self.worker_threads(proxy.concurrency)?,
-            dns: Dns::read(self, &proxy, domain)?,
+            dns,
+            on_demand,
             logging: Logging::read(self)?,
             localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true)?,
             mode,

@@ -45,6 +45,8 @@ pub struct Config {
     pub metadata: std::collections::BTreeMap<String, serde_json::Value>,
     /// Discovery; `None` when switched off with an empty address.
     pub xds: Option<Upstream>,
+    /// Addresses are asked for one by one instead of all at once (`XDS_ON_DEMAND`).
+    pub on_demand: bool,
     /// Certificate authority.
     pub ca: Upstream,
     /// Bearer token for calls to the control plane.

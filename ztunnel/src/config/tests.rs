@@ -59,7 +59,6 @@ fn bad_values_name_their_variable() {
         ("CA_ADDRESS", ""),
         ("DNS_PROXY_ADDR", "nowhere"),
         ("PROXY_CONFIG", "{statsPort: many}"),
-        ("XDS_ON_DEMAND", "true"),
         ("UNSTABLE_ENABLE_SOCKS5", "on"),
         ("LOCAL_XDS", "{workload: []}"),
         ("LOCAL_XDS_PATH", "/nowhere/mesh.yaml"),
@@ -189,4 +188,14 @@ fn node_id_has_four_parts() {
         config.node_id(),
         "ztunnel~10.1.2.3~ztunnel-x.istio-system~istio-system.svc.cluster.local"
     );
+}
+
+#[test]
+fn on_demand_excludes_answering_names() {
+    let with = |pairs: &[(&str, &str)]| Environment::new(pairs.iter().copied(), 1).parse();
+    assert!(!with(&[]).unwrap().on_demand);
+    let refused = with(&[("XDS_ON_DEMAND", "true")]).unwrap_err();
+    assert!(refused.to_string().contains("DNS_CAPTURE"), "{refused}");
+    let both = [("XDS_ON_DEMAND", "true"), ("DNS_CAPTURE", "false")];
+    assert!(with(&both).unwrap().on_demand);
 }

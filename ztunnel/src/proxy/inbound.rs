@@ -13,6 +13,7 @@ use isobar_hbone::{
 };
 use isobar_net::{DialOptions, dial, local_addr};
 use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
+use isobar_state::unknown::before_inbound;
 use isobar_state::{Peer, Permit, Snapshot, Workload, authorize};
 use isobar_telemetry::access::Direction;
 use isobar_tls::{HandshakeError, server_config};
@@ -140,13 +141,24 @@ async fn open(
             return None;
         }
     };
-    let snapshot = worker.world.store.load();
     let authority = authority(&connect);
     let call = InboundCall {
         workload: &workload,
         local_ip: arrival.local.ip(),
         authority: &authority,
         network: &worker.world.config.network,
+    };
+    let snapshot = match worker
+        .world
+        .learn(|known| before_inbound(known, &call))
+        .await
+    {
+        Ok(snapshot) => snapshot,
+        Err(refused) => {
+            connect.refuse(UNAVAILABLE);
+            tell(worker, arrival, &refused);
+            return None;
+        }
     };
     match resolve(&snapshot, &call) {
         Ok(target) if worker.world.config.ports.is_reserved(target.to.port()) => {

@@ -23,6 +23,7 @@ mod tunnel;
 mod way;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use isobar_hbone::Admission;
 use isobar_net::{DialOptions, Keepalive, Source};
 use isobar_state::{Snapshot, Workload};
 use isobar_types::Reason;
-use isobar_xds::{CertSource, Store};
+use isobar_xds::{CertSource, OnDemand, Store, TooManyAsked};
 
 pub use accept::Descriptors;
 pub use connections::{Connections, InboundGuard, Place, View, Views};
@@ -49,6 +50,8 @@ use crate::metrics::Metrics;
 /// How long a connection waits for the control plane to tell who the local pod is. The node agent
 /// may announce a pod before the control plane does.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+/// What is learnt may name more to ask for: a service its waypoint, that its network's gateway.
+const ROUNDS: usize = 4;
 
 /// What all pods share.
 pub struct World {
@@ -56,6 +59,8 @@ pub struct World {
     pub config: Arc<Config>,
     /// The mesh.
     pub store: Store,
+    /// What of the mesh has been asked for, where it is asked for bit by bit.
+    pub on_demand: Option<OnDemand>,
     /// Certificates of local workloads.
     pub certificates: Arc<dyn CertSource>,
     /// Counters.
@@ -118,6 +123,41 @@ impl World {
                     ),
                 )
             })
+    }
+
+    /// The newest snapshot, with all in it that `unknown` wants for its decision: what is missing is
+    /// asked for, where the mesh is asked for bit by bit. What still is missing does not exist.
+    ///
+    /// # Errors
+    /// When the control plane does not answer in time. Nothing is decided then: what is taken for
+    /// unknown would pass around policies and waypoints.
+    pub(crate) async fn learn(
+        &self,
+        unknown: impl Fn(&Snapshot) -> BTreeSet<String>,
+    ) -> Result<Arc<Snapshot>, Refused> {
+        let Some(on_demand) = &self.on_demand else {
+            return Ok(self.store.load());
+        };
+        let learn = async {
+            for _ in 0..ROUNDS {
+                let snapshot = self.store.load();
+                let names = unknown(&snapshot).into_iter();
+                let names: Vec<_> = names.filter(|n| !on_demand.is_answered(n)).collect();
+                if names.is_empty() {
+                    return Ok(snapshot);
+                }
+                let full = |error: TooManyAsked| Refused::new(Reason::Overload, error.to_string());
+                on_demand.ask(&names).await.map_err(full)?;
+            }
+            Ok(self.store.load())
+        };
+        // Boxed: few connections need it, and all would hold its room.
+        let learnt = tokio::time::timeout(WORKLOAD_WAIT, Box::pin(learn)).await;
+        learnt.unwrap_or_else(|_| {
+            let text =
+                format!("the control plane did not say within {WORKLOAD_WAIT:?} what is there");
+            Err(Refused::new(Reason::UnknownDestination, text))
+        })
     }
 
     /// Keepalive of plain connections.

@@ -12,6 +12,7 @@ use isobar_hbone::Endpoint;
 use isobar_net::dial;
 use isobar_state::inbound::{Authority, InboundCall, Target, resolve};
 use isobar_state::outbound::NextHop;
+use isobar_state::unknown::before_inbound;
 use isobar_state::{Peer, Permit, Workload, authorize};
 use isobar_telemetry::access::Direction;
 use isobar_types::{Identity, Reason};
@@ -119,7 +120,7 @@ impl Neighbour {
     ) -> Result<Reached, Ending> {
         let source = caller.workload.identity();
         self.check_certificates(worker, &source).await?;
-        let target = self.resolve(worker)?;
+        let target = self.resolve(worker).await?;
         let (guard, ledger, permit) = self.authorize(worker, caller, source, &target)?;
         let to = target.to;
         let options = worker
@@ -181,7 +182,7 @@ impl Neighbour {
         Ok(())
     }
 
-    fn resolve(&self, worker: &PodWorker) -> Result<Target, Ending> {
+    async fn resolve(&self, worker: &PodWorker) -> Result<Target, Ending> {
         let world = &worker.world;
         let call = InboundCall {
             workload: &self.workload,
@@ -189,7 +190,9 @@ impl Neighbour {
             authority: &self.authority,
             network: &world.config.network,
         };
-        resolve(&world.store.load(), &call).map_err(|refusal| {
+        let learnt = world.learn(|known| before_inbound(known, &call)).await;
+        let snapshot = learnt.map_err(|r| Ending::failed(r.reason, r.detail))?;
+        resolve(&snapshot, &call).map_err(|refusal| {
             world
                 .metrics
                 .refused_early(Direction::Inbound, refusal.reason);

@@ -13,6 +13,7 @@ use isobar_hbone::{
 };
 use isobar_net::{dial, local_addr, original_dst};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
+use isobar_state::unknown::before_route;
 use isobar_state::{self as state, ConnectionLimits, Service, Workload};
 use isobar_telemetry::access::Direction;
 use isobar_types::{Identity, Reason, Str};
@@ -133,7 +134,7 @@ impl Accepted {
     async fn open(self, worker: &PodWorker) -> Option<Box<Opened>> {
         let (client, destination) = (self.client, self.destination);
         match self.attribute(worker).await {
-            Ok(attributed) => attributed.route(worker)?.open(worker).await,
+            Ok(attributed) => attributed.route(worker).await?.open(worker).await,
             Err(refused) => {
                 worker.tell_refused(Direction::Outbound, client, destination, &refused);
                 None
@@ -157,8 +158,7 @@ impl Accepted {
 
 impl Attributed {
     /// `None`: refused, and told.
-    fn route(self, worker: &PodWorker) -> Option<Routed> {
-        let snapshot = worker.world.store.load();
+    async fn route(self, worker: &PodWorker) -> Option<Routed> {
         let call = OutboundCall {
             source: &self.source,
             source_ip: self.accepted.client.ip(),
@@ -166,6 +166,15 @@ impl Attributed {
             network: &worker.world.config.network,
             crosses_networks: true,
             ejections: Some(&*worker.pod.ejections),
+        };
+        let learnt = worker.world.learn(|known| before_route(known, &call)).await;
+        let snapshot = match learnt {
+            Ok(snapshot) => snapshot,
+            Err(Refused { reason, detail }) => {
+                let snapshot = worker.world.store.load();
+                self.tell_refusal(worker, &snapshot, state::Refusal { reason, detail });
+                return None;
+            }
         };
         match route(&snapshot, &call, rand::random()) {
             Ok(hop) => Some(Routed {

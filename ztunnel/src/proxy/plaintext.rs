@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use isobar_net::{dial, local_addr, original_dst};
+use isobar_state::inbound::{Authority, InboundCall};
+use isobar_state::unknown::before_inbound;
 use isobar_state::{Peer, Permit, Workload, authorize};
 use isobar_telemetry::access::Direction;
 use isobar_types::Reason;
@@ -89,6 +91,16 @@ impl Accepted {
             ));
         }
         let workload = worker.world.workload(&worker.pod).await?;
+        let call = InboundCall {
+            workload: &workload,
+            local_ip: self.destination.ip(),
+            authority: &Authority::Address(self.destination),
+            network: &worker.world.config.network,
+        };
+        worker
+            .world
+            .learn(|known| before_inbound(known, &call))
+            .await?;
         Ok(Attributed {
             accepted: self,
             workload,

@@ -277,6 +277,7 @@ impl Mesh {
         let world = Arc::new(World {
             config: Arc::clone(&config),
             store: store.clone(),
+            on_demand: None,
             certificates: Arc::new(Certificates(Authority::generate("test").unwrap())),
             metrics: Metrics::new(&registry),
             dns: Some(dns),

@@ -22,11 +22,9 @@ pub(super) async fn settled(desk: &Desk, view: &View) -> Result<(), String> {
     for node in &desk.nodes {
         let at = (Ipv4Addr::LOCALHOST, ports::ADMIN);
         let page = probe::page(node.place.netns(), at, "/config_dump", LIMIT).await;
-        if let Some(unknown) = page.ok().and_then(|page| first_unknown(&page, view)) {
-            return Err(format!(
-                "ztunnel-{} does not know {unknown} yet",
-                node.plan.name
-            ));
+        let name = &node.plan.name;
+        if let Some(unknown) = page.ok().and_then(|page| first_unknown(&page, name, view)) {
+            return Err(format!("ztunnel-{name} does not know {unknown} yet"));
         }
     }
     let at = (NETWORK_ADDRESS, ports::CONTROL_PLANE_MONITORING);
@@ -37,8 +35,10 @@ pub(super) async fn settled(desk: &Desk, view: &View) -> Result<(), String> {
     }
 }
 
-/// A ready pod that a proxy's dump does not have as healthy.
-fn first_unknown(page: &Value, view: &View) -> Option<String> {
+/// A ready pod that the dump of `node`'s proxy does not have as healthy. One that asks for others when
+/// a connection needs them has to know the pods of its node only.
+fn first_unknown(page: &Value, node: &str, view: &View) -> Option<String> {
+    let on_demand = page["config"]["onDemand"] == true;
     let healthy: BTreeSet<&str> = page
         .get("workloads")?
         .as_array()?
@@ -51,7 +51,7 @@ fn first_unknown(page: &Value, view: &View) -> Option<String> {
         .pods
         .iter()
         .map(|pod| &pod.status)
-        .filter(|pod| pod.ready);
+        .filter(|pod| pod.ready && (!on_demand || pod.node == node));
     ready
         .filter_map(|pod| Some((pod, pod.ip?.to_string())))
         .find(|(_, ip)| !healthy.contains(ip.as_str()))

@@ -113,7 +113,7 @@ fn gateways_of_other_networks_are_asked_for() {
     let mut objects = waypoint_objects("shop", "wp", "10.96.0.8", "10.0.0.8");
     if let Some(wire::address::Type::Workload(pod)) = &mut objects[1].r#type {
         pod.network = far.network.clone();
-        pod.network_gateway = far.network_gateway.clone();
+        pod.network_gateway = far.network_gateway;
     }
     objects.push(of_service(cart(true)));
     assert_eq!(route(&world(objects), CART), ["istio-system/gw.example"]);

@@ -16,6 +16,8 @@ use crate::handler::Rejected;
 use crate::saved::SavedMesh;
 use crate::testing::{AdsStream, ControlPlane, patiently, resource};
 
+mod on_demand;
+
 const EXTRA: &str = "type.googleapis.com/test.Extra";
 
 struct Setup {
@@ -55,6 +57,13 @@ fn token_file(dir: &TempDir) -> PathBuf {
 }
 
 async fn setup(handlers: Vec<Box<dyn ResourceHandler>>) -> Setup {
+    setup_with(handlers, |client| client).await
+}
+
+async fn setup_with(
+    handlers: Vec<Box<dyn ResourceHandler>>,
+    change: impl FnOnce(AdsClient) -> AdsClient,
+) -> Setup {
     let server = ControlPlane::start().await;
     let dir = TempDir::new().unwrap();
     server.write_roots(&roots_file(&dir));
@@ -73,7 +82,7 @@ async fn setup(handlers: Vec<Box<dyn ResourceHandler>>) -> Setup {
             .clone(),
     };
     let store = Store::default();
-    let client = AdsClient::new(config.clone(), store.clone(), handlers);
+    let client = change(AdsClient::new(config.clone(), store.clone(), handlers));
     let status = client.status();
     let scope = Scope::new("client");
     let life = scope.lifetime();
