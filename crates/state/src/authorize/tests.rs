@@ -7,6 +7,7 @@ use crate::testing::{
     uid, waypoint, waypoint_objects, with_policies,
 };
 
+mod reasons;
 mod through;
 
 const POD: &str = "10.0.0.1";
