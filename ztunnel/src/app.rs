@@ -7,7 +7,7 @@ use isobar_runtime::{Lifetime, LifetimeOwner, Scope, Worker, Workers};
 use isobar_state::{Snapshot, Traversal};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Ready, Registry, Runtimes};
-use isobar_tls::Revocations;
+use isobar_tls::{PolicyInForce, Revocations, TlsPolicy};
 use isobar_xds::{
     AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OnDemand, OutboundPolicyHandler,
     ResourceHandler, RevocationFile, Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
@@ -45,6 +45,9 @@ pub enum AppError {
     /// The local mesh cannot be used.
     #[error("local configuration: {0}")]
     Local(#[source] LocalError),
+    /// TLS was used before it was configured.
+    #[error(transparent)]
+    Tls(#[from] PolicyInForce),
     /// The node agent contradicted itself.
     #[error(transparent)]
     NodeAgent(#[from] zds::Fatality),
@@ -60,6 +63,10 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> AppError {
 /// # Errors
 /// When the process cannot start, or must start over.
 pub fn run(config: Config, logging: LogControl) -> Result<(), AppError> {
+    isobar_tls::set_policy(TlsPolicy {
+        tls12: config.tls.tls12,
+        post_quantum_only: config.tls.post_quantum_only,
+    })?;
     if let Err(error) = isobar_net::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
@@ -366,6 +373,7 @@ fn roots(source: &RootSource) -> Roots {
     match source {
         RootSource::File(path) => Roots::File(path.clone()),
         RootSource::Pem(text) => Roots::Pem(text.clone()),
+        RootSource::System => Roots::System,
     }
 }
 

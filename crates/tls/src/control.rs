@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::provider::key_log;
+use crate::provider::{key_log, versions};
 use crate::verify::{ServerRule, ServerVerifier};
 use crate::{ClientStream, CryptoFailure, HandshakeError, PrivateKey, ServerStream, pem, provider};
 
@@ -39,7 +39,7 @@ pub struct ControlServer(Arc<ServerConfig>);
 #[derive(Debug, Clone)]
 pub struct ControlClient(Arc<ClientConfig>);
 
-/// TLS 1.3, ALPN `h2`, no client certificate asked for.
+/// TLS 1.3 unless [`crate::TlsPolicy`] says otherwise, ALPN `h2`, no client certificate asked for.
 ///
 /// # Errors
 /// When the chain or the key cannot be used.
@@ -53,7 +53,7 @@ pub fn server_config(certificate: &ServerCertificate) -> Result<ControlServer, C
         .map_err(CryptoFailure::of("load the server's key"))?;
     let key = SingleCertAndKey::from(CertifiedKey::new(chain, signing));
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(versions())
         .map_err(CryptoFailure::of("configure TLS"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(key));
@@ -85,7 +85,7 @@ pub fn client_config(
         rule: ServerRule::Host { alternative },
     };
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(versions())
         .map_err(CryptoFailure::of("configure TLS"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))

@@ -18,6 +18,7 @@ mod peer;
 mod pem;
 mod provider;
 mod revocation;
+mod system;
 #[cfg(test)]
 mod tests;
 pub mod token;
@@ -28,7 +29,8 @@ pub use failure::CryptoFailure;
 pub use key::PrivateKey;
 pub use mesh::{ClientTls, HandshakeError, ServerTls, client_config, server_config};
 pub use peer::{PeerError, VerifiedPeer};
-pub use provider::{description, provider, random};
+pub use provider::{PolicyInForce, TlsPolicy, description, provider, random, set_policy};
 pub use revocation::{RevocationError, RevocationLists, Revocations};
+pub use system::system_roots;
 pub use tokio_rustls::client::TlsStream as ClientStream;
 pub use tokio_rustls::server::TlsStream as ServerStream;

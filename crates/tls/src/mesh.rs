@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::peer::{PeerRule, Watched};
-use crate::provider::key_log;
+use crate::provider::{key_log, versions};
 use crate::verify::{CallerVerifier, ServerRule, ServerVerifier};
 use crate::{
     ClientStream, CryptoFailure, PeerError, Revocations, ServerStream, VerifiedPeer,
@@ -73,13 +73,13 @@ pub enum HandshakeError {
     Io(#[source] io::Error),
 }
 
-/// TLS 1.3 only, ALPN `h2`, a client certificate of the same trust domain required, no resumption.
+/// TLS 1.3 only unless [`crate::TlsPolicy`] says otherwise, ALPN `h2`, a client certificate of the same trust domain required, no resumption.
 #[must_use]
 pub fn server_config(certificate: &WorkloadCertificate) -> ServerTls {
     certificate.server.clone()
 }
 
-/// TLS 1.3 only, ALPN `h2`, no server name sent, no resumption; the server must show one of
+/// TLS 1.3 only unless [`crate::TlsPolicy`] says otherwise, ALPN `h2`, no server name sent, no resumption; the server must show one of
 /// `expect`. An empty `expect` can never succeed.
 ///
 /// # Errors
@@ -97,7 +97,7 @@ pub fn client_config(
         rule: ServerRule::Peer(rule.clone()),
     };
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(versions())
         .map_err(CryptoFailure::of("configure TLS"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -124,7 +124,7 @@ impl ServerTls {
     ) -> Result<Self, CryptoFailure> {
         let rule = PeerRule::TrustDomain(identity.trust_domain.clone());
         let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
+            .with_protocol_versions(versions())
             .map_err(CryptoFailure::of("configure TLS"))?
             .with_client_cert_verifier(Arc::new(CallerVerifier {
                 chain,

@@ -96,6 +96,15 @@ pub(crate) async fn read_roots(roots: &Roots) -> Result<String, ConnectError> {
     match roots {
         Roots::Pem(pem) => Ok(pem.clone()),
         Roots::File(path) => read(path.clone()).await,
+        Roots::System => {
+            let unusable = |detail: String| ConnectError::Unusable {
+                what: "the system's roots".to_owned(),
+                detail,
+            };
+            let read = tokio::task::spawn_blocking(isobar_tls::system_roots).await;
+            let read = read.map_err(|error| unusable(error.to_string()))?;
+            read.map_err(|error| unusable(error.to_string()))
+        }
     }
 }
 

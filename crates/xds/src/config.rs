@@ -54,6 +54,8 @@ pub enum Roots {
     File(PathBuf),
     /// PEM text.
     Pem(String),
+    /// Those that the operating system trusts.
+    System,
 }
 
 impl From<PathBuf> for Roots {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use isobar_types::{CLUSTER_DOMAIN, DEFAULT_CLUSTER_ID, DEFAULT_TRUST_DOMAIN, ports};
 
 use super::proxy_config::{MESH_FILE, ProxyConfig};
-use super::section::{Dns, Http2, Keepalive, Logging, Ports, TokenSource, Upstream, UpstreamNames};
+use super::section::{
+    Dns, Http2, Keepalive, Logging, Ports, Tls, TokenSource, Upstream, UpstreamNames,
+};
 use super::value;
 use super::{Config, ConfigError, Mode};
 use crate::local::LocalMesh;
@@ -34,11 +36,7 @@ const CA: UpstreamNames = UpstreamNames {
 };
 
 /// Switches of Istio's ztunnel for what this program does not have: each must be off.
-const UNSUPPORTED: [(&str, &str); 3] = [
-    ("FAKE_CA", "the self-signed test authority"),
-    ("TLS12_ENABLED", "TLS 1.2 on HBONE"),
-    ("COMPLIANCE_POLICY", "a compliance policy"),
-];
+const UNSUPPORTED: [(&str, &str); 1] = [("FAKE_CA", "the self-signed test authority")];
 
 /// Environment variables of a process, as values.
 #[derive(Debug, Clone, Default)]
@@ -95,12 +93,7 @@ impl Environment {
         let domain = self.get("CLUSTER_DOMAIN").unwrap_or(CLUSTER_DOMAIN);
         let shared_mark = (mode == Mode::Shared).then_some(ports::PACKET_MARK);
         let dns = Dns::read(self, &proxy, domain)?;
-        let on_demand = self.flag(ON_DEMAND, false)?;
-        if on_demand && dns.is_some() {
-            let expected = "names are answered from what is known, and on demand little is: set \
-                            DNS_CAPTURE=false as well";
-            return Err(ConfigError::value(ON_DEMAND, "true", expected));
-        }
+        let on_demand = self.on_demand(dns.is_some())?;
         if !self.flag("ENABLE_PROXY", true)? {
             return Err(ConfigError::Unsupported {
                 variable: "ENABLE_PROXY",
@@ -142,6 +135,7 @@ impl Environment {
             worker_threads: self.worker_threads(proxy.concurrency)?,
             dns,
             on_demand,
+            tls: self.tls()?,
             logging: Logging::read(self)?,
             localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true)?,
             mode,
@@ -273,6 +267,29 @@ impl Environment {
             }
         }
         Ok(())
+    }
+
+    fn on_demand(&self, answers_names: bool) -> Result<bool, ConfigError> {
+        let on = self.flag(ON_DEMAND, false)?;
+        if on && answers_names {
+            let expected = "names are answered from what is known, and on demand little is: set \
+                            DNS_CAPTURE=false as well";
+            return Err(ConfigError::value(ON_DEMAND, "true", expected));
+        }
+        Ok(on)
+    }
+
+    fn tls(&self) -> Result<Tls, ConfigError> {
+        const COMPLIANCE: &str = "COMPLIANCE_POLICY";
+        let post_quantum_only = match self.get(COMPLIANCE) {
+            None | Some("") => false,
+            Some("pqc") => true,
+            Some(other) => return Err(ConfigError::value(COMPLIANCE, other, "expected pqc")),
+        };
+        Ok(Tls {
+            tls12: self.flag("TLS12_ENABLED", false)?,
+            post_quantum_only,
+        })
     }
 
     fn cluster_id(&self, proxy: &ProxyConfig) -> String {

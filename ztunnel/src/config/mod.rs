@@ -17,7 +17,7 @@ use crate::zds::PodInfo;
 
 use crate::local::LocalMesh;
 pub use environment::Environment;
-pub use section::{Dns, Http2, Keepalive, Logging, Ports, RootSource, TokenSource, Upstream};
+pub use section::{Dns, Http2, Keepalive, Logging, Ports, RootSource, Tls, TokenSource, Upstream};
 
 /// Everything this process was told at its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,6 +47,8 @@ pub struct Config {
     pub xds: Option<Upstream>,
     /// Addresses are asked for one by one instead of all at once (`XDS_ON_DEMAND`).
     pub on_demand: bool,
+    /// What TLS offers and accepts.
+    pub tls: Tls,
     /// Certificate authority.
     pub ca: Upstream,
     /// Bearer token for calls to the control plane.

@@ -36,6 +36,18 @@ pub enum RootSource {
     File(PathBuf),
     /// PEM text.
     Pem(String),
+    /// Those that the operating system trusts.
+    System,
+}
+
+/// What TLS offers and accepts besides the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// TLS 1.2 as well (`TLS12_ENABLED`).
+    pub tls12: bool,
+    /// X25519MLKEM768 only (`COMPLIANCE_POLICY=pqc`).
+    pub post_quantum_only: bool,
 }
 
 /// Where the bearer token is.
@@ -249,13 +261,7 @@ impl Upstream {
             return Ok(None);
         }
         let roots = match env.get(names.roots) {
-            Some("SYSTEM") => {
-                return Err(ConfigError::Unsupported {
-                    variable: names.roots,
-                    value: "SYSTEM".into(),
-                    feature: "trusting the roots of the operating system",
-                });
-            }
+            Some("SYSTEM") => RootSource::System,
             Some(text) if text.contains("-----BEGIN") => RootSource::Pem(text.to_owned()),
             Some(path) => RootSource::File(path.into()),
             None => RootSource::File(root.to_owned()),

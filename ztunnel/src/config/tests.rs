@@ -62,7 +62,8 @@ fn bad_values_name_their_variable() {
         ("UNSTABLE_ENABLE_SOCKS5", "on"),
         ("LOCAL_XDS", "{workload: []}"),
         ("LOCAL_XDS_PATH", "/nowhere/mesh.yaml"),
-        ("XDS_ROOT_CA", "SYSTEM"),
+        ("TLS12_ENABLED", "yes"),
+        ("COMPLIANCE_POLICY", "fips-140-2"),
     ] {
         let error = parse(&[(variable, value)]).unwrap_err().to_string();
         assert!(error.contains(variable), "{variable}={value}: {error}");
@@ -198,4 +199,16 @@ fn on_demand_excludes_answering_names() {
     assert!(refused.to_string().contains("DNS_CAPTURE"), "{refused}");
     let both = [("XDS_ON_DEMAND", "true"), ("DNS_CAPTURE", "false")];
     assert!(with(&both).unwrap().on_demand);
+}
+
+#[test]
+fn tls_follows_its_switches() {
+    let of = |pairs: &[(&str, &str)]| parse(pairs).unwrap();
+    assert_eq!(of(&[]).tls, Tls::default());
+    let older = of(&[("TLS12_ENABLED", "true")]).tls;
+    assert!(older.tls12 && !older.post_quantum_only);
+    let hybrid = of(&[("COMPLIANCE_POLICY", "pqc")]).tls;
+    assert!(hybrid.post_quantum_only && !hybrid.tls12);
+    let system = of(&[("XDS_ROOT_CA", "SYSTEM")]).xds.unwrap().roots;
+    assert_eq!(system, RootSource::System);
 }
