@@ -1,16 +1,20 @@
 //! Which endpoint of a service takes the next request; turns are kept per worker.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use isobar_route::{LoadBalancer, Subset};
+use isobar_route::{LoadBalancer, Place, Preference, Subset, TrafficRules};
 use isobar_state::balance::{self, Candidate, Purpose, next_dice};
 use isobar_state::{Service, Workload};
-use isobar_types::{NamespacedHostname, Reason, Str};
+use isobar_types::{Reason, Str};
 
+use crate::cluster::{self, Cluster, ClusterKey, Clusters};
+use crate::outlier;
 use crate::world::View;
 
 /// One pod and port to send to.
@@ -67,21 +71,27 @@ pub struct Wanted<'a> {
     /// Only endpoints of this subset.
     pub subset: Option<&'a Subset>,
     /// How to choose.
-    pub balancer: LoadBalancer,
+    pub rules: &'a TrafficRules,
+    /// What is remembered of the service, where the rules ask for it.
+    pub cluster: Option<&'a Arc<Cluster>>,
+    /// What stands for the request, where it decides.
+    pub hash: Option<u64>,
     /// For whom: reachability and locality are looked at from here.
     pub source: &'a Workload,
     /// Uids that were tried before; taken again only if nothing else is left.
     pub tried: &'a [Str],
+    /// Places that are farther away come before endpoints that were tried.
+    pub remote: bool,
     /// Any random number.
     pub dice: u64,
 }
 
-type Cluster = (NamespacedHostname, Option<Str>, u16);
-
 /// Turns and open requests of one worker.
 #[derive(Debug)]
 pub struct Turns {
-    next: RefCell<HashMap<Cluster, u64>>,
+    next: RefCell<HashMap<ClusterKey, u64>>,
+    clusters: Clusters,
+    known: RefCell<HashMap<ClusterKey, Arc<Cluster>>>,
     busy: RefCell<HashMap<Str, Rc<Cell<usize>>>>,
 }
 
@@ -98,20 +108,41 @@ impl Drop for Busy {
 /// Entries that bookkeeping may hold before those without use are dropped.
 const MOST_ENTRIES: usize = 16 * 1024;
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Turns {
     /// No turn taken.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(clusters: Clusters) -> Self {
         Self {
             next: RefCell::default(),
+            clusters,
+            known: RefCell::default(),
             busy: RefCell::default(),
         }
+    }
+
+    /// What is remembered of a destination, if its rules ask for that.
+    #[must_use]
+    pub fn cluster(
+        &self,
+        rules: &TrafficRules,
+        service: &Service,
+        subset: Option<&Subset>,
+        port: u16,
+    ) -> Option<Arc<Cluster>> {
+        if !cluster::remembers(rules) {
+            return None;
+        }
+        let key = (service.key.clone(), subset.map(|s| s.name.clone()), port);
+        let mut known = self.known.borrow_mut();
+        if known.len() > MOST_ENTRIES {
+            known.clear();
+        }
+        let found = known.entry(key);
+        Some(
+            found
+                .or_insert_with_key(|key| self.clusters.get(key))
+                .clone(),
+        )
     }
 
     /// Chooses an endpoint.
@@ -133,18 +164,20 @@ impl Turns {
             },
             detail: refusal.detail,
         })?;
-        let candidates = allowed(view, wanted, all);
-        let fresh: Vec<_> = candidates
-            .iter()
-            .filter(|c| !wanted.tried.contains(&c.endpoint.workload.uid))
-            .copied()
-            .collect();
-        let pool = if fresh.is_empty() {
-            &candidates
-        } else {
-            &fresh
+        let mut candidates = allowed(view, wanted, all);
+        leave_out(wanted, &mut candidates);
+        let fresh = |all: &mut Vec<Candidate<'_>>| {
+            let is = |c: &Candidate<'_>| !wanted.tried.contains(&c.endpoint.workload.uid);
+            if !wanted.tried.is_empty() && all.iter().any(is) {
+                all.retain(is);
+            }
         };
-        self.pick(pool, wanted)
+        if wanted.remote {
+            fresh(&mut candidates);
+        }
+        nearest(view, wanted, &mut candidates);
+        fresh(&mut candidates);
+        self.pick(&candidates, wanted)
             .and_then(|c| endpoint_of(c, wanted.source))
             .ok_or_else(|| NoEndpoint {
                 reason: Reason::NoHealthyUpstream,
@@ -159,13 +192,52 @@ impl Turns {
     }
 
     fn pick<'a>(&self, pool: &[Candidate<'a>], wanted: &Wanted<'_>) -> Option<Candidate<'a>> {
-        match wanted.balancer {
+        if let Some(key) = wanted.hash {
+            let score = |c: &Candidate<'_>| {
+                let workload = &c.endpoint.workload;
+                isobar_route::score(key, &workload.uid, workload.capacity)
+            };
+            let best = |a: &&Candidate<'_>, b: &&Candidate<'_>| score(a).total_cmp(&score(b));
+            return pool.iter().max_by(best).copied();
+        }
+        let mut dice = wanted.dice;
+        let chosen = self.pick_plainly(pool, wanted, dice)?;
+        let balancing = wanted.rules.balancing.as_ref();
+        let (Some(warmup), Some(cluster)) = (balancing.and_then(|b| b.warmup), wanted.cluster)
+        else {
+            return Some(chosen);
+        };
+        let there = pool.iter().map(|c| &c.endpoint.workload.uid);
+        let Some(new) = cluster.new_ones(there, warmup.window, Instant::now()) else {
+            return Some(chosen);
+        };
+        let Some(age) = new.get(&chosen.endpoint.workload.uid) else {
+            return Some(chosen);
+        };
+        // A new endpoint takes its share of its turns and leaves the others to those that are not new.
+        dice = next_dice(dice);
+        let drawn = f64::from(u32::try_from(dice >> 32).unwrap_or(0)) / f64::from(u32::MAX);
+        let warm = |c: &&Candidate<'_>| !new.contains_key(&c.endpoint.workload.uid);
+        let old: Vec<_> = pool.iter().filter(warm).copied().collect();
+        if drawn < warmup.share(*age) || old.is_empty() {
+            return Some(chosen);
+        }
+        balance::pick(&old, next_dice(dice))
+    }
+
+    fn pick_plainly<'a>(
+        &self,
+        pool: &[Candidate<'a>],
+        wanted: &Wanted<'_>,
+        dice: u64,
+    ) -> Option<Candidate<'a>> {
+        match wanted.rules.balancer() {
             // Consecutive numbers as dice give every endpoint its turns in order.
             LoadBalancer::RoundRobin => balance::pick(pool, self.turn(wanted)),
-            LoadBalancer::Random => balance::pick(pool, wanted.dice),
+            LoadBalancer::Random => balance::pick(pool, dice),
             LoadBalancer::LeastRequest => {
-                let one = balance::pick(pool, wanted.dice)?;
-                let two = balance::pick(pool, next_dice(wanted.dice))?;
+                let one = balance::pick(pool, dice)?;
+                let two = balance::pick(pool, next_dice(dice))?;
                 let load = |c: &Candidate<'_>| self.open_requests(&c.endpoint.workload.uid);
                 Some(if load(&two) < load(&one) { two } else { one })
             }
@@ -218,6 +290,75 @@ fn allowed<'a>(
         });
     }
     all
+}
+
+/// Leaves out who fails again and again, unless too few would remain.
+fn leave_out(wanted: &Wanted<'_>, candidates: &mut Vec<Candidate<'_>>) {
+    let Some(cluster) = wanted.cluster else {
+        return;
+    };
+    let all = candidates.len();
+    cluster.endpoints.store(all, Ordering::Relaxed);
+    let Some(rules) = &wanted.rules.outliers else {
+        return;
+    };
+    let Some(out) = cluster.outliers.out(Instant::now()) else {
+        return;
+    };
+    let is_in = |c: &Candidate<'_>| !out.contains(&c.endpoint.workload.uid);
+    let left = candidates.iter().filter(|c| is_in(c)).count();
+    if !outlier::panics(rules, all, all - left) {
+        candidates.retain(is_in);
+    }
+}
+
+/// Keeps those that the caller's place prefers.
+fn nearest(view: &View, wanted: &Wanted<'_>, candidates: &mut Vec<Candidate<'_>>) {
+    let balancing = wanted.rules.balancing.as_ref();
+    let Some(rules) = balancing.and_then(|b| b.locality.as_ref()) else {
+        return;
+    };
+    if !rules.counts(wanted.rules.outliers.is_some()) {
+        return;
+    }
+    let caller = place(view, wanted.source);
+    let preference =
+        |c: &Candidate<'_>| rules.preference(&caller, &place(view, &c.endpoint.workload));
+    let mut rank = u32::MAX;
+    let mut shares: BTreeMap<usize, u32> = BTreeMap::new();
+    for candidate in candidates.iter() {
+        match preference(candidate) {
+            Preference::Rank(own) => rank = rank.min(own),
+            Preference::Share(group, share) => {
+                shares.insert(group, share);
+            }
+            Preference::Never => {}
+        }
+    }
+    let total: u64 = shares.values().map(|share| u64::from(*share)).sum();
+    let mut left = next_dice(wanted.dice).checked_rem(total).unwrap_or(0);
+    let group = shares.iter().find(|(_, share)| {
+        let share = u64::from(**share);
+        let here = left < share;
+        left = left.saturating_sub(share);
+        here
+    });
+    let group = group.map(|(group, _)| *group);
+    candidates.retain(|c| match preference(c) {
+        Preference::Rank(own) => own == rank,
+        Preference::Share(own, _) => Some(own) == group,
+        Preference::Never => false,
+    });
+}
+
+fn place<'a>(view: &'a View, workload: &'a Workload) -> Place<'a> {
+    let locality = &workload.locality;
+    Place {
+        region: &locality.region,
+        zone: &locality.zone,
+        subzone: &locality.subzone,
+        labels: view.tables.labels(&workload.uid).map(|labels| &**labels),
+    }
 }
 
 fn endpoint_of(candidate: Candidate<'_>, source: &Workload) -> Option<Endpoint> {

@@ -3,11 +3,14 @@
 mod body;
 mod exchange;
 mod forward;
+mod mirror;
 mod pipeline;
 mod reply;
 mod sanitise;
 mod standing;
+mod tries;
 mod upgrade;
+mod upload;
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -18,10 +21,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use isobar_runtime::Lifetime;
 
-pub use body::{ReplyBody, RequestBody};
+pub use body::ReplyBody;
 pub use exchange::Exchange;
 pub(crate) use exchange::RequestFacts;
 pub use standing::Live;
+pub use upload::RequestBody;
 
 use crate::session::Session;
 use crate::stream::{Pinned, Stream};

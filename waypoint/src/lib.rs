@@ -10,12 +10,14 @@
 pub mod access_log;
 pub mod admin;
 pub mod attribution;
+pub mod cluster;
 pub mod config;
 pub mod endpoint;
 pub mod feed;
 pub mod http;
 pub mod listener;
 pub mod metrics;
+pub mod outlier;
 pub mod protocol;
 pub mod run;
 pub mod session;

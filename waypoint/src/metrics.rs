@@ -13,6 +13,7 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::attribution::Attributed;
+use crate::cluster::Load;
 
 const UNKNOWN: &str = "unknown";
 /// Envoy's buckets; they apply to bytes too.
@@ -104,6 +105,36 @@ pub struct Metrics {
     received: Family<Labels, Counter>,
     sent: Family<Labels, Counter>,
     refused: Family<Vec<(&'static str, &'static str)>, Counter>,
+    retries: Family<Vec<(&'static str, &'static str)>, Counter>,
+    mirrors: Family<Vec<(&'static str, &'static str)>, Counter>,
+    ejections: Family<Vec<(&'static str, String)>, Counter>,
+    overflows: Family<Vec<(&'static str, String)>, Counter>,
+}
+
+/// What became of a copy for a mirror.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mirrored {
+    /// It was sent and answered.
+    Sent,
+    /// No endpoint answered.
+    Failed,
+    /// Too many were under way, there was nowhere to send it, or its body was too long to be kept.
+    LeftOut,
+}
+
+/// What became of a wish to try again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Retried {
+    /// Another try was made.
+    Again,
+    /// A retry gave the answer.
+    Answered,
+    /// No tries were left.
+    Exhausted,
+    /// The body was too long to be kept.
+    BodyGone,
+    /// Too many retries were under way.
+    Overflow,
 }
 
 /// One request at its end.
@@ -153,6 +184,7 @@ impl Metrics {
             registry.register(name, help, Histograms::new_with_constructor(EnvoyBuckets))
         };
         let counter = |name: &str, help: &str| registry.register(name, help, Family::default());
+        let plain = |name: &str, help: &str| registry.register(name, help, Family::default());
         Self {
             requests: counter("istio_requests", "Requests answered"),
             duration: histogram(
@@ -170,6 +202,24 @@ impl Metrics {
                 "Tunnels refused before anything was sent",
                 Family::default(),
             ),
+            retries: plain(
+                "isobar_upstream_retries",
+                "Retries of requests, by what became of them",
+            ),
+            mirrors: plain(
+                "isobar_mirrored_requests",
+                "Copies of requests for mirrors, by what became of them",
+            ),
+            ejections: registry.register(
+                "isobar_outlier_ejections",
+                "Endpoints left out for a while because they failed",
+                Family::default(),
+            ),
+            overflows: registry.register(
+                "isobar_upstream_overflows",
+                "Requests and connections refused at a limit of a DestinationRule",
+                Family::default(),
+            ),
         }
     }
 
@@ -177,6 +227,49 @@ impl Metrics {
     pub fn refused(&self, reason: isobar_types::Reason) {
         let labels = vec![("reason", reason.as_str())];
         self.refused.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn retried(&self, what: Retried) {
+        let outcome = match what {
+            Retried::Again => "again",
+            Retried::Answered => "answered",
+            Retried::Exhausted => "exhausted",
+            Retried::BodyGone => "body_gone",
+            Retried::Overflow => "overflow",
+        };
+        self.retries
+            .get_or_create(&vec![("outcome", outcome)])
+            .inc();
+    }
+
+    pub(crate) fn mirrored(&self, what: Mirrored) {
+        let outcome = match what {
+            Mirrored::Sent => "sent",
+            Mirrored::Failed => "failed",
+            Mirrored::LeftOut => "left_out",
+        };
+        self.mirrors
+            .get_or_create(&vec![("outcome", outcome)])
+            .inc();
+    }
+
+    pub(crate) fn ejected(&self, service: &Service) {
+        let labels = vec![("service", service.key.to_string())];
+        self.ejections.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn overflowed(&self, service: &Service, limit: Load) {
+        let limit = match limit {
+            Load::Connection => "connections",
+            Load::Pending => "pending",
+            Load::Request => "requests",
+            Load::Retry => "retries",
+        };
+        let labels = vec![
+            ("service", service.key.to_string()),
+            ("limit", limit.to_owned()),
+        ];
+        self.overflows.get_or_create(&labels).inc();
     }
 
     pub(crate) fn request(&self, request: &Request<'_>) {

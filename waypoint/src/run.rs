@@ -30,7 +30,7 @@ use crate::world::{Own, World};
 /// For control tasks once traffic has ended.
 const CONTROL_DRAIN: Duration = Duration::from_millis(100);
 /// Between looks for connections nobody uses.
-const SWEEP: Duration = Duration::from_secs(30);
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// Why the process cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +120,7 @@ async fn control(
         store: Store::default(),
         feed: Feed::default(),
         admission: isobar_hbone::Admission::default(),
+        clusters: crate::cluster::Clusters::default(),
     };
     let sync = start_discovery(&scope, &config, &world);
     let certificates = start_certificates(&scope, &config);
@@ -279,7 +280,7 @@ pub fn worker(
     Rc::new(Worker {
         pool: Pool::new(dialer, upstreams.clone()),
         upstreams,
-        turns: Turns::new(),
+        turns: Turns::new(world.clusters.clone()),
         own_workload,
         world,
         scope,

@@ -3,18 +3,22 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ::http::HeaderMap;
 use isobar_hbone::{Plain, Progress, relay_counted};
-use isobar_route::{TcpCall, TcpDecision, authorize_tcp, choose, match_tcp};
+use isobar_route::{HashKey, TcpCall, TcpDecision, TrafficRules, authorize_tcp, choose, match_tcp};
 use isobar_state::Service;
 use isobar_types::{NamespacedHostname, Reason, Str};
 use tokio::sync::watch;
 
 use crate::access_log::TcpLine;
 use crate::attribution::Attributed;
+use crate::cluster::{Cluster, Held, Load, Overflow};
 use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::TcpConnection;
+use crate::outlier::Outcome;
 use crate::session::Session;
 use crate::stream::{AnyStream, Stream};
 use crate::target::Target;
@@ -24,6 +28,9 @@ use crate::world::View;
 const RETRIES: usize = 2;
 /// Byte counters advance at least so often while a connection is open (Istio's default).
 const REPORT: Duration = Duration::from_secs(5);
+
+/// Where there is no limit: longer than a process lives.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A connection that does not come about, or is cut.
 struct Ended {
@@ -46,6 +53,10 @@ struct Facts {
     service: Option<Arc<Service>>,
     cluster: String,
     endpoint: Option<Endpoint>,
+    rules: Arc<TrafficRules>,
+    memory: Option<Arc<Cluster>>,
+    /// What it takes of the destination's limits.
+    held: Option<Held>,
 }
 
 /// Serves one opaque connection to its end.
@@ -118,13 +129,44 @@ async fn open(
         facts.endpoint = Some(endpoint.clone());
         let admitted = session.admitted(&view, &endpoint);
         admitted.map_err(|why| Ended::new(Reason::PolicyDenied, why))?;
-        match session.worker.pool.open(&endpoint).await {
+        let limits = facts.rules.limits();
+        if let Some(cluster) = facts.memory.as_ref().filter(|_| facts.held.is_none()) {
+            let held = cluster.hold(Load::Connection, limits.max_connections);
+            facts.held = Some(held.map_err(|Overflow(limit)| {
+                if let Some(service) = &facts.service {
+                    session.worker.metrics.overflowed(service, limit);
+                }
+                Ended::new(Reason::Overload, "too many connections to the destination")
+            })?);
+        }
+        let opened = session.worker.pool.open(&endpoint, &limits).await;
+        let outcome = match &opened {
+            Ok(_) => Outcome::Answered(200),
+            Err(_) => Outcome::Unreachable,
+        };
+        note(session, facts, &endpoint, outcome);
+        match opened {
             Ok(stream) => return Ok(stream),
             Err(failure) if tried.len() > RETRIES || facts.service.is_none() => {
                 return Err(Ended::new(failure.reason, failure.detail));
             }
             Err(failure) => tracing::debug!(%failure, "trying elsewhere"),
         }
+    }
+}
+
+/// Notes how the attempt went, where endpoints that fail are left out.
+fn note(session: &Session, facts: &Facts, endpoint: &Endpoint, outcome: Outcome) {
+    let (Some(outliers), Some(cluster)) = (&facts.rules.outliers, &facts.memory) else {
+        return;
+    };
+    let all = cluster.endpoints.load(Ordering::Relaxed);
+    let uid = &endpoint.workload.uid;
+    let out = cluster
+        .outliers
+        .note(uid, outcome, outliers, all, Instant::now());
+    if let Some(service) = facts.service.as_ref().filter(|_| out) {
+        session.worker.metrics.ejected(service);
     }
 }
 
@@ -179,14 +221,22 @@ fn endpoint(
             Some(subset.ok_or_else(|| no_cluster(format!("no subset {name:?}")))?)
         }
     };
-    let rules = subset.map_or_else(|| view.tables.traffic_rules(&service.key), |s| s.rules);
+    let subset = subset.map(|subset| &**subset);
+    let rules = view.tables.traffic(&service.key, subset, port);
+    facts.rules = rules.clone();
+    facts.memory = session.worker.turns.cluster(rules, service, subset, port);
+    let by_ip = rules.balancing.as_ref().and_then(|b| b.hash.as_ref());
+    let hash = by_ip.filter(|key| **key == HashKey::SourceIp);
     let wanted = Wanted {
         service,
         port,
         subset,
-        balancer: rules.balancer.unwrap_or_default(),
+        rules,
+        cluster: facts.memory.as_ref(),
+        hash: hash.and_then(|k| k.of(&HeaderMap::new(), None, session.peer.address.ip())),
         source: session.source(caller),
         tried,
+        remote: false,
         dice: rand::random(),
     };
     let chosen = session.worker.turns.choose(view, &wanted);
@@ -213,6 +263,14 @@ async fn carry<S: Stream>(
     let mut downstream = Plain::new(downstream);
     let mut upstream = Plain::new(upstream);
     let mut report = tokio::time::interval(REPORT);
+    let limits = facts.rules.limits();
+    let life = limits.max_duration.unwrap_or(FOREVER);
+    let end = tokio::time::sleep(life);
+    tokio::pin!(end);
+    let idle = limits.tcp_idle.unwrap_or(FOREVER);
+    let silence = tokio::time::sleep(idle);
+    tokio::pin!(silence);
+    let mut carried = 0;
     let ended = {
         let relay = relay_counted(&mut downstream, &mut upstream, progress);
         tokio::pin!(relay);
@@ -236,6 +294,14 @@ async fn carry<S: Stream>(
                     if let Err(why) = admitted {
                         break Ended::new(Reason::PolicyWithdrawn, why);
                     }
+                }
+                () = &mut end => break Ended::new(Reason::Complete, "max_connection_duration"),
+                () = &mut silence => {
+                    let now = progress.sent() + progress.received();
+                    if std::mem::replace(&mut carried, now) == now {
+                        break Ended::new(Reason::Complete, "idle_timeout");
+                    }
+                    silence.as_mut().reset(tokio::time::Instant::now() + idle);
                 }
                 _ = report.tick() => counters.advance(progress.sent(), progress.received()),
             }

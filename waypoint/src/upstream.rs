@@ -4,5 +4,5 @@ mod dial;
 mod pool;
 
 pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
+pub use pool::{How, InUse, Pool, SendError, Sent, Version};
 pub(crate) use pool::{LocalExecutor, chain};
-pub use pool::{Pool, SendError, Sent, Version};

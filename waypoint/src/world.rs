@@ -11,6 +11,7 @@ use isobar_state::{
 use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
 use isobar_xds::Store;
 
+use crate::cluster::Clusters;
 use crate::feed::Feed;
 
 /// Who this waypoint is.
@@ -39,6 +40,8 @@ pub struct World {
     pub feed: Feed,
     /// What callers may have open, on all workers.
     pub admission: Admission,
+    /// What is under way to each destination, and who is out, on all workers.
+    pub clusters: Clusters,
 }
 
 /// One moment of the world; a decision looks at one view only.

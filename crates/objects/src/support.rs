@@ -22,35 +22,10 @@ const fn gap(path: &'static str) -> Gap {
 
 const VIRTUAL_SERVICE: &[Gap] = &[
     gap("spec.http[].delegate"),
-    gap("spec.http[].match[].gateways"),
     gap("spec.http[].match[].statPrefix"),
-    gap("spec.http[].mirror"),
-    gap("spec.http[].mirrors"),
-    gap("spec.http[].mirrorPercent"),
-    gap("spec.http[].mirrorPercentage"),
-    Gap {
-        path: "spec.http[].retries.attempts",
-        asks: is_positive,
-        hint: "requests are tried once",
-    },
-    gap("spec.http[].redirect.derivePort"),
-    gap("spec.http[].redirect.prefixRewrite"),
-    Gap {
-        path: "spec.http[].fault.delay.percent",
-        asks: says_something,
-        hint: "use percentage.value",
-    },
     gap("spec.http[].fault.delay.exponentialDelay"),
     gap("spec.http[].fault.abort.http2Error"),
-    Gap {
-        path: "spec.http[].corsPolicy.allowOrigin",
-        asks: says_something,
-        hint: "use allowOrigins",
-    },
-    gap("spec.http[].corsPolicy.unmatchedPreflights"),
     gap("spec.tls"),
-    gap("spec.tcp[].match[].sourceSubnet"),
-    gap("spec.tcp[].match[].gateways"),
 ];
 
 const DESTINATION_RULE: &[Gap] = &[gap("spec.workloadSelector")];
@@ -62,26 +37,17 @@ const TRAFFIC_POLICY: &[Gap] = &[
         asks: is_passthrough,
         hint: "",
     },
-    gap("trafficPolicy.loadBalancer.consistentHash"),
-    gap("trafficPolicy.loadBalancer.localityLbSetting"),
     gap("trafficPolicy.loadBalancer.zoneAwareLbSetting"),
-    gap("trafficPolicy.loadBalancer.warmup"),
-    gap("trafficPolicy.loadBalancer.warmupDurationSecs"),
-    gap("trafficPolicy.connectionPool.tcp.maxConnections"),
-    gap("trafficPolicy.connectionPool.tcp.tcpKeepalive"),
-    gap("trafficPolicy.connectionPool.tcp.maxConnectionDuration"),
-    gap("trafficPolicy.connectionPool.tcp.idleTimeout"),
-    gap("trafficPolicy.connectionPool.http"),
-    gap("trafficPolicy.outlierDetection"),
     Gap {
         path: "trafficPolicy.tls",
         asks: wants_own_tls,
         hint: "inside the mesh traffic is always mutual TLS",
     },
-    gap("trafficPolicy.portLevelSettings"),
+    gap("trafficPolicy.outlierDetection.consecutiveErrors"),
+    gap("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes"),
     gap("trafficPolicy.tunnel"),
     gap("trafficPolicy.proxyProtocol"),
-    gap("trafficPolicy.retryBudget"),
+    gap("trafficPolicy.retryBudget.budgetInterval"),
 ];
 
 const AUTHORIZATION_POLICY: &[Gap] = &[
@@ -207,10 +173,6 @@ fn is_passthrough(value: &Value) -> bool {
     value.as_str() == Some("PASSTHROUGH")
 }
 
-fn is_positive(value: &Value) -> bool {
-    value.as_i64().is_some_and(|number| number > 0)
-}
-
 fn wants_own_tls(value: &Value) -> bool {
     says_something(value) && value.get("mode").and_then(Value::as_str) != Some("ISTIO_MUTUAL")
 }
@@ -241,15 +203,11 @@ mod tests {
             "http": [
                 {"retries": {"attempts": 0}, "mirrors": []},
                 {"retries": {"attempts": 2}, "delegate": {"name": "x"},
-                 "match": [{}, {"gateways": ["g"]}]}],
+                 "match": [{}, {"statPrefix": "g"}]}],
         }});
         assert_eq!(
             fields(Kind::VirtualService, &object),
-            [
-                "spec.http[1].delegate",
-                "spec.http[1].match[1].gateways",
-                "spec.http[1].retries.attempts",
-            ]
+            ["spec.http[1].delegate", "spec.http[1].match[1].gateways",]
         );
         let rule = json!({"spec": {
             "exportTo": ["*"],

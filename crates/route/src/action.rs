@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -28,6 +29,23 @@ pub struct Weighted {
     pub request: HeaderEdits,
     /// Edits of the reply's headers.
     pub response: HeaderEdits,
+}
+
+/// A destination that gets copies of requests; nobody waits for its answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirror {
+    /// Where to.
+    pub target: Target,
+    /// Share of requests that are copied, above 0 to 100.
+    pub percentage: f64,
+}
+
+impl Mirror {
+    /// True if this request is copied, by dice.
+    #[must_use]
+    pub fn takes(&self, dice: u64) -> bool {
+        hits(self.percentage, dice)
+    }
 }
 
 /// A service, optionally a subset of it.
@@ -103,13 +121,7 @@ impl Rewrite {
             return String::from_utf8(pattern.replace_all(path, replacement)).ok();
         }
         let uri = self.uri.as_deref()?;
-        let prefix = match matched {
-            Some(TextMatch::Prefix(prefix)) => prefix.len(),
-            None | Some(TextMatch::Present) => 1,
-            Some(TextMatch::Exact(_) | TextMatch::Regex(_)) => path.len(),
-        };
-        let rest = path.get(prefix..).unwrap_or("");
-        Some(format!("{uri}{rest}"))
+        Some(with_prefix(uri, path, matched))
     }
 }
 
@@ -126,25 +138,41 @@ pub struct Redirect {
     pub port: Option<u16>,
     /// 301, 302, 303, 307 or 308.
     pub code: u16,
+    /// Takes the place of the matched prefix; only without `uri`.
+    pub prefix_rewrite: Option<String>,
+    /// The port the request came for stands in the location.
+    pub port_from_request: bool,
+}
+
+/// What a redirect starts from.
+#[derive(Debug, Clone, Copy)]
+pub struct RedirectFrom<'a> {
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Normalised authority.
+    pub authority: &'a str,
+    /// Normalised path.
+    pub path: &'a str,
+    /// Query without the question mark.
+    pub query: Option<&'a str>,
+    /// The service port the request came for.
+    pub port: u16,
+    /// The URI match that took the request.
+    pub matched: Option<&'a TextMatch>,
 }
 
 impl Redirect {
     /// The value of `location`.
     #[must_use]
-    pub fn location(
-        &self,
-        scheme: &str,
-        authority: &str,
-        path: &str,
-        query: Option<&str>,
-    ) -> String {
-        let to_scheme = self.scheme.as_deref().unwrap_or(scheme);
+    pub fn location(&self, from: &RedirectFrom<'_>) -> String {
+        let to_scheme = self.scheme.as_deref().unwrap_or(from.scheme);
         let (host, mut port) = match &self.authority {
             Some(authority) => (authority.as_str(), None),
-            None => crate::path::split_port(authority),
+            None => crate::path::split_port(from.authority),
         };
-        let own_port = self.port.map(|port| port.to_string());
-        if to_scheme != scheme {
+        let derived = self.port_from_request.then_some(from.port);
+        let own_port = self.port.or(derived).map(|port| port.to_string());
+        if to_scheme != from.scheme {
             port = None;
         }
         if let Some(own) = &own_port {
@@ -156,14 +184,35 @@ impl Redirect {
             out.push(':');
             out.push_str(port);
         }
-        let new_path = self.uri.as_deref().unwrap_or(path);
-        out.push_str(new_path);
-        if let Some(query) = query.filter(|_| !new_path.contains('?')) {
+        let new_path = self.path(from);
+        out.push_str(&new_path);
+        if let Some(query) = from.query.filter(|_| !new_path.contains('?')) {
             out.push('?');
             out.push_str(query);
         }
         out
     }
+
+    fn path<'a>(&'a self, from: &RedirectFrom<'a>) -> Cow<'a, str> {
+        if let Some(uri) = &self.uri {
+            return Cow::Borrowed(uri);
+        }
+        let prefix = self.prefix_rewrite.as_deref();
+        let changed = prefix.map(|new| with_prefix(new, from.path, from.matched));
+        changed.map_or(Cow::Borrowed(from.path), Cow::Owned)
+    }
+}
+
+/// `path` with `new` for what was matched of it: the prefix, or all of it; where the match says
+/// nothing about the path, the first slash.
+fn with_prefix(new: &str, path: &str, matched: Option<&TextMatch>) -> String {
+    let prefix = match matched {
+        Some(TextMatch::Prefix(prefix)) => prefix.len(),
+        None | Some(TextMatch::Present) => 1,
+        Some(TextMatch::Exact(_) | TextMatch::Regex(_)) => path.len(),
+    };
+    let rest = path.get(prefix..).unwrap_or("");
+    format!("{new}{rest}")
 }
 
 /// A fixed reply.
@@ -230,6 +279,8 @@ pub struct Cors {
     pub max_age: Option<u64>,
     /// Allows credentials.
     pub credentials: bool,
+    /// Preflights of origins that are not allowed are answered without leave, not passed on.
+    pub answers_unmatched: bool,
 }
 
 /// What cross-origin rules say about one request.
@@ -244,14 +295,21 @@ pub enum Preflight {
 }
 
 impl Cors {
-    /// Looks at one request. A preflight of an origin that is not allowed is forwarded, as in Istio.
+    /// Looks at one request. A preflight of an origin that is not allowed is forwarded, as in Istio,
+    /// unless the rule says otherwise.
     #[must_use]
     pub fn check(&self, method: &Method, request: &HeaderMap) -> Preflight {
         let Some(origin) = request.get(header::ORIGIN) else {
             return Preflight::None;
         };
+        let preflight = *method == Method::OPTIONS
+            && request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         if !self.origins.iter().any(|o| o.matches(origin.as_bytes())) {
-            return Preflight::None;
+            return if preflight && self.answers_unmatched {
+                Preflight::Answer(HeaderMap::new())
+            } else {
+                Preflight::None
+            };
         }
         let mut out = HeaderMap::new();
         out.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -259,8 +317,6 @@ impl Cors {
             let yes = HeaderValue::from_static("true");
             out.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
         }
-        let preflight = *method == Method::OPTIONS
-            && request.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         let mut put = |name: HeaderName, value: &Option<HeaderValue>| {
             if let Some(value) = value {
                 out.insert(name, value.clone());
@@ -337,9 +393,20 @@ mod tests {
             scheme: Some("https".into()),
             port: None,
             code: 301,
+            prefix_rewrite: None,
+            port_from_request: false,
         };
-        let place = |to: &Redirect| to.location("http", "a.b:8080", "/p", Some("q=1"));
-        assert_eq!(place(&to), "https://a.b/p?q=1");
+        let prefix = TextMatch::Prefix("/p".into());
+        let from = RedirectFrom {
+            scheme: "http",
+            authority: "a.b:8080",
+            path: "/p/x",
+            query: Some("q=1"),
+            port: 9080,
+            matched: Some(&prefix),
+        };
+        let place = |to: &Redirect| to.location(&from);
+        assert_eq!(place(&to), "https://a.b/p/x?q=1");
         to.port = Some(443);
         to.uri = Some("/n?z".into());
         assert_eq!(place(&to), "https://a.b/n?z");
@@ -347,6 +414,33 @@ mod tests {
         to.authority = Some("c".into());
         to.port = None;
         assert_eq!(place(&to), "http://c/n?z");
+        to.uri = None;
+        to.prefix_rewrite = Some("/new".into());
+        assert_eq!(place(&to), "http://c/new/x?q=1");
+        to.port_from_request = true;
+        assert_eq!(place(&to), "http://c:9080/new/x?q=1");
+    }
+
+    #[test]
+    fn unmatched_preflights_are_passed_on_or_answered_without_leave() {
+        let mut cors = Cors {
+            origins: vec![TextMatch::Exact("http://a".into())],
+            methods: None,
+            headers: None,
+            expose: None,
+            max_age: None,
+            credentials: false,
+            answers_unmatched: false,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ORIGIN, HeaderValue::from_static("http://b"));
+        let get = HeaderValue::from_static("GET");
+        headers.insert(header::ACCESS_CONTROL_REQUEST_METHOD, get);
+        assert_eq!(cors.check(&Method::OPTIONS, &headers), Preflight::None);
+        cors.answers_unmatched = true;
+        let bare = Preflight::Answer(HeaderMap::new());
+        assert_eq!(cors.check(&Method::OPTIONS, &headers), bare);
+        assert_eq!(cors.check(&Method::GET, &headers), Preflight::None);
     }
 
     #[test]

@@ -1,25 +1,34 @@
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
 
 use isobar_proto::isobar::v1 as proto;
 use isobar_types::{NamespacedHostname, NamespacedName, Str};
 
 use crate::call::Labels;
 use crate::table::ResourceError;
-use crate::virtual_service::{FieldError, duration, service_key};
+use crate::traffic::{Traffic, TrafficRules};
+use crate::virtual_service::{FieldError, service_key};
 
 /// A compiled `DestinationRule`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DestinationRule {
     pub(crate) name: NamespacedName,
     pub(crate) host: String,
     pub(crate) services: Vec<NamespacedHostname>,
     pub(crate) created: i64,
-    pub(crate) subsets: Vec<Subset>,
-    pub(crate) rules: TrafficRules,
+    subsets: Vec<OwnSubset>,
+    traffic: Option<Traffic>,
+}
+
+/// A subset as its object has it.
+#[derive(Debug, Clone, PartialEq)]
+struct OwnSubset {
+    name: Str,
+    labels: Labels,
+    traffic: Option<Traffic>,
 }
 
 /// A named group of a service's endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Subset {
     /// Name, as routes use it.
     pub name: Str,
@@ -28,40 +37,7 @@ pub struct Subset {
     /// Labels an endpoint's workload must have.
     pub labels: Labels,
     /// Traffic rules, those of the whole service filled in where the subset is silent.
-    pub rules: TrafficRules,
-}
-
-/// How connections and requests are spread and limited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TrafficRules {
-    /// How an endpoint is chosen.
-    pub balancer: Option<LoadBalancer>,
-    /// Deadline of a connect.
-    pub connect_timeout: Option<Duration>,
-    /// Most connections to one endpoint.
-    pub max_connections: Option<u32>,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum LoadBalancer {
-    /// One after the other.
-    #[default]
-    RoundRobin,
-    /// The less busy of two taken by chance.
-    LeastRequest,
-    /// By chance.
-    Random,
-}
-
-impl TrafficRules {
-    fn or(self, other: Self) -> Self {
-        Self {
-            balancer: self.balancer.or(other.balancer),
-            connect_timeout: self.connect_timeout.or(other.connect_timeout),
-            max_connections: self.max_connections.or(other.max_connections),
-        }
-    }
+    pub traffic: Traffic,
 }
 
 impl Subset {
@@ -78,78 +54,68 @@ impl Subset {
 impl DestinationRule {
     pub(crate) fn compile(from: &proto::DestinationRule) -> Result<Self, ResourceError> {
         let wrap = |e: FieldError| e.of("DestinationRule", &from.namespace, &from.name);
-        let rules = compile_rules(from.traffic_policy.as_ref())
-            .map_err(|e| wrap(e.under("trafficPolicy")))?;
-        let name = NamespacedName {
-            namespace: from.namespace.as_str().into(),
-            name: from.name.as_str().into(),
+        let policy = |policy: Option<&proto::TrafficPolicy>| {
+            let compiled = policy.map(Traffic::compile).transpose();
+            compiled.map_err(|e| e.under("trafficPolicy"))
         };
-        let mut subsets: Vec<Subset> = Vec::with_capacity(from.subsets.len());
+        let mut subsets: Vec<OwnSubset> = Vec::with_capacity(from.subsets.len());
         for (at, subset) in from.subsets.iter().enumerate() {
             let here = format!("subsets[{at}]");
-            let own = compile_rules(subset.traffic_policy.as_ref())
-                .map_err(|e| wrap(e.under("trafficPolicy").under(&here)))?;
-            // Of two subsets of one name the first counts, as in Istio.
-            if subsets.iter().all(|s| *s.name != *subset.name) {
-                subsets.push(Subset {
-                    name: subset.name.as_str().into(),
-                    rule: name.clone(),
-                    labels: subset.labels.clone(),
-                    rules: own.or(rules),
-                });
-            }
+            let traffic = policy(subset.traffic_policy.as_ref());
+            let traffic = traffic.map_err(|e| wrap(e.under(&here)))?;
+            subsets.push(OwnSubset {
+                name: subset.name.as_str().into(),
+                labels: subset.labels.clone(),
+                traffic,
+            });
         }
         Ok(Self {
-            name,
+            name: NamespacedName {
+                namespace: from.namespace.as_str().into(),
+                name: from.name.as_str().into(),
+            },
             host: from.host.clone(),
             services: from.services.iter().map(service_key).collect(),
             created: from.created,
             subsets,
-            rules,
+            traffic: policy(from.traffic_policy.as_ref()).map_err(wrap)?,
         })
     }
 }
 
-fn compile_rules(from: Option<&proto::TrafficPolicy>) -> Result<TrafficRules, FieldError> {
-    use proto::traffic_policy::LoadBalancer as From;
-    let Some(from) = from else {
-        return Ok(TrafficRules::default());
-    };
-    let pool = from.connection_pool.unwrap_or_default();
-    let balancer = match From::try_from(from.load_balancer) {
-        Ok(From::RoundRobin) => Some(LoadBalancer::RoundRobin),
-        Ok(From::LeastRequest) => Some(LoadBalancer::LeastRequest),
-        Ok(From::Random) => Some(LoadBalancer::Random),
-        // PASSTHROUGH would go round the mesh; the pods of the service are balanced instead.
-        Ok(From::Unspecified | From::Passthrough) => None,
-        Err(_) => return Err(FieldError::new("loadBalancer", "an unknown load balancer")),
-    };
-    Ok(TrafficRules {
-        balancer,
-        connect_timeout: duration(
-            pool.connect_timeout.as_ref(),
-            "connectionPool.tcp.connectTimeout",
-        )?,
-        max_connections: Some(pool.max_connections).filter(|n| *n > 0),
-    })
-}
-
-/// What all rules of one service say together: subsets of all, the oldest object first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What all rules of one service say together: subsets of all, the first of one name; the traffic
+/// policy of the first that has one, which every subset inherits.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Combined {
     pub(crate) names: Vec<NamespacedName>,
-    pub(crate) subsets: Vec<Subset>,
-    pub(crate) rules: TrafficRules,
+    pub(crate) subsets: Vec<Arc<Subset>>,
+    pub(crate) traffic: Traffic,
 }
 
 impl Combined {
-    pub(crate) fn add(&mut self, rule: &DestinationRule) {
-        for subset in &rule.subsets {
-            if self.subsets.iter().all(|have| have.name != subset.name) {
-                self.subsets.push(subset.clone());
+    /// Of these rules, the oldest first.
+    pub(crate) fn of(rules: &[&DestinationRule]) -> Self {
+        let traffic = rules.iter().find_map(|rule| rule.traffic.clone());
+        let mut combined = Self {
+            names: rules.iter().map(|rule| rule.name.clone()).collect(),
+            subsets: Vec::new(),
+            traffic: traffic.unwrap_or_default(),
+        };
+        for rule in rules {
+            for own in &rule.subsets {
+                if combined.subsets.iter().all(|have| have.name != own.name) {
+                    combined.subsets.push(Arc::new(Subset {
+                        name: own.name.clone(),
+                        rule: rule.name.clone(),
+                        labels: own.labels.clone(),
+                        traffic: combined.traffic.overlaid(own.traffic.as_ref()),
+                    }));
+                }
             }
         }
-        self.names.push(rule.name.clone());
-        self.rules = self.rules.or(rule.rules);
+        combined
     }
 }
+
+/// For services without rules.
+pub(crate) static NO_RULES: LazyLock<Arc<TrafficRules>> = LazyLock::new(Arc::default);

@@ -162,7 +162,7 @@ fn value<'a>(key: &HeaderKey, call: &HttpCall<'a>) -> Option<Cow<'a, [u8]>> {
 }
 
 /// First value of a parameter, as written in the query; a name without `=` has the empty value.
-fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+pub(crate) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     query?
         .split('&')
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))

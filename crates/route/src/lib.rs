@@ -18,26 +18,37 @@ mod call;
 mod condition;
 mod destination_rule;
 mod finder;
+mod hash;
 mod http_match;
+mod locality;
 pub mod path;
 mod pattern;
+mod retry;
 mod table;
 mod tcp;
 mod text;
+mod traffic;
 mod unsupported;
 mod virtual_service;
 
 pub use action::{
-    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Preflight, Redirect, Rewrite,
-    Target, Weighted, choose,
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Preflight, Redirect,
+    RedirectFrom, Rewrite, Target, Weighted, choose,
 };
 pub use authorization::{Audited, Denied, Permit, Policy, authorize_http, authorize_tcp};
 pub use call::{Caller, HttpCall, Labels, TcpCall};
-pub use destination_rule::{LoadBalancer, Subset, TrafficRules};
+pub use destination_rule::Subset;
+pub use hash::{HashCookie, HashKey, mix, score};
 pub use http_match::{HttpDecision, Taken, match_http};
+pub use locality::{LocalityRules, Place, Preference};
 pub use pattern::{Pattern, PatternError};
+pub use retry::{Retries, TryFailure};
 pub use table::{Draft, ResourceError, Tables, WaypointInfo};
 pub use tcp::{L4Match, TcpDecision, TcpRoute, match_tcp};
 pub use text::{TextMatch, ValueMatch};
+pub use traffic::{
+    Balancing, Keepalive, LoadBalancer, OutlierRules, PoolRules, RetryBudget, Speak, Traffic,
+    TrafficRules, Warmup,
+};
 pub use unsupported::{unsupported, unsupported_in_destination_rule};
-pub use virtual_service::{HttpMatch, HttpRoute, Retries, VirtualService};
+pub use virtual_service::{HttpMatch, HttpRoute, VirtualService};

@@ -6,7 +6,8 @@ use isobar_types::{NamespacedHostname, NamespacedName, Str};
 
 use crate::authorization::Policy;
 use crate::call::Labels;
-use crate::destination_rule::{Combined, DestinationRule, Subset, TrafficRules};
+use crate::destination_rule::{Combined, DestinationRule, NO_RULES, Subset};
+use crate::traffic::TrafficRules;
 use crate::virtual_service::VirtualService;
 
 /// Parts that the labels are kept in: a change of one workload copies one part.
@@ -140,23 +141,29 @@ impl Tables {
 
     /// The subsets of a service.
     #[must_use]
-    pub fn subsets(&self, service: &NamespacedHostname) -> &[Subset] {
+    pub fn subsets(&self, service: &NamespacedHostname) -> &[Arc<Subset>] {
         self.index.rules.get(service).map_or(&[], |c| &c.subsets)
     }
 
     /// One subset of a service.
     #[must_use]
-    pub fn subset(&self, service: &NamespacedHostname, name: &str) -> Option<&Subset> {
+    pub fn subset(&self, service: &NamespacedHostname, name: &str) -> Option<&Arc<Subset>> {
         self.subsets(service).iter().find(|s| &*s.name == name)
     }
 
-    /// Traffic rules of a service as a whole.
+    /// Traffic rules of a service, or of one of its subsets, at one of its ports.
     #[must_use]
-    pub fn traffic_rules(&self, service: &NamespacedHostname) -> TrafficRules {
-        self.index
-            .rules
-            .get(service)
-            .map_or_else(TrafficRules::default, |c| c.rules)
+    pub fn traffic<'a>(
+        &'a self,
+        service: &NamespacedHostname,
+        subset: Option<&'a Subset>,
+        port: u16,
+    ) -> &'a Arc<TrafficRules> {
+        match (subset, self.index.rules.get(service)) {
+            (Some(subset), _) => subset.traffic.at(port),
+            (None, Some(combined)) => combined.traffic.at(port),
+            (None, None) => &NO_RULES,
+        }
     }
 
     /// All policies, by name.
@@ -332,11 +339,16 @@ fn index(tables: &Tables) -> Index {
     }
     let mut by_age: Vec<_> = tables.destination_rules.values().collect();
     by_age.sort_by_key(|object| object.created);
+    let mut of: HashMap<NamespacedHostname, Vec<&DestinationRule>> = HashMap::new();
     for object in by_age {
         for service in &object.services {
-            index.rules.entry(service.clone()).or_default().add(object);
+            of.entry(service.clone()).or_default().push(object);
         }
     }
+    let combined = of.into_iter();
+    index.rules = combined
+        .map(|(service, rules)| (service, Combined::of(&rules)))
+        .collect();
     for policy in tables.policies.values() {
         if policy.whole_waypoint {
             index.whole.push(Arc::clone(policy));

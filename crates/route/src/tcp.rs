@@ -28,6 +28,8 @@ pub struct L4Match {
     pub sni_hosts: Vec<String>,
     /// Ranges of the destination address; empty matches everything.
     pub subnets: Vec<IpNet>,
+    /// Range of the caller's address.
+    pub source: Option<IpNet>,
     /// Service port; 0 matches every port.
     pub port: u16,
     /// Labels of the caller.
@@ -88,6 +90,7 @@ impl L4Match {
         let to = call.destination;
         (self.port == 0 || self.port == to.port())
             && (self.subnets.is_empty() || self.subnets.iter().any(|net| net.contains(&to.ip())))
+            && self.source.is_none_or(|net| net.contains(&caller.ip))
             && (self.source_namespace.is_empty()
                 || caller.namespace() == Some(self.source_namespace.as_str()))
             && caller.has_labels(&self.source_labels)
@@ -141,19 +144,19 @@ fn compile_matches<'a>(
 
 fn compile_l4(from: Option<&proto::L4Match>, sni: &[String]) -> Result<L4Match, FieldError> {
     let from = from.cloned().unwrap_or_default();
+    let range = |field: &str, text: &str| {
+        let problem = || FieldError::new(field, format!("{text:?} is not an address range"));
+        parse_block(text).ok_or_else(problem)
+    };
     let mut subnets = Vec::with_capacity(from.destination_subnets.len());
     for (at, text) in from.destination_subnets.iter().enumerate() {
-        let net = parse_block(text).ok_or_else(|| {
-            FieldError::new(
-                &format!("destinationSubnets[{at}]"),
-                format!("{text:?} is not an address range"),
-            )
-        })?;
-        subnets.push(net);
+        subnets.push(range(&format!("destinationSubnets[{at}]"), text)?);
     }
+    let source = Some(&from.source_subnet).filter(|text| !text.is_empty());
     Ok(L4Match {
         sni_hosts: sni.iter().map(|host| host.to_ascii_lowercase()).collect(),
         subnets,
+        source: source.map(|text| range("sourceSubnet", text)).transpose()?,
         port: port(from.port, "port")?,
         source_labels: from.source_labels,
         source_namespace: from.source_namespace,
@@ -166,3 +169,6 @@ pub(crate) fn parse_block(text: &str) -> Option<IpNet> {
         .ok()
         .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
 }
+
+#[cfg(test)]
+mod tests;

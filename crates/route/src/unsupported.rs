@@ -7,17 +7,6 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
     let mut out = Vec::new();
     for (at, route) in object.http.iter().enumerate() {
         let here = format!("http[{at}]");
-        if !route.mirrors.is_empty() {
-            out.push(format!("{here}.mirrors"));
-        }
-        if let Some(retries) = &route.retries
-            && !retries
-                .retry_on
-                .split(',')
-                .all(|c| is_retry_condition(c.trim()))
-        {
-            out.push(format!("{here}.retries.retryOn"));
-        }
         for (place, block) in route.matches.iter().enumerate() {
             if !block.stat_prefix.is_empty() {
                 out.push(format!("{here}.match[{place}].statPrefix"));
@@ -39,22 +28,6 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
         }
     }
     out
-}
-
-/// Conditions that are honoured: those about connections for every request, the others for requests
-/// without a body.
-fn is_retry_condition(condition: &str) -> bool {
-    matches!(
-        condition,
-        "" | "connect-failure"
-            | "refused-stream"
-            | "reset"
-            | "reset-before-request"
-            | "5xx"
-            | "gateway-error"
-            | "retriable-4xx"
-            | "retriable-status-codes"
-    ) || condition.parse::<u16>().is_ok()
 }
 
 /// Envoy's substitutions (`%REQ(x)%`) are sent as they are written.
@@ -96,12 +69,6 @@ fn traffic(policy: Option<&proto::TrafficPolicy>, here: &str, out: &mut Vec<Stri
     if policy.load_balancer == i32::from(LoadBalancer::Passthrough) {
         out.push(format!("{here}.loadBalancer.simple"));
     }
-    if policy
-        .connection_pool
-        .is_some_and(|pool| pool.max_connections > 0)
-    {
-        out.push(format!("{here}.connectionPool.tcp.maxConnections"));
-    }
 }
 
 #[cfg(test)]
@@ -112,20 +79,15 @@ mod tests {
     fn paths_name_the_field() {
         let object = proto::VirtualService {
             http: vec![proto::HttpRoute {
-                mirrors: vec![proto::Mirror::default()],
-                retries: Some(proto::Retries {
-                    attempts: 2,
-                    retry_on: "5xx,503,cancelled".into(),
+                matches: vec![proto::HttpMatch {
+                    stat_prefix: "x".into(),
                     ..Default::default()
-                }),
+                }],
                 ..Default::default()
             }],
             ..Default::default()
         };
-        assert_eq!(
-            unsupported(&object),
-            ["http[0].mirrors", "http[0].retries.retryOn"]
-        );
+        assert_eq!(unsupported(&object), ["http[0].match[0].statPrefix"]);
         assert!(unsupported(&proto::VirtualService::default()).is_empty());
     }
 }

@@ -6,12 +6,13 @@ use isobar_proto::isobar::v1 as proto;
 use isobar_types::{NamespacedHostname, NamespacedName};
 
 use crate::action::{
-    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Redirect, Rewrite, Target,
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Redirect, Rewrite, Target,
     Weighted,
 };
 use crate::call::Labels;
 use crate::finder::Finder;
 use crate::pattern::Pattern;
+use crate::retry::Retries;
 use crate::table::ResourceError;
 use crate::tcp::{TcpRoute, compile_tcp, compile_tls};
 use crate::text::TextMatch;
@@ -58,19 +59,8 @@ pub struct HttpRoute {
     pub fault: Fault,
     /// Cross-origin rules.
     pub cors: Option<Cors>,
-}
-
-/// Retry rules of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retries {
-    /// Tries after the first.
-    pub attempts: u32,
-    /// Deadline of one try.
-    pub per_try: Option<Duration>,
-    /// Conditions, comma separated, as written.
-    pub on: String,
-    /// First wait between tries.
-    pub backoff: Option<Duration>,
+    /// Where copies go.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// A compiled match block; all parts must hold.
@@ -202,9 +192,10 @@ fn compile_http(from: &proto::HttpRoute) -> Result<HttpRoute, FieldError> {
         request,
         response,
         timeout: duration(from.timeout.as_ref(), "timeout")?,
-        retries: compile_retries(from.retries.as_ref())?,
+        retries: from.retries.as_ref().map(Retries::compile).transpose()?,
         fault: compile_fault(from.fault.as_ref())?,
         cors: compile_cors(from.cors.as_ref())?,
+        mirrors: compile_mirrors(&from.mirrors)?,
     })
 }
 
@@ -228,6 +219,8 @@ fn compile_action(from: Option<&proto::http_route::Action>) -> Result<Action, Fi
                 scheme: given(&to.scheme),
                 port: Some(port(to.port, "redirect.port")?).filter(|p| *p != 0),
                 code: u16::try_from(code).unwrap_or(301),
+                prefix_rewrite: given(&to.prefix_rewrite),
+                port_from_request: to.port_from_request,
             }))
         }
         Some(From::DirectResponse(reply)) => Ok(Action::Direct(DirectResponse {
@@ -266,18 +259,8 @@ pub(crate) fn compile_destinations(
         } else {
             entry.weight
         };
-        let target = Target {
-            service: to
-                .service
-                .as_ref()
-                .map(service_key)
-                .filter(|s| !s.hostname.is_empty()),
-            subset: given(&to.subset).map(Into::into),
-            port: port(to.port, "destination.port").map_err(|e| e.under(&here))?,
-            host: to.host.as_str().into(),
-        };
         out.push(Weighted {
-            target,
+            target: compile_target(&to).map_err(|e| e.under(&here))?,
             weight,
             request,
             response,
@@ -287,6 +270,39 @@ pub(crate) fn compile_destinations(
         return Err(FieldError::new(field, "no destination"));
     }
     Ok(out)
+}
+
+/// Mirrors of no share are none.
+fn compile_mirrors(from: &[proto::Mirror]) -> Result<Vec<Mirror>, FieldError> {
+    let mut out = Vec::new();
+    for (at, mirror) in from.iter().enumerate() {
+        let here = format!("mirrors[{at}]");
+        if !(0.0..=100.0).contains(&mirror.percentage) {
+            let problem = format!("{} is not between 0 and 100", mirror.percentage);
+            return Err(FieldError::new(&format!("{here}.percentage"), problem));
+        }
+        let to = mirror.destination.clone().unwrap_or_default();
+        if mirror.percentage > 0.0 {
+            out.push(Mirror {
+                target: compile_target(&to).map_err(|e| e.under(&here))?,
+                percentage: mirror.percentage,
+            });
+        }
+    }
+    Ok(out)
+}
+
+fn compile_target(to: &proto::Destination) -> Result<Target, FieldError> {
+    Ok(Target {
+        service: to
+            .service
+            .as_ref()
+            .map(service_key)
+            .filter(|s| !s.hostname.is_empty()),
+        subset: given(&to.subset).map(Into::into),
+        port: port(to.port, "destination.port")?,
+        host: to.host.as_str().into(),
+    })
 }
 
 fn compile_match(from: &proto::HttpMatch) -> Result<HttpMatch, FieldError> {
@@ -416,16 +432,6 @@ fn compile_edits(from: Option<&proto::HeaderOperations>) -> Result<HeaderEdits, 
     Ok(edits)
 }
 
-fn compile_retries(from: Option<&proto::Retries>) -> Result<Option<Retries>, FieldError> {
-    let Some(from) = from else { return Ok(None) };
-    Ok(Some(Retries {
-        attempts: u32::try_from(from.attempts).unwrap_or(0),
-        per_try: duration(from.per_try_timeout.as_ref(), "retries.perTryTimeout")?,
-        on: from.retry_on.clone(),
-        backoff: duration(from.backoff.as_ref(), "retries.backoff")?,
-    }))
-}
-
 fn compile_fault(from: Option<&proto::Fault>) -> Result<Fault, FieldError> {
     let Some(from) = from else {
         return Ok(Fault::default());
@@ -485,6 +491,7 @@ fn compile_cors(from: Option<&proto::Cors>) -> Result<Option<Cors>, FieldError> 
         expose: list(&from.expose_headers, "corsPolicy.exposeHeaders")?,
         max_age: duration(from.max_age.as_ref(), "corsPolicy.maxAge")?.map(|d| d.as_secs()),
         credentials: from.allow_credentials,
+        answers_unmatched: from.answer_unmatched_preflights,
     }))
 }
 

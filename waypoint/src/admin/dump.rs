@@ -1,5 +1,7 @@
 //! `/config_dump`: the shape that `isobar proxy-config waypoint` reads.
 
+use std::time::Instant;
+
 use isobar_route::Action;
 use isobar_state::{Service, TunnelProtocol};
 use isobar_types::NamespacedHostname;
@@ -7,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Admin;
 use super::routes::virtual_service;
+use crate::cluster::Load;
 use crate::world::View;
 
 pub(super) fn page(admin: &Admin) -> Value {
@@ -32,7 +35,7 @@ pub(super) fn page(admin: &Admin) -> Value {
         "sync": admin.sync.report(),
         "listeners": listeners(admin, &view, &services),
         "routes": view.tables.virtual_services().map(|v| virtual_service(v)).collect::<Vec<_>>(),
-        "clusters": services.iter().flat_map(|s| clusters(&view, s)).collect::<Vec<_>>(),
+        "clusters": services.iter().flat_map(|s| clusters(admin, &view, s)).collect::<Vec<_>>(),
         "endpoints": services.iter().flat_map(|s| endpoints(&view, s)).collect::<Vec<_>>(),
         "policies": policies(&view),
         "workloads": workloads(&view),
@@ -87,28 +90,45 @@ fn listeners(admin: &Admin, view: &View, services: &[std::sync::Arc<Service>]) -
     out
 }
 
-fn clusters(view: &View, service: &Service) -> Vec<Value> {
+fn clusters(admin: &Admin, view: &View, service: &Service) -> Vec<Value> {
     let subsets = view.tables.subsets(&service.key);
-    let own = view.tables.traffic_rules(&service.key);
     let all = view.tables.destination_rules_of(&service.key);
     let mut out = Vec::new();
     for (port, _) in service.ports.iter() {
         let mut one = |subset: Option<&isobar_route::Subset>| {
-            let rules = subset.map_or(own, |s| s.rules);
+            let rules = view.tables.traffic(&service.key, subset, port);
+            let key = (service.key.clone(), subset.map(|s| s.name.clone()), port);
+            let cluster = admin.world.clusters.find(&key);
+            let left_out = cluster
+                .as_ref()
+                .and_then(|c| c.outliers.out(Instant::now()));
             let names = subset.map_or(all, |s| std::slice::from_ref(&s.rule)).iter();
             out.push(json!({
                 "service": service.key.to_string(),
                 "port": port,
                 "subset": subset.map(|s| &*s.name),
                 "labels": subset.map(|s| &s.labels),
-                "balancer": format!("{:?}", rules.balancer.unwrap_or_default()),
+                "balancer": balancer(rules),
+                "limits": rules.pool.map(|pool| format!("{pool:?}")),
+                "outlierDetection": rules.outliers.map(|outliers| format!("{outliers:?}")),
+                "out": left_out.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>()),
+                "activeRequests": cluster.as_ref().map(|c| c.count(Load::Request)),
+                "connectionsInUse": cluster.as_ref().map(|c| c.count(Load::Connection)),
                 "destinationRule": names.map(ToString::to_string).collect::<Vec<_>>(),
             }));
         };
         one(None);
-        subsets.iter().for_each(|s| one(Some(s)));
+        subsets.iter().for_each(|s| one(Some(&**s)));
     }
     out
+}
+
+fn balancer(rules: &isobar_route::TrafficRules) -> String {
+    let hash = rules.balancing.as_ref().and_then(|b| b.hash.as_ref());
+    hash.map_or_else(
+        || format!("{:?}", rules.balancer()),
+        |key| format!("ConsistentHash({key:?})"),
+    )
 }
 
 fn endpoints(view: &View, service: &Service) -> Vec<Value> {

@@ -29,6 +29,7 @@ fn http_route(route: &HttpRoute) -> Value {
         "action": action,
         "to": to,
         "timeoutMillis": route.timeout.map(|t| t.as_millis()),
+        "retries": route.retries.as_ref().map(|r| r.attempts),
     })
 }
 
@@ -59,6 +60,7 @@ fn l4_match(m: &L4Match) -> Value {
     json!({
         "sniHosts": m.sni_hosts,
         "subnets": m.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "source": m.source.map(|net| net.to_string()),
         "port": port(m.port),
         "sourceLabels": m.source_labels,
         "sourceNamespace": m.source_namespace,
@@ -71,7 +73,14 @@ fn redirect(redirect: &Redirect) -> String {
     let port = redirect
         .port
         .map_or_else(String::new, |port| format!(":{port}"));
-    let uri = redirect.uri.as_deref().unwrap_or("{path}");
+    let port = if redirect.port_from_request {
+        ":{port}".to_owned()
+    } else {
+        port
+    };
+    let prefix = redirect.prefix_rewrite.as_ref();
+    let prefix = prefix.map_or_else(|| "{path}".to_owned(), |p| format!("{p}{{rest}}"));
+    let uri = redirect.uri.clone().unwrap_or(prefix);
     format!("{} {scheme}://{authority}{port}{uri}", redirect.code)
 }
 
@@ -162,6 +171,8 @@ mod tests {
             scheme: None,
             port: Some(81),
             code: 301,
+            prefix_rewrite: None,
+            port_from_request: false,
         };
         assert_eq!(redirect(&to), "301 {scheme}://other:81{path}");
     }

@@ -1,7 +1,5 @@
-use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -10,94 +8,8 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::exchange::Exchange;
-use super::standing::{Side, Standing};
+use super::standing::Side;
 use isobar_types::Reason;
-
-/// What is known of a request body while it flows.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// Bytes taken from the caller.
-    pub(crate) bytes: Cell<u64>,
-    /// The caller went away in the middle.
-    pub(crate) broken: Cell<bool>,
-}
-
-/// A request body on its way to an endpoint.
-#[derive(Debug)]
-pub struct RequestBody {
-    inner: Option<Incoming>,
-    progress: Rc<Progress>,
-    standing: Rc<Standing>,
-}
-
-/// Why a request body ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// The caller or its connection.
-    #[error(transparent)]
-    Caller(#[from] hyper::Error),
-    /// A policy that was written meanwhile.
-    #[error("a policy does not permit the request any more")]
-    Withdrawn,
-}
-
-impl RequestBody {
-    pub(crate) const fn new(
-        inner: Option<Incoming>,
-        progress: Rc<Progress>,
-        standing: Rc<Standing>,
-    ) -> Self {
-        Self {
-            inner,
-            progress,
-            standing,
-        }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = RequestError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
-        let this = &mut *self;
-        let Some(inner) = this.inner.as_mut() else {
-            return Poll::Ready(None);
-        };
-        if this.standing.withdrawn().is_some() {
-            this.inner = None;
-            return Poll::Ready(Some(Err(RequestError::Withdrawn)));
-        }
-        let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) else {
-            this.standing.wake(Side::Request, cx);
-            return Poll::Pending;
-        };
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    let bytes = &self.progress.bytes;
-                    bytes.set(bytes.get() + data.len() as u64);
-                }
-            }
-            Some(Err(_)) => self.progress.broken.set(true),
-            None => {}
-        }
-        Poll::Ready(frame.map(|f| f.map_err(RequestError::from)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
-    }
-}
 
 /// Why a response body ended early.
 #[derive(Debug, thiserror::Error)]

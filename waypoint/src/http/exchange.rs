@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,12 +11,14 @@ use isobar_runtime::LocalScope;
 use isobar_state::{Service, Workload};
 use isobar_types::Reason;
 
-use super::body::Progress;
 use super::standing::Standing;
+use super::upload::Progress;
 use crate::access_log::HttpLine;
 use crate::attribution::Attributed;
+use crate::cluster::Held;
 use crate::endpoint::{Busy, Endpoint};
 use crate::session::Session;
+use crate::upstream::InUse;
 
 /// One request and its answer, for the log line and the metrics written when it is over. Whatever
 /// way it ends, dropping this reports it once.
@@ -34,16 +37,29 @@ pub struct Exchange {
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) busy: Option<Busy>,
+    /// What it takes of the destination's limits.
+    pub(crate) held: Holding,
     pub(crate) upstream_time: Option<Duration>,
     pub(crate) code: u16,
     pub(crate) grpc_status: Option<String>,
     pub(crate) reason: Reason,
     pub(crate) delayed: bool,
+    /// Another try was wanted, and there were none left.
+    pub(crate) retries_exhausted: bool,
     pub(crate) detail: String,
     pub(crate) failure: String,
     pub(crate) response_head: usize,
     bytes_sent: u64,
     over: bool,
+}
+
+/// What a request takes of its destination's limits, until it is over.
+#[derive(Debug, Default)]
+pub(crate) struct Holding {
+    pub(crate) request: Option<Held>,
+    pub(crate) connection: Option<Held>,
+    pub(crate) retry: Option<Held>,
+    pub(crate) stream: Option<InUse>,
 }
 
 /// What the log wants of the request's head, before it is changed.
@@ -75,12 +91,14 @@ impl Exchange {
             service: None,
             endpoint: None,
             busy: None,
+            held: Holding::default(),
             upstream_time: None,
             code: 0,
             grpc_status: None,
             // Until something better is known: whoever drops this went away.
             reason: Reason::DownstreamReset,
             delayed: false,
+            retries_exhausted: false,
             detail: String::new(),
             failure: String::new(),
             response_head: 0,
@@ -156,13 +174,27 @@ impl Exchange {
         Some(Frame::trailers(trailers))
     }
 
-    /// Envoy's flags, `-` for none.
-    pub(crate) fn flags(&self) -> String {
-        match (self.delayed, self.reason.flag()) {
-            (true, "-") => Reason::DelayInjected.flag().to_owned(),
-            (true, flag) => format!("{},{flag}", Reason::DelayInjected.flag()),
-            (false, flag) => flag.to_owned(),
+    /// Envoy's flags in its order, `-` for none.
+    pub(crate) fn flags(&self) -> Cow<'static, str> {
+        let flag = self.reason.flag();
+        if !self.delayed && !self.retries_exhausted {
+            return Cow::Borrowed(flag);
         }
+        let after_delay = matches!(flag, "FI" | "DC" | "RBAC" | "DPE" | "UPE");
+        let mut all = Vec::with_capacity(3);
+        if flag != "-" && !after_delay {
+            all.push(flag);
+        }
+        if self.delayed {
+            all.push(Reason::DelayInjected.flag());
+        }
+        if flag != "-" && after_delay {
+            all.push(flag);
+        }
+        if self.retries_exhausted {
+            all.push("URX");
+        }
+        Cow::Owned(all.join(","))
     }
 
     pub(crate) fn destination(&self) -> SocketAddr {

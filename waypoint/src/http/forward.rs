@@ -4,38 +4,40 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{EXPECT, HOST, HeaderName, HeaderValue, SERVER};
+use ::http::header::{EXPECT, HOST, HeaderName, HeaderValue, SERVER, SET_COOKIE};
 use ::http::uri::{Authority, PathAndQuery, Scheme};
 use ::http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use isobar_route::{
-    Action, HeaderEdits, LoadBalancer, Retries, Subset, Taken, Target as RouteTarget, choose,
+    Action, HashKey, HeaderEdits, HttpRoute, Mirror, Retries, Speak, Subset, Taken,
+    Target as RouteTarget, TrafficRules, Weighted, choose,
 };
-use isobar_state::{AppProtocol, Service};
-use isobar_types::{Reason, Str};
+use isobar_state::{AppProtocol, Service, Workload};
+use isobar_types::Str;
 use tokio::time::Instant;
 
-use super::body::{ReplyBody, RequestBody};
+use super::body::ReplyBody;
 use super::exchange::Exchange;
+use super::mirror;
 use super::pipeline::Flow;
 use super::reply::{self, Local};
 use super::sanitise;
 use super::standing::{Asked, Side, Standing};
+use super::tries::Sending;
 use super::upgrade;
-use crate::endpoint::{Endpoint, NoEndpoint, Wanted};
+use super::upload::RequestBody;
+use crate::attribution::Attributed;
+use crate::cluster::Cluster;
+use crate::endpoint::{Endpoint, Wanted};
+use crate::metrics::Mirrored;
 use crate::session::Session;
 use crate::target::Target;
-use crate::upstream::{self, SendError};
+use crate::upstream::{self, How};
+use crate::world::View;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
-/// Tries after the first where the user says nothing (Istio's default), for requests of which
-/// nothing has left yet.
-const DEFAULT_RETRIES: u32 = 2;
-/// First wait between tries where the user says nothing (Envoy's default).
-const BACKOFF: Duration = Duration::from_millis(25);
-
 /// What the route adds to a request that is forwarded.
 #[derive(Default)]
 pub(super) struct Plan {
@@ -45,23 +47,70 @@ pub(super) struct Plan {
 }
 
 /// Where the tries may go.
-enum Place {
+pub(super) enum Place {
     Pod(Endpoint),
-    Cluster {
-        service: Arc<Service>,
-        port: u16,
-        subset: Option<Subset>,
-        balancer: LoadBalancer,
-    },
+    Cluster(Destination),
+}
+
+/// A service or subset, and what its rules say.
+pub(super) struct Destination {
+    pub(super) service: Arc<Service>,
+    pub(super) port: u16,
+    subset: Option<Arc<Subset>>,
+    rules: Arc<TrafficRules>,
+    cluster: Option<Arc<Cluster>>,
+    hash: Option<u64>,
+}
+
+impl Destination {
+    /// A choice among all its endpoints.
+    pub(super) fn wanted<'a>(&'a self, source: &'a Workload, tried: &'a [Str]) -> Wanted<'a> {
+        Wanted {
+            service: &self.service,
+            port: self.port,
+            subset: self.subset.as_deref(),
+            rules: &self.rules,
+            cluster: self.cluster.as_ref(),
+            hash: self.hash,
+            source,
+            tried,
+            remote: false,
+            dice: rand::random(),
+        }
+    }
+
+    fn how(&self) -> How {
+        How {
+            limits: self.rules.limits(),
+            cluster: self.cluster.clone(),
+        }
+    }
+}
+
+impl Place {
+    /// Rules and memory, where there are limits or outliers to look at.
+    pub(super) fn limited(&self) -> Option<(&TrafficRules, &Arc<Cluster>, &Service)> {
+        let Self::Cluster(to) = self else {
+            return None;
+        };
+        Some((&to.rules, to.cluster.as_ref()?, &to.service))
+    }
+
+    pub(super) fn how(&self) -> How {
+        match self {
+            Self::Pod(_) => How::default(),
+            Self::Cluster(to) => to.how(),
+        }
+    }
 }
 
 /// The head that every try sends. What the caller asked stays as it was, for policies to be asked
 /// again; each try edits its own copy.
-struct Head<'a> {
+pub(super) struct Head<'a> {
     asked: &'a Asked,
     edits: &'a [&'a HeaderEdits],
     uri: Uri,
-    speak: upstream::Version,
+    pub(super) speak: upstream::Version,
     /// The path before it was rewritten.
     original: Option<HeaderValue>,
     /// HTTP/2 has it in its target.
@@ -69,7 +118,7 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    fn request(&self, body: RequestBody) -> Request<RequestBody> {
+    pub(super) fn request(&self, body: RequestBody) -> Request<RequestBody> {
         let mut headers = self.asked.headers.clone();
         headers.remove(EXPECT);
         if let Some(original) = &self.original {
@@ -106,35 +155,35 @@ impl Head<'_> {
 /// Sends the request where the plan says and answers with what comes back.
 pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     let route = plan.taken.as_ref().map(Taken::route);
-    let chosen = match route.map(|r| &r.action) {
-        Some(Action::Forward(all)) => match choose(all, rand::random()) {
-            Some(weighted) => Some(weighted),
-            None => return Local::no_cluster("every weight is 0".into()).respond(flow.exchange),
-        },
-        _ => None,
+    let chosen = match route.map(weighted).transpose() {
+        Ok(chosen) => chosen.flatten(),
+        Err(local) => return local.respond(flow.exchange),
     };
-    let place = match place(&mut flow, chosen.map(|c| &c.target)) {
+    let mut place = match place(&mut flow, chosen.map(|c| &c.target)) {
         Ok(place) => place,
         Err(local) => return local.respond(flow.exchange),
     };
-    let mut edits: Vec<&HeaderEdits> = Vec::new();
-    edits.extend(route.map(|r| &r.request));
-    edits.extend(chosen.map(|c| &c.request));
+    let cookie = sticky(&mut place, &flow);
+    let of_route = route.map(|r| &r.request).into_iter();
+    let edits: Vec<&HeaderEdits> = of_route.chain(chosen.map(|c| &c.request)).collect();
     let asked = flow.asked.clone();
     let original = &flow.exchange.request.path;
+    let taken = plan.taken.as_ref();
     let speak = speak(&place, &flow.session, &asked);
-    let head = match head(&asked, plan.taken.as_ref(), &edits, original, speak) {
+    let head = match head(&asked, taken, &edits, original, speak) {
         Ok(head) => head,
         Err(local) => return local.respond(flow.exchange),
     };
-    let timeout = route.and_then(|r| r.timeout);
-    let deadline = timeout.map(|t| Instant::now() + t);
-    let rules = Tries::new(route.and_then(|r| r.retries.as_ref()));
-    let upgrade = flow
-        .upgrade
-        .take()
-        .filter(|_| asked.clean.upgrade.is_some());
-    let empty = flow.body.is_end_stream();
+    let deadline = route.and_then(|r| r.timeout).map(|t| Instant::now() + t);
+    let rules = route.and_then(|r| r.retries.as_ref());
+    let rules = rules.unwrap_or_else(|| Retries::of_mesh());
+    let mirrors = route.map_or(&[][..], |r| &r.mirrors[..]);
+    let changes = asked.clean.upgrade.is_some();
+    let upgrade = flow.upgrade.take().filter(|_| changes);
+    if !flow.body.is_end_stream() {
+        let keep = rules.attempts > 0 || !mirrors.is_empty();
+        flow.exchange.progress.takes(flow.body, keep);
+    }
     let Some(standing) = flow.exchange.standing.clone() else {
         // Unreachable: only what is permitted comes here.
         return Local::denied("not_decided".to_owned()).respond(flow.exchange);
@@ -145,6 +194,9 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
         view: &flow.view,
         caller: &flow.caller,
         standing: &standing,
+        place: &place,
+        rules,
+        deadline,
     };
     let sent = tokio::select! {
         biased;
@@ -152,18 +204,41 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
             flow.exchange.standing = None;
             Err(Local::withdrawn(standing.withdrawn().unwrap_or("")))
         }
-        sent = tries(sending, place, &head, (flow.body, empty), &rules, deadline) => sent,
+        sent = sending.tries(&head) => sent,
     };
-    let response = match sent {
+    let copies = Copies {
+        session: &flow.session,
+        view: &flow.view,
+        caller: &flow.caller,
+        asked: &asked,
+        taken,
+        standing: &standing,
+    };
+    copies.send(mirrors, &flow.exchange);
+    flow.exchange.progress.settle();
+    let mut response = match sent {
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            return upgrade::join(response, upgrade, flow.exchange);
+        }
         Ok(response) => response,
         Err(local) => return local.respond(flow.exchange),
     };
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return upgrade::join(response, upgrade, flow.exchange);
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(SET_COOKIE, cookie);
     }
     let of_route = route.map(|r| &r.response).into_iter();
     let edits = of_route.chain(chosen.map(|c| &c.response));
     pass_on(response, edits, plan.decorate, deadline, flow.exchange)
+}
+
+/// One of a rule's destinations, by weight; `None` where the rule does not forward.
+fn weighted(route: &HttpRoute) -> Result<Option<&Weighted>, Local> {
+    let Action::Forward(all) = &route.action else {
+        return Ok(None);
+    };
+    let chosen = choose(all, rand::random());
+    let none = || Local::no_cluster("every weight is 0".into());
+    chosen.map(Some).ok_or_else(none)
 }
 
 /// The endpoint's response as the caller gets it.
@@ -215,31 +290,41 @@ fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Place, Local> 
         }
         (Target::Service(service), _) => service,
     };
+    let own = own.clone();
+    let to = destination(&flow.session, &flow.view, &own, target)?;
+    let (port, host) = (to.port, &to.service.key.hostname);
+    flow.exchange.cluster = match &to.subset {
+        Some(subset) => format!("inbound-vip|{port}|http/{}|{host}", subset.name),
+        None => format!("inbound-vip|{port}|http|{host}"),
+    };
+    flow.exchange.service = Some(to.service.clone());
+    Ok(Place::Cluster(to))
+}
+
+/// The service that a target names, or the one that was addressed, with its rules.
+fn destination(
+    session: &Session,
+    view: &View,
+    own: &Service,
+    target: Option<&RouteTarget>,
+) -> Result<Destination, Local> {
     let key = match target {
         None => &own.key,
         Some(target) => target.service.as_ref().ok_or_else(|| {
             Local::no_cluster(format!("the destination {:?} is not known", &*target.host))
         })?,
     };
-    let service = flow
-        .view
+    let service = view
         .snapshot
         .service(key)
         .cloned()
         .ok_or_else(|| Local::no_cluster(format!("service {key} is not known")))?;
-    let asked = addressed.destination.port();
     let port = match target.map_or(0, |t| t.port) {
-        0 => only_port(&service).unwrap_or(asked),
+        0 => only_port(&service).unwrap_or(session.addressed.destination.port()),
         port => port,
     };
     let name = target.and_then(|t| t.subset.as_deref());
-    let host = &key.hostname;
-    flow.exchange.cluster = match name {
-        Some(subset) => format!("inbound-vip|{port}|http/{subset}|{host}"),
-        None => format!("inbound-vip|{port}|http|{host}"),
-    };
-    flow.exchange.service = Some(service.clone());
-    let tables = &flow.view.tables;
+    let tables = &view.tables;
     let subset =
         match name {
             None => None,
@@ -247,15 +332,80 @@ fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Place, Local> 
                 Local::no_cluster(format!("service {key} has no subset {name:?}"))
             })?),
         };
-    let rules = subset
-        .as_ref()
-        .map_or_else(|| tables.traffic_rules(key), |s| s.rules);
-    Ok(Place::Cluster {
+    let rules = tables.traffic(key, subset.as_deref(), port).clone();
+    let turns = &session.worker.turns;
+    let cluster = turns.cluster(&rules, &service, subset.as_deref(), port);
+    Ok(Destination {
         service,
         port,
         subset,
-        balancer: rules.balancer.unwrap_or_default(),
+        rules,
+        cluster,
+        hash: None,
     })
+}
+
+/// Finds what of the request decides where it goes, if something does. The `set-cookie` of a caller
+/// that had no cookie yet.
+fn sticky(place: &mut Place, flow: &Flow) -> Option<HeaderValue> {
+    let Place::Cluster(to) = place else {
+        return None;
+    };
+    let key = to.rules.balancing.as_ref()?.hash.as_ref()?;
+    let asked = &flow.asked;
+    let ip = flow.session.peer.address.ip();
+    to.hash = key.of(&asked.headers, asked.clean.query.as_deref(), ip);
+    let HashKey::Cookie(cookie) = key else {
+        return None;
+    };
+    let given = cookie.give(rand::random()).filter(|_| to.hash.is_none());
+    let (hash, header) = given?;
+    to.hash = Some(hash);
+    Some(header)
+}
+
+/// What copies of a request are made from.
+struct Copies<'a> {
+    session: &'a Rc<Session>,
+    view: &'a View,
+    caller: &'a Attributed,
+    asked: &'a Asked,
+    taken: Option<&'a Taken>,
+    standing: &'a Rc<Standing>,
+}
+
+impl Copies<'_> {
+    fn send(&self, mirrors: &[Mirror], exchange: &Exchange) {
+        let chosen = mirrors.iter().filter(|m| m.takes(rand::random()));
+        for mirror in chosen {
+            if self.one(mirror, exchange).is_none() {
+                self.session.worker.metrics.mirrored(Mirrored::LeftOut);
+            }
+        }
+    }
+
+    fn one(&self, mirror: &Mirror, exchange: &Exchange) -> Option<()> {
+        let session = self.session;
+        let own = session.addressed.service()?;
+        let to = destination(session, self.view, own, Some(&mirror.target)).ok()?;
+        let source = session.source(self.caller);
+        let endpoint = mirror::endpoint(session, &to.wanted(source, &[]))?;
+        let how = to.how();
+        let place = Place::Cluster(to);
+        let speak = speak(&place, session, self.asked);
+        let edits: Vec<&HeaderEdits> = self.taken.iter().map(|t| &t.route().request).collect();
+        let head = head(
+            self.asked,
+            self.taken,
+            &edits,
+            &exchange.request.path,
+            speak,
+        )
+        .ok()?;
+        let body = exchange.progress.whole()?.next_try(self.standing.clone());
+        mirror::send(session, endpoint, speak, head.request(body), how);
+        Some(())
+    }
 }
 
 /// A destination without a port means the service's only one, else the one that was asked for.
@@ -272,10 +422,14 @@ fn only_port(service: &Service) -> Option<u16> {
 fn speak(place: &Place, session: &Session, asked: &Asked) -> upstream::Version {
     let declared = match place {
         Place::Pod(_) => session.declared(),
-        Place::Cluster { service, port, .. } => service.protocol(*port),
+        Place::Cluster(to) => to.service.protocol(to.port),
     };
+    let wants = place.how().limits.speak;
     let two = match declared {
-        Some(AppProtocol::Http2 | AppProtocol::Grpc) => asked.clean.upgrade.is_none(),
+        _ if asked.clean.upgrade.is_some() => false,
+        _ if wants == Speak::AsCaller => asked.version == Version::HTTP_2,
+        Some(AppProtocol::Http1) | None if wants == Speak::Http2 => true,
+        Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
         Some(AppProtocol::Http1 | AppProtocol::Tcp | AppProtocol::Tls) => false,
         None => asked.version == Version::HTTP_2,
     };
@@ -333,184 +487,4 @@ fn head<'a>(
         original,
         host,
     })
-}
-
-/// How often and when to try again.
-struct Tries {
-    again: u32,
-    per_try: Option<Duration>,
-    backoff: Duration,
-    conditions: Vec<String>,
-}
-
-impl Tries {
-    fn new(rules: Option<&Retries>) -> Self {
-        let conditions = rules.map_or("", |r| r.on.as_str());
-        Self {
-            again: rules.map_or(DEFAULT_RETRIES, |r| r.attempts),
-            per_try: rules.and_then(|r| r.per_try),
-            backoff: rules.and_then(|r| r.backoff).unwrap_or(BACKOFF),
-            conditions: conditions
-                .split(',')
-                .map(|c| c.trim().to_owned())
-                .filter(|c| !c.is_empty())
-                .collect(),
-        }
-    }
-
-    fn asks(&self, condition: &str) -> bool {
-        self.conditions.iter().any(|c| c == condition)
-    }
-
-    fn status(&self, status: StatusCode) -> bool {
-        let code = status.as_u16();
-        (self.asks("5xx") && status.is_server_error())
-            || (self.asks("gateway-error") && matches!(code, 502..=504))
-            || (self.asks("retriable-4xx") && code == 409)
-            || self.conditions.iter().any(|c| c.parse() == Ok(code))
-    }
-
-    fn reset(&self) -> bool {
-        self.asks("reset") || self.asks("5xx") || self.asks("gateway-error")
-    }
-
-    fn wait(&self, attempt: u32) -> Duration {
-        let step = self.backoff.saturating_mul(1 << attempt.min(4));
-        step.mul_f64(f64::from(rand::random::<u32>()) / f64::from(u32::MAX))
-    }
-}
-
-/// The parts of a flow that tries need.
-struct Sending<'a> {
-    flow: &'a mut Exchange,
-    session: &'a Rc<Session>,
-    view: &'a crate::world::View,
-    caller: &'a crate::attribution::Attributed,
-    standing: &'a Rc<Standing>,
-}
-
-/// Tries endpoints until one answers. A request of which nothing has left may always be tried
-/// elsewhere; one without a body also under the route's conditions.
-async fn tries(
-    sending: Sending<'_>,
-    place: Place,
-    head: &Head<'_>,
-    (body, empty): (Incoming, bool),
-    rules: &Tries,
-    deadline: Option<Instant>,
-) -> Result<Response<Incoming>, Local> {
-    let progress = sending.flow.progress.clone();
-    let body_of = |body| RequestBody::new(body, progress.clone(), sending.standing.clone());
-    let mut body = Some(body_of((!empty).then_some(body)));
-    let mut tried: Vec<Str> = Vec::new();
-    let mut attempt = 0;
-    loop {
-        let endpoint = sending.endpoint(&place, &tried)?;
-        let admitted = sending.standing.goes_to(&endpoint);
-        admitted.map_err(Local::denied)?;
-        tried.push(endpoint.workload.uid.clone());
-        sending.flow.busy = Some(sending.session.worker.turns.busy(&endpoint.workload.uid));
-        sending.flow.endpoint = Some(endpoint.clone());
-        let next = body.take().unwrap_or_else(|| body_of(None));
-        let last = attempt >= rules.again;
-        let outcome = sending
-            .once(
-                &endpoint,
-                head.request(next),
-                head.speak,
-                rules.per_try,
-                deadline,
-            )
-            .await;
-        match outcome {
-            Ok(response) if last || !empty || !rules.status(response.status()) => {
-                return Ok(response);
-            }
-            Ok(_) => {}
-            Err(_) if progress.broken.get() => {
-                let mut local = Local::bad_request("downstream_remote_disconnect");
-                local.reason = Reason::DownstreamReset;
-                return Err(local);
-            }
-            Err(Failure::Deadline) => return Err(Local::timeout()),
-            Err(Failure::Send(error)) => {
-                let again = error.unsent.is_some() || (empty && rules.reset());
-                if last || !again {
-                    return Err(Local::upstream(error.reason, error.detail));
-                }
-                tracing::debug!(reason = %error.reason, "trying elsewhere: {}", error.detail);
-                body = error.unsent.map(|request| request.into_body());
-            }
-        }
-        tokio::time::sleep(rules.wait(attempt)).await;
-        attempt += 1;
-    }
-}
-
-enum Failure {
-    Send(SendError),
-    Deadline,
-}
-
-impl Sending<'_> {
-    fn endpoint(&self, place: &Place, tried: &[Str]) -> Result<Endpoint, Local> {
-        let Place::Cluster {
-            service,
-            port,
-            subset,
-            balancer,
-        } = place
-        else {
-            let Place::Pod(endpoint) = place else {
-                return Err(Local::no_endpoint("no endpoint".into()));
-            };
-            return Ok(endpoint.clone());
-        };
-        let wanted = Wanted {
-            service,
-            port: *port,
-            subset: subset.as_ref(),
-            balancer: *balancer,
-            source: self.session.source(self.caller),
-            tried,
-            dice: rand::random(),
-        };
-        let turns = &self.session.worker.turns;
-        turns
-            .choose(self.view, &wanted)
-            .map_err(|none: NoEndpoint| match none.reason {
-                Reason::NoCluster => Local::no_cluster(none.detail),
-                _ => Local::no_endpoint(none.detail),
-            })
-    }
-
-    async fn once(
-        &self,
-        endpoint: &Endpoint,
-        request: Request<RequestBody>,
-        version: upstream::Version,
-        per_try: Option<Duration>,
-        deadline: Option<Instant>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let pool = &self.session.worker.pool;
-        let send = pool.send(endpoint, version, request);
-        let own = per_try.map(|t| Instant::now() + t);
-        let limit = match (own, deadline) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        let sent = match limit {
-            None => send.await,
-            Some(at) => match tokio::time::timeout_at(at, send).await {
-                Ok(sent) => sent,
-                Err(_) if deadline.is_some_and(|d| d <= at) => return Err(Failure::Deadline),
-                Err(_) => Err(SendError {
-                    reason: Reason::UpstreamTimeout,
-                    detail: "one try took too long".to_owned(),
-                    unsent: None,
-                }),
-            },
-        };
-        sent.map(|s| s.response).map_err(Failure::Send)
-    }
 }

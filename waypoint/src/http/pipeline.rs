@@ -8,7 +8,7 @@ use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use isobar_route::{AbortWith, Action, HttpDecision, Preflight, Taken, match_http};
+use isobar_route::{AbortWith, Action, HttpDecision, Preflight, RedirectFrom, Taken, match_http};
 use isobar_types::Reason;
 
 use super::body::ReplyBody;
@@ -156,12 +156,14 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
     match &route.action {
         Action::Redirect(to) => {
             let clean = &flow.asked.clean;
-            let place = to.location(
-                clean.scheme,
-                &clean.authority,
-                &clean.path,
-                clean.query.as_deref(),
-            );
+            let place = to.location(&RedirectFrom {
+                scheme: clean.scheme,
+                authority: &clean.authority,
+                path: &clean.path,
+                query: clean.query.as_deref(),
+                port: flow.session.addressed.destination.port(),
+                matched: taken.block().and_then(|block| block.uri.as_ref()),
+            });
             let status = StatusCode::from_u16(to.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
             let mut local = Local::new(status, Reason::Complete, "direct_response", "");
             if let Ok(place) = HeaderValue::from_str(&place) {

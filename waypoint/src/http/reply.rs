@@ -107,6 +107,13 @@ impl Local {
         Self::new(StatusCode::BAD_REQUEST, Reason::BadRequest, detail, "")
     }
 
+    /// The caller went away in the middle of its request.
+    pub(super) fn caller_gone() -> Self {
+        let mut local = Self::bad_request("downstream_remote_disconnect");
+        local.reason = Reason::DownstreamReset;
+        local
+    }
+
     pub(super) fn timeout() -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -116,17 +123,28 @@ impl Local {
         )
     }
 
-    /// The endpoint could not be reached, or went away.
-    pub(super) fn upstream(reason: Reason, failure: String) -> Self {
+    /// One try took longer than it may, and there is no other.
+    pub(super) fn try_timeout() -> Self {
+        let mut local = Self::timeout();
+        "upstream_per_try_timeout".clone_into(&mut local.detail);
+        local
+    }
+
+    /// The endpoint could not be reached, or went away; `again`: not for the first time.
+    pub(super) fn upstream(reason: Reason, failure: String, again: bool) -> Self {
         let what = match reason {
             Reason::UpstreamReset => "connection termination",
             Reason::UpstreamProtocol => "protocol error",
             Reason::UpstreamConnectTimeout => "connection timeout",
             _ => "remote connection failure",
         };
-        let body = format!(
-            "upstream connect error or disconnect/reset before headers. reset reason: {what}"
-        );
+        let which = if again {
+            "retried and the latest reset reason"
+        } else {
+            "reset reason"
+        };
+        let body =
+            format!("upstream connect error or disconnect/reset before headers. {which}: {what}");
         let mut local = Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, "", "");
         local.detail = format!(
             "upstream_reset_before_response_started{{{}}}",
@@ -134,6 +152,21 @@ impl Local {
         );
         local.failure = failure;
         local.body = body.into();
+        local
+    }
+
+    /// A limit of the destination is reached.
+    pub(super) fn overflow() -> Self {
+        let body = "upstream connect error or disconnect/reset before headers. \
+                    reset reason: overflow";
+        let mut local = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Reason::Overload,
+            "upstream_reset_before_response_started{overflow}",
+            body,
+        );
+        let yes = HeaderValue::from_static("true");
+        local.headers.insert("x-envoy-overloaded", yes);
         local
     }
 

@@ -35,7 +35,7 @@ pub(super) fn join(
 ) -> Response<ReplyBody> {
     let Some(downstream) = downstream else {
         let why = "the endpoint changed protocols unasked".to_owned();
-        return Local::upstream(Reason::UpstreamProtocol, why).respond(exchange);
+        return Local::upstream(Reason::UpstreamProtocol, why, false).respond(exchange);
     };
     let upstream = hyper::upgrade::on(&mut response);
     exchange.code = response.status().as_u16();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use futures_util::future::LocalBoxFuture;
 use isobar_hbone::{Authority, ConnectHeaders, TunnelKey};
 use isobar_net::{DialError, DialOptions};
+use isobar_route::Keepalive;
 use isobar_state::TunnelProtocol;
 use isobar_types::{Reason, ports};
 
@@ -13,8 +14,12 @@ use crate::world::Own;
 
 /// Opens a stream to the application of an endpoint. Injected, so that tests need no mesh.
 pub trait Dial {
-    /// Opens one stream.
-    fn dial<'a>(&'a self, to: &'a Endpoint) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>>;
+    /// Opens one stream; `keepalive` is for sockets of its own, not for tunnels.
+    fn dial<'a>(
+        &'a self,
+        to: &'a Endpoint,
+        keepalive: Option<Keepalive>,
+    ) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>>;
 }
 
 /// Why no stream stands.
@@ -35,9 +40,17 @@ pub struct PlainDialer {
 }
 
 impl Dial for PlainDialer {
-    fn dial<'a>(&'a self, to: &'a Endpoint) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>> {
+    fn dial<'a>(
+        &'a self,
+        to: &'a Endpoint,
+        keepalive: Option<Keepalive>,
+    ) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>> {
         Box::pin(async move {
-            match isobar_net::dial(&self.options, to.address).await {
+            let mut options = self.options.clone();
+            if let Some(asked) = keepalive {
+                options.keepalive = Some(probes(asked));
+            }
+            match isobar_net::dial(&options, to.address).await {
                 Ok(tcp) => Ok(Box::new(tcp) as AnyStream),
                 Err(error) => Err(DialFailure {
                     reason: match &error {
@@ -48,6 +61,17 @@ impl Dial for PlainDialer {
                 }),
             }
         })
+    }
+}
+
+/// What a rule does not say stays as it is by default.
+fn probes(asked: Keepalive) -> isobar_net::Keepalive {
+    let plain = isobar_net::Keepalive::default();
+    isobar_net::Keepalive {
+        time: asked.time.unwrap_or(plain.time),
+        interval: asked.interval.unwrap_or(plain.interval),
+        retries: asked.probes.unwrap_or(plain.retries),
+        ..plain
     }
 }
 
@@ -97,10 +121,14 @@ impl HboneDialer {
 }
 
 impl Dial for HboneDialer {
-    fn dial<'a>(&'a self, to: &'a Endpoint) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>> {
+    fn dial<'a>(
+        &'a self,
+        to: &'a Endpoint,
+        keepalive: Option<Keepalive>,
+    ) -> LocalBoxFuture<'a, Result<AnyStream, DialFailure>> {
         match to.workload.tunnel {
             TunnelProtocol::Hbone => Box::pin(self.tunnel(to)),
-            TunnelProtocol::None => self.plain.dial(to),
+            TunnelProtocol::None => self.plain.dial(to, keepalive),
         }
     }
 }

@@ -1,18 +1,22 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use isobar_route::{PoolRules, TryFailure};
 use isobar_runtime::LocalScope;
 use isobar_state::TunnelProtocol;
 use isobar_types::{Reason, Str};
 
+use crate::cluster::{Cluster, Load};
 use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::{AnyStream, Pinned};
@@ -24,6 +28,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const IDLE_PER_ENDPOINT: usize = 256;
 /// Tries on kept connections before a fresh one is made.
 const STALE_TRIES: usize = 3;
+/// Turns of other tasks that a request waits for a connection to become ready.
+const ROUNDS: usize = 8;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const HEADER_LIST: u32 = 64 * 1024;
@@ -48,32 +54,111 @@ struct Key {
 type Sender1 = http1::SendRequest<RequestBody>;
 type Sender2 = http2::SendRequest<RequestBody>;
 /// Held while dialling, so that requests that come together share one connection.
-type Slot2 = Rc<tokio::sync::Mutex<Option<Sender2>>>;
+type Slot2 = Rc<tokio::sync::Mutex<Vec<Shared>>>;
+
+/// How the rules of a destination want its connections.
+#[derive(Debug, Clone, Default)]
+pub struct How {
+    /// Limits.
+    pub limits: PoolRules,
+    /// Where loads are counted, if they are.
+    pub cluster: Option<Arc<Cluster>>,
+}
+
+impl How {
+    fn idle(&self) -> Duration {
+        self.limits.http_idle.unwrap_or(IDLE)
+    }
+
+    /// True if a connection may take one more request.
+    fn still_good(&self, born: Instant, uses: u32) -> bool {
+        let most = self.limits.max_requests_per_connection;
+        let life = self.limits.max_duration;
+        most.is_none_or(|most| uses < most) && life.is_none_or(|life| born.elapsed() < life)
+    }
+}
+
+/// An HTTP/1.1 connection that is kept.
+struct Kept {
+    sender: Sender1,
+    since: Instant,
+    idle: Duration,
+    born: Instant,
+    uses: u32,
+}
+
+impl Kept {
+    fn is_good(&self) -> bool {
+        !self.sender.is_closed() && (self.since.elapsed() < self.idle || !self.sender.is_ready())
+    }
+}
+
+/// An HTTP/2 connection.
+struct Shared {
+    sender: Sender2,
+    load: Rc<Load2>,
+    idle: Duration,
+    born: Instant,
+    uses: u32,
+}
+
+#[derive(Debug)]
+struct Load2 {
+    streams: Cell<u32>,
+    since: Cell<Instant>,
+}
+
+impl Shared {
+    fn is_good(&self) -> bool {
+        let idle = self.load.streams.get() == 0 && self.load.since.get().elapsed() >= self.idle;
+        !self.sender.is_closed() && !idle
+    }
+}
+
+/// A stream of a shared connection, until it is dropped.
+#[derive(Debug)]
+pub struct InUse(Rc<Load2>);
+
+impl InUse {
+    fn of(load: &Rc<Load2>) -> Self {
+        load.streams.set(load.streams.get() + 1);
+        Self(load.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        self.0.since.set(Instant::now());
+    }
+}
 
 /// Connections of one worker.
 pub struct Pool {
     dialer: Rc<dyn Dial>,
     scope: Rc<LocalScope>,
-    idle: RefCell<HashMap<Key, Vec<(Sender1, Instant)>>>,
+    idle: RefCell<HashMap<Key, Vec<Kept>>>,
     shared: RefCell<HashMap<Key, Slot2>>,
 }
 
-/// A response, and whether it came over a connection that stood before.
+/// A response.
 #[derive(Debug)]
 pub struct Sent {
     /// The response head; the body follows.
     pub response: Response<Incoming>,
+    /// To be held until the body is through.
+    pub stream: Option<InUse>,
 }
 
-/// Why a request has no response. With `unsent`, not a byte of it has left.
+/// Why a request has no response.
 #[derive(Debug)]
 pub struct SendError {
     /// For log, metric and reply.
     pub reason: Reason,
     /// Names what went wrong.
     pub detail: String,
-    /// The request, if it may be sent elsewhere.
-    pub unsent: Option<Box<Request<RequestBody>>>,
+    /// How far it came.
+    pub failure: TryFailure,
 }
 
 /// Runs hyper's tasks on this worker.
@@ -102,8 +187,32 @@ impl Pool {
     ///
     /// # Errors
     /// When the endpoint cannot be reached.
-    pub async fn open(&self, to: &Endpoint) -> Result<AnyStream, DialFailure> {
-        self.dialer.dial(to).await
+    pub async fn open(&self, to: &Endpoint, limits: &PoolRules) -> Result<AnyStream, DialFailure> {
+        let dial = self.dialer.dial(to, limits.keepalive);
+        let Some(limit) = limits.connect_timeout else {
+            return dial.await;
+        };
+        let late = || DialFailure {
+            reason: Reason::UpstreamConnectTimeout,
+            detail: format!("{} did not answer within {limit:?}", to.address),
+        };
+        let dialled = tokio::time::timeout(limit, dial).await;
+        dialled.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// A connection for a request that waits for it.
+    async fn fresh(&self, to: &Endpoint, how: &How) -> Result<AnyStream, SendError> {
+        let waits = how
+            .cluster
+            .as_ref()
+            .filter(|_| how.limits.max_pending.is_some());
+        let waiting = waits.map(|c| c.hold(Load::Pending, how.limits.max_pending));
+        let _waiting = waiting.transpose().map_err(|_| SendError {
+            reason: Reason::Overload,
+            detail: "too many requests wait for a connection".to_owned(),
+            failure: TryFailure::Overflow,
+        })?;
+        self.open(to, &how.limits).await.map_err(undialled)
     }
 
     /// Sends a request and waits for the response's head. A kept connection that turns out to be
@@ -116,6 +225,7 @@ impl Pool {
         to: &Endpoint,
         version: Version,
         request: Request<RequestBody>,
+        how: &How,
     ) -> Result<Sent, SendError> {
         let key = Key {
             uid: to.workload.uid.clone(),
@@ -123,8 +233,8 @@ impl Pool {
             tunnel: to.workload.tunnel,
         };
         match version {
-            Version::H1 => self.send1(key, to, request).await,
-            Version::H2 => self.send2(key, to, request).await,
+            Version::H1 => self.send1(key, to, request, how).await,
+            Version::H2 => self.send2(key, to, request, how).await,
         }
     }
 
@@ -133,71 +243,93 @@ impl Pool {
         key: Key,
         to: &Endpoint,
         mut request: Request<RequestBody>,
+        how: &How,
     ) -> Result<Sent, SendError> {
         for _ in 0..STALE_TRIES {
-            let Some(mut sender) = self.take_idle(&key) else {
+            let Some(mut kept) = self.reuse(&key, how).await else {
                 break;
             };
-            match sender.try_send_request(request).await {
+            match kept.sender.try_send_request(request).await {
                 Ok(response) => {
-                    self.keep(key, sender);
-                    return Ok(Sent { response });
+                    self.keep(key, kept, how);
+                    return Ok(alone(response));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(back) => request = back,
-                    None => return Err(ended(&error.into_error(), None)),
+                    None => return Err(ended(&error.into_error(), false)),
                 },
             }
         }
-        let stream = match self.dialer.dial(to).await {
-            Ok(stream) => stream,
-            Err(failure) => return Err(undialled(failure, request)),
+        let stream = self.fresh(to, how).await?;
+        let (sender, connection) = match http1::handshake(TokioIo::new(Pinned::new(stream))).await {
+            Ok(parts) => parts,
+            Err(error) => return Err(ended(&error, true)),
         };
-        let (mut sender, connection) =
-            match http1::handshake(TokioIo::new(Pinned::new(stream))).await {
-                Ok(parts) => parts,
-                Err(error) => return Err(ended(&error, Some(request))),
-            };
         self.scope.spawn("upstream h1", async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "an upstream connection ended");
             }
         });
-        match sender.try_send_request(request).await {
+        let now = Instant::now();
+        let mut kept = Kept {
+            sender,
+            since: now,
+            idle: how.idle(),
+            born: now,
+            uses: 0,
+        };
+        match kept.sender.try_send_request(request).await {
             Ok(response) => {
-                self.keep(key, sender);
-                Ok(Sent { response })
+                self.keep(key, kept, how);
+                Ok(alone(response))
             }
             Err(mut error) => {
-                let back = error.take_message();
-                Err(ended(&error.into_error(), back))
+                let unsent = error.take_message().is_some();
+                Err(ended(&error.into_error(), unsent))
             }
         }
     }
 
-    fn take_idle(&self, key: &Key) -> Option<Sender1> {
+    /// A kept connection. Where connections are few, the one whose request has just ended is waited
+    /// for: its task has to run before it is ready.
+    async fn reuse(&self, key: &Key, how: &How) -> Option<Kept> {
+        let kept = self.take_idle(key, how);
+        if kept.is_some() || how.limits.max_connections.is_none() {
+            return kept;
+        }
+        for _ in 0..ROUNDS {
+            tokio::task::yield_now().await;
+            let kept = self.take_idle(key, how);
+            if kept.is_some() {
+                return kept;
+            }
+        }
+        None
+    }
+
+    fn take_idle(&self, key: &Key, how: &How) -> Option<Kept> {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(key)?;
-        list.retain(|(sender, since)| {
-            !sender.is_closed() && (since.elapsed() < IDLE || !sender.is_ready())
-        });
-        let at = list.iter().rposition(|(sender, _)| sender.is_ready())?;
+        list.retain(|kept| kept.is_good() && how.still_good(kept.born, kept.uses));
+        let at = list.iter().rposition(|kept| kept.sender.is_ready())?;
         let taken = list.swap_remove(at);
         if list.is_empty() {
             idle.remove(key);
         }
-        Some(taken.0)
+        Some(taken)
     }
 
     /// Kept at once, while the body still flows: it is taken again only when it is ready.
-    fn keep(&self, key: Key, sender: Sender1) {
-        if sender.is_closed() {
+    fn keep(&self, key: Key, mut kept: Kept, how: &How) {
+        kept.uses += 1;
+        if kept.sender.is_closed() || !how.still_good(kept.born, kept.uses) {
             return;
         }
+        (kept.since, kept.idle) = (Instant::now(), how.idle());
         let mut idle = self.idle.borrow_mut();
         let list = idle.entry(key).or_default();
         if list.len() < IDLE_PER_ENDPOINT {
-            list.push((sender, Instant::now()));
+            list.push(kept);
         }
     }
 
@@ -206,79 +338,114 @@ impl Pool {
         key: Key,
         to: &Endpoint,
         mut request: Request<RequestBody>,
+        how: &How,
     ) -> Result<Sent, SendError> {
         let slot = self.shared.borrow_mut().entry(key).or_default().clone();
         let mut last = false;
         loop {
-            let (mut sender, fresh) = match self.sender2(&slot, to).await {
-                Ok(found) => found,
-                Err(failure) => return Err(undialled(failure, request)),
-            };
+            let (mut sender, stream, fresh) = self.sender2(&slot, to, how).await?;
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok(Sent { response }),
+                Ok(response) => {
+                    let stream = Some(stream);
+                    return Ok(Sent { response, stream });
+                }
                 Err(mut error) => match error.take_message() {
                     Some(back) if !fresh && !last => request = back,
-                    back => return Err(ended(&error.into_error(), back)),
+                    back => return Err(ended(&error.into_error(), back.is_some())),
                 },
             }
             last = true;
         }
     }
 
-    async fn sender2(&self, slot: &Slot2, to: &Endpoint) -> Result<(Sender2, bool), DialFailure> {
+    async fn sender2(
+        &self,
+        slot: &Slot2,
+        to: &Endpoint,
+        how: &How,
+    ) -> Result<(Sender2, InUse, bool), SendError> {
         let mut slot = slot.lock().await;
-        if let Some(sender) = slot.as_ref().filter(|s| !s.is_closed()) {
-            return Ok((sender.clone(), false));
+        // Without this list a connection ends once its streams have.
+        slot.retain(|shared| shared.is_good() && how.still_good(shared.born, shared.uses));
+        let most = how.limits.max_streams.unwrap_or(u32::MAX);
+        if let Some(shared) = slot.iter_mut().find(|s| s.load.streams.get() < most) {
+            shared.uses += 1;
+            return Ok((shared.sender.clone(), InUse::of(&shared.load), false));
         }
-        *slot = None;
-        let stream = self.dialer.dial(to).await?;
-        let (sender, connection) = http2::Builder::new(LocalExecutor(self.scope.clone()))
+        let stream = self.fresh(to, how).await?;
+        let mut builder = http2::Builder::new(LocalExecutor(self.scope.clone()));
+        builder
             .timer(hyper_util::rt::TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEADER_LIST)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| DialFailure {
+            .max_header_list_size(HEADER_LIST);
+        if let Some((every, answer)) = how.limits.ping {
+            builder
+                .keep_alive_interval(every)
+                .keep_alive_timeout(answer)
+                .keep_alive_while_idle(true);
+        }
+        let shaken = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = shaken.map_err(|error| {
+            undialled(DialFailure {
                 reason: Reason::UpstreamProtocol,
                 detail: format!("no HTTP/2 with the endpoint: {error}"),
-            })?;
+            })
+        })?;
         self.scope.spawn("upstream h2", async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an upstream connection ended");
             }
         });
-        *slot = Some(sender.clone());
-        Ok((sender, true))
+        let now = Instant::now();
+        let load = Rc::new(Load2 {
+            streams: Cell::new(0),
+            since: Cell::new(now),
+        });
+        let stream = InUse::of(&load);
+        slot.push(Shared {
+            sender: sender.clone(),
+            load,
+            idle: how.idle(),
+            born: now,
+            uses: 1,
+        });
+        Ok((sender, stream, true))
     }
 
     /// Drops what nobody uses: closed connections and those idle for long. Call it now and then.
     pub fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, list| {
-            list.retain(|(sender, since)| {
-                !sender.is_closed() && (since.elapsed() < IDLE || !sender.is_ready())
-            });
+            list.retain(Kept::is_good);
             !list.is_empty()
         });
         self.shared.borrow_mut().retain(|_, slot| {
             // A locked slot is being dialled for; one with other holders is being used.
             Rc::strong_count(slot) > 1
-                || slot
-                    .try_lock()
-                    .is_ok_and(|s| s.as_ref().is_some_and(|sender| !sender.is_closed()))
+                || slot.try_lock().is_ok_and(|mut list| {
+                    list.retain(Shared::is_good);
+                    !list.is_empty()
+                })
         });
     }
 }
 
-fn undialled(failure: DialFailure, request: Request<RequestBody>) -> SendError {
-    SendError {
-        reason: failure.reason,
-        detail: failure.detail,
-        unsent: Some(Box::new(request)),
+const fn alone(response: Response<Incoming>) -> Sent {
+    Sent {
+        response,
+        stream: None,
     }
 }
 
-fn ended(error: &hyper::Error, back: Option<Request<RequestBody>>) -> SendError {
+fn undialled(failure: DialFailure) -> SendError {
+    SendError {
+        reason: failure.reason,
+        detail: failure.detail,
+        failure: TryFailure::BeforeRequest,
+    }
+}
+
+fn ended(error: &hyper::Error, unsent: bool) -> SendError {
     let reason = if error.is_parse() {
         Reason::UpstreamProtocol
     } else if error.is_timeout() {
@@ -289,8 +456,27 @@ fn ended(error: &hyper::Error, back: Option<Request<RequestBody>>) -> SendError 
     SendError {
         reason,
         detail: chain(error),
-        unsent: back.map(Box::new),
+        failure: if unsent {
+            TryFailure::BeforeRequest
+        } else if refused(error) {
+            TryFailure::Refused
+        } else {
+            TryFailure::Reset
+        },
     }
+}
+
+/// True if the peer said that it has not looked at the request (RFC 9113 §8.7).
+fn refused(error: &hyper::Error) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            let unseen = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            return h2.is_remote() && (unseen || h2.reason() == Some(h2::Reason::REFUSED_STREAM));
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// An error with its causes, on one line.

@@ -1,6 +1,7 @@
 //! What the tests stand on: an authority, a waypoint worker, back ends and a caller.
 
 mod objects;
+mod scripted;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub(crate) use objects::{
     allow_account, deny_path, forward, on_account, on_prefix, pods_deny, subsets, to,
     virtual_service,
 };
+
+pub(crate) use scripted::Reply;
 
 pub(crate) const HOST: &str = "svc.default.svc.cluster.local";
 pub(crate) const VIP: &str = "10.96.0.1:8080";
@@ -117,6 +120,7 @@ impl Bed {
             store: Store::default(),
             feed: Feed::default(),
             admission: isobar_hbone::Admission::default(),
+            clusters: isobar_waypoint::cluster::Clusters::default(),
         };
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);

@@ -4,7 +4,9 @@
 
 mod bed;
 mod callers;
+mod destinations;
 mod http;
+mod retries;
 mod tcp;
 mod translation;
 mod withdrawn;

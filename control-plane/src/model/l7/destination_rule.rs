@@ -1,11 +1,10 @@
 use isobar_objects::ObjectHead;
 use isobar_objects::istio as from;
-use isobar_objects::istio::{DestinationRule, SimpleBalancer, TlsMode};
+use isobar_objects::istio::{DestinationRule, TlsMode};
 use isobar_proto::isobar::v1 as wire;
-use wire::traffic_policy::LoadBalancer;
 
 use super::hosts::Hosts;
-use super::string_match::duration;
+use super::traffic_policy;
 
 /// One object as a waypoint gets it, without its services, and what is not honoured in it.
 #[derive(Debug)]
@@ -61,72 +60,53 @@ fn policy(
             unsupported.push(format!("{at}.{field}"));
         }
     };
-    note("outlierDetection", from.outlier_detection.is_some());
-    note("portLevelSettings", !from.port_level_settings.is_empty());
     note("tunnel", from.tunnel.is_some());
     note("proxyProtocol", from.proxy_protocol.is_some());
-    note("retryBudget", from.retry_budget.is_some());
-    // The mesh's own mutual TLS is used towards endpoints whatever these two say.
-    let own_tls = from
-        .tls
-        .as_ref()
-        .and_then(|tls| tls.mode)
-        .is_none_or(|mode| matches!(mode, TlsMode::Disable | TlsMode::IstioMutual));
-    note("tls", !own_tls);
-    let balancer = from.load_balancer.as_ref();
-    if let Some(balancer) = balancer {
-        note(
-            "loadBalancer.consistentHash",
-            balancer.consistent_hash.is_some(),
-        );
-        note(
-            "loadBalancer.localityLbSetting",
-            balancer.locality_lb_setting.is_some(),
-        );
-        note(
-            "loadBalancer.zoneAwareLbSetting",
-            balancer.zone_aware_lb_setting.is_some(),
-        );
-        let warmup = balancer.warmup.is_some() || balancer.warmup_duration_secs.is_some();
-        note("loadBalancer.warmup", warmup);
+    note("tls", wants_own_tls(from.tls.as_ref()));
+    zone_aware(from.load_balancer.as_ref(), "", &mut note);
+    let budget = from.retry_budget.as_ref();
+    let interval = budget.is_some_and(|b| b.budget_interval.is_some());
+    note("retryBudget.budgetInterval", interval);
+    let mut port_level = Vec::new();
+    for (index, port) in from.port_level_settings.iter().enumerate() {
+        let place = format!("portLevelSettings[{index}].");
+        note(&format!("{place}tls"), wants_own_tls(port.tls.as_ref()));
+        zone_aware(port.load_balancer.as_ref(), &place, &mut note);
+        port_level.push(wire::PortTrafficPolicy {
+            port: port.port.as_ref().map_or(0, |port| port.number),
+            policy: Some(traffic_policy::blocks(
+                port.load_balancer.as_ref(),
+                port.connection_pool.as_ref(),
+                port.outlier_detection.as_ref(),
+            )),
+        });
     }
-    let tcp = from
-        .connection_pool
-        .as_ref()
-        .and_then(|pool| pool.tcp.as_ref());
-    if let Some(tcp) = tcp {
-        note(
-            "connectionPool.tcp.tcpKeepalive",
-            tcp.tcp_keepalive.is_some(),
-        );
-        let limits = tcp.max_connection_duration.is_some() || tcp.idle_timeout.is_some();
-        note("connectionPool.tcp.idleTimeout", limits);
-    }
-    let http = from
-        .connection_pool
-        .as_ref()
-        .is_some_and(|pool| pool.http.is_some());
-    note("connectionPool.http", http);
     Some(wire::TrafficPolicy {
-        load_balancer: simple(balancer.and_then(|b| b.simple)).into(),
-        connection_pool: tcp.map(|tcp| wire::ConnectionPool {
-            connect_timeout: tcp.connect_timeout.map(duration),
-            max_connections: tcp
-                .max_connections
-                .and_then(|most| u32::try_from(most).ok())
-                .unwrap_or_default(),
+        retry_budget: budget.map(|budget| wire::RetryBudget {
+            percent: budget.percent.as_ref().map(|percent| percent.value),
+            min_concurrency: budget.min_retry_concurrency,
         }),
+        port_level,
+        ..traffic_policy::blocks(
+            from.load_balancer.as_ref(),
+            from.connection_pool.as_ref(),
+            from.outlier_detection.as_ref(),
+        )
     })
 }
 
-const fn simple(from: Option<SimpleBalancer>) -> LoadBalancer {
-    match from {
-        None | Some(SimpleBalancer::Unspecified) => LoadBalancer::Unspecified,
-        Some(SimpleBalancer::LeastConn | SimpleBalancer::LeastRequest) => {
-            LoadBalancer::LeastRequest
-        }
-        Some(SimpleBalancer::Random) => LoadBalancer::Random,
-        Some(SimpleBalancer::Passthrough) => LoadBalancer::Passthrough,
-        Some(SimpleBalancer::RoundRobin) => LoadBalancer::RoundRobin,
-    }
+/// The mesh's own mutual TLS is used towards endpoints whatever the two modes without own
+/// certificates say.
+fn wants_own_tls(tls: Option<&from::TlsSettings>) -> bool {
+    tls.and_then(|tls| tls.mode)
+        .is_some_and(|mode| matches!(mode, TlsMode::Simple | TlsMode::Mutual))
+}
+
+fn zone_aware(
+    balancer: Option<&from::LoadBalancer>,
+    place: &str,
+    note: &mut impl FnMut(&str, bool),
+) {
+    let set = balancer.is_some_and(|b| b.zone_aware_lb_setting.is_some());
+    note(&format!("{place}loadBalancer.zoneAwareLbSetting"), set);
 }

@@ -5,6 +5,7 @@ mod destination_rule;
 mod hosts;
 mod scope;
 mod string_match;
+mod traffic_policy;
 mod virtual_service;
 mod visibility;
 

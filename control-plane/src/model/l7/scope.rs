@@ -271,7 +271,22 @@ fn label_keys(
         .iter()
         .flat_map(|rule| &rule.subsets)
         .flat_map(|subset| subset.labels.keys());
-    http.chain(l4).chain(subsets).cloned().collect()
+    let named = http.chain(l4).chain(subsets).cloned();
+    named.chain(rules.iter().flat_map(compared)).collect()
+}
+
+/// Label keys by which a rule compares callers and endpoints.
+fn compared(rule: &wire::DestinationRule) -> impl Iterator<Item = String> {
+    let subsets = rule.subsets.iter().map(|s| s.traffic_policy.as_ref());
+    let policies = subsets.chain([rule.traffic_policy.as_ref()]).flatten();
+    policies
+        .flat_map(|policy| {
+            let ports = policy.port_level.iter().filter_map(|p| p.policy.as_ref());
+            ports.chain([policy])
+        })
+        .filter_map(|policy| policy.locality.as_ref())
+        .flat_map(|locality| &locality.failover_priority)
+        .map(|entry| entry.split('=').next().unwrap_or(entry).to_owned())
 }
 
 fn labels(keys: &BTreeSet<String>, scoping: &Scoping<'_>) -> Vec<wire::WorkloadLabels> {

@@ -100,7 +100,7 @@ impl Reader<'_> {
             rewrite: route.rewrite.as_ref().map(rewrite),
             headers: route.headers.as_ref().map(headers),
             timeout: route.timeout.map(duration),
-            retries: route.retries.as_ref().map(|retries| self.retries(retries)),
+            retries: route.retries.as_ref().map(retries),
             fault: route.fault.as_ref().map(|fault| self.fault(fault)),
             mirrors,
             cors: route.cors_policy.as_ref().map(|cors| self.cors(cors)),
@@ -113,30 +113,13 @@ impl Reader<'_> {
             return not_supported("delegate");
         }
         if let Some(redirect) = &route.redirect {
-            return self.redirect(redirect);
+            return Action::Redirect(http_redirect(redirect));
         }
         if let Some(direct) = &route.direct_response {
             return self.direct(direct);
         }
         Action::Forward(wire::HttpForward {
             destinations: self.weighted(&route.route),
-        })
-    }
-
-    fn redirect(&mut self, redirect: &from::HttpRedirect) -> Action {
-        if !redirect.prefix_rewrite.is_empty() {
-            self.note("redirect.prefixRewrite");
-            return not_supported("redirect.prefixRewrite");
-        }
-        if redirect.derive_port.is_some() {
-            self.note("redirect.derivePort");
-        }
-        Action::Redirect(wire::HttpRedirect {
-            uri: redirect.uri.clone(),
-            authority: redirect.authority.clone(),
-            scheme: redirect.scheme.clone(),
-            port: redirect.port.unwrap_or_default(),
-            code: redirect.redirect_code.unwrap_or_default(),
         })
     }
 
@@ -184,18 +167,6 @@ impl Reader<'_> {
         }
     }
 
-    fn retries(&mut self, retries: &from::HttpRetry) -> wire::Retries {
-        if retries.retry_remote_localities.is_some() {
-            self.note("retries.retryRemoteLocalities");
-        }
-        wire::Retries {
-            attempts: retries.attempts,
-            per_try_timeout: retries.per_try_timeout.map(duration),
-            retry_on: retries.retry_on.clone(),
-            backoff: retries.backoff.map(duration),
-        }
-    }
-
     fn fault(&mut self, fault: &from::Fault) -> wire::Fault {
         let delay = fault.delay.as_ref().map(|delay| {
             if delay.exponential_delay.is_some() {
@@ -227,10 +198,7 @@ impl Reader<'_> {
         wire::Fault { delay, abort }
     }
 
-    fn cors(&mut self, cors: &from::Cors) -> wire::Cors {
-        if cors.unmatched_preflights.as_deref() == Some("IGNORE") {
-            self.note("corsPolicy.unmatchedPreflights");
-        }
+    fn cors(&self, cors: &from::Cors) -> wire::Cors {
         let deprecated = cors.allow_origin.iter().map(|origin| wire::StringMatch {
             match_type: Some(wire::string_match::MatchType::Exact(origin.clone())),
         });
@@ -246,6 +214,7 @@ impl Reader<'_> {
             expose_headers: cors.expose_headers.clone(),
             max_age: cors.max_age.map(duration),
             allow_credentials: cors.allow_credentials.unwrap_or_default(),
+            answer_unmatched_preflights: cors.unmatched_preflights.as_deref() == Some("IGNORE"),
         }
     }
 
@@ -261,6 +230,7 @@ impl Reader<'_> {
                     port: one.port.unwrap_or_default(),
                     source_labels: one.source_labels.clone(),
                     source_namespace: one.source_namespace.clone(),
+                    ..wire::L4Match::default()
                 }),
             })
             .collect();
@@ -273,19 +243,15 @@ impl Reader<'_> {
         })
     }
 
-    fn tcp(&mut self, route: &from::TcpRoute) -> Option<wire::TcpRoute> {
+    fn tcp(&self, route: &from::TcpRoute) -> Option<wire::TcpRoute> {
         let mut matches = Vec::new();
         for one in route.matches.iter().filter(|one| in_mesh(&one.gateways)) {
-            if !one.source_subnet.is_empty() {
-                // Without the field the match would take more than written.
-                self.note("match.sourceSubnet");
-                continue;
-            }
             matches.push(wire::L4Match {
                 destination_subnets: one.destination_subnets.clone(),
                 port: one.port.unwrap_or_default(),
                 source_labels: one.source_labels.clone(),
                 source_namespace: one.source_namespace.clone(),
+                source_subnet: one.source_subnet.clone(),
             });
         }
         if matches.is_empty() && !route.matches.is_empty() {
@@ -325,6 +291,29 @@ fn http_match(from: &from::HttpMatch) -> wire::HttpMatch {
         source_labels: from.source_labels.clone(),
         source_namespace: from.source_namespace.clone(),
         stat_prefix: from.stat_prefix.clone(),
+    }
+}
+
+fn http_redirect(from: &from::HttpRedirect) -> wire::HttpRedirect {
+    wire::HttpRedirect {
+        uri: from.uri.clone(),
+        authority: from.authority.clone(),
+        scheme: from.scheme.clone(),
+        port: from.port.unwrap_or_default(),
+        code: from.redirect_code.unwrap_or_default(),
+        prefix_rewrite: from.prefix_rewrite.clone(),
+        port_from_request: from.derive_port.as_deref() == Some("FROM_REQUEST_PORT"),
+    }
+}
+
+fn retries(from: &from::HttpRetry) -> wire::Retries {
+    wire::Retries {
+        attempts: from.attempts,
+        per_try_timeout: from.per_try_timeout.map(duration),
+        retry_on: from.retry_on.clone(),
+        backoff: from.backoff.map(duration),
+        same_hosts: from.retry_ignore_previous_hosts == Some(false),
+        remote_localities: from.retry_remote_localities == Some(true),
     }
 }
 

@@ -80,7 +80,7 @@ fn a_bad_object_leaves_its_last_good_form() {
     let mut bad = rule("r", 1, &[]);
     bad.traffic_policy = Some(proto::TrafficPolicy {
         load_balancer: 99,
-        connection_pool: None,
+        ..Default::default()
     });
     let error = draft.upsert_destination_rule(&bad).unwrap_err();
     assert_eq!(error.field, "trafficPolicy.loadBalancer");

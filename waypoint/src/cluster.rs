@@ -1,0 +1,279 @@
+//! What all workers together know of a destination: how much is under way, who is out, who is new.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use isobar_route::{PoolRules, RetryBudget, TrafficRules};
+use isobar_types::{NamespacedHostname, Str};
+use tokio::sync::Notify;
+
+use crate::outlier::Outliers;
+
+/// A service, optionally a subset of it, and a port.
+pub type ClusterKey = (NamespacedHostname, Option<Str>, u16);
+
+/// Destinations whose rules need memory. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Clusters {
+    all: Arc<Mutex<HashMap<ClusterKey, Arc<Cluster>>>>,
+}
+
+/// Entries held before those nobody uses are dropped.
+const MOST_ENTRIES: usize = 16 * 1024;
+
+impl Clusters {
+    /// The memory of a destination.
+    #[must_use]
+    pub fn get(&self, key: &ClusterKey) -> Arc<Cluster> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() > MOST_ENTRIES {
+            all.retain(|_, cluster| Arc::strong_count(cluster) > 1);
+        }
+        all.entry(key.clone()).or_default().clone()
+    }
+
+    /// The memory of a destination, if it has one.
+    #[must_use]
+    pub fn find(&self, key: &ClusterKey) -> Option<Arc<Cluster>> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(key).cloned()
+    }
+}
+
+/// True if rules need memory.
+#[must_use]
+pub fn remembers(rules: &TrafficRules) -> bool {
+    let limits = rules.limits();
+    rules.outliers.is_some()
+        || rules.retry_budget.is_some()
+        || limits.max_connections.is_some()
+        || limits.max_pending.is_some()
+        || limits.max_requests.is_some()
+        || limits.max_retries.is_some()
+        || rules.balancing.as_ref().is_some_and(|b| b.warmup.is_some())
+}
+
+/// The memory of one destination.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// Who is out.
+    pub outliers: Outliers,
+    /// Endpoints at the last look.
+    pub endpoints: AtomicUsize,
+    counts: [AtomicU32; 4],
+    freed: Notify,
+    seen: Mutex<Seen>,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// Connections in use.
+    Connection,
+    /// Requests that wait for one.
+    Pending,
+    /// Requests under way.
+    Request,
+    /// Retries under way.
+    Retry,
+}
+
+/// One of something that is counted, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    cluster: Arc<Cluster>,
+    load: Load,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.cluster.counts[self.load as usize].fetch_sub(1, Ordering::Relaxed);
+        if self.load == Load::Connection {
+            self.cluster.freed.notify_one();
+        }
+    }
+}
+
+/// A limit is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overflow(pub Load);
+
+impl Cluster {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self, load: Load) -> u32 {
+        self.counts[load as usize].load(Ordering::Relaxed)
+    }
+
+    /// One more, if the limit allows it.
+    ///
+    /// # Errors
+    /// [`Overflow`] at the limit.
+    pub fn hold(self: &Arc<Self>, load: Load, most: Option<u32>) -> Result<Held, Overflow> {
+        let most = most.unwrap_or(u32::MAX);
+        let count = &self.counts[load as usize];
+        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+            (n < most).then_some(n + 1)
+        });
+        taken.map_err(|_| Overflow(load))?;
+        Ok(Held {
+            cluster: self.clone(),
+            load,
+        })
+    }
+
+    /// A connection, at once or once another request is done with one.
+    ///
+    /// # Errors
+    /// [`Overflow`] if too many are waiting already.
+    pub async fn connection(self: &Arc<Self>, limits: &PoolRules) -> Result<Held, Overflow> {
+        if let Ok(held) = self.hold(Load::Connection, limits.max_connections) {
+            return Ok(held);
+        }
+        let _waiting = self.hold(Load::Pending, limits.max_pending)?;
+        loop {
+            // Asked for before the look, so that nothing freed in between is missed.
+            let freed = self.freed.notified();
+            if let Ok(held) = self.hold(Load::Connection, limits.max_connections) {
+                return Ok(held);
+            }
+            freed.await;
+        }
+    }
+
+    /// A retry, if a limit and the budget allow it. The budget comes before the limit.
+    ///
+    /// # Errors
+    /// [`Overflow`] if there are too many.
+    pub fn retry(
+        self: &Arc<Self>,
+        limits: &PoolRules,
+        budget: Option<&RetryBudget>,
+    ) -> Result<Held, Overflow> {
+        let most = budget.map_or(limits.max_retries, |budget| {
+            let active = self.count(Load::Request) + self.count(Load::Pending);
+            let share = f64::from(active) * budget.percent / 100.0;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a share of a u32"
+            )]
+            Some((share as u32).max(budget.least))
+        });
+        self.hold(Load::Retry, most)
+    }
+
+    /// Since when each endpoint is there, as far as that is within the window; `None` if none is new.
+    /// Endpoints that were there at the first look are not new.
+    #[must_use]
+    pub fn new_ones<'a>(
+        &self,
+        there: impl Iterator<Item = &'a Str>,
+        window: Duration,
+        now: Instant,
+    ) -> Option<BTreeMap<Str, Duration>> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = &mut *seen;
+        let first = seen.round == 0;
+        seen.round += 1;
+        let mut new = BTreeMap::new();
+        for uid in there {
+            let entry = seen.since.entry(uid.clone());
+            let (since, round) = entry.or_insert(((!first).then_some(now), 0));
+            *round = seen.round;
+            let age = since.map(|since| now.saturating_duration_since(since));
+            if let Some(age) = age.filter(|age| *age < window) {
+                new.insert(uid.clone(), age);
+            }
+        }
+        let round = seen.round;
+        seen.since.retain(|_, (_, last)| *last == round);
+        (!new.is_empty()).then_some(new)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    since: HashMap<Str, (Option<Instant>, u64)>,
+    round: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_counts_until_it_is_dropped() {
+        let cluster = Arc::new(Cluster::default());
+        let one = cluster.hold(Load::Request, Some(2)).unwrap();
+        let _two = cluster.hold(Load::Request, Some(2)).unwrap();
+        let full = cluster.hold(Load::Request, Some(2)).unwrap_err();
+        assert_eq!(full, Overflow(Load::Request));
+        drop(one);
+        assert!(cluster.hold(Load::Request, Some(2)).is_ok());
+        assert_eq!(cluster.count(Load::Request), 1);
+    }
+
+    #[test]
+    fn a_budget_is_a_share_of_what_is_active_and_never_less_than_its_floor() {
+        let cluster = Arc::new(Cluster::default());
+        let active: Vec<_> = (0..50)
+            .map(|_| cluster.hold(Load::Request, None).unwrap())
+            .collect();
+        let budget = RetryBudget {
+            percent: 10.0,
+            least: 2,
+        };
+        let limits = PoolRules::default();
+        let mut retries = Vec::new();
+        while let Ok(held) = cluster.retry(&limits, Some(&budget)) {
+            retries.push(held);
+        }
+        assert_eq!(retries.len(), 5);
+        drop((active, retries));
+        let floor: Vec<_> = (0..9)
+            .map_while(|_| cluster.retry(&limits, Some(&budget)).ok())
+            .collect();
+        assert_eq!(floor.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn connections_are_waited_for_by_so_many() {
+        let limits = PoolRules {
+            max_connections: Some(1),
+            max_pending: Some(1),
+            ..PoolRules::default()
+        };
+        let cluster = Arc::new(Cluster::default());
+        let first = cluster.connection(&limits).await.unwrap();
+        let waiting = cluster.connection(&limits);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let full = cluster.connection(&limits).await.unwrap_err();
+        assert_eq!(full, Overflow(Load::Pending));
+        drop(first);
+        assert!(waiting.await.is_ok());
+        assert_eq!(cluster.count(Load::Connection), 0);
+    }
+
+    #[test]
+    fn endpoints_are_new_if_they_came_later() {
+        let cluster = Cluster::default();
+        let uids: Vec<Str> = vec!["a".into(), "b".into()];
+        let window = Duration::from_secs(10);
+        let start = Instant::now();
+        let look = |n: usize, after: u64| {
+            let now = start + Duration::from_secs(after);
+            cluster.new_ones(uids[..n].iter(), window, now)
+        };
+        assert_eq!(look(1, 0), None);
+        assert_eq!(look(2, 5).unwrap()["b"], Duration::ZERO);
+        assert_eq!(look(2, 7).unwrap()["b"], Duration::from_secs(2));
+        assert_eq!(look(2, 15), None);
+        // Gone and back is new again.
+        assert_eq!(look(1, 16), None);
+        assert!(look(2, 17).is_some());
+    }
+}

@@ -1,0 +1,257 @@
+//! A request's body on its way to an endpoint, kept as far as a later try may need it again.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use ::http::HeaderMap;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::standing::{Side, Standing};
+
+/// Most bytes of one request kept for another try; a longer one is not tried again.
+const MOST: usize = 256 * 1024;
+/// Most bytes kept by all requests of one worker.
+const MOST_OF_WORKER: usize = 32 * 1024 * 1024;
+
+thread_local! {
+    /// Bytes that requests of this worker keep: a connection and its requests stay on one thread.
+    static KEPT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What is known of a request body while it flows.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Bytes taken from the caller.
+    pub(crate) bytes: Cell<u64>,
+    /// The caller went away in the middle.
+    pub(crate) broken: Cell<bool>,
+    upload: RefCell<Upload>,
+}
+
+/// The caller's body, and what was read of it.
+#[derive(Debug, Default)]
+struct Upload {
+    source: Option<Incoming>,
+    /// From the start of the body, as long as nothing is lost.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    trailers: Option<HeaderMap>,
+    /// Frames of `kept` that the current try has had.
+    at: usize,
+    trailers_sent: bool,
+    /// What is read is kept.
+    keeping: bool,
+    /// Something was read and is gone.
+    lost: bool,
+    /// The current try; bodies of earlier ones end at once.
+    attempt: u32,
+}
+
+impl Upload {
+    fn keep(&mut self, data: &Bytes) {
+        let size = data.len();
+        let room = KEPT.get() + size <= MOST_OF_WORKER;
+        if self.keeping && room && self.kept_bytes + size <= MOST {
+            self.kept.push(data.clone());
+            self.at = self.kept.len();
+            self.kept_bytes += size;
+            KEPT.set(KEPT.get() + size);
+            return;
+        }
+        self.lost = true;
+        self.keeping = false;
+        // All of it was read by the one that is reading now.
+        self.forget_sent();
+    }
+
+    /// Frees what the current try has had.
+    fn forget_sent(&mut self) {
+        for frame in &mut self.kept[..self.at] {
+            let size = std::mem::take(frame).len();
+            self.kept_bytes -= size;
+            KEPT.set(KEPT.get() - size);
+        }
+        if self.at == self.kept.len() {
+            self.kept = Vec::new();
+            self.at = 0;
+        }
+    }
+
+    fn next_kept(&mut self) -> Option<Bytes> {
+        let frame = self.kept.get(self.at)?.clone();
+        self.at += 1;
+        if !self.keeping {
+            self.forget_sent();
+        }
+        Some(frame)
+    }
+
+    fn is_over(&self) -> bool {
+        self.at >= self.kept.len()
+            && (self.trailers.is_none() || self.trailers_sent)
+            && self.source.as_ref().is_none_or(Body::is_end_stream)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        KEPT.set(KEPT.get() - self.kept_bytes);
+    }
+}
+
+impl Progress {
+    /// Takes the caller's body; with `keep`, what is read may be sent again.
+    pub(super) fn takes(&self, body: Incoming, keep: bool) {
+        let mut upload = self.upload.borrow_mut();
+        upload.source = Some(body);
+        upload.keeping = keep;
+    }
+
+    /// True if the whole body could be sent (again).
+    pub(super) fn can_send(&self) -> bool {
+        !self.upload.borrow().lost
+    }
+
+    /// No further try will come: nothing is kept from here on.
+    pub(super) fn settle(&self) {
+        let mut upload = self.upload.borrow_mut();
+        if upload.keeping {
+            upload.keeping = false;
+            // The next reader would miss them.
+            upload.lost |= upload.at > 0;
+            upload.forget_sent();
+        }
+    }
+
+    /// Progress of a copy of what is kept, if that is the whole body.
+    pub(super) fn whole(&self) -> Option<Rc<Self>> {
+        let upload = self.upload.borrow();
+        if upload.lost || !upload.source.as_ref().is_none_or(Body::is_end_stream) {
+            return None;
+        }
+        KEPT.set(KEPT.get() + upload.kept_bytes);
+        let mut copy = Upload::default();
+        copy.kept.clone_from(&upload.kept);
+        copy.kept_bytes = upload.kept_bytes;
+        copy.trailers.clone_from(&upload.trailers);
+        Some(Rc::new(Self {
+            upload: RefCell::new(copy),
+            ..Self::default()
+        }))
+    }
+
+    /// The body for the next try, from its start; that of the try before ends.
+    pub(super) fn next_try(self: &Rc<Self>, standing: Rc<Standing>) -> RequestBody {
+        let mut upload = self.upload.borrow_mut();
+        upload.attempt += 1;
+        upload.at = 0;
+        upload.trailers_sent = false;
+        RequestBody {
+            progress: self.clone(),
+            standing,
+            attempt: upload.attempt,
+        }
+    }
+}
+
+/// A request body on its way to an endpoint, for one try.
+#[derive(Debug)]
+pub struct RequestBody {
+    progress: Rc<Progress>,
+    standing: Rc<Standing>,
+    attempt: u32,
+}
+
+/// Why a request body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The caller or its connection.
+    #[error(transparent)]
+    Caller(#[from] hyper::Error),
+    /// A policy that was written meanwhile.
+    #[error("a policy does not permit the request any more")]
+    Withdrawn,
+    /// Another try has taken over.
+    #[error("the request is being sent elsewhere")]
+    Superseded,
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, RequestError>>>;
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = RequestError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let progress = &self.progress;
+        let mut upload = progress.upload.borrow_mut();
+        let upload = &mut *upload;
+        if upload.attempt != self.attempt {
+            return Poll::Ready(Some(Err(RequestError::Superseded)));
+        }
+        if let Some(frame) = upload.next_kept() {
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
+        let Some(source) = upload.source.as_mut() else {
+            let again = (!upload.trailers_sent).then(|| upload.trailers.clone());
+            upload.trailers_sent = true;
+            return Poll::Ready(again.flatten().map(|t| Ok(Frame::trailers(t))));
+        };
+        if self.standing.withdrawn().is_some() {
+            upload.source = None;
+            return Poll::Ready(Some(Err(RequestError::Withdrawn)));
+        }
+        let Poll::Ready(frame) = Pin::new(source).poll_frame(cx) else {
+            self.standing.wake(Side::Request, cx);
+            return Poll::Pending;
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    let bytes = &progress.bytes;
+                    bytes.set(bytes.get() + data.len() as u64);
+                    upload.keep(data);
+                } else if let Some(trailers) = frame.trailers_ref()
+                    && upload.keeping
+                {
+                    upload.trailers = Some(trailers.clone());
+                    upload.trailers_sent = true;
+                }
+            }
+            Some(Err(_)) => progress.broken.set(true),
+            None => upload.source = None,
+        }
+        Poll::Ready(frame.map(|f| f.map_err(RequestError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let upload = self.progress.upload.borrow();
+        upload.attempt == self.attempt && upload.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let upload = self.progress.upload.borrow();
+        let waiting: usize = upload.kept[upload.at.min(upload.kept.len())..]
+            .iter()
+            .map(Bytes::len)
+            .sum();
+        let waiting = waiting as u64;
+        let Some(source) = &upload.source else {
+            return if upload.trailers.is_some() {
+                SizeHint::default()
+            } else {
+                SizeHint::with_exact(waiting)
+            };
+        };
+        let mut hint = source.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + waiting);
+        }
+        hint.set_lower(hint.lower() + waiting);
+        hint
+    }
+}
