@@ -166,24 +166,32 @@ impl Cluster {
     }
 
     /// Since when each endpoint is there, as far as that is within the window; `None` if none is new.
-    /// Endpoints that were there at the first look are not new.
+    /// Endpoints that were there at the first look are not new. `state` changes whenever who is there
+    /// may have.
     #[must_use]
     pub fn new_ones<'a>(
         &self,
+        state: (u64, u64),
         there: impl Iterator<Item = &'a Str>,
         window: Duration,
         now: Instant,
     ) -> Option<BTreeMap<Str, Duration>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = &mut *seen;
-        let first = seen.round == 0;
+        let age_of = |since: Instant| now.saturating_duration_since(since);
+        let old = seen.newest.is_none_or(|newest| age_of(newest) >= window);
+        if seen.state == Some(state) && old {
+            return None;
+        }
+        let first = seen.state.replace(state).is_none();
         seen.round += 1;
         let mut new = BTreeMap::new();
         for uid in there {
             let entry = seen.since.entry(uid.clone());
             let (since, round) = entry.or_insert(((!first).then_some(now), 0));
             *round = seen.round;
-            let age = since.map(|since| now.saturating_duration_since(since));
+            seen.newest = seen.newest.max(*since);
+            let age = since.map(age_of);
             if let Some(age) = age.filter(|age| *age < window) {
                 new.insert(uid.clone(), age);
             }
@@ -198,6 +206,9 @@ impl Cluster {
 struct Seen {
     since: HashMap<Str, (Option<Instant>, u64)>,
     round: u64,
+    /// Of the last look.
+    state: Option<(u64, u64)>,
+    newest: Option<Instant>,
 }
 
 #[cfg(test)]
@@ -266,7 +277,8 @@ mod tests {
         let start = Instant::now();
         let look = |n: usize, after: u64| {
             let now = start + Duration::from_secs(after);
-            cluster.new_ones(uids[..n].iter(), window, now)
+            let state = (n as u64, 0);
+            cluster.new_ones(state, uids[..n].iter(), window, now)
         };
         assert_eq!(look(1, 0), None);
         assert_eq!(look(2, 5).unwrap()["b"], Duration::ZERO);

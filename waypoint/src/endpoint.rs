@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use isobar_route::{LoadBalancer, Place, Preference, Subset, TrafficRules};
+use isobar_route::{LoadBalancer, Place, Preference, Subset, TrafficRules, Warmup};
 use isobar_state::balance::{self, Candidate, Purpose, next_dice};
 use isobar_state::{Service, Workload};
 use isobar_types::{Reason, Str};
@@ -165,7 +165,9 @@ impl Turns {
             detail: refusal.detail,
         })?;
         let mut candidates = allowed(view, wanted, all);
-        leave_out(wanted, &mut candidates);
+        // Before anything else leaves some of them out: who comes back from there is not new.
+        let new = new_ones(view, wanted, &candidates);
+        leave_out(view, wanted, &mut candidates);
         let fresh = |all: &mut Vec<Candidate<'_>>| {
             let is = |c: &Candidate<'_>| !wanted.tried.contains(&c.endpoint.workload.uid);
             if !wanted.tried.is_empty() && all.iter().any(is) {
@@ -177,7 +179,7 @@ impl Turns {
         }
         nearest(view, wanted, &mut candidates);
         fresh(&mut candidates);
-        self.pick(&candidates, wanted)
+        self.pick(&candidates, wanted, new.as_ref())
             .and_then(|c| endpoint_of(c, wanted.source))
             .ok_or_else(|| NoEndpoint {
                 reason: Reason::NoHealthyUpstream,
@@ -191,7 +193,12 @@ impl Turns {
             })
     }
 
-    fn pick<'a>(&self, pool: &[Candidate<'a>], wanted: &Wanted<'_>) -> Option<Candidate<'a>> {
+    fn pick<'a>(
+        &self,
+        pool: &[Candidate<'a>],
+        wanted: &Wanted<'_>,
+        new: Option<&Newcomers>,
+    ) -> Option<Candidate<'a>> {
         if let Some(key) = wanted.hash {
             let score = |c: &Candidate<'_>| {
                 let workload = &c.endpoint.workload;
@@ -200,26 +207,20 @@ impl Turns {
             let best = |a: &&Candidate<'_>, b: &&Candidate<'_>| score(a).total_cmp(&score(b));
             return pool.iter().max_by(best).copied();
         }
-        let mut dice = wanted.dice;
+        let dice = wanted.dice;
         let chosen = self.pick_plainly(pool, wanted, dice)?;
-        let balancing = wanted.rules.balancing.as_ref();
-        let (Some(warmup), Some(cluster)) = (balancing.and_then(|b| b.warmup), wanted.cluster)
-        else {
+        let Some(new) = new else {
             return Some(chosen);
         };
-        let there = pool.iter().map(|c| &c.endpoint.workload.uid);
-        let Some(new) = cluster.new_ones(there, warmup.window, Instant::now()) else {
-            return Some(chosen);
-        };
-        let Some(age) = new.get(&chosen.endpoint.workload.uid) else {
+        let Some(age) = new.ages.get(&chosen.endpoint.workload.uid) else {
             return Some(chosen);
         };
         // A new endpoint takes its share of its turns and leaves the others to those that are not new.
-        dice = next_dice(dice);
+        let dice = next_dice(dice);
         let drawn = f64::from(u32::try_from(dice >> 32).unwrap_or(0)) / f64::from(u32::MAX);
-        let warm = |c: &&Candidate<'_>| !new.contains_key(&c.endpoint.workload.uid);
+        let warm = |c: &&Candidate<'_>| !new.ages.contains_key(&c.endpoint.workload.uid);
         let old: Vec<_> = pool.iter().filter(warm).copied().collect();
-        if drawn < warmup.share(*age) || old.is_empty() {
+        if drawn < new.warmup.share(*age) || old.is_empty() {
             return Some(chosen);
         }
         balance::pick(&old, next_dice(dice))
@@ -292,8 +293,23 @@ fn allowed<'a>(
     all
 }
 
+/// Endpoints that are new, and how they are warmed up.
+struct Newcomers {
+    warmup: Warmup,
+    ages: BTreeMap<Str, Duration>,
+}
+
+fn new_ones(view: &View, wanted: &Wanted<'_>, all: &[Candidate<'_>]) -> Option<Newcomers> {
+    let warmup = wanted.rules.balancing.as_ref()?.warmup?;
+    let state = (view.snapshot.version(), view.tables.version());
+    let there = all.iter().map(|c| &c.endpoint.workload.uid);
+    let cluster = wanted.cluster?;
+    let ages = cluster.new_ones(state, there, warmup.window, Instant::now())?;
+    Some(Newcomers { warmup, ages })
+}
+
 /// Leaves out who fails again and again, unless too few would remain.
-fn leave_out(wanted: &Wanted<'_>, candidates: &mut Vec<Candidate<'_>>) {
+fn leave_out(view: &View, wanted: &Wanted<'_>, candidates: &mut Vec<Candidate<'_>>) {
     let Some(cluster) = wanted.cluster else {
         return;
     };
@@ -305,6 +321,9 @@ fn leave_out(wanted: &Wanted<'_>, candidates: &mut Vec<Candidate<'_>>) {
     let Some(out) = cluster.outliers.out(Instant::now()) else {
         return;
     };
+    // Who is gone must not take a place among those that may be out.
+    let there = |uid: &Str| view.snapshot.workload_by_uid(uid).is_some();
+    cluster.outliers.keep_only(there);
     let is_in = |c: &Candidate<'_>| !out.contains(&c.endpoint.workload.uid);
     let left = candidates.iter().filter(|c| is_in(c)).count();
     if !outlier::panics(rules, all, all - left) {

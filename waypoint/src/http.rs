@@ -3,6 +3,7 @@
 mod body;
 mod exchange;
 mod forward;
+mod limit;
 mod mirror;
 mod pipeline;
 mod reply;

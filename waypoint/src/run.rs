@@ -10,16 +10,13 @@ use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{HttpServer, Ready, Registry, standard};
 use isobar_tls::WorkloadCertificate;
 use isobar_types::Identity;
-use isobar_xds::{
-    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, Store, SyncStatus,
-};
+use isobar_xds::{AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, SyncStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::endpoint::Turns;
-use crate::feed::Feed;
 use crate::http::Live;
 use crate::listener;
 use crate::metrics::Metrics;
@@ -115,13 +112,7 @@ async fn control(
     let certified = ready.gate("certificate");
     serve_readiness(&scope, &config, ready)?;
 
-    let world = World {
-        own: Arc::new(own(&config)),
-        store: Store::default(),
-        feed: Feed::default(),
-        admission: isobar_hbone::Admission::default(),
-        clusters: crate::cluster::Clusters::default(),
-    };
+    let world = World::new(own(&config));
     let sync = start_discovery(&scope, &config, &world);
     let certificates = start_certificates(&scope, &config);
     certificates.prefetch(&world.own.identity);

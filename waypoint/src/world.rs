@@ -54,6 +54,18 @@ pub struct View {
 }
 
 impl World {
+    /// A world in which nothing is known but who this waypoint is.
+    #[must_use]
+    pub fn new(own: Own) -> Self {
+        Self {
+            own: Arc::new(own),
+            store: Store::default(),
+            feed: Feed::default(),
+            admission: Admission::default(),
+            clusters: Clusters::default(),
+        }
+    }
+
     /// The state now.
     #[must_use]
     pub fn view(&self) -> View {

@@ -207,7 +207,7 @@ mod tests {
         }});
         assert_eq!(
             fields(Kind::VirtualService, &object),
-            ["spec.http[1].delegate", "spec.http[1].match[1].gateways",]
+            ["spec.http[1].delegate", "spec.http[1].match[1].statPrefix"]
         );
         let rule = json!({"spec": {
             "exportTo": ["*"],

@@ -192,6 +192,23 @@ impl Retries {
         self.attempts > 0 && self.conditions.has(on)
     }
 
+    /// True if a try that has sent some of the body may be followed by another, so that the body has
+    /// to be kept. What failed before anything was sent has not touched it.
+    #[must_use]
+    pub fn may_resend(&self, h2: bool, grpc: bool) -> bool {
+        let always = Conditions::SERVER_ERROR
+            | Conditions::GATEWAY_ERROR
+            | Conditions::RESET
+            | Conditions::CONFLICT
+            | Conditions::RATE_LIMITED;
+        let on = self.conditions;
+        self.attempts > 0
+            && (on.has(always)
+                || !self.codes.is_empty()
+                || (h2 && on.has(Conditions::REFUSED))
+                || (grpc && on.has(Conditions::GRPC)))
+    }
+
     /// Wait before the retry of this number (from 0): by chance, up to a limit that doubles with
     /// each until it is ten times the first.
     #[must_use]
@@ -307,6 +324,28 @@ mod tests {
         };
         assert!(!off.wants_after(Reset));
         assert!(!off.wants_other_than(StatusCode::BAD_GATEWAY, &HeaderMap::new()));
+    }
+
+    #[test]
+    fn bodies_are_kept_where_they_may_be_sent_again() {
+        let default = Retries::of_mesh();
+        assert!(!default.may_resend(false, false));
+        assert!(default.may_resend(true, false) && default.may_resend(false, true));
+        for on in ["5xx", "gateway-error", "reset", "retriable-4xx", "503"] {
+            assert!(rules(on).may_resend(false, false), "{on}");
+        }
+        for on in [
+            "connect-failure",
+            "reset-before-request",
+            "retriable-headers",
+        ] {
+            assert!(!rules(on).may_resend(true, true), "{on}");
+        }
+        let off = Retries {
+            attempts: 0,
+            ..rules("5xx")
+        };
+        assert!(!off.may_resend(true, true));
     }
 
     #[test]

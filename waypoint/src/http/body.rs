@@ -1,13 +1,12 @@
-use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
 
 use super::exchange::Exchange;
+use super::limit::Limit;
 use super::standing::Side;
 use isobar_types::Reason;
 
@@ -33,7 +32,7 @@ enum Source {
 /// A response body on its way to the caller; tells its exchange how it went.
 pub struct ReplyBody {
     source: Source,
-    deadline: Option<Pin<Box<Sleep>>>,
+    limit: Option<Limit>,
     exchange: Option<Exchange>,
 }
 
@@ -41,7 +40,7 @@ impl ReplyBody {
     pub(crate) const fn local(body: Bytes, exchange: Exchange) -> Self {
         Self {
             source: Source::Local(Some(body)),
-            deadline: None,
+            limit: None,
             exchange: Some(exchange),
         }
     }
@@ -50,19 +49,15 @@ impl ReplyBody {
     pub(crate) const fn bare() -> Self {
         Self {
             source: Source::Local(None),
-            deadline: None,
+            limit: None,
             exchange: None,
         }
     }
 
-    pub(crate) const fn upstream(
-        body: Incoming,
-        deadline: Option<Pin<Box<Sleep>>>,
-        exchange: Exchange,
-    ) -> Self {
+    pub(crate) const fn upstream(body: Incoming, limit: Option<Limit>, exchange: Exchange) -> Self {
         Self {
             source: Source::Upstream(body),
-            deadline,
+            limit,
             exchange: Some(exchange),
         }
     }
@@ -77,10 +72,10 @@ impl Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if let Some(deadline) = this.deadline.as_mut()
-            && deadline.as_mut().poll(cx).is_ready()
+        if let Some(limit) = this.limit.as_mut()
+            && limit.poll_reached(cx).is_ready()
         {
-            this.deadline = None;
+            this.limit = None;
             if let Some(exchange) = &mut this.exchange {
                 exchange.failed(Reason::UpstreamTimeout);
             }

@@ -50,6 +50,8 @@ pub struct Exchange {
     pub(crate) failure: String,
     pub(crate) response_head: usize,
     bytes_sent: u64,
+    /// Answered here: the reason is known.
+    pub(crate) answered: bool,
     over: bool,
 }
 
@@ -103,6 +105,7 @@ impl Exchange {
             failure: String::new(),
             response_head: 0,
             bytes_sent: 0,
+            answered: false,
             over: false,
         }
     }
@@ -139,7 +142,7 @@ impl Exchange {
 
     /// The body is through; a reason noted before stays.
     pub(crate) fn complete(&mut self) {
-        if self.reason == Reason::DownstreamReset {
+        if self.reason == Reason::DownstreamReset && !self.answered {
             self.reason = Reason::Complete;
         }
     }

@@ -15,10 +15,10 @@ use isobar_route::{
 };
 use isobar_state::{AppProtocol, Service, Workload};
 use isobar_types::Str;
-use tokio::time::Instant;
 
 use super::body::ReplyBody;
 use super::exchange::Exchange;
+use super::limit::Limit;
 use super::mirror;
 use super::pipeline::Flow;
 use super::reply::{self, Local};
@@ -155,12 +155,8 @@ impl Head<'_> {
 /// Sends the request where the plan says and answers with what comes back.
 pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     let route = plan.taken.as_ref().map(Taken::route);
-    let chosen = match route.map(weighted).transpose() {
-        Ok(chosen) => chosen.flatten(),
-        Err(local) => return local.respond(flow.exchange),
-    };
-    let mut place = match place(&mut flow, chosen.map(|c| &c.target)) {
-        Ok(place) => place,
+    let (chosen, mut place) = match destined(&mut flow, route) {
+        Ok(destined) => destined,
         Err(local) => return local.respond(flow.exchange),
     };
     let cookie = sticky(&mut place, &flow);
@@ -174,16 +170,14 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
         Ok(head) => head,
         Err(local) => return local.respond(flow.exchange),
     };
-    let deadline = route.and_then(|r| r.timeout).map(|t| Instant::now() + t);
+    let timeout = route.and_then(|r| r.timeout);
+    let mut limit = timeout.map(|t| Limit::new(&flow.exchange.progress, t));
     let rules = route.and_then(|r| r.retries.as_ref());
     let rules = rules.unwrap_or_else(|| Retries::of_mesh());
     let mirrors = route.map_or(&[][..], |r| &r.mirrors[..]);
     let changes = asked.clean.upgrade.is_some();
     let upgrade = flow.upgrade.take().filter(|_| changes);
-    if !flow.body.is_end_stream() {
-        let keep = rules.attempts > 0 || !mirrors.is_empty();
-        flow.exchange.progress.takes(flow.body, keep);
-    }
+    take_body(flow.body, &flow.exchange, speak, rules, mirrors);
     let Some(standing) = flow.exchange.standing.clone() else {
         // Unreachable: only what is permitted comes here.
         return Local::denied("not_decided".to_owned()).respond(flow.exchange);
@@ -196,7 +190,7 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
         standing: &standing,
         place: &place,
         rules,
-        deadline,
+        limit: limit.as_mut(),
     };
     let sent = tokio::select! {
         biased;
@@ -228,7 +222,32 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     }
     let of_route = route.map(|r| &r.response).into_iter();
     let edits = of_route.chain(chosen.map(|c| &c.response));
-    pass_on(response, edits, plan.decorate, deadline, flow.exchange)
+    pass_on(response, edits, plan.decorate, limit, flow.exchange)
+}
+
+/// Has the exchange send the caller's body, kept where a later try or a copy may need it again.
+fn take_body(
+    body: Incoming,
+    exchange: &Exchange,
+    speak: upstream::Version,
+    rules: &Retries,
+    mirrors: &[Mirror],
+) {
+    if !body.is_end_stream() {
+        let h2 = speak == upstream::Version::H2;
+        let keep = rules.may_resend(h2, exchange.request.grpc) || !mirrors.is_empty();
+        exchange.progress.takes(body, keep);
+    }
+}
+
+/// The destination that the rule and its weights choose, and what is there.
+fn destined<'a>(
+    flow: &mut Flow,
+    route: Option<&'a HttpRoute>,
+) -> Result<(Option<&'a Weighted>, Place), Local> {
+    let chosen = route.map(weighted).transpose()?.flatten();
+    let place = place(flow, chosen.map(|c| &c.target))?;
+    Ok((chosen, place))
 }
 
 /// One of a rule's destinations, by weight; `None` where the rule does not forward.
@@ -246,7 +265,7 @@ fn pass_on<'a>(
     mut response: Response<Incoming>,
     edits: impl Iterator<Item = &'a HeaderEdits>,
     decorate: Option<HeaderMap>,
-    deadline: Option<Instant>,
+    limit: Option<Limit>,
     mut exchange: Exchange,
 ) -> Response<ReplyBody> {
     let took = exchange.started.elapsed();
@@ -262,8 +281,7 @@ fn pass_on<'a>(
     exchange.detail = "via_upstream".to_owned();
     exchange.response_head = reply::head_size(response.headers());
     exchange.note_grpc_status(response.headers());
-    let sleep = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
-    response.map(|body| ReplyBody::upstream(body, sleep, exchange))
+    response.map(|body| ReplyBody::upstream(body, limit, exchange))
 }
 
 fn finish_headers(headers: &mut HeaderMap, took: Duration) {

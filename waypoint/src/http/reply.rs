@@ -174,6 +174,7 @@ impl Local {
     /// trailers-only form.
     pub(super) fn respond(self, mut exchange: Exchange) -> Response<ReplyBody> {
         exchange.reason = self.reason;
+        exchange.answered = true;
         exchange.detail = self.detail;
         exchange.failure = self.failure;
         let mut headers = *self.headers;

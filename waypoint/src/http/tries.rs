@@ -1,8 +1,10 @@
 //! Sending one request, as often as its route's retry policy asks for.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::task::Poll;
 
 use ::http::{HeaderValue, Response};
 use hyper::body::Incoming;
@@ -12,6 +14,7 @@ use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::forward::{Head, Place};
+use super::limit::Limit;
 use super::reply::Local;
 use super::standing::Standing;
 use super::upload::RequestBody;
@@ -33,7 +36,8 @@ pub(super) struct Sending<'a> {
     pub(super) standing: &'a Rc<Standing>,
     pub(super) place: &'a Place,
     pub(super) rules: &'a Retries,
-    pub(super) deadline: Option<Instant>,
+    /// For all tries and the waits between them.
+    pub(super) limit: Option<&'a mut Limit>,
 }
 
 /// Why a try has no response.
@@ -96,9 +100,11 @@ impl Sending<'_> {
             if let Err(Failure::Send(error)) = &outcome {
                 tracing::debug!(reason = %error.reason, "trying elsewhere: {}", error.detail);
             }
-            // The connection of a response that nobody wants must not wait for its body.
+            // The connection of a response that nobody wants must not wait for its body, and what
+            // the caller sends from here on is for the next try.
             drop(outcome);
-            if self.rules.other_hosts {
+            progress.end_try();
+            if self.rules.other_hosts && !tried.contains(&endpoint.workload.uid) {
                 tried.push(endpoint.workload.uid.clone());
             }
             self.count(Retried::Again);
@@ -141,9 +147,10 @@ impl Sending<'_> {
 
     async fn wait(&self, retry: u32) -> Result<(), Local> {
         let wake = Instant::now() + self.rules.wait(retry, rand::random());
-        match self.deadline.filter(|deadline| *deadline <= wake) {
-            Some(deadline) => {
-                tokio::time::sleep_until(deadline).await;
+        let limit = self.limit.as_ref().and_then(|limit| limit.at());
+        match limit.filter(|limit| *limit <= wake) {
+            Some(limit) => {
+                tokio::time::sleep_until(limit).await;
                 Err(Local::timeout())
             }
             None => {
@@ -182,20 +189,29 @@ impl Sending<'_> {
         self.take_place()?;
         let body = self.flow.progress.next_try(self.standing.clone());
         let how = self.place.how();
-        let send = self.send(endpoint, head, body, &how);
-        let own = self.rules.per_try.map(|t: Duration| Instant::now() + t);
-        let limit = match (own, self.deadline) {
-            (Some(own), Some(deadline)) => Some(own.min(deadline)),
-            (own, deadline) => own.or(deadline),
+        let mut own = self
+            .rules
+            .per_try
+            .map(|t| Limit::new(&self.flow.progress, t));
+        let mut whole = self.limit.take();
+        let sent = {
+            let mut send = pin!(self.send(endpoint, head, body, &how));
+            poll_fn(|cx| {
+                if let Poll::Ready(sent) = send.as_mut().poll(cx) {
+                    return Poll::Ready(sent);
+                }
+                let reached = |limit: &mut Limit, cx: &mut _| limit.poll_reached(cx).is_ready();
+                if whole.as_deref_mut().is_some_and(|limit| reached(limit, cx)) {
+                    return Poll::Ready(Err(Failure::Deadline));
+                }
+                if own.as_mut().is_some_and(|limit| reached(limit, cx)) {
+                    return Poll::Ready(Err(Failure::TryTimeout));
+                }
+                Poll::Pending
+            })
+            .await
         };
-        let sent = match limit {
-            None => send.await,
-            Some(at) => match tokio::time::timeout_at(at, send).await {
-                Ok(sent) => sent,
-                Err(_) if self.deadline.is_some_and(|d| d <= at) => Err(Failure::Deadline),
-                Err(_) => Err(Failure::TryTimeout),
-            },
-        };
+        self.limit = whole;
         self.note(endpoint, &sent);
         let (sent, connection) = sent?;
         self.flow.held.connection = connection;
@@ -264,6 +280,10 @@ impl Sending<'_> {
         let Some(outliers) = &rules.outliers else {
             return;
         };
+        // Whoever breaks off its own upload says nothing about the endpoint.
+        if self.flow.progress.broken.get() {
+            return;
+        }
         let outcome = match sent {
             Ok((sent, _)) => Outcome::Answered(meaning(&sent.response)),
             Err(Failure::Send(error)) if error.failure == TryFailure::BeforeRequest => {

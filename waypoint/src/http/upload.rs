@@ -3,23 +3,35 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use ::http::HeaderMap;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::standing::{Side, Standing};
 
-/// Most bytes of one request kept for another try; a longer one is not tried again.
+/// Most of one request that is kept for another try; a longer one is not tried again.
 const MOST: usize = 256 * 1024;
-/// Most bytes kept by all requests of one worker.
+/// Most that all requests of one worker keep.
 const MOST_OF_WORKER: usize = 32 * 1024 * 1024;
+/// What keeping a frame costs besides its bytes: a body of tiny frames must not cost many times its
+/// length.
+const PER_FRAME: usize = 64;
 
 thread_local! {
-    /// Bytes that requests of this worker keep: a connection and its requests stay on one thread.
+    /// What requests of this worker keep: a connection and its requests stay on one thread.
     static KEPT: Cell<usize> = const { Cell::new(0) };
+}
+
+const fn cost(frame: &Bytes) -> usize {
+    frame.len() + PER_FRAME
+}
+
+fn has_room(cost: usize) -> bool {
+    KEPT.get() + cost <= MOST_OF_WORKER
 }
 
 /// What is known of a request body while it flows.
@@ -30,6 +42,20 @@ pub(crate) struct Progress {
     /// The caller went away in the middle.
     pub(crate) broken: Cell<bool>,
     upload: RefCell<Upload>,
+    clock: Cell<Clock>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Who is waited for, where a time limit asks.
+#[derive(Debug, Clone, Copy, Default)]
+enum Clock {
+    /// Nobody asks.
+    #[default]
+    Off,
+    /// The endpoint, since then.
+    Endpoint(Instant),
+    /// The caller, for more of the body.
+    Caller,
 }
 
 /// The caller's body, and what was read of it.
@@ -38,7 +64,7 @@ struct Upload {
     source: Option<Incoming>,
     /// From the start of the body, as long as nothing is lost.
     kept: Vec<Bytes>,
-    kept_bytes: usize,
+    kept_cost: usize,
     trailers: Option<HeaderMap>,
     /// Frames of `kept` that the current try has had.
     at: usize,
@@ -53,28 +79,39 @@ struct Upload {
 
 impl Upload {
     fn keep(&mut self, data: &Bytes) {
-        let size = data.len();
-        let room = KEPT.get() + size <= MOST_OF_WORKER;
-        if self.keeping && room && self.kept_bytes + size <= MOST {
+        let cost = cost(data);
+        if self.keeping && has_room(cost) && self.kept_cost + cost <= MOST {
             self.kept.push(data.clone());
             self.at = self.kept.len();
-            self.kept_bytes += size;
-            KEPT.set(KEPT.get() + size);
+            self.kept_cost += cost;
+            KEPT.set(KEPT.get() + cost);
             return;
         }
         self.lost = true;
-        self.keeping = false;
-        // All of it was read by the one that is reading now.
-        self.forget_sent();
+        self.stop_keeping();
     }
 
     /// Frees what the current try has had.
-    fn forget_sent(&mut self) {
-        for frame in &mut self.kept[..self.at] {
-            let size = std::mem::take(frame).len();
-            self.kept_bytes -= size;
-            KEPT.set(KEPT.get() - size);
+    fn stop_keeping(&mut self) {
+        self.keeping = false;
+        for at in 0..self.at {
+            self.free(at);
         }
+        self.drop_if_read();
+    }
+
+    /// Takes a frame out; its place stays.
+    fn free(&mut self, at: usize) -> Bytes {
+        let frame = std::mem::take(&mut self.kept[at]);
+        // A place that is free already costs nothing; frames are never empty.
+        if !frame.is_empty() {
+            self.kept_cost -= cost(&frame);
+            KEPT.set(KEPT.get() - cost(&frame));
+        }
+        frame
+    }
+
+    fn drop_if_read(&mut self) {
         if self.at == self.kept.len() {
             self.kept = Vec::new();
             self.at = 0;
@@ -83,9 +120,12 @@ impl Upload {
 
     fn next_kept(&mut self) -> Option<Bytes> {
         let frame = self.kept.get(self.at)?.clone();
+        if !self.keeping {
+            self.free(self.at);
+        }
         self.at += 1;
         if !self.keeping {
-            self.forget_sent();
+            self.drop_if_read();
         }
         Some(frame)
     }
@@ -99,7 +139,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        KEPT.set(KEPT.get() - self.kept_bytes);
+        KEPT.set(KEPT.get() - self.kept_cost);
     }
 }
 
@@ -113,30 +153,76 @@ impl Progress {
 
     /// True if the whole body could be sent (again).
     pub(super) fn can_send(&self) -> bool {
-        !self.upload.borrow().lost
+        !self.upload.borrow().lost && !self.broken.get()
+    }
+
+    /// Notes from here on who is waited for.
+    pub(super) fn watch_caller(&self) {
+        if matches!(self.clock.get(), Clock::Off) {
+            self.clock.set(Clock::Endpoint(Instant::now()));
+        }
+    }
+
+    /// Since when the endpoint is waited for; `None` while the caller is.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        match self.clock.get() {
+            Clock::Endpoint(since) => Some(since),
+            Clock::Off | Clock::Caller => None,
+        }
+    }
+
+    /// Has the task of `cx` polled again once the caller has sent more.
+    pub(super) fn wake_when_caller_sends(&self, cx: &Context<'_>) {
+        *self.waker.borrow_mut() = Some(cx.waker().clone());
+    }
+
+    fn waits_for_endpoint(&self) {
+        let before = self.clock.get();
+        if matches!(before, Clock::Off) {
+            return;
+        }
+        self.clock.set(Clock::Endpoint(Instant::now()));
+        let waker = self
+            .waker
+            .take()
+            .filter(|_| matches!(before, Clock::Caller));
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn waits_for_caller(&self) {
+        if matches!(self.clock.get(), Clock::Endpoint(_)) {
+            self.clock.set(Clock::Caller);
+        }
+    }
+
+    /// The current try has ended: its body takes nothing more from the caller.
+    pub(super) fn end_try(&self) {
+        self.upload.borrow_mut().attempt += 1;
     }
 
     /// No further try will come: nothing is kept from here on.
     pub(super) fn settle(&self) {
         let mut upload = self.upload.borrow_mut();
         if upload.keeping {
-            upload.keeping = false;
             // The next reader would miss them.
             upload.lost |= upload.at > 0;
-            upload.forget_sent();
+            upload.stop_keeping();
         }
     }
 
-    /// Progress of a copy of what is kept, if that is the whole body.
+    /// Progress of a copy of what is kept, if that is the whole body and there is room for it.
     pub(super) fn whole(&self) -> Option<Rc<Self>> {
         let upload = self.upload.borrow();
-        if upload.lost || !upload.source.as_ref().is_none_or(Body::is_end_stream) {
+        let complete = upload.source.as_ref().is_none_or(Body::is_end_stream);
+        if upload.lost || self.broken.get() || !complete || !has_room(upload.kept_cost) {
             return None;
         }
-        KEPT.set(KEPT.get() + upload.kept_bytes);
+        KEPT.set(KEPT.get() + upload.kept_cost);
         let mut copy = Upload::default();
         copy.kept.clone_from(&upload.kept);
-        copy.kept_bytes = upload.kept_bytes;
+        copy.kept_cost = upload.kept_cost;
         copy.trailers.clone_from(&upload.trailers);
         Some(Rc::new(Self {
             upload: RefCell::new(copy),
@@ -150,6 +236,7 @@ impl Progress {
         upload.attempt += 1;
         upload.at = 0;
         upload.trailers_sent = false;
+        self.waits_for_endpoint();
         RequestBody {
             progress: self.clone(),
             standing,
@@ -202,19 +289,23 @@ impl Body for RequestBody {
             return Poll::Ready(again.flatten().map(|t| Ok(Frame::trailers(t))));
         };
         if self.standing.withdrawn().is_some() {
-            upload.source = None;
+            (upload.source, upload.lost) = (None, true);
             return Poll::Ready(Some(Err(RequestError::Withdrawn)));
         }
         let Poll::Ready(frame) = Pin::new(source).poll_frame(cx) else {
             self.standing.wake(Side::Request, cx);
+            progress.waits_for_caller();
             return Poll::Pending;
         };
+        progress.waits_for_endpoint();
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     let bytes = &progress.bytes;
                     bytes.set(bytes.get() + data.len() as u64);
-                    upload.keep(data);
+                    if !data.is_empty() {
+                        upload.keep(data);
+                    }
                 } else if let Some(trailers) = frame.trailers_ref()
                     && upload.keeping
                 {

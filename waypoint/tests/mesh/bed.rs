@@ -25,14 +25,13 @@ use isobar_telemetry::Registry;
 use isobar_tls::{WorkloadCertificate, ca};
 use isobar_types::{Identity, Str};
 use isobar_waypoint::access_log::AccessLog;
-use isobar_waypoint::feed::Feed;
 use isobar_waypoint::listener;
 use isobar_waypoint::metrics::Metrics;
 use isobar_waypoint::run::{Fetch, worker};
 use isobar_waypoint::session::Worker;
 use isobar_waypoint::upstream::{Dial, HboneDialer, PlainDialer};
 use isobar_waypoint::world::{Own, World};
-use isobar_xds::{CertError, CertSource, Store};
+use isobar_xds::{CertError, CertSource};
 use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) use objects::{
@@ -115,13 +114,7 @@ impl Bed {
             network: "".into(),
             cluster_id: "Kubernetes".into(),
         };
-        let world = World {
-            own: Arc::new(own),
-            store: Store::default(),
-            feed: Feed::default(),
-            admission: isobar_hbone::Admission::default(),
-            clusters: isobar_waypoint::cluster::Clusters::default(),
-        };
+        let world = World::new(own);
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
         let (log, lines) = AccessLog::to_queue();

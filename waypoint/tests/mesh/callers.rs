@@ -77,7 +77,7 @@ fn endpoints_of_the_mesh_are_reached_as_the_waypoint_and_must_be_who_they_are() 
             bed.line().await;
         }
         let line = bed.line().await;
-        assert!(line.contains(" 503 UF "), "{line}");
+        assert!(line.contains(" 503 UF,URX "), "{line}");
     });
 }
 

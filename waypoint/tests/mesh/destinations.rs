@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use isobar_proto::isobar::v1 as proto;
+use tokio::io::AsyncWriteExt;
 
 use crate::bed::*;
 
@@ -63,6 +64,42 @@ fn an_endpoint_that_fails_is_left_out() {
         let metrics = bed.registry.encode();
         let service = "isobar_outlier_ejections_total{service=\"default/svc.default";
         assert!(metrics.contains(service), "{metrics}");
+    });
+}
+
+#[test]
+fn callers_that_break_off_leave_nobody_out_and_no_load() {
+    run(|bed| async move {
+        let back = bed
+            .scripted("back", "v1", "127.0.1.9:0", |_| Reply::Status(204, ""))
+            .await;
+        let mut policy = http(proto::HttpPool {
+            max_requests: 1,
+            ..Default::default()
+        });
+        policy.outlier_detection = Some(proto::OutlierDetection {
+            consecutive_5xx: Some(1),
+            max_ejection_percent: 100,
+            ..Default::default()
+        });
+        policy.connection_pool.as_mut().unwrap().max_connections = 1;
+        apply(&bed, policy);
+        for round in 1..=3 {
+            let mut stream = bed.tunnel("client", VIP).await.unwrap();
+            let part = b"POST / HTTP/1.1\r\nhost: svc\r\ncontent-length: 9\r\n\r\nabc";
+            stream.write_all(part).await.unwrap();
+            while back.connections() < round {
+                tokio::task::yield_now().await;
+            }
+            drop(stream);
+            let line = bed.line().await;
+            assert!(
+                line.contains(" 400 DC downstream_remote_disconnect"),
+                "{line}"
+            );
+        }
+        let mut client = bed.client("client").await;
+        assert_eq!(client.get("/").await.status, 204);
     });
 }
 

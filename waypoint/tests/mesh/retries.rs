@@ -3,6 +3,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use isobar_proto::isobar::v1 as proto;
+use tokio::io::AsyncWriteExt;
 
 use crate::bed::*;
 
@@ -181,5 +182,72 @@ fn each_try_has_its_time_and_all_have_theirs() {
         for _ in 0..4 {
             assert_eq!(client.get("/").await.status, 200);
         }
+    });
+}
+
+/// Waits for a change that other tasks make.
+async fn until(holds: impl Fn() -> bool) {
+    while !holds() {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn head(length: usize) -> String {
+    format!("POST /up HTTP/1.1\r\nhost: svc\r\ncontent-length: {length}\r\n\r\n")
+}
+
+#[test]
+fn an_answer_before_the_end_of_the_body_loses_nothing_of_it() {
+    run(|bed| async move {
+        let back = bed
+            .scripted("back", "v1", "127.0.1.9:0", |before| {
+                if before == 0 {
+                    Reply::Early(503)
+                } else {
+                    Reply::Status(204, "")
+                }
+            })
+            .await;
+        routes(&bed, retrying(1, "503"));
+        let mut stream = bed.tunnel("client", VIP).await.unwrap();
+        // More than is kept: whoever comes after the first may still have all of it.
+        let rest = vec![7; 400_000];
+        let head = head(rest.len() + 3);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(b"abc").await.unwrap();
+        until(|| back.connections() == 2).await;
+        stream.write_all(&rest).await.unwrap();
+        assert!(bed.line().await.contains(" 204 - via_upstream"));
+        assert_eq!(back.all()[1].1, 400_003);
+    });
+}
+
+#[test]
+fn time_limits_are_about_the_endpoint_and_not_about_a_slow_caller() {
+    run(|bed| async move {
+        let back = bed
+            .scripted("back", "v1", "127.0.1.9:0", |before| {
+                if before == 0 {
+                    Reply::Status(204, "")
+                } else {
+                    Reply::Silence
+                }
+            })
+            .await;
+        let mut rule = retrying(0, "");
+        rule.timeout = millis(100);
+        rule.retries.as_mut().unwrap().per_try_timeout = millis(100);
+        routes(&bed, rule);
+        let mut stream = bed.tunnel("client", VIP).await.unwrap();
+        stream.write_all(head(6).as_bytes()).await.unwrap();
+        stream.write_all(b"abc").await.unwrap();
+        until(|| back.connections() == 1).await;
+        // Slower than both limits.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stream.write_all(b"def").await.unwrap();
+        assert!(bed.line().await.contains(" 204 - via_upstream"));
+        let mut client = bed.client("client").await;
+        assert_eq!(client.send(post(10)).await.unwrap().status, 504);
+        assert!(bed.line().await.contains(" 504 UT "));
     });
 }

@@ -14,6 +14,8 @@ use super::Bed;
 pub(crate) enum Reply {
     /// A status with these header lines (each ends with CR LF) and no body.
     Status(u16, &'static str),
+    /// The same at once, and the body is never read.
+    Early(u16),
     /// Closes the connection.
     Close,
     /// Says nothing.
@@ -80,13 +82,22 @@ async fn connection(mut tcp: TcpStream, asked: Asked, reply: impl Fn(usize) -> R
             .lines()
             .find_map(|line| line.strip_prefix("content-length: "))
             .map_or(0, |length| length.parse().unwrap());
+        let before = asked.count();
+        let reply = reply(before);
+        if let Reply::Early(code) = reply {
+            asked.requests.borrow_mut().push((head, 0));
+            let text = format!("HTTP/1.1 {code} Said\r\ncontent-length: 0\r\n\r\n");
+            // The waypoint may have given up; then nobody reads this.
+            let _ = tcp.write_all(text.as_bytes()).await;
+            return std::future::pending().await;
+        }
         let mut body = vec![0; length];
         if tcp.read_exact(&mut body).await.is_err() {
             return;
         }
-        let before = asked.count();
         asked.requests.borrow_mut().push((head, length));
-        match reply(before) {
+        match reply {
+            Reply::Early(_) => return,
             Reply::Status(code, headers) => {
                 let text = format!("HTTP/1.1 {code} Said\r\n{headers}content-length: 0\r\n\r\n");
                 if tcp.write_all(text.as_bytes()).await.is_err() {
