@@ -19,10 +19,12 @@ mod process;
 mod server;
 #[cfg(test)]
 mod server_tests;
+mod told;
 mod validation;
 mod xds;
 
 pub use config::Config;
 pub use model::{OutboundTraffic, PortRules};
 pub use process::run;
+pub use told::{Told, ToldWaypoint, told};
 pub use validation::validate;
