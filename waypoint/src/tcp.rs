@@ -202,6 +202,7 @@ fn endpoint(
             Some(
                 &chosen
                     .ok_or_else(|| no_cluster("every weight is 0".into()))?
+                    .1
                     .target,
             )
         }

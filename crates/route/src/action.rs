@@ -61,12 +61,13 @@ pub struct Target {
     pub host: Str,
 }
 
-/// Picks by weight: `dice` is a uniformly random number. `None` if no weight is above 0.
+/// Picks by weight: `dice` is a uniformly random number. The place in the list with what is there;
+/// `None` if no weight is above 0.
 #[must_use]
-pub fn choose(destinations: &[Weighted], dice: u64) -> Option<&Weighted> {
+pub fn choose(destinations: &[Weighted], dice: u64) -> Option<(usize, &Weighted)> {
     let total: u64 = destinations.iter().map(|d| u64::from(d.weight)).sum();
     let mut left = dice.checked_rem(total)?;
-    destinations.iter().find(|destination| {
+    destinations.iter().enumerate().find(|(_, destination)| {
         let weight = u64::from(destination.weight);
         let here = left < weight;
         left = left.saturating_sub(weight);
@@ -172,12 +173,12 @@ impl Redirect {
         };
         let derived = self.port_from_request.then_some(from.port);
         let own_port = self.port.or(derived).map(|port| port.to_string());
-        if to_scheme != from.scheme {
+        // Another scheme has another usual port; a port of its own stays.
+        if to_scheme != from.scheme && port.is_some_and(|p| is_usual(from.scheme, p)) {
             port = None;
         }
         if let Some(own) = &own_port {
-            let default = matches!((to_scheme, own.as_str()), ("http", "80") | ("https", "443"));
-            port = (!default).then_some(own.as_str());
+            port = (!is_usual(to_scheme, own)).then_some(own.as_str());
         }
         let mut out = format!("{to_scheme}://{host}");
         if let Some(port) = port {
@@ -201,6 +202,10 @@ impl Redirect {
         let changed = prefix.map(|new| with_prefix(new, from.path, from.matched));
         changed.map_or(Cow::Borrowed(from.path), Cow::Owned)
     }
+}
+
+fn is_usual(scheme: &str, port: &str) -> bool {
+    matches!((scheme, port), ("http", "80") | ("https", "443"))
 }
 
 /// `path` with `new` for what was matched of it: the prefix, or all of it; where the match says
@@ -363,7 +368,7 @@ mod tests {
         let all = weighted(&[80, 0, 20]);
         let count = |host: &str| {
             (0..100)
-                .filter(|dice| &*choose(&all, *dice).unwrap().target.host == host)
+                .filter(|dice| &*choose(&all, *dice).unwrap().1.target.host == host)
                 .count()
         };
         assert_eq!((count("0"), count("1"), count("2")), (80, 0, 20));
@@ -406,7 +411,9 @@ mod tests {
             matched: Some(&prefix),
         };
         let place = |to: &Redirect| to.location(&from);
-        assert_eq!(place(&to), "https://a.b/p/x?q=1");
+        assert_eq!(place(&to), "https://a.b:8080/p/x?q=1");
+        let usual = RedirectFrom { authority: "a.b:80", ..from };
+        assert_eq!(to.location(&usual), "https://a.b/p/x?q=1");
         to.port = Some(443);
         to.uri = Some("/n?z".into());
         assert_eq!(place(&to), "https://a.b/n?z");

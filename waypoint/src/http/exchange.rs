@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::Frame;
+use isobar_route::{Action, Taken};
 use isobar_runtime::LocalScope;
 use isobar_state::{Service, Workload};
 use isobar_types::Reason;
@@ -33,6 +34,8 @@ pub struct Exchange {
     /// Set once the policies permitted the request.
     pub(crate) standing: Option<Rc<Standing>>,
     pub(crate) route_name: String,
+    /// What the route does to replies, those of this proxy too.
+    pub(crate) changes: Changes,
     pub(crate) cluster: String,
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) endpoint: Option<Endpoint>,
@@ -64,6 +67,37 @@ pub(crate) struct Holding {
     pub(crate) stream: Option<InUse>,
 }
 
+/// What a route does to the head of a reply.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// The rule; set once the caller may know of it.
+    pub(crate) taken: Option<Taken>,
+    /// Which of its destinations was chosen.
+    pub(crate) destination: Option<usize>,
+    /// For the page that asked from another origin.
+    pub(crate) cors: Option<HeaderMap>,
+}
+
+impl Changes {
+    /// Applies the rule's edits, then those of its destination.
+    pub(crate) fn edit(&self, headers: &mut HeaderMap) {
+        let Some(taken) = &self.taken else { return };
+        let route = taken.route();
+        route.response.apply(headers);
+        let Action::Forward(all) = &route.action else {
+            return;
+        };
+        // Where there is one there is no choice to wait for.
+        let chosen = match (&all[..], self.destination) {
+            ([only], _) => Some(only),
+            (all, at) => at.and_then(|at| all.get(at)),
+        };
+        if let Some(chosen) = chosen {
+            chosen.response.apply(headers);
+        }
+    }
+}
+
 /// What the log wants of the request's head, before it is changed.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
@@ -89,6 +123,7 @@ impl Exchange {
             caller: None,
             standing: None,
             route_name: String::new(),
+            changes: Changes::default(),
             cluster: String::new(),
             service: None,
             endpoint: None,

@@ -38,13 +38,6 @@ use crate::world::View;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
-/// What the route adds to a request that is forwarded.
-#[derive(Default)]
-pub(super) struct Plan {
-    pub(super) taken: Option<Taken>,
-    /// Cross-origin headers for the response.
-    pub(super) decorate: Option<HeaderMap>,
-}
 
 /// Where the tries may go.
 pub(super) enum Place {
@@ -152,9 +145,10 @@ impl Head<'_> {
     }
 }
 
-/// Sends the request where the plan says and answers with what comes back.
-pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
-    let route = plan.taken.as_ref().map(Taken::route);
+/// Sends the request where the rule says, or where it was addressed to, and answers with what comes
+/// back.
+pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<ReplyBody> {
+    let route = taken.as_ref().map(Taken::route);
     let (chosen, mut place) = match destined(&mut flow, route) {
         Ok(destined) => destined,
         Err(local) => return local.respond(flow.exchange),
@@ -164,7 +158,7 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     let edits: Vec<&HeaderEdits> = of_route.chain(chosen.map(|c| &c.request)).collect();
     let asked = flow.asked.clone();
     let original = &flow.exchange.request.path;
-    let taken = plan.taken.as_ref();
+    let taken = taken.as_ref();
     let speak = speak(&place, &flow.session, &asked);
     let head = match head(&asked, taken, &edits, original, speak) {
         Ok(head) => head,
@@ -220,9 +214,7 @@ pub(super) async fn forward(mut flow: Flow, plan: Plan) -> Response<ReplyBody> {
     if let Some(cookie) = cookie {
         response.headers_mut().append(SET_COOKIE, cookie);
     }
-    let of_route = route.map(|r| &r.response).into_iter();
-    let edits = of_route.chain(chosen.map(|c| &c.response));
-    pass_on(response, edits, plan.decorate, limit, flow.exchange)
+    pass_on(response, limit, flow.exchange)
 }
 
 /// Has the exchange send the caller's body, kept where a later try or a copy may need it again.
@@ -246,12 +238,14 @@ fn destined<'a>(
     route: Option<&'a HttpRoute>,
 ) -> Result<(Option<&'a Weighted>, Place), Local> {
     let chosen = route.map(weighted).transpose()?.flatten();
+    flow.exchange.changes.destination = chosen.map(|(at, _)| at);
+    let chosen = chosen.map(|(_, chosen)| chosen);
     let place = place(flow, chosen.map(|c| &c.target))?;
     Ok((chosen, place))
 }
 
-/// One of a rule's destinations, by weight; `None` where the rule does not forward.
-fn weighted(route: &HttpRoute) -> Result<Option<&Weighted>, Local> {
+/// One of a rule's destinations with its place, by weight; `None` where the rule does not forward.
+fn weighted(route: &HttpRoute) -> Result<Option<(usize, &Weighted)>, Local> {
     let Action::Forward(all) = &route.action else {
         return Ok(None);
     };
@@ -261,20 +255,16 @@ fn weighted(route: &HttpRoute) -> Result<Option<&Weighted>, Local> {
 }
 
 /// The endpoint's response as the caller gets it.
-fn pass_on<'a>(
+fn pass_on(
     mut response: Response<Incoming>,
-    edits: impl Iterator<Item = &'a HeaderEdits>,
-    decorate: Option<HeaderMap>,
     limit: Option<Limit>,
     mut exchange: Exchange,
 ) -> Response<ReplyBody> {
     let took = exchange.started.elapsed();
     exchange.upstream_time = Some(took);
     finish_headers(response.headers_mut(), took);
-    for edits in edits {
-        edits.apply(response.headers_mut());
-    }
-    if let Some(cors) = decorate {
+    exchange.changes.edit(response.headers_mut());
+    if let Some(cors) = exchange.changes.cors.take() {
         response.headers_mut().extend(cors);
     }
     exchange.code = response.status().as_u16();

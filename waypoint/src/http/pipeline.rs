@@ -13,7 +13,7 @@ use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::{Exchange, RequestFacts};
-use super::forward::{Plan, forward};
+use super::forward::forward;
 use super::reply::{self, Local};
 use super::sanitise::{self, REQUEST_ID};
 use super::standing::{Asked, Standing};
@@ -125,7 +125,7 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
         }
     }
     match decision {
-        HttpDecision::Default => forward(flow, Plan::default()).await,
+        HttpDecision::Default => forward(flow, None).await,
         HttpDecision::NoRoute => Local::no_route().respond(flow.exchange),
         HttpDecision::Taken(taken) => act(flow, taken).await,
     }
@@ -134,6 +134,7 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
 /// Faults, then cross-origin rules, then the rule's action: Envoy's filter order.
 async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
     let route = taken.route();
+    flow.exchange.changes.taken = Some(taken.clone());
     if let Some(by) = route.fault.delay(rand::random()) {
         flow.exchange.delayed = true;
         tokio::time::sleep(by).await;
@@ -141,14 +142,19 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
     if let Some(with) = route.fault.abort(rand::random()) {
         return abort(with).respond(flow.exchange);
     }
-    let mut decorate = None;
     if let Some(cors) = &route.cors {
         match cors.check(&flow.asked.method, &flow.asked.headers) {
             Preflight::None => {}
-            Preflight::Decorate(headers) => decorate = Some(headers),
+            Preflight::Decorate(headers) => {
+                // Other replies than those of endpoints are not for pages to read.
+                let forwards = matches!(route.action, Action::Forward(_));
+                flow.exchange.changes.cors = forwards.then_some(headers);
+            }
             Preflight::Answer(headers) => {
                 let mut local = Local::new(StatusCode::OK, Reason::Complete, "cors_preflight", "");
                 *local.headers = headers;
+                // The rule's edits are for what was asked, not for asking whether one may.
+                flow.exchange.changes.taken = None;
                 return local.respond(flow.exchange);
             }
         }
@@ -169,23 +175,15 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
             if let Ok(place) = HeaderValue::from_str(&place) {
                 local.headers.insert(::http::header::LOCATION, place);
             }
-            route.response.apply(&mut local.headers);
             local.respond(flow.exchange)
         }
         Action::Direct(direct) => {
             let status = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::OK);
             let mut local = Local::new(status, Reason::Complete, "direct_response", "");
             local.body = Bytes::copy_from_slice(&direct.body);
-            route.response.apply(&mut local.headers);
             local.respond(flow.exchange)
         }
-        Action::Forward(_) => {
-            let plan = Plan {
-                taken: Some(taken),
-                decorate,
-            };
-            forward(flow, plan).await
-        }
+        Action::Forward(_) => forward(flow, Some(taken)).await,
     }
 }
 

@@ -181,23 +181,27 @@ impl Local {
         headers.insert(SERVER, SERVER_NAME);
         headers.remove(DATE);
         let (status, body) = if exchange.request.grpc {
-            let code = grpc_status(self.status);
-            exchange.grpc_status = Some(code.to_string());
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from(code));
+            // A fault may ask for a status that no HTTP status stands for.
+            let status = headers.entry("grpc-status");
+            status.or_insert_with(|| HeaderValue::from(grpc_status(self.status)));
+            exchange.note_grpc_status(&headers);
             let text = String::from_utf8_lossy(&self.body).into_owned();
             if let Ok(message) = HeaderValue::from_str(&text)
                 && !text.is_empty()
             {
                 headers.insert("grpc-message", message);
             }
+            exchange.changes.edit(&mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
+            exchange.changes.edit(&mut headers);
             if !self.body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
             (self.status, self.body)
         };
+        headers.extend(exchange.changes.cors.take().unwrap_or_default());
         exchange.code = status.as_u16();
         exchange.response_head = head_size(&headers);
         let mut response = Response::new(ReplyBody::local(body, exchange));

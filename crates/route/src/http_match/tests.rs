@@ -7,7 +7,7 @@ use isobar_types::Identity;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Action, Draft, Weighted, choose};
+use crate::{Action, Draft, choose};
 use proto::string_match::MatchType;
 
 pub(crate) fn service() -> NamespacedHostname {
@@ -221,7 +221,7 @@ fn weights_choose_and_a_single_destination_takes_all() {
     let object =
         VirtualService::compile(&object("vs", 1, vec![split, rule("one", vec![])])).unwrap();
     let chosen = |at: usize, dice: u64| match &object.http[at].action {
-        Action::Forward(all) => choose(all, dice).and_then(|w: &Weighted| w.target.subset.clone()),
+        Action::Forward(all) => choose(all, dice).and_then(|(_, w)| w.target.subset.clone()),
         _ => None,
     };
     let v2 = (0..1000)
