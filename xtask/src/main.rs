@@ -1,5 +1,5 @@
 //! Checks of the house itself: `cargo run -p xtask -- check`; and `-- checks` and `-- bars`, the node
-//! proxy's conformance checks and reliability bars.
+//! proxy's conformance checks and reliability bars; `-- features`, the table of fields.
 //!
 //! Each check prints what is wrong and how to mend it; the exit code is 1 if any found something.
 
@@ -7,6 +7,7 @@
 
 mod checks;
 mod docs;
+mod features;
 mod layers;
 mod size;
 
@@ -24,8 +25,7 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-const USAGE: &str =
-    "usage: xtask check|layers|size|docs\n       xtask checks|bars [-o json] [--narrow] [--long]";
+const USAGE: &str = "usage: xtask check|layers|size|docs|page\n       xtask checks|bars [-o json] [--narrow] [--long]\n       xtask features [-o json | --write]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
@@ -36,11 +36,15 @@ fn main() -> anyhow::Result<ExitCode> {
         "bars" => return checks::run(&root, &checks::RELIABILITY, &arguments[1..]),
         _ => {}
     }
+    if wanted == "features" {
+        return features::run(&root, &arguments[1..]);
+    }
     type Check = fn(&Path) -> anyhow::Result<Vec<Complaint>>;
-    let checks: [(&str, Check); 3] = [
+    let checks: [(&str, Check); 4] = [
         ("layers", layers::check),
         ("size", size::check),
         ("docs", docs::check),
+        ("page", features::check),
     ];
     if ["--help", "-h", "help"].contains(&&*wanted) {
         println!("{USAGE}");

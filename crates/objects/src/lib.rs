@@ -42,6 +42,7 @@ pub use overlay::OverlayWriter;
 pub use read::{ReadObject, ReadText, read_text, read_value};
 pub use set::{Change, ChangeKind, Held, ObjectMap, ObjectSet, Origin};
 pub use source::{ObjectSource, Obscured, Published, StaticSource};
+pub use support::{Feature, State, features};
 pub use validate::{Extent, validate, validate_set};
 pub use writer::{ObjectWriter, WriteError};
 

@@ -1,5 +1,10 @@
 //! Fields that are known and not honoured yet. One table: a field leaves it when it works.
 
+mod features;
+mod rows;
+
+pub use features::{Feature, State, features};
+
 use serde_json::Value;
 
 use crate::finding::{Finding, Severity};
@@ -84,11 +89,34 @@ const GATEWAY: &[Gap] = &[
     gap("spec.infrastructure.parametersRef"),
 ];
 
+/// Which tables hold for a kind, each with what its paths begin with.
+fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
+    match kind {
+        Kind::VirtualService => &[("", VIRTUAL_SERVICE)],
+        Kind::DestinationRule => &[
+            ("", DESTINATION_RULE),
+            ("spec.", TRAFFIC_POLICY),
+            ("spec.subsets[].", TRAFFIC_POLICY),
+        ],
+        Kind::AuthorizationPolicy => &[("", AUTHORIZATION_POLICY)],
+        Kind::Gateway => &[("", GATEWAY)],
+        _ => &[],
+    }
+}
+
+/// Paths of the fields of a kind that are not honoured, or not with every value.
+fn gaps(kind: Kind) -> Vec<String> {
+    let tables = tables(kind).iter();
+    tables
+        .flat_map(|(root, table)| table.iter().map(move |gap| format!("{root}{}", gap.path)))
+        .collect()
+}
+
 /// One [`Severity::Unsupported`] finding for each field that asks for what we do not do yet.
 pub(crate) fn unsupported(kind: Kind, object: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut look = |root: &str, table: &[Gap]| {
-        for gap in table {
+    for (root, table) in tables(kind) {
+        for gap in *table {
             let path = format!("{root}{}", gap.path);
             visit(object, &path, String::new(), &mut |field, value| {
                 if (gap.asks)(value) {
@@ -96,17 +124,6 @@ pub(crate) fn unsupported(kind: Kind, object: &Value) -> Vec<Finding> {
                 }
             });
         }
-    };
-    match kind {
-        Kind::VirtualService => look("", VIRTUAL_SERVICE),
-        Kind::DestinationRule => {
-            look("", DESTINATION_RULE);
-            look("spec.", TRAFFIC_POLICY);
-            look("spec.subsets[].", TRAFFIC_POLICY);
-        }
-        Kind::AuthorizationPolicy => look("", AUTHORIZATION_POLICY),
-        Kind::Gateway => look("", GATEWAY),
-        _ => {}
     }
     findings
 }
