@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build build-tests build-bench demo test test-unit test-e2e checks bars test-long lint fmt bench bench-l4 bench-micro interop
+.PHONY: help setup build build-tests build-bench demo test test-unit test-e2e test-oracle checks bars test-long features lint fmt bench bench-l4 bench-micro interop
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -41,11 +41,19 @@ test-e2e: build-tests ## Run the end-to-end suites (needs network namespaces)
 checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))
 
+test-oracle: build-tests ## Compare the waypoint with the real Envoy; ONLY=part/of/a/name for some scenarios
+	ISOBAR_ORACLE="$(ONLY)" $(CARGO) test --profile $(PROFILE) --workspace --test differential
+
 bars: setup ## Print the reliability bars of the node proxy with their figures (OUTPUT=json)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars $(if $(OUTPUT),-o $(OUTPUT))
 
 test-long: setup ## The same with the long forms of the tests (about half an hour)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars --long $(if $(OUTPUT),-o $(OUTPUT))
+	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test differential
+
+features: setup ## Print the fields of traffic objects with their state, and write docs/features.md
+	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- features --write >/dev/null
+	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- features $(if $(OUTPUT),-o $(OUTPUT))
 
 lint: setup ## Format, clippy, and the checks of the house
 	$(CARGO) fmt --all --check
