@@ -40,6 +40,14 @@ pub(super) fn desired(
         verdicts.extend(rendered.verdicts);
     }
     conditions(&mut wanted, planned, &verdicts, transitions, now);
+    for route in &plan.routes {
+        let parents = transitions.parents(set, &route.object, &route.parents, now);
+        patch(
+            &mut wanted,
+            &route.object,
+            &json!({ "status": { "parents": parents } }),
+        );
+    }
     for (account, latch) in &plan.latches {
         let object = ObjectRef::new(Kind::ServiceAccount, &account.namespace, &account.name);
         let exists = set

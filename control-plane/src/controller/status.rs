@@ -4,7 +4,10 @@ use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::model::Verdict;
+use crate::model::{ParentStatus, Verdict};
+
+/// Who writes the status of a route.
+const CONTROLLER: &str = "isobar.dev/control-plane";
 
 /// When each condition last changed its status, so that it is not touched while it stays.
 #[derive(Debug, Default)]
@@ -45,14 +48,75 @@ impl Transitions {
     }
 }
 
+impl Transitions {
+    /// What is told about a route, by parent, as Kubernetes writes it.
+    pub(super) fn parents(
+        &mut self,
+        set: &ObjectSet,
+        object: &ObjectRef,
+        parents: &[ParentStatus],
+        now: Timestamp,
+    ) -> Value {
+        let told = route_status(set, object);
+        let generation = generation(set, object);
+        let list = parents.iter().enumerate().map(|(at, parent)| {
+            let reference = serde_json::to_value(&parent.parent).unwrap_or_default();
+            let own = told.as_ref().and_then(|told| {
+                let mut all = told.get("parents")?.as_array()?.iter();
+                all.find(|one| one.get("parentRef") == Some(&reference))
+            });
+            let conditions = parent.conditions.iter().map(|one| {
+                let key = (object.clone(), format!("{at}/{}", one.condition));
+                let fresh = || {
+                    let rounded = now.round(jiff::Unit::Second).unwrap_or(now);
+                    (one.holds, rounded.to_string())
+                };
+                let before = || own.and_then(|own| written_in(own, one.condition));
+                let entry = self.since.entry(key);
+                let entry = entry.or_insert_with(|| before().unwrap_or_else(fresh));
+                if entry.0 != one.holds {
+                    *entry = fresh();
+                }
+                json!({
+                    "type": one.condition,
+                    "status": if one.holds { "True" } else { "False" },
+                    "reason": one.reason,
+                    "message": one.message,
+                    "lastTransitionTime": entry.1,
+                    "observedGeneration": generation,
+                })
+            });
+            let conditions: Vec<Value> = conditions.collect();
+            json!({
+                "parentRef": reference,
+                "controllerName": CONTROLLER,
+                "conditions": conditions,
+            })
+        });
+        list.collect()
+    }
+}
+
+fn route_status(set: &ObjectSet, object: &ObjectRef) -> Option<Value> {
+    let (namespace, name) = (&*object.namespace, &*object.name);
+    match object.known()? {
+        Kind::HttpRoute => set.http_routes.get(namespace, name)?.status.clone(),
+        Kind::GrpcRoute => set.grpc_routes.get(namespace, name)?.status.clone(),
+        _ => None,
+    }
+}
+
 /// The status and time of a condition that an earlier life of this process wrote.
 fn written(set: &ObjectSet, verdict: &Verdict) -> Option<(bool, String)> {
-    let status = status_of(set, &verdict.object)?;
+    written_in(&status_of(set, &verdict.object)?, verdict.condition)
+}
+
+fn written_in(status: &Value, name: &str) -> Option<(bool, String)> {
     let condition = status
         .get("conditions")?
         .as_array()?
         .iter()
-        .find(|c| c.get("type").and_then(Value::as_str) == Some(verdict.condition))?;
+        .find(|c| c.get("type").and_then(Value::as_str) == Some(name))?;
     let holds = condition.get("status")?.as_str()? == "True";
     let time = condition.get("lastTransitionTime")?.as_str()?;
     Some((holds, time.to_owned()))
@@ -93,6 +157,8 @@ fn generation(set: &ObjectSet, object: &ObjectRef) -> i64 {
         }
         Some(Kind::VirtualService) => of::<isobar_objects::istio::VirtualService>(set, object),
         Some(Kind::DestinationRule) => of::<isobar_objects::istio::DestinationRule>(set, object),
+        Some(Kind::HttpRoute) => of::<isobar_objects::gateway_api::HttpRoute>(set, object),
+        Some(Kind::GrpcRoute) => of::<isobar_objects::gateway_api::GrpcRoute>(set, object),
         _ => None,
     };
     generation.unwrap_or_default()

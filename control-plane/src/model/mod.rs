@@ -19,7 +19,7 @@ mod verdict;
 mod workloads;
 
 pub(crate) use gateways::{MANAGED, MANAGER, account_of, is_managed};
-pub(crate) use l7::KeptKeys;
+pub(crate) use l7::{KeptKeys, ParentStatus};
 pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;
 pub(crate) use settings::Settings;

@@ -8,7 +8,7 @@ use isobar_types::{Identity, NamespacedName, Str};
 use super::authorization::L4Policies;
 use super::bindings::Bindings;
 use super::gateways::{Gateways, denied_address, waypoints};
-use super::l7::{self, Hosts, KeptKeys, Scoping};
+use super::l7::{self, Hosts, KeptKeys, RouteStatus, Scoping};
 use super::network_policy::NetworkPolicies;
 use super::outbound;
 use super::passage;
@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) roster: Roster,
     /// Latch annotation each account has to carry; none takes it away.
     pub(crate) latches: BTreeMap<NamespacedName, Option<Str>>,
+    /// What to tell about routes of the Gateway API.
+    pub(crate) routes: Vec<RouteStatus>,
     /// What to tell about objects, sorted.
     pub(crate) verdicts: Vec<Verdict>,
 }
@@ -143,14 +145,12 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         &targets,
         &mut verdicts,
     );
-    let none = BTreeSet::new();
     let waypoints = gateways
         .values()
-        .map(|waypoint| {
-            let kept = kept_keys.get(&waypoint.key).unwrap_or(&none);
-            l7::plan_waypoint(waypoint, &scoping, kept)
-        })
+        .map(|waypoint| l7::plan_waypoint(waypoint, &scoping, kept_keys.get(&waypoint.key)))
         .collect();
+    let routes = scoping.route_statuses();
+    verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
     verdicts.sort_unstable();
     verdicts.dedup();
     Plan {
@@ -163,6 +163,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         services,
         workloads,
         waypoints,
+        routes,
         verdicts,
     }
 }

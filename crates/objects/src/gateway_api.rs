@@ -1,4 +1,6 @@
-//! Gateway API: Gateway and GatewayClass, field by field.
+//! Gateway API: Gateway, GatewayClass, routes and grants, field by field.
+
+mod route;
 
 use std::collections::BTreeMap;
 
@@ -7,6 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::istio::Resource;
+
+pub use route::{
+    BackendRef, CorsFilter, Fraction, GrantFrom, GrantTo, GrpcMethodMatch, GrpcRoute,
+    GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HeaderModifier, HttpRoute, HttpRouteMatch,
+    HttpRouteRule, HttpRouteSpec, MatchKind, NamedMatch, NamedValue, ParentReference, PathMatch,
+    PathMatchKind, PathModifier, ReferenceGrant, ReferenceGrantSpec, RequestMirror,
+    RequestRedirect, RouteFilter, RouteRetry, RouteTimeouts, UrlRewrite,
+};
 
 /// `gateway.networking.k8s.io` Gateway; a waypoint is one.
 pub type Gateway = Resource<GatewaySpec>;

@@ -27,6 +27,12 @@ pub enum Kind {
     Gateway,
     /// `gateway.networking.k8s.io`.
     GatewayClass,
+    /// `gateway.networking.k8s.io`.
+    HttpRoute,
+    /// `gateway.networking.k8s.io`.
+    GrpcRoute,
+    /// `gateway.networking.k8s.io`.
+    ReferenceGrant,
     /// `security.istio.io`.
     PeerAuthentication,
     /// `security.istio.io`.
@@ -51,6 +57,9 @@ impl Kind {
         Self::DestinationRule,
         Self::Gateway,
         Self::GatewayClass,
+        Self::ReferenceGrant,
+        Self::HttpRoute,
+        Self::GrpcRoute,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
     ];
@@ -70,6 +79,9 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
@@ -83,7 +95,11 @@ impl Kind {
             Self::Deployment => "apps",
             Self::NetworkPolicy => "networking.k8s.io",
             Self::VirtualService | Self::DestinationRule => ISTIO_NETWORKING,
-            Self::Gateway | Self::GatewayClass => GATEWAY_GROUP,
+            Self::Gateway
+            | Self::GatewayClass
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::ReferenceGrant => GATEWAY_GROUP,
             Self::PeerAuthentication | Self::AuthorizationPolicy => ISTIO_SECURITY,
         }
     }
@@ -95,8 +111,11 @@ impl Kind {
             Self::VirtualService | Self::DestinationRule => &["v1", "v1beta1", "v1alpha3"],
             Self::Gateway
             | Self::GatewayClass
+            | Self::HttpRoute
             | Self::PeerAuthentication
             | Self::AuthorizationPolicy => &["v1", "v1beta1"],
+            Self::GrpcRoute => &["v1", "v1alpha2"],
+            Self::ReferenceGrant => &["v1beta1", "v1", "v1alpha2"],
             _ => &["v1"],
         }
     }
@@ -220,10 +239,7 @@ const NOT_YET: &[(&str, &[&str])] = &[
         GATEWAY_GROUP,
         &[
             "BackendTLSPolicy",
-            "GRPCRoute",
-            "HTTPRoute",
             "ListenerSet",
-            "ReferenceGrant",
             "TCPRoute",
             "TLSRoute",
             "UDPRoute",

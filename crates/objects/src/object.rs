@@ -6,7 +6,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
-use crate::gateway_api::{Gateway, GatewayClass};
+use crate::gateway_api::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant};
 use crate::istio::{
     AuthorizationPolicy, DestinationRule, PeerAuthentication, Resource, VirtualService,
 };
@@ -173,6 +173,9 @@ objects! {
     DestinationRule => destination_rules;
     Gateway => gateways;
     GatewayClass => gateway_classes;
+    ReferenceGrant => reference_grants;
+    HttpRoute => http_routes;
+    GrpcRoute => grpc_routes;
     PeerAuthentication => peer_authentications;
     AuthorizationPolicy => authorization_policies;
 }

@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
-use crate::gateway_api::{Gateway, GatewayClass};
+use crate::gateway_api::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant};
 use crate::istio::{AuthorizationPolicy, DestinationRule, PeerAuthentication, VirtualService};
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::{Object, ObjectHead};
@@ -265,6 +265,12 @@ set! {
     gateways: Gateway;
     /// Gateway classes.
     gateway_classes: GatewayClass;
+    /// Who may refer to objects of another namespace.
+    reference_grants: ReferenceGrant;
+    /// HTTP routes of the Gateway API.
+    http_routes: HttpRoute;
+    /// gRPC routes of the Gateway API.
+    grpc_routes: GrpcRoute;
     /// Peer authentications.
     peer_authentications: PeerAuthentication;
     /// Authorization policies.

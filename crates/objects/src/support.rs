@@ -89,6 +89,12 @@ const GATEWAY: &[Gap] = &[
     gap("spec.infrastructure.parametersRef"),
 ];
 
+const HTTP_ROUTE: &[Gap] = &[
+    gap("spec.rules[].filters[].externalAuth"),
+    gap("spec.rules[].filters[].extensionRef"),
+    gap("spec.rules[].sessionPersistence"),
+];
+
 /// Which tables hold for a kind, each with what its paths begin with.
 fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
     match kind {
@@ -100,6 +106,7 @@ fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
         ],
         Kind::AuthorizationPolicy => &[("", AUTHORIZATION_POLICY)],
         Kind::Gateway => &[("", GATEWAY)],
+        Kind::HttpRoute | Kind::GrpcRoute => &[("", HTTP_ROUTE)],
         _ => &[],
     }
 }

@@ -59,6 +59,8 @@ pub struct Target {
     pub port: u16,
     /// The host as the user wrote it.
     pub host: Str,
+    /// Nothing is sent there; requests are answered with this status.
+    pub refuse: Option<u16>,
 }
 
 /// Picks by weight: `dice` is a uniformly random number. The place in the list with what is there;
@@ -211,10 +213,15 @@ fn is_usual(scheme: &str, port: &str) -> bool {
 /// `path` with `new` for what was matched of it: the prefix, or all of it; where the match says
 /// nothing about the path, the first slash.
 fn with_prefix(new: &str, path: &str, matched: Option<&TextMatch>) -> String {
+    if let Some(TextMatch::PathPrefix(prefix)) = matched {
+        let rest = path.get(prefix.len()..).unwrap_or("");
+        let whole = format!("{}{rest}", new.trim_end_matches('/'));
+        return if whole.is_empty() { "/".into() } else { whole };
+    }
     let prefix = match matched {
         Some(TextMatch::Prefix(prefix)) => prefix.len(),
         None | Some(TextMatch::Present) => 1,
-        Some(TextMatch::Exact(_) | TextMatch::Regex(_)) => path.len(),
+        Some(TextMatch::Exact(_) | TextMatch::Regex(_) | TextMatch::PathPrefix(_)) => path.len(),
     };
     let rest = path.get(prefix..).unwrap_or("");
     format!("{new}{rest}")
@@ -355,6 +362,7 @@ mod tests {
                     subset: None,
                     port: 0,
                     host: at.to_string().into(),
+                    refuse: None,
                 },
                 weight: *weight,
                 request: HeaderEdits::default(),
@@ -387,6 +395,15 @@ mod tests {
         assert_eq!(rewrite.path("/old/x", Some(&prefix)).unwrap(), "/new/x");
         assert_eq!(rewrite.path("/old/x", Some(&exact)).unwrap(), "/new");
         assert_eq!(rewrite.path("/x", None).unwrap(), "/newx");
+        let below = TextMatch::PathPrefix("/old".into());
+        assert_eq!(rewrite.path("/old", Some(&below)).unwrap(), "/new");
+        assert_eq!(rewrite.path("/old/x", Some(&below)).unwrap(), "/new/x");
+        let strip = Rewrite {
+            uri: Some("/".into()),
+            ..Rewrite::default()
+        };
+        assert_eq!(strip.path("/old", Some(&below)).unwrap(), "/");
+        assert_eq!(strip.path("/old/x", Some(&below)).unwrap(), "/x");
         assert_eq!(Rewrite::default().path("/x", None), None);
     }
 
@@ -412,7 +429,10 @@ mod tests {
         };
         let place = |to: &Redirect| to.location(&from);
         assert_eq!(place(&to), "https://a.b:8080/p/x?q=1");
-        let usual = RedirectFrom { authority: "a.b:80", ..from };
+        let usual = RedirectFrom {
+            authority: "a.b:80",
+            ..from
+        };
         assert_eq!(to.location(&usual), "https://a.b/p/x?q=1");
         to.port = Some(443);
         to.uri = Some("/n?z".into());

@@ -121,7 +121,9 @@ impl Index {
             return values.entry(value.clone()).or_default();
         }
         match uri {
-            Some(TextMatch::Prefix(start)) => self.prefix.entry(start.clone()).or_default(),
+            Some(TextMatch::Prefix(start) | TextMatch::PathPrefix(start)) => {
+                self.prefix.entry(start.clone()).or_default()
+            }
             _ => &mut self.rest,
         }
     }

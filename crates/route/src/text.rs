@@ -11,6 +11,8 @@ pub enum TextMatch {
     Exact(String),
     /// The value starts with this.
     Prefix(String),
+    /// The value starts with these path elements; no slash at the end.
+    PathPrefix(String),
     /// The whole value matches.
     Regex(Pattern),
     /// The value is there.
@@ -23,6 +25,7 @@ impl fmt::Display for TextMatch {
         match self {
             Self::Exact(text) => write!(f, "= {text}"),
             Self::Prefix(text) => write!(f, "prefix {text}"),
+            Self::PathPrefix(text) => write!(f, "below {text}/"),
             Self::Regex(pattern) => write!(f, "regex {pattern}"),
             Self::Present => f.write_str("present"),
         }
@@ -39,6 +42,9 @@ impl TextMatch {
         Ok(match &from.match_type {
             Some(MatchType::Exact(text)) => Self::Exact(text.clone()),
             Some(MatchType::Prefix(text)) => Self::Prefix(text.clone()),
+            Some(MatchType::PathPrefix(text)) => {
+                Self::PathPrefix(text.trim_end_matches('/').to_owned())
+            }
             Some(MatchType::Regex(text)) if text == "*" => Self::Present,
             Some(MatchType::Regex(text)) => Self::Regex(Pattern::full(text)?),
             Some(MatchType::Present(_)) | None => Self::Present,
@@ -51,6 +57,9 @@ impl TextMatch {
         match self {
             Self::Exact(text) => text.as_bytes() == value,
             Self::Prefix(text) => value.starts_with(text.as_bytes()),
+            Self::PathPrefix(text) => value
+                .strip_prefix(text.as_bytes())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")),
             Self::Regex(pattern) => pattern.matches(value),
             Self::Present => true,
         }
@@ -64,6 +73,14 @@ impl TextMatch {
             Self::Prefix(text) => value
                 .get(..text.len())
                 .is_some_and(|head| head.eq_ignore_ascii_case(text.as_bytes())),
+            Self::PathPrefix(text) => {
+                value
+                    .split_at_checked(text.len())
+                    .is_some_and(|(head, rest)| {
+                        head.eq_ignore_ascii_case(text.as_bytes())
+                            && (rest.is_empty() || rest.starts_with(b"/"))
+                    })
+            }
             Self::Regex(_) | Self::Present => self.matches(value),
         }
     }
@@ -120,5 +137,39 @@ impl ValueMatch {
                 .is_some_and(|at| value[at..].eq_ignore_ascii_case(text.as_bytes())),
             Self::Present => !value.is_empty(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::string_match::MatchType;
+
+    #[test]
+    fn a_path_prefix_ends_with_an_element() {
+        let below = |prefix: &str| {
+            let from = MatchType::PathPrefix(prefix.into());
+            TextMatch::compile(&proto::StringMatch {
+                match_type: Some(from),
+            })
+            .unwrap()
+        };
+        for (prefix, path, does) in [
+            ("/a", "/a", true),
+            ("/a", "/a/b", true),
+            ("/a", "/ab", false),
+            ("/a/", "/a", true),
+            ("/a", "/A", false),
+            ("/", "/x", true),
+            ("/", "/", true),
+        ] {
+            assert_eq!(
+                below(prefix).matches(path.as_bytes()),
+                does,
+                "{prefix} {path}"
+            );
+        }
+        assert!(below("/a").matches_ignoring_case(b"/A/b"));
+        assert!(!below("/a").matches_ignoring_case(b"/Ab"));
     }
 }

@@ -302,6 +302,9 @@ fn compile_target(to: &proto::Destination) -> Result<Target, FieldError> {
         subset: given(&to.subset).map(Into::into),
         port: port(to.port, "destination.port")?,
         host: to.host.as_str().into(),
+        refuse: u16::try_from(to.refuse)
+            .ok()
+            .filter(|status| (400..=599).contains(status)),
     })
 }
 

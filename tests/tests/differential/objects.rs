@@ -105,7 +105,7 @@ fn all(configuration: &Configuration, running: &[Running]) -> Vec<Value> {
                 "labels": caller.labels},
             "spec": {"serviceAccountName": name, "nodeName": "node-1",
                 "containers": [{"name": "main", "image": "caller"}]},
-            "status": status("127.0.0.1".to_owned(), true)}));
+            "status": status("127.0.0.1", true)}));
     }
     if !configuration.http.is_empty() {
         all.push(json!({"kind": "VirtualService", "metadata": {"name": "vs"},
@@ -140,6 +140,7 @@ fn destination_rule(configuration: &Configuration) -> Value {
 fn complete(object: &mut Value) {
     let version = match object["kind"].as_str() {
         Some("VirtualService" | "DestinationRule" | "ServiceEntry") => "networking.istio.io/v1",
+        Some("HTTPRoute" | "GRPCRoute" | "ReferenceGrant") => "gateway.networking.k8s.io/v1",
         Some("AuthorizationPolicy") => "security.istio.io/v1",
         _ => "v1",
     };
@@ -164,10 +165,10 @@ fn pod(running: &Running) -> Value {
             "uid": format!("u-{}", running.pod), "labels": labels},
         "spec": {"serviceAccountName": "server", "nodeName": "node-1",
             "containers": [{"name": "main", "image": "server", "ports": [port]}]},
-        "status": status(running.address.ip().to_string(), !backend.unready)})
+        "status": status(&running.address.ip().to_string(), !backend.unready)})
 }
 
-fn status(ip: String, ready: bool) -> Value {
+fn status(ip: &str, ready: bool) -> Value {
     let ready = if ready { "True" } else { "False" };
     json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
         "conditions": [{"type": "Ready", "status": ready}]})

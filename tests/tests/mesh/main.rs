@@ -10,6 +10,7 @@ mod deletion;
 mod egress;
 mod enrolment;
 mod fixture;
+mod gateway_routes;
 mod identity;
 mod input;
 mod live_policy;

@@ -316,6 +316,9 @@ fn destination(
     own: &Service,
     target: Option<&RouteTarget>,
 ) -> Result<Destination, Local> {
+    if let Some(status) = target.and_then(|t| t.refuse) {
+        return Err(Local::refused(status, target.map_or("", |t| &*t.host)));
+    }
     let key = match target {
         None => &own.key,
         Some(target) => target.service.as_ref().ok_or_else(|| {

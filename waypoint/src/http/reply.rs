@@ -61,6 +61,14 @@ impl Local {
         local
     }
 
+    /// The route names a destination that is not there, or not for it.
+    pub(super) fn refused(status: u16, host: &str) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut local = Self::new(status, Reason::NoCluster, "destination_not_resolved", "");
+        local.failure = format!("the destination {host:?} is not for this route");
+        local
+    }
+
     pub(super) fn no_endpoint(why: String) -> Self {
         let mut local = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -3,6 +3,7 @@
 mod authorization;
 mod destination_rule;
 mod hosts;
+mod routes;
 mod scope;
 mod string_match;
 mod traffic_policy;
@@ -11,5 +12,6 @@ mod visibility;
 
 pub(crate) use authorization::{Targets, targets};
 pub(crate) use hosts::{Hosts, exactness};
+pub(crate) use routes::{ParentStatus, RouteStatus};
 pub(crate) use scope::{KeptKeys, Scoping, plan_waypoint};
 pub(crate) use visibility::is_exported;

@@ -13,6 +13,7 @@ use super::super::verdict::{Severity, Verdict};
 use super::super::workloads::uid;
 use super::authorization::Targets;
 use super::hosts::{Hosts, exactness};
+use super::routes::{RouteStatus, ServiceRoutes, service_routes};
 use super::visibility::Visible;
 use super::{destination_rule, virtual_service};
 
@@ -28,6 +29,7 @@ pub(crate) struct Scoping<'a> {
     routes: Vec<Visible<wire::VirtualService>>,
     rules: Vec<Visible<wire::DestinationRule>>,
     targets: &'a [Targets],
+    gateway_api: ServiceRoutes,
 }
 
 impl<'a> Scoping<'a> {
@@ -67,11 +69,35 @@ impl<'a> Scoping<'a> {
             hosts,
             services,
             pods,
+            gateway_api: service_routes(set, hosts, services, &overridden(&routes, services)),
             routes,
             rules,
             targets,
         }
     }
+
+    /// What is to be told about the routes of the Gateway API.
+    pub(crate) fn route_statuses(self) -> Vec<RouteStatus> {
+        self.gateway_api.statuses
+    }
+}
+
+/// Services whose requests a VirtualService routes.
+fn overridden(
+    routes: &[Visible<wire::VirtualService>],
+    services: &[ServicePlan],
+) -> BTreeSet<NamespacedName> {
+    let claimed = services.iter().filter(|service| {
+        let hostname = &service.wire.hostname;
+        let mut routes = routes.iter();
+        routes.any(|route| {
+            let mut hosts = route.wire.hosts.iter();
+            let own = route.wire.namespace == *service.key.namespace;
+            own && !route.wire.http.is_empty()
+                && hosts.any(|host| exactness(host, hostname).is_some())
+        })
+    });
+    claimed.map(|service| service.key.clone()).collect()
 }
 
 fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
@@ -87,7 +113,7 @@ fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
 pub(crate) fn plan_waypoint(
     waypoint: &WaypointGateway<'_>,
     scoping: &Scoping<'_>,
-    kept_keys: &BTreeSet<String>,
+    kept_keys: Option<&BTreeSet<String>>,
 ) -> WaypointPlan {
     let served: Vec<&ServicePlan> = scoping
         .services
@@ -103,7 +129,7 @@ pub(crate) fn plan_waypoint(
         .filter_map(|targets| targets.for_waypoint(&waypoint.key, &served, scoping.hosts))
         .collect();
     let mut label_keys = label_keys(&routes, &rules);
-    label_keys.extend(kept_keys.iter().cloned());
+    label_keys.extend(kept_keys.into_iter().flatten().cloned());
     WaypointPlan {
         key: waypoint.key.clone(),
         waypoint: wire::Waypoint {
@@ -161,13 +187,21 @@ fn routes_for(
             }
         }
     }
-    parents
-        .into_iter()
-        .filter_map(|(at, parents)| {
-            let route = scoping.routes.get(at)?.wire.clone();
-            Some(wire::VirtualService { parents, ..route })
+    let written = parents.into_iter().filter_map(|(at, parents)| {
+        let route = scoping.routes.get(at)?.wire.clone();
+        Some(wire::VirtualService { parents, ..route })
+    });
+    let attached = served.iter().filter_map(|service| {
+        let rules = scoping.gateway_api.rules.get(&service.key)?.clone();
+        let parent = scoping
+            .hosts
+            .reference(&service.wire.hostname, &service.key.namespace);
+        Some(wire::VirtualService {
+            parents: vec![parent],
+            ..rules
         })
-        .collect()
+    });
+    written.chain(attached).collect()
 }
 
 /// Host names the waypoint may send requests to.

@@ -157,6 +157,7 @@ impl Reader<'_> {
             subset: destination.subset.clone(),
             port: destination.port.as_ref().map_or(0, |port| port.number),
             host: destination.host.clone(),
+            refuse: 0,
         }
     }
 

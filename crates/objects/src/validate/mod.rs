@@ -7,6 +7,7 @@ mod kubernetes;
 mod network_policy;
 mod peer_authentication;
 mod references;
+mod route;
 mod virtual_service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,9 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::AuthorizationPolicy(object) => authorization::check(object, &mut report),
         Object::PeerAuthentication(object) => peer_authentication::check(&object.spec, &mut report),
         Object::Gateway(object) => gateway::check(&object.spec, &mut report),
+        Object::HttpRoute(object) => route::http(&object.spec, &mut report),
+        Object::GrpcRoute(object) => route::grpc(&object.spec, &mut report),
+        Object::ReferenceGrant(object) => route::grant(&object.spec, &mut report),
         Object::NetworkPolicy(object) => network_policy::check(object, &mut report),
         Object::Service(object) => kubernetes::service(object, &mut report),
         Object::Pod(object) => kubernetes::pod(object, &mut report),

@@ -18,6 +18,10 @@ pub(super) fn route_match(from: &proto::HttpMatch, caller: &Caller, port: u16) -
         Some(MatchType::Exact(path)) => json!({"path": path}),
         Some(MatchType::Prefix(prefix)) => json!({"prefix": prefix}),
         Some(MatchType::Regex(regex)) => json!({"safe_regex": {"regex": regex}}),
+        Some(MatchType::PathPrefix(prefix)) => match prefix.trim_end_matches('/') {
+            "" => json!({"prefix": "/"}),
+            elements => json!({"path_separated_prefix": elements}),
+        },
         None | Some(MatchType::Present(_)) => json!({"prefix": "/"}),
     };
     if from.ignore_uri_case {
@@ -67,7 +71,9 @@ fn header(name: &str, m: &proto::StringMatch, inverted: bool) -> Value {
 pub(super) fn string_match(from: &proto::StringMatch) -> Option<Value> {
     match from.match_type.as_ref() {
         Some(MatchType::Exact(text)) => Some(json!({"exact": text})),
-        Some(MatchType::Prefix(text)) => Some(json!({"prefix": text})),
+        Some(MatchType::Prefix(text) | MatchType::PathPrefix(text)) => {
+            Some(json!({"prefix": text}))
+        }
         Some(MatchType::Regex(text)) => Some(json!({"safe_regex": {"regex": text}})),
         None | Some(MatchType::Present(_)) => None,
     }

@@ -123,7 +123,8 @@ impl Routes<'_> {
                 "pattern": {"regex": rewrite.regex}, "substitution": rewrite.regex_rewrite});
         }
         if !from.mirrors.is_empty() {
-            route["request_mirror_policies"] = from.mirrors.iter().map(|m| self.mirror(m)).collect();
+            route["request_mirror_policies"] =
+                from.mirrors.iter().map(|m| self.mirror(m)).collect();
         }
         self.hash(to, route);
         let timeout = from.timeout.as_ref().map_or("0s".to_owned(), seconds);
@@ -165,7 +166,9 @@ impl Routes<'_> {
             let destination = one.destination.as_ref();
             let (hostname, port) = self.place(destination);
             let subset = destination.map_or("", |to| to.subset.as_str());
-            policy(self.mesh, &hostname, subset, port).consistent_hash?.key
+            policy(self.mesh, &hostname, subset, port)
+                .consistent_hash?
+                .key
         });
         let Some(key) = keys.into_iter().next() else {
             return;

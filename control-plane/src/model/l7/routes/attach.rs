@@ -1,0 +1,351 @@
+//! Which Service a route is attached to, and the order of all rules of one Service.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::gateway_api::ParentReference;
+use isobar_objects::{ObjectHead, ObjectRef, ObjectSet};
+use isobar_proto::isobar::v1 as wire;
+use isobar_types::NamespacedName;
+use wire::http_route::Action;
+
+use super::super::super::services::ServicePlan;
+use super::super::super::verdict::{Severity, Verdict};
+use super::super::hosts::Hosts;
+use super::convert::{self, Entry, Rank};
+use super::references::{Problem, References, key_of};
+
+/// What is told about one route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RouteStatus {
+    /// The route.
+    pub(crate) object: ObjectRef,
+    /// Of each Service it names.
+    pub(crate) parents: Vec<ParentStatus>,
+}
+
+/// How a route stands with one parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ParentStatus {
+    /// The parent as the user wrote it.
+    pub(crate) parent: ParentReference,
+    /// Accepted, ResolvedRefs and Programmed.
+    pub(crate) conditions: Vec<RouteCondition>,
+}
+
+/// One condition of a route with a parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RouteCondition {
+    /// Its type.
+    pub(crate) condition: &'static str,
+    /// Whether it holds.
+    pub(crate) holds: bool,
+    /// The Gateway API's word for it, where it has one.
+    pub(crate) reason: &'static str,
+    /// A sentence.
+    pub(crate) message: String,
+}
+
+impl RouteStatus {
+    /// What does not hold, for lists of findings; the conditions themselves stand by parent.
+    pub(crate) fn verdicts(&self) -> impl Iterator<Item = Verdict> {
+        let conditions = self.parents.iter().flat_map(|parent| &parent.conditions);
+        conditions.filter(|one| !one.holds).map(|one| {
+            let text = one.message.clone();
+            let verdict = Verdict::fails(self.object.clone(), one.condition, one.reason, text);
+            verdict.severity(Severity::Warning)
+        })
+    }
+}
+
+/// All routes: the rules of each Service, and what is told about each route.
+#[derive(Debug, Default)]
+pub(in super::super) struct ServiceRoutes {
+    /// By Service; `parents` is filled in per waypoint.
+    pub(in super::super) rules: BTreeMap<NamespacedName, wire::VirtualService>,
+    /// In the order of kinds and names.
+    pub(in super::super) statuses: Vec<RouteStatus>,
+}
+
+/// One route, of either kind.
+struct Route {
+    object: ObjectRef,
+    namespace: String,
+    created: i64,
+    parents: Vec<ParentReference>,
+    entries: Vec<Entry>,
+    accepted: Option<Problem>,
+    resolved: Option<Problem>,
+}
+
+/// A route at a Service.
+struct Attachment<'a> {
+    route: &'a Route,
+    /// For callers of this namespace only.
+    consumer: Option<&'a str>,
+    /// 0: every port.
+    port: u32,
+}
+
+/// Reads all routes. `overridden` are the Services that a VirtualService routes: its rules count.
+pub(in super::super) fn service_routes(
+    set: &ObjectSet,
+    hosts: &Hosts,
+    services: &[ServicePlan],
+    overridden: &BTreeSet<NamespacedName>,
+) -> ServiceRoutes {
+    let references = References::new(set, hosts, services);
+    let routes = read(set, &references);
+    let mut attached: BTreeMap<&NamespacedName, Vec<Attachment<'_>>> = BTreeMap::new();
+    let mut statuses = Vec::new();
+    for route in &routes {
+        let mut parents = Vec::new();
+        for parent in &route.parents {
+            if !is_service(parent) {
+                continue;
+            }
+            let placed = place(parent, route, &references);
+            parents.push(ParentStatus {
+                parent: parent.clone(),
+                conditions: conditions(route, &placed, overridden),
+            });
+            let Ok((service, port)) = placed else {
+                continue;
+            };
+            if !overridden.contains(&service.key) {
+                let foreign = *route.namespace != *service.key.namespace;
+                attached.entry(&service.key).or_default().push(Attachment {
+                    route,
+                    consumer: foreign.then_some(&*route.namespace),
+                    port,
+                });
+            }
+        }
+        if !parents.is_empty() {
+            statuses.push(RouteStatus {
+                object: route.object.clone(),
+                parents,
+            });
+        }
+    }
+    let rules = attached.into_iter().filter_map(|(key, attached)| {
+        let service = references.service(key)?;
+        Some((key.clone(), rules_of(service, &attached)))
+    });
+    ServiceRoutes {
+        rules: rules.collect(),
+        statuses,
+    }
+}
+
+fn read(set: &ObjectSet, references: &References<'_>) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for object in set.http_routes.iter() {
+        let converted = convert::http(object, references);
+        routes.push(Route {
+            object: object.reference(),
+            namespace: object.namespace().to_owned(),
+            created: object.created(),
+            parents: object.spec.parent_refs.clone(),
+            entries: converted.entries,
+            accepted: converted.accepted,
+            resolved: converted.resolved,
+        });
+    }
+    for object in set.grpc_routes.iter() {
+        let converted = convert::grpc(object, references);
+        routes.push(Route {
+            object: object.reference(),
+            namespace: object.namespace().to_owned(),
+            created: object.created(),
+            parents: object.spec.parent_refs.clone(),
+            entries: converted.entries,
+            accepted: converted.accepted,
+            resolved: converted.resolved,
+        });
+    }
+    routes
+}
+
+pub(super) fn is_service(parent: &ParentReference) -> bool {
+    parent.group.as_deref() == Some("") && parent.kind.as_deref() == Some("Service")
+}
+
+/// The Service and the port, 0 for all.
+fn place<'a>(
+    parent: &ParentReference,
+    route: &Route,
+    references: &References<'a>,
+) -> Result<(&'a ServicePlan, u32), Problem> {
+    let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
+    let none = |message| Problem {
+        reason: "NoMatchingParent",
+        message,
+    };
+    let key = key_of(namespace, &parent.name);
+    let service = references.service(&key);
+    let service = service.ok_or_else(|| none(format!("there is no Service {key}")))?;
+    let named = match &parent.section_name {
+        Some(name) => {
+            let port = references.port_named(&key, name);
+            Some(port.ok_or_else(|| none(format!("Service {key} has no port named {name:?}")))?)
+        }
+        None => None,
+    };
+    let wanted = parent.port.map(u32::from).or(named);
+    let Some(port) = wanted else {
+        return Ok((service, 0));
+    };
+    let there = service.wire.ports.iter().any(|p| p.service_port == port);
+    if !there || named.is_some_and(|named| named != port) {
+        return Err(none(format!("Service {key} has no port {port}")));
+    }
+    Ok((service, port))
+}
+
+fn conditions(
+    route: &Route,
+    placed: &Result<(&ServicePlan, u32), Problem>,
+    overridden: &BTreeSet<NamespacedName>,
+) -> Vec<RouteCondition> {
+    let told = |condition, problem: Option<&Problem>, well: (&'static str, &str)| RouteCondition {
+        condition,
+        holds: problem.is_none(),
+        reason: problem.map_or(well.0, |problem| problem.reason),
+        message: problem
+            .map_or(well.1, |problem| problem.message.as_str())
+            .to_owned(),
+    };
+    let conflict = placed
+        .as_ref()
+        .ok()
+        .filter(|(service, _)| overridden.contains(&service.key))
+        .map(|(service, _)| Problem {
+            reason: "Conflicted",
+            message: format!("a VirtualService routes Service {}", service.key),
+        });
+    let unserved = placed
+        .as_ref()
+        .ok()
+        .filter(|(service, _)| service.waypoints.is_empty())
+        .map(|(service, _)| Problem {
+            reason: "NoWaypoint",
+            message: format!("no waypoint serves Service {}", service.key),
+        });
+    let accepted = placed.as_ref().err().or(conflict.as_ref());
+    let accepted = accepted.or(route.accepted.as_ref());
+    vec![
+        told("Accepted", accepted, ("Accepted", "attached")),
+        told(
+            "ResolvedRefs",
+            route.resolved.as_ref(),
+            ("ResolvedRefs", "every destination is there"),
+        ),
+        told(
+            "Programmed",
+            placed
+                .as_ref()
+                .err()
+                .or(conflict.as_ref())
+                .or(unserved.as_ref()),
+            ("Programmed", "told to the waypoints of the Service"),
+        ),
+    ]
+}
+
+/// The rules of one Service: those of routes in a caller's own namespace take its place for that
+/// namespace, then those of the Service's own namespace.
+fn rules_of(service: &ServicePlan, attached: &[Attachment<'_>]) -> wire::VirtualService {
+    let consumers: BTreeSet<&str> = attached.iter().filter_map(|a| a.consumer).collect();
+    let mut http = Vec::new();
+    for consumer in consumers {
+        put(attached, Some(consumer), &mut http);
+    }
+    put(attached, None, &mut http);
+    // Where no route says anything, a call goes where it was addressed to.
+    let everywhere = |a: &Attachment<'_>| a.consumer.is_none() && a.port == 0;
+    if !attached.iter().any(everywhere) {
+        http.push(itself(service));
+    }
+    let key = &service.key;
+    wire::VirtualService {
+        namespace: key.namespace.to_string(),
+        // No object has a colon in its name.
+        name: format!("{}:routes", key.name),
+        hosts: vec![service.wire.hostname.clone()],
+        http,
+        ..wire::VirtualService::default()
+    }
+}
+
+/// Rules in their order of precedence, then a refusal of what none of them takes.
+fn put(attached: &[Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire::HttpRoute>) {
+    let mine: Vec<_> = attached.iter().filter(|a| a.consumer == consumer).collect();
+    let mut ordered: Vec<(Order<'_>, &Entry, u32)> = Vec::new();
+    for attachment in &mine {
+        let route = attachment.route;
+        for (place, entry) in route.entries.iter().enumerate() {
+            let order = (
+                Reverse(entry.rank),
+                route.created,
+                &*route.namespace,
+                &*route.object.name,
+                place,
+            );
+            ordered.push((order, entry, attachment.port));
+        }
+    }
+    ordered.sort_by(|a, b| a.0.cmp(&b.0));
+    let narrowed = |block: &mut wire::HttpMatch, port: u32| {
+        block.port = port;
+        consumer
+            .unwrap_or_default()
+            .clone_into(&mut block.source_namespace);
+    };
+    for (_, entry, port) in ordered {
+        let mut rule = entry.rule.clone();
+        rule.matches
+            .iter_mut()
+            .for_each(|block| narrowed(block, port));
+        http.push(rule);
+    }
+    let ports: BTreeSet<u32> = mine.iter().map(|a| a.port).collect();
+    for port in ports {
+        let mut block = wire::HttpMatch::default();
+        narrowed(&mut block, port);
+        http.push(wire::HttpRoute {
+            name: "no route".to_owned(),
+            matches: vec![block],
+            action: Some(Action::DirectResponse(wire::DirectResponse {
+                status: 404,
+                body: Vec::new(),
+            })),
+            ..wire::HttpRoute::default()
+        });
+    }
+}
+
+/// The more exact rule first, then the older route, then by name, then by place.
+type Order<'a> = (Reverse<Rank>, i64, &'a str, &'a str, usize);
+
+fn itself(service: &ServicePlan) -> wire::HttpRoute {
+    let destination = wire::Destination {
+        service: Some(wire::ServiceRef {
+            namespace: service.key.namespace.to_string(),
+            hostname: service.wire.hostname.clone(),
+        }),
+        host: service.wire.hostname.clone(),
+        ..wire::Destination::default()
+    };
+    wire::HttpRoute {
+        name: "default".to_owned(),
+        action: Some(Action::Forward(wire::HttpForward {
+            destinations: vec![wire::WeightedDestination {
+                destination: Some(destination),
+                weight: 1,
+                headers: None,
+            }],
+        })),
+        ..wire::HttpRoute::default()
+    }
+}

@@ -1,0 +1,335 @@
+//! Rules of HTTPRoute and GRPCRoute as waypoints get them.
+
+use std::collections::BTreeMap;
+
+use isobar_objects::gateway_api::{
+    BackendRef, GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, HttpRoute, HttpRouteMatch,
+    HttpRouteRule, MatchKind, NamedMatch, ParentReference, PathMatch, PathMatchKind, RouteRetry,
+    RouteTimeouts,
+};
+use isobar_objects::{Kind, ObjectHead};
+use isobar_proto::isobar::v1 as wire;
+use wire::http_route::Action;
+use wire::string_match::MatchType;
+
+use super::super::string_match::duration;
+use super::attach::is_service;
+use super::filters::{Filtered, filtered};
+use super::references::{Problem, References, Referrer, key_of};
+
+/// Status of replies in place of rules that cannot be honoured (Gateway API: a filter is never
+/// skipped).
+const NOT_HONOURED: u32 = 500;
+/// Tries after the first where a `retry` does not say.
+const ATTEMPTS: i32 = 2;
+/// What a `retry` means besides its codes: every failure without an answer.
+const RETRY_ON: &str = "reset,connect-failure,refused-stream";
+/// Any one gRPC service or method.
+const ANY_NAME: &str = "[^/]+";
+
+/// How exact a match is; the greater comes first. gRPC comes before HTTP; then the kind of match on
+/// the path, its length, the method, the numbers of headers and query parameters.
+pub(super) type Rank = (bool, u8, usize, usize, usize, usize);
+
+/// One match of one rule.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) rank: Rank,
+    /// With one match.
+    pub(super) rule: wire::HttpRoute,
+}
+
+/// A route in parts, and what is wrong with it.
+#[derive(Debug, Default)]
+pub(super) struct Converted {
+    pub(super) entries: Vec<Entry>,
+    pub(super) accepted: Option<Problem>,
+    pub(super) resolved: Option<Problem>,
+}
+
+/// Reads one route after the other.
+pub(super) struct Reader<'a> {
+    pub(super) references: &'a References<'a>,
+    pub(super) by: Referrer<'a>,
+    pub(super) accepted: Option<Problem>,
+    pub(super) resolved: Option<Problem>,
+}
+
+impl Reader<'_> {
+    /// Notes what cannot be honoured; the first counts.
+    pub(super) fn refuse(&mut self, reason: &'static str, message: String) {
+        self.accepted.get_or_insert(Problem { reason, message });
+    }
+
+    pub(super) fn destination(&mut self, from: &BackendRef) -> wire::Destination {
+        let (destination, problem) = self.references.destination(&self.by, from);
+        if let Some(problem) = problem {
+            self.resolved.get_or_insert(problem);
+        }
+        destination
+    }
+}
+
+pub(super) fn http(route: &HttpRoute, references: &References<'_>) -> Converted {
+    let by = referrer(Kind::HttpRoute, route.namespace(), &route.spec.parent_refs);
+    let mut reader = reader(by, references);
+    let mut entries = Vec::new();
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let made = reader.http_rule(rule, name(route.name(), rule.name.as_deref(), at));
+        let everything = [HttpRouteMatch::default()];
+        let matches = match &rule.matches[..] {
+            [] => &everything[..],
+            some => some,
+        };
+        entries.extend(matches.iter().map(|one| {
+            let (rank, block) = http_match(one);
+            entry(rank, block, &made)
+        }));
+    }
+    reader.done(entries)
+}
+
+pub(super) fn grpc(route: &GrpcRoute, references: &References<'_>) -> Converted {
+    let by = referrer(Kind::GrpcRoute, route.namespace(), &route.spec.parent_refs);
+    let mut reader = reader(by, references);
+    let mut entries = Vec::new();
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let filtered = filtered(&rule.filters, &mut reader);
+        if rule.session_persistence.is_some() {
+            reader.refuse("UnsupportedValue", "sessionPersistence".into());
+        }
+        let name = name(route.name(), rule.name.as_deref(), at);
+        let made = reader.rule(name, filtered, &rule.backend_refs);
+        let everything = [GrpcRouteMatch::default()];
+        let matches = match &rule.matches[..] {
+            [] => &everything[..],
+            some => some,
+        };
+        entries.extend(matches.iter().map(|one| {
+            let (rank, block) = grpc_match(one);
+            entry(rank, block, &made)
+        }));
+    }
+    reader.done(entries)
+}
+
+fn referrer<'a>(kind: Kind, namespace: &'a str, parents: &[ParentReference]) -> Referrer<'a> {
+    let services = parents.iter().filter(|parent| is_service(parent));
+    Referrer {
+        kind,
+        namespace,
+        parents: services
+            .map(|parent| {
+                key_of(
+                    parent.namespace.as_deref().unwrap_or(namespace),
+                    &parent.name,
+                )
+            })
+            .collect(),
+    }
+}
+
+fn reader<'a>(by: Referrer<'a>, references: &'a References<'a>) -> Reader<'a> {
+    Reader {
+        references,
+        by,
+        accepted: None,
+        resolved: None,
+    }
+}
+
+fn entry(rank: Rank, block: wire::HttpMatch, rule: &wire::HttpRoute) -> Entry {
+    let mut rule = rule.clone();
+    rule.matches = vec![block];
+    Entry { rank, rule }
+}
+
+fn name(route: &str, rule: Option<&str>, at: usize) -> String {
+    match rule {
+        Some(rule) => format!("{route}/{rule}"),
+        None => format!("{route}/rules[{at}]"),
+    }
+}
+
+impl Reader<'_> {
+    fn done(self, entries: Vec<Entry>) -> Converted {
+        Converted {
+            entries,
+            accepted: self.accepted,
+            resolved: self.resolved,
+        }
+    }
+
+    fn http_rule(&mut self, rule: &HttpRouteRule, name: String) -> wire::HttpRoute {
+        let filtered = filtered(&rule.filters, self);
+        if rule.session_persistence.is_some() {
+            self.refuse("UnsupportedValue", "sessionPersistence".into());
+        }
+        let mut made = self.rule(name, filtered, &rule.backend_refs);
+        let timeouts = rule.timeouts.unwrap_or_default();
+        made.timeout = timeouts.request.filter(|t| !t.is_zero()).map(duration);
+        made.retries = retries(rule.retry.as_ref(), &timeouts);
+        made
+    }
+
+    /// A rule without its matches.
+    fn rule(&mut self, name: String, from: Filtered, to: &[BackendRef]) -> wire::HttpRoute {
+        let destinations: Vec<_> = to.iter().map(|one| self.weighted(one)).collect();
+        let total: u64 = destinations.iter().map(|d| u64::from(d.weight)).sum();
+        let action = match from.redirect {
+            _ if from.refused => refusal(),
+            Some(redirect) => Action::Redirect(redirect),
+            None if total == 0 => refusal(),
+            None => Action::Forward(wire::HttpForward { destinations }),
+        };
+        wire::HttpRoute {
+            name,
+            action: Some(action),
+            rewrite: from.rewrite,
+            headers: from.headers,
+            mirrors: from.mirrors,
+            cors: from.cors,
+            ..wire::HttpRoute::default()
+        }
+    }
+
+    fn weighted(&mut self, from: &BackendRef) -> wire::WeightedDestination {
+        let mut destination = self.destination(from);
+        let own = filtered(&from.filters, self);
+        let edits_only = own.redirect.is_none() && own.rewrite.is_none();
+        if own.refused || !edits_only || !own.mirrors.is_empty() || own.cors.is_some() {
+            let message = format!("filters of destination {:?}: only header edits", from.name);
+            self.refuse("UnsupportedValue", message);
+            destination.refuse = NOT_HONOURED;
+        }
+        wire::WeightedDestination {
+            destination: Some(destination),
+            weight: u32::try_from(from.weight.unwrap_or(1)).unwrap_or(0),
+            headers: own.headers,
+        }
+    }
+}
+
+fn refusal() -> Action {
+    Action::DirectResponse(wire::DirectResponse {
+        status: NOT_HONOURED,
+        body: Vec::new(),
+    })
+}
+
+fn retries(from: Option<&RouteRetry>, timeouts: &RouteTimeouts) -> Option<wire::Retries> {
+    let limit = timeouts.backend_request.filter(|t| !t.is_zero());
+    let per_try_timeout = limit.map(duration);
+    let Some(from) = from else {
+        // The mesh's own conditions stay; only the limit is new.
+        return limit.map(|_| wire::Retries {
+            attempts: ATTEMPTS,
+            per_try_timeout,
+            ..wire::Retries::default()
+        });
+    };
+    let mut on = RETRY_ON.to_owned();
+    for code in &from.codes {
+        on.push_str(&format!(",{code}"));
+    }
+    Some(wire::Retries {
+        attempts: from.attempts.unwrap_or(ATTEMPTS),
+        per_try_timeout,
+        retry_on: on,
+        backoff: from.backoff.map(duration),
+        ..wire::Retries::default()
+    })
+}
+
+fn http_match(from: &HttpRouteMatch) -> (Rank, wire::HttpMatch) {
+    let path = from.path.clone().unwrap_or_default();
+    let PathMatch { how, value } = path;
+    let length = value.len();
+    let (kind, uri) = match how {
+        PathMatchKind::Exact => (3, MatchType::Exact(value)),
+        // What takes every path comes last.
+        PathMatchKind::PathPrefix if value == "/" => (0, MatchType::PathPrefix(value)),
+        PathMatchKind::PathPrefix => (2, MatchType::PathPrefix(value)),
+        PathMatchKind::RegularExpression => (1, MatchType::Regex(value)),
+    };
+    let block = wire::HttpMatch {
+        uri: Some(text(uri)),
+        method: from.method.clone().map(|m| text(MatchType::Exact(m))),
+        headers: named(&from.headers),
+        query_params: named(&from.query_params),
+        ..wire::HttpMatch::default()
+    };
+    let rank = (
+        false,
+        kind,
+        length,
+        from.method.iter().len(),
+        block.headers.len(),
+        block.query_params.len(),
+    );
+    (rank, block)
+}
+
+fn grpc_match(from: &GrpcRouteMatch) -> (Rank, wire::HttpMatch) {
+    let wanted = from.method.clone().unwrap_or_default();
+    let length = |name: &Option<String>| name.as_ref().map_or(0, String::len);
+    let exact = u8::from(wanted.how == MatchKind::Exact);
+    let lengths = (length(&wanted.service), length(&wanted.method));
+    let block = wire::HttpMatch {
+        uri: grpc_path(wanted).map(text),
+        headers: named(&from.headers),
+        ..wire::HttpMatch::default()
+    };
+    let rank = (true, exact, lengths.0, lengths.1, block.headers.len(), 0);
+    (rank, block)
+}
+
+/// gRPC's path is `/SERVICE/METHOD`.
+fn grpc_path(from: GrpcMethodMatch) -> Option<MatchType> {
+    let any = || ANY_NAME.to_owned();
+    Some(match (from.how, from.service, from.method) {
+        (_, None, None) => return None,
+        (MatchKind::Exact, Some(service), Some(method)) => {
+            MatchType::Exact(format!("/{service}/{method}"))
+        }
+        (MatchKind::Exact, Some(service), None) => MatchType::Prefix(format!("/{service}/")),
+        (MatchKind::Exact, None, Some(method)) => {
+            MatchType::Regex(format!("/{ANY_NAME}/{}", escaped(&method)))
+        }
+        (MatchKind::RegularExpression, service, method) => {
+            let (service, method) = (service.unwrap_or_else(any), method.unwrap_or_else(any));
+            MatchType::Regex(format!("/({service})/({method})"))
+        }
+    })
+}
+
+/// The first entry of a name counts.
+fn named(from: &[NamedMatch]) -> BTreeMap<String, wire::StringMatch> {
+    let mut all = BTreeMap::new();
+    for one in from {
+        let kind = match one.how {
+            MatchKind::Exact => MatchType::Exact(one.value.clone()),
+            MatchKind::RegularExpression => MatchType::Regex(one.value.clone()),
+        };
+        all.entry(one.name.clone()).or_insert_with(|| text(kind));
+    }
+    all
+}
+
+pub(super) fn text(kind: MatchType) -> wire::StringMatch {
+    wire::StringMatch {
+        match_type: Some(kind),
+    }
+}
+
+/// A text as a pattern that matches only itself.
+pub(super) fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for character in text.chars() {
+        if !character.is_ascii_alphanumeric() && character.is_ascii() {
+            out.push('\\');
+        }
+        out.push(character);
+    }
+    out
+}

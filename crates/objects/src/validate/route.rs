@@ -1,0 +1,214 @@
+//! HTTPRoute, GRPCRoute and ReferenceGrant: what the API server would refuse.
+
+use super::Report;
+use crate::gateway_api::{
+    BackendRef, GrpcRouteSpec, HttpRouteMatch, HttpRouteSpec, MatchKind, NamedMatch,
+    ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec, RouteFilter,
+};
+use crate::names;
+
+/// Statuses a redirect may have.
+const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
+
+pub(super) fn http(spec: &HttpRouteSpec, report: &mut Report) {
+    parents(&spec.parent_refs, report);
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let field = format!("spec.rules[{index}]");
+        for (at, one) in rule.matches.iter().enumerate() {
+            http_match(&format!("{field}.matches[{at}]"), one, report);
+        }
+        filters(&field, &rule.filters, report);
+        backends(&field, &rule.backend_refs, report);
+        let redirects = rule.filters.iter().any(|f| f.kind == "RequestRedirect");
+        if redirects && !rule.backend_refs.is_empty() {
+            let message = "a rule that redirects has no destinations";
+            report.error(format!("{field}.backendRefs"), message);
+        }
+        let limits = rule.timeouts.unwrap_or_default();
+        if let (Some(whole), Some(one)) = (limits.request, limits.backend_request)
+            && !whole.is_zero()
+            && one > whole
+        {
+            let message = "must not be longer than timeouts.request";
+            report.error(format!("{field}.timeouts.backendRequest"), message);
+        }
+        let codes = rule.retry.iter().flat_map(|retry| &retry.codes);
+        for code in codes.filter(|code| !(400..=599).contains(*code)) {
+            let message = format!("{code} is not a status to retry on: 400 to 599");
+            report.error(format!("{field}.retry.codes"), message);
+        }
+    }
+}
+
+pub(super) fn grpc(spec: &GrpcRouteSpec, report: &mut Report) {
+    parents(&spec.parent_refs, report);
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let field = format!("spec.rules[{index}]");
+        for (at, one) in rule.matches.iter().enumerate() {
+            let field = format!("{field}.matches[{at}]");
+            named(&format!("{field}.headers"), &one.headers, report);
+            let Some(method) = &one.method else { continue };
+            let field = format!("{field}.method");
+            if method.service.is_none() && method.method.is_none() {
+                report.error(&field, "needs a service or a method");
+            }
+            if method.how == MatchKind::RegularExpression {
+                for pattern in [&method.service, &method.method].into_iter().flatten() {
+                    report.pattern(&field, pattern);
+                }
+            }
+        }
+        filters(&field, &rule.filters, report);
+        backends(&field, &rule.backend_refs, report);
+    }
+}
+
+pub(super) fn grant(spec: &ReferenceGrantSpec, report: &mut Report) {
+    if spec.from.is_empty() {
+        report.error("spec.from", "needs at least one entry");
+    }
+    if spec.to.is_empty() {
+        report.error("spec.to", "needs at least one entry");
+    }
+    for (index, from) in spec.from.iter().enumerate() {
+        report.required(&format!("spec.from[{index}].kind"), &from.kind);
+        report.required(&format!("spec.from[{index}].namespace"), &from.namespace);
+    }
+    for (index, to) in spec.to.iter().enumerate() {
+        report.required(&format!("spec.to[{index}].kind"), &to.kind);
+    }
+}
+
+fn parents(refs: &[ParentReference], report: &mut Report) {
+    for (index, parent) in refs.iter().enumerate() {
+        let field = format!("spec.parentRefs[{index}]");
+        report.required(&format!("{field}.name"), &parent.name);
+        if parent.port == Some(0) {
+            report.port(format!("{field}.port"), 0);
+        }
+        let is_service = parent.kind.as_deref() == Some("Service");
+        if is_service && parent.group.as_deref() != Some("") {
+            let message = "a Service is of the core group";
+            let finding = crate::finding::Finding::error(format!("{field}.group"), message);
+            report.push(finding.with_hint("write group: \"\""));
+        }
+    }
+}
+
+fn http_match(field: &str, one: &HttpRouteMatch, report: &mut Report) {
+    named(&format!("{field}.headers"), &one.headers, report);
+    let field_of_query = format!("{field}.queryParams");
+    for (index, parameter) in one.query_params.iter().enumerate() {
+        let field = format!("{field_of_query}[{index}]");
+        report.required(&format!("{field}.name"), &parameter.name);
+        pattern(&field, parameter, report);
+    }
+    let Some(path) = &one.path else { return };
+    let field = format!("{field}.path.value");
+    match path.how {
+        PathMatchKind::RegularExpression => report.pattern(field, &path.value),
+        PathMatchKind::Exact | PathMatchKind::PathPrefix => {
+            let whole = path.value.starts_with('/') && !path.value.contains(['?', '#']);
+            if !whole || path.value.contains("//") {
+                let message = format!("{:?} is not an absolute path", path.value);
+                report.error(field, message);
+            }
+        }
+    }
+}
+
+fn named(field: &str, all: &[NamedMatch], report: &mut Report) {
+    for (index, one) in all.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        header_name(&format!("{field}.name"), &one.name, report);
+        pattern(&field, one, report);
+    }
+}
+
+fn pattern(field: &str, one: &NamedMatch, report: &mut Report) {
+    if one.how == MatchKind::RegularExpression {
+        report.pattern(format!("{field}.value"), &one.value);
+    }
+}
+
+fn header_name(field: &str, name: &str, report: &mut Report) {
+    if !names::is_header(name) {
+        report.error(field, format!("{name:?} is not the name of a header"));
+    }
+}
+
+fn filters(field: &str, all: &[RouteFilter], report: &mut Report) {
+    for (index, filter) in all.iter().enumerate() {
+        let field = format!("{field}.filters[{index}]");
+        let there = match filter.kind.as_str() {
+            "RequestHeaderModifier" => filter.request_header_modifier.is_some(),
+            "ResponseHeaderModifier" => filter.response_header_modifier.is_some(),
+            "RequestMirror" => filter.request_mirror.is_some(),
+            "RequestRedirect" => filter.request_redirect.is_some(),
+            "URLRewrite" => filter.url_rewrite.is_some(),
+            "CORS" => filter.cors.is_some(),
+            "ExternalAuth" => filter.external_auth.is_some(),
+            "ExtensionRef" => filter.extension_ref.is_some(),
+            other => {
+                let message = format!("{other:?} is not a type of filter");
+                report.error(format!("{field}.type"), message);
+                continue;
+            }
+        };
+        if !there {
+            let message = format!("the settings of {} are not there", filter.kind);
+            report.error(&field, message);
+        }
+        let edits = [
+            &filter.request_header_modifier,
+            &filter.response_header_modifier,
+        ];
+        for edits in edits.into_iter().flatten() {
+            let names = edits.set.iter().chain(&edits.add).map(|p| &p.name);
+            for name in names.chain(&edits.remove) {
+                header_name(&field, name, report);
+            }
+        }
+        if let Some(redirect) = &filter.request_redirect {
+            path_modifier(&field, redirect.path.as_ref(), report);
+            let code = redirect.status_code.unwrap_or(302);
+            if !REDIRECTS.contains(&code) {
+                let message = format!("{code} is none of 301, 302, 303, 307, 308");
+                report.error(format!("{field}.requestRedirect.statusCode"), message);
+            }
+        }
+        if let Some(rewrite) = &filter.url_rewrite {
+            path_modifier(&field, rewrite.path.as_ref(), report);
+        }
+    }
+}
+
+fn path_modifier(field: &str, path: Option<&PathModifier>, report: &mut Report) {
+    let Some(path) = path else { return };
+    let there = match path.kind.as_str() {
+        "ReplaceFullPath" => path.replace_full_path.is_some(),
+        "ReplacePrefixMatch" => path.replace_prefix_match.is_some(),
+        _ => false,
+    };
+    if !there {
+        let message = "needs type ReplaceFullPath or ReplacePrefixMatch, and its value";
+        report.error(format!("{field}.path"), message);
+    }
+}
+
+fn backends(field: &str, all: &[BackendRef], report: &mut Report) {
+    for (index, backend) in all.iter().enumerate() {
+        let field = format!("{field}.backendRefs[{index}]");
+        if !names::is_subdomain(&backend.name) {
+            let message = format!("{:?} is not a name", backend.name);
+            report.error(format!("{field}.name"), message);
+        }
+        if backend
+            .weight
+            .is_some_and(|w| !(0..=1_000_000).contains(&w))
+        {
+            report.error(format!("{field}.weight"), "0 to 1000000");
+        }
+        filters(&field, &backend.filters, report);
+    }
+}
