@@ -165,6 +165,16 @@ fn addresses(plan: &Plan) -> Vec<Resource> {
             ..Resource::new(Kind::Address, &name, &message)
         }
     });
+    let entries = plan.entries.iter().map(|service| {
+        let name = format!("{}/{}", service.namespace, service.hostname);
+        let message = Address {
+            r#type: Some(address::Type::Service(service.clone())),
+        };
+        Resource {
+            rank: SERVICE,
+            ..Resource::new(Kind::Address, &name, &message)
+        }
+    });
     let workloads = plan.workloads.iter().map(|workload| {
         let message = Address {
             r#type: Some(address::Type::Workload(workload.wire.clone())),
@@ -180,7 +190,7 @@ fn addresses(plan: &Plan) -> Vec<Resource> {
             ..Resource::new(Kind::Address, &workload.wire.uid, &message)
         }
     });
-    services.chain(workloads).collect()
+    services.chain(entries).chain(workloads).collect()
 }
 
 fn waypoint_resources(

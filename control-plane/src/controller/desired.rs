@@ -11,12 +11,13 @@ use crate::engine::Planned;
 use crate::model::{BOUND_ACCOUNT, Verdict};
 
 /// Kinds whose status carries conditions of ours. Nothing is written on pods and accounts.
-const CONDITIONED: [Kind; 5] = [
+const CONDITIONED: [Kind; 6] = [
     Kind::Service,
     Kind::Gateway,
     Kind::AuthorizationPolicy,
     Kind::VirtualService,
     Kind::DestinationRule,
+    Kind::ServiceEntry,
 ];
 
 /// Everything that should be written for one plan.
@@ -74,6 +75,18 @@ pub(super) fn desired(
             );
         }
     }
+    for (entry, addresses) in &plan.allocated {
+        let object = ObjectRef::new(Kind::ServiceEntry, &entry.namespace, &entry.name);
+        let list = addresses
+            .iter()
+            .map(|given| json!({ "value": given.value, "host": given.host }));
+        let list: Vec<Value> = list.collect();
+        patch(
+            &mut wanted,
+            &object,
+            &json!({ "status": { "addresses": list } }),
+        );
+    }
     fill(&mut wanted);
     wanted
 }
@@ -85,15 +98,19 @@ fn fill(wanted: &mut BTreeMap<ObjectRef, Wanted>) {
         let Some(patch) = &mut want.patch else {
             continue;
         };
-        let annotation = match object.known() {
-            Some(Kind::Service) => BOUND_ACCOUNT,
-            Some(Kind::ServiceAccount) => labels::WAYPOINT_LATCHED,
+        let annotated = |key: &str| json!({ "metadata": { "annotations": { key: Value::Null } } });
+        let mut whole = match object.known() {
+            Some(Kind::Service) => {
+                let mut whole = annotated(BOUND_ACCOUNT);
+                whole["status"] = json!({ "conditions": Value::Null });
+                whole
+            }
+            Some(Kind::ServiceAccount) => annotated(labels::WAYPOINT_LATCHED),
+            Some(Kind::ServiceEntry) => {
+                json!({ "status": { "addresses": Value::Null, "conditions": Value::Null } })
+            }
             _ => continue,
         };
-        let mut whole = json!({ "metadata": { "annotations": { annotation: Value::Null } } });
-        if object.known() == Some(Kind::Service) {
-            whole["status"] = json!({ "conditions": Value::Null });
-        }
         overlay(&mut whole, patch);
         *patch = whole;
     }

@@ -137,6 +137,7 @@ fn status_of(set: &ObjectSet, object: &ObjectRef) -> Option<Value> {
             .status
             .clone(),
         Kind::VirtualService => set.virtual_services.get(namespace, name)?.status.clone(),
+        Kind::ServiceEntry => set.service_entries.get(namespace, name)?.status.clone(),
         Kind::DestinationRule => set.destination_rules.get(namespace, name)?.status.clone(),
         _ => None,
     }
@@ -159,6 +160,7 @@ fn generation(set: &ObjectSet, object: &ObjectRef) -> i64 {
         Some(Kind::DestinationRule) => of::<isobar_objects::istio::DestinationRule>(set, object),
         Some(Kind::HttpRoute) => of::<isobar_objects::gateway_api::HttpRoute>(set, object),
         Some(Kind::GrpcRoute) => of::<isobar_objects::gateway_api::GrpcRoute>(set, object),
+        Some(Kind::ServiceEntry) => of::<isobar_objects::istio::ServiceEntry>(set, object),
         _ => None,
     };
     generation.unwrap_or_default()

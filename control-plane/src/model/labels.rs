@@ -1,5 +1,7 @@
 //! Names a workload goes by, derived from its labels and owner.
 
+use std::collections::BTreeMap;
+
 use isobar_types::Str;
 
 use super::pods::PodFacts;
@@ -45,25 +47,25 @@ fn cron_job(name: &str) -> Option<&str> {
 }
 
 /// The name telemetry groups workloads by.
-pub(crate) fn canonical_name(pod: &PodFacts<'_>, workload: &str) -> String {
+pub(crate) fn canonical_name(labels: &BTreeMap<String, String>, workload: &str) -> String {
     [
         "service.istio.io/canonical-name",
         "app.kubernetes.io/name",
         "app",
     ]
     .into_iter()
-    .find_map(|key| pod.labels.get(key).cloned())
+    .find_map(|key| labels.get(key).cloned())
     .unwrap_or_else(|| workload.to_owned())
 }
 
 /// The revision telemetry groups workloads by.
-pub(crate) fn canonical_revision(pod: &PodFacts<'_>) -> String {
+pub(crate) fn canonical_revision(labels: &BTreeMap<String, String>) -> String {
     [
         "service.istio.io/canonical-revision",
         "app.kubernetes.io/version",
         "version",
     ]
     .into_iter()
-    .find_map(|key| pod.labels.get(key).cloned())
+    .find_map(|key| labels.get(key).cloned())
     .unwrap_or_else(|| "latest".to_owned())
 }

@@ -12,6 +12,7 @@ mod peer_authentication;
 mod plan;
 mod pods;
 mod selection;
+mod service_entries;
 mod services;
 mod settings;
 mod traversal;

@@ -6,10 +6,12 @@ use std::time::Duration;
 use isobar_objects::istio::{DestinationRule, OutlierDetection, TcpPool};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
+use isobar_proto::istio::workload;
 use isobar_types::labels;
 use wire::outbound_policy::Kind;
 
 use super::l7::{Hosts, exactness, is_exported};
+use super::service_entries::EntryPlan;
 use super::services::ServicePlan;
 use super::settings::{OutboundTraffic, Settings};
 use super::verdict::{Severity, Verdict};
@@ -22,20 +24,31 @@ const FAILURES: u32 = 5;
 /// Default of `maxEjectionPercent`.
 const MAX_EJECTED_PERCENT: u32 = 10;
 
+/// Everything that calls may be for: Services, and hosts of ServiceEntries.
+pub(crate) struct Reached<'a>(pub(crate) &'a [ServicePlan], pub(crate) &'a [EntryPlan<'a>]);
+
+impl<'a> Reached<'a> {
+    /// All whose calls no waypoint takes.
+    fn directly(&self) -> impl Iterator<Item = &'a workload::Service> {
+        let services = self.0.iter().filter(|service| !service.is_waypoint);
+        let entries = self.1.iter().map(|entry| &entry.wire);
+        services
+            .map(|service| &service.wire)
+            .chain(entries)
+            .filter(|wire| wire.waypoint.is_none() && wire.weighted_waypoints.is_empty())
+    }
+}
+
 /// Everything node proxies get, and what to tell.
 pub(crate) fn policies(
     set: &ObjectSet,
     settings: &Settings,
     hosts: &Hosts,
-    services: &[ServicePlan],
+    reached: &Reached<'_>,
     verdicts: &mut Vec<Verdict>,
 ) -> Vec<wire::OutboundPolicy> {
     let mut all = egress(set, settings.outbound, verdicts);
-    for service in services {
-        let served = service.wire.waypoint.is_some() || !service.wire.weighted_waypoints.is_empty();
-        if served || service.is_waypoint {
-            continue;
-        }
+    for service in reached.directly() {
         let Some(rule) = rule_for(set, settings, hosts, service) else {
             continue;
         };
@@ -46,14 +59,14 @@ pub(crate) fn policies(
             continue;
         }
         let text = format!(
-            "node proxies apply its connectionPool.tcp and outlierDetection to service {}",
-            service.key
+            "node proxies apply its connectionPool.tcp and outlierDetection to service {}/{}",
+            service.namespace, service.name
         );
         let verdict = Verdict::holds(rule.reference(), CONDITION, "Accepted", text);
         verdicts.push(verdict);
         let limits = wire::ConnectionLimits {
-            namespace: service.key.namespace.to_string(),
-            hostname: service.wire.hostname.clone(),
+            namespace: service.namespace.clone(),
+            hostname: service.hostname.clone(),
             max_connections: tcp
                 .max_connections
                 .and_then(|most| u32::try_from(most).ok())
@@ -116,10 +129,10 @@ fn rule_for<'a>(
     set: &'a ObjectSet,
     settings: &Settings,
     hosts: &Hosts,
-    service: &ServicePlan,
+    service: &workload::Service,
 ) -> Option<&'a DestinationRule> {
-    let hostname = &service.wire.hostname;
-    let places = [&*service.key.namespace, &*settings.root_namespace];
+    let hostname = &service.hostname;
+    let places = [&*service.namespace, &*settings.root_namespace];
     places.into_iter().find_map(|namespace| {
         set.destination_rules
             .in_namespace(namespace)

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as isobar;
-use isobar_proto::istio::security;
+use isobar_proto::istio::{security, workload};
 use isobar_types::{Identity, NamespacedName, Str};
 
 use super::authorization::L4Policies;
@@ -15,6 +15,7 @@ use super::passage;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
 use super::selection::Selection;
+use super::service_entries::{Allocated, Entries};
 use super::services::{self, ServicePlan};
 use super::settings::Settings;
 use super::traversal;
@@ -27,6 +28,10 @@ use crate::ca::{PodRecord, Roster};
 pub(crate) struct Plan {
     /// Services, those of waypoints first.
     pub(crate) services: Vec<ServicePlan>,
+    /// Hosts of ServiceEntries, one service each.
+    pub(crate) entries: Vec<workload::Service>,
+    /// Addresses given to hosts of ServiceEntries, to be kept in the objects' status.
+    pub(crate) allocated: BTreeMap<NamespacedName, Vec<Allocated>>,
     /// Workloads.
     pub(crate) workloads: Vec<WorkloadPlan>,
     /// L4 policies.
@@ -116,17 +121,18 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     verdicts.extend(targets.iter().map(|target| target.verdict.clone()));
     refuse_unprotected(&mut services, &targets);
     verdicts.extend(services.iter().flat_map(|service| service.verdicts.clone()));
+    let entries = Entries::read(set, &services, &selection, &mut verdicts);
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
     let peers = PeerAuthentications::read(set, &settings.root_namespace);
-    let memberships = memberships(set, &members, &services);
+    let memberships = memberships(set, &members, &services, &entries.of_pods(&pods));
     let network = NetworkPolicies::read(&selection, &pods, &memberships, &mut verdicts);
     let policies = Policies {
         l4: &l4,
         peers: &peers,
         network: &network,
     };
-    let workloads = plan_workloads(&pods, memberships, &policies, &selection);
+    let mut workloads = plan_workloads(&pods, memberships, &policies, &selection);
     let reached = (&workloads[..], &services[..]);
     passage::tell(&l4.wire, reached, &gateways, &mut verdicts);
     let mut authorizations = l4.wire;
@@ -135,7 +141,9 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     authorizations.extend(traversal::policies(&only_through(&workloads), &gateways));
 
     let hosts = Hosts::of(&services, &settings.cluster_domain);
-    let outbound = outbound::policies(set, settings, &hosts, &services, &mut verdicts);
+    let reached = outbound::Reached(&services, &entries.services);
+    let outbound = outbound::policies(set, settings, &hosts, &reached, &mut verdicts);
+    workloads.extend(entries.workloads.into_iter().map(WorkloadPlan::elsewhere));
     let scoping = Scoping::new(
         set,
         settings,
@@ -145,27 +153,45 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         &targets,
         &mut verdicts,
     );
-    let waypoints = gateways
-        .values()
-        .map(|waypoint| l7::plan_waypoint(waypoint, &scoping, kept_keys.get(&waypoint.key)))
-        .collect();
+    let waypoints = plan_waypoints(&gateways, &scoping, kept_keys);
     let routes = scoping.route_statuses();
     verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
     verdicts.sort_unstable();
     verdicts.dedup();
     Plan {
+        waypoints,
         instances: instances(&workloads, &pods, &gateways),
         gateways: gateways.values().map(facts).collect(),
         roster: roster(&pods),
         latches: bindings.latches,
         authorizations,
         outbound,
+        entries: entries
+            .services
+            .into_iter()
+            .map(|entry| entry.wire)
+            .collect(),
+        allocated: entries.allocated,
         services,
         workloads,
-        waypoints,
         routes,
         verdicts,
     }
+}
+
+fn plan_waypoints(
+    gateways: &Gateways<'_>,
+    scoping: &Scoping<'_>,
+    kept_keys: &KeptKeys,
+) -> Vec<WaypointPlan> {
+    let none = BTreeSet::new();
+    gateways
+        .values()
+        .map(|waypoint| {
+            let kept = kept_keys.get(&waypoint.key).unwrap_or(&none);
+            l7::plan_waypoint(waypoint, scoping, kept)
+        })
+        .collect()
 }
 
 fn plan_services(
@@ -226,13 +252,18 @@ fn only_through(workloads: &[WorkloadPlan]) -> BTreeSet<traversal::Wanted> {
         .collect()
 }
 
-/// By pod, the Services that it is an endpoint of.
+/// By pod, the Services and ServiceEntries (`of_entries`) that it is an endpoint of.
 fn memberships(
     set: &ObjectSet,
     members: &services::Members<'_>,
     services: &[ServicePlan],
+    of_entries: &[(NamespacedName, String, workload::PortList)],
 ) -> Memberships {
     let mut endpoint_of = Memberships::new();
+    for (pod, name, ports) in of_entries {
+        let of = endpoint_of.entry(pod.clone()).or_default();
+        of.ports.insert(name.clone(), ports.clone());
+    }
     for service in services {
         let object = set.services.get(&service.key.namespace, &service.key.name);
         let (Some(object), Some(pods)) = (object, members.get(&service.key)) else {

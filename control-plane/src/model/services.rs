@@ -417,6 +417,11 @@ pub(crate) fn app_protocol(port: &ServicePort) -> wire::AppProtocol {
         .app_protocol
         .as_deref()
         .unwrap_or_else(|| name.split('-').next().unwrap_or_default());
+    protocol(word)
+}
+
+/// Protocol by its name, in any case.
+pub(crate) fn protocol(word: &str) -> wire::AppProtocol {
     match word.to_ascii_lowercase().as_str() {
         "http" | "kubernetes.io/ws" => wire::AppProtocol::Http11,
         "http2" | "kubernetes.io/h2c" => wire::AppProtocol::Http2,
@@ -442,31 +447,50 @@ fn load_balancing(
     spec: &ServiceSpec,
     set: &ObjectSet,
 ) -> Option<wire::LoadBalancing> {
-    use wire::load_balancing::{HealthPolicy, Mode, Scope};
+    use wire::load_balancing::{Mode, Scope};
 
-    const ANNOTATION: &str = "networking.istio.io/traffic-distribution";
-    let namespace = set.namespaces.get("", service.namespace());
-    let distribution = spec
-        .traffic_distribution
-        .as_deref()
-        .or_else(|| service.annotation(ANNOTATION))
-        .or_else(|| namespace.and_then(|n| n.annotation(ANNOTATION)))
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    let zones = [Scope::Network, Scope::Region, Scope::Zone];
-    let (scopes, mode) = if spec.internal_traffic_policy.as_deref() == Some("Local") {
+    let preference = if spec.internal_traffic_policy.as_deref() == Some("Local") {
         (vec![Scope::Node], Mode::Strict)
     } else {
-        match distribution.as_str() {
-            "preferclose" | "prefersamezone" => (zones.to_vec(), Mode::Failover),
-            "prefersamenode" => {
-                let more = [Scope::Subzone, Scope::Node];
-                (zones.into_iter().chain(more).collect(), Mode::Failover)
-            }
-            _ => (Vec::new(), Mode::UnspecifiedMode),
+        match spec.traffic_distribution.as_deref() {
+            Some(word) => closeness(word),
+            None => distribution(service, set),
         }
     };
-    let everyone = spec.publish_not_ready_addresses == Some(true);
+    balancing(preference, spec.publish_not_ready_addresses == Some(true))
+}
+
+/// What is near, the most important first, and how binding that is.
+type Preference = (Vec<wire::load_balancing::Scope>, wire::load_balancing::Mode);
+
+/// What annotations say about distribution: the object's own, else its namespace's.
+pub(crate) fn distribution(object: &impl ObjectHead, set: &ObjectSet) -> Preference {
+    const ANNOTATION: &str = "networking.istio.io/traffic-distribution";
+    let namespace = set.namespaces.get("", object.namespace());
+    let word = object
+        .annotation(ANNOTATION)
+        .or_else(|| namespace.and_then(|n| n.annotation(ANNOTATION)));
+    closeness(word.unwrap_or_default())
+}
+
+fn closeness(word: &str) -> Preference {
+    use wire::load_balancing::{Mode, Scope};
+
+    let zones = [Scope::Network, Scope::Region, Scope::Zone];
+    match word.to_ascii_lowercase().as_str() {
+        "preferclose" | "prefersamezone" => (zones.to_vec(), Mode::Failover),
+        "prefersamenode" => {
+            let more = [Scope::Subzone, Scope::Node];
+            (zones.into_iter().chain(more).collect(), Mode::Failover)
+        }
+        _ => (Vec::new(), Mode::UnspecifiedMode),
+    }
+}
+
+/// The message; none where there is nothing to say. `everyone`: endpoints that are not ready, too.
+pub(crate) fn balancing((scopes, mode): Preference, everyone: bool) -> Option<wire::LoadBalancing> {
+    use wire::load_balancing::HealthPolicy;
+
     if scopes.is_empty() && !everyone {
         return None;
     }

@@ -25,6 +25,17 @@ pub(crate) struct WorkloadPlan {
     pub(crate) only_through: Option<BTreeSet<NamespacedName>>,
 }
 
+impl WorkloadPlan {
+    /// What is no pod: no waypoint, and nothing that a policy of pods has to say about it.
+    pub(crate) const fn elsewhere(wire: wire::Workload) -> Self {
+        Self {
+            wire,
+            instance_of: None,
+            only_through: None,
+        }
+    }
+}
+
 /// The uid of a pod's workload.
 pub(crate) fn uid(cluster: &str, key: &NamespacedName) -> String {
     format!("{cluster}//Pod/{}/{}", key.namespace, key.name)
@@ -100,8 +111,8 @@ pub(crate) fn plan_workload(
         service_account: pod.account.to_string(),
         waypoint: selected.address,
         node: pod.node.to_owned(),
-        canonical_name: canonical_name(pod, &name),
-        canonical_revision: canonical_revision(pod),
+        canonical_name: canonical_name(pod.labels, &name),
+        canonical_revision: canonical_revision(pod.labels),
         workload_type: wire::WorkloadType::Pod.into(),
         workload_name: name.to_string(),
         native_tunnel: native,

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use isobar_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as Wire};
 use isobar_proto::istio::workload::{Address, address};
 use isobar_types::Str;
@@ -18,7 +19,11 @@ pub(crate) struct AddressNames {
     at: HashMap<Str, Vec<Str>>,
     members: HashMap<Str, Vec<Str>>,
     on_node: HashMap<Str, Vec<Str>>,
+    ranges: Vec<(Range, Str)>,
 }
+
+/// Addresses of a network that a service stands for.
+type Range = (String, IpNet);
 
 impl AddressNames {
     /// Reads all resources.
@@ -32,6 +37,8 @@ impl AddressNames {
                 let at = names.at.entry(alias.as_str().into()).or_default();
                 at.push(name.clone());
             }
+            let covered = ranges(&address).map(|range| (range, name.clone()));
+            names.ranges.extend(covered);
             let Some(address::Type::Workload(workload)) = address.r#type else {
                 continue;
             };
@@ -51,14 +58,19 @@ impl AddressNames {
     pub(crate) fn called<'a>(
         &'a self,
         all: &'a Resources,
-        name: &str,
+        name: &'a str,
     ) -> impl Iterator<Item = &'a Arc<Resource>> {
         let own = all.get(name);
         let there = match own {
             Some(_) => None,
             None => self.at.get(name),
         };
-        let there = there.into_iter().flatten();
+        let asked = own.is_none().then(|| network_address(name)).flatten();
+        let around = self.ranges.iter().filter_map(move |(range, owner)| {
+            let (network, ip) = asked?;
+            covers(range, network, ip).then_some(owner)
+        });
+        let there = there.into_iter().flatten().chain(around);
         own.into_iter()
             .chain(there.filter_map(|name| all.get(name)))
     }
@@ -91,6 +103,12 @@ pub(crate) fn with_aliases(resource: &Arc<Resource>, names: &BTreeSet<Str>) -> A
     };
     wire.aliases = aliases(&address);
     wire.aliases.retain(|alias| names.contains(alias.as_str()));
+    for range in ranges(&address) {
+        let inside = names.iter().filter(|name| {
+            network_address(name).is_some_and(|(network, ip)| covers(&range, network, ip))
+        });
+        wire.aliases.extend(inside.map(ToString::to_string));
+    }
     if wire.aliases.is_empty() {
         return resource.clone();
     }
@@ -105,6 +123,29 @@ fn content(resource: &Resource) -> Option<(Wire, Address)> {
     Some((wire, address))
 }
 
+/// Ranges that a service stands for.
+fn ranges(address: &Address) -> impl Iterator<Item = Range> {
+    let addresses = match &address.r#type {
+        Some(address::Type::Service(service)) => &service.addresses[..],
+        _ => &[],
+    };
+    addresses.iter().filter_map(|at| {
+        let length = u8::try_from(at.length?).ok()?;
+        let net = IpNet::new(ip(&at.address)?, length).ok()?;
+        Some((at.network.clone(), net))
+    })
+}
+
+fn covers((own, net): &Range, network: &str, ip: IpAddr) -> bool {
+    own == network && net.contains(&ip)
+}
+
+/// Takes `network/address` apart.
+fn network_address(name: &str) -> Option<(&str, IpAddr)> {
+    let (network, ip) = name.rsplit_once('/')?;
+    Some((network, ip.parse().ok()?))
+}
+
 /// `network/address` of everything a workload or service is at; the network may be empty.
 fn aliases(address: &Address) -> Vec<String> {
     let alias = |network: &str, bytes: &[u8]| Some(format!("{network}/{}", ip(bytes)?));
@@ -117,6 +158,7 @@ fn aliases(address: &Address) -> Vec<String> {
         Some(address::Type::Service(service)) => service
             .addresses
             .iter()
+            .filter(|at| at.length.is_none())
             .filter_map(|at| alias(&at.network, &at.address))
             .collect(),
         None => Vec::new(),

@@ -170,6 +170,29 @@ fn a_node_proxy_gets_the_workloads_of_its_node_and_what_it_asks_for() {
 }
 
 #[test]
+fn an_address_in_a_range_leads_to_the_service_that_stands_for_it() {
+    let range = Service {
+        namespace: "shop".to_owned(),
+        hostname: "far.example".to_owned(),
+        addresses: vec![NetworkAddress {
+            network: String::new(),
+            address: vec![192, 0, 2, 0],
+            length: Some(24),
+        }],
+        ..Service::default()
+    };
+    let mut all = mesh();
+    all.push(address("shop/far.example", address::Type::Service(range)));
+    let mut world = World::new(all, "node-1", &[]);
+    world.told();
+    world.ask(&["/192.0.2.7", "west/192.0.2.7", "/192.0.3.7", "/192.0.2.0"]);
+    assert_eq!(
+        world.told(),
+        "+shop/far.example(/192.0.2.0 /192.0.2.7) -/192.0.3.7 -west/192.0.2.7"
+    );
+}
+
+#[test]
 fn an_answer_is_owed_even_for_what_is_held() {
     let mut world = World::new(mesh(), "node-1", &[]);
     world.told();

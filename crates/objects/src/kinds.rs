@@ -23,6 +23,8 @@ pub enum Kind {
     VirtualService,
     /// `networking.istio.io`.
     DestinationRule,
+    /// `networking.istio.io`.
+    ServiceEntry,
     /// `gateway.networking.k8s.io`.
     Gateway,
     /// `gateway.networking.k8s.io`.
@@ -52,6 +54,7 @@ impl Kind {
         Self::Pod,
         Self::Deployment,
         Self::Service,
+        Self::ServiceEntry,
         Self::NetworkPolicy,
         Self::VirtualService,
         Self::DestinationRule,
@@ -77,6 +80,7 @@ impl Kind {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::ServiceEntry => "ServiceEntry",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::HttpRoute => "HTTPRoute",
@@ -94,7 +98,7 @@ impl Kind {
             Self::Namespace | Self::Node | Self::ServiceAccount | Self::Pod | Self::Service => "",
             Self::Deployment => "apps",
             Self::NetworkPolicy => "networking.k8s.io",
-            Self::VirtualService | Self::DestinationRule => ISTIO_NETWORKING,
+            Self::VirtualService | Self::DestinationRule | Self::ServiceEntry => ISTIO_NETWORKING,
             Self::Gateway
             | Self::GatewayClass
             | Self::HttpRoute
@@ -108,7 +112,9 @@ impl Kind {
     #[must_use]
     pub const fn versions(self) -> &'static [&'static str] {
         match self {
-            Self::VirtualService | Self::DestinationRule => &["v1", "v1beta1", "v1alpha3"],
+            Self::VirtualService | Self::DestinationRule | Self::ServiceEntry => {
+                &["v1", "v1beta1", "v1alpha3"]
+            }
             Self::Gateway
             | Self::GatewayClass
             | Self::HttpRoute
@@ -226,7 +232,6 @@ const NOT_YET: &[(&str, &[&str])] = &[
             "EnvoyFilter",
             "Gateway",
             "ProxyConfig",
-            "ServiceEntry",
             "Sidecar",
             "WorkloadEntry",
             "WorkloadGroup",

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::gateway_api::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant};
 use crate::istio::{
-    AuthorizationPolicy, DestinationRule, PeerAuthentication, Resource, VirtualService,
+    AuthorizationPolicy, DestinationRule, PeerAuthentication, Resource, ServiceEntry,
+    VirtualService,
 };
 use crate::kinds::{Kind, ObjectRef};
 use crate::set::{ObjectMap, ObjectSet};
@@ -171,6 +172,7 @@ objects! {
     NetworkPolicy => network_policies;
     VirtualService => virtual_services;
     DestinationRule => destination_rules;
+    ServiceEntry => service_entries;
     Gateway => gateways;
     GatewayClass => gateway_classes;
     ReferenceGrant => reference_grants;

@@ -10,7 +10,9 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::gateway_api::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant};
-use crate::istio::{AuthorizationPolicy, DestinationRule, PeerAuthentication, VirtualService};
+use crate::istio::{
+    AuthorizationPolicy, DestinationRule, PeerAuthentication, ServiceEntry, VirtualService,
+};
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::{Object, ObjectHead};
 
@@ -261,6 +263,8 @@ set! {
     virtual_services: VirtualService;
     /// Destination rules.
     destination_rules: DestinationRule;
+    /// Service entries.
+    service_entries: ServiceEntry;
     /// Gateways of the Gateway API, waypoints among them.
     gateways: Gateway;
     /// Gateway classes.

@@ -80,6 +80,12 @@ const AUTHORIZATION_POLICY: &[Gap] = &[
     },
 ];
 
+const SERVICE_ENTRY: &[Gap] = &[Gap {
+    path: "spec.resolution",
+    asks: is_dynamic,
+    hint: "list the hosts, with resolution DNS",
+}];
+
 const GATEWAY: &[Gap] = &[
     gap("spec.addresses"),
     gap("spec.allowedListeners"),
@@ -105,6 +111,7 @@ fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
             ("spec.subsets[].", TRAFFIC_POLICY),
         ],
         Kind::AuthorizationPolicy => &[("", AUTHORIZATION_POLICY)],
+        Kind::ServiceEntry => &[("", SERVICE_ENTRY)],
         Kind::Gateway => &[("", GATEWAY)],
         Kind::HttpRoute | Kind::GrpcRoute => &[("", HTTP_ROUTE)],
         _ => &[],
@@ -191,6 +198,10 @@ fn is_true(value: &Value) -> bool {
 
 fn is_custom(value: &Value) -> bool {
     value.as_str() == Some("CUSTOM")
+}
+
+fn is_dynamic(value: &Value) -> bool {
+    value.as_str() == Some("DYNAMIC_DNS")
 }
 
 fn is_passthrough(value: &Value) -> bool {

@@ -44,6 +44,18 @@ pub fn endpoints<'a>(
     endpoints_but(snapshot, service, port, source, purpose, &none)
 }
 
+pub(crate) fn no_such_port(service: &Service, port: u16) -> Refusal {
+    Refusal::new(
+        Reason::NoSuchPort,
+        format!(
+            "service {}/{} has no port {port}; its ports: {}",
+            service.key.namespace,
+            service.name,
+            service.ports.listing()
+        ),
+    )
+}
+
 /// True if nothing but its own failures keeps an endpoint out.
 pub(crate) fn usable(service: &Service, endpoint: &Endpoint) -> bool {
     endpoint.workload.healthy || service.health_policy() != HealthPolicy::OnlyHealthy
@@ -60,15 +72,7 @@ pub(crate) fn endpoints_but<'a>(
 ) -> Result<Vec<Candidate<'a>>, Refusal> {
     let service_target = service.ports.target(port);
     if service_target.is_none() && purpose == Purpose::Call {
-        return Err(Refusal::new(
-            Reason::NoSuchPort,
-            format!(
-                "service {}/{} has no port {port}; its ports: {}",
-                service.key.namespace,
-                service.name,
-                service.ports.listing()
-            ),
-        ));
+        return Err(no_such_port(service, port));
     }
     let mut counts = Counts::default();
     let mut best = Vec::new();

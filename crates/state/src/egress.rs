@@ -10,6 +10,7 @@ use crate::outbound::Refusal;
 use crate::outlier::OutlierRule;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
+use crate::workload::Workload;
 
 /// All outbound policies.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,6 +87,17 @@ impl Snapshot {
     pub fn limits(&self, service: &NamespacedHostname) -> Option<ConnectionLimits> {
         self.outbound.limits.get(service).copied()
     }
+}
+
+/// True unless `workload` is an endpoint of ServiceEntries only, none of which lists the port: they
+/// open what they name, not a whole machine.
+pub(crate) fn is_registered(workload: &Workload, port: u16) -> bool {
+    let of_entry = workload.uid.contains("/networking.istio.io/ServiceEntry/");
+    !of_entry
+        || workload
+            .services
+            .iter()
+            .any(|(_, ports)| ports.iter().any(|(_, target)| target == port))
 }
 
 #[cfg(test)]
@@ -176,6 +188,47 @@ mod tests {
         assert!(draft.remove_outbound_policy("egress/shop"));
         assert!(!draft.remove_outbound_policy("egress/shop"));
         assert!(go(&draft.finish(), CART, "192.0.2.1:443").is_ok());
+    }
+
+    #[test]
+    fn service_entries_open_the_ports_they_list() {
+        use isobar_proto::istio::workload as istio;
+
+        let list = |target_port| istio::PortList {
+            ports: vec![istio::Port {
+                service_port: 443,
+                target_port,
+                ..istio::Port::default()
+            }],
+        };
+        let mut far = pod("shop", "far", "192.0.2.1");
+        far.uid = "c/networking.istio.io/ServiceEntry/shop/far/192.0.2.1".to_owned();
+        far.services = [("shop/far.example".to_owned(), list(8443))].into();
+        let mut itself = service("shop", "raw", "198.51.100.1", &[(443, 443)]);
+        itself.load_balancing = Some(istio::LoadBalancing {
+            mode: istio::load_balancing::Mode::Passthrough.into(),
+            ..istio::LoadBalancing::default()
+        });
+        for (policies, open) in [(vec![], true), (vec![egress("shop", true)], false)] {
+            let mut draft = world(&policies).draft();
+            for address in [of_workload(far.clone()), of_service(itself.clone())] {
+                draft.upsert_address(&address).unwrap();
+            }
+            let snapshot = draft.finish();
+            let cart = ("shop", "cart");
+            assert!(go(&snapshot, cart, "192.0.2.1:8443").is_ok());
+            assert!(go(&snapshot, cart, "198.51.100.1:443").is_ok());
+            for (to, reason) in [
+                ("192.0.2.1:22", Reason::UnknownDestination),
+                ("198.51.100.1:22", Reason::NoSuchPort),
+            ] {
+                let gone = go(&snapshot, cart, to);
+                assert_eq!(
+                    gone.as_ref().err().map(|r| r.reason),
+                    (!open).then_some(reason)
+                );
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use isobar_types::{Identity, NetworkAddress, Reason, Str, labels, ports};
 
 use crate::balance::{self, Candidate, Purpose, next_dice};
+use crate::egress::is_registered;
 use crate::gateway::{
     Resolved, any_member, expected_identities, resolve_gateway, resolve_waypoint,
 };
@@ -155,13 +156,22 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
     if let Some(service) = snapshot.service_by_vip(&there, client) {
         return to_service(snapshot, call, service, addressed.is_some(), dice);
     }
+    let closed = snapshot.is_registry_only(&call.source.namespace);
     match (snapshot.workload_by_address(&there), addressed) {
+        (Some(workload), _) if closed && !is_registered(workload, to.port()) => Err(Refusal::new(
+            Reason::UnknownDestination,
+            format!(
+                "{to} is an endpoint of a ServiceEntry that does not list that port, and \
+                     namespace {} may reach nothing else (REGISTRY_ONLY)",
+                call.source.namespace
+            ),
+        )),
         (Some(workload), _) => to_workload(snapshot, call, workload, dice),
         (None, Some(service)) if !service.is_passthrough() => Err(Refusal::new(
             Reason::NoHealthyUpstream,
             format!("{} is not on the caller's network", owner_of(service)),
         )),
-        (None, _) if snapshot.is_registry_only(&call.source.namespace) => Err(Refusal::new(
+        (None, _) if closed => Err(Refusal::new(
             Reason::UnknownDestination,
             format!(
                 "{to} is no service or workload of the mesh, and namespace {} may reach nothing \
@@ -220,6 +230,10 @@ fn to_service(
 ) -> Result<NextHop, Refusal> {
     let to = call.destination;
     if service.is_passthrough() {
+        let closed = snapshot.is_registry_only(&call.source.namespace);
+        if closed && !service.ports.is_empty() && service.ports.target(to.port()).is_none() {
+            return Err(balance::no_such_port(service, to.port()));
+        }
         return Ok(NextHop::Passthrough(to));
     }
     let avoided = Avoided::of(snapshot, service, call.ejections);

@@ -7,6 +7,7 @@
 mod authorization_policy;
 mod destination_rule;
 mod peer_authentication;
+mod service_entry;
 mod traffic_policy;
 mod virtual_service;
 
@@ -21,6 +22,9 @@ pub use authorization_policy::{
 };
 pub use destination_rule::{DestinationRuleSpec, Subset};
 pub use peer_authentication::{MutualTls, MutualTlsMode, PeerAuthenticationSpec};
+pub use service_entry::{
+    EntryPort, LabelsSelector, Location, Resolution, ServiceEntrySpec, WorkloadEntrySpec,
+};
 pub use traffic_policy::{
     ConnectionPool, ConsistentHash, CookieAttribute, H2UpgradePolicy, HttpCookie, HttpKeepAlive,
     HttpPool, LoadBalancer, LocalityDistribute, LocalityFailover, LocalitySetting,
@@ -56,6 +60,8 @@ pub struct Resource<S> {
 pub type VirtualService = Resource<VirtualServiceSpec>;
 /// `networking.istio.io` DestinationRule.
 pub type DestinationRule = Resource<DestinationRuleSpec>;
+/// `networking.istio.io` ServiceEntry.
+pub type ServiceEntry = Resource<ServiceEntrySpec>;
 /// `security.istio.io` AuthorizationPolicy.
 pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
 /// `security.istio.io` PeerAuthentication.

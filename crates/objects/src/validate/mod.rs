@@ -8,6 +8,7 @@ mod network_policy;
 mod peer_authentication;
 mod references;
 mod route;
+mod service_entry;
 mod virtual_service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,7 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::DestinationRule(object) => destination_rule::check(&object.spec, &mut report),
         Object::AuthorizationPolicy(object) => authorization::check(object, &mut report),
         Object::PeerAuthentication(object) => peer_authentication::check(&object.spec, &mut report),
+        Object::ServiceEntry(object) => service_entry::check(&object.spec, &mut report),
         Object::Gateway(object) => gateway::check(&object.spec, &mut report),
         Object::HttpRoute(object) => route::http(&object.spec, &mut report),
         Object::GrpcRoute(object) => route::grpc(&object.spec, &mut report),

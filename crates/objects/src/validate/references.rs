@@ -7,9 +7,9 @@ use crate::finding::Finding;
 use crate::istio::{
     AuthorizationPolicy, Destination, DestinationRule, TargetReference, VirtualService,
 };
+use crate::names;
 use crate::object::ObjectHead;
 use crate::set::{Held, ObjectSet};
-use crate::{Service, names};
 
 /// A host that a VirtualService routes in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,23 +66,32 @@ fn claims(object: &VirtualService, hosts: &Hosts<'_>) -> Vec<HostClaim> {
         .collect()
 }
 
-/// Services and subsets by full host name.
+/// Ports of services, and subsets, by full host name.
 struct Hosts<'a> {
-    services: BTreeMap<String, &'a Service>,
+    services: BTreeMap<String, Vec<i64>>,
     subsets: BTreeMap<String, BTreeSet<&'a str>>,
 }
 
 impl<'a> Hosts<'a> {
     fn of(set: &'a ObjectSet) -> Self {
         let domain = isobar_types::CLUSTER_DOMAIN;
-        let services = set.services.iter();
+        let entries = set.service_entries.iter().flat_map(|entry| {
+            let ports: Vec<i64> = entry.spec.ports.iter().map(|p| p.number.into()).collect();
+            let hosts = entry
+                .spec
+                .hosts
+                .iter()
+                .map(|host| host.to_ascii_lowercase());
+            hosts.map(move |host| (host, ports.clone()))
+        });
+        let services = set.services.iter().map(|service| {
+            let name = format!("{}.{}.svc.{domain}", service.name(), service.namespace());
+            let spec = service.spec.iter();
+            let ports = spec.flat_map(|spec| spec.ports.iter().flatten());
+            (name, ports.map(|port| port.port.into()).collect())
+        });
         let mut hosts = Self {
-            services: services
-                .map(|service| {
-                    let name = format!("{}.{}.svc.{domain}", service.name(), service.namespace());
-                    (name, &service.object)
-                })
-                .collect(),
+            services: entries.chain(services).collect(),
             subsets: BTreeMap::new(),
         };
         for rule in set.destination_rules.iter() {
@@ -203,7 +212,7 @@ fn check_destination(
     findings: &mut Vec<Finding>,
 ) {
     let host = hosts.resolve(&destination.host, object.namespace());
-    let Some(service) = hosts.services.get(&host) else {
+    let Some(ports) = hosts.services.get(&host) else {
         let message = hosts.missing(&host, "requests for it are answered 503");
         let field = format!("{field}.host");
         findings.push(note(object, field, message, hosts.hint(&host)));
@@ -219,21 +228,12 @@ fn check_destination(
         let hint = names::nearest(subset, known).map(|near| format!("did you mean {near}?"));
         findings.push(note(object, format!("{field}.subset"), message, hint));
     }
-    if let Some(port) = &destination.port {
-        let spec = service.spec.as_ref();
-        let ports: Vec<i32> = spec
-            .iter()
-            .flat_map(|spec| spec.ports.iter().flatten())
-            .map(|port| port.port)
-            .collect();
-        if !ports
-            .iter()
-            .any(|known| i64::from(*known) == i64::from(port.number))
-        {
-            let message = format!("{host} has no port {}", port.number);
-            let hint = Some(format!("its ports: {ports:?}"));
-            findings.push(note(object, format!("{field}.port.number"), message, hint));
-        }
+    if let Some(port) = &destination.port
+        && !ports.contains(&port.number.into())
+    {
+        let message = format!("{host} has no port {}", port.number);
+        let hint = Some(format!("its ports: {ports:?}"));
+        findings.push(note(object, format!("{field}.port.number"), message, hint));
     }
 }
 

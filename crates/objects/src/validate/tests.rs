@@ -1,3 +1,4 @@
+mod service_entry;
 mod unseen;
 
 use std::path::Path;
@@ -439,7 +440,7 @@ fn known_kinds_that_do_nothing_are_told_apart() {
         Severity::Unsupported
     );
     assert_eq!(
-        severity("networking.istio.io/v1", "ServiceEntry"),
+        severity("networking.istio.io/v1", "WorkloadEntry"),
         Severity::Unsupported
     );
     assert_eq!(

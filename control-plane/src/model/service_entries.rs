@@ -1,0 +1,337 @@
+//! ServiceEntries: hosts besides those of Services, each a published service, and their endpoints.
+
+mod addresses;
+mod endpoints;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::istio::{Action, Resolution, ServiceEntry};
+use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_proto::istio::workload as wire;
+use isobar_types::NamespacedName;
+
+use super::gateways::{TrafficKind, denied_address};
+use super::pods::PodFacts;
+use super::selection::{Named, Selected, Selection, named, object_reference};
+use super::services::{ServicePlan, balancing, distribution, protocol};
+use super::verdict::{Severity, Verdict};
+pub(crate) use addresses::Allocated;
+
+/// Condition type for what becomes of it.
+const CONDITION: &str = "isobar.dev/Accepted";
+
+/// Everything that follows from all ServiceEntries.
+#[derive(Debug, Default)]
+pub(crate) struct Entries<'a> {
+    /// One a host.
+    pub(crate) services: Vec<EntryPlan<'a>>,
+    /// Endpoints that are no pods.
+    pub(crate) workloads: Vec<wire::Workload>,
+    /// Addresses that hosts were given, to be remembered in the objects' status.
+    pub(crate) allocated: BTreeMap<NamespacedName, Vec<Allocated>>,
+}
+
+/// One host as it is published.
+#[derive(Debug)]
+pub(crate) struct EntryPlan<'a> {
+    /// The message.
+    pub(crate) wire: wire::Service,
+    entry: &'a ServiceEntry,
+}
+
+/// A host that an entry may have.
+struct Claim<'a> {
+    entry: &'a ServiceEntry,
+    host: String,
+    visibility: wire::service::Visibility,
+}
+
+impl<'a> Entries<'a> {
+    /// Reads all of them. `services` have been planned before: what is a Service stays one.
+    pub(crate) fn read(
+        set: &'a ObjectSet,
+        services: &[ServicePlan],
+        selection: &Selection<'_>,
+        verdicts: &mut Vec<Verdict>,
+    ) -> Self {
+        let mut problems = Problems::default();
+        let claims = claims(set, services, &mut problems);
+        let taken: BTreeSet<&str> = services.iter().map(|s| &*s.wire.hostname).collect();
+        let allocated = addresses::allocate(
+            claims
+                .iter()
+                .filter(|claim| wants_address(claim))
+                .map(|claim| (claim.entry, &*claim.host)),
+        );
+        let mut entries = Self::default();
+        let mut public: BTreeSet<&str> = taken;
+        for claim in &claims {
+            let own = allocated.get(&(key(claim.entry), claim.host.clone()));
+            let mut plan = plan(
+                claim,
+                own.map_or(&[], Vec::as_slice),
+                selection,
+                &mut problems,
+            );
+            plan.wire.canonical =
+                claim.visibility == wire::service::Visibility::Public && public.insert(&claim.host);
+            entries.services.push(plan);
+        }
+        for ((entry, host), addresses) in allocated {
+            let of = entries.allocated.entry(entry).or_default();
+            of.extend(addresses.into_iter().map(|value| Allocated {
+                value,
+                host: host.clone(),
+            }));
+        }
+        entries.workloads = endpoints::workloads(&entries.services, selection, &mut problems);
+        verdicts.extend(problems.verdicts(set));
+        entries
+    }
+
+    /// Pods that entries select, the service as `namespace/hostname`, and its ports there.
+    pub(crate) fn of_pods(
+        &self,
+        pods: &[PodFacts<'_>],
+    ) -> Vec<(NamespacedName, String, wire::PortList)> {
+        let mut all = Vec::new();
+        for service in &self.services {
+            let Some(selector) = &service.entry.spec.workload_selector else {
+                continue;
+            };
+            let name = format!("{}/{}", service.wire.namespace, service.wire.hostname);
+            let selected = pods.iter().filter(|pod| {
+                *pod.key.namespace == *service.wire.namespace && selector.selects(pod.labels)
+            });
+            all.extend(selected.map(|pod| {
+                let ports = endpoints::ports_of_pod(pod, service.entry);
+                (pod.key.clone(), name.clone(), ports)
+            }));
+        }
+        all
+    }
+}
+
+/// Hosts in the order of their objects' age. Of equal hosts in one namespace the Service stays, then
+/// the oldest entry's.
+fn claims<'a>(
+    set: &'a ObjectSet,
+    services: &[ServicePlan],
+    problems: &mut Problems,
+) -> Vec<Claim<'a>> {
+    let mut taken: BTreeMap<(String, String), String> = services
+        .iter()
+        .map(|service| {
+            let wire = &service.wire;
+            let owner = format!("Service {}", service.key);
+            ((wire.namespace.clone(), wire.hostname.clone()), owner)
+        })
+        .collect();
+    let mut entries: Vec<&ServiceEntry> = set.service_entries.iter().map(|e| &e.object).collect();
+    entries.sort_by_key(|entry| entry.created());
+    let mut claims = Vec::new();
+    for entry in entries {
+        let Some(visibility) = visibility(entry, problems) else {
+            continue;
+        };
+        for host in &entry.spec.hosts {
+            let host = host.trim_end_matches('.').to_ascii_lowercase();
+            let place = (entry.namespace().to_owned(), host.clone());
+            if let Some(owner) = taken.get(&place) {
+                let text = format!("host {host} belongs to {owner}");
+                problems.add(entry, "HostConflict", text);
+                continue;
+            }
+            taken.insert(place, entry.reference().to_string());
+            claims.push(Claim {
+                entry,
+                host,
+                visibility,
+            });
+        }
+    }
+    claims
+}
+
+/// Who may see it; `None`: nobody. Only "everybody" and "its own namespace" can be told to node
+/// proxies: what is between is narrowed, or nobody would have asked for it.
+fn visibility(entry: &ServiceEntry, problems: &mut Problems) -> Option<wire::service::Visibility> {
+    let all = &entry.spec.export_to;
+    if all.is_empty() || all.iter().any(|place| place == "*") {
+        return Some(wire::service::Visibility::Public);
+    }
+    let is_own = |place: &String| place == "." || place == entry.namespace();
+    let mut others = all.iter().filter(|place| !is_own(place) && *place != "~");
+    let own = all.iter().any(is_own);
+    if let Some(other) = others.next() {
+        let effect = if own {
+            "only its own namespace sees it"
+        } else {
+            "nobody sees it"
+        };
+        let text =
+            format!("exportTo: single namespaces such as {other} are not supported; {effect}");
+        problems.add(entry, "UnsupportedValue", text);
+    }
+    own.then_some(wire::service::Visibility::Namespace)
+}
+
+fn wants_address(claim: &Claim<'_>) -> bool {
+    const OPT_OUT: &str = "networking.istio.io/enable-autoallocate-ip";
+    let entry = claim.entry;
+    entry.spec.addresses.is_empty()
+        && entry.spec.resolution != Resolution::None
+        && entry.label(OPT_OUT) != Some("false")
+        && !claim.host.contains('*')
+}
+
+fn plan<'a>(
+    claim: &Claim<'a>,
+    allocated: &[std::net::IpAddr],
+    selection: &Selection<'_>,
+    problems: &mut Problems,
+) -> EntryPlan<'a> {
+    let entry = claim.entry;
+    let spec = &entry.spec;
+    let network = &selection.settings.network;
+    let addresses = if spec.addresses.is_empty() {
+        addresses::of_hosts(allocated, network)
+    } else {
+        addresses::written(&spec.addresses, network)
+    };
+    if addresses.is_empty() {
+        let text = format!(
+            "host {} has no address: node proxies cannot tell calls to it from others",
+            claim.host
+        );
+        problems.add(entry, "NoAddress", text);
+    }
+    let mut wire = wire::Service {
+        name: entry.name().to_owned(),
+        namespace: entry.namespace().to_owned(),
+        hostname: claim.host.clone(),
+        addresses,
+        ports: spec.ports.iter().filter_map(port).collect(),
+        subject_alt_names: spec.subject_alt_names.clone(),
+        load_balancing: load_balancing(entry, selection.set),
+        visibility: claim.visibility.into(),
+        ..wire::Service::default()
+    };
+    choose_waypoint(&mut wire, entry, selection, problems);
+    EntryPlan { wire, entry }
+}
+
+fn port(port: &isobar_objects::istio::EntryPort) -> Option<wire::Port> {
+    Some(wire::Port {
+        service_port: u16::try_from(port.number).ok()?.into(),
+        target_port: endpoints::target(port)?.into(),
+        app_protocol: protocol(&port.protocol).into(),
+    })
+}
+
+fn load_balancing(entry: &ServiceEntry, set: &ObjectSet) -> Option<wire::LoadBalancing> {
+    use wire::load_balancing::{HealthPolicy, Mode};
+
+    if entry.spec.resolution == Resolution::None {
+        return Some(wire::LoadBalancing {
+            mode: Mode::Passthrough.into(),
+            health_policy: HealthPolicy::AllowAll.into(),
+            ..wire::LoadBalancing::default()
+        });
+    }
+    balancing(distribution(entry, set), false)
+}
+
+/// The waypoint in front of it: the entry's own label, else its namespace's.
+fn choose_waypoint(
+    wire: &mut wire::Service,
+    entry: &ServiceEntry,
+    selection: &Selection<'_>,
+    problems: &mut Problems,
+) {
+    let namespace = entry.namespace();
+    if let Some(policy) = restricting(entry, selection.set) {
+        let text = format!(
+            "AuthorizationPolicy {policy} targets it, and waypoints do not apply policies to \
+             ServiceEntries; calls are refused"
+        );
+        problems.add(entry, "PolicyNotEnforced", text);
+        wire.waypoint = Some(denied_address(namespace));
+        return;
+    }
+    let labels = entry.labels();
+    let reference = match named(labels, namespace) {
+        Named::None => None,
+        Named::Waypoint(waypoint) => Some(object_reference(waypoint, labels)),
+        Named::Absent => selection.for_namespace(namespace, labels),
+    };
+    let Some(reference) = reference else { return };
+    let object = entry.reference();
+    let Selected {
+        address, verdict, ..
+    } = selection.resolve(&reference, TrafficKind::Service, namespace, object);
+    if address.is_some() && entry.spec.resolution.is_dns() {
+        let text = "waypoints do not resolve host names of ServiceEntries: calls through them are \
+                    refused; label it istio.io/use-waypoint: none to reach it directly";
+        problems.add(entry, "WaypointCannotResolve", text.to_owned());
+    }
+    wire.waypoint = address;
+    problems.told.extend(verdict);
+}
+
+/// The policy that is about this entry and that nobody could enforce.
+fn restricting(entry: &ServiceEntry, set: &ObjectSet) -> Option<String> {
+    let mut all = set.authorization_policies.in_namespace(entry.namespace());
+    let policy = all.find(|policy| {
+        let about = |target: &isobar_objects::istio::TargetReference| {
+            target.kind == "ServiceEntry" && target.name == entry.name()
+        };
+        policy.spec.action != Action::Audit
+            && policy.annotation(super::authorization::DRY_RUN) != Some("true")
+            && policy.spec.targets().any(about)
+    })?;
+    Some(format!("{}/{}", policy.namespace(), policy.name()))
+}
+
+fn key(entry: &ServiceEntry) -> NamespacedName {
+    NamespacedName {
+        namespace: entry.namespace().into(),
+        name: entry.name().into(),
+    }
+}
+
+/// What is wrong, by entry; one condition says all of it.
+#[derive(Default)]
+struct Problems {
+    of: BTreeMap<NamespacedName, Vec<(&'static str, String)>>,
+    told: Vec<Verdict>,
+}
+
+impl Problems {
+    fn add(&mut self, entry: &ServiceEntry, reason: &'static str, text: String) {
+        let of = self.of.entry(key(entry)).or_default();
+        if of.iter().all(|(_, known)| *known != text) {
+            of.push((reason, text));
+        }
+    }
+
+    fn verdicts(mut self, set: &ObjectSet) -> Vec<Verdict> {
+        for entry in set.service_entries.iter() {
+            let object = entry.reference();
+            let verdict = match self.of.get(&key(entry)) {
+                None => Verdict::holds(object, CONDITION, "Accepted", "known to node proxies"),
+                Some(problems) => {
+                    let reason = problems.first().map_or("Accepted", |(reason, _)| reason);
+                    let texts: Vec<&str> = problems.iter().map(|(_, text)| &**text).collect();
+                    Verdict::fails(object, CONDITION, reason, texts.join("; "))
+                        .severity(Severity::Warning)
+                }
+            };
+            self.told.push(verdict);
+        }
+        self.told
+    }
+}
+
+#[cfg(test)]
+mod tests;

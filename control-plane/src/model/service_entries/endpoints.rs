@@ -1,0 +1,199 @@
+//! Endpoints of ServiceEntries that are no pods of the mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use isobar_objects::ObjectHead;
+use isobar_objects::istio::{EntryPort, ServiceEntry, WorkloadEntrySpec};
+use isobar_proto::istio::workload as wire;
+use isobar_types::{DEFAULT_TRUST_DOMAIN, labels};
+
+use super::super::gateways::TrafficKind;
+use super::super::labels::{canonical_name, canonical_revision};
+use super::super::pods::PodFacts;
+use super::super::selection::Selection;
+use super::super::services::{octets, protocol};
+use super::{EntryPlan, Problems, key};
+
+/// Service ports by `namespace/hostname`.
+type Ports = BTreeMap<String, wire::PortList>;
+
+/// All endpoints of all entries.
+pub(super) fn workloads(
+    services: &[EntryPlan<'_>],
+    selection: &Selection<'_>,
+    problems: &mut Problems,
+) -> Vec<wire::Workload> {
+    let mut of_entry: BTreeMap<_, (&ServiceEntry, Vec<&wire::Service>)> = BTreeMap::new();
+    for service in services {
+        let of = of_entry
+            .entry(key(service.entry))
+            .or_insert_with(|| (service.entry, Vec::new()));
+        of.1.push(&service.wire);
+    }
+    let mut all = Vec::new();
+    for (entry, services) in of_entry.values() {
+        let spec = &entry.spec;
+        if spec.workload_selector.is_some() {
+            continue;
+        }
+        if spec.endpoints.is_empty() && spec.resolution.is_dns() {
+            for service in services {
+                let host = WorkloadEntrySpec {
+                    address: service.hostname.clone(),
+                    ..WorkloadEntrySpec::default()
+                };
+                all.push(workload(entry, &host, &[service], selection));
+            }
+            continue;
+        }
+        let mut uids = BTreeSet::new();
+        for endpoint in &spec.endpoints {
+            if endpoint.address.starts_with("unix://") {
+                let text = format!("endpoint {} is left out", endpoint.address);
+                problems.add(entry, "UnsupportedValue", text);
+                continue;
+            }
+            let mut workload = workload(entry, endpoint, services, selection);
+            let base = workload.uid.clone();
+            // The same address again, with other ports.
+            let mut again = 1;
+            while !uids.insert(workload.uid.clone()) {
+                workload.uid = format!("{base}/{again}");
+                again += 1;
+            }
+            if let Some(reference) = waypoint(entry, endpoint, selection) {
+                workload.waypoint = Some(reference);
+            }
+            all.push(workload);
+        }
+    }
+    all
+}
+
+fn workload(
+    entry: &ServiceEntry,
+    endpoint: &WorkloadEntrySpec,
+    services: &[&wire::Service],
+    selection: &Selection<'_>,
+) -> wire::Workload {
+    let settings = selection.settings;
+    let (namespace, name) = (entry.namespace(), entry.name());
+    let ip = endpoint.address.parse::<IpAddr>().ok();
+    let network = match &*endpoint.network {
+        "" => &settings.network,
+        other => other,
+    };
+    let native = endpoint
+        .labels
+        .get(labels::TUNNEL)
+        .is_some_and(|value| value.split(',').any(|word| word.trim() == "http"));
+    let tunnel = if native {
+        wire::TunnelProtocol::Hbone
+    } else {
+        wire::TunnelProtocol::None
+    };
+    let trust_domain = match &*settings.trust_domain {
+        DEFAULT_TRUST_DOMAIN => String::new(),
+        other => other.to_owned(),
+    };
+    wire::Workload {
+        uid: format!(
+            "{}/networking.istio.io/ServiceEntry/{namespace}/{name}/{}",
+            settings.cluster_id, endpoint.address
+        ),
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        addresses: ip.map(octets).into_iter().collect(),
+        hostname: match ip {
+            Some(_) => String::new(),
+            None => endpoint.address.trim_end_matches('.').to_ascii_lowercase(),
+        },
+        network: network.to_owned(),
+        tunnel_protocol: tunnel.into(),
+        native_tunnel: native,
+        trust_domain,
+        service_account: endpoint.service_account.clone(),
+        canonical_name: canonical_name(&endpoint.labels, name),
+        canonical_revision: canonical_revision(&endpoint.labels),
+        workload_type: wire::WorkloadType::Pod.into(),
+        workload_name: name.to_owned(),
+        status: wire::WorkloadStatus::Healthy.into(),
+        cluster_id: settings.cluster_id.to_string(),
+        services: ports(entry, endpoint, services),
+        locality: locality(&endpoint.locality),
+        network_mode: wire::NetworkMode::Standard.into(),
+        capacity: (endpoint.weight > 0).then_some(endpoint.weight),
+        ..wire::Workload::default()
+    }
+}
+
+/// The waypoint of calls to an endpoint's own address, by the rules for workloads.
+fn waypoint(
+    entry: &ServiceEntry,
+    endpoint: &WorkloadEntrySpec,
+    selection: &Selection<'_>,
+) -> Option<wire::GatewayAddress> {
+    let namespace = entry.namespace();
+    let account = match &*endpoint.service_account {
+        "" => "default",
+        name => name,
+    };
+    let reference = selection.for_workload(&endpoint.labels, namespace, account)?;
+    let object = entry.reference();
+    let selected = selection.resolve(&reference, TrafficKind::Workload, namespace, object);
+    selected.address
+}
+
+fn ports(entry: &ServiceEntry, endpoint: &WorkloadEntrySpec, of: &[&wire::Service]) -> Ports {
+    let list = port_list(entry, |port| {
+        endpoint
+            .ports
+            .get(&port.name)
+            .and_then(|number| u16::try_from(*number).ok())
+    });
+    of.iter()
+        .map(|service| {
+            let name = format!("{}/{}", service.namespace, service.hostname);
+            (name, list.clone())
+        })
+        .collect()
+}
+
+/// The ports of an entry as a pod has them: a container port of the same name counts first.
+pub(super) fn ports_of_pod(pod: &PodFacts<'_>, entry: &ServiceEntry) -> wire::PortList {
+    port_list(entry, |port| pod.named_port(&port.name))
+}
+
+fn port_list(entry: &ServiceEntry, own: impl Fn(&EntryPort) -> Option<u16>) -> wire::PortList {
+    let ports = entry.spec.ports.iter().filter_map(|port| {
+        Some(wire::Port {
+            service_port: u16::try_from(port.number).ok()?.into(),
+            target_port: own(port).or_else(|| target(port))?.into(),
+            app_protocol: protocol(&port.protocol).into(),
+        })
+    });
+    wire::PortList {
+        ports: ports.collect(),
+    }
+}
+
+/// The port at endpoints that say nothing about it.
+pub(super) fn target(port: &EntryPort) -> Option<u16> {
+    let number = match port.target_port {
+        0 => port.number,
+        target => target,
+    };
+    u16::try_from(number).ok()
+}
+
+fn locality(text: &str) -> Option<wire::Locality> {
+    let mut parts = text.splitn(3, '/').map(str::to_owned);
+    let mut next = || parts.next().unwrap_or_default();
+    let locality = wire::Locality {
+        region: next(),
+        zone: next(),
+        subzone: next(),
+    };
+    (locality != wire::Locality::default()).then_some(locality)
+}

@@ -1,0 +1,322 @@
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use isobar_proto::istio::workload as wire;
+
+use super::super::Plan;
+use super::super::golden_tests::{gateway, namespace, planned, pod, reasons};
+
+fn entry(name: &str, head: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: {name}, namespace: shop{head}}}\nspec: {{{spec}}}\n"
+    )
+}
+
+const HTTPS: &str = "ports: [{number: 443, name: https, protocol: HTTPS}]";
+
+fn address(bytes: &[u8], length: Option<u32>) -> String {
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).unwrap()),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
+    };
+    match length {
+        Some(length) => format!("{ip}/{length}"),
+        None => ip.to_string(),
+    }
+}
+
+fn ports(list: &[wire::Port]) -> String {
+    let one = |p: &wire::Port| {
+        let protocol = p.app_protocol().as_str_name();
+        format!("{}>{}:{protocol}", p.service_port, p.target_port)
+    };
+    list.iter().map(one).collect::<Vec<_>>().join(",")
+}
+
+/// What is published, one line each.
+fn told(plan: &Plan) -> Vec<String> {
+    let mut lines = Vec::new();
+    for service in &plan.entries {
+        let addresses = service.addresses.iter();
+        let addresses: Vec<_> = addresses.map(|a| address(&a.address, a.length)).collect();
+        let mut line = format!(
+            "{} {addresses:?} {}",
+            service.hostname,
+            ports(&service.ports)
+        );
+        let balancing = service.load_balancing.as_ref();
+        if let Some(balancing) = balancing {
+            let _ = write!(line, " {}", balancing.mode().as_str_name());
+        }
+        if service.visibility() != wire::service::Visibility::Public {
+            let _ = write!(line, " {}", service.visibility().as_str_name());
+        }
+        if !service.canonical {
+            line.push_str(" second");
+        }
+        if service.waypoint.is_some() {
+            line.push_str(" waypoint");
+        }
+        lines.push(line);
+    }
+    for workload in &plan.workloads {
+        let wire = &workload.wire;
+        let addresses = wire.addresses.iter().map(|ip| address(ip, None));
+        let at: Vec<_> = addresses.chain([wire.hostname.clone()]).collect();
+        let services: Vec<_> = wire
+            .services
+            .iter()
+            .map(|(name, list)| format!("{name} {}", ports(&list.ports)))
+            .collect();
+        lines.push(format!("{} {} {services:?}", wire.uid, at.join("")));
+    }
+    lines
+}
+
+fn of(entries: &str) -> Vec<String> {
+    told(&planned(&format!("{}{entries}", namespace(""))))
+}
+
+const UID: &str = "Kubernetes/networking.istio.io/ServiceEntry/shop";
+
+#[test]
+fn each_resolution_has_its_services_and_endpoints() {
+    let fixed = entry(
+        "e",
+        "",
+        "hosts: [a.example, B.example.], addresses: [192.0.2.1, 198.51.100.7/24], resolution: STATIC, \
+         ports: [{number: 443, name: https, protocol: TLS, targetPort: 8443}, {number: 80, name: web}], \
+         endpoints: [{address: 10.9.0.1, ports: {web: 8080}}, {address: 10.9.0.1}]",
+    );
+    let list = |first: &str| format!("443>8443:TLS,80>{first}:UNKNOWN");
+    let of_both = |first: &str| {
+        let list = list(first);
+        format!("[\"shop/a.example {list}\", \"shop/b.example {list}\"]")
+    };
+    assert_eq!(
+        of(&fixed),
+        [
+            format!(
+                "a.example [\"192.0.2.1\", \"198.51.100.0/24\"] {}",
+                list("80")
+            ),
+            format!(
+                "b.example [\"192.0.2.1\", \"198.51.100.0/24\"] {}",
+                list("80")
+            ),
+            format!("{UID}/e/10.9.0.1 10.9.0.1 {}", of_both("8080")),
+            format!("{UID}/e/10.9.0.1/1 10.9.0.1 {}", of_both("80")),
+        ]
+    );
+    let by_name = "hosts: [a.example, b.example], addresses: [192.0.2.1], resolution: DNS";
+    assert_eq!(
+        of(&entry("e", "", &format!("{by_name}, {HTTPS}"))),
+        [
+            "a.example [\"192.0.2.1\"] 443>443:TLS".to_owned(),
+            "b.example [\"192.0.2.1\"] 443>443:TLS".to_owned(),
+            format!("{UID}/e/a.example a.example [\"shop/a.example 443>443:TLS\"]"),
+            format!("{UID}/e/b.example b.example [\"shop/b.example 443>443:TLS\"]"),
+        ]
+    );
+    let elsewhere = format!("{by_name}, {HTTPS}, endpoints: [{{address: far.example}}]");
+    let lines = of(&entry("e", "", &elsewhere));
+    assert_eq!(lines.len(), 3);
+    assert!(lines[2].starts_with(&format!("{UID}/e/far.example far.example [")));
+    let itself = format!("hosts: [a.example], addresses: [192.0.2.0/24], {HTTPS}");
+    assert_eq!(
+        of(&entry("e", "", &itself)),
+        ["a.example [\"192.0.2.0/24\"] 443>443:TLS PASSTHROUGH"]
+    );
+}
+
+#[test]
+fn pods_may_be_the_endpoints() {
+    let spec = "hosts: [a.example], addresses: [192.0.2.1], resolution: STATIC, \
+                workloadSelector: {labels: {app: cart}}, \
+                ports: [{number: 80, name: web}, {number: 81, name: other, targetPort: 9001}]";
+    let yaml = format!(
+        "{}{}{}",
+        pod("cart-1", "cart", "app: cart", true),
+        pod("other", "other", "app: other", true),
+        entry("e", "", spec)
+    );
+    let lines = of(&yaml);
+    let of_pod = |name: &str| {
+        let start = format!("Kubernetes//Pod/shop/{name} ");
+        lines.iter().find(|line| line.starts_with(&start)).unwrap()
+    };
+    assert!(of_pod("cart-1").ends_with("[\"shop/a.example 80>9000:UNKNOWN,81>9001:UNKNOWN\"]"));
+    assert!(of_pod("other").ends_with("[]"));
+}
+
+#[test]
+fn a_host_has_one_owner_in_a_namespace_and_one_canonical() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\n\
+                   spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}\n";
+    let spec =
+        |host: &str, more: &str| format!("hosts: [{host}], addresses: [192.0.2.1], {HTTPS}{more}");
+    let aged = |name: &str, year: u32, spec: &str| {
+        let head = format!(", creationTimestamp: \"{year}-01-01T00:00:00Z\"");
+        entry(name, &head, spec)
+    };
+    let yaml = format!(
+        "{}{service}{}{}{}{}",
+        namespace(""),
+        entry("taken", "", &spec("cart.shop.svc.cluster.local", "")),
+        aged("young", 2025, &spec("a.example", "")),
+        aged("old", 2024, &spec("a.example", "")),
+        aged("other", 2023, &spec("a.example", ", exportTo: [.]"))
+            .replace("namespace: shop", "namespace: web"),
+    );
+    let plan = planned(&yaml);
+    let lines = told(&plan);
+    assert_eq!(
+        lines,
+        [
+            "a.example [\"192.0.2.1\"] 443>443:TLS PASSTHROUGH NAMESPACE second",
+            "a.example [\"192.0.2.1\"] 443>443:TLS PASSTHROUGH",
+        ]
+    );
+    assert_eq!(plan.entries[1].name, "old");
+    for name in ["taken", "young"] {
+        let said = reasons(&plan, &format!("ServiceEntry shop/{name}"));
+        assert_eq!(said, ["HostConflict"], "{name}");
+    }
+}
+
+#[test]
+fn who_may_see_it() {
+    for (export_to, expect, said) in [
+        ("[]", Some(""), "Accepted"),
+        ("[web, \"*\"]", Some(""), "Accepted"),
+        ("[shop]", Some("NAMESPACE second"), "Accepted"),
+        ("[\"~\"]", None, "Accepted"),
+        // Narrower than asked for, never wider.
+        ("[., web]", Some("NAMESPACE second"), "UnsupportedValue"),
+        ("[web]", None, "UnsupportedValue"),
+    ] {
+        let spec =
+            format!("hosts: [a.example], addresses: [192.0.2.1], {HTTPS}, exportTo: {export_to}");
+        let plan = planned(&format!("{}{}", namespace(""), entry("e", "", &spec)));
+        let lines = told(&plan);
+        let seen = lines
+            .first()
+            .and_then(|line| line.split_once("PASSTHROUGH"));
+        assert_eq!(seen.map(|(_, by)| by.trim()), expect, "{export_to}");
+        assert_eq!(reasons(&plan, "ServiceEntry shop/e"), [said], "{export_to}");
+    }
+}
+
+#[test]
+fn hosts_without_an_address_are_given_one_and_keep_it() {
+    let spec = format!("hosts: [a.example, b.example], resolution: DNS, {HTTPS}");
+    let yaml = |status: &str| {
+        let entry = entry("e", "", &spec);
+        format!("{}{entry}{status}", namespace(""))
+    };
+    let given = |plan: &Plan| -> Vec<String> {
+        plan.entries
+            .iter()
+            .map(|service| {
+                let all = service.addresses.iter().map(|a| address(&a.address, None));
+                all.collect::<Vec<_>>().join(" ")
+            })
+            .collect()
+    };
+    let first = planned(&yaml(""));
+    let addresses = given(&first);
+    for both in &addresses {
+        let (v4, v6) = both.split_once(' ').unwrap();
+        assert!(v4.starts_with("240.240."), "{both}");
+        assert!(v6.starts_with("2001:2::f0f0:"), "{both}");
+    }
+    assert_ne!(addresses[0], addresses[1]);
+    // The same without memory, and to be remembered.
+    assert_eq!(given(&planned(&yaml(""))), addresses);
+    let remembered = first.allocated.values().flatten();
+    let remembered: Vec<_> = remembered
+        .map(|a| format!("{} {}", a.host, a.value))
+        .collect();
+    assert_eq!(remembered.len(), 4);
+
+    // What is remembered stays; what is not ours, or another's, does not.
+    let status = "status: {addresses: [{value: 240.240.9.9, host: a.example}, \
+                  {value: 10.0.0.1, host: b.example}, {value: 240.240.9.9, host: b.example}]}\n";
+    let kept = given(&planned(&yaml(status)));
+    assert!(kept[0].starts_with("240.240.9.9 "), "{kept:?}");
+    assert_eq!(kept[1], addresses[1]);
+
+    for (head, spec, said) in [
+        (
+            ", labels: {networking.istio.io/enable-autoallocate-ip: \"false\"}",
+            spec.clone(),
+            "NoAddress",
+        ),
+        (
+            "",
+            format!(
+                "hosts: [\"*.example\"], resolution: STATIC, endpoints: [{{address: 10.0.0.1}}], {HTTPS}"
+            ),
+            "NoAddress",
+        ),
+        ("", format!("hosts: [a.example], {HTTPS}"), "NoAddress"),
+    ] {
+        let plan = planned(&format!("{}{}", namespace(""), entry("e", head, &spec)));
+        assert!(plan.allocated.is_empty(), "{spec}");
+        assert_eq!(reasons(&plan, "ServiceEntry shop/e"), [said], "{spec}");
+    }
+}
+
+#[test]
+fn a_taken_place_leads_to_the_next() {
+    let spec = |host: &str| format!("hosts: [{host}], resolution: DNS, {HTTPS}");
+    let alone = planned(&format!(
+        "{}{}",
+        namespace(""),
+        entry("e", "", &spec("a.example"))
+    ));
+    let own = address(&alone.entries[0].addresses[0].address, None);
+    let status = format!("status: {{addresses: [{{value: {own}, host: z.example}}]}}\n");
+    let both = planned(&format!(
+        "{}{}{}{status}",
+        namespace(""),
+        entry("e", "", &spec("a.example")),
+        entry("z", "", &spec("z.example")),
+    ));
+    let of = |at: usize| address(&both.entries[at].addresses[0].address, None);
+    assert_eq!(of(1), own);
+    assert_ne!(of(0), own);
+}
+
+#[test]
+fn a_policy_or_waypoint_in_front_is_never_passed_by() {
+    let spec = format!("hosts: [a.example], addresses: [192.0.2.1], resolution: DNS, {HTTPS}");
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                  metadata: {name: p, namespace: shop}\n\
+                  spec: {targetRefs: [{group: networking.istio.io, kind: ServiceEntry, name: e}], rules: [{}]}\n";
+    for (labels, more, waypoint, said) in [
+        ("", String::new(), false, vec!["Accepted"]),
+        ("", policy.to_owned(), true, vec!["PolicyNotEnforced"]),
+        (
+            ", labels: {istio.io/use-waypoint: wp}",
+            gateway("wp", ""),
+            true,
+            vec!["WaypointCannotResolve", "WaypointIsNotReady"],
+        ),
+    ] {
+        let yaml = format!("{}{}{more}", namespace(""), entry("e", labels, &spec));
+        let plan = planned(&yaml);
+        assert_eq!(plan.entries[0].waypoint.is_some(), waypoint, "{yaml}");
+        assert_eq!(reasons(&plan, "ServiceEntry shop/e"), said, "{yaml}");
+    }
+    let inherited = format!(
+        "{}{}",
+        namespace("istio.io/use-waypoint: wp"),
+        entry("e", "", &spec)
+    );
+    assert!(planned(&inherited).entries[0].waypoint.is_some());
+    let out = entry("e", ", labels: {istio.io/use-waypoint: none}", &spec);
+    let out = format!("{}{out}", namespace("istio.io/use-waypoint: wp"));
+    assert!(planned(&out).entries[0].waypoint.is_none());
+}

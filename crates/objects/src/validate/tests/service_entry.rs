@@ -1,0 +1,80 @@
+use super::*;
+
+const PORTS: &str = "ports: [{number: 443, name: https}]";
+
+fn entry(text: &str) -> String {
+    spec("networking.istio.io/v1", "ServiceEntry", text)
+}
+
+#[test]
+fn service_entries_that_say_something_else_than_they_mean() {
+    let dns = |rest: &str| entry(&format!("{{resolution: DNS, {PORTS}, {rest}}}"));
+    let fixed = |rest: &str| {
+        entry(&format!(
+            "{{hosts: [a.b], resolution: STATIC, {PORTS}, {rest}}}"
+        ))
+    };
+    assert_errors(&[
+        (dns("hosts: []"), &["spec.hosts"]),
+        (dns("hosts: [\"*\"]"), &["spec.hosts[0]"]),
+        (dns("hosts: [\"*.a.b\"]"), &["spec.hosts[0]"]),
+        (
+            dns("hosts: [a_b, a.b, a.b]"),
+            &["spec.hosts[0]", "spec.hosts[2]"],
+        ),
+        (
+            dns("hosts: [a.b], addresses: [10.0.0.0/8, x, 10.0.0.1/32]"),
+            &["spec.addresses[0]", "spec.addresses[1]"],
+        ),
+        (entry("{hosts: [a.b], resolution: DNS}"), &["spec.ports"]),
+        (
+            entry(
+                "{hosts: [a.b], ports: [{number: 0, name: a}, {number: 1, name: a, targetPort: 70000}, \
+                 {number: 1}]}",
+            ),
+            &[
+                "spec.ports[0].number",
+                "spec.ports[1].targetPort",
+                "spec.ports[2].name",
+                "spec.ports[2].number",
+                "spec.ports[1].name",
+            ],
+        ),
+        (fixed("location: MESH_EXTERNAL"), &["spec.endpoints"]),
+        (
+            fixed("endpoints: [{address: 10.0.0.1}], workloadSelector: {labels: {a: b}}"),
+            &["spec.endpoints"],
+        ),
+        (
+            fixed("endpoints: [{address: far.example}, {address: 10.0.0.1, ports: {http: 80}}]"),
+            &["spec.endpoints[0].address", "spec.endpoints[1].ports.http"],
+        ),
+        (
+            entry("{hosts: [a.b], endpoints: [{address: 10.0.0.1}]}"),
+            &["spec.endpoints"],
+        ),
+        (
+            dns("hosts: [a.b], exportTo: [., \"~\", A]"),
+            &["spec.exportTo[2]"],
+        ),
+    ]);
+    for fine in [
+        dns(
+            "hosts: [a.b, b.c], exportTo: [., other], endpoints: [{address: c.d, ports: {https: 1}}]",
+        ),
+        fixed("endpoints: [{address: 10.0.0.1, locality: a/b, weight: 2, serviceAccount: x}]"),
+        fixed("workloadSelector: {labels: {a: b}}, location: MESH_INTERNAL"),
+        entry("{hosts: [\"*.a.b\"], addresses: [10.0.0.0/8]}"),
+    ] {
+        assert!(lines(&fine).is_empty(), "{:?}", lines(&fine));
+    }
+    for later in [
+        entry(&format!(
+            "{{hosts: [a.b], resolution: DYNAMIC_DNS, {PORTS}}}"
+        )),
+        fixed("endpoints: [{address: \"unix:///run/x\"}]"),
+    ] {
+        let severities: Vec<_> = findings(&later).iter().map(|f| f.severity).collect();
+        assert_eq!(severities, [Severity::Unsupported]);
+    }
+}
