@@ -5,6 +5,7 @@ use isobar_types::{Identity, NamespacedName, Reason, converted};
 
 use crate::gateway::{any_member, gateway_name, has_identity};
 use crate::policy::{Action, Authorization, Clause, Match, Rule, ServiceAccountMatch, TextMatch};
+use crate::policy_group::{Caller, Class, PolicyGroup};
 use crate::snapshot::{Snapshot, Traversal};
 use crate::workload::{GatewayAddress, Workload};
 
@@ -100,20 +101,16 @@ pub fn authorize(
     dst: SocketAddr,
 ) -> Result<Permit, Denied> {
     let attributes = Attributes::new(peer, dst);
-    let (policies, missing) = applicable(snapshot, workload);
-    let of = |action, dry_run| {
-        policies
-            .iter()
-            .filter(move |p| p.action == action && p.dry_run == dry_run)
-    };
+    let policies = Applicable::to(snapshot, workload);
+    let first = |class| policies.first(class, attributes.caller(), |p| attributes.matches(p));
     let mut dry_runs = Vec::new();
-    if let Some(hit) = of(Action::Deny, true).find(|p| attributes.matches(p)) {
+    if let Some(hit) = first((Action::Deny, true)) {
         dry_runs.push(DryRun {
             policy: Some(hit.key.clone()),
             action: Action::Deny,
         });
     }
-    if let Some(policy) = of(Action::Deny, false).find(|p| attributes.matches(p)) {
+    if let Some(policy) = first((Action::Deny, false)) {
         return Err(explicit(snapshot, peer, workload, policy, dry_runs));
     }
     if let Err(detail) = came_through_waypoint(snapshot, peer, workload) {
@@ -124,15 +121,14 @@ pub fn authorize(
             dry_runs,
         });
     }
-    if of(Action::Allow, true).next().is_some() {
-        let hit = of(Action::Allow, true).find(|p| attributes.matches(p));
+    if policies.has((Action::Allow, true)) {
         dry_runs.push(DryRun {
-            policy: hit.map(|p| p.key.clone()),
+            policy: first((Action::Allow, true)).map(|p| p.key.clone()),
             action: Action::Allow,
         });
     }
-    let hit = of(Action::Allow, false).find(|p| attributes.matches(p));
-    if hit.is_none() && of(Action::Allow, false).next().is_some() {
+    let hit = first((Action::Allow, false));
+    if hit.is_none() && policies.has((Action::Allow, false)) {
         return Err(Denied {
             reason: Reason::PolicyDenied,
             policy: None,
@@ -144,7 +140,7 @@ pub fn authorize(
         version: snapshot.version(),
         allowed_by: hit.map(|p| p.key.clone()),
         dry_runs,
-        missing,
+        missing: policies.missing,
     })
 }
 
@@ -189,8 +185,9 @@ pub fn authorize_through(
     workload: &Workload,
     dst: SocketAddr,
 ) -> Result<(), Denied> {
-    let (policies, _) = applicable(snapshot, workload);
-    if policies.is_empty() {
+    let denying = (Action::Deny, false);
+    let policies = Applicable::to(snapshot, workload);
+    if !policies.has(denying) {
         return Ok(());
     }
     let everything = Attributes::new(peer, dst);
@@ -205,10 +202,7 @@ pub fn authorize_through(
             of_callers.matches(policy)
         }
     };
-    let mut denying = policies
-        .iter()
-        .filter(|p| p.action == Action::Deny && !p.dry_run);
-    match denying.find(|policy| speaks(policy)) {
+    match policies.first(denying, everything.caller(), speaks) {
         None => Ok(()),
         Some(policy) => Err(Denied {
             reason: Reason::PolicyDenied,
@@ -219,24 +213,53 @@ pub fn authorize_through(
     }
 }
 
-/// Policies of the workload's namespace, global ones, and those the workload lists; and the listed
-/// ones that are not there.
-fn applicable<'a>(
-    snapshot: &'a Snapshot,
-    workload: &Workload,
-) -> (Vec<&'a Authorization>, Vec<NamespacedName>) {
-    let namespace = snapshot.namespace_policies.get(&workload.namespace);
-    let groups = namespace.into_iter().chain([&snapshot.global_policies]);
-    let mut policies: Vec<&Authorization> =
-        groups.flat_map(|g| g.values()).map(Arc::as_ref).collect();
-    let mut missing = Vec::new();
-    for key in &workload.authorization_policies {
-        match snapshot.authorization(key) {
-            Some(policy) => policies.push(policy),
-            None => missing.push(key.clone()),
+/// Policies of the workload's namespace, global ones, and those the workload lists.
+struct Applicable<'a> {
+    groups: [Option<&'a PolicyGroup>; 2],
+    listed: Vec<&'a Authorization>,
+    /// Listed ones that are not there.
+    missing: Vec<NamespacedName>,
+}
+
+impl<'a> Applicable<'a> {
+    fn to(snapshot: &'a Snapshot, workload: &Workload) -> Self {
+        let namespace = snapshot.namespace_policies.get(&workload.namespace);
+        let mut all = Self {
+            groups: [namespace.map(Arc::as_ref), Some(&snapshot.global_policies)],
+            listed: Vec::new(),
+            missing: Vec::new(),
+        };
+        for key in &workload.authorization_policies {
+            match snapshot.authorization(key) {
+                Some(policy) => all.listed.push(policy),
+                None => all.missing.push(key.clone()),
+            }
         }
+        all
     }
-    (policies, missing)
+
+    fn listed(&self, class: Class) -> impl Iterator<Item = &'a Authorization> {
+        let listed = self.listed.iter().copied();
+        listed.filter(move |policy| (policy.action, policy.dry_run) == class)
+    }
+
+    fn has(&self, class: Class) -> bool {
+        let groups = self.groups.iter().flatten();
+        groups.copied().any(|group| group.has(class)) || self.listed(class).next().is_some()
+    }
+
+    /// The first of a class that hits.
+    fn first(
+        &self,
+        class: Class,
+        caller: Caller<'_>,
+        hits: impl Fn(&Authorization) -> bool,
+    ) -> Option<&'a Authorization> {
+        let mut groups = self.groups.iter().flatten().copied();
+        groups
+            .find_map(|group| group.first(class, caller, &hits))
+            .or_else(|| self.listed(class).find(|policy| hits(policy)))
+    }
 }
 
 /// True for a policy of the kind "no plaintext": it denies whoever has no principal.
@@ -320,6 +343,15 @@ impl<'a> Attributes<'a> {
             source: peer.ip.to_canonical(),
             destination: SocketAddr::new(ip, destination.port()),
             way: None,
+        }
+    }
+
+    /// What policies are found by.
+    fn caller(&self) -> Caller<'_> {
+        Caller {
+            identity: self.identity,
+            principal: self.principal.as_deref(),
+            port: self.destination.port(),
         }
     }
 

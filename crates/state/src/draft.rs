@@ -247,7 +247,7 @@ impl Draft {
             PolicyScope::WorkloadSelector => None,
         };
         if let Some(group) = group {
-            Arc::make_mut(group).insert(policy.key.clone(), Arc::clone(&policy));
+            Arc::make_mut(group).insert(&policy);
         }
         next.policies.insert(policy.key.clone(), policy);
         self.decisions_changed = true;
@@ -258,11 +258,11 @@ impl Draft {
         let old = next.policies.remove(key)?;
         match old.scope {
             PolicyScope::Global => {
-                Arc::make_mut(&mut next.global_policies).remove(key);
+                Arc::make_mut(&mut next.global_policies).remove(&old);
             }
             PolicyScope::Namespace => {
                 let group = Arc::make_mut(next.namespace_policies.entry(&key.namespace));
-                group.remove(key);
+                group.remove(&old);
                 if group.is_empty() {
                     next.namespace_policies.remove(&key.namespace);
                 }

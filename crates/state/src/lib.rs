@@ -20,6 +20,7 @@ pub mod inbound;
 pub mod outbound;
 mod outlier;
 mod policy;
+mod policy_group;
 mod ranges;
 mod service;
 mod sharded;

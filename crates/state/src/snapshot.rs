@@ -11,6 +11,7 @@ use crate::convert::Interner;
 use crate::draft::Draft;
 use crate::egress::OutboundPolicies;
 use crate::policy::Authorization;
+use crate::policy_group::PolicyGroup;
 use crate::ranges::Ranges;
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
@@ -90,9 +91,6 @@ impl Ord for ByName {
     }
 }
 
-/// Policies by key.
-pub(crate) type PolicyMap = BTreeMap<NamespacedName, Arc<Authorization>>;
-
 /// Whether a bound workload refuses traffic that did not come through its waypoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Traversal {
@@ -120,8 +118,8 @@ pub struct Snapshot {
     pub(crate) by_hostname: Sharded<Str, Group<Service>>,
     pub(crate) endpoints: Sharded<NamespacedHostname, Arc<EndpointMap>>,
     pub(crate) policies: Sharded<NamespacedName, Arc<Authorization>>,
-    pub(crate) namespace_policies: Sharded<Str, Arc<PolicyMap>>,
-    pub(crate) global_policies: Arc<PolicyMap>,
+    pub(crate) namespace_policies: Sharded<Str, Arc<PolicyGroup>>,
+    pub(crate) global_policies: Arc<PolicyGroup>,
     pub(crate) outbound: Arc<OutboundPolicies>,
 }
 

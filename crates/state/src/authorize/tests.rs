@@ -7,6 +7,7 @@ use crate::testing::{
     uid, waypoint, waypoint_objects, with_policies,
 };
 
+mod index;
 mod reasons;
 mod through;
 
