@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isobar_proto::envoy::service::discovery::v3::Resource;
 use isobar_proto::istio::security;
@@ -94,14 +94,32 @@ fn mesh(pods: usize) -> Vec<Resource> {
 /// one is published.
 struct Probe {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Duration>,
+    thread: std::thread::JoinHandle<Stall>,
+}
+
+/// The longest that a step of a worker has taken.
+#[derive(Debug, Default, Clone, Copy)]
+struct Stall {
+    /// On a CPU.
+    busy: Duration,
+    /// From its begin to its end, locks and page faults included, but for what others had the CPU.
+    held: Duration,
+}
+
+/// CPU time of this thread, and the time it could have run and waited for a CPU: what the other
+/// programs of the machine cost it.
+fn times() -> (Duration, Duration) {
+    // The kernel adds up when it switches, or at a tick: without this a short step costs nothing.
+    std::thread::yield_now();
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let mut numbers = text.split_whitespace().map(|n| n.parse().unwrap());
+    let mut next = || Duration::from_nanos(numbers.next().unwrap());
+    (next(), next())
 }
 
 /// CPU time of this thread. Wall-clock time would count the other programs of the machine.
 fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let first = text.split_whitespace().next().unwrap();
-    Duration::from_nanos(first.parse().unwrap())
+    times().0
 }
 
 /// Resident memory of this process, in bytes.
@@ -116,11 +134,12 @@ impl Probe {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
         let thread = std::thread::spawn(move || {
-            let mut longest = Duration::ZERO;
+            let mut longest = Stall::default();
             while !told.load(Ordering::Relaxed) {
                 let snapshot = store.load();
                 std::thread::sleep(Duration::from_millis(1));
-                let before = cpu_time();
+                let (busy, waited) = times();
+                let start = Instant::now();
                 let source = snapshot.workloads_on_node("node-0").next().cloned();
                 if let Some(source) = source {
                     let call = OutboundCall {
@@ -134,14 +153,17 @@ impl Probe {
                     let _ = route(&snapshot, &call, 1);
                 }
                 drop(snapshot);
-                longest = longest.max(cpu_time().saturating_sub(before));
+                let (now_busy, now_waited) = times();
+                let held = start.elapsed().saturating_sub(now_waited - waited);
+                longest.busy = longest.busy.max(now_busy - busy);
+                longest.held = longest.held.max(held);
             }
             longest
         });
         Self { stop, thread }
     }
 
-    fn stop(self) -> Duration {
+    fn stop(self) -> Stall {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
@@ -157,8 +179,8 @@ struct Cost {
     churn: Duration,
     /// One decision.
     decision: Duration,
-    /// The longest a worker was busy with a step during the changes.
-    stall: Duration,
+    /// During the changes.
+    stall: Stall,
 }
 
 fn measure(pods: usize) -> Cost {
@@ -231,7 +253,7 @@ fn cost_grows_no_faster_than_the_mesh_and_no_worker_stops() {
     let (_, small) = &costs[1];
     let (_, big) = &costs[2];
     // Ten times the mesh, ten times the cost; a square would be a hundred. What is between is for caches
-    // and a machine that is busy with other tests, as is the room above the bar of 10 ms below.
+    // and a machine that is busy with other tests.
     assert!(
         big.whole < small.whole * 50,
         "applying everything: {costs:?}"
@@ -240,7 +262,7 @@ fn cost_grows_no_faster_than_the_mesh_and_no_worker_stops() {
     assert!(big.decision < small.decision * 50, "a decision: {costs:?}");
     assert!(big.memory < 10.0, "memory per byte received: {costs:?}");
     assert!(
-        big.stall < Duration::from_millis(100),
+        big.stall.busy < Duration::from_millis(10),
         "a worker stopped: {costs:?}"
     );
 }
@@ -295,5 +317,6 @@ fn ten_thousand_policies_of_one_namespace_are_applied_and_evaluated_in_time() {
     let decision = (cpu_time() - start) / 100;
     println!("1,000 then 9,000 policies applied in {times:.1?}; one decision {decision:.1?}");
     assert!(times[1] < times[0] * 60, "{times:?}");
-    assert!(decision < Duration::from_millis(250), "{decision:?}");
+    // Policies about others are not looked at.
+    assert!(decision < Duration::from_millis(1), "{decision:?}");
 }
