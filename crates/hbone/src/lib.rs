@@ -18,6 +18,7 @@ mod settings;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 pub use error::{ServeError, Stage, TunnelError};
 pub use guard::{Admission, Limits, Turned};

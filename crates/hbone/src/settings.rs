@@ -9,8 +9,8 @@ pub(crate) const SERVER_HEADERS: u32 = 64 * 1024;
 pub(crate) const CLIENT_HEADERS: u32 = 16 * 1024;
 /// Streams of one connection a client may have open.
 pub(crate) const SERVER_STREAMS: u32 = 200;
-/// Bytes of one stream that wait for the connection before a writer has to wait. Times all streams of
-/// a connection it is what a peer that never reads makes us hold.
+/// Bytes of one stream that wait for the connection before a writer has to wait. With many streams
+/// what they may have together counts first (`unsent`).
 pub(crate) const SEND_BUFFER: usize = 96 * 1024;
 /// Streams reset by the peer before we took them, beyond which the connection ends.
 pub(crate) const PENDING_RESETS: usize = 50;

@@ -13,6 +13,7 @@ use crate::headers::Baggage;
 use crate::pool::Slot;
 use crate::relay::{Batch, Endpoint};
 use crate::settings::{DATA_MAX, SEND_BUFFER};
+use crate::unsent::Unsent;
 
 /// Chunks gathered before they are passed on.
 const CHUNKS_MAX: usize = 64;
@@ -28,12 +29,22 @@ const SMALL: usize = 512;
 
 /// What a stream gives back at its end.
 #[derive(Debug)]
-#[expect(dead_code, reason = "held to be dropped")]
 pub(crate) enum Place {
     /// Its place on a tunnel of the pool.
     Pooled(Slot),
     /// Its place among the streams of the caller's identity.
     Served(StreamPermit),
+}
+
+impl Place {
+    /// What the stream shares a budget for unsent bytes with: all streams of the tunnel, or of the
+    /// caller's identity.
+    fn unsent(&self) -> Unsent {
+        match self {
+            Self::Pooled(slot) => slot.tunnel().unsent().stream(),
+            Self::Served(permit) => permit.unsent().stream(),
+        }
+    }
 }
 
 /// The bytes of one CONNECT stream. Dropping it before both directions have ended resets the
@@ -45,6 +56,7 @@ pub struct TunnelStream {
     /// Received, not yet read; only the `AsyncRead` side leaves a rest.
     unread: Bytes,
     finished: bool,
+    unsent: Unsent,
     peer: VerifiedPeer,
     baggage: Option<Box<Baggage>>,
     /// Last, so that the stream has ended by then.
@@ -64,6 +76,7 @@ impl TunnelStream {
             recv,
             unread: Bytes::new(),
             finished: false,
+            unsent: place.unsent(),
             peer,
             baggage: baggage.map(Box::new),
             _place: place,
@@ -106,7 +119,9 @@ impl TunnelStream {
 
     /// Bytes that may be sent now, at most `wanted`, at least one.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        let wanted = wanted.min(SEND_BUFFER);
+        let wanted = wanted
+            .min(SEND_BUFFER)
+            .min(ready!(self.unsent.poll_room(cx)));
         self.send.reserve_capacity(wanted);
         loop {
             let room = self.send.capacity();
@@ -173,7 +188,7 @@ impl Endpoint for TunnelStream {
             && let Some(piece) = batch.take(room.min(DATA_MAX))
         {
             let bytes = piece.len();
-            if let Err(error) = self.send.send_data(piece, false) {
+            if let Err(error) = self.send.send_data(self.unsent.count(piece), false) {
                 // A stream that is gone refuses as a misuse; the cause is in its state.
                 tracing::trace!(%error, "data refused");
                 return Poll::Ready(Err(self.why_closed(cx)));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use isobar_types::{Identity, Reason};
 
 use super::score::{Misuse, Score};
+use crate::unsent::UnsentTotal;
 
 /// Handshake time while more than half of all places are taken.
 const SHED_DEADLINE: Duration = Duration::from_secs(2);
@@ -92,6 +93,7 @@ struct Peers {
 struct Account {
     connections: AtomicUsize,
     streams: AtomicUsize,
+    unsent: UnsentTotal,
     conduct: Mutex<Conduct>,
 }
 
@@ -186,6 +188,7 @@ impl Peers {
         let account = Arc::new(Account {
             connections: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
+            unsent: UnsentTotal::default(),
             conduct: Mutex::new(Conduct {
                 score: Score::new(now),
                 shut_out_until: None,
@@ -281,6 +284,13 @@ impl Drop for Member {
 /// A stream of a known identity.
 #[derive(Debug)]
 pub(crate) struct StreamPermit(Arc<Account>);
+
+impl StreamPermit {
+    /// Bytes unsent to the identity.
+    pub(crate) fn unsent(&self) -> &UnsentTotal {
+        &self.0.unsent
+    }
+}
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {

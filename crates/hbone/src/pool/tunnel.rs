@@ -20,6 +20,7 @@ use crate::cork::{self, Corked};
 use crate::guard::{Guard, Role, Watch};
 use crate::liveness::{self, Liveness};
 use crate::settings::{CLIENT_HEADERS, DATA_FRAME_BUDGET, SEND_BUFFER};
+use crate::unsent::UnsentTotal;
 use crate::{Http2, Stage, Timeouts, TunnelError};
 
 /// One HTTP/2 connection to a peer proxy.
@@ -27,6 +28,7 @@ pub(crate) struct Tunnel {
     requests: SendRequest<Bytes>,
     peer: VerifiedPeer,
     guard: Rc<Guard>,
+    unsent: UnsentTotal,
     /// End of our own certificate: new streams beyond it need a new tunnel.
     expires: SystemTime,
     active: Cell<usize>,
@@ -79,6 +81,11 @@ impl Tunnel {
 
     pub(crate) const fn peer(&self) -> &VerifiedPeer {
         &self.peer
+    }
+
+    /// Bytes of its streams that are not written yet.
+    pub(crate) const fn unsent(&self) -> &UnsentTotal {
+        &self.unsent
     }
 
     pub(crate) fn guard(&self) -> &Guard {
@@ -189,6 +196,7 @@ where
         requests,
         peer,
         guard: Rc::clone(&guard),
+        unsent: UnsentTotal::default(),
         expires: certificate.not_after(),
         active: Cell::new(0),
         used: Cell::new(false),
