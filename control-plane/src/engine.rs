@@ -214,6 +214,11 @@ fn waypoint_resources(
         Resource::new(Kind::WaypointAuthorization, &name, policy)
     });
     put(Kind::WaypointAuthorization, policies.collect());
+    let rates = waypoint.rate_limits.iter().map(|limits| {
+        let name = key(&limits.namespace, &limits.name);
+        Resource::new(Kind::RateLimitPolicy, &name, limits)
+    });
+    put(Kind::RateLimitPolicy, rates.collect());
     let labels = waypoint
         .labels
         .iter()

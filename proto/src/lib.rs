@@ -63,6 +63,7 @@ pub mod type_url {
     pub const VIRTUAL_SERVICE: &str = "type.googleapis.com/isobar.v1.VirtualService";
     pub const DESTINATION_RULE: &str = "type.googleapis.com/isobar.v1.DestinationRule";
     pub const WAYPOINT_AUTHORIZATION: &str = "type.googleapis.com/isobar.v1.Authorization";
+    pub const RATE_LIMIT_POLICY: &str = "type.googleapis.com/isobar.v1.RateLimitPolicy";
     pub const OUTBOUND_POLICY: &str = "type.googleapis.com/isobar.v1.OutboundPolicy";
     /// An extension inside an Authorization, not a resource.
     pub const AUDITED_RULES: &str = "type.googleapis.com/isobar.v1.AuditedRules";

@@ -59,6 +59,7 @@ impl Feed {
         let kinds = [
             Kind::Policy,
             Kind::Waypoint,
+            Kind::RateLimits,
             Kind::Labels,
             Kind::DestinationRule,
             Kind::VirtualService,
@@ -79,6 +80,7 @@ impl Feed {
 enum Kind {
     Policy,
     Waypoint,
+    RateLimits,
     Labels,
     DestinationRule,
     VirtualService,
@@ -94,6 +96,7 @@ impl ResourceHandler for Handler {
         match self.kind {
             Kind::Policy => type_url::WAYPOINT_AUTHORIZATION,
             Kind::Waypoint => type_url::WAYPOINT,
+            Kind::RateLimits => type_url::RATE_LIMIT_POLICY,
             Kind::Labels => type_url::WORKLOAD_LABELS,
             Kind::DestinationRule => type_url::DESTINATION_RULE,
             Kind::VirtualService => type_url::VIRTUAL_SERVICE,
@@ -133,6 +136,13 @@ impl Handler {
                 let message: proto::Waypoint = decode(resource)?;
                 draft.set_waypoint(&message).map_err(|e| e.to_string())
             }
+            Kind::RateLimits => {
+                let message: proto::RateLimitPolicy = decode(resource)?;
+                named(resource, &message.namespace, &message.name)?;
+                draft
+                    .upsert_rate_limits(&message)
+                    .map_err(|e| e.to_string())
+            }
             Kind::Labels => {
                 let message: proto::WorkloadLabels = decode(resource)?;
                 if message.uid != resource.name {
@@ -162,6 +172,7 @@ impl Handler {
         match self.kind {
             Kind::Policy => draft.remove_policy(name),
             Kind::Waypoint => draft.clear_waypoint(),
+            Kind::RateLimits => draft.remove_rate_limits(name),
             Kind::Labels => draft.remove_labels(name),
             Kind::DestinationRule => draft.remove_destination_rule(name),
             Kind::VirtualService => draft.remove_virtual_service(name),

@@ -6,6 +6,7 @@ mod forward;
 mod limit;
 mod mirror;
 mod pipeline;
+mod rate;
 mod reply;
 mod sanitise;
 mod standing;

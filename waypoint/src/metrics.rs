@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use isobar_route::Caller;
+use isobar_route::{Caller, Observed};
 use isobar_state::{Service, Workload};
 use isobar_telemetry::Registry;
-use isobar_types::{Identity, Str};
+use isobar_types::{Identity, NamespacedName, Str};
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -109,6 +109,8 @@ pub struct Metrics {
     mirrors: Family<Vec<(&'static str, &'static str)>, Counter>,
     ejections: Family<Vec<(&'static str, String)>, Counter>,
     overflows: Family<Vec<(&'static str, String)>, Counter>,
+    observations: Family<Vec<(&'static str, String)>, Counter>,
+    rate_limited: Family<Vec<(&'static str, String)>, Counter>,
 }
 
 /// What became of a copy for a mirror.
@@ -215,6 +217,16 @@ impl Metrics {
                 "Endpoints left out for a while because they failed",
                 Family::default(),
             ),
+            observations: registry.register(
+                "isobar_authorization_observations",
+                "What audits and dry runs of AuthorizationPolicies said of requests and connections",
+                Family::default(),
+            ),
+            rate_limited: registry.register(
+                "isobar_rate_limited_requests",
+                "Requests refused by a RateLimitPolicy",
+                Family::default(),
+            ),
             overflows: registry.register(
                 "isobar_upstream_overflows",
                 "Requests and connections refused at a limit of a DestinationRule",
@@ -251,6 +263,19 @@ impl Metrics {
         self.mirrors
             .get_or_create(&vec![("outcome", outcome)])
             .inc();
+    }
+
+    pub(crate) fn observed(&self, observed: &Observed) {
+        let labels = vec![
+            ("policy", observed.policy.to_string()),
+            ("outcome", observed.outcome.as_str().to_owned()),
+        ];
+        self.observations.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn rate_limited(&self, policy: &NamespacedName, limit: &str) {
+        let labels = vec![("policy", policy.to_string()), ("limit", limit.to_owned())];
+        self.rate_limited.get_or_create(&labels).inc();
     }
 
     pub(crate) fn ejected(&self, service: &Service) {

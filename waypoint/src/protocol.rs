@@ -1,15 +1,18 @@
-//! HTTP or opaque: by declaration, else by the first bytes, which get 100 ms to come.
+//! HTTP or opaque: by declaration, else by the first bytes, which get 100 ms to come. Of TLS, the server
+//! name that its client asks for.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use isobar_state::AppProtocol;
+use isobar_tls::Hello;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// How long an undeclared port may wait for its client to speak first.
 const SNIFF: Duration = Duration::from_millis(100);
-/// How long a client of an HTTP port may take to show which HTTP it speaks.
-const HTTP_START: Duration = Duration::from_secs(10);
+/// How long a client of an HTTP port may take to show which HTTP it speaks, and one of a TLS port to
+/// say hello.
+const CLIENT_START: Duration = Duration::from_secs(10);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A request line that is not complete by then is not HTTP for us.
 const LONGEST_LINE: usize = 8192;
@@ -27,30 +30,60 @@ pub enum Protocol {
     Tcp,
 }
 
-/// Reads until it is clear what the stream is. Returns the bytes read for that.
+/// What a stream turned out to be.
+#[derive(Debug)]
+pub struct Detected {
+    /// What flows over it.
+    pub protocol: Protocol,
+    /// Bytes read to find out.
+    pub first: Bytes,
+    /// The server name that a client of TLS asks for.
+    pub server_name: Option<String>,
+}
+
+/// Reads until it is clear what the stream is.
 ///
 /// # Errors
 /// When the stream fails.
 pub async fn detect<S: AsyncRead + Unpin>(
     declared: Option<AppProtocol>,
     stream: &mut S,
-) -> std::io::Result<(Protocol, Bytes)> {
+) -> std::io::Result<Detected> {
     let mut seen = BytesMut::new();
+    let found = |protocol, seen: BytesMut, server_name| {
+        Ok(Detected {
+            protocol,
+            first: seen.freeze(),
+            server_name,
+        })
+    };
     let limit = match declared {
-        Some(AppProtocol::Tcp | AppProtocol::Tls) => return Ok((Protocol::Tcp, Bytes::new())),
-        Some(AppProtocol::Http1 | AppProtocol::Http2 | AppProtocol::Grpc) => HTTP_START,
+        Some(AppProtocol::Tcp) => return found(Protocol::Tcp, seen, None),
+        Some(_) => CLIENT_START,
         None => SNIFF,
     };
     let deadline = tokio::time::Instant::now() + limit;
     loop {
-        if let Some(protocol) = judge(&seen, declared.is_some()) {
-            return Ok((protocol, seen.freeze()));
+        if let Some((protocol, name)) = look(&seen, declared) {
+            return found(protocol, seen, name);
         }
         match tokio::time::timeout_at(deadline, stream.read_buf(&mut seen)).await {
-            Ok(Ok(0)) | Err(_) => return Ok((settle(&seen, declared), seen.freeze())),
+            Ok(Ok(0)) | Err(_) => return found(settle(&seen, declared), seen, None),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(error),
         }
+    }
+}
+
+fn look(seen: &[u8], declared: Option<AppProtocol>) -> Option<(Protocol, Option<String>)> {
+    let tls = declared == Some(AppProtocol::Tls) || (declared.is_none() && seen.starts_with(&[22]));
+    if !tls {
+        return judge(seen, declared.is_some()).map(|protocol| (protocol, None));
+    }
+    match Hello::read(seen) {
+        Hello::Part => None,
+        Hello::Other => Some((Protocol::Tcp, None)),
+        Hello::Whole(name) => Some((Protocol::Tcp, name)),
     }
 }
 
@@ -58,7 +91,8 @@ pub async fn detect<S: AsyncRead + Unpin>(
 fn settle(seen: &[u8], declared: Option<AppProtocol>) -> Protocol {
     match declared {
         Some(AppProtocol::Http2 | AppProtocol::Grpc) => Protocol::Http2,
-        Some(_) => Protocol::Http1,
+        Some(AppProtocol::Http1) => Protocol::Http1,
+        Some(AppProtocol::Tcp | AppProtocol::Tls) => Protocol::Tcp,
         None if looks_like_request(seen) == Some(true) => Protocol::Http1,
         None => Protocol::Tcp,
     }
@@ -121,7 +155,7 @@ mod tests {
         far.write_all(sent).await.unwrap();
         let found = detect(declared, &mut near).await.unwrap();
         drop(far);
-        found
+        (found.protocol, found.first)
     }
 
     #[tokio::test(start_paused = true)]

@@ -87,17 +87,18 @@ impl Session {
 
     /// Serves `stream` to its end.
     pub async fn serve<S: Stream>(self: Rc<Self>, mut stream: S) {
-        let protocol = match detect(self.declared(), &mut stream).await {
-            Ok((protocol, seen)) => (protocol, Rewound::new(seen, stream)),
+        let found = match detect(self.declared(), &mut stream).await {
+            Ok(found) => found,
             Err(error) => {
                 tracing::debug!(%error, "a tunnel ended before it showed its protocol");
                 return;
             }
         };
-        match protocol {
-            (Protocol::Http1, stream) => crate::http::serve1(self, stream).await,
-            (Protocol::Http2, stream) => crate::http::serve2(self, stream).await,
-            (Protocol::Tcp, stream) => crate::tcp::serve(self, stream).await,
+        let stream = Rewound::new(found.first, stream);
+        match found.protocol {
+            Protocol::Http1 => crate::http::serve1(self, stream).await,
+            Protocol::Http2 => crate::http::serve2(self, stream).await,
+            Protocol::Tcp => crate::tcp::serve(self, stream, found.server_name).await,
         }
     }
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use ::http::HeaderMap;
 use isobar_hbone::{Plain, Progress, relay_counted};
-use isobar_route::{HashKey, TcpCall, TcpDecision, TrafficRules, authorize_tcp, choose, match_tcp};
+use isobar_route::{
+    HashKey, TcpCall, TcpDecision, TrafficRules, authorize_tcp, choose, match_tcp, observe_tcp,
+};
 use isobar_state::Service;
 use isobar_types::{NamespacedHostname, Reason, Str};
 use tokio::sync::watch;
@@ -18,6 +20,7 @@ use crate::attribution::Attributed;
 use crate::cluster::{Cluster, Held, Load, Overflow};
 use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::TcpConnection;
+use crate::observation;
 use crate::outlier::Outcome;
 use crate::session::Session;
 use crate::stream::{AnyStream, Stream};
@@ -50,6 +53,8 @@ impl Ended {
 /// What is known of the connection for its line.
 #[derive(Default)]
 struct Facts {
+    /// What a client of TLS asks for.
+    server_name: Option<String>,
     service: Option<Arc<Service>>,
     cluster: String,
     endpoint: Option<Endpoint>,
@@ -60,12 +65,13 @@ struct Facts {
 }
 
 /// Serves one opaque connection to its end.
-pub async fn serve<S: Stream>(session: Rc<Session>, stream: S) {
+pub async fn serve<S: Stream>(session: Rc<Session>, stream: S, server_name: Option<String>) {
     let started = Instant::now();
     let start = jiff::Timestamp::now();
     let view = session.worker.world.view();
     let caller = session.caller(&view).await;
     let mut facts = Facts {
+        server_name,
         service: session.addressed.service().cloned(),
         ..Facts::default()
     };
@@ -100,18 +106,32 @@ fn service_key(session: &Session) -> Option<NamespacedHostname> {
     session.addressed.service().map(|s| s.key.clone())
 }
 
-fn permitted(session: &Session, view: &View, caller: &Attributed) -> Result<(), String> {
+fn permitted(
+    session: &Session,
+    view: &View,
+    caller: &Attributed,
+    facts: &Facts,
+) -> Result<(), String> {
     let key = service_key(session);
-    let call = call(session.addressed.destination);
+    let call = facts.call(session.addressed.destination);
     authorize_tcp(&view.tables, key.as_ref(), &call, &caller.caller)
         .map(|_| ())
         .map_err(|denied| denied.code_detail())
 }
 
-const fn call(destination: SocketAddr) -> TcpCall<'static> {
-    TcpCall {
-        destination,
-        sni: None,
+fn observe(session: &Session, view: &View, caller: &Attributed, facts: &Facts) {
+    let key = service_key(session);
+    let call = facts.call(session.addressed.destination);
+    let observed = observe_tcp(&view.tables, key.as_ref(), &call, &caller.caller);
+    observation::tell(session, caller, "connection", observed);
+}
+
+impl Facts {
+    fn call(&self, destination: SocketAddr) -> TcpCall<'_> {
+        TcpCall {
+            destination,
+            sni: self.server_name.as_deref(),
+        }
     }
 }
 
@@ -121,7 +141,9 @@ async fn open(
     facts: &mut Facts,
 ) -> Result<AnyStream, Ended> {
     let view = session.worker.world.view();
-    permitted(session, &view, caller).map_err(|why| Ended::new(Reason::PolicyDenied, why))?;
+    observe(session, &view, caller, facts);
+    permitted(session, &view, caller, facts)
+        .map_err(|why| Ended::new(Reason::PolicyDenied, why))?;
     let mut tried: Vec<Str> = Vec::new();
     loop {
         let endpoint = endpoint(session, &view, caller, facts, &tried)?;
@@ -191,7 +213,7 @@ fn endpoint(
             });
         }
     };
-    let decision = match_tcp(&view.tables, &own, &call(asked), &caller.caller);
+    let decision = match_tcp(&view.tables, &own, &facts.call(asked), &caller.caller);
     let no_cluster = |why: String| Ended::new(Reason::NoCluster, why);
     let target = match &decision {
         TcpDecision::NoRoute => return Err(Ended::new(Reason::NoRoute, "no rule matches")),
@@ -284,7 +306,7 @@ async fn carry<S: Stream>(
                 Ok(()) = versions.changed() => {
                     let view = worker.world.view();
                     let caller = session.caller(&view).await;
-                    if let Err(why) = permitted(session, &view, &caller) {
+                    if let Err(why) = permitted(session, &view, &caller, facts) {
                         break Ended::new(Reason::PolicyWithdrawn, why);
                     }
                 }

@@ -13,6 +13,7 @@ use isobar_xds::Store;
 
 use crate::cluster::Clusters;
 use crate::feed::Feed;
+use crate::rates::Rates;
 
 /// Who this waypoint is.
 #[derive(Debug, Clone)]
@@ -42,6 +43,8 @@ pub struct World {
     pub admission: Admission,
     /// What is under way to each destination, and who is out, on all workers.
     pub clusters: Clusters,
+    /// What has been counted for rate limits, on all workers.
+    pub rates: Rates,
 }
 
 /// One moment of the world; a decision looks at one view only.
@@ -63,6 +66,7 @@ impl World {
             feed: Feed::default(),
             admission: Admission::default(),
             clusters: Clusters::default(),
+            rates: Rates::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
 use crate::output::{Format, Table, age, cell, print, print_value};
 
 /// Order of the columns; types that are not known here come after these.
-const TYPES: [&str; 7] = [
+const TYPES: [&str; 8] = [
     "Address",
     "Authorization",
     "Waypoint",
@@ -18,6 +18,7 @@ const TYPES: [&str; 7] = [
     "VirtualService",
     "DestinationRule",
     "WaypointAuthorization",
+    "RateLimitPolicy",
 ];
 
 pub(crate) async fn run(verbose: bool, global: &Global) -> anyhow::Result<ExitCode> {

@@ -11,13 +11,14 @@ use crate::engine::Planned;
 use crate::model::{BOUND_ACCOUNT, Verdict};
 
 /// Kinds whose status carries conditions of ours. Nothing is written on pods and accounts.
-const CONDITIONED: [Kind; 6] = [
+const CONDITIONED: [Kind; 7] = [
     Kind::Service,
     Kind::Gateway,
     Kind::AuthorizationPolicy,
     Kind::VirtualService,
     Kind::DestinationRule,
     Kind::ServiceEntry,
+    Kind::RateLimitPolicy,
 ];
 
 /// Everything that should be written for one plan.

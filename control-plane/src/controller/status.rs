@@ -139,6 +139,7 @@ fn status_of(set: &ObjectSet, object: &ObjectRef) -> Option<Value> {
         Kind::VirtualService => set.virtual_services.get(namespace, name)?.status.clone(),
         Kind::ServiceEntry => set.service_entries.get(namespace, name)?.status.clone(),
         Kind::DestinationRule => set.destination_rules.get(namespace, name)?.status.clone(),
+        Kind::RateLimitPolicy => set.rate_limit_policies.get(namespace, name)?.status.clone(),
         _ => None,
     }
 }
@@ -157,6 +158,9 @@ fn generation(set: &ObjectSet, object: &ObjectRef) -> i64 {
             of::<isobar_objects::istio::AuthorizationPolicy>(set, object)
         }
         Some(Kind::VirtualService) => of::<isobar_objects::istio::VirtualService>(set, object),
+        Some(Kind::RateLimitPolicy) => {
+            of::<isobar_objects::rate_limit::RateLimitPolicy>(set, object)
+        }
         Some(Kind::DestinationRule) => of::<isobar_objects::istio::DestinationRule>(set, object),
         Some(Kind::HttpRoute) => of::<isobar_objects::gateway_api::HttpRoute>(set, object),
         Some(Kind::GrpcRoute) => of::<isobar_objects::gateway_api::GrpcRoute>(set, object),

@@ -30,6 +30,8 @@ pub(crate) use verdict::Verdict;
 #[cfg(test)]
 pub(crate) mod golden_tests;
 #[cfg(test)]
+mod l7_tests;
+#[cfg(test)]
 mod outbound_tests;
 #[cfg(test)]
 mod policy_tests;

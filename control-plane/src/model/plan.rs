@@ -67,6 +67,8 @@ pub(crate) struct WaypointPlan {
     pub(crate) rules: Vec<isobar::DestinationRule>,
     /// Policies.
     pub(crate) authorizations: Vec<isobar::Authorization>,
+    /// Rate limits.
+    pub(crate) rate_limits: Vec<isobar::RateLimitPolicy>,
     /// Values of the label keys that are named.
     pub(crate) labels: Vec<isobar::WorkloadLabels>,
     /// The keys.
@@ -101,11 +103,8 @@ pub(crate) struct GatewayFacts {
 /// waypoints were served before; they stay, so that a changed subset never finds its new key
 /// missing.
 pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -> Plan {
-    let pods: Vec<PodFacts<'_>> = set
-        .pods
-        .iter()
-        .filter_map(|pod| PodFacts::read(&pod.object))
-        .collect();
+    let pods = set.pods.iter();
+    let pods: Vec<_> = pods.filter_map(|pod| PodFacts::read(&pod.object)).collect();
     let gateways = waypoints(set, &pods, settings);
     let mut bindings = Bindings::read(set, &gateways);
     let mut verdicts = std::mem::take(&mut bindings.verdicts);
@@ -144,15 +143,12 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     let reached = outbound::Reached(&services, &entries.services);
     let outbound = outbound::policies(set, settings, &hosts, &reached, &mut verdicts);
     workloads.extend(entries.workloads.into_iter().map(WorkloadPlan::elsewhere));
-    let scoping = Scoping::new(
-        set,
+    let places = l7::Places {
+        services: &services,
+        gateways: &gateways,
         settings,
-        &hosts,
-        &services,
-        &pods,
-        &targets,
-        &mut verdicts,
-    );
+    };
+    let scoping = Scoping::new(set, places, &hosts, &pods, &targets, &mut verdicts);
     let waypoints = plan_waypoints(&gateways, &scoping, kept_keys);
     let routes = scoping.route_statuses();
     verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
@@ -166,11 +162,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         latches: bindings.latches,
         authorizations,
         outbound,
-        entries: entries
-            .services
-            .into_iter()
-            .map(|entry| entry.wire)
-            .collect(),
+        entries: entries.services.into_iter().map(|e| e.wire).collect(),
         allocated: entries.allocated,
         services,
         workloads,
@@ -219,7 +211,7 @@ fn refuse_unprotected(services: &mut [ServicePlan], targets: &[l7::Targets]) {
             && service.waypoints.is_empty()
             && !service.is_waypoint
             && !service.fail_open;
-        let targeted = |t: &l7::Targets| t.restricts && t.services.contains(&service.key);
+        let targeted = |t: &l7::Targets| t.restricts && t.chosen.services.contains(&service.key);
         if unprotected && targets.iter().any(targeted) {
             service.wire.waypoint = Some(denied_address(&service.key.namespace));
         }

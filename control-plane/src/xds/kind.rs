@@ -12,6 +12,8 @@ pub(crate) enum Kind {
     OutboundPolicy,
     /// L7 policies, for one waypoint.
     WaypointAuthorization,
+    /// Rate limits, for one waypoint.
+    RateLimitPolicy,
     /// Workloads and services.
     Address,
     /// Label values that rules and subsets of one waypoint name.
@@ -24,11 +26,12 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind, in sending order.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Waypoint,
         Self::Authorization,
         Self::OutboundPolicy,
         Self::WaypointAuthorization,
+        Self::RateLimitPolicy,
         Self::Address,
         Self::WorkloadLabels,
         Self::DestinationRule,
@@ -43,6 +46,7 @@ impl Kind {
         Self::Waypoint,
         Self::Authorization,
         Self::WaypointAuthorization,
+        Self::RateLimitPolicy,
         Self::Address,
         Self::WorkloadLabels,
         Self::DestinationRule,
@@ -61,6 +65,7 @@ impl Kind {
             Self::Authorization => type_url::AUTHORIZATION,
             Self::OutboundPolicy => type_url::OUTBOUND_POLICY,
             Self::WaypointAuthorization => type_url::WAYPOINT_AUTHORIZATION,
+            Self::RateLimitPolicy => type_url::RATE_LIMIT_POLICY,
             Self::Address => type_url::ADDRESS,
             Self::WorkloadLabels => type_url::WORKLOAD_LABELS,
             Self::DestinationRule => type_url::DESTINATION_RULE,
@@ -80,6 +85,7 @@ impl Kind {
             Self::Authorization => "Authorization",
             Self::OutboundPolicy => "OutboundPolicy",
             Self::WaypointAuthorization => "WaypointAuthorization",
+            Self::RateLimitPolicy => "RateLimitPolicy",
             Self::Address => "Address",
             Self::WorkloadLabels => "WorkloadLabels",
             Self::DestinationRule => "DestinationRule",

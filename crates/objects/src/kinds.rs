@@ -39,11 +39,15 @@ pub enum Kind {
     PeerAuthentication,
     /// `security.istio.io`.
     AuthorizationPolicy,
+    /// `isobar.dev`.
+    RateLimitPolicy,
 }
 
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 pub(crate) const ISTIO_NETWORKING: &str = "networking.istio.io";
 pub(crate) const ISTIO_SECURITY: &str = "security.istio.io";
+/// Resources of our own.
+pub(crate) const ISOBAR: &str = "isobar.dev";
 
 impl Kind {
     /// Every kind, in the order in which a reader wants them: what others refer to comes first.
@@ -65,6 +69,7 @@ impl Kind {
         Self::GrpcRoute,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::RateLimitPolicy,
     ];
 
     /// The word in `kind:`.
@@ -88,6 +93,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RateLimitPolicy => "RateLimitPolicy",
         }
     }
 
@@ -105,6 +111,7 @@ impl Kind {
             | Self::GrpcRoute
             | Self::ReferenceGrant => GATEWAY_GROUP,
             Self::PeerAuthentication | Self::AuthorizationPolicy => ISTIO_SECURITY,
+            Self::RateLimitPolicy => ISOBAR,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Kubernetes and Istio objects: reading, validating, watching and writing them.
 //!
-//! * [`Kind`], [`Object`], [`ObjectSet`]: what the mesh reads, typed; [`istio`] and [`gateway_api`]
-//!   hold the resources that are not part of Kubernetes itself.
+//! * [`Kind`], [`Object`], [`ObjectSet`]: what the mesh reads, typed; [`istio`], [`gateway_api`]
+//!   and [`rate_limit`] hold the resources that are not part of Kubernetes itself.
 //! * [`read_text`], [`validate`], [`validate_dir`], [`Finding`]: from text to objects, and what is
 //!   wrong with it.
 //! * [`ObjectSource`] and [`DirectorySource`]: a set that follows its origin.
@@ -15,6 +15,7 @@ pub mod enrolment;
 pub mod gateway_api;
 pub mod istio;
 pub mod pods;
+pub mod rate_limit;
 pub mod selectors;
 
 mod directory;

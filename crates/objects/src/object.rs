@@ -12,6 +12,7 @@ use crate::istio::{
     VirtualService,
 };
 use crate::kinds::{Kind, ObjectRef};
+use crate::rate_limit::RateLimitPolicy;
 use crate::set::{ObjectMap, ObjectSet};
 use crate::strict::{self, Strict};
 
@@ -180,6 +181,7 @@ objects! {
     GrpcRoute => grpc_routes;
     PeerAuthentication => peer_authentications;
     AuthorizationPolicy => authorization_policies;
+    RateLimitPolicy => rate_limit_policies;
 }
 
 impl<S> Resource<S>

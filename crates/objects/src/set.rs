@@ -15,6 +15,7 @@ use crate::istio::{
 };
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::{Object, ObjectHead};
+use crate::rate_limit::RateLimitPolicy;
 
 /// Where an object came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,6 +280,8 @@ set! {
     peer_authentications: PeerAuthentication;
     /// Authorization policies.
     authorization_policies: AuthorizationPolicy;
+    /// Rate limits.
+    rate_limit_policies: RateLimitPolicy;
 }
 
 impl ObjectSet {

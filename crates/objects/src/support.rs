@@ -26,11 +26,9 @@ const fn gap(path: &'static str) -> Gap {
 }
 
 const VIRTUAL_SERVICE: &[Gap] = &[
-    gap("spec.http[].delegate"),
     gap("spec.http[].match[].statPrefix"),
     gap("spec.http[].fault.delay.exponentialDelay"),
     gap("spec.http[].fault.abort.http2Error"),
-    gap("spec.tls"),
 ];
 
 const DESTINATION_RULE: &[Gap] = &[gap("spec.workloadSelector")];
@@ -55,12 +53,8 @@ const TRAFFIC_POLICY: &[Gap] = &[
     gap("trafficPolicy.retryBudget.budgetInterval"),
 ];
 
-const AUTHORIZATION_POLICY: &[Gap] = &[
-    Gap {
-        path: "metadata.annotations.istio.io/dry-run",
-        asks: is_true,
-        hint: "remove the annotation to enforce the policy",
-    },
+/// Of policies with `targetRefs`, which waypoints enforce.
+const POLICY_OF_WAYPOINTS: &[Gap] = &[
     Gap {
         path: "spec.action",
         asks: is_custom,
@@ -69,10 +63,6 @@ const AUTHORIZATION_POLICY: &[Gap] = &[
     gap("spec.provider"),
     gap("spec.rules[].from[].source.requestPrincipals"),
     gap("spec.rules[].from[].source.notRequestPrincipals"),
-    gap("spec.rules[].from[].source.remoteIpBlocks"),
-    gap("spec.rules[].from[].source.notRemoteIpBlocks"),
-    gap("spec.rules[].from[].source.trustDomains"),
-    gap("spec.rules[].from[].source.notTrustDomains"),
     Gap {
         path: "spec.rules[].when[].key",
         asks: is_unknowable,
@@ -86,10 +76,27 @@ const SERVICE_ENTRY: &[Gap] = &[Gap {
     hint: "list the hosts, with resolution DNS",
 }];
 
+/// Beyond these, of policies that node proxies enforce.
+const POLICY_OF_NODES: &[Gap] = &[
+    Gap {
+        path: "metadata.annotations.istio.io/dry-run",
+        asks: is_true,
+        hint: "remove the annotation to enforce the policy",
+    },
+    gap("spec.rules[].from[].source.remoteIpBlocks"),
+    gap("spec.rules[].from[].source.notRemoteIpBlocks"),
+    gap("spec.rules[].from[].source.trustDomains"),
+    gap("spec.rules[].from[].source.notTrustDomains"),
+    Gap {
+        path: "spec.rules[].when[].key",
+        asks: is_remote,
+        hint: "",
+    },
+];
+
 const GATEWAY: &[Gap] = &[
     gap("spec.addresses"),
     gap("spec.allowedListeners"),
-    gap("spec.tls"),
     gap("spec.defaultScope"),
     gap("spec.listeners[].tls"),
     gap("spec.infrastructure.parametersRef"),
@@ -110,7 +117,7 @@ fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
             ("spec.", TRAFFIC_POLICY),
             ("spec.subsets[].", TRAFFIC_POLICY),
         ],
-        Kind::AuthorizationPolicy => &[("", AUTHORIZATION_POLICY)],
+        Kind::AuthorizationPolicy => &[("", POLICY_OF_WAYPOINTS)],
         Kind::ServiceEntry => &[("", SERVICE_ENTRY)],
         Kind::Gateway => &[("", GATEWAY)],
         Kind::HttpRoute | Kind::GrpcRoute => &[("", HTTP_ROUTE)],
@@ -129,7 +136,11 @@ fn gaps(kind: Kind) -> Vec<String> {
 /// One [`Severity::Unsupported`] finding for each field that asks for what we do not do yet.
 pub(crate) fn unsupported(kind: Kind, object: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (root, table) in tables(kind) {
+    let nodes: &[(&str, &[Gap])] = match kind {
+        Kind::AuthorizationPolicy if !has_targets(object) => &[("", POLICY_OF_NODES)],
+        _ => &[],
+    };
+    for (root, table) in tables(kind).iter().chain(nodes) {
         for gap in *table {
             let path = format!("{root}{}", gap.path);
             visit(object, &path, String::new(), &mut |field, value| {
@@ -212,13 +223,21 @@ fn wants_own_tls(value: &Value) -> bool {
     says_something(value) && value.get("mode").and_then(Value::as_str) != Some("ISTIO_MUTUAL")
 }
 
-/// Conditions that need tokens, forwarded addresses or Envoy's own metadata.
+/// Conditions that need tokens or Envoy's own metadata.
 fn is_unknowable(value: &Value) -> bool {
     value.as_str().is_some_and(|key| {
-        key == "remote.ip"
-            || key.starts_with("request.auth.")
-            || key.starts_with("experimental.envoy.")
+        key.starts_with("request.auth.") || key.starts_with("experimental.envoy.")
     })
+}
+
+fn is_remote(value: &Value) -> bool {
+    value.as_str() == Some("remote.ip")
+}
+
+fn has_targets(policy: &Value) -> bool {
+    let spec = policy.get("spec");
+    let says = |field| spec.and_then(|s| s.get(field)).is_some_and(says_something);
+    says("targetRefs") || says("targetRef")
 }
 
 #[cfg(test)]
@@ -237,12 +256,15 @@ mod tests {
             "exportTo": ["."],
             "http": [
                 {"retries": {"attempts": 0}, "mirrors": []},
-                {"retries": {"attempts": 2}, "delegate": {"name": "x"},
+                {"retries": {"attempts": 2}, "fault": {"abort": {"http2Error": "X"}},
                  "match": [{}, {"statPrefix": "g"}]}],
         }});
         assert_eq!(
             fields(Kind::VirtualService, &object),
-            ["spec.http[1].delegate", "spec.http[1].match[1].statPrefix"]
+            [
+                "spec.http[1].match[1].statPrefix",
+                "spec.http[1].fault.abort.http2Error"
+            ]
         );
         let rule = json!({"spec": {
             "exportTo": ["*"],
@@ -258,10 +280,16 @@ mod tests {
         assert_eq!(
             fields(Kind::AuthorizationPolicy, &policy),
             [
-                "metadata.annotations[istio.io/dry-run]",
                 "spec.action",
-                "spec.rules[0].when[1].key"
+                "spec.rules[0].when[1].key",
+                "metadata.annotations[istio.io/dry-run]"
             ]
+        );
+        let mut targeted = policy;
+        targeted["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "x"}]);
+        assert_eq!(
+            fields(Kind::AuthorizationPolicy, &targeted),
+            ["spec.action", "spec.rules[0].when[1].key"]
         );
     }
 }

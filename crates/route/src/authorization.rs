@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use isobar_proto::isobar::v1 as proto;
 use isobar_types::{Identity, NamespacedHostname, NamespacedName};
@@ -17,6 +18,8 @@ pub struct Policy {
     pub whole_waypoint: bool,
     /// Otherwise to these services only.
     pub services: Vec<NamespacedHostname>,
+    /// Evaluated and reported, not enforced.
+    pub dry_run: bool,
     pub(crate) effect: Effect,
     pub(crate) rules: Vec<Rule>,
 }
@@ -32,13 +35,12 @@ pub(crate) enum Effect {
 /// Proof that every policy was asked; only this module makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
-    allowed_by: Option<Audited>,
-    audited: Option<Audited>,
+    allowed_by: Option<MatchedRule>,
 }
 
 /// A policy and the place of its rule that matched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Audited {
+pub struct MatchedRule {
     /// The object.
     pub policy: NamespacedName,
     /// Place of the rule.
@@ -48,14 +50,8 @@ pub struct Audited {
 impl Permit {
     /// The ALLOW rule that matched; `None` where no ALLOW policy applies.
     #[must_use]
-    pub fn allowed_by(&self) -> Option<&Audited> {
+    pub fn allowed_by(&self) -> Option<&MatchedRule> {
         self.allowed_by.as_ref()
-    }
-
-    /// The first AUDIT rule that matched.
-    #[must_use]
-    pub fn audited(&self) -> Option<&Audited> {
-        self.audited.as_ref()
     }
 }
 
@@ -136,6 +132,7 @@ impl Policy {
                 .iter()
                 .map(crate::virtual_service::service_key)
                 .collect(),
+            dry_run: from.dry_run,
             effect,
             rules,
         }
@@ -161,7 +158,12 @@ impl Policy {
         }
     }
 
-    fn matching_rule(&self, subject: &Subject<'_>, lean: Lean) -> Option<usize> {
+    /// True if it has something to tell without deciding anything.
+    pub(crate) fn observes(&self) -> bool {
+        self.dry_run || self.effect == Effect::Audit
+    }
+
+    pub(crate) fn matching_rule(&self, subject: &Subject<'_>, lean: Lean) -> Option<usize> {
         self.rules.iter().position(|rule| rule.holds(subject, lean))
     }
 }
@@ -184,6 +186,18 @@ impl<'a> Subject<'a> {
             http: None,
             sni: None,
         }
+    }
+
+    pub(crate) fn of_http(call: &'a HttpCall<'a>, caller: &'a Caller) -> Self {
+        let mut subject = Self::new(caller, call.destination);
+        subject.http = Some(call);
+        subject
+    }
+
+    pub(crate) fn of_tcp(call: &TcpCall<'a>, caller: &'a Caller) -> Self {
+        let mut subject = Self::new(caller, call.destination);
+        subject.sni = call.sni;
+        subject
     }
 
     pub(crate) fn identity(&self) -> Option<&Identity> {
@@ -209,9 +223,7 @@ pub fn authorize_http(
     if !tables.has_policies(service) {
         return Ok(UNASKED);
     }
-    let mut subject = Subject::new(caller, call.destination);
-    subject.http = Some(call);
-    decide(tables, service, &subject)
+    decide(tables, service, &Subject::of_http(call, caller))
 }
 
 /// As [`authorize_http`] for an opaque connection: an attribute that only HTTP has never matches in
@@ -228,37 +240,23 @@ pub fn authorize_tcp(
     if !tables.has_policies(service) {
         return Ok(UNASKED);
     }
-    let mut subject = Subject::new(caller, call.destination);
-    subject.sni = call.sni;
-    decide(tables, service, &subject)
+    decide(tables, service, &Subject::of_tcp(call, caller))
 }
 
-const UNASKED: Permit = Permit {
-    allowed_by: None,
-    audited: None,
-};
+const UNASKED: Permit = Permit { allowed_by: None };
 
 fn decide(
     tables: &Tables,
     service: Option<&NamespacedHostname>,
     subject: &Subject<'_>,
 ) -> Result<Permit, Denied> {
-    let mut audited = None;
-    for policy in tables.policies_of(service) {
+    for policy in tables.policies_of(service).filter(|p| !p.dry_run) {
         match &policy.effect {
             Effect::Refuse(problem) => {
                 return Err(Denied::Unenforceable {
                     policy: policy.name.clone(),
                     problem: problem.clone(),
                 });
-            }
-            Effect::Audit if audited.is_none() => {
-                audited = policy
-                    .matching_rule(subject, Lean::Certain)
-                    .map(|rule| Audited {
-                        policy: policy.name.clone(),
-                        rule,
-                    });
             }
             Effect::Deny => {
                 if let Some(rule) = policy.matching_rule(subject, Lean::Possible) {
@@ -271,39 +269,31 @@ fn decide(
             Effect::Allow | Effect::Audit => {}
         }
     }
-    allowed(tables, service, subject, audited)
+    allowed(tables, service, subject)
 }
 
 fn allowed(
     tables: &Tables,
     service: Option<&NamespacedHostname>,
     subject: &Subject<'_>,
-    audited: Option<Audited>,
 ) -> Result<Permit, Denied> {
     let mut any = false;
-    for policy in tables
-        .policies_of(service)
-        .filter(|p| p.effect == Effect::Allow)
-    {
+    let enforced = |p: &&Arc<Policy>| p.effect == Effect::Allow && !p.dry_run;
+    for policy in tables.policies_of(service).filter(enforced) {
         any = true;
         if let Some(rule) = policy.matching_rule(subject, Lean::Certain) {
-            let allowed_by = Some(Audited {
-                policy: policy.name.clone(),
-                rule,
-            });
             return Ok(Permit {
-                allowed_by,
-                audited,
+                allowed_by: Some(MatchedRule {
+                    policy: policy.name.clone(),
+                    rule,
+                }),
             });
         }
     }
     if any {
         Err(Denied::NotAllowed)
     } else {
-        Ok(Permit {
-            allowed_by: None,
-            audited,
-        })
+        Ok(UNASKED)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Every part knows two answers: what certainly holds and what might. An ALLOW takes only what
 //! certainly holds, a DENY also what might; so whatever is not understood makes a policy stricter.
 
+use std::net::{IpAddr, SocketAddr};
+
 use http::HeaderName;
 use ipnet::IpNet;
 use isobar_proto::isobar::v1 as proto;
@@ -65,6 +67,8 @@ enum Attribute {
     ServiceAccount,
     TrustDomain,
     SourceIp,
+    /// The client that the last proxy before the caller says it speaks for, else the caller.
+    RemoteIp,
     DestinationIp,
     DestinationPort,
     Host,
@@ -136,6 +140,20 @@ fn compile_source(from: &proto::AuthorizationSource, namespace: &str) -> Result<
         &from.not_ip_blocks,
         net,
     )?;
+    push(
+        t,
+        Attribute::RemoteIp,
+        &from.remote_ip_blocks,
+        &from.not_remote_ip_blocks,
+        net,
+    )?;
+    push(
+        t,
+        Attribute::TrustDomain,
+        &from.trust_domains,
+        &from.not_trust_domains,
+        text_value,
+    )?;
     Ok(tests)
 }
 
@@ -170,7 +188,9 @@ fn compile_condition(
     let value = |m: &proto::ValueMatch| match &attribute {
         Attribute::Principal => principal_value(m),
         Attribute::ServiceAccount => account_value(m, namespace),
-        Attribute::SourceIp | Attribute::DestinationIp => net_value(exact(m)?),
+        Attribute::SourceIp | Attribute::RemoteIp | Attribute::DestinationIp => {
+            net_value(exact(m)?)
+        }
         Attribute::DestinationPort => {
             let text = exact(m)?;
             port_value(
@@ -202,10 +222,11 @@ impl Attribute {
             "source.serviceAccount" => Self::ServiceAccount,
             "source.trustDomain" => Self::TrustDomain,
             "source.ip" => Self::SourceIp,
+            "remote.ip" => Self::RemoteIp,
             "destination.ip" => Self::DestinationIp,
             "destination.port" => Self::DestinationPort,
             "connection.sni" => Self::ServerName,
-            // JWT claims, addresses from headers, filter metadata: nothing here can vouch for them.
+            // JWT claims, filter metadata: nothing here can vouch for them.
             _ => Self::Unknown,
         }
     }
@@ -324,6 +345,9 @@ impl Test {
                     .any(|v| v.account(&id.namespace, &id.service_account))
             }),
             Attribute::SourceIp => values.iter().any(|v| v.net(subject.caller.ip)),
+            Attribute::RemoteIp => {
+                remote_ip(subject).map_or(lean.unknown(), |ip| values.iter().any(|v| v.net(ip)))
+            }
             Attribute::DestinationIp => values.iter().any(|v| v.net(subject.destination.ip())),
             Attribute::DestinationPort => {
                 let port = subject.destination.port();
@@ -341,6 +365,19 @@ impl Test {
             }),
         }
     }
+}
+
+/// The last address of the last `x-forwarded-for`, as in Envoy without trusted hops; without that
+/// header the caller's. `None` if it is no address.
+fn remote_ip(subject: &Subject<'_>) -> Option<IpAddr> {
+    let headers = subject.http.map(|call| call.headers);
+    let lines = headers.map(|headers| headers.get_all("x-forwarded-for"));
+    let Some(line) = lines.and_then(|lines| lines.iter().next_back()) else {
+        return Some(subject.caller.ip);
+    };
+    let last = line.to_str().ok()?.rsplit(',').next()?.trim();
+    let with_port = || last.parse::<SocketAddr>().ok().map(|address| address.ip());
+    last.parse().ok().or_else(with_port)
 }
 
 /// Certain: every line as a whole. Possible: any line, or any comma-separated part of one.
@@ -381,7 +418,7 @@ impl Value {
         matches!(self, Self::Account { namespace: n, name: a } if n == namespace && a == account)
     }
 
-    fn net(&self, ip: std::net::IpAddr) -> bool {
+    fn net(&self, ip: IpAddr) -> bool {
         matches!(self, Self::Net(net) if net.contains(&ip.to_canonical()))
     }
 }

@@ -6,7 +6,9 @@
 //!
 //! * [`Tables`] / [`Draft`]: the compiled form of the `isobar.v1` resources, and how it changes.
 //! * [`match_http`], [`match_tcp`]: which rule takes it; [`HttpRoute`] and friends: what the rule does.
-//! * [`authorize_http`], [`authorize_tcp`]: DENY before ALLOW, stricter where not understood.
+//! * [`authorize_http`], [`authorize_tcp`]: DENY before ALLOW, stricter where not understood;
+//!   [`observe_http`], [`observe_tcp`]: audits and dry runs.
+//! * [`RateLimits`]: which requests count under which key, and what a bucket says.
 //! * [`path`]: the one normalised view of path and host that policy, routing and log share.
 //! * [`unsupported`]: fields of a `VirtualService` that are accepted but not honoured.
 
@@ -21,8 +23,10 @@ mod finder;
 mod hash;
 mod http_match;
 mod locality;
+mod observation;
 pub mod path;
 mod pattern;
+mod rate_limit;
 mod retry;
 mod table;
 mod tcp;
@@ -35,13 +39,15 @@ pub use action::{
     AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Preflight, Redirect,
     RedirectFrom, Rewrite, Target, Weighted, choose,
 };
-pub use authorization::{Audited, Denied, Permit, Policy, authorize_http, authorize_tcp};
+pub use authorization::{Denied, MatchedRule, Permit, Policy, authorize_http, authorize_tcp};
 pub use call::{Caller, HttpCall, Labels, TcpCall};
 pub use destination_rule::Subset;
 pub use hash::{HashCookie, HashKey, mix, score};
 pub use http_match::{HttpDecision, Taken, match_http};
 pub use locality::{LocalityRules, Place, Preference};
+pub use observation::{Observed, Outcome, observe_http, observe_tcp};
 pub use pattern::{Pattern, PatternError};
+pub use rate_limit::{RateLimit, RateLimits, Room};
 pub use retry::{Retries, TryFailure};
 pub use table::{Draft, ResourceError, Tables, WaypointInfo};
 pub use tcp::{L4Match, TcpDecision, TcpRoute, match_tcp};

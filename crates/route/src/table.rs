@@ -7,6 +7,7 @@ use isobar_types::{NamespacedHostname, NamespacedName, Str};
 use crate::authorization::Policy;
 use crate::call::Labels;
 use crate::destination_rule::{Combined, DestinationRule, NO_RULES, Subset};
+use crate::rate_limit::RateLimits;
 use crate::traffic::TrafficRules;
 use crate::virtual_service::VirtualService;
 
@@ -54,6 +55,7 @@ pub struct Tables {
     virtual_services: Arc<BTreeMap<NamespacedName, Arc<VirtualService>>>,
     destination_rules: Arc<BTreeMap<NamespacedName, Arc<DestinationRule>>>,
     policies: Arc<BTreeMap<NamespacedName, Arc<Policy>>>,
+    rate_limits: Arc<BTreeMap<NamespacedName, Arc<RateLimits>>>,
     index: Arc<Index>,
 }
 
@@ -64,6 +66,10 @@ struct Index {
     rules: HashMap<NamespacedHostname, Combined>,
     policies: HashMap<NamespacedHostname, Vec<Arc<Policy>>>,
     whole: Vec<Arc<Policy>>,
+    /// Some policy is an audit or a dry run.
+    observes: bool,
+    rates: HashMap<NamespacedHostname, Vec<Arc<RateLimits>>>,
+    rates_of_all: Vec<Arc<RateLimits>>,
 }
 
 impl Default for Tables {
@@ -76,6 +82,7 @@ impl Default for Tables {
             virtual_services: Arc::default(),
             destination_rules: Arc::default(),
             policies: Arc::default(),
+            rate_limits: Arc::default(),
             index: Arc::default(),
         }
     }
@@ -186,6 +193,27 @@ impl Tables {
         self.index.whole.iter().chain(own.into_iter().flatten())
     }
 
+    /// True if some policy is an audit or a dry run.
+    #[must_use]
+    pub fn observes(&self) -> bool {
+        self.index.observes
+    }
+
+    /// All rate limits, by name.
+    pub fn rate_limits(&self) -> impl Iterator<Item = &Arc<RateLimits>> {
+        self.rate_limits.values()
+    }
+
+    /// The rate limits that apply to a service (or, for `None`, to a pod's own address).
+    pub fn rate_limits_of(
+        &self,
+        service: Option<&NamespacedHostname>,
+    ) -> impl Iterator<Item = &Arc<RateLimits>> {
+        let own = service.and_then(|s| self.index.rates.get(s));
+        let all = &self.index.rates_of_all;
+        all.iter().chain(own.into_iter().flatten())
+    }
+
     pub(crate) fn has_policies(&self, service: Option<&NamespacedHostname>) -> bool {
         self.policies_of(service).next().is_some()
     }
@@ -292,6 +320,25 @@ impl Draft {
         self.reindex = true;
     }
 
+    /// Adds or replaces rate limits.
+    ///
+    /// # Errors
+    /// Names the field that cannot be used; the draft is unchanged.
+    pub fn upsert_rate_limits(
+        &mut self,
+        from: &proto::RateLimitPolicy,
+    ) -> Result<(), ResourceError> {
+        let object = Arc::new(RateLimits::compile(from)?);
+        Arc::make_mut(&mut self.next.rate_limits).insert(object.name.clone(), object);
+        self.reindex = true;
+        Ok(())
+    }
+
+    /// Removes rate limits by resource name.
+    pub fn remove_rate_limits(&mut self, name: &str) {
+        self.reindex |= remove(&mut self.next.rate_limits, name);
+    }
+
     /// Removes a `VirtualService` by resource name (`namespace/name`).
     pub fn remove_virtual_service(&mut self, name: &str) {
         self.reindex |= remove(&mut self.next.virtual_services, name);
@@ -349,6 +396,17 @@ fn index(tables: &Tables) -> Index {
     index.rules = combined
         .map(|(service, rules)| (service, Combined::of(&rules)))
         .collect();
+    for limits in tables.rate_limits.values() {
+        if limits.whole_waypoint {
+            index.rates_of_all.push(Arc::clone(limits));
+            continue;
+        }
+        for service in &limits.services {
+            let list = index.rates.entry(service.clone()).or_default();
+            list.push(Arc::clone(limits));
+        }
+    }
+    index.observes = tables.policies.values().any(|policy| policy.observes());
     for policy in tables.policies.values() {
         if policy.whole_waypoint {
             index.whole.push(Arc::clone(policy));

@@ -20,13 +20,6 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
             }
         }
     }
-    for (at, route) in object.tls.iter().enumerate() {
-        for (place, block) in route.matches.iter().enumerate() {
-            if !block.sni_hosts.is_empty() {
-                out.push(format!("tls[{at}].match[{place}].sniHosts"));
-            }
-        }
-    }
     out
 }
 

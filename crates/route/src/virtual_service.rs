@@ -308,7 +308,7 @@ fn compile_target(to: &proto::Destination) -> Result<Target, FieldError> {
     })
 }
 
-fn compile_match(from: &proto::HttpMatch) -> Result<HttpMatch, FieldError> {
+pub(crate) fn compile_match(from: &proto::HttpMatch) -> Result<HttpMatch, FieldError> {
     let text = |field: &str, m: &Option<proto::StringMatch>| {
         m.as_ref()
             .map(TextMatch::compile)

@@ -11,6 +11,7 @@ mod certificate;
 pub mod control;
 pub mod csr;
 mod failure;
+mod hello;
 mod key;
 mod mesh;
 mod names;
@@ -26,6 +27,7 @@ mod verify;
 
 pub use certificate::{CertificateError, CertificateInfo, WorkloadCertificate};
 pub use failure::CryptoFailure;
+pub use hello::Hello;
 pub use key::PrivateKey;
 pub use mesh::{ClientTls, HandshakeError, ServerTls, client_config, server_config};
 pub use peer::{PeerError, VerifiedPeer};

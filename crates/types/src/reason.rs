@@ -93,6 +93,8 @@ reasons! {
     DownstreamReset => "downstream_reset", "DC", Downstream;
     /// The TLS handshake with the caller failed, or its identity is not acceptable.
     DownstreamTls => "downstream_tls", "-", Downstream;
+    /// A RateLimitPolicy has no room for the request.
+    RateLimited => "rate_limited", "RL", Downstream;
     /// A limit of the proxy is reached.
     Overload => "overload", "UO", Local;
     /// The caller's identity has as many connections or streams open as one may.

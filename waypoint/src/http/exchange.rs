@@ -76,6 +76,8 @@ pub(crate) struct Changes {
     pub(crate) destination: Option<usize>,
     /// For the page that asked from another origin.
     pub(crate) cors: Option<HeaderMap>,
+    /// What rate limits tell the caller.
+    pub(crate) rates: Option<HeaderMap>,
 }
 
 impl Changes {

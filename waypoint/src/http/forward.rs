@@ -264,8 +264,8 @@ fn pass_on(
     exchange.upstream_time = Some(took);
     finish_headers(response.headers_mut(), took);
     exchange.changes.edit(response.headers_mut());
-    if let Some(cors) = exchange.changes.cors.take() {
-        response.headers_mut().extend(cors);
+    for more in [exchange.changes.cors.take(), exchange.changes.rates.take()] {
+        response.headers_mut().extend(more.unwrap_or_default());
     }
     exchange.code = response.status().as_u16();
     exchange.detail = "via_upstream".to_owned();

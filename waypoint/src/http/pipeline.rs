@@ -8,16 +8,20 @@ use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use isobar_route::{AbortWith, Action, HttpDecision, Preflight, RedirectFrom, Taken, match_http};
+use isobar_route::{
+    AbortWith, Action, HttpDecision, Preflight, RedirectFrom, Taken, match_http, observe_http,
+};
 use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::{Exchange, RequestFacts};
 use super::forward::forward;
+use super::rate;
 use super::reply::{self, Local};
 use super::sanitise::{self, REQUEST_ID};
 use super::standing::{Asked, Standing};
 use crate::attribution::Attributed;
+use crate::observation;
 use crate::session::Session;
 use crate::world::View;
 
@@ -111,6 +115,7 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
         }
         None => HttpDecision::Default,
     };
+    observe(&flow);
     let verdict = Standing::begin(&flow.session, tables, &flow.caller, &flow.asked);
     match &decision {
         HttpDecision::Default => flow.exchange.route_name = "default".to_owned(),
@@ -124,11 +129,37 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
             return Local::denied(denied.code_detail()).respond(flow.exchange);
         }
     }
-    match decision {
-        HttpDecision::Default => forward(flow, None).await,
-        HttpDecision::NoRoute => Local::no_route().respond(flow.exchange),
-        HttpDecision::Taken(taken) => act(flow, taken).await,
+    let taken = match decision {
+        HttpDecision::Default => None,
+        HttpDecision::NoRoute => return Local::no_route().respond(flow.exchange),
+        HttpDecision::Taken(taken) => Some(taken),
+    };
+    // Counted once it may come in: nobody uses up the room of others by being refused.
+    match rate::ask(&flow, taken.as_ref()) {
+        Ok(headers) => flow.exchange.changes.rates = headers,
+        Err(local) => return local.respond(flow.exchange),
     }
+    match taken {
+        None => forward(flow, None).await,
+        Some(taken) => act(flow, taken).await,
+    }
+}
+
+fn observe(flow: &Flow) {
+    let (session, tables) = (&flow.session, &flow.view.tables);
+    if !tables.observes() {
+        return;
+    }
+    let service = session.addressed.service().map(|s| &s.key);
+    let call = flow.asked.call(session);
+    let observed = observe_http(tables, service, &call, &flow.caller.caller);
+    let (method, path) = (call.method, call.path);
+    observation::tell(
+        session,
+        &flow.caller,
+        format_args!("{method} {path}"),
+        observed,
+    );
 }
 
 /// Faults, then cross-origin rules, then the rule's action: Envoy's filter order.

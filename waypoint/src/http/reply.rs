@@ -178,6 +178,19 @@ impl Local {
         local
     }
 
+    /// A rate limit has no room for the request; `which` names it for the log.
+    pub(super) fn rate_limited(which: String, headers: HeaderMap) -> Self {
+        let mut local = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            Reason::RateLimited,
+            "local_rate_limited",
+            "local_rate_limited",
+        );
+        local.failure = which;
+        *local.headers = headers;
+        local
+    }
+
     /// Finishes the exchange's record and builds the response. A gRPC caller gets its status in
     /// trailers-only form.
     pub(super) fn respond(self, mut exchange: Exchange) -> Response<ReplyBody> {
@@ -210,6 +223,7 @@ impl Local {
             (self.status, self.body)
         };
         headers.extend(exchange.changes.cors.take().unwrap_or_default());
+        headers.extend(exchange.changes.rates.take().unwrap_or_default());
         exchange.code = status.as_u16();
         exchange.response_head = head_size(&headers);
         let mut response = Response::new(ReplyBody::local(body, exchange));

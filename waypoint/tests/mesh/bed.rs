@@ -35,7 +35,7 @@ use isobar_xds::{CertError, CertSource};
 use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) use objects::{
-    allow_account, deny_path, forward, on_account, on_prefix, pods_deny, subsets, to,
+    allow_account, deny_path, forward, on_account, on_prefix, pods_deny, service_ref, subsets, to,
     virtual_service,
 };
 

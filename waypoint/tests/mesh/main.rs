@@ -6,6 +6,7 @@ mod bed;
 mod callers;
 mod destinations;
 mod http;
+mod rates;
 mod retries;
 mod tcp;
 mod translation;

@@ -1,3 +1,4 @@
+use isobar_proto::isobar::v1 as proto;
 use isobar_proto::istio::workload::AppProtocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -66,5 +67,79 @@ fn policies_hold_for_opaque_connections_and_cut_open_ones() {
         assert!(bed.line().await.contains("matched_policy[none]"));
         let mut allowed = bed.tunnel("other", VIP).await.unwrap();
         allowed.read_exact(&mut hello).await.unwrap();
+    });
+}
+
+/// Says its name to whoever says anything.
+async fn namer(bed: &Bed, name: &'static str, version: &'static str, at: &str) {
+    let listener = TcpListener::bind(at).await.unwrap();
+    bed.known_backend(name, version, listener.local_addr().unwrap());
+    bed.scope.spawn("namer", async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            drop(tokio::task::spawn_local(async move {
+                if tcp.read_u8().await.is_ok() {
+                    let _ = tcp.write_all(name.as_bytes()).await;
+                }
+            }));
+        }
+    });
+}
+
+/// The first message of a TLS client, as small as it may be.
+fn client_hello(server_name: &str) -> Vec<u8> {
+    fn sized(prefix: &[u8], size: usize, content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+        [prefix, &length[4 - size..], content].concat()
+    }
+    let name = sized(&[0], 2, server_name.as_bytes());
+    let extensions = [
+        sized(&[0, 0], 2, &sized(&[], 2, &name)),
+        // Groups, signatures, versions.
+        sized(&[0, 10], 2, &sized(&[], 2, &[0, 29])),
+        sized(&[0, 13], 2, &sized(&[], 2, &[4, 3])),
+        sized(&[0, 43], 2, &sized(&[], 1, &[3, 4])),
+    ];
+    let head = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    let hello = sized(&head, 2, &extensions.concat());
+    sized(&[22, 3, 1], 2, &sized(&[1], 3, &hello))
+}
+
+#[test]
+fn tls_goes_where_its_server_name_says() {
+    run(|bed| async move {
+        namer(&bed, "one", "v1", "127.0.1.5:0").await;
+        namer(&bed, "two", "v2", "127.0.1.6:0").await;
+        let rule = |host: &str, subset: &str| proto::TlsRoute {
+            matches: vec![proto::TlsMatch {
+                sni_hosts: vec![host.into()],
+                l4: None,
+            }],
+            destinations: vec![to(subset, 0)],
+        };
+        let mut object = virtual_service(vec![]);
+        object.tls = vec![rule("one.example", "v1"), rule("*.two.example", "v2")];
+        bed.tables(|t| {
+            t.upsert_destination_rule(&subsets()).unwrap();
+            t.upsert_virtual_service(&object).unwrap();
+        });
+        for protocol in [AppProtocol::Tls, AppProtocol::Unknown] {
+            bed.publish_mesh(protocol);
+            for (name, expect) in [
+                ("one.example", "one"),
+                ("A.Two.Example", "two"),
+                ("other.example", ""),
+            ] {
+                let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+                let hello = client_hello(name);
+                // In two parts: nobody promises that it comes at once.
+                tunnel.write_all(&hello[..20]).await.unwrap();
+                tunnel.flush().await.unwrap();
+                tokio::task::yield_now().await;
+                tunnel.write_all(&hello[20..]).await.unwrap();
+                let mut said = Vec::new();
+                let _ = tunnel.read_to_end(&mut said).await;
+                assert_eq!(String::from_utf8(said).unwrap(), expect, "{name}");
+            }
+        }
     });
 }

@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use isobar_objects::istio as from;
 use isobar_objects::istio::{Action, AuthorizationPolicy};
 use isobar_objects::{ObjectHead, ObjectSet};
@@ -10,8 +8,9 @@ use super::super::authorization::DRY_RUN;
 use super::super::gateways::Gateways;
 use super::super::services::ServicePlan;
 use super::super::settings::Settings;
-use super::super::verdict::{Severity, Verdict};
+use super::super::verdict::Verdict;
 use super::hosts::Hosts;
+use super::target_refs::{Chosen, Places};
 
 /// Condition type for what waypoints do with a policy.
 const CONDITION: &str = "WaypointAccepted";
@@ -21,10 +20,8 @@ const CONDITION: &str = "WaypointAccepted";
 pub(crate) struct Targets {
     /// The message, without its services.
     pub(crate) wire: wire::Authorization,
-    /// Waypoints it is about as a whole.
-    pub(crate) gateways: BTreeSet<NamespacedName>,
-    /// Services it is about.
-    pub(crate) services: BTreeSet<NamespacedName>,
+    /// What it is about.
+    pub(crate) chosen: Chosen,
     /// What to tell.
     pub(crate) verdict: Verdict,
     /// It would refuse something, so a target that cannot enforce it has to refuse.
@@ -38,23 +35,22 @@ pub(crate) fn targets(
     gateways: &Gateways<'_>,
     settings: &Settings,
 ) -> Vec<Targets> {
+    let places = Places {
+        services,
+        gateways,
+        settings,
+    };
     set.authorization_policies
         .iter()
         .filter(|policy| policy.spec.targets().next().is_some())
-        .map(|policy| target(policy, services, gateways, settings))
+        .map(|policy| target(policy, places))
         .collect()
 }
 
-fn target(
-    policy: &AuthorizationPolicy,
-    services: &[ServicePlan],
-    gateways: &Gateways<'_>,
-    settings: &Settings,
-) -> Targets {
+fn target(policy: &AuthorizationPolicy, places: Places<'_>) -> Targets {
     let mut found = Targets {
         wire: convert(policy),
-        gateways: BTreeSet::new(),
-        services: BTreeSet::new(),
+        chosen: Chosen::default(),
         verdict: Verdict::holds(
             policy.reference(),
             CONDITION,
@@ -66,33 +62,30 @@ fn target(
     };
     let mut problems = Vec::new();
     for reference in policy.spec.targets() {
-        if let Err(text) = found.add(reference, policy, services, gateways, settings) {
-            problems.push(text);
-        }
+        let added = found.chosen.add(reference, policy.namespace(), places);
+        problems.extend(added.err());
     }
     let fails = |reason, text: String| Verdict::fails(policy.reference(), CONDITION, reason, text);
-    if policy.annotation(DRY_RUN) == Some("true") {
-        found.verdict = fails(
-            "UnsupportedValue",
-            "dry run: the policy is not enforced".into(),
-        )
-        .severity(Severity::Warning);
-    } else if !found.wire.unenforceable.is_empty() {
-        let text = format!(
-            "{}; its targets refuse everything",
-            found.wire.unenforceable
-        );
+    if !found.wire.unenforceable.is_empty() {
+        let effect = if found.wire.dry_run {
+            "that would make its targets refuse everything"
+        } else {
+            "its targets refuse everything"
+        };
+        let text = format!("{}; {effect}", found.wire.unenforceable);
         found.verdict = fails("Invalid", text);
     } else if !problems.is_empty() {
-        let partly = !found.gateways.is_empty() || !found.services.is_empty();
+        let partly = !found.chosen.gateways.is_empty() || !found.chosen.services.is_empty();
         let reason = if partly {
             "PartiallyInvalid"
         } else {
             "TargetNotFound"
         };
         found.verdict = fails(reason, problems.join("; "));
-    } else if let Some(service) = services.iter().find(|service| {
-        found.services.contains(&service.key) && service.waypoints.is_empty() && found.restricts
+    } else if let Some(service) = places.services.iter().find(|service| {
+        found.chosen.services.contains(&service.key)
+            && service.waypoints.is_empty()
+            && found.restricts
     }) {
         let effect = if service.fail_open {
             "the policy is not enforced there"
@@ -104,51 +97,14 @@ fn target(
             service.key
         );
         found.verdict = fails("AncestorNotBound", text);
+    } else if found.wire.dry_run {
+        let text = "dry run: the waypoints of its targets evaluate it and tell, nothing is refused";
+        found.verdict = Verdict::holds(policy.reference(), CONDITION, "DryRun", text);
     }
     found
 }
 
 impl Targets {
-    fn add(
-        &mut self,
-        reference: &from::TargetReference,
-        policy: &AuthorizationPolicy,
-        services: &[ServicePlan],
-        gateways: &Gateways<'_>,
-        settings: &Settings,
-    ) -> Result<(), String> {
-        let namespace = policy.namespace();
-        if !reference.namespace.is_empty() && reference.namespace != namespace {
-            return Err(format!(
-                "target {} is in namespace {}, only the policy's own is allowed",
-                reference.name, reference.namespace
-            ));
-        }
-        let key = NamespacedName {
-            namespace: namespace.into(),
-            name: reference.name.as_str().into(),
-        };
-        match (reference.group.as_str(), reference.kind.as_str()) {
-            ("gateway.networking.k8s.io", "Gateway") if gateways.contains_key(&key) => {
-                self.gateways.insert(key);
-            }
-            ("gateway.networking.k8s.io", "GatewayClass")
-                if namespace == &*settings.root_namespace =>
-            {
-                let of_class = gateways
-                    .values()
-                    .filter(|g| g.gateway.spec.gateway_class_name == reference.name)
-                    .map(|g| g.key.clone());
-                self.gateways.extend(of_class);
-            }
-            ("" | "core", "Service") if services.iter().any(|s| s.key == key) => {
-                self.services.insert(key);
-            }
-            (_, kind) => return Err(format!("target {kind} {key} is not found")),
-        }
-        Ok(())
-    }
-
     /// The message for one waypoint, if the policy is about it or a service it serves.
     pub(super) fn for_waypoint(
         &self,
@@ -156,13 +112,10 @@ impl Targets {
         served: &[&ServicePlan],
         hosts: &Hosts,
     ) -> Option<wire::Authorization> {
-        if !self.restricts && self.wire.action != i32::from(wire::authorization::Action::Audit) {
-            return None;
-        }
-        let whole_waypoint = self.gateways.contains(waypoint);
+        let whole_waypoint = self.chosen.gateways.contains(waypoint);
         let services: Vec<_> = served
             .iter()
-            .filter(|service| self.services.contains(&service.key))
+            .filter(|service| self.chosen.services.contains(&service.key))
             .map(|service| hosts.reference(&service.wire.hostname, &service.key.namespace))
             .collect();
         (whole_waypoint || !services.is_empty()).then(|| wire::Authorization {
@@ -194,15 +147,22 @@ fn convert(policy: &AuthorizationPolicy) -> wire::Authorization {
         .collect();
     problems.sort_unstable();
     problems.dedup();
-    wire::Authorization {
+    let mut wire = wire::Authorization {
         namespace: policy.namespace().to_owned(),
         name: policy.name().to_owned(),
         action: action.into(),
         rules,
-        unenforceable: problems.join("; "),
         created: policy.created(),
+        dry_run: policy.annotation(DRY_RUN) == Some("true"),
         ..wire::Authorization::default()
+    };
+    if problems.is_empty() {
+        // What the waypoint itself would not take.
+        let compiled = isobar_route::Policy::compile(&wire);
+        problems.extend(compiled.unenforceable().map(str::to_owned));
     }
+    wire.unenforceable = problems.join("; ");
+    wire
 }
 
 fn convert_rule(
@@ -221,7 +181,8 @@ fn convert_rule(
     });
     let to = to.collect();
     let when = rule.when.iter().map(|condition| {
-        if condition.key.starts_with("request.auth") {
+        let unknown = ["request.auth", "experimental.envoy"];
+        if unknown.iter().any(|key| condition.key.starts_with(key)) {
             problems.push(format!("condition {} is not supported", condition.key));
         }
         wire::AuthorizationCondition {
@@ -245,10 +206,6 @@ fn convert_source(
             "notRequestPrincipals",
             !source.not_request_principals.is_empty(),
         ),
-        ("remoteIpBlocks", !source.remote_ip_blocks.is_empty()),
-        ("notRemoteIpBlocks", !source.not_remote_ip_blocks.is_empty()),
-        ("trustDomains", !source.trust_domains.is_empty()),
-        ("notTrustDomains", !source.not_trust_domains.is_empty()),
     ] {
         if set {
             problems.push(format!("{name} is not supported"));
@@ -263,6 +220,10 @@ fn convert_source(
         not_ip_blocks: source.not_ip_blocks.clone(),
         service_accounts: accounts(&source.service_accounts, namespace),
         not_service_accounts: accounts(&source.not_service_accounts, namespace),
+        remote_ip_blocks: source.remote_ip_blocks.clone(),
+        not_remote_ip_blocks: source.not_remote_ip_blocks.clone(),
+        trust_domains: values(&source.trust_domains, problems),
+        not_trust_domains: values(&source.not_trust_domains, problems),
     }
 }
 
@@ -270,11 +231,6 @@ fn convert_operation(
     operation: &from::Operation,
     problems: &mut Vec<String>,
 ) -> wire::AuthorizationOperation {
-    for path in operation.paths.iter().chain(&operation.not_paths) {
-        if path.contains('{') {
-            problems.push(format!("path template {path:?} is not supported"));
-        }
-    }
     wire::AuthorizationOperation {
         hosts: values(&operation.hosts, problems),
         not_hosts: values(&operation.not_hosts, problems),
@@ -282,9 +238,23 @@ fn convert_operation(
         not_ports: ports(&operation.not_ports, problems),
         methods: values(&operation.methods, problems),
         not_methods: values(&operation.not_methods, problems),
-        paths: values(&operation.paths, problems),
-        not_paths: values(&operation.not_paths, problems),
+        paths: paths(&operation.paths, problems),
+        not_paths: paths(&operation.not_paths, problems),
     }
+}
+
+/// Stars inside braces are those of a template, which is no star form.
+fn paths(texts: &[String], problems: &mut Vec<String>) -> Vec<wire::ValueMatch> {
+    let one = |text: &String| {
+        if text.contains("{*") {
+            let exact = wire::value_match::MatchType::Exact(text.clone());
+            return vec![wire::ValueMatch {
+                match_type: Some(exact),
+            }];
+        }
+        values(std::slice::from_ref(text), problems)
+    };
+    texts.iter().flat_map(one).collect()
 }
 
 fn ports(texts: &[String], problems: &mut Vec<String>) -> Vec<u32> {

@@ -1,11 +1,14 @@
 //! What waypoints are told: routes, rules and policies of the services they serve, nothing else.
 
 mod authorization;
+mod delegate;
 mod destination_rule;
 mod hosts;
+mod rate_limit;
 mod routes;
 mod scope;
 mod string_match;
+mod target_refs;
 mod traffic_policy;
 mod virtual_service;
 mod visibility;
@@ -14,4 +17,5 @@ pub(crate) use authorization::{Targets, targets};
 pub(crate) use hosts::{Hosts, exactness};
 pub(crate) use routes::{ParentStatus, RouteStatus};
 pub(crate) use scope::{KeptKeys, Scoping, plan_waypoint};
+pub(crate) use target_refs::Places;
 pub(crate) use visibility::is_exported;

@@ -13,7 +13,9 @@ use super::super::verdict::{Severity, Verdict};
 use super::super::workloads::uid;
 use super::authorization::Targets;
 use super::hosts::{Hosts, exactness};
+use super::rate_limit::{self, Rates};
 use super::routes::{RouteStatus, ServiceRoutes, service_routes};
+use super::target_refs::Places;
 use super::visibility::Visible;
 use super::{destination_rule, virtual_service};
 
@@ -30,15 +32,15 @@ pub(crate) struct Scoping<'a> {
     rules: Vec<Visible<wire::DestinationRule>>,
     targets: &'a [Targets],
     gateway_api: ServiceRoutes,
+    rates: Vec<Rates>,
 }
 
 impl<'a> Scoping<'a> {
     /// Converts routes and rules; tells what is not honoured in them.
     pub(crate) fn new(
         set: &ObjectSet,
-        settings: &'a Settings,
+        places: Places<'a>,
         hosts: &'a Hosts,
-        services: &'a [ServicePlan],
         pods: &'a [PodFacts<'a>],
         targets: &'a [Targets],
         verdicts: &mut Vec<Verdict>,
@@ -48,8 +50,13 @@ impl<'a> Scoping<'a> {
             if !object.spec.applies_to_mesh() {
                 continue;
             }
-            let converted = virtual_service::convert(object, hosts);
-            verdicts.push(accepted(object.reference(), &converted.unsupported));
+            let converted = virtual_service::convert(object, set, hosts);
+            verdicts.push(if converted.problems.is_empty() {
+                accepted(object.reference(), &converted.unsupported)
+            } else {
+                let text = converted.problems.join("; ");
+                Verdict::fails(object.reference(), CONDITION, "Invalid", text)
+            });
             routes.push(Visible {
                 wire: converted.wire,
                 export_to: object.spec.export_to.clone(),
@@ -65,14 +72,20 @@ impl<'a> Scoping<'a> {
             });
         }
         Self {
-            settings,
+            settings: places.settings,
             hosts,
-            services,
+            services: places.services,
             pods,
-            gateway_api: service_routes(set, hosts, services, &overridden(&routes, services)),
+            gateway_api: service_routes(
+                set,
+                hosts,
+                places.services,
+                &overridden(&routes, places.services),
+            ),
             routes,
             rules,
             targets,
+            rates: rate_limit::read(set, places, verdicts),
         }
     }
 
@@ -128,7 +141,13 @@ pub(crate) fn plan_waypoint(
         .iter()
         .filter_map(|targets| targets.for_waypoint(&waypoint.key, &served, scoping.hosts))
         .collect();
+    let rates = scoping.rates.iter().filter_map(|rates| {
+        let wire = rates.for_waypoint(&waypoint.key, &served, scoping.hosts)?;
+        Some((rates, wire))
+    });
+    let rates: Vec<_> = rates.collect();
     let mut label_keys = label_keys(&routes, &rules);
+    label_keys.extend(rates.iter().flat_map(|(r, _)| r.label_keys().cloned()));
     label_keys.extend(kept_keys.into_iter().flatten().cloned());
     WaypointPlan {
         key: waypoint.key.clone(),
@@ -148,6 +167,7 @@ pub(crate) fn plan_waypoint(
         routes,
         rules,
         authorizations,
+        rate_limits: rates.into_iter().map(|(_, wire)| wire).collect(),
     }
 }
 

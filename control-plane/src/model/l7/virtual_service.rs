@@ -1,14 +1,18 @@
-use isobar_objects::ObjectHead;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use isobar_objects::istio as from;
 use isobar_objects::istio::VirtualService;
+use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use wire::http_route::Action;
 
+use super::delegate;
 use super::hosts::Hosts;
 use super::string_match::{duration, string_match};
+use super::visibility::is_exported;
 
-/// Status of a reply that stands for a rule that is not supported.
-const NOT_SUPPORTED: u32 = 500;
+/// Status of a reply that stands for a rule that cannot be followed.
+const BROKEN: u32 = 500;
 
 /// One object as a waypoint gets it, without its parents, and what is not honoured in it.
 #[derive(Debug)]
@@ -17,16 +21,13 @@ pub(super) struct Converted {
     pub(super) wire: wire::VirtualService,
     /// Fields that are not honoured.
     pub(super) unsupported: Vec<String>,
+    /// Rules that cannot be followed, and why.
+    pub(super) problems: Vec<String>,
 }
 
 /// Converts one object. A rule or match that cannot be expressed refuses or never matches.
-pub(super) fn convert(object: &VirtualService, hosts: &Hosts) -> Converted {
-    let mut reader = Reader {
-        hosts,
-        namespace: object.namespace(),
-        unsupported: Vec::new(),
-        at: String::new(),
-    };
+pub(super) fn convert(object: &VirtualService, set: &ObjectSet, hosts: &Hosts) -> Converted {
+    let mut reader = Reader::new(hosts, object.namespace());
     let spec = &object.spec;
     let mut wire = wire::VirtualService {
         namespace: object.namespace().to_owned(),
@@ -41,7 +42,10 @@ pub(super) fn convert(object: &VirtualService, hosts: &Hosts) -> Converted {
     };
     for (index, route) in spec.http.iter().enumerate() {
         reader.at = format!("http[{index}]");
-        wire.http.extend(reader.http(route));
+        match &route.delegate {
+            Some(to) => wire.http.extend(reader.delegated(route, to, set)),
+            None => wire.http.extend(reader.http(route)),
+        }
     }
     for (index, route) in spec.tls.iter().enumerate() {
         reader.at = format!("tls[{index}]");
@@ -53,13 +57,18 @@ pub(super) fn convert(object: &VirtualService, hosts: &Hosts) -> Converted {
     }
     let mut unsupported = reader.unsupported;
     unsupported.extend(isobar_route::unsupported(&wire));
-    Converted { wire, unsupported }
+    Converted {
+        wire,
+        unsupported,
+        problems: reader.problems,
+    }
 }
 
 struct Reader<'a> {
     hosts: &'a Hosts,
     namespace: &'a str,
     unsupported: Vec<String>,
+    problems: Vec<String>,
     at: String,
 }
 
@@ -67,7 +76,17 @@ fn in_mesh(gateways: &[String]) -> bool {
     gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    const fn new(hosts: &'a Hosts, namespace: &'a str) -> Self {
+        Self {
+            hosts,
+            namespace,
+            unsupported: Vec::new(),
+            problems: Vec::new(),
+            at: String::new(),
+        }
+    }
+
     fn note(&mut self, field: &str) {
         self.unsupported.push(format!("{}.{field}", self.at));
     }
@@ -83,6 +102,11 @@ impl Reader<'_> {
         if matches.is_empty() && !route.matches.is_empty() {
             return None;
         }
+        let action = match &route.delegate {
+            // Filled in by the delegate's rules.
+            Some(_) => None,
+            None => Some(self.action(route)),
+        };
         let mut mirrors: Vec<_> = route.mirrors.iter().map(|m| self.mirror(m)).collect();
         if let Some(mirror) = &route.mirror {
             let percent = route.mirror_percentage.as_ref().map(|p| p.value);
@@ -96,7 +120,7 @@ impl Reader<'_> {
         Some(wire::HttpRoute {
             name: route.name.clone(),
             matches,
-            action: Some(self.action(route)),
+            action,
             rewrite: route.rewrite.as_ref().map(rewrite),
             headers: route.headers.as_ref().map(headers),
             timeout: route.timeout.map(duration),
@@ -107,11 +131,67 @@ impl Reader<'_> {
         })
     }
 
-    fn action(&mut self, route: &from::HttpRoute) -> Action {
-        if route.delegate.is_some() {
-            self.note("delegate");
-            return not_supported("delegate");
+    /// The rules of another object in the place of this one. Where there is no such object, requests
+    /// of this rule are refused and not left to later rules.
+    fn delegated(
+        &mut self,
+        route: &from::HttpRoute,
+        to: &from::Delegate,
+        set: &ObjectSet,
+    ) -> Vec<wire::HttpRoute> {
+        let Some(root) = self.http(route) else {
+            return Vec::new();
+        };
+        let namespace = match to.namespace.as_str() {
+            "" => self.namespace,
+            named => named,
+        };
+        let found = set.virtual_services.get(namespace, &to.name);
+        let problem = match found {
+            None => Some("does not exist"),
+            Some(found) if !is_exported(&found.spec.export_to, self.namespace, namespace) => {
+                Some("is not exported to this namespace")
+            }
+            Some(found) if !found.spec.hosts.is_empty() => {
+                Some("has hosts of its own, so nothing can be handed over to it")
+            }
+            Some(_) => None,
+        };
+        if let (Some(found), None) = (found, problem) {
+            let rules = self.rules_of(&found.object);
+            return delegate::merged(&root, rules);
         }
+        let problem = problem.unwrap_or_default();
+        let text = format!("VirtualService {namespace}/{} {problem}", to.name);
+        let action = Some(broken(&text));
+        self.problems.push(format!("{}.delegate: {text}", self.at));
+        vec![wire::HttpRoute { action, ..root }]
+    }
+
+    /// The rules of a delegate; names in it are those of its own namespace. One that hands over in
+    /// turn is refused, so that there are no circles.
+    fn rules_of(&mut self, found: &VirtualService) -> Vec<wire::HttpRoute> {
+        let mut reader = Reader::new(self.hosts, found.namespace());
+        let mut rules = Vec::new();
+        for (index, route) in found.spec.http.iter().enumerate() {
+            let (namespace, name) = (found.namespace(), found.name());
+            let place = format!("VirtualService {namespace}/{name} http[{index}]");
+            reader.at = format!("{}.delegate: {place}", self.at);
+            let nested = route.delegate.as_ref().map(|_| {
+                let text = format!("{place} is a delegate's, so it cannot hand over in turn");
+                self.problems.push(format!("{}.delegate: {text}", self.at));
+                broken(&text)
+            });
+            rules.extend(reader.http(route).map(|rule| wire::HttpRoute {
+                action: rule.action.or(nested),
+                ..rule
+            }));
+        }
+        self.unsupported.extend(reader.unsupported);
+        rules
+    }
+
+    fn action(&mut self, route: &from::HttpRoute) -> Action {
         if let Some(redirect) = &route.redirect {
             return Action::Redirect(http_redirect(redirect));
         }
@@ -124,14 +204,19 @@ impl Reader<'_> {
     }
 
     fn direct(&mut self, direct: &from::DirectResponse) -> Action {
-        let body = direct.body.as_ref();
-        if body.is_some_and(|body| body.bytes.is_some()) {
-            self.note("directResponse.body.bytes");
-        }
-        let text = body.and_then(|body| body.string.clone());
+        let body = direct.body.clone().unwrap_or_default();
+        let body = match (body.string, body.bytes) {
+            (Some(text), _) => text.into_bytes(),
+            (None, Some(encoded)) => BASE64.decode(&encoded).unwrap_or_else(|error| {
+                let text = format!("directResponse.body.bytes: {error}");
+                self.problems.push(format!("{}.{text}", self.at));
+                Vec::new()
+            }),
+            (None, None) => Vec::new(),
+        };
         Action::DirectResponse(wire::DirectResponse {
             status: direct.status,
-            body: text.unwrap_or_default().into_bytes(),
+            body,
         })
     }
 
@@ -265,14 +350,14 @@ impl Reader<'_> {
     }
 }
 
-fn not_supported(field: &str) -> Action {
+fn broken(why: &str) -> Action {
     Action::DirectResponse(wire::DirectResponse {
-        status: NOT_SUPPORTED,
-        body: format!("the route uses {field}, which is not supported\n").into_bytes(),
+        status: BROKEN,
+        body: format!("the route cannot be followed: {why}\n").into_bytes(),
     })
 }
 
-fn http_match(from: &from::HttpMatch) -> wire::HttpMatch {
+pub(super) fn http_match(from: &from::HttpMatch) -> wire::HttpMatch {
     let map = |all: &std::collections::BTreeMap<String, from::StringMatch>| {
         all.iter()
             .map(|(key, value)| (key.clone(), string_match(value)))

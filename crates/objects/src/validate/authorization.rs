@@ -1,6 +1,8 @@
 use super::Report;
 use crate::finding::Finding;
-use crate::istio::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source};
+use crate::istio::{
+    Action, AuthorizationPolicy, Condition, Operation, Rule, Source, TargetReference,
+};
 use crate::kinds::{GATEWAY_GROUP, ISTIO_NETWORKING};
 use crate::names;
 use crate::object::ObjectHead;
@@ -99,30 +101,35 @@ fn targets(policy: &AuthorizationPolicy, report: &mut Report) {
     let listed = spec.target_refs.iter().enumerate();
     let listed = listed.map(|(index, target)| (format!("spec.targetRefs[{index}]"), target));
     let single = spec.target_ref.iter();
-    for (field, target) in listed.chain(single.map(|target| ("spec.targetRef".into(), target))) {
-        if target.name.is_empty() {
-            report.error(format!("{field}.name"), "must not be empty");
+    for (field, one) in listed.chain(single.map(|target| ("spec.targetRef".into(), target))) {
+        target(&field, one, policy.namespace(), report);
+    }
+}
+
+/// One reference of an object in `namespace`.
+pub(super) fn target(field: &str, target: &TargetReference, namespace: &str, report: &mut Report) {
+    if target.name.is_empty() {
+        report.error(format!("{field}.name"), "must not be empty");
+    }
+    if !target.namespace.is_empty() && target.namespace != namespace {
+        report.error(
+            format!("{field}.namespace"),
+            "must be the policy's own namespace",
+        );
+    }
+    match (target.group.as_str(), target.kind.as_str()) {
+        ("" | "core", "Service") | (GATEWAY_GROUP, "Gateway" | "GatewayClass") => {}
+        (ISTIO_NETWORKING, "ServiceEntry") => {
+            report.unsupported(format!("{field}.kind"), &format!("target {}", target.kind));
         }
-        if !target.namespace.is_empty() && target.namespace != policy.namespace() {
-            report.error(
-                format!("{field}.namespace"),
-                "must be the policy's own namespace",
+        (group, kind) => {
+            let finding = Finding::error(
+                format!("{field}.kind"),
+                format!("a policy cannot target kind {kind:?} of group {group:?}"),
             );
-        }
-        match (target.group.as_str(), target.kind.as_str()) {
-            ("" | "core", "Service") | (GATEWAY_GROUP, "Gateway") => {}
-            (GATEWAY_GROUP, "GatewayClass") | (ISTIO_NETWORKING, "ServiceEntry") => {
-                report.unsupported(format!("{field}.kind"), &format!("target {}", target.kind));
-            }
-            (group, kind) => {
-                let finding = Finding::error(
-                    format!("{field}.kind"),
-                    format!("a policy cannot target kind {kind:?} of group {group:?}"),
-                );
-                report.push(finding.with_hint(
-                    "kind: Service with group: \"\", or kind: Gateway with group: gateway.networking.k8s.io",
-                ));
-            }
+            report.push(finding.with_hint(
+                "kind: Service with group: \"\", or kind: Gateway with group: gateway.networking.k8s.io",
+            ));
         }
     }
 }

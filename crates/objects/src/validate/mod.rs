@@ -6,6 +6,7 @@ mod gateway;
 mod kubernetes;
 mod network_policy;
 mod peer_authentication;
+mod rate_limit;
 mod references;
 mod route;
 mod service_entry;
@@ -47,6 +48,7 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::VirtualService(object) => virtual_service::check(&object.spec, &mut report),
         Object::DestinationRule(object) => destination_rule::check(&object.spec, &mut report),
         Object::AuthorizationPolicy(object) => authorization::check(object, &mut report),
+        Object::RateLimitPolicy(object) => rate_limit::check(object, &mut report),
         Object::PeerAuthentication(object) => peer_authentication::check(&object.spec, &mut report),
         Object::ServiceEntry(object) => service_entry::check(&object.spec, &mut report),
         Object::Gateway(object) => gateway::check(&object.spec, &mut report),

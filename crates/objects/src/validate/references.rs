@@ -39,6 +39,7 @@ pub fn validate_set(set: &ObjectSet, extent: Extent) -> Vec<Finding> {
         virtual_service(object, &hosts, &mut findings);
     }
     shared_hosts(set, &hosts, &mut findings);
+    delegates(set, &mut findings);
     for object in set.destination_rules.iter() {
         destination_rule(object, &hosts, &mut findings);
     }
@@ -162,6 +163,42 @@ fn note<T: ObjectHead>(
         object: Some(object.reference()),
         hint,
         ..Finding::warning(field, message)
+    }
+}
+
+/// Objects that rules are handed over to.
+fn delegates(set: &ObjectSet, findings: &mut Vec<Finding>) {
+    let mut used = BTreeSet::new();
+    for object in set.virtual_services.iter() {
+        for (index, route) in object.spec.http.iter().enumerate() {
+            let Some(to) = &route.delegate else { continue };
+            let namespace = match to.namespace.as_str() {
+                "" => object.namespace(),
+                named => named,
+            };
+            used.insert((namespace.to_owned(), to.name.clone()));
+            if set.virtual_services.get(namespace, &to.name).is_none() {
+                let field = format!("spec.http[{index}].delegate.name");
+                let message = format!(
+                    "there is no VirtualService {namespace}/{}: requests are answered 500",
+                    to.name
+                );
+                findings.push(note(object, field, message, None));
+            }
+        }
+    }
+    for object in set.virtual_services.iter() {
+        let key = (object.namespace().to_owned(), object.name().to_owned());
+        if object.spec.hosts.is_empty() && !used.contains(&key) {
+            let message = "no host, and no VirtualService hands over to it: it does nothing";
+            let hint = "name the service, for example svc-hello".to_owned();
+            findings.push(note(
+                object,
+                "spec.hosts".into(),
+                message.into(),
+                Some(hint),
+            ));
+        }
     }
 }
 

@@ -74,8 +74,7 @@ pub(super) fn check(spec: &VirtualServiceSpec, report: &mut Report) {
 
 fn hosts(spec: &VirtualServiceSpec, report: &mut Report) {
     if spec.hosts.is_empty() {
-        let finding = Finding::error("spec.hosts", "needs at least one host");
-        report.push(finding.with_hint("name the service, for example svc-hello"));
+        delegate(spec, report);
     }
     for (index, host) in spec.hosts.iter().enumerate() {
         let field = format!("spec.hosts[{index}]");
@@ -90,6 +89,24 @@ fn hosts(spec: &VirtualServiceSpec, report: &mut Report) {
         "host",
         named.map(|(index, host)| (format!("spec.hosts[{index}]"), host.as_str())),
     );
+}
+
+/// An object without hosts: others hand over to it, or its author has forgotten them.
+fn delegate(spec: &VirtualServiceSpec, report: &mut Report) {
+    let only_http = !spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty();
+    if !only_http || !spec.gateways.is_empty() {
+        let finding = Finding::error("spec.hosts", "needs at least one host");
+        report.push(finding.with_hint(
+            "name the service, for example svc-hello; only http rules that another \
+             VirtualService hands over to go without",
+        ));
+    }
+    for (index, route) in spec.http.iter().enumerate() {
+        if route.delegate.is_some() {
+            let field = format!("spec.http[{index}].delegate");
+            report.error(field, "a delegate cannot hand over in turn");
+        }
+    }
 }
 
 /// A host name, `*.suffix` or an address.
@@ -131,6 +148,11 @@ fn http_route(field: &str, route: &HttpRoute, report: &mut Report) {
             report.error(format!("{field}.rewrite"), "cannot be used with redirect");
         }
     }
+    if let Some(delegate) = &route.delegate
+        && delegate.name.is_empty()
+    {
+        report.error(format!("{field}.delegate.name"), "needs a name");
+    }
     if let Some(reply) = &route.direct_response {
         direct_response(&format!("{field}.directResponse"), reply, report);
     }
@@ -155,7 +177,7 @@ fn http_route(field: &str, route: &HttpRoute, report: &mut Report) {
     headers(&format!("{field}.headers"), route.headers.as_ref(), report);
 }
 
-fn http_match(field: &str, matched: &HttpMatch, report: &mut Report) {
+pub(super) fn http_match(field: &str, matched: &HttpMatch, report: &mut Report) {
     let texts = [
         ("uri", &matched.uri),
         ("scheme", &matched.scheme),

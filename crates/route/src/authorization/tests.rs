@@ -1,6 +1,7 @@
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::*;
+use crate::{Observed, Outcome, observe_http};
 use proto::authorization::Action;
 use proto::value_match::MatchType;
 
@@ -79,8 +80,8 @@ fn caller(account: &str) -> Caller {
     }
 }
 
-fn ask(tables: &Tables, account: &str, path: &str, headers: &HeaderMap) -> Result<Permit, Denied> {
-    let call = HttpCall {
+fn call<'a>(path: &'a str, headers: &'a HeaderMap) -> HttpCall<'a> {
+    HttpCall {
         method: &Method::GET,
         path,
         query: None,
@@ -89,7 +90,11 @@ fn ask(tables: &Tables, account: &str, path: &str, headers: &HeaderMap) -> Resul
         scheme: "http",
         headers,
         destination: ([10, 96, 0, 1], 8080).into(),
-    };
+    }
+}
+
+fn ask(tables: &Tables, account: &str, path: &str, headers: &HeaderMap) -> Result<Permit, Denied> {
+    let call = call(path, headers);
     authorize_http(tables, Some(&service()), &call, &caller(account))
 }
 
@@ -289,15 +294,119 @@ fn hosts_ports_methods_and_accounts() {
     ));
 }
 
+fn observed(tables: &Tables, account: &str, path: &str) -> Vec<(String, Option<usize>, Outcome)> {
+    let headers = HeaderMap::new();
+    let call = call(path, &headers);
+    let all = observe_http(tables, Some(&service()), &call, &caller(account));
+    let short = |o: Observed| (o.policy.name.to_string(), o.rule, o.outcome);
+    all.into_iter().map(short).collect()
+}
+
 #[test]
 fn audit_changes_nothing_but_is_reported() {
     let with = tables(&[policy(Action::Audit, vec![paths(&["/a"])])]);
-    let permit = ask(&with, "a", "/a", &HeaderMap::new()).unwrap();
-    assert_eq!(permit.audited().unwrap().rule, 0);
-    assert!(
-        ask(&with, "a", "/b", &HeaderMap::new())
-            .unwrap()
-            .audited()
-            .is_none()
-    );
+    assert!(ok(&with, "a", "/a"));
+    let audit = ("audit".to_owned(), Some(0), Outcome::Audit);
+    assert_eq!(observed(&with, "a", "/a"), [audit]);
+    assert!(observed(&with, "a", "/b").is_empty());
+}
+
+#[test]
+fn dry_runs_tell_what_they_would_do_and_do_nothing() {
+    let dry = |action, rules| proto::Authorization {
+        dry_run: true,
+        ..policy(action, rules)
+    };
+    let deny = tables(&[dry(Action::Deny, vec![paths(&["/x"]), paths(&["/a"])])]);
+    assert!(ok(&deny, "a", "/a"));
+    let would = ("deny".to_owned(), Some(1), Outcome::WouldDeny);
+    assert_eq!(observed(&deny, "a", "/a"), [would]);
+    assert!(observed(&deny, "a", "/b").is_empty());
+
+    let allow = |account: &str| vec![from(&format!("cluster.local/ns/default/sa/{account}"))];
+    let dry_allow = dry(Action::Allow, allow("a"));
+    let alone = tables(std::slice::from_ref(&dry_allow));
+    assert!(ok(&alone, "b", "/"));
+    let word = |account| {
+        let all = observed(&alone, account, "/");
+        all.into_iter()
+            .map(|(_, _, outcome)| outcome)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(word("a"), [Outcome::WouldAllow]);
+    assert_eq!(word("b"), [Outcome::WouldDeny]);
+    // Beside a policy in force that allows the call nothing would change.
+    let mut other = policy(Action::Allow, allow("b"));
+    other.name = "other".into();
+    let both = tables(&[dry_allow, other]);
+    assert!(observed(&both, "b", "/").is_empty());
+    assert!(!ok(&both, "a", "/"));
+    assert!(ok(&both, "b", "/"));
+
+    let mut broken = dry(Action::Allow, vec![]);
+    broken.unenforceable = "needs tokens".into();
+    let broken = tables(&[broken]);
+    assert!(ok(&broken, "a", "/"));
+    assert_eq!(observed(&broken, "a", "/")[0].2, Outcome::WouldDeny);
+}
+
+#[test]
+fn sources_by_trust_domain_and_by_the_client_behind_a_proxy() {
+    let source = |change: fn(&mut proto::AuthorizationSource)| {
+        let mut source = proto::AuthorizationSource::default();
+        change(&mut source);
+        proto::AuthorizationRule {
+            from: vec![source],
+            ..Default::default()
+        }
+    };
+    let domain = source(|s| s.trust_domains = vec![exact("cluster.local")]);
+    assert!(ok(
+        &tables(&[policy(Action::Allow, vec![domain])]),
+        "a",
+        "/"
+    ));
+    let foreign = source(|s| s.not_trust_domains = vec![exact("cluster.local")]);
+    assert!(!ok(
+        &tables(&[policy(Action::Allow, vec![foreign])]),
+        "a",
+        "/"
+    ));
+
+    let inside = || source(|s| s.remote_ip_blocks = vec!["192.0.2.0/24".into()]);
+    let allow = tables(&[policy(Action::Allow, vec![inside()])]);
+    let deny = tables(&[policy(Action::Deny, vec![inside()])]);
+    let key = when("remote.ip", &["192.0.2.0/24"], &[]);
+    let by_key = tables(&[policy(Action::Allow, vec![key])]);
+    for (lines, allowed, denied) in [
+        (&["192.0.2.7"][..], true, true),
+        (&["192.0.2.7", "10.0.0.1"], false, false),
+        (&["10.0.0.1, 192.0.2.7"], true, true),
+        (&["192.0.2.7:4711"], true, true),
+        (&["192.0.2.7, 10.0.0.1"], false, false),
+        // What is no address is stricter in both.
+        (&["nobody"], false, true),
+        (&[], false, false),
+    ] {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", HeaderValue::from_static(line));
+        }
+        let asks = |tables: &Tables| ask(tables, "a", "/", &headers).is_ok();
+        assert_eq!((asks(&allow), !asks(&deny)), (allowed, denied), "{lines:?}");
+        assert_eq!(asks(&by_key), allowed, "{lines:?}");
+    }
+}
+
+#[test]
+fn path_templates() {
+    let allow = tables(&[policy(Action::Allow, vec![paths(&["/a/{*}/c", "/d/{**}"])])]);
+    for (path, yes) in [
+        ("/a/b/c", true),
+        ("/a/b/x/c", false),
+        ("/d/x/y", true),
+        ("/e", false),
+    ] {
+        assert_eq!(ok(&allow, "a", path), yes, "{path}");
+    }
 }

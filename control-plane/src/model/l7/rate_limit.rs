@@ -1,0 +1,132 @@
+use isobar_objects::rate_limit::{CallerPart, RateLimit, RateLimitPolicy};
+use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_proto::isobar::v1 as wire;
+use isobar_types::NamespacedName;
+use wire::rate_limit::{Caller, Key, key::Kind};
+
+use super::super::services::ServicePlan;
+use super::super::verdict::{Severity, Verdict};
+use super::hosts::Hosts;
+use super::string_match::duration;
+use super::target_refs::{Chosen, Places};
+use super::virtual_service::http_match;
+
+/// Condition type for what waypoints do with a policy.
+const CONDITION: &str = "WaypointAccepted";
+
+/// Rate limits, and what they are about.
+#[derive(Debug)]
+pub(super) struct Rates {
+    /// The message, without its targets.
+    wire: wire::RateLimitPolicy,
+    chosen: Chosen,
+}
+
+/// All policies, and what to tell about them.
+pub(super) fn read(set: &ObjectSet, places: Places<'_>, verdicts: &mut Vec<Verdict>) -> Vec<Rates> {
+    let policies = set.rate_limit_policies.iter();
+    policies
+        .map(|policy| {
+            let mut chosen = Chosen::default();
+            let targets = policy.spec.target_refs.iter();
+            let added = targets.map(|target| chosen.add(target, policy.namespace(), places));
+            let problems: Vec<_> = added.filter_map(Result::err).collect();
+            verdicts.push(verdict(policy, &chosen, &problems, places.services));
+            Rates {
+                wire: convert(policy),
+                chosen,
+            }
+        })
+        .collect()
+}
+
+fn verdict(
+    policy: &RateLimitPolicy,
+    chosen: &Chosen,
+    problems: &[String],
+    services: &[ServicePlan],
+) -> Verdict {
+    let fails = |reason, text| Verdict::fails(policy.reference(), CONDITION, reason, text);
+    if !problems.is_empty() {
+        let partly = !chosen.gateways.is_empty() || !chosen.services.is_empty();
+        let reason = if partly {
+            "PartiallyInvalid"
+        } else {
+            "TargetNotFound"
+        };
+        return fails(reason, problems.join("; "));
+    }
+    let bare = |s: &&ServicePlan| chosen.services.contains(&s.key) && s.waypoints.is_empty();
+    if let Some(service) = services.iter().find(bare) {
+        let text = format!(
+            "Service {} has no waypoint: requests to it are not limited",
+            service.key
+        );
+        return fails("AncestorNotBound", text).severity(Severity::Warning);
+    }
+    let text = "counted by each copy of the waypoints of its targets on its own";
+    Verdict::holds(policy.reference(), CONDITION, "Accepted", text)
+}
+
+impl Rates {
+    /// The message for one waypoint, if the policy is about it or a service it serves.
+    pub(super) fn for_waypoint(
+        &self,
+        waypoint: &NamespacedName,
+        served: &[&ServicePlan],
+        hosts: &Hosts,
+    ) -> Option<wire::RateLimitPolicy> {
+        let whole_waypoint = self.chosen.gateways.contains(waypoint);
+        let services: Vec<_> = served
+            .iter()
+            .filter(|service| self.chosen.services.contains(&service.key))
+            .map(|service| hosts.reference(&service.wire.hostname, &service.key.namespace))
+            .collect();
+        (whole_waypoint || !services.is_empty()).then(|| wire::RateLimitPolicy {
+            whole_waypoint,
+            services,
+            ..self.wire.clone()
+        })
+    }
+
+    /// Label keys that its matches name.
+    pub(super) fn label_keys(&self) -> impl Iterator<Item = &String> {
+        let matches = self.wire.limits.iter().flat_map(|limit| &limit.matches);
+        matches.flat_map(|one| one.source_labels.keys())
+    }
+}
+
+fn convert(policy: &RateLimitPolicy) -> wire::RateLimitPolicy {
+    wire::RateLimitPolicy {
+        namespace: policy.namespace().to_owned(),
+        name: policy.name().to_owned(),
+        limits: policy.spec.limits.iter().map(limit).collect(),
+        created: policy.created(),
+        ..wire::RateLimitPolicy::default()
+    }
+}
+
+fn limit(from: &RateLimit) -> wire::RateLimit {
+    let part = |part: &CallerPart| match part {
+        CallerPart::Identity => Caller::Identity,
+        CallerPart::Namespace => Caller::Namespace,
+        CallerPart::Address => Caller::Address,
+    };
+    let keys = from.by.iter().map(|key| {
+        let caller = key.caller.as_ref().map(|c| Kind::Caller(part(c).into()));
+        let header = key.header.clone().map(Kind::Header);
+        let query = key.query_param.clone().map(Kind::QueryParam);
+        Key {
+            kind: caller.or(header).or(query).or(Some(Kind::Path(true))),
+        }
+    });
+    wire::RateLimit {
+        name: from.name.clone(),
+        matches: from.matches.iter().map(http_match).collect(),
+        routes: from.routes.clone(),
+        keys: keys.collect(),
+        requests: from.requests,
+        per: from.per.map(duration),
+        burst: from.burst.unwrap_or_default(),
+    }
+}

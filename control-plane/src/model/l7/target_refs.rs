@@ -1,0 +1,75 @@
+//! What `targetRefs` mean.
+
+use std::collections::BTreeSet;
+
+use isobar_objects::istio::TargetReference;
+use isobar_types::NamespacedName;
+
+use super::super::gateways::Gateways;
+use super::super::services::ServicePlan;
+use super::super::settings::Settings;
+
+/// Everything that can be a target.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    pub(crate) services: &'a [ServicePlan],
+    pub(crate) gateways: &'a Gateways<'a>,
+    pub(crate) settings: &'a Settings,
+}
+
+/// What an object is about.
+#[derive(Debug, Default)]
+pub(crate) struct Chosen {
+    /// Waypoints as a whole.
+    pub(crate) gateways: BTreeSet<NamespacedName>,
+    /// Services.
+    pub(crate) services: BTreeSet<NamespacedName>,
+}
+
+impl Chosen {
+    /// Adds what a reference of an object in `namespace` means.
+    ///
+    /// # Errors
+    /// A sentence, where it means nothing.
+    pub(super) fn add(
+        &mut self,
+        reference: &TargetReference,
+        namespace: &str,
+        places: Places<'_>,
+    ) -> Result<(), String> {
+        if !reference.namespace.is_empty() && reference.namespace != namespace {
+            return Err(format!(
+                "target {} is in namespace {}, only the policy's own is allowed",
+                reference.name, reference.namespace
+            ));
+        }
+        let key = NamespacedName {
+            namespace: namespace.into(),
+            name: reference.name.as_str().into(),
+        };
+        match (reference.group.as_str(), reference.kind.as_str()) {
+            ("gateway.networking.k8s.io", "Gateway") if places.gateways.contains_key(&key) => {
+                self.gateways.insert(key);
+            }
+            ("gateway.networking.k8s.io", "GatewayClass")
+                if namespace == &*places.settings.root_namespace =>
+            {
+                let class = &reference.name;
+                let all = places.gateways.values();
+                let of_class = all.filter(|g| g.gateway.spec.gateway_class_name == *class);
+                self.gateways.extend(of_class.map(|g| g.key.clone()));
+            }
+            ("gateway.networking.k8s.io", "GatewayClass") => {
+                return Err(format!(
+                    "target GatewayClass {} counts only in namespace {}",
+                    reference.name, places.settings.root_namespace
+                ));
+            }
+            ("" | "core", "Service") if places.services.iter().any(|s| s.key == key) => {
+                self.services.insert(key);
+            }
+            (_, kind) => return Err(format!("target {kind} {key} is not found")),
+        }
+        Ok(())
+    }
+}

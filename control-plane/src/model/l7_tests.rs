@@ -1,0 +1,146 @@
+use isobar_proto::isobar::v1 as wire;
+use wire::http_route::Action;
+
+use super::Plan;
+use super::golden_tests::{gateway, namespace, planned, policy, reasons, waypoint_pod};
+
+/// A namespace with the Service `cart` behind the waypoint `wp`, and these objects.
+fn shop(objects: &str) -> Plan {
+    let service = "---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{name: http, port: 80}]}
+";
+    planned(&format!(
+        "{}{service}{}{}{objects}",
+        namespace(""),
+        gateway("wp", ""),
+        waypoint_pod("wp", true)
+    ))
+}
+
+fn virtual_service(name: &str, place: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {{name: {name}, namespace: {place}}}\nspec: {{{spec}}}\n"
+    )
+}
+
+/// Host of the first destination, or the status of a direct response.
+fn goes_to(route: &wire::HttpRoute) -> String {
+    match route.action.as_ref() {
+        Some(Action::Forward(forward)) => {
+            let first = forward.destinations[0].destination.as_ref().unwrap();
+            first.service.as_ref().unwrap().hostname.clone()
+        }
+        Some(Action::DirectResponse(reply)) => reply.status.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_rule_hands_over_to_the_rules_of_another_object() {
+    let root = "hosts: [cart], http: [
+      {match: [{uri: {prefix: /a}}], name: root, timeout: 2s, delegate: {name: team, namespace: web}},
+      {route: [{destination: {host: cart}}]}]";
+    let team = "http: [
+      {match: [{uri: {exact: /a/1}}], name: one, route: [{destination: {host: own}}]},
+      {match: [{uri: {exact: /b}}], route: [{destination: {host: own}}]},
+      {timeout: 5s, directResponse: {status: 203, body: {bytes: aGk=}}}]";
+    let both = |team: &str| {
+        let team = virtual_service("team", "web", team);
+        shop(&format!("{}{team}", virtual_service("root", "shop", root)))
+    };
+    let plan = both(team);
+    let routes = &plan.waypoints[0].routes;
+    assert_eq!(routes.len(), 1, "the delegate is not a route of its own");
+    let http = &routes[0].http;
+    let names: Vec<_> = http.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["root-one", "root", ""]);
+    // Names in a delegate are those of its own namespace.
+    let to: Vec<_> = http.iter().map(goes_to).collect();
+    let (own, cart) = ("own.web.svc.cluster.local", "cart.shop.svc.cluster.local");
+    assert_eq!(to, [own, "203", cart]);
+    let seconds = |at: usize| http[at].timeout.map(|t| t.seconds);
+    assert_eq!([seconds(0), seconds(1)], [Some(2), Some(5)]);
+    let Some(Action::DirectResponse(reply)) = &http[1].action else {
+        unreachable!("seen above")
+    };
+    assert_eq!(reply.body, b"hi");
+    assert_eq!(reasons(&plan, "VirtualService shop/root"), ["Accepted"]);
+
+    // What cannot be handed over to is refused, and not left to the rules behind.
+    for (team, why) in [
+        (
+            "exportTo: [\".\"], http: [{directResponse: {status: 203}}]",
+            "exported",
+        ),
+        (
+            "hosts: [own], http: [{directResponse: {status: 203}}]",
+            "hosts",
+        ),
+    ] {
+        let plan = both(team);
+        let http = &plan.waypoints[0].routes[0].http;
+        let to: Vec<_> = http.iter().map(goes_to).collect();
+        assert_eq!(to, ["500", cart], "{why}");
+        assert_eq!(reasons(&plan, "VirtualService shop/root"), ["Invalid"]);
+    }
+    let alone = shop(&virtual_service("root", "shop", root));
+    assert_eq!(goes_to(&alone.waypoints[0].routes[0].http[0]), "500");
+}
+
+#[test]
+fn dry_runs_and_everything_a_source_may_say_reach_the_waypoint() {
+    let spec = "targetRefs: [{kind: Service, group: '', name: cart}], action: DENY, \
+                rules: [{from: [{source: {remoteIpBlocks: [192.0.2.0/24], trustDomains: [td]}}], \
+                to: [{operation: {paths: ['/a/{*}', '/b*']}}], when: [{key: remote.ip, values: [192.0.2.1]}]}]";
+    let plan = shop(&policy("shop", spec));
+    let sent = &plan.waypoints[0].authorizations[0];
+    assert_eq!(sent.unenforceable, "");
+    assert!(!sent.dry_run);
+    let source = &sent.rules[0].from[0];
+    assert_eq!(source.remote_ip_blocks, ["192.0.2.0/24"]);
+    assert_eq!(source.trust_domains.len(), 1);
+    assert_eq!(reasons(&plan, "AuthorizationPolicy shop/p"), ["Accepted"]);
+
+    let dry = policy("shop", spec).replace(
+        "namespace: shop",
+        "namespace: shop, annotations: {istio.io/dry-run: \"true\"}",
+    );
+    let plan = shop(&dry);
+    assert!(plan.waypoints[0].authorizations[0].dry_run);
+    assert_eq!(reasons(&plan, "AuthorizationPolicy shop/p"), ["DryRun"]);
+}
+
+#[test]
+fn rate_limits_reach_the_waypoints_of_their_targets() {
+    let limits = |target: &str| {
+        format!(
+            "---\napiVersion: isobar.dev/v1\nkind: RateLimitPolicy\n\
+             metadata: {{name: r, namespace: shop}}\nspec: {{targetRefs: [{target}], limits: [\
+             {{name: each, requests: 10, per: 1m, by: [{{caller: identity}}, {{header: x-user}}], \
+             match: [{{sourceLabels: {{team: a}}}}]}}]}}\n"
+        )
+    };
+    let service = "{kind: Service, group: '', name: cart}";
+    let plan = shop(&limits(service));
+    let sent = &plan.waypoints[0].rate_limits;
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].services.len(), 1);
+    assert!(!sent[0].whole_waypoint);
+    let limit = &sent[0].limits[0];
+    assert_eq!((limit.requests, limit.keys.len()), (10, 2));
+    assert_eq!(limit.per.map(|per| per.seconds), Some(60));
+    // What its matches ask of callers has to be known.
+    assert!(plan.waypoints[0].label_keys.contains("team"));
+    assert_eq!(reasons(&plan, "RateLimitPolicy shop/r"), ["Accepted"]);
+
+    let gateway = "{kind: Gateway, group: gateway.networking.k8s.io, name: wp}";
+    assert!(shop(&limits(gateway)).waypoints[0].rate_limits[0].whole_waypoint);
+    let nobody = shop(&limits("{kind: Service, group: '', name: nobody}"));
+    assert!(nobody.waypoints[0].rate_limits.is_empty());
+    let told = reasons(&nobody, "RateLimitPolicy shop/r");
+    assert_eq!(told, ["TargetNotFound"]);
+}

@@ -1,0 +1,281 @@
+//! Counts of rate limits, of all workers of this process together.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use isobar_route::{Caller, HttpCall, RateLimit, RateLimits, Room, Taken};
+
+const SHARDS: usize = 16;
+/// A full shard is swept at most so often (nanoseconds).
+const SWEEP: u64 = 100_000_000;
+/// Keys remembered in one shard. When all of them are in use, further keys of a limit share one count:
+/// whoever invents keys must neither cost memory nor get through.
+const MOST_KEYS: usize = 16 * 1024;
+
+/// Counts of every limit and key. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Rates {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    started: Instant,
+    /// Keys are kept as hashes that nobody outside can foresee.
+    random: RandomState,
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// By key, when its bucket is full again.
+    buckets: HashMap<u64, u64>,
+    swept: u64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                started: Instant::now(),
+                random: RandomState::new(),
+                shards: std::array::from_fn(|_| Mutex::default()),
+            }),
+        }
+    }
+}
+
+/// What the limits say of one request: the one with the least room counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict<'a> {
+    /// The object.
+    pub policy: &'a RateLimits,
+    /// Its limit.
+    pub limit: &'a RateLimit,
+    /// So many more would pass now.
+    pub remaining: u32,
+    /// Until everything is free again.
+    pub full_in: Duration,
+    /// The request does not pass; there is room for one after that.
+    pub wait: Option<Duration>,
+}
+
+/// Room that a request took.
+struct Took {
+    key: u64,
+    interval: u64,
+}
+
+impl Rates {
+    /// Counts a request, unless a limit has no room for it: then it counts nowhere. `None` if no limit
+    /// is about it.
+    pub fn ask<'a>(
+        &self,
+        policies: impl Iterator<Item = &'a Arc<RateLimits>>,
+        call: &HttpCall<'_>,
+        caller: &Caller,
+        route: Option<&Taken>,
+        now: Instant,
+    ) -> Option<Verdict<'a>> {
+        let now = nanos(now.saturating_duration_since(self.shared.started));
+        let mut least: Option<Verdict<'a>> = None;
+        let mut taken: Vec<Took> = Vec::new();
+        let all = policies.flat_map(|policy| policy.limits.iter().map(move |l| (policy, l)));
+        for (policy, limit) in all.filter(|(_, limit)| limit.counts(call, caller, route)) {
+            let common = self.key(policy, limit, |_| {});
+            let own = self.key(policy, limit, |into| limit.key(call, caller, into));
+            let (key, room) = self.take(own, common, limit, now);
+            let verdict = |remaining, full_in, wait: Option<u64>| Verdict {
+                policy: policy.as_ref(),
+                limit,
+                remaining,
+                full_in: Duration::from_nanos(full_in),
+                wait: wait.map(Duration::from_nanos),
+            };
+            match room {
+                Room::None { wait, full_in } => {
+                    taken.iter().for_each(|took| self.give_back(took));
+                    return Some(verdict(0, full_in, Some(wait)));
+                }
+                Room::Taken {
+                    remaining, full_in, ..
+                } => {
+                    let interval = limit.interval;
+                    taken.push(Took { key, interval });
+                    if least.is_none_or(|least| remaining < least.remaining) {
+                        least = Some(verdict(remaining, full_in, None));
+                    }
+                }
+            }
+        }
+        least
+    }
+
+    fn key(
+        &self,
+        policy: &RateLimits,
+        limit: &RateLimit,
+        rest: impl FnOnce(&mut std::hash::DefaultHasher),
+    ) -> u64 {
+        let mut hasher = self.shared.random.build_hasher();
+        policy.name.hash(&mut hasher);
+        limit.name.hash(&mut hasher);
+        rest(&mut hasher);
+        hasher.finish()
+    }
+
+    fn shard(&self, key: u64) -> MutexGuard<'_, Shard> {
+        let at = usize::try_from(key >> 32).unwrap_or(0) % SHARDS;
+        let shard = &self.shared.shards[at];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes room under `own`, or under `common` where no further key has a place.
+    fn take(&self, own: u64, common: u64, limit: &RateLimit, now: u64) -> (u64, Room) {
+        let mut shard = self.shard(own);
+        if !shard.has_place(own, now) {
+            drop(shard);
+            return (common, self.shard(common).take(common, limit, now));
+        }
+        let room = shard.take(own, limit, now);
+        (own, room)
+    }
+
+    fn give_back(&self, took: &Took) {
+        if let Some(bucket) = self.shard(took.key).buckets.get_mut(&took.key) {
+            *bucket = bucket.saturating_sub(took.interval);
+        }
+    }
+}
+
+impl Shard {
+    fn has_place(&mut self, key: u64, now: u64) -> bool {
+        if self.buckets.len() < MOST_KEYS || self.buckets.contains_key(&key) {
+            return true;
+        }
+        if now.saturating_sub(self.swept) >= SWEEP {
+            self.swept = now;
+            // A bucket that is full again is as good as a new one.
+            self.buckets.retain(|_, full_at| *full_at > now);
+        }
+        self.buckets.len() < MOST_KEYS
+    }
+
+    fn take(&mut self, key: u64, limit: &RateLimit, now: u64) -> Room {
+        let bucket = self.buckets.get(&key).copied().unwrap_or(0);
+        let room = limit.take(bucket, now);
+        if let Room::Taken { bucket, .. } = room {
+            self.buckets.insert(key, bucket);
+        }
+        room
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use isobar_proto::isobar::v1 as proto;
+    use isobar_route::{Labels, Tables};
+    use isobar_types::Identity;
+
+    use super::*;
+
+    fn by_identity(requests: u32) -> proto::RateLimit {
+        let identity = proto::rate_limit::Caller::Identity.into();
+        proto::RateLimit {
+            requests,
+            keys: vec![proto::rate_limit::Key {
+                kind: Some(proto::rate_limit::key::Kind::Caller(identity)),
+            }],
+            ..Default::default()
+        }
+    }
+
+    fn tables(limits: Vec<proto::RateLimit>) -> Tables {
+        let mut draft = Tables::default().draft();
+        let policy = proto::RateLimitPolicy {
+            namespace: "default".into(),
+            name: "p".into(),
+            whole_waypoint: true,
+            limits,
+            ..Default::default()
+        };
+        draft.upsert_rate_limits(&policy).unwrap();
+        draft.finish()
+    }
+
+    fn passes(rates: &Rates, tables: &Tables, account: &str, now: Instant) -> bool {
+        let headers = ::http::HeaderMap::new();
+        let call = HttpCall {
+            method: &::http::Method::GET,
+            path: "/",
+            query: None,
+            authority: "svc",
+            written_authority: "svc",
+            scheme: "http",
+            headers: &headers,
+            destination: ([10, 0, 0, 1], 80).into(),
+        };
+        let caller = Caller {
+            identity: Some(Identity::new("cluster.local", "default", account)),
+            ip: [10, 0, 0, 2].into(),
+            labels: None::<Arc<Labels>>,
+        };
+        let asked = rates.ask(tables.rate_limits_of(None), &call, &caller, None, now);
+        asked.is_some_and(|verdict| verdict.wait.is_none())
+    }
+
+    #[test]
+    fn each_caller_has_its_own_count() {
+        let (rates, tables) = (Rates::default(), tables(vec![by_identity(2)]));
+        let now = Instant::now();
+        let count = |account| {
+            (0..5)
+                .filter(|_| passes(&rates, &tables, account, now))
+                .count()
+        };
+        assert_eq!((count("a"), count("b")), (2, 2));
+        let later = now + Duration::from_millis(500);
+        assert!(passes(&rates, &tables, "a", later));
+        assert!(!passes(&rates, &tables, "a", later));
+    }
+
+    #[test]
+    fn what_one_limit_refuses_counts_in_none() {
+        let rates = Rates::default();
+        let both = tables(vec![by_identity(9), by_identity(1)]);
+        let now = Instant::now();
+        let passed = (0..5).filter(|_| passes(&rates, &both, "a", now)).count();
+        assert_eq!(passed, 1);
+        // The wide limit, under its own name, has room for all but that one.
+        let wide = tables(vec![by_identity(9)]);
+        let passed = (0..20).filter(|_| passes(&rates, &wide, "a", now)).count();
+        assert_eq!(passed, 8);
+    }
+
+    #[test]
+    fn invented_keys_share_one_count_once_memory_is_full() {
+        let (rates, tables) = (Rates::default(), tables(vec![by_identity(1)]));
+        let now = Instant::now();
+        for shard in &rates.shared.shards {
+            let keys = (0..MOST_KEYS as u64).map(|key| (key, u64::MAX));
+            shard.lock().unwrap().buckets.extend(keys);
+        }
+        let passed = (0..50)
+            .filter(|n| passes(&rates, &tables, &format!("invented-{n}"), now))
+            .count();
+        assert_eq!(passed, 1);
+        // Once the buckets are full again their places are free.
+        for shard in &rates.shared.shards {
+            let mut shard = shard.lock().unwrap();
+            shard.buckets.values_mut().for_each(|at| *at = 1);
+        }
+        assert!(passes(&rates, &tables, "one", now + Duration::from_secs(1)));
+        assert!(passes(&rates, &tables, "two", now + Duration::from_secs(1)));
+    }
+}
