@@ -53,6 +53,8 @@ pub(crate) enum Contender {
     Floor,
     /// Our proxy.
     Ours,
+    /// Our proxy, with its short cut between pods of a node.
+    ShortCut,
     /// The other one.
     Peer,
 }
@@ -63,6 +65,7 @@ impl Contender {
             Self::NoMesh => "no mesh",
             Self::Floor => "TLS floor",
             Self::Ours => "isobar",
+            Self::ShortCut => "isobar, short cut",
             Self::Peer => "peer",
         }
     }
@@ -114,6 +117,10 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         let mut rigs = Vec::new();
         for (contender, program) in options.contenders() {
             rigs.push(Rig::start(contender, program, &[]).await?);
+        }
+        if options.wants("loads") {
+            let on = [("ISOBAR_SAME_NODE", "true")];
+            rigs.push(Rig::start(Contender::ShortCut, None, &on).await?);
         }
         if options.wants("loads") {
             rounds::loads(&rigs, options, &mut results.loads).await?;

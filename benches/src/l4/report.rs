@@ -6,10 +6,11 @@ use anyhow::{Context, Result};
 use super::rounds::{Sample, Unit};
 use super::{Contender, Results};
 
-const ALL: [Contender; 4] = [
+const ALL: [Contender; 5] = [
     Contender::NoMesh,
     Contender::Floor,
     Contender::Ours,
+    Contender::ShortCut,
     Contender::Peer,
 ];
 
@@ -111,20 +112,29 @@ fn loads(results: &Results, text: &mut String) {
     }
     for (name, unit) in names {
         let _ = writeln!(text, "\n## {name}\n");
-        let _ = writeln!(
-            text,
-            "| figure | no mesh | TLS floor | isobar | peer | isobar / peer |\n|---|---:|---:|---:|---:|---:|"
-        );
         let of: Vec<_> = results.loads.iter().filter(|s| s.load == name).collect();
+        let took_part = |who: &Contender| of.iter().any(|s| s.contender == *who);
+        let shown: Vec<_> = ALL.into_iter().filter(took_part).collect();
+        let mut columns: Vec<_> = shown.iter().map(|who| who.name().to_owned()).collect();
+        columns.extend(compared(&shown).map(|who| format!("{} / peer", who.name())));
+        let rule = "---:|".repeat(columns.len());
+        let _ = writeln!(text, "| figure | {} |\n|---|{rule}", columns.join(" | "));
         for figure in figures(unit) {
-            let _ = writeln!(text, "{}", row(&of, &figure));
+            let _ = writeln!(text, "{}", row(&of, &shown, &figure));
         }
     }
 }
 
-fn row(samples: &[&Sample], figure: &Figure) -> String {
+/// Ours among those `shown`, if there is a peer to compare with.
+fn compared(shown: &[Contender]) -> impl Iterator<Item = Contender> {
+    let ours = |who: &Contender| matches!(who, Contender::Ours | Contender::ShortCut);
+    let peer = shown.contains(&Contender::Peer);
+    shown.iter().copied().filter(move |who| peer && ours(who))
+}
+
+fn row(samples: &[&Sample], shown: &[Contender], figure: &Figure) -> String {
     let mut row = format!("| {} |", figure.name);
-    for contender in ALL {
+    for &contender in shown {
         let of = samples.iter().filter(|s| s.contender == contender);
         let cell = median(of.map(|s| (figure.get)(s)).collect());
         let proxied = !matches!(contender, Contender::NoMesh);
@@ -134,15 +144,17 @@ fn row(samples: &[&Sample], figure: &Figure) -> String {
             None => row.push_str(" - |"),
         }
     }
-    match ratio(samples, figure.get) {
-        Some(ratio) => drop(write!(row, " {ratio:.2} |")),
-        None => row.push_str(" - |"),
+    for who in compared(shown) {
+        match ratio(samples, who, figure.get) {
+            Some(ratio) => drop(write!(row, " {ratio:.2} |")),
+            None => row.push_str(" - |"),
+        }
     }
     row
 }
 
-/// Median over the rounds of ours divided by the peer's.
-fn ratio(samples: &[&Sample], get: fn(&Sample) -> f64) -> Option<f64> {
+/// Median over the rounds of what `who` has divided by the peer's.
+fn ratio(samples: &[&Sample], who: Contender, get: fn(&Sample) -> f64) -> Option<f64> {
     let of = |contender, round| {
         let mut all = samples.iter();
         all.find(|s| s.contender == contender && s.round == round)
@@ -150,7 +162,7 @@ fn ratio(samples: &[&Sample], get: fn(&Sample) -> f64) -> Option<f64> {
     };
     let rounds = samples.iter().map(|s| s.round).max()?;
     let pairs = (1..=rounds).filter_map(|round| {
-        let (ours, peer) = (of(Contender::Ours, round)?, of(Contender::Peer, round)?);
+        let (ours, peer) = (of(who, round)?, of(Contender::Peer, round)?);
         (peer > 0.0).then_some(ours / peer)
     });
     median(pairs.collect())
@@ -251,12 +263,9 @@ mod tests {
             ..Results::default()
         };
         let text = markdown(&results);
+        assert!(text.contains("| rate | 400/s | 100/s | 2.00 |"), "{text}");
         assert!(
-            text.contains("| rate | - | - | 400/s | 100/s | 2.00 |"),
-            "{text}"
-        );
-        assert!(
-            text.contains("| RSS after, larger | - | - | 2.0 MiB | 2.0 MiB | 1.00 |"),
+            text.contains("| RSS after, larger | 2.0 MiB | 2.0 MiB | 1.00 |"),
             "{text}"
         );
     }

@@ -147,7 +147,7 @@ impl Rig {
     async fn service(&self, contender: Contender, place: Where, port: u16) -> Result<SocketAddr> {
         let namespace = match contender {
             Contender::NoMesh | Contender::Floor => "bench-plain",
-            Contender::Ours | Contender::Peer => "bench-mesh",
+            Contender::Ours | Contender::ShortCut | Contender::Peer => "bench-mesh",
         };
         let pod = match place {
             Where::SameNode => "near",
@@ -241,7 +241,7 @@ impl Rig {
                 near: usage_of_marked(&[&format!("{MARK}=floor-near")]),
                 far: usage_of_marked(&[&format!("{MARK}=floor-far")]),
             },
-            Contender::Ours | Contender::Peer => BothEnds {
+            Contender::Ours | Contender::ShortCut | Contender::Peer => BothEnds {
                 near: node("node-1"),
                 far: node("node-2"),
             },
@@ -262,7 +262,7 @@ impl Rig {
                 SocketAddr::from(([127, 0, 0, 1], port + 1000)),
             ),
             Contender::NoMesh => ("bench-plain", self.service(contender, place, port).await?),
-            Contender::Ours | Contender::Peer => {
+            Contender::Ours | Contender::ShortCut | Contender::Peer => {
                 ("bench-mesh", self.service(contender, place, port).await?)
             }
         };

@@ -128,7 +128,7 @@ pub(super) async fn loads(rigs: &[Rig], options: &Options, into: &mut Vec<Sample
             // The floor has a TLS connection for each TCP connection: nothing to compare new
             // connections with, and no proxy at all on one node.
             let floor = plan.place == Where::Across && plan.kind != Kind::Connections;
-            for (contender, rig) in order(rigs, round, floor) {
+            for (contender, rig) in order(rigs, round, plan.place, floor) {
                 eprintln!("round {round}: {}, {}", plan.name, contender.name());
                 into.push(one(rig, contender, plan, &load, round).await?);
             }
@@ -154,7 +154,7 @@ pub(super) async fn paced(rigs: &[Rig], options: &Options, into: &mut Vec<Sample
     };
     for round in 1..=options.pairs {
         eprintln!("pair {round} of {}: {}", options.pairs, plan.name);
-        for (contender, rig) in order(rigs, round, false) {
+        for (contender, rig) in order(rigs, round, plan.place, false) {
             into.push(one(rig, contender, &plan, &load, round).await?);
         }
     }
@@ -162,12 +162,15 @@ pub(super) async fn paced(rigs: &[Rig], options: &Options, into: &mut Vec<Sample
 }
 
 /// Who is measured in a round, in turn from either end.
-fn order(rigs: &[Rig], round: u32, floor: bool) -> Vec<(Contender, &Rig)> {
+fn order(rigs: &[Rig], round: u32, place: Where, floor: bool) -> Vec<(Contender, &Rig)> {
     let mut all = vec![(Contender::NoMesh, &rigs[0])];
     if floor {
         all.push((Contender::Floor, &rigs[0]));
     }
-    all.extend(rigs.iter().map(|rig| (rig.contender, rig)));
+    // Between nodes there is no short cut.
+    let of = |rig: &&Rig| place == Where::SameNode || rig.contender != Contender::ShortCut;
+    let rigs = rigs.iter().filter(of);
+    all.extend(rigs.map(|rig| (rig.contender, rig)));
     if round.is_multiple_of(2) {
         all.reverse();
     }
