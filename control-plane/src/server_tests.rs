@@ -408,6 +408,7 @@ async fn waypoints_get_their_own_by_who_they_are() {
             (Kind::Waypoint, 1),
             (Kind::Authorization, 1),
             (Kind::WaypointAuthorization, 0),
+            (Kind::RateLimitPolicy, 0),
             (Kind::Address, 4),
             (Kind::WorkloadLabels, 0),
             (Kind::DestinationRule, 0),

@@ -329,6 +329,7 @@ fn a_waypoint_sees_its_own_and_in_order() {
             "Waypoint +[\"ns/wp\"] -[]",
             "Authorization +[\"ns/a\"] -[]",
             "WaypointAuthorization +[\"ns/p\"] -[]",
+            "RateLimitPolicy +[] -[]",
             "Address +[\"s\"] -[]",
             "WorkloadLabels +[] -[]",
             "DestinationRule +[\"ns/d\"] -[]",

@@ -143,6 +143,8 @@ fn feed(name: &str, world: &World, resolved: &Resolved) {
             type_url::WORKLOAD_LABELS => (told.labels.iter())
                 .map(|m| resource(m.uid.clone(), m))
                 .collect(),
+            // Envoy's own limits are of another shape: no scenario has one.
+            type_url::RATE_LIMIT_POLICY => Vec::new(),
             other => panic!("{name}: a waypoint takes {other}, and the oracle does not know it"),
         };
         apply(name, &mut *handler, &resources);

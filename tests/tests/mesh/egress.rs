@@ -96,11 +96,12 @@ fn hosts_of_service_entries_belong_to_the_registry() {
         })
         .await?;
         refused(&caller, SocketAddr::new(elsewhere.ip(), 15012), "/").await?;
-        let log = mesh.log("ztunnel-node-1").await?;
-        ensure!(
-            log.contains("has no port 15012"),
-            "the log does not say why:\n{log}"
-        );
+        eventually("the log says why", async || {
+            let log = mesh.log("ztunnel-node-1").await?;
+            ensure!(log.contains("has no port 15012"), "{log}");
+            Ok(())
+        })
+        .await?;
         mesh.delete("raw.yaml")?;
         eventually("it is not reached without its entry", async || {
             refused(&caller, elsewhere, "/version").await

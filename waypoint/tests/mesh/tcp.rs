@@ -79,6 +79,9 @@ async fn namer(bed: &Bed, name: &'static str, version: &'static str, at: &str) {
             drop(tokio::task::spawn_local(async move {
                 if tcp.read_u8().await.is_ok() {
                     let _ = tcp.write_all(name.as_bytes()).await;
+                    let _ = tcp.shutdown().await;
+                    // Closed with something unread it would be a reset, and the name lost.
+                    let _ = tcp.read_to_end(&mut Vec::new()).await;
                 }
             }));
         }

@@ -1,3 +1,4 @@
+mod routes;
 mod service_entry;
 mod unseen;
 
@@ -436,7 +437,7 @@ fn known_kinds_that_do_nothing_are_told_apart() {
         Severity::Warning
     );
     assert_eq!(
-        severity("gateway.networking.k8s.io/v1", "HTTPRoute"),
+        severity("gateway.networking.k8s.io/v1", "TCPRoute"),
         Severity::Unsupported
     );
     assert_eq!(

@@ -280,7 +280,7 @@ mod naive {
     fn one(m: &proto::StringMatch, value: &str) -> bool {
         match m.match_type.as_ref().unwrap() {
             MatchType::Exact(t) => t == value,
-            MatchType::Prefix(t) => value.starts_with(t.as_str()),
+            MatchType::Prefix(t) | MatchType::PathPrefix(t) => value.starts_with(t.as_str()),
             MatchType::Regex(t) => {
                 // The generated patterns are all `WORD.?`.
                 let word = t.strip_suffix(".?").unwrap();

@@ -127,8 +127,8 @@ fn the_more_exact_rule_comes_first_across_routes() {
     let second = http(
         "name: a-route",
         "[{matches: [{path: {value: /a/longer}}, {path: {value: /a}, method: GET},
-                     {path: {value: /a}, headers: [{name: x, value: y}]},
-                     {path: {value: /a}, queryParams: [{name: q, value: y}]},
+                     {path: {value: /a}, headers: [{name: x, value: v}]},
+                     {path: {value: /a}, queryParams: [{name: q, value: v}]},
                      {path: {type: RegularExpression, value: /r.*}}],
            backendRefs: [{name: cart-v2, port: 80}]}]",
     );
@@ -366,7 +366,7 @@ fn filters_limits_and_retries() {
 fn grpc_methods_are_paths() {
     let rules_of_route = "[{matches: [
         {method: {service: a.B, method: C}}, {method: {service: a.B}}, {method: {method: C}},
-        {method: {type: RegularExpression, service: \"a.+\"}}, {headers: [{name: x, value: y}]}],
+        {method: {type: RegularExpression, service: \"a.+\"}}, {headers: [{name: x, value: v}]}],
         backendRefs: [{name: cart, port: 80}]}]";
     let plan = plan(&route("GRPCRoute", "name: g", CART, rules_of_route));
     assert_eq!(

@@ -1,0 +1,64 @@
+use super::{findings, spec};
+
+const PARENTS: &str = "parentRefs: [{group: \"\", kind: Service, name: a}]";
+
+fn fields(kind: &str, text: &str) -> Vec<String> {
+    let found = findings(&spec("gateway.networking.k8s.io/v1", kind, text));
+    found.into_iter().map(|finding| finding.field).collect()
+}
+
+#[test]
+fn what_is_wrong_in_a_route_is_told_by_field() {
+    for (rule, field) in [
+        (
+            "{matches: [{path: {value: a}}]}",
+            "spec.rules[0].matches[0].path.value",
+        ),
+        (
+            "{matches: [{path: {type: RegularExpression, value: \"(\"}}]}",
+            "spec.rules[0].matches[0].path.value",
+        ),
+        (
+            "{matches: [{headers: [{name: \"a b\", value: c}]}]}",
+            "spec.rules[0].matches[0].headers[0].name",
+        ),
+        (
+            "{filters: [{type: Nothing}]}",
+            "spec.rules[0].filters[0].type",
+        ),
+        (
+            "{filters: [{type: URLRewrite}]}",
+            "spec.rules[0].filters[0]",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}",
+            "spec.rules[0].filters[0].requestRedirect.statusCode",
+        ),
+        (
+            "{backendRefs: [{name: a, port: 80, weight: -1}]}",
+            "spec.rules[0].backendRefs[0].weight",
+        ),
+        (
+            "{timeouts: {request: 1s, backendRequest: 2s}}",
+            "spec.rules[0].timeouts.backendRequest",
+        ),
+        ("{retry: {codes: [200]}}", "spec.rules[0].retry.codes"),
+    ] {
+        let text = format!("{{{PARENTS}, rules: [{rule}]}}");
+        assert_eq!(fields("HTTPRoute", &text), [field], "{rule}");
+    }
+    let gap = "{filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]}";
+    let text = format!("{{{PARENTS}, rules: [{gap}]}}");
+    assert_eq!(
+        fields("HTTPRoute", &text),
+        ["spec.rules[0].filters[0].extensionRef"]
+    );
+    let parent = "{parentRefs: [{kind: Service, name: a}], rules: []}";
+    assert_eq!(fields("GRPCRoute", parent), ["spec.parentRefs[0].group"]);
+    let method = format!("{{{PARENTS}, rules: [{{matches: [{{method: {{}}}}]}}]}}");
+    assert_eq!(
+        fields("GRPCRoute", &method),
+        ["spec.rules[0].matches[0].method"]
+    );
+    assert_eq!(fields("ReferenceGrant", "{}"), ["spec.from", "spec.to"]);
+}
