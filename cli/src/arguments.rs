@@ -85,6 +85,21 @@ error."
     /// Deploy, list and delete waypoints.
     #[command(subcommand)]
     Waypoint(Waypoint),
+    /// Find what NetworkPolicies shut and the mesh needs open, and fix it.
+    #[command(subcommand)]
+    Netpol(Netpol),
+    /// Say what would happen to a call: who sees it, what decides, and why.
+    #[command(after_help = "\
+DST is HOST[:PORT], a URL, IP:PORT or pod/NAMESPACE/NAME:PORT; short host names are looked up from
+the caller's namespace. Nothing is sent: the answer is worked out from the objects with the proxies'
+own rules. It is about the running lab, or with -f about files as if all they ask for ran.
+
+Examples:
+  isobar explain -n hello httpbin svc-hello:8080
+  isobar explain hello/httpbin http://svc-hello:8080/headers
+  isobar explain shop/cart reviews:80 POST /reviews -H 'end-user: jason' -o json
+  isobar explain -f manifests/samples/hello hello/httpbin svc-hello:8080 GET /")]
+    Explain(Explain),
     /// Check a folder of YAML without a lab. Exit code 1 if there is an error.
     #[command(after_help = "\
 Example:
@@ -106,6 +121,70 @@ Examples:
         /// Shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// NetworkPolicies.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Netpol {
+    /// List what policies shut: which policy, which field, which port, for which pods. Exit code 1 if
+    /// there is anything.
+    #[command(after_help = "\
+Callers in the mesh reach a pod on port 15008 only, whatever port of the application they ask for. A
+policy that opens the application's port alone cuts them; node proxies hold them to the application's
+ports once 15008 is open.
+
+Examples:
+  isobar netpol check
+  isobar netpol check -f manifests/samples/my-app")]
+    Check {
+        /// Folder or file of YAML to look at instead of a lab; may be given several times.
+        #[arg(short = 'f', long = "file", value_name = "DIR")]
+        files: Vec<PathBuf>,
+    },
+    /// Show the smallest change that opens it, as a diff; --apply makes it.
+    #[command(after_help = "\
+The ports that a policy opens stay as they are; 15008 is added beside them.
+
+Examples:
+  isobar netpol fix
+  isobar netpol fix default/my-app --apply
+  isobar netpol fix -f manifests/samples/my-app")]
+    Fix {
+        /// Only this policy, `NAMESPACE/NAME`.
+        policy: Option<String>,
+        /// Make the change in the lab.
+        #[arg(long, conflicts_with = "files")]
+        apply: bool,
+        /// Folder or file of YAML to look at instead of a lab; may be given several times.
+        #[arg(short = 'f', long = "file", value_name = "DIR")]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// What is asked.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// Who calls: a pod or Deployment, `NAMESPACE/NAME`.
+    #[arg(value_name = "SRC")]
+    pub(crate) source: String,
+    /// Whom.
+    #[arg(value_name = "DST")]
+    pub(crate) destination: String,
+    /// Method of the request.
+    #[arg(value_name = "METHOD")]
+    pub(crate) method: Option<String>,
+    /// Path of the request, with its query.
+    #[arg(value_name = "PATH")]
+    pub(crate) path: Option<String>,
+    /// A header of the request, `NAME: VALUE`; may be given several times.
+    #[arg(short = 'H', long = "header", value_name = "HEADER")]
+    pub(crate) headers: Vec<String>,
+    /// Namespace of names that have none.
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Folder or file of YAML to ask about instead of a lab; may be given several times.
+    #[arg(short = 'f', long = "file", value_name = "DIR")]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

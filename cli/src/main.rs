@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod lab_access;
+mod object_access;
 mod output;
 
 use std::process::ExitCode;
@@ -62,6 +63,8 @@ async fn in_lab(command: Command, global: arguments::Global) -> anyhow::Result<E
         Command::Status { verbose } => commands::status::run(verbose, &global).await,
         Command::ProxyConfig(what) => commands::proxy_config::run(what, &global).await,
         Command::Waypoint(what) => commands::waypoint::run(what, &global).await,
+        Command::Netpol(what) => commands::netpol::run(what, &global).await,
+        Command::Explain(what) => commands::explain::run(what, &global).await,
         Command::Version | Command::Completion { .. } | Command::Validate { .. } => {
             unreachable!("handled without a runtime")
         }

@@ -12,6 +12,7 @@ mod ca;
 mod config;
 mod controller;
 mod engine;
+mod imagined;
 mod metrics;
 mod model;
 mod monitoring;
@@ -24,7 +25,8 @@ mod validation;
 mod xds;
 
 pub use config::Config;
-pub use model::{OutboundTraffic, PortRules};
+pub use imagined::imagined;
+pub use model::{OutboundTraffic, PortRules, Remedy, ShutDoor};
 pub use process::run;
-pub use told::{Told, ToldWaypoint, told};
+pub use told::{Told, ToldWaypoint, shut_doors, told};
 pub use validation::validate;

@@ -4,7 +4,7 @@ use isobar_objects::ObjectSet;
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
 
-use crate::model::{KeptKeys, OutboundTraffic, PortRules, Settings, plan};
+use crate::model::{KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, plan};
 
 /// What proxies are told about a set of objects in a mesh with default settings, as messages. Nothing
 /// runs: for tests and tools that want what a waypoint would get, without a control plane.
@@ -14,6 +14,8 @@ pub struct Told {
     pub addresses: Vec<workload::Address>,
     /// L4 policies.
     pub authorizations: Vec<security::Authorization>,
+    /// Where workloads may go and how many connections they may hold, for node proxies.
+    pub outbound: Vec<isobar::OutboundPolicy>,
     /// What only waypoints get, by `namespace/name` of their Gateway.
     pub waypoints: BTreeMap<String, ToldWaypoint>,
     /// What is not in force as written: the object and a sentence.
@@ -41,7 +43,8 @@ pub fn told(set: &ObjectSet) -> Told {
     use workload::address::Type;
 
     let plan = plan(set, &settings(), &KeptKeys::default());
-    let services = plan.services.into_iter().map(|s| Type::Service(s.wire));
+    let services = plan.services.into_iter().map(|s| s.wire);
+    let services = services.chain(plan.entries).map(Type::Service);
     let workloads = plan.workloads.into_iter().map(|w| Type::Workload(w.wire));
     let address = |kind| workload::Address { r#type: Some(kind) };
     let waypoints = plan.waypoints.into_iter().map(|told| {
@@ -58,6 +61,7 @@ pub fn told(set: &ObjectSet) -> Told {
     Told {
         addresses: services.chain(workloads).map(address).collect(),
         authorizations: plan.authorizations,
+        outbound: plan.outbound,
         waypoints: waypoints.collect(),
         complaints: complaints
             .map(|verdict| (verdict.object.to_string(), verdict.message.clone()))
@@ -65,7 +69,13 @@ pub fn told(set: &ObjectSet) -> Told {
     }
 }
 
-fn settings() -> Settings {
+/// NetworkPolicies that shut what the mesh needs open, and how they would have to be.
+#[must_use]
+pub fn shut_doors(set: &ObjectSet) -> Vec<Remedy> {
+    plan(set, &settings(), &KeptKeys::default()).remedies
+}
+
+pub(crate) fn settings() -> Settings {
     Settings {
         trust_domain: isobar_types::DEFAULT_TRUST_DOMAIN.into(),
         cluster_id: "Kubernetes".into(),

@@ -27,6 +27,7 @@ const BANDS: &[(&str, u8)] = &[
     ("isobar-ztunnel", 5),
     ("isobar-waypoint", 5),
     ("isobar-control-plane", 5),
+    ("isobar-explain", 5),
     ("isobar-node-agent", 5),
     ("isobar-cli", 5),
     ("isobar-tests", 6),
@@ -39,6 +40,8 @@ const SAME_BAND: &[(&str, &str)] = &[
     ("isobar-net", "isobar-runtime"),
     ("isobar-tls", "isobar-runtime"),
     ("isobar-telemetry", "isobar-runtime"),
+    ("isobar-explain", "isobar-control-plane"),
+    ("isobar-cli", "isobar-explain"),
     ("isobar-benches", "isobar-tests"),
 ];
 

@@ -1,7 +1,9 @@
 //! What each command does.
 
+pub(crate) mod explain;
 pub(crate) mod forward;
 pub(crate) mod lab;
+pub(crate) mod netpol;
 pub(crate) mod proxy_config;
 pub(crate) mod status;
 pub(crate) mod waypoint;

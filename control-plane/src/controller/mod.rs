@@ -10,13 +10,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_objects::{Object, ObjectRef, ObjectWriter, WriteError};
+use isobar_objects::{Object, ObjectRef, ObjectSet, ObjectWriter, WriteError};
 use isobar_runtime::Lifetime;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::engine::Planned;
+use crate::model::GatewayFacts;
 use status::Transitions;
+
+/// Deployment, Service and account of a waypoint, as the controller would write them.
+pub(crate) fn waypoint_objects(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Vec<Object> {
+    gateway::render(set, facts, image).objects
+}
 
 /// Pause after a failed write, before everything is tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -21,6 +21,7 @@ mod workloads;
 
 pub(crate) use gateways::{MANAGED, MANAGER, account_of, is_managed};
 pub(crate) use l7::{KeptKeys, ParentStatus};
+pub use network_policy::{Remedy, ShutDoor};
 pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;
 pub(crate) use settings::Settings;

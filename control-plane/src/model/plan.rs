@@ -9,7 +9,7 @@ use super::authorization::L4Policies;
 use super::bindings::Bindings;
 use super::gateways::{Gateways, denied_address, waypoints};
 use super::l7::{self, Hosts, KeptKeys, RouteStatus, Scoping};
-use super::network_policy::NetworkPolicies;
+use super::network_policy::{NetworkPolicies, Remedy};
 use super::outbound;
 use super::passage;
 use super::peer_authentication::PeerAuthentications;
@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) latches: BTreeMap<NamespacedName, Option<Str>>,
     /// What to tell about routes of the Gateway API.
     pub(crate) routes: Vec<RouteStatus>,
+    /// NetworkPolicies that shut what the mesh needs open, and how they would have to be.
+    pub(crate) remedies: Vec<Remedy>,
     /// What to tell about objects, sorted.
     pub(crate) verdicts: Vec<Verdict>,
 }
@@ -167,6 +169,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         services,
         workloads,
         routes,
+        remedies: network.remedies,
         verdicts,
     }
 }
@@ -176,13 +179,9 @@ fn plan_waypoints(
     scoping: &Scoping<'_>,
     kept_keys: &KeptKeys,
 ) -> Vec<WaypointPlan> {
-    let none = BTreeSet::new();
     gateways
         .values()
-        .map(|waypoint| {
-            let kept = kept_keys.get(&waypoint.key).unwrap_or(&none);
-            l7::plan_waypoint(waypoint, scoping, kept)
-        })
+        .map(|waypoint| l7::plan_waypoint(waypoint, scoping, kept_keys.get(&waypoint.key)))
         .collect()
 }
 

@@ -15,7 +15,6 @@ mod container;
 mod control;
 mod dns;
 mod error;
-mod expand;
 mod images;
 mod lifecycle;
 mod nft;

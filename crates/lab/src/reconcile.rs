@@ -11,14 +11,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use isobar_objects::{
     Kind, NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, ObjectWriter, OverlayWriter, Pod,
-    Published, Service,
+    Published, Service, deployment_of, uid_from,
 };
 use isobar_runtime::{Lifetime, Scope};
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::{Cluster, PodView, ServiceView};
 use crate::dns::{Names, Zone};
-use crate::expand;
 use crate::place::Place;
 use crate::plan::{PodAddresses, ServiceAddresses};
 use crate::pod::{self, NodeHandle, PodContext, PodOrder, PodPlan, PodReport};
@@ -242,7 +241,7 @@ impl Reconciler {
         let number = self.made.to_string();
         let print = want.fingerprint.to_string();
         let plan = PodPlan {
-            uid: expand::uid(&["Pod", &key.0, &key.1, &print, &number]),
+            uid: uid_from(&["Pod", &key.0, &key.1, &print, &number]),
             node: Arc::clone(&self.nodes[index]),
             ip,
             device: format!("pod{number}"),
@@ -471,7 +470,7 @@ impl Reconciler {
             let report = &entry.seen;
             PodHandle {
                 status: statuses::of(&entry.plan, report, entry.ending.is_some()),
-                deployment: expand::deployment_of(&entry.plan.pod),
+                deployment: deployment_of(&entry.plan.pod),
                 app: entry.plan.pod.label("app").map(str::to_owned),
                 env: report.env.clone(),
                 stuck: report.stuck || report.phase == PodPhase::Failed,

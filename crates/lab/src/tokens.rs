@@ -5,11 +5,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use isobar_objects::uid_from;
 use isobar_tls::token::{BoundObject, Claims, Issuer, KubernetesClaims};
 use isobar_types::TOKEN_AUDIENCE;
 
 use crate::error::LabError;
-use crate::expand::uid;
 
 /// Issuer named in the tokens.
 pub(crate) const ISSUER: &str = "https://isobar.lab";
@@ -103,7 +103,7 @@ impl Tokens {
 fn claims(subject: &Subject, now: i64) -> Claims {
     let object = |kind: &str, namespace: &str, name: &str| BoundObject {
         name: name.to_owned(),
-        uid: uid(&[kind, namespace, name]),
+        uid: uid_from(&[kind, namespace, name]),
     };
     Claims {
         iss: ISSUER.to_owned(),

@@ -20,6 +20,7 @@ pub mod selectors;
 
 mod directory;
 mod document;
+mod expand;
 mod finding;
 mod kinds;
 mod merge;
@@ -35,6 +36,7 @@ mod validate;
 mod writer;
 
 pub use directory::{DirectoryOptions, DirectorySource, validate_dir};
+pub use expand::{deployment_of, pods_of, uid_from};
 pub use finding::{Finding, Severity};
 pub use kinds::{Kind, ObjectRef};
 pub use merge::merge_patch;

@@ -11,6 +11,7 @@
 //! waypoints pass: they apply the same policies to their callers.
 
 mod deny;
+mod doors;
 mod ports;
 mod sources;
 
@@ -30,7 +31,8 @@ use super::settings::PortRules;
 use super::verdict::{Severity, Verdict};
 use super::workloads::{Memberships, waypoints_of};
 use deny::{Opening, Unwritable};
-use ports::{MAX_PORTS, Ports, is_tcp, opens_tunnel};
+pub use doors::{Remedy, ShutDoor};
+use ports::{MAX_PORTS, Ports, is_tcp};
 use sources::{Neighbours, Sources};
 
 /// Condition type of the verdicts.
@@ -41,6 +43,8 @@ const CONDITION: &str = "isobar.dev/PortRules";
 pub(crate) struct NetworkPolicies {
     /// Messages.
     pub(crate) wire: Vec<wire::Authorization>,
+    /// What they shut that the mesh needs open.
+    pub(crate) remedies: Vec<Remedy>,
     keys: BTreeMap<NamespacedName, String>,
 }
 
@@ -64,6 +68,8 @@ impl NetworkPolicies {
         if set.network_policies.is_empty() {
             return all;
         }
+        all.remedies = doors::shut_doors(selection, pods, memberships);
+        verdicts.extend(doors::verdicts(&all.remedies));
         let neighbours = Neighbours::read(set, pods);
         let mut told = Told::default();
         let namespaces: BTreeSet<&str> =
@@ -201,14 +207,6 @@ impl Ingress<'_> {
             })
     }
 
-    /// True if a rule opens the tunnel itself to somebody.
-    fn opens_tunnel(&self) -> bool {
-        self.rules.iter().any(|(_, ports)| match ports {
-            None | Some([]) => true,
-            Some(ports) => ports.iter().any(opens_tunnel),
-        })
-    }
-
     /// True if its rules open 15008 and nothing else that a mesh could carry.
     fn opens_only_tunnel(&self) -> bool {
         let tcp = |ports: &[NetworkPolicyPort]| {
@@ -286,23 +284,19 @@ struct Told {
 
 struct Remarks {
     mode: PortRules,
-    closed: bool,
     only_tunnel: bool,
     too_many: BTreeMap<usize, usize>,
 }
 
 impl Told {
     fn pod(&mut self, selecting: &[&Ingress<'_>], mode: PortRules) {
-        let closed = !selecting.iter().any(|one| one.opens_tunnel());
         for one in selecting {
             let entry = self.policies.entry(one.policy.reference());
-            let remarks = entry.or_insert_with(|| Remarks {
+            entry.or_insert_with(|| Remarks {
                 mode,
-                closed: false,
                 only_tunnel: one.opens_only_tunnel(),
                 too_many: BTreeMap::new(),
             });
-            remarks.closed |= closed;
         }
     }
 
@@ -330,13 +324,6 @@ impl Remarks {
                  inside tunnels; the rule opens nothing to callers in the mesh: narrow endPort"
             );
             return Verdict::fails(object, CONDITION, "TooManyPorts", text);
-        }
-        if self.closed {
-            return warn(
-                "TunnelClosed",
-                "it selects pods of the mesh, and no policy that selects them opens port 15008: \
-                 callers in the mesh are cut; add port 15008 beside the application's ports",
-            );
         }
         if self.only_tunnel && self.mode != PortRules::Off {
             return warn(

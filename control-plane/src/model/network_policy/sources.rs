@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use crate::model::pods::PodFacts;
 
 /// Label that Kubernetes puts on every namespace.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+pub(super) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// Who a rule lets in.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use prost::Message;
 use crate::model::golden_tests::{gateway, namespace, objects, planned, pod, reasons, settings};
 use crate::model::{KeptKeys, Plan, PortRules, plan};
 
+mod doors;
 mod oracle;
 
 const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
@@ -335,19 +336,23 @@ fn an_audit_is_nothing_to_a_proxy_that_does_not_know_it() {
 fn what_is_odd_is_told_and_closed() {
     const WIDE: &str =
         "[{ports: [{port: 80}, {port: 15008}]}, {ports: [{port: 20000, endPort: 60000}]}]";
-    for (ingress, reason, expect) in [
-        ("[{ports: [{port: 80}]}]", "TunnelClosed", "id=* & port!=80"),
-        ("[]", "TunnelClosed", "id=*"),
-        ("[{ports: [{port: 15008}]}]", "OnlyTunnelPort", "id=*"),
-        (WIDE, "TooManyPorts", "id=* & port!=80"),
+    for (ingress, told, expect) in [
+        (
+            "[{ports: [{port: 80}]}]",
+            &["DoorShut", "Enforced"][..],
+            "id=* & port!=80",
+        ),
+        ("[]", &["Enforced"], "id=*"),
+        ("[{ports: [{port: 15008}]}]", &["OnlyTunnelPort"], "id=*"),
+        (WIDE, &["TooManyPorts"], "id=* & port!=80"),
         (
             "[{ports: [{port: 80}, {port: 15008}]}]",
-            "Enforced",
+            &["Enforced"],
             "id=* & port!=80",
         ),
     ] {
         let plan = with(&netpol("p", "matchLabels: {app: cart}", ingress));
-        assert_eq!(reasons(&plan, MINE), [reason], "{ingress}");
+        assert_eq!(reasons(&plan, MINE), told, "{ingress}");
         assert_eq!(text(&converted(&plan)[0].rules[0]), expect, "{ingress}");
     }
 }

@@ -3,11 +3,9 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-use isobar_objects::{ObjectHead, ObjectSet, Pod, Service};
+use isobar_objects::{ObjectHead, ObjectSet, Pod, Service, pods_of};
 use isobar_types::labels;
 use xxhash_rust::xxh64::xxh64;
-
-use crate::expand;
 
 /// Namespace and name.
 pub(super) type Key = (String, String);
@@ -46,7 +44,7 @@ pub(super) fn pods(objects: &ObjectSet, own: &Path) -> BTreeMap<Key, Desired> {
     }
     for deployment in objects.deployments.iter() {
         let by = key(&deployment.object);
-        for pod in expand::pods(&deployment.object) {
+        for pod in pods_of(&deployment.object) {
             let key = key(&pod);
             let template = pod
                 .label("pod-template-hash")

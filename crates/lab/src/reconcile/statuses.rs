@@ -1,13 +1,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, ObjectWriter, Pod};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, ObjectWriter, Pod, uid_from};
 use serde_json::{Value, json};
 
 use super::desired::Key;
 use super::{Entry, Reconciler};
 use crate::cluster::{Cluster, ServiceView};
-use crate::expand::uid;
 use crate::plan::NodePlan;
 use crate::pod::{PodPlan, PodReport};
 use crate::protocol::{PodPhase, PodStatus, ServiceStatus};
@@ -195,7 +194,7 @@ pub(crate) fn node_value(node: &NodePlan) -> Value {
     json!({"apiVersion": "v1", "kind": "Node",
         "metadata": {
             "name": node.name,
-            "uid": uid(&["Node", "", &node.name]),
+            "uid": uid_from(&["Node", "", &node.name]),
             "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"},
         },
         "spec": {"podCIDR": node.pod_cidr(), "podCIDRs": [node.pod_cidr()]},

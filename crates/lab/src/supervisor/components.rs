@@ -2,6 +2,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use isobar_objects::uid_from;
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
 use isobar_types::{
@@ -11,7 +12,6 @@ use isobar_types::{
 use crate::component::{Component, ComponentPlan, ReadySign};
 use crate::config::LabConfig;
 use crate::error::LabError;
-use crate::expand::uid;
 use crate::paths::LabPaths;
 use crate::place::Place;
 use crate::plan::NETWORK_ADDRESS;
@@ -172,7 +172,7 @@ fn proxy(
         namespace: DEFAULT_ROOT_NAMESPACE.to_owned(),
         account: PROXY_ACCOUNT.to_owned(),
         pod: component.clone(),
-        pod_uid: uid(&["Pod", DEFAULT_ROOT_NAMESPACE, &component]),
+        pod_uid: uid_from(&["Pod", DEFAULT_ROOT_NAMESPACE, &component]),
         node: name.clone(),
     };
     tokens.write(&token, subject)?;

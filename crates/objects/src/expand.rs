@@ -1,4 +1,4 @@
-//! Deployments become pods, with the names Kubernetes would give them.
+//! Deployments become pods, with the names Kubernetes would give them, where no Kubernetes does it.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,7 +13,8 @@ const LONGEST_BASE: usize = 58;
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// The pods a Deployment asks for.
-pub(crate) fn pods(deployment: &Deployment) -> Vec<Pod> {
+#[must_use]
+pub fn pods_of(deployment: &Deployment) -> Vec<Pod> {
     let Some(spec) = &deployment.spec else {
         return Vec::new();
     };
@@ -48,7 +49,7 @@ fn pod(deployment: &Deployment, hash: &str, index: i32) -> Pod {
             owner_references: Some(vec![OwnerReference {
                 api_version: "apps/v1".to_owned(),
                 kind: "ReplicaSet".to_owned(),
-                uid: uid(&[
+                uid: uid_from(&[
                     "ReplicaSet",
                     head.namespace.as_deref().unwrap_or_default(),
                     &set,
@@ -71,7 +72,8 @@ fn cut(base: &str) -> &str {
 }
 
 /// The Deployment a pod was made from: the name of its ReplicaSet without the template's hash.
-pub(crate) fn deployment_of(pod: &Pod) -> Option<String> {
+#[must_use]
+pub fn deployment_of(pod: &Pod) -> Option<String> {
     let hash = pod.metadata.labels.as_ref()?.get(TEMPLATE_HASH)?;
     let owners = pod.metadata.owner_references.as_ref()?;
     let set = owners.iter().find(|owner| owner.kind == "ReplicaSet")?;
@@ -82,7 +84,8 @@ pub(crate) fn deployment_of(pod: &Pod) -> Option<String> {
 }
 
 /// A uid that follows from `parts`.
-pub(crate) fn uid(parts: &[&str]) -> String {
+#[must_use]
+pub fn uid_from(parts: &[&str]) -> String {
     let text = parts.join("\0");
     let (a, b) = (xxh64(text.as_bytes(), 2), xxh64(text.as_bytes(), 3));
     format!(
@@ -128,12 +131,12 @@ mod tests {
 
     #[test]
     fn names_are_stable_and_follow_the_template() {
-        let two = pods(&deployment("nginx", 2));
-        let three = pods(&deployment("nginx", 3));
+        let two = pods_of(&deployment("nginx", 2));
+        let three = pods_of(&deployment("nginx", 3));
         assert_eq!(names(&two), names(&three)[..2]);
-        let other = pods(&deployment("nginx:alpine", 2));
+        let other = pods_of(&deployment("nginx:alpine", 2));
         assert_ne!(names(&two)[0], names(&other)[0]);
-        assert!(pods(&deployment("nginx", 0)).is_empty());
+        assert!(pods_of(&deployment("nginx", 0)).is_empty());
         assert_eq!(deployment_of(&two[0]).as_deref(), Some("web"));
         let owner = &two[0].metadata.owner_references.as_ref().unwrap()[0];
         assert_eq!(owner.kind, "ReplicaSet");
@@ -145,7 +148,7 @@ mod tests {
         let mut long = deployment("nginx", 2);
         let name = "w".repeat(60);
         long.metadata.name = Some(name.clone());
-        let pods = pods(&long);
+        let pods = pods_of(&long);
         let [one, two] = &names(&pods)[..] else {
             panic!("{pods:?}")
         };
@@ -156,9 +159,9 @@ mod tests {
 
     #[test]
     fn uids_look_like_uids() {
-        let one = uid(&["a", "b"]);
+        let one = uid_from(&["a", "b"]);
         assert_eq!(one.len(), 36);
-        assert_eq!(one, uid(&["a", "b"]));
-        assert_ne!(one, uid(&["ab", ""]));
+        assert_eq!(one, uid_from(&["a", "b"]));
+        assert_ne!(one, uid_from(&["ab", ""]));
     }
 }

@@ -1,0 +1,570 @@
+//! Doors that NetworkPolicies leave shut: what the mesh's own connections need and a network plugin
+//! drops, and the smallest change that opens it.
+//!
+//! Policies add up, so a rule is complete if any policy that selects the same pod opens the tunnel for
+//! the same callers. A rule that is not gets port 15008 beside its own ports, which stay: callers
+//! outside the mesh still use them, and inside the tunnel node proxies hold callers to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use isobar_objects::{NetworkPolicy, ObjectHead as _, selectors};
+use isobar_types::{NamespacedName, labels, ports};
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::ports::{is_tcp, opens_tunnel};
+use super::sources::{NAMESPACE_NAME, Neighbours, Sources};
+use super::{is_about_ingress, members};
+use crate::model::gateways::instance_of;
+use crate::model::pods::PodFacts;
+use crate::model::selection::Selection;
+use crate::model::verdict::{Severity, Verdict};
+use crate::model::workloads::{Memberships, waypoints_of};
+
+/// Condition type of the verdicts.
+const CONDITION: &str = "isobar.dev/MeshDoors";
+/// Port of name servers.
+const DNS: u16 = 53;
+/// Pods that a sentence names.
+const PODS_NAMED: usize = 3;
+
+/// A connection that the mesh needs and a policy does not let through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShutDoor {
+    /// Path of the field that lacks it, `spec.ingress[0].ports`.
+    pub field: String,
+    /// The port.
+    pub port: u16,
+    /// Whose connections are dropped, as a sentence.
+    pub consequence: String,
+    /// Some of the pods concerned, `namespace/name`.
+    pub pods: BTreeSet<String>,
+}
+
+/// One policy, what it shuts, and how it would have to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Remedy {
+    /// As it is; `None` where a policy of its own is needed.
+    pub before: Option<NetworkPolicy>,
+    /// As it would have to be.
+    pub after: NetworkPolicy,
+    /// Why.
+    pub doors: Vec<ShutDoor>,
+}
+
+/// One direction of a policy's rules, whichever it is.
+trait Rule: Clone {
+    const FIELD: &'static str;
+    fn peers(&self) -> Option<&[NetworkPolicyPeer]>;
+    fn ports(&self) -> Option<&[NetworkPolicyPort]>;
+    fn add(&mut self, port: NetworkPolicyPort);
+    fn new(peers: Option<Vec<NetworkPolicyPeer>>, ports: Vec<NetworkPolicyPort>) -> Self;
+    fn of(spec: &NetworkPolicySpec) -> &[Self];
+    fn of_mut(spec: &mut NetworkPolicySpec) -> &mut Vec<Self>;
+
+    fn opens_tunnel(&self) -> bool {
+        match self.ports() {
+            None | Some([]) => true,
+            Some(ports) => ports.iter().any(opens_tunnel),
+        }
+    }
+
+    /// Opens something that a mesh would carry in a tunnel: TCP, but not to name servers, which node
+    /// proxies answer for.
+    fn opens_tcp(&self) -> bool {
+        let names = Some(IntOrString::Int(i32::from(DNS)));
+        let carried = |port: &NetworkPolicyPort| is_tcp(port) && port.port != names;
+        self.ports()
+            .is_none_or(|ports| ports.is_empty() || ports.iter().any(carried))
+    }
+
+    /// Lets in, or out to, at least those that `other` does.
+    fn covers(&self, other: &Self) -> bool {
+        let all = |peers: Option<&[NetworkPolicyPeer]>| peers.is_none_or(<[_]>::is_empty);
+        let (own, others) = (self.peers(), other.peers());
+        all(own)
+            || !all(others)
+                && others
+                    .into_iter()
+                    .flatten()
+                    .all(|peer| own.into_iter().flatten().any(|have| have == peer))
+    }
+}
+
+macro_rules! rule {
+    ($rule:ty, $field:literal, $list:ident, $peers:ident) => {
+        impl Rule for $rule {
+            const FIELD: &'static str = $field;
+
+            fn peers(&self) -> Option<&[NetworkPolicyPeer]> {
+                self.$peers.as_deref()
+            }
+
+            fn ports(&self) -> Option<&[NetworkPolicyPort]> {
+                self.ports.as_deref()
+            }
+
+            fn add(&mut self, port: NetworkPolicyPort) {
+                self.ports.get_or_insert_default().push(port);
+            }
+
+            fn new(peers: Option<Vec<NetworkPolicyPeer>>, ports: Vec<NetworkPolicyPort>) -> Self {
+                Self {
+                    $peers: peers,
+                    ports: Some(ports),
+                }
+            }
+
+            fn of(spec: &NetworkPolicySpec) -> &[Self] {
+                spec.$list.as_deref().unwrap_or_default()
+            }
+
+            fn of_mut(spec: &mut NetworkPolicySpec) -> &mut Vec<Self> {
+                spec.$list.get_or_insert_default()
+            }
+        }
+    };
+}
+
+rule!(NetworkPolicyIngressRule, "ingress", ingress, from);
+rule!(NetworkPolicyEgressRule, "egress", egress, to);
+
+/// Everything that NetworkPolicies shut and the mesh needs open, by policy.
+pub(crate) fn shut_doors(
+    selection: &Selection<'_>,
+    pods: &[PodFacts<'_>],
+    memberships: &Memberships,
+) -> Vec<Remedy> {
+    let set = selection.set;
+    let mut inspection = Inspection {
+        selection,
+        pods,
+        memberships,
+        neighbours: Neighbours::read(set, pods),
+        remedies: BTreeMap::new(),
+    };
+    let namespaces: BTreeSet<&str> = set.network_policies.iter().map(|p| p.namespace()).collect();
+    for namespace in namespaces {
+        for pod in members(set, namespace, pods) {
+            inspection.pod(namespace, pod);
+        }
+        for pod in pods.iter().filter(|pod| *pod.key.namespace == *namespace) {
+            let gateway = instance_of(pod, selection.gateways, selection.settings);
+            if let Some(gateway) = gateway {
+                inspection.waypoint(namespace, pod, gateway);
+            }
+        }
+    }
+    inspection.remedies.into_values().collect()
+}
+
+/// What there is to say about policies that shut doors.
+pub(crate) fn verdicts(remedies: &[Remedy]) -> impl Iterator<Item = Verdict> {
+    remedies.iter().filter_map(|remedy| {
+        // A policy that is to be made has nobody to tell; what made it necessary is told by them.
+        let object = remedy.before.as_ref()?.reference();
+        let doors: Vec<String> = remedy.doors.iter().map(ToString::to_string).collect();
+        let text = format!("{}; `isobar netpol fix` shows the change", doors.join("; "));
+        let verdict = Verdict::fails(object, CONDITION, "DoorShut", text);
+        Some(verdict.severity(Severity::Warning))
+    })
+}
+
+impl fmt::Display for ShutDoor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            field,
+            port,
+            consequence,
+            pods,
+        } = self;
+        write!(f, "{field} lacks port {port}: {consequence} (pods ")?;
+        for (at, pod) in pods.iter().take(PODS_NAMED).enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{pod}")?;
+        }
+        match pods.len().checked_sub(PODS_NAMED) {
+            None | Some(0) => f.write_str(")"),
+            Some(more) => write!(f, " and {more} more)"),
+        }
+    }
+}
+
+struct Inspection<'a> {
+    selection: &'a Selection<'a>,
+    pods: &'a [PodFacts<'a>],
+    memberships: &'a Memberships,
+    neighbours: Neighbours<'a>,
+    remedies: BTreeMap<NamespacedName, Remedy>,
+}
+
+impl Inspection<'_> {
+    /// A pod of the mesh: callers come to, and it calls, port 15008.
+    fn pod(&mut self, namespace: &str, pod: &PodFacts<'_>) {
+        let inbound = self.selecting(namespace, pod, is_about_ingress);
+        self.open_beside::<NetworkPolicyIngressRule>(
+            &inbound,
+            pod,
+            "callers in the mesh come on port 15008 and are dropped",
+        );
+        let own = waypoints_of(pod, self.memberships.get(&pod.key), self.selection);
+        for waypoint in &own {
+            self.admit::<NetworkPolicyIngressRule>(&inbound, pod, waypoint, "calls through");
+        }
+        let outbound = self.selecting(namespace, pod, is_about_egress);
+        self.open_beside::<NetworkPolicyEgressRule>(
+            &outbound,
+            pod,
+            "what it calls in the mesh is reached on port 15008: its connections are dropped",
+        );
+        for waypoint in self.waypoints_ahead(&outbound) {
+            self.admit::<NetworkPolicyEgressRule>(&outbound, pod, &waypoint, "its calls to");
+        }
+        self.names(&outbound, pod);
+    }
+
+    /// Policies, as they are to become, that select the pod and are about one direction.
+    fn selecting(
+        &self,
+        namespace: &str,
+        pod: &PodFacts<'_>,
+        about: impl Fn(&NetworkPolicy) -> bool,
+    ) -> Vec<NetworkPolicy> {
+        let policies = self.selection.set.network_policies.in_namespace(namespace);
+        let policies = policies.filter(|policy| about(policy) && selects(policy, pod));
+        policies
+            .map(|policy| {
+                let remedy = self.remedies.get(&key(policy));
+                remedy.map_or_else(|| policy.object.clone(), |remedy| remedy.after.clone())
+            })
+            .collect()
+    }
+
+    /// Each rule that opens ports of the application also has to open the tunnel, here or elsewhere.
+    fn open_beside<R: Rule>(
+        &mut self,
+        policies: &[NetworkPolicy],
+        pod: &PodFacts<'_>,
+        consequence: &str,
+    ) {
+        let all = || policies.iter().flat_map(rules::<R>);
+        for policy in policies {
+            for (at, rule) in rules::<R>(policy).iter().enumerate() {
+                let covered = all().any(|other| other.opens_tunnel() && other.covers(rule));
+                if !rule.opens_tcp() || covered {
+                    continue;
+                }
+                let door = ShutDoor {
+                    field: format!("spec.{}[{at}].ports", R::FIELD),
+                    port: ports::HBONE,
+                    consequence: consequence.to_owned(),
+                    pods: BTreeSet::from([pod.key.to_string()]),
+                };
+                self.note(policy, door, |spec| {
+                    if let Some(rule) = R::of_mut(spec).get_mut(at) {
+                        rule.add(entry(ports::HBONE, "TCP"));
+                    }
+                });
+            }
+        }
+    }
+
+    /// The pods of a waypoint are let through where anybody is.
+    fn admit<R: Rule>(
+        &mut self,
+        policies: &[NetworkPolicy],
+        pod: &PodFacts<'_>,
+        waypoint: &NamespacedName,
+        calls: &str,
+    ) {
+        let fresh: Vec<NetworkPolicy> = policies.iter().map(|p| self.latest(p)).collect();
+        let open = |policy: &NetworkPolicy| {
+            let namespace = policy.namespace();
+            let mut rules = rules::<R>(policy).iter().filter(|rule| rule.opens_tunnel());
+            rules.any(|rule| self.lets(namespace, rule.peers(), waypoint))
+        };
+        let first = fresh
+            .iter()
+            .find(|p| rules::<R>(p).iter().any(Rule::opens_tcp));
+        // Where nobody is let through, that is what its author wants.
+        let Some(first) = first.filter(|_| !fresh.iter().any(open)) else {
+            return;
+        };
+        let at = rules::<R>(first).len();
+        let door = ShutDoor {
+            field: format!("spec.{}[{at}]", R::FIELD),
+            port: ports::HBONE,
+            consequence: format!(
+                "{calls} its waypoint {waypoint} are dropped: they come from, or go to, the waypoint's pods"
+            ),
+            pods: BTreeSet::from([pod.key.to_string()]),
+        };
+        let peers = Some(vec![pods_of(waypoint)]);
+        let rule = R::new(peers, vec![entry(ports::HBONE, "TCP")]);
+        self.note(first, door, |spec| R::of_mut(spec).push(rule));
+    }
+
+    /// True if a list of peers lets every pod of the waypoint through.
+    fn lets(
+        &self,
+        namespace: &str,
+        peers: Option<&[NetworkPolicyPeer]>,
+        waypoint: &NamespacedName,
+    ) -> bool {
+        if peers
+            .into_iter()
+            .flatten()
+            .any(|peer| *peer == pods_of(waypoint))
+        {
+            return true;
+        }
+        match self.neighbours.admitted(namespace, peers) {
+            Sources::Everyone => true,
+            Sources::Listed(listed) => {
+                let instances = self.selection.gateways.get(waypoint);
+                let keys = instances
+                    .map(|gateway| &gateway.pods[..])
+                    .unwrap_or_default();
+                let named = |pod: &&PodFacts<'_>| keys.contains(&pod.key);
+                let mut there = self.pods.iter().filter(named).peekable();
+                listed.namespaces.contains(&waypoint.namespace)
+                    || there.peek().is_some()
+                        && there.all(|pod| {
+                            pod.ips.iter().all(|ip| {
+                                let within =
+                                    |(network, but): &(ipnet::IpNet, Vec<ipnet::IpNet>)| {
+                                        network.contains(ip)
+                                            && !but.iter().any(|one| one.contains(ip))
+                                    };
+                                listed.addresses.contains(ip) || listed.blocks.iter().any(within)
+                            })
+                        })
+            }
+        }
+    }
+
+    /// Waypoints of the pods that egress rules lead to.
+    fn waypoints_ahead(&self, policies: &[NetworkPolicy]) -> BTreeSet<NamespacedName> {
+        let mut found = BTreeSet::new();
+        for policy in policies {
+            for rule in rules::<NetworkPolicyEgressRule>(policy) {
+                let to = match self.neighbours.admitted(policy.namespace(), rule.peers()) {
+                    Sources::Everyone => continue,
+                    Sources::Listed(listed) => listed,
+                };
+                for pod in self.pods {
+                    let reached = to.namespaces.contains(&pod.key.namespace)
+                        || pod.ips.iter().any(|ip| to.addresses.contains(ip));
+                    if reached {
+                        let members = self.memberships.get(&pod.key);
+                        found.extend(waypoints_of(pod, members, self.selection));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Who may call somebody has to be able to look up names.
+    fn names(&mut self, policies: &[NetworkPolicy], pod: &PodFacts<'_>) {
+        let fresh: Vec<NetworkPolicy> = policies.iter().map(|p| self.latest(p)).collect();
+        let open = |policy: &NetworkPolicy| {
+            let mut rules = rules::<NetworkPolicyEgressRule>(policy).iter();
+            rules.any(|rule| match rule.ports() {
+                None | Some([]) => true,
+                Some(ports) => ports.iter().any(|port| is_open(port, DNS, "UDP")),
+            })
+        };
+        let first = fresh
+            .iter()
+            .find(|p| !rules::<NetworkPolicyEgressRule>(p).is_empty());
+        let Some(first) = first.filter(|_| !fresh.iter().any(open)) else {
+            return;
+        };
+        let at = rules::<NetworkPolicyEgressRule>(first).len();
+        let door = ShutDoor {
+            field: format!("spec.egress[{at}]"),
+            port: DNS,
+            consequence: "it cannot look up names".to_owned(),
+            pods: BTreeSet::from([pod.key.to_string()]),
+        };
+        let ports = vec![entry(DNS, "UDP"), entry(DNS, "TCP")];
+        let rule = NetworkPolicyEgressRule::new(None, ports);
+        self.note(first, door, |spec| {
+            NetworkPolicyEgressRule::of_mut(spec).push(rule);
+        });
+    }
+
+    /// A waypoint's pod that policies select needs a policy of its own: what opens doors for it must
+    /// not open them for the application's pods.
+    fn waypoint(&mut self, namespace: &str, pod: &PodFacts<'_>, gateway: &NamespacedName) {
+        let inbound = self.selecting(namespace, pod, is_about_ingress);
+        let outbound = self.selecting(namespace, pod, is_about_egress);
+        let opened = |policies: &[NetworkPolicy]| {
+            let mut rules = policies.iter().flat_map(rules::<NetworkPolicyIngressRule>);
+            rules.any(|rule| rule.opens_tunnel() && rule.peers().is_none_or(<[_]>::is_empty))
+        };
+        let free = |policies: &[NetworkPolicy]| {
+            let mut rules = policies.iter().flat_map(rules::<NetworkPolicyEgressRule>);
+            rules.any(|rule| {
+                rule.peers().is_none_or(<[_]>::is_empty) && rule.ports().is_none_or(<[_]>::is_empty)
+            })
+        };
+        let shut_in = !inbound.is_empty() && !opened(&inbound);
+        let shut_out = !outbound.is_empty() && !free(&outbound);
+        if !shut_in && !shut_out {
+            return;
+        }
+        let name = NamespacedName {
+            namespace: namespace.into(),
+            name: format!("{}-mesh", gateway.name).into(),
+        };
+        let own = NetworkPolicy {
+            metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                name: Some(name.name.to_string()),
+                namespace: Some(namespace.to_owned()),
+                ..Default::default()
+            },
+            spec: Some(NetworkPolicySpec {
+                pod_selector: Some(labelled(labels::GATEWAY_NAME, &gateway.name)),
+                ..NetworkPolicySpec::default()
+            }),
+        };
+        let remedy = self.remedies.entry(name).or_insert_with(|| Remedy {
+            before: None,
+            after: own,
+            doors: Vec::new(),
+        });
+        let pods = BTreeSet::from([pod.key.to_string()]);
+        let spec = remedy.after.spec.get_or_insert_default();
+        let types = spec.policy_types.get_or_insert_default();
+        let mut open = |word: &str, field: &str, port, consequence: String| {
+            if types.iter().all(|have| have != word) {
+                types.push(word.to_owned());
+                remedy.doors.push(ShutDoor {
+                    field: field.to_owned(),
+                    port,
+                    consequence,
+                    pods: pods.clone(),
+                });
+            }
+        };
+        if shut_in {
+            let text =
+                format!("policies shut the waypoint {gateway}: nobody reaches it on port 15008");
+            open("Ingress", "spec.ingress[0]", ports::HBONE, text);
+            spec.ingress = Some(vec![NetworkPolicyIngressRule::new(
+                None,
+                vec![entry(ports::HBONE, "TCP")],
+            )]);
+        }
+        if shut_out {
+            let text = format!(
+                "policies shut the waypoint {gateway} in: it reaches neither the control plane (15012), nor names (53), nor the pods it serves"
+            );
+            open("Egress", "spec.egress[0]", ports::XDS, text);
+            spec.egress = Some(vec![NetworkPolicyEgressRule::default()]);
+        }
+    }
+
+    fn latest(&self, policy: &NetworkPolicy) -> NetworkPolicy {
+        let remedy = self.remedies.get(&key(policy));
+        remedy.map_or_else(|| policy.clone(), |remedy| remedy.after.clone())
+    }
+
+    /// Notes a door of a policy, and how the policy changes the first time it is seen.
+    fn note(
+        &mut self,
+        policy: &NetworkPolicy,
+        door: ShutDoor,
+        change: impl FnOnce(&mut NetworkPolicySpec),
+    ) {
+        let (namespace, name) = (policy.namespace(), policy.name());
+        let written = self.selection.set.network_policies.get(namespace, name);
+        let remedy = self.remedies.entry(key(policy)).or_insert_with(|| Remedy {
+            before: written.map(|held| held.object.clone()),
+            after: policy.clone(),
+            doors: Vec::new(),
+        });
+        let same = |have: &&mut ShutDoor| {
+            have.port == door.port
+                && have.consequence == door.consequence
+                && have.field == door.field
+        };
+        match remedy.doors.iter_mut().find(same) {
+            Some(have) => have.pods.extend(door.pods),
+            None => {
+                change(remedy.after.spec.get_or_insert_default());
+                remedy.doors.push(door);
+            }
+        }
+    }
+}
+
+fn key(policy: &NetworkPolicy) -> NamespacedName {
+    NamespacedName {
+        namespace: policy.namespace().into(),
+        name: policy.name().into(),
+    }
+}
+
+fn rules<R: Rule>(policy: &NetworkPolicy) -> &[R] {
+    policy.spec.as_ref().map(R::of).unwrap_or_default()
+}
+
+fn selects(policy: &NetworkPolicy, pod: &PodFacts<'_>) -> bool {
+    let spec = policy.spec.as_ref();
+    let selector = spec.and_then(|spec| spec.pod_selector.as_ref());
+    selector.is_none_or(|selector| selectors::selects(selector, pod.labels))
+}
+
+/// Without `policyTypes` a policy is about egress if it has rules for it.
+fn is_about_egress(policy: &NetworkPolicy) -> bool {
+    policy.spec.as_ref().is_some_and(|spec| {
+        let types = spec.policy_types.as_deref().unwrap_or_default();
+        match types {
+            [] => spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
+            types => types.iter().any(|word| word == "Egress"),
+        }
+    })
+}
+
+fn is_open(port: &NetworkPolicyPort, number: u16, protocol: &str) -> bool {
+    port.protocol.as_deref().unwrap_or("TCP") == protocol
+        && match &port.port {
+            None => true,
+            Some(IntOrString::Int(start)) => {
+                (*start..=port.end_port.unwrap_or(*start)).contains(&i32::from(number))
+            }
+            Some(IntOrString::String(_)) => false,
+        }
+}
+
+fn entry(port: u16, protocol: &str) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        port: Some(IntOrString::Int(i32::from(port))),
+        protocol: Some(protocol.to_owned()),
+        end_port: None,
+    }
+}
+
+fn labelled(key: &str, value: &str) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+        match_expressions: None,
+    }
+}
+
+/// The pods of a waypoint, as a peer.
+fn pods_of(waypoint: &NamespacedName) -> NetworkPolicyPeer {
+    NetworkPolicyPeer {
+        namespace_selector: Some(labelled(NAMESPACE_NAME, &waypoint.namespace)),
+        pod_selector: Some(labelled(labels::GATEWAY_NAME, &waypoint.name)),
+        ip_block: None,
+    }
+}

@@ -1,0 +1,50 @@
+//! What would happen to a call: which proxies see it, which policies, routes and subsets decide, and
+//! why.
+//!
+//! Nothing is sent. The objects go through the control plane's own model, and what proxies would be
+//! told goes through the very functions they decide with ([`isobar_state`], [`isobar_route`]); only
+//! the order of the questions is repeated here. So an answer is about the objects as they are, not
+//! about a proxy that has not heard of them yet.
+//!
+//! * [`World`]: the objects as proxies see them.
+//! * [`Question`]: who calls whom, with which request.
+//! * [`explain`]: the answer, an [`Explanation`] of [`Way`]s, each with its [`Step`]s and [`Outcome`].
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod caller;
+mod destination;
+mod node;
+mod question;
+mod request;
+mod waypoint;
+mod world;
+
+use crate::caller::Caller;
+use crate::destination::Destination;
+
+pub use answer::{Explanation, Outcome, Step, Way};
+pub use isobar_control_plane::{Remedy, ShutDoor, imagined, shut_doors};
+pub use question::{Asked, Question, QuestionError};
+pub use world::World;
+
+/// Answers a question.
+///
+/// # Errors
+/// [`QuestionError`] when there is no such caller or destination, or the request is none.
+pub fn explain(world: &World, question: &Question) -> Result<Explanation, QuestionError> {
+    let caller = Caller::find(world, question)?;
+    let destination = Destination::find(world, question, &caller)?;
+    let mut explanation = Explanation::begin(&caller, &destination, question);
+    let ways = if caller.enrolled {
+        node::through_the_mesh(world, &caller, &destination, question)?
+    } else {
+        node::outside_the_mesh(world, &caller, &destination)
+    };
+    explanation.ways = answer::merge(ways);
+    Ok(explanation)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! What node proxies decide: the caller's, and the one at the pod that is reached.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use isobar_state::balance::{Purpose, endpoints, next_dice};
+use isobar_state::inbound::{Authority, InboundCall, resolve};
+use isobar_state::outbound::{NextHop, OutboundCall, route};
+use isobar_state::{Denied, Peer, Refusal, TunnelProtocol, Workload, authorize};
+use isobar_types::{NetworkAddress, Reason};
+
+use crate::answer::{Outcome, Step, Way};
+use crate::caller::Caller;
+use crate::destination::Destination;
+use crate::question::{Question, QuestionError};
+use crate::waypoint;
+use crate::world::World;
+
+/// Throws of the dice from which shares of node proxies are estimated. Services of more endpoints than
+/// that are not told in full.
+const THROWS: u32 = 1024;
+
+/// A call that the caller's node proxy takes.
+pub(crate) fn through_the_mesh(
+    world: &World,
+    caller: &Caller,
+    to: &Destination,
+    question: &Question,
+) -> Result<Vec<Way>, QuestionError> {
+    let mut ways = Vec::new();
+    for (decided, times) in hops(world, caller, to) {
+        let share = f64::from(times) / f64::from(THROWS);
+        let place = node_proxy(&caller.workload);
+        let hop = match decided {
+            Ok(hop) => hop,
+            Err(refusal) => {
+                let step = Step::new(place, "refused", refusal.detail.clone());
+                ways.push(Way::new(share, vec![step], refusal.into()));
+                continue;
+            }
+        };
+        let before = [outbound_step(place, &hop)];
+        let after = follow(world, caller, to, &hop, question)?;
+        ways.extend(after.into_iter().map(|way| way.after(share, &before)));
+    }
+    Ok(ways)
+}
+
+type Decided = Result<NextHop, Refusal>;
+
+/// Every decision the caller's node proxy may make, and how often it makes it.
+fn hops(world: &World, caller: &Caller, to: &Destination) -> Vec<(Decided, u32)> {
+    let call = OutboundCall {
+        source: &caller.workload,
+        source_ip: caller.ip,
+        destination: to.address,
+        network: "",
+        crosses_networks: true,
+        ejections: None,
+    };
+    let mut all: Vec<(Decided, u32)> = Vec::new();
+    let mut dice = 0;
+    for _ in 0..THROWS {
+        dice = next_dice(dice);
+        let decided = route(&world.snapshot, &call, dice);
+        match all.iter_mut().find(|(have, _)| *have == decided) {
+            Some((_, times)) => *times += 1,
+            None => all.push((decided, 1)),
+        }
+    }
+    all
+}
+
+fn outbound_step(place: String, hop: &NextHop) -> Step {
+    let bound = |service: &Option<Arc<isobar_state::Service>>, workload: &Arc<Workload>| {
+        service.as_ref().map_or_else(
+            || format!("the pod {} is asked for by its address", of(workload)),
+            |service| format!("service {}", service.key),
+        )
+    };
+    let (decision, because) = match hop {
+        NextHop::Passthrough(to) => (
+            format!("to {to}, as it is"),
+            "the address belongs to nothing in the mesh".to_owned(),
+        ),
+        NextHop::Direct {
+            workload, service, ..
+        } => (
+            "in plain text".to_owned(),
+            format!("{}; it is outside the mesh", bound(service, workload)),
+        ),
+        NextHop::Resolve {
+            hostname,
+            workload,
+            service,
+            ..
+        } => (
+            format!("to what {hostname} resolves to"),
+            bound(service, workload),
+        ),
+        NextHop::Tunnel {
+            workload,
+            service,
+            via_waypoint: true,
+            ..
+        } => {
+            let what = match service {
+                Some(service) => format!("service {}", service.key),
+                None => "the pod".to_owned(),
+            };
+            (
+                "through its waypoint".to_owned(),
+                format!("{what} is bound to it; pod {}", of(workload)),
+            )
+        }
+        NextHop::Tunnel {
+            workload, service, ..
+        } => ("in a tunnel".to_owned(), bound(service, workload)),
+        NextHop::DoubleTunnel {
+            gateway, service, ..
+        } => (
+            format!("through the gateway {} of another network", of(gateway)),
+            format!("service {}", service.key),
+        ),
+    };
+    Step::new(place, decision, because)
+}
+
+fn follow(
+    world: &World,
+    caller: &Caller,
+    to: &Destination,
+    hop: &NextHop,
+    question: &Question,
+) -> Result<Vec<Way>, QuestionError> {
+    let one = |steps, outcome| Ok(vec![Way::new(1.0, steps, outcome)]);
+    match hop {
+        NextHop::Passthrough(address) => one(Vec::new(), Outcome::Leaves { to: *address }),
+        NextHop::Direct { to, workload, .. } => one(Vec::new(), reaches(workload, to.port())),
+        NextHop::Resolve { workload, port, .. } => one(Vec::new(), reaches(workload, *port)),
+        NextHop::DoubleTunnel { to, .. } => {
+            let step = Step::new(
+                "gateway",
+                "passes it on",
+                "what happens in the other network is not known here",
+            );
+            one(vec![step], Outcome::Leaves { to: *to })
+        }
+        NextHop::Tunnel {
+            workload,
+            authority,
+            via_waypoint: true,
+            ..
+        } => waypoint::pass(world, caller, to, question, workload, authority),
+        NextHop::Tunnel {
+            to,
+            workload,
+            authority,
+            ..
+        } => {
+            let peer = Peer {
+                identity: caller.identity(),
+                ip: caller.ip,
+            };
+            Ok(vec![take_tunnel(world, workload, *to, authority, &peer)])
+        }
+    }
+}
+
+/// A tunnel at the pod it was opened to.
+fn take_tunnel(
+    world: &World,
+    workload: &Arc<Workload>,
+    at: SocketAddr,
+    authority: &str,
+    peer: &Peer,
+) -> Way {
+    let place = node_proxy(workload);
+    let refused = |reason, detail: String| {
+        let step = Step::new(&place, "refused", detail.clone());
+        Way::new(1.0, vec![step], Outcome::closed(reason, detail))
+    };
+    let authority = match Authority::parse(authority) {
+        Ok(authority) => authority,
+        Err(error) => return refused(Reason::BadRequest, error.to_string()),
+    };
+    let call = InboundCall {
+        workload,
+        local_ip: at.ip(),
+        authority: &authority,
+        network: "",
+    };
+    match resolve(&world.snapshot, &call) {
+        Ok(target) => arrive(world, workload, target.to, peer),
+        Err(refusal) => refused(refusal.reason, refusal.detail),
+    }
+}
+
+/// A connection at the pod that is to take it: the node proxy there asks the policies.
+pub(crate) fn arrive(world: &World, workload: &Arc<Workload>, at: SocketAddr, peer: &Peer) -> Way {
+    let workload = world.workload(workload);
+    if workload.tunnel == TunnelProtocol::None || workload.native_tunnel {
+        return Way::new(1.0, Vec::new(), reaches(workload, at.port()));
+    }
+    let place = node_proxy(workload);
+    match authorize(&world.snapshot, peer, workload, at) {
+        Ok(permit) => {
+            let because = permit.allowed_by().map_or_else(
+                || "no ALLOW policy selects the pod".to_owned(),
+                |by| format!("AuthorizationPolicy {by} allows it"),
+            );
+            let mut steps = vec![Step::new(&place, "let in", because)];
+            steps.extend(permit.missing().iter().map(|missing| {
+                Step::new(
+                    &place,
+                    "warning",
+                    format!("policy {missing} is not known here"),
+                )
+            }));
+            Way::new(1.0, steps, reaches(workload, at.port()))
+        }
+        Err(denied) => {
+            let step = Step::new(&place, "refused", because(&denied));
+            let outcome = Outcome::closed(denied.reason, denied.detail);
+            Way::new(1.0, vec![step], outcome)
+        }
+    }
+}
+
+fn because(denied: &Denied) -> String {
+    denied.policy.as_ref().map_or_else(
+        || denied.detail.clone(),
+        |policy| format!("{} ({policy})", denied.detail),
+    )
+}
+
+/// A call that no proxy of ours takes at the caller: the cluster's own balancing, in plain text.
+pub(crate) fn outside_the_mesh(world: &World, caller: &Caller, to: &Destination) -> Vec<Way> {
+    let peer = Peer {
+        identity: None,
+        ip: caller.ip,
+    };
+    let step = |decision: &str| {
+        let because = format!("the caller is outside the mesh: {}", caller.enrolment);
+        Step::new(format!("node {}", caller.workload.node), decision, because)
+    };
+    let here = NetworkAddress::new("".into(), to.address.ip());
+    let snapshot = &world.snapshot;
+    if let Some(service) = snapshot.service_by_vip(&here, None) {
+        let port = to.address.port();
+        let found = endpoints(snapshot, service, port, &caller.workload, Purpose::Call);
+        let all = match found {
+            Ok(all) => all,
+            Err(refusal) => {
+                let step = step("nobody to send it to");
+                return vec![Way::new(1.0, vec![step], refusal.into())];
+            }
+        };
+        let share = 1.0 / all.len() as f64;
+        let before = [step("in plain text, to any ready pod")];
+        let arriving = all.iter().filter_map(|candidate| {
+            let workload = &candidate.endpoint.workload;
+            let at = SocketAddr::new(*workload.addresses.first()?, candidate.port);
+            Some(arrive(world, workload, at, &peer).after(share, &before))
+        });
+        return arriving.collect();
+    }
+    let before = [step("in plain text")];
+    let way = match snapshot.workload_by_address(&here) {
+        Some(workload) => arrive(world, workload, to.address, &peer),
+        None => Way::new(1.0, Vec::new(), Outcome::Leaves { to: to.address }),
+    };
+    vec![way.after(1.0, &before)]
+}
+
+pub(crate) fn reaches(workload: &Workload, port: u16) -> Outcome {
+    Outcome::Reaches {
+        pods: vec![of(workload)],
+        port,
+    }
+}
+
+pub(crate) fn of(workload: &Workload) -> String {
+    format!("{}/{}", workload.namespace, workload.name)
+}
+
+fn node_proxy(workload: &Workload) -> String {
+    match &*workload.node {
+        "" => "ztunnel".to_owned(),
+        node => format!("ztunnel {node}"),
+    }
+}

@@ -1,0 +1,442 @@
+//! What a waypoint decides: policies, then routes, then who gets it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use isobar_route::{
+    self as route, AbortWith, Action, HttpDecision, Preflight, RedirectFrom, Subset, Tables, Taken,
+    Target, TcpCall, TcpDecision, WaypointInfo, Weighted, authorize_http, authorize_tcp,
+    match_http, match_tcp,
+};
+use isobar_state::balance::{Candidate, Purpose, endpoints};
+use isobar_state::inbound::Authority;
+use isobar_state::{AppProtocol, GatewayDestination, Peer, Service, Workload, authorize_through};
+use isobar_types::{NetworkAddress, Reason};
+
+use crate::answer::{Outcome, Step, Way};
+use crate::caller::Caller;
+use crate::destination::Destination;
+use crate::node::{arrive, of};
+use crate::question::{Question, QuestionError};
+use crate::request::Request;
+use crate::world::World;
+
+/// A call at a waypoint.
+struct Passage<'a> {
+    world: &'a World,
+    tables: &'a Tables,
+    /// The waypoint's pod.
+    instance: &'a Workload,
+    info: &'a WaypointInfo,
+    caller: &'a Caller,
+    who: route::Caller,
+    /// Service or pod the call is addressed to.
+    service: Option<&'a Arc<Service>>,
+    address: SocketAddr,
+    /// A request; otherwise bytes that nobody looks into.
+    request: Option<Request>,
+}
+
+/// A call that `instance` got with this authority.
+pub(crate) fn pass(
+    world: &World,
+    caller: &Caller,
+    to: &Destination,
+    question: &Question,
+    instance: &Arc<Workload>,
+    authority: &str,
+) -> Result<Vec<Way>, QuestionError> {
+    let unready = |detail: String| {
+        let place = format!("waypoint pod {}", of(instance));
+        let step = Step::new(place, "refused", detail.clone());
+        let outcome = Outcome::closed(Reason::WaypointNotReady, detail);
+        Ok(vec![Way::new(1.0, vec![step], outcome)])
+    };
+    let Some(tables) = world.tables_of(instance) else {
+        return unready("no Gateway of this name is a waypoint".to_owned());
+    };
+    let Some(info) = tables.waypoint() else {
+        return unready("this waypoint has no description".to_owned());
+    };
+    let service = addressed(world, caller, authority);
+    let declared = service.and_then(|service| service.protocol(to.address.port()));
+    let opaque = match declared {
+        Some(AppProtocol::Tcp | AppProtocol::Tls) => true,
+        Some(AppProtocol::Http1 | AppProtocol::Http2 | AppProtocol::Grpc) => false,
+        None => question.request.is_none(),
+    };
+    let request = match opaque {
+        true => None,
+        false => Some(Request::new(question.request.as_ref(), to)?),
+    };
+    let passage = Passage {
+        world,
+        tables,
+        instance,
+        info,
+        caller,
+        who: route::Caller {
+            identity: caller.identity(),
+            ip: caller.ip,
+            labels: tables.labels(&caller.workload.uid).cloned(),
+        },
+        service,
+        address: to.address,
+        request,
+    };
+    Ok(match &passage.request {
+        Some(request) => passage.http(request),
+        None => passage.tcp(declared),
+    })
+}
+
+fn addressed<'a>(world: &'a World, caller: &Caller, authority: &str) -> Option<&'a Arc<Service>> {
+    let namespace = Some(&*caller.workload.namespace);
+    match Authority::parse(authority).ok()? {
+        Authority::Address(to) => {
+            let at = NetworkAddress::new("".into(), to.ip());
+            world.snapshot.service_by_vip(&at, namespace)
+        }
+        Authority::Host { host, .. } => world.snapshot.service_by_hostname(&host, namespace),
+    }
+}
+
+impl Passage<'_> {
+    fn step(&self, decision: impl Into<String>, because: impl Into<String>) -> Step {
+        Step::new(format!("waypoint {}", self.info.name), decision, because)
+    }
+
+    fn end(&self, steps: Vec<Step>, outcome: Outcome) -> Vec<Way> {
+        vec![Way::new(1.0, steps, outcome)]
+    }
+
+    fn http(&self, request: &Request) -> Vec<Way> {
+        let key = self.service.map(|service| &service.key);
+        let call = request.call();
+        let mut steps = Vec::new();
+        match authorize_http(self.tables, key, &call, &self.who) {
+            Ok(permit) => steps.push(self.permitted(permit.allowed_by())),
+            Err(denied) => {
+                let detail = denied.to_string();
+                steps.push(self.step("refused", detail.clone()));
+                return self.end(steps, Outcome::status(403, Reason::PolicyDenied, detail));
+            }
+        }
+        let decision = key.map_or(HttpDecision::Default, |key| {
+            match_http(self.tables, key, &call, &self.who)
+        });
+        match decision {
+            HttpDecision::Default => {
+                steps.push(self.step(
+                    "to the service itself",
+                    "no VirtualService has rules for it",
+                ));
+                self.to_addressed(steps)
+            }
+            HttpDecision::NoRoute => {
+                let detail = "no rule of its VirtualServices matches the request";
+                steps.push(self.step("refused", detail));
+                self.end(steps, Outcome::status(404, Reason::NoRoute, detail))
+            }
+            HttpDecision::Taken(taken) => self.act(request, &taken, steps),
+        }
+    }
+
+    fn permitted(&self, by: Option<&route::MatchedRule>) -> Step {
+        let because = by.map_or_else(
+            || "no ALLOW policy applies here".to_owned(),
+            |by| format!("rule {} of AuthorizationPolicy {}", by.rule, by.policy),
+        );
+        self.step("allowed", because)
+    }
+
+    /// Faults, then cross-origin rules, then the rule's action.
+    fn act(&self, request: &Request, taken: &Taken, mut steps: Vec<Step>) -> Vec<Way> {
+        let route = taken.route();
+        steps.push(self.step(format!("route {}", taken.name()), why(taken)));
+        let mut ways = Vec::new();
+        let mut share = 1.0;
+        if let Some((percentage, by)) = route.fault.delay {
+            let text = format!("by {by:?}, {percentage} % of requests");
+            steps.push(self.step("delayed", text));
+        }
+        if let Some((percentage, with)) = route.fault.abort {
+            let aborted = (percentage / 100.0).clamp(0.0, 1.0);
+            let (status, detail) = match with {
+                AbortWith::Http(code) => (code, format!("fault: status {code}")),
+                AbortWith::Grpc(code) => (200, format!("fault: gRPC status {code}")),
+            };
+            let mut steps = steps.clone();
+            steps.push(self.step("aborted", format!("{percentage} % of requests")));
+            ways.push(Way::new(
+                aborted,
+                steps,
+                Outcome::Answered { status, detail },
+            ));
+            share -= aborted;
+        }
+        let call = request.call();
+        if let Some(cors) = &route.cors
+            && let Preflight::Answer(_) = cors.check(call.method, call.headers)
+        {
+            let detail = "a preflight of an allowed origin".to_owned();
+            steps.push(self.step("answered", detail.clone()));
+            let outcome = Outcome::Answered {
+                status: 200,
+                detail,
+            };
+            ways.push(Way::new(share, steps, outcome));
+            return ways;
+        }
+        let rest = match &route.action {
+            Action::Redirect(to) => {
+                let place = to.location(&RedirectFrom {
+                    scheme: call.scheme,
+                    authority: call.authority,
+                    path: call.path,
+                    query: call.query,
+                    port: self.address.port(),
+                    matched: taken.block().and_then(|block| block.uri.as_ref()),
+                });
+                let outcome = Outcome::Answered {
+                    status: to.code,
+                    detail: format!("redirect to {place}"),
+                };
+                self.end(steps, outcome)
+            }
+            Action::Direct(direct) => {
+                let outcome = Outcome::Answered {
+                    status: direct.status,
+                    detail: "a fixed reply".to_owned(),
+                };
+                self.end(steps, outcome)
+            }
+            Action::Forward(destinations) => self.spread(destinations, &steps),
+        };
+        ways.extend(rest.into_iter().map(|way| way.after(share, &[])));
+        ways.retain(|way| way.share > 0.0);
+        ways
+    }
+
+    fn tcp(&self, declared: Option<AppProtocol>) -> Vec<Way> {
+        let key = self.service.map(|service| &service.key);
+        let call = TcpCall {
+            destination: self.address,
+            sni: None,
+        };
+        let mut steps = Vec::new();
+        if declared.is_none() {
+            let because = "the port declares no protocol, and no request is asked about";
+            steps.push(self.step("as opaque bytes", because));
+        }
+        match authorize_tcp(self.tables, key, &call, &self.who) {
+            Ok(permit) => steps.push(self.permitted(permit.allowed_by())),
+            Err(denied) => {
+                let detail = denied.to_string();
+                steps.push(self.step("refused", detail.clone()));
+                return self.end(steps, Outcome::closed(Reason::PolicyDenied, detail));
+            }
+        }
+        let decision = key.map_or(TcpDecision::Default, |key| {
+            match_tcp(self.tables, key, &call, &self.who)
+        });
+        match &decision {
+            TcpDecision::Default => {
+                let because = "no VirtualService has rules for opaque traffic to it";
+                steps.push(self.step("to the service itself", because));
+                self.to_addressed(steps)
+            }
+            TcpDecision::NoRoute => {
+                let detail = "no rule of its VirtualServices matches the connection";
+                steps.push(self.step("refused", detail));
+                self.end(steps, Outcome::closed(Reason::NoRoute, detail))
+            }
+            TcpDecision::Taken(object, at) => {
+                steps.push(self.step(format!("route {}, rule {at}", object.name), "it matches"));
+                match decision.route() {
+                    Some(route) => self.spread(&route.destinations, &steps),
+                    None => self.to_addressed(steps),
+                }
+            }
+        }
+    }
+
+    /// Each destination has its share.
+    fn spread(&self, destinations: &[Weighted], steps: &[Step]) -> Vec<Way> {
+        let total: u32 = destinations.iter().map(|d| d.weight).sum();
+        let mut ways = Vec::new();
+        for destination in destinations.iter().filter(|d| d.weight > 0) {
+            let share = f64::from(destination.weight) / f64::from(total);
+            let after = self.to_target(&destination.target);
+            ways.extend(after.into_iter().map(|way| way.after(share, steps)));
+        }
+        ways
+    }
+
+    fn to_target(&self, target: &Target) -> Vec<Way> {
+        let no_cluster = |detail: String| {
+            let steps = vec![self.step("refused", detail.clone())];
+            let outcome = match self.request {
+                Some(_) => Outcome::status(503, Reason::NoCluster, detail),
+                None => Outcome::closed(Reason::NoCluster, detail),
+            };
+            self.end(steps, outcome)
+        };
+        let known = target.service.as_ref();
+        let Some(service) = known.and_then(|key| self.world.snapshot.service(key)) else {
+            return no_cluster(format!("the host {} is no service it knows", target.host));
+        };
+        let subset = match &target.subset {
+            None => None,
+            Some(name) => match self.tables.subset(&service.key, name) {
+                Some(subset) => Some(subset),
+                None => {
+                    let text = format!("no DestinationRule of {} has a subset {name}", service.key);
+                    return no_cluster(text);
+                }
+            },
+        };
+        let port = match target.port {
+            0 => self.address.port(),
+            port => port,
+        };
+        let step = match subset {
+            Some(subset) => self.step(
+                format!("to subset {} of {}", subset.name, service.key.hostname),
+                format!("DestinationRule {}", subset.rule),
+            ),
+            None => self.step(
+                format!("to {}", service.key.hostname),
+                "the rule's destination",
+            ),
+        };
+        self.to_service(service, subset.map(|s| &**s), port, vec![step])
+    }
+
+    /// As addressed: the service, or the pod itself.
+    fn to_addressed(&self, steps: Vec<Step>) -> Vec<Way> {
+        if let Some(service) = self.service {
+            return self.to_service(service, None, self.address.port(), steps);
+        }
+        let at = NetworkAddress::new("".into(), self.address.ip());
+        match self.world.snapshot.workload_by_address(&at) {
+            Some(workload) => vec![self.at_pod(workload, self.address).after(1.0, &steps)],
+            None => {
+                let detail = format!("{} is no pod of the mesh", self.address);
+                self.end(steps, Outcome::closed(Reason::UnknownDestination, detail))
+            }
+        }
+    }
+
+    fn to_service(
+        &self,
+        service: &Service,
+        subset: Option<&Subset>,
+        port: u16,
+        steps: Vec<Step>,
+    ) -> Vec<Way> {
+        let from = &self.caller.workload;
+        let snapshot = &self.world.snapshot;
+        let nobody = |mut steps: Vec<Step>, detail: String| {
+            steps.push(self.step("refused", detail.clone()));
+            let outcome = match self.request {
+                Some(_) => Outcome::status(503, Reason::NoHealthyUpstream, detail),
+                None => Outcome::closed(Reason::NoHealthyUpstream, detail),
+            };
+            self.end(steps, outcome)
+        };
+        let mut all = match endpoints(snapshot, service, port, from, Purpose::Call) {
+            Ok(all) => all,
+            Err(refusal) => return nobody(steps, refusal.detail),
+        };
+        if let Some(account) = self
+            .info
+            .account
+            .as_deref()
+            .filter(|_| self.is_ours(service))
+        {
+            all.retain(|c| {
+                let workload = &c.endpoint.workload;
+                workload.namespace == self.info.name.namespace
+                    && *workload.service_account == *account
+            });
+        }
+        if let Some(subset) = subset {
+            all.retain(|c| {
+                let labels = self.tables.labels(&c.endpoint.workload.uid);
+                subset.contains(labels.map(|l| &**l))
+            });
+        }
+        let capacity = |c: &Candidate<'_>| f64::from(c.endpoint.workload.capacity);
+        let total: f64 = all.iter().map(capacity).sum();
+        if all.is_empty() {
+            return nobody(steps, format!("no ready pod of {} is left", service.key));
+        }
+        let each = all.iter().filter_map(|candidate| {
+            let workload = &candidate.endpoint.workload;
+            let at = SocketAddr::new(*workload.addresses.first()?, candidate.port);
+            let share = capacity(candidate) / total;
+            Some(self.at_pod(workload, at).after(share, &steps))
+        });
+        each.collect()
+    }
+
+    /// True if this waypoint is the one the service names.
+    fn is_ours(&self, service: &Service) -> bool {
+        let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
+        let mut named = service.waypoint.iter().chain(weighted);
+        named.any(|gateway| match &gateway.destination {
+            GatewayDestination::Hostname(host) => host.hostname == self.info.hostname,
+            GatewayDestination::Address(_) => false,
+        })
+    }
+
+    /// The pod's own policies: about the caller here, about the waypoint at its node.
+    fn at_pod(&self, workload: &Arc<Workload>, at: SocketAddr) -> Way {
+        let own = self.instance.identity();
+        let caller = Peer {
+            identity: self.caller.identity(),
+            ip: self.caller.ip,
+        };
+        let workload = self.world.workload(workload);
+        let snapshot = &self.world.snapshot;
+        if let Err(denied) = authorize_through(snapshot, &own, &caller, workload, at) {
+            let steps = vec![self.step("refused", denied.detail.clone())];
+            let outcome = match self.request {
+                Some(_) => Outcome::status(403, denied.reason, denied.detail),
+                None => Outcome::closed(denied.reason, denied.detail),
+            };
+            return Way::new(1.0, steps, outcome);
+        }
+        let ip = self.instance.addresses.first().copied();
+        let waypoint = Peer {
+            identity: Some(own),
+            ip: ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+        };
+        let way = arrive(self.world, workload, at, &waypoint);
+        match (way.outcome, &self.request) {
+            // What the pod's node refuses, the waypoint tells as an upstream that failed.
+            (Outcome::Refused { reason, detail, .. }, Some(_)) => {
+                Way::new(way.share, way.steps, Outcome::status(503, reason, detail))
+            }
+            (outcome, _) => Way::new(way.share, way.steps, outcome),
+        }
+    }
+}
+
+/// Which part of a rule matched.
+fn why(taken: &Taken) -> String {
+    let object = &taken.virtual_service().name;
+    match taken.block() {
+        None => format!("VirtualService {object}: a rule without conditions"),
+        Some(block) => {
+            let place = taken
+                .route()
+                .matches
+                .iter()
+                .position(|have| std::ptr::eq(have, block));
+            let place = place.map_or_else(String::new, |at| format!(", match[{at}]"));
+            format!("VirtualService {object}{place}")
+        }
+    }
+}

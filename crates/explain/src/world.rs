@@ -1,0 +1,108 @@
+//! The objects as proxies see them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use isobar_control_plane::{Told, imagined, told};
+use isobar_objects::ObjectSet;
+use isobar_route::Tables;
+use isobar_state::{Snapshot, Workload};
+
+/// A mesh to ask questions about.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) objects: ObjectSet,
+    pub(crate) snapshot: Snapshot,
+    /// By the host name of the waypoint's Service.
+    waypoints: BTreeMap<String, Tables>,
+    problems: Vec<String>,
+}
+
+impl World {
+    /// The mesh of these objects, with the pods that they name.
+    #[must_use]
+    pub fn of(objects: ObjectSet) -> Self {
+        let told = told(&objects);
+        let mut problems = Vec::new();
+        let snapshot = snapshot(&told, &mut problems);
+        let waypoints = told.waypoints.values().map(|waypoint| {
+            let tables = tables(waypoint, &mut problems);
+            (waypoint.waypoint.hostname.to_ascii_lowercase(), tables)
+        });
+        let waypoints = waypoints.collect();
+        problems.extend(
+            told.complaints
+                .iter()
+                .map(|(object, text)| format!("{object}: {text}")),
+        );
+        Self {
+            objects,
+            snapshot,
+            waypoints,
+            problems,
+        }
+    }
+
+    /// The mesh as it would be if everything that these objects ask for ran: every Deployment's pods,
+    /// every waypoint, all ready.
+    #[must_use]
+    pub fn imagined(objects: &ObjectSet) -> Self {
+        Self::of(imagined(objects))
+    }
+
+    /// What is not in force as it is written: an object and a sentence.
+    #[must_use]
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// What the waypoint that `workload` is an instance of was told.
+    pub(crate) fn tables_of(&self, workload: &Workload) -> Option<&Tables> {
+        let mut hosts = workload.services.keys();
+        hosts.find_map(|key| self.waypoints.get(&*key.hostname))
+    }
+
+    /// The workload as it is known now.
+    pub(crate) fn workload<'a>(&'a self, workload: &'a Arc<Workload>) -> &'a Arc<Workload> {
+        let now = self.snapshot.workload_by_uid(&workload.uid);
+        now.unwrap_or(workload)
+    }
+}
+
+fn snapshot(told: &Told, problems: &mut Vec<String>) -> Snapshot {
+    let mut draft = Snapshot::default().draft();
+    let mut failed = |error: Result<(), isobar_state::ConvertError>| {
+        problems.extend(error.err().map(|error| error.to_string()));
+    };
+    for policy in &told.authorizations {
+        failed(draft.upsert_authorization(policy));
+    }
+    for address in &told.addresses {
+        failed(draft.upsert_address(address));
+    }
+    for policy in &told.outbound {
+        failed(draft.upsert_outbound_policy(policy));
+    }
+    draft.finish()
+}
+
+fn tables(told: &isobar_control_plane::ToldWaypoint, problems: &mut Vec<String>) -> Tables {
+    let mut draft = Tables::default().draft();
+    let mut failed = |error: Result<(), isobar_route::ResourceError>| {
+        problems.extend(error.err().map(|error| error.to_string()));
+    };
+    failed(draft.set_waypoint(&told.waypoint));
+    for labels in &told.labels {
+        draft.upsert_labels(labels);
+    }
+    for service in &told.virtual_services {
+        failed(draft.upsert_virtual_service(service));
+    }
+    for rule in &told.destination_rules {
+        failed(draft.upsert_destination_rule(rule));
+    }
+    for policy in &told.authorizations {
+        draft.upsert_policy(policy);
+    }
+    draft.finish()
+}
