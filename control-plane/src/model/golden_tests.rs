@@ -4,20 +4,9 @@ use std::path::Path;
 use isobar_objects::{ObjectSet, read_text};
 use isobar_proto::istio::workload::{GatewayAddress, gateway_address};
 
-use super::{KeptKeys, OutboundTraffic, Plan, PortRules, Settings, plan};
+use super::{KeptKeys, Plan, plan};
 
-pub(crate) fn settings() -> Settings {
-    Settings {
-        trust_domain: "cluster.local".into(),
-        cluster_id: "Kubernetes".into(),
-        network: "".into(),
-        root_namespace: "istio-system".into(),
-        cluster_domain: "cluster.local".into(),
-        waypoint_classes: vec!["isobar-waypoint".into()],
-        outbound: OutboundTraffic::AllowAny,
-        port_rules: PortRules::Enforce,
-    }
-}
+pub(crate) use crate::told::settings;
 
 pub(crate) fn objects(yaml: &str) -> ObjectSet {
     let read = read_text(Path::new("test.yaml"), yaml);

@@ -112,13 +112,8 @@ impl Targets {
         served: &[&ServicePlan],
         hosts: &Hosts,
     ) -> Option<wire::Authorization> {
-        let whole_waypoint = self.chosen.gateways.contains(waypoint);
-        let services: Vec<_> = served
-            .iter()
-            .filter(|service| self.chosen.services.contains(&service.key))
-            .map(|service| hosts.reference(&service.wire.hostname, &service.key.namespace))
-            .collect();
-        (whole_waypoint || !services.is_empty()).then(|| wire::Authorization {
+        let (whole_waypoint, services) = self.chosen.at(waypoint, served, hosts)?;
+        Some(wire::Authorization {
             whole_waypoint,
             services,
             ..self.wire.clone()

@@ -76,13 +76,8 @@ impl Rates {
         served: &[&ServicePlan],
         hosts: &Hosts,
     ) -> Option<wire::RateLimitPolicy> {
-        let whole_waypoint = self.chosen.gateways.contains(waypoint);
-        let services: Vec<_> = served
-            .iter()
-            .filter(|service| self.chosen.services.contains(&service.key))
-            .map(|service| hosts.reference(&service.wire.hostname, &service.key.namespace))
-            .collect();
-        (whole_waypoint || !services.is_empty()).then(|| wire::RateLimitPolicy {
+        let (whole_waypoint, services) = self.chosen.at(waypoint, served, hosts)?;
+        Some(wire::RateLimitPolicy {
             whole_waypoint,
             services,
             ..self.wire.clone()

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use isobar_objects::istio::TargetReference;
+use isobar_proto::isobar::v1::ServiceRef;
 use isobar_types::NamespacedName;
 
 use super::super::gateways::Gateways;
 use super::super::services::ServicePlan;
 use super::super::settings::Settings;
+use super::hosts::Hosts;
 
 /// Everything that can be a target.
 #[derive(Clone, Copy)]
@@ -27,6 +29,23 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
+    /// What of it concerns one waypoint: whether all of its traffic, and which services of those it
+    /// serves; `None` if nothing does.
+    pub(super) fn at(
+        &self,
+        waypoint: &NamespacedName,
+        served: &[&ServicePlan],
+        hosts: &Hosts,
+    ) -> Option<(bool, Vec<ServiceRef>)> {
+        let whole_waypoint = self.gateways.contains(waypoint);
+        let services: Vec<_> = served
+            .iter()
+            .filter(|service| self.services.contains(&service.key))
+            .map(|service| hosts.reference(&service.wire.hostname, &service.key.namespace))
+            .collect();
+        (whole_waypoint || !services.is_empty()).then_some((whole_waypoint, services))
+    }
+
     /// Adds what a reference of an object in `namespace` means.
     ///
     /// # Errors

@@ -147,11 +147,23 @@ pub(crate) fn shut_doors(
         memberships,
         neighbours: Neighbours::read(set, pods),
         remedies: BTreeMap::new(),
+        alike: BTreeSet::new(),
     };
     let namespaces: BTreeSet<&str> = set.network_policies.iter().map(|p| p.namespace()).collect();
     for namespace in namespaces {
+        let mut classes: BTreeMap<_, Vec<&PodFacts<'_>>> = BTreeMap::new();
         for pod in members(set, namespace, pods) {
-            inspection.pod(namespace, pod);
+            let policies = set.network_policies.in_namespace(namespace);
+            let selecting = policies.filter(|policy| selects(policy, pod));
+            let names: Vec<&str> = selecting.map(|policy| policy.name()).collect();
+            if !names.is_empty() {
+                let own = waypoints_of(pod, memberships.get(&pod.key), selection);
+                classes.entry((names, own)).or_default().push(pod);
+            }
+        }
+        for alike in classes.values() {
+            inspection.alike = alike.iter().map(|pod| pod.key.to_string()).collect();
+            inspection.pod(namespace, alike[0]);
         }
         for pod in pods.iter().filter(|pod| *pod.key.namespace == *namespace) {
             let gateway = instance_of(pod, selection.gateways, selection.settings);
@@ -201,6 +213,8 @@ struct Inspection<'a> {
     memberships: &'a Memberships,
     neighbours: Neighbours<'a>,
     remedies: BTreeMap<NamespacedName, Remedy>,
+    /// Pods that the same policies select and the same waypoints serve: looked at once for all.
+    alike: BTreeSet<String>,
 }
 
 impl Inspection<'_> {
@@ -209,23 +223,21 @@ impl Inspection<'_> {
         let inbound = self.selecting(namespace, pod, is_about_ingress);
         self.open_beside::<NetworkPolicyIngressRule>(
             &inbound,
-            pod,
             "callers in the mesh come on port 15008 and are dropped",
         );
         let own = waypoints_of(pod, self.memberships.get(&pod.key), self.selection);
         for waypoint in &own {
-            self.admit::<NetworkPolicyIngressRule>(&inbound, pod, waypoint, "calls through");
+            self.admit::<NetworkPolicyIngressRule>(&inbound, waypoint, "calls through");
         }
         let outbound = self.selecting(namespace, pod, is_about_egress);
         self.open_beside::<NetworkPolicyEgressRule>(
             &outbound,
-            pod,
             "what it calls in the mesh is reached on port 15008: its connections are dropped",
         );
         for waypoint in self.waypoints_ahead(&outbound) {
-            self.admit::<NetworkPolicyEgressRule>(&outbound, pod, &waypoint, "its calls to");
+            self.admit::<NetworkPolicyEgressRule>(&outbound, &waypoint, "its calls to");
         }
-        self.names(&outbound, pod);
+        self.names(&outbound);
     }
 
     /// Policies, as they are to become, that select the pod and are about one direction.
@@ -246,12 +258,7 @@ impl Inspection<'_> {
     }
 
     /// Each rule that opens ports of the application also has to open the tunnel, here or elsewhere.
-    fn open_beside<R: Rule>(
-        &mut self,
-        policies: &[NetworkPolicy],
-        pod: &PodFacts<'_>,
-        consequence: &str,
-    ) {
+    fn open_beside<R: Rule>(&mut self, policies: &[NetworkPolicy], consequence: &str) {
         let all = || policies.iter().flat_map(rules::<R>);
         for policy in policies {
             for (at, rule) in rules::<R>(policy).iter().enumerate() {
@@ -263,7 +270,7 @@ impl Inspection<'_> {
                     field: format!("spec.{}[{at}].ports", R::FIELD),
                     port: ports::HBONE,
                     consequence: consequence.to_owned(),
-                    pods: BTreeSet::from([pod.key.to_string()]),
+                    pods: self.alike.clone(),
                 };
                 self.note(policy, door, |spec| {
                     if let Some(rule) = R::of_mut(spec).get_mut(at) {
@@ -278,7 +285,6 @@ impl Inspection<'_> {
     fn admit<R: Rule>(
         &mut self,
         policies: &[NetworkPolicy],
-        pod: &PodFacts<'_>,
         waypoint: &NamespacedName,
         calls: &str,
     ) {
@@ -302,7 +308,7 @@ impl Inspection<'_> {
             consequence: format!(
                 "{calls} its waypoint {waypoint} are dropped: they come from, or go to, the waypoint's pods"
             ),
-            pods: BTreeSet::from([pod.key.to_string()]),
+            pods: self.alike.clone(),
         };
         let peers = Some(vec![pods_of(waypoint)]);
         let rule = R::new(peers, vec![entry(ports::HBONE, "TCP")]);
@@ -371,7 +377,7 @@ impl Inspection<'_> {
     }
 
     /// Who may call somebody has to be able to look up names.
-    fn names(&mut self, policies: &[NetworkPolicy], pod: &PodFacts<'_>) {
+    fn names(&mut self, policies: &[NetworkPolicy]) {
         let fresh: Vec<NetworkPolicy> = policies.iter().map(|p| self.latest(p)).collect();
         let open = |policy: &NetworkPolicy| {
             let mut rules = rules::<NetworkPolicyEgressRule>(policy).iter();
@@ -391,7 +397,7 @@ impl Inspection<'_> {
             field: format!("spec.egress[{at}]"),
             port: DNS,
             consequence: "it cannot look up names".to_owned(),
-            pods: BTreeSet::from([pod.key.to_string()]),
+            pods: self.alike.clone(),
         };
         let ports = vec![entry(DNS, "UDP"), entry(DNS, "TCP")];
         let rule = NetworkPolicyEgressRule::new(None, ports);

@@ -12,7 +12,7 @@ use wire::http_route::Action;
 use super::super::super::services::ServicePlan;
 use super::super::super::verdict::{Severity, Verdict};
 use super::super::hosts::Hosts;
-use super::convert::{self, Entry, Rank};
+use super::convert::{self, Converted, Entry, Rank};
 use super::references::{Problem, References, key_of};
 
 /// What is told about one route.
@@ -139,32 +139,29 @@ pub(in super::super) fn service_routes(
 }
 
 fn read(set: &ObjectSet, references: &References<'_>) -> Vec<Route> {
-    let mut routes = Vec::new();
-    for object in set.http_routes.iter() {
+    let http = set.http_routes.iter().map(|object| {
         let converted = convert::http(object, references);
-        routes.push(Route {
-            object: object.reference(),
-            namespace: object.namespace().to_owned(),
-            created: object.created(),
-            parents: object.spec.parent_refs.clone(),
-            entries: converted.entries,
-            accepted: converted.accepted,
-            resolved: converted.resolved,
-        });
-    }
-    for object in set.grpc_routes.iter() {
+        Route::new(&object.object, &object.spec.parent_refs, converted)
+    });
+    let grpc = set.grpc_routes.iter().map(|object| {
         let converted = convert::grpc(object, references);
-        routes.push(Route {
+        Route::new(&object.object, &object.spec.parent_refs, converted)
+    });
+    http.chain(grpc).collect()
+}
+
+impl Route {
+    fn new(object: &impl ObjectHead, parents: &[ParentReference], converted: Converted) -> Self {
+        Self {
             object: object.reference(),
             namespace: object.namespace().to_owned(),
             created: object.created(),
-            parents: object.spec.parent_refs.clone(),
+            parents: parents.to_vec(),
             entries: converted.entries,
             accepted: converted.accepted,
             resolved: converted.resolved,
-        });
+        }
     }
-    routes
 }
 
 pub(super) fn is_service(parent: &ParentReference) -> bool {
