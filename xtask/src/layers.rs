@@ -19,20 +19,22 @@ const BANDS: &[(&str, u8)] = &[
     ("isobar-net", 2),
     ("isobar-tls", 2),
     ("isobar-telemetry", 2),
+    ("isobar-chart", 3),
     ("isobar-objects", 3),
     ("isobar-hbone", 3),
     ("isobar-xds", 3),
-    ("isobar-lab", 4),
-    ("isobar-samples", 5),
-    ("isobar-ztunnel", 5),
-    ("isobar-waypoint", 5),
-    ("isobar-control-plane", 5),
-    ("isobar-explain", 5),
-    ("isobar-node-agent", 5),
-    ("isobar-cli", 5),
-    ("isobar-tests", 6),
-    ("isobar-benches", 6),
-    ("xtask", 6),
+    ("isobar-kubernetes", 4),
+    ("isobar-lab", 5),
+    ("isobar-samples", 6),
+    ("isobar-ztunnel", 6),
+    ("isobar-waypoint", 6),
+    ("isobar-control-plane", 6),
+    ("isobar-explain", 6),
+    ("isobar-node-agent", 6),
+    ("isobar-cli", 6),
+    ("isobar-tests", 7),
+    ("isobar-benches", 7),
+    ("xtask", 7),
 ];
 
 const SAME_BAND: &[(&str, &str)] = &[
@@ -103,6 +105,7 @@ const ONE_USER: &[(&str, &[&str])] = &[
     ("rustls", &["isobar-tls"]),
     ("boring", &["isobar-tls"]),
     ("boring-rustls-provider", &["isobar-tls"]),
+    ("kube", &["isobar-kubernetes", "isobar-lab", "isobar-tests"]),
 ];
 
 /// Crates that must not be in the build, and why.

@@ -15,7 +15,9 @@ pub use route::{
     GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HeaderModifier, HttpRoute, HttpRouteMatch,
     HttpRouteRule, HttpRouteSpec, MatchKind, NamedMatch, NamedValue, ParentReference, PathMatch,
     PathMatchKind, PathModifier, ReferenceGrant, ReferenceGrantSpec, RequestMirror,
-    RequestRedirect, RouteFilter, RouteRetry, RouteTimeouts, UrlRewrite,
+    RequestRedirect, RouteFilter, RouteRetry, RouteTimeouts, SessionCookie, SessionLifetime,
+    SessionPersistence, SessionType, TcpRoute, TcpRouteRule, TcpRouteSpec, TlsRoute, TlsRouteSpec,
+    UrlRewrite,
 };
 
 /// `gateway.networking.k8s.io` Gateway; a waypoint is one.

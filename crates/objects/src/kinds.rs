@@ -25,6 +25,8 @@ pub enum Kind {
     DestinationRule,
     /// `networking.istio.io`.
     ServiceEntry,
+    /// `networking.istio.io`.
+    WorkloadEntry,
     /// `gateway.networking.k8s.io`.
     Gateway,
     /// `gateway.networking.k8s.io`.
@@ -33,6 +35,10 @@ pub enum Kind {
     HttpRoute,
     /// `gateway.networking.k8s.io`.
     GrpcRoute,
+    /// `gateway.networking.k8s.io`.
+    TcpRoute,
+    /// `gateway.networking.k8s.io`.
+    TlsRoute,
     /// `gateway.networking.k8s.io`.
     ReferenceGrant,
     /// `security.istio.io`.
@@ -59,6 +65,7 @@ impl Kind {
         Self::Deployment,
         Self::Service,
         Self::ServiceEntry,
+        Self::WorkloadEntry,
         Self::NetworkPolicy,
         Self::VirtualService,
         Self::DestinationRule,
@@ -67,6 +74,8 @@ impl Kind {
         Self::ReferenceGrant,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TlsRoute,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
         Self::RateLimitPolicy,
@@ -86,10 +95,13 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
@@ -104,11 +116,16 @@ impl Kind {
             Self::Namespace | Self::Node | Self::ServiceAccount | Self::Pod | Self::Service => "",
             Self::Deployment => "apps",
             Self::NetworkPolicy => "networking.k8s.io",
-            Self::VirtualService | Self::DestinationRule | Self::ServiceEntry => ISTIO_NETWORKING,
+            Self::VirtualService
+            | Self::DestinationRule
+            | Self::ServiceEntry
+            | Self::WorkloadEntry => ISTIO_NETWORKING,
             Self::Gateway
             | Self::GatewayClass
             | Self::HttpRoute
             | Self::GrpcRoute
+            | Self::TcpRoute
+            | Self::TlsRoute
             | Self::ReferenceGrant => GATEWAY_GROUP,
             Self::PeerAuthentication | Self::AuthorizationPolicy => ISTIO_SECURITY,
             Self::RateLimitPolicy => ISOBAR,
@@ -119,15 +136,18 @@ impl Kind {
     #[must_use]
     pub const fn versions(self) -> &'static [&'static str] {
         match self {
-            Self::VirtualService | Self::DestinationRule | Self::ServiceEntry => {
-                &["v1", "v1beta1", "v1alpha3"]
-            }
+            Self::VirtualService
+            | Self::DestinationRule
+            | Self::ServiceEntry
+            | Self::WorkloadEntry => &["v1", "v1beta1", "v1alpha3"],
             Self::Gateway
             | Self::GatewayClass
             | Self::HttpRoute
             | Self::PeerAuthentication
             | Self::AuthorizationPolicy => &["v1", "v1beta1"],
             Self::GrpcRoute => &["v1", "v1alpha2"],
+            Self::TcpRoute => &["v1alpha2", "v1"],
+            Self::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
             Self::ReferenceGrant => &["v1beta1", "v1", "v1alpha2"],
             _ => &["v1"],
         }
@@ -139,10 +159,62 @@ impl Kind {
         join_api_version(self.group(), self.versions()[0])
     }
 
+    /// The word in the paths of an API server.
+    #[must_use]
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::ServiceAccount => "serviceaccounts",
+            Self::Pod => "pods",
+            Self::Deployment => "deployments",
+            Self::Service => "services",
+            Self::NetworkPolicy => "networkpolicies",
+            Self::VirtualService => "virtualservices",
+            Self::DestinationRule => "destinationrules",
+            Self::ServiceEntry => "serviceentries",
+            Self::WorkloadEntry => "workloadentries",
+            Self::Gateway => "gateways",
+            Self::GatewayClass => "gatewayclasses",
+            Self::HttpRoute => "httproutes",
+            Self::GrpcRoute => "grpcroutes",
+            Self::TcpRoute => "tcproutes",
+            Self::TlsRoute => "tlsroutes",
+            Self::ReferenceGrant => "referencegrants",
+            Self::PeerAuthentication => "peerauthentications",
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::RateLimitPolicy => "ratelimitpolicies",
+        }
+    }
+
+    /// True for kinds that an API server only knows by a CustomResourceDefinition.
+    #[must_use]
+    pub const fn is_custom(self) -> bool {
+        !matches!(
+            self,
+            Self::Namespace
+                | Self::Node
+                | Self::ServiceAccount
+                | Self::Pod
+                | Self::Deployment
+                | Self::Service
+                | Self::NetworkPolicy
+        )
+    }
+
     /// True for kinds that live in a namespace.
     #[must_use]
     pub const fn is_namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
+    }
+
+    /// True for routes of the Gateway API, whose status has a part for each parent.
+    #[must_use]
+    pub const fn is_route(self) -> bool {
+        matches!(
+            self,
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute
+        )
     }
 
     /// The kind of a group, whatever the version.
@@ -240,7 +312,6 @@ const NOT_YET: &[(&str, &[&str])] = &[
             "Gateway",
             "ProxyConfig",
             "Sidecar",
-            "WorkloadEntry",
             "WorkloadGroup",
         ],
     ),
@@ -249,13 +320,7 @@ const NOT_YET: &[(&str, &[&str])] = &[
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
     (
         GATEWAY_GROUP,
-        &[
-            "BackendTLSPolicy",
-            "ListenerSet",
-            "TCPRoute",
-            "TLSRoute",
-            "UDPRoute",
-        ],
+        &["BackendTLSPolicy", "ListenerSet", "UDPRoute"],
     ),
     (
         "gateway.networking.x-k8s.io",

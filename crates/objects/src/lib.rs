@@ -4,7 +4,8 @@
 //!   and [`rate_limit`] hold the resources that are not part of Kubernetes itself.
 //! * [`read_text`], [`validate`], [`validate_dir`], [`Finding`]: from text to objects, and what is
 //!   wrong with it.
-//! * [`ObjectSource`] and [`DirectorySource`]: a set that follows its origin.
+//! * [`ObjectSource`] and [`DirectorySource`]: a set that follows its origin; [`LiveSet`] is the
+//!   same for objects that an API server tells one by one.
 //! * [`ObjectWriter`] and [`OverlayWriter`]: writing objects back.
 //! * [`pods`], [`selectors`], [`enrolment`]: what is derived from one or two objects.
 
@@ -18,16 +19,19 @@ pub mod pods;
 pub mod rate_limit;
 pub mod selectors;
 
+mod claims;
 mod directory;
 mod document;
 mod expand;
 mod finding;
 mod kinds;
+mod live;
 mod merge;
 mod names;
 mod object;
 mod overlay;
 mod read;
+mod served;
 mod set;
 mod source;
 mod strict;
@@ -39,10 +43,12 @@ pub use directory::{DirectoryOptions, DirectorySource, validate_dir};
 pub use expand::{deployment_of, pods_of, uid_from};
 pub use finding::{Finding, Severity};
 pub use kinds::{Kind, ObjectRef};
+pub use live::LiveSet;
 pub use merge::merge_patch;
 pub use object::{Object, ObjectHead};
 pub use overlay::OverlayWriter;
 pub use read::{ReadObject, ReadText, read_text, read_value};
+pub use served::ServedObject;
 pub use set::{Change, ChangeKind, Held, ObjectMap, ObjectSet, Origin};
 pub use source::{ObjectSource, Obscured, Published, StaticSource};
 pub use support::{Feature, State, features};

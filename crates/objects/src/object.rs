@@ -6,10 +6,12 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
-use crate::gateway_api::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant};
+use crate::gateway_api::{
+    Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute,
+};
 use crate::istio::{
     AuthorizationPolicy, DestinationRule, PeerAuthentication, Resource, ServiceEntry,
-    VirtualService,
+    VirtualService, WorkloadEntry,
 };
 use crate::kinds::{Kind, ObjectRef};
 use crate::rate_limit::RateLimitPolicy;
@@ -174,11 +176,14 @@ objects! {
     VirtualService => virtual_services;
     DestinationRule => destination_rules;
     ServiceEntry => service_entries;
+    WorkloadEntry => workload_entries;
     Gateway => gateways;
     GatewayClass => gateway_classes;
     ReferenceGrant => reference_grants;
     HttpRoute => http_routes;
     GrpcRoute => grpc_routes;
+    TcpRoute => tcp_routes;
+    TlsRoute => tls_routes;
     PeerAuthentication => peer_authentications;
     AuthorizationPolicy => authorization_policies;
     RateLimitPolicy => rate_limit_policies;

@@ -9,9 +9,12 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
-use crate::gateway_api::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant};
+use crate::gateway_api::{
+    Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute,
+};
 use crate::istio::{
     AuthorizationPolicy, DestinationRule, PeerAuthentication, ServiceEntry, VirtualService,
+    WorkloadEntry,
 };
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::{Object, ObjectHead};
@@ -266,6 +269,8 @@ set! {
     destination_rules: DestinationRule;
     /// Service entries.
     service_entries: ServiceEntry;
+    /// Endpoints outside the cluster.
+    workload_entries: WorkloadEntry;
     /// Gateways of the Gateway API, waypoints among them.
     gateways: Gateway;
     /// Gateway classes.
@@ -276,6 +281,10 @@ set! {
     http_routes: HttpRoute;
     /// gRPC routes of the Gateway API.
     grpc_routes: GrpcRoute;
+    /// TCP routes of the Gateway API.
+    tcp_routes: TcpRoute;
+    /// TLS routes of the Gateway API.
+    tls_routes: TlsRoute;
     /// Peer authentications.
     peer_authentications: PeerAuthentication;
     /// Authorization policies.

@@ -26,7 +26,6 @@ const fn gap(path: &'static str) -> Gap {
 }
 
 const VIRTUAL_SERVICE: &[Gap] = &[
-    gap("spec.http[].match[].statPrefix"),
     gap("spec.http[].fault.delay.exponentialDelay"),
     gap("spec.http[].fault.abort.http2Error"),
 ];
@@ -42,9 +41,24 @@ const TRAFFIC_POLICY: &[Gap] = &[
     },
     gap("trafficPolicy.loadBalancer.zoneAwareLbSetting"),
     Gap {
-        path: "trafficPolicy.tls",
-        asks: wants_own_tls,
+        path: "trafficPolicy.tls.mode",
+        asks: is_disabled,
         hint: "inside the mesh traffic is always mutual TLS",
+    },
+    Gap {
+        path: "trafficPolicy.tls.credentialName",
+        asks: says_something,
+        hint: "name files; calls are refused until then",
+    },
+    Gap {
+        path: "trafficPolicy.tls.insecureSkipVerify",
+        asks: is_on,
+        hint: "certificates are verified: name their roots in caCertificates",
+    },
+    Gap {
+        path: "trafficPolicy.tls.caCrl",
+        asks: says_something,
+        hint: "calls are refused until it is removed",
     },
     gap("trafficPolicy.outlierDetection.consecutiveErrors"),
     gap("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes"),
@@ -105,7 +119,7 @@ const GATEWAY: &[Gap] = &[
 const HTTP_ROUTE: &[Gap] = &[
     gap("spec.rules[].filters[].externalAuth"),
     gap("spec.rules[].filters[].extensionRef"),
-    gap("spec.rules[].sessionPersistence"),
+    gap("spec.rules[].sessionPersistence.idleTimeout"),
 ];
 
 /// Which tables hold for a kind, each with what its paths begin with.
@@ -219,8 +233,12 @@ fn is_passthrough(value: &Value) -> bool {
     value.as_str() == Some("PASSTHROUGH")
 }
 
-fn wants_own_tls(value: &Value) -> bool {
-    says_something(value) && value.get("mode").and_then(Value::as_str) != Some("ISTIO_MUTUAL")
+fn is_disabled(value: &Value) -> bool {
+    value.as_str() == Some("DISABLE")
+}
+
+fn is_on(value: &Value) -> bool {
+    value.as_bool() == Some(true)
 }
 
 /// Conditions that need tokens or Envoy's own metadata.
@@ -261,10 +279,7 @@ mod tests {
         }});
         assert_eq!(
             fields(Kind::VirtualService, &object),
-            [
-                "spec.http[1].match[1].statPrefix",
-                "spec.http[1].fault.abort.http2Error"
-            ]
+            ["spec.http[1].fault.abort.http2Error"]
         );
         let rule = json!({"spec": {
             "exportTo": ["*"],
@@ -272,7 +287,7 @@ mod tests {
             "subsets": [{"trafficPolicy": {"tls": {"mode": "DISABLE"}}}]}});
         assert_eq!(
             fields(Kind::DestinationRule, &rule),
-            ["spec.subsets[0].trafficPolicy.tls"]
+            ["spec.subsets[0].trafficPolicy.tls.mode"]
         );
         let policy = json!({"metadata": {"annotations": {"istio.io/dry-run": "true"}},
             "spec": {"action": "CUSTOM", "rules": [{"when": [

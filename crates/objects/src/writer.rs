@@ -25,6 +25,14 @@ pub enum WriteError {
         /// What is wrong with it.
         error: serde_json::Error,
     },
+    /// The API server refused it, or could not be reached.
+    #[error("{object}: {error}")]
+    Refused {
+        /// The object.
+        object: ObjectRef,
+        /// What the server said, or what went wrong on the way to it.
+        error: String,
+    },
     /// A name or namespace that is none.
     #[error("{object} has no usable name")]
     Name {

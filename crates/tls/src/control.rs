@@ -130,7 +130,7 @@ impl ControlClient {
     }
 }
 
-fn server_name(host: &str) -> Result<ServerName<'static>, CryptoFailure> {
+pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, CryptoFailure> {
     let bare = host
         .strip_prefix('[')
         .and_then(|h| h.strip_suffix(']'))

@@ -48,6 +48,18 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(provider_of(policy()))))
 }
 
+/// For servers that are no part of the mesh: TLS 1.2 as well, whatever the mesh's own policy.
+pub(crate) fn provider_outwards() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let wide = || {
+        Arc::new(provider_of(TlsPolicy {
+            tls12: true,
+            post_quantum_only: policy().post_quantum_only,
+        }))
+    };
+    Arc::clone(PROVIDER.get_or_init(wide))
+}
+
 /// Versions to offer and accept.
 pub(crate) fn versions() -> &'static [&'static SupportedProtocolVersion] {
     versions_of(policy())

@@ -12,6 +12,7 @@ use rustls::{
     SignatureScheme,
 };
 
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
@@ -94,6 +95,8 @@ pub(crate) enum ServerRule {
     Host {
         alternative: Option<ServerName<'static>>,
     },
+    /// One of these, host names or URIs, whatever was dialled.
+    OneOf(Vec<ServerName<'static>>, Vec<String>),
 }
 
 /// Accepts servers: chain to the given roots for server use, then the rule.
@@ -135,6 +138,12 @@ impl ServerCertVerifier for ServerVerifier {
                     None => Err(error),
                 })?;
             }
+            ServerRule::OneOf(hosts, uris) => {
+                let by_host = || hosts.iter().any(|h| verify_server_name(&parsed, h).is_ok());
+                if !by_host() && !shows_one_of(leaf, uris)? {
+                    return Err(CertificateError::NotValidForName.into());
+                }
+            }
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -172,6 +181,23 @@ impl ServerCertVerifier for ServerVerifier {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+/// True if a URI name of the certificate is among `wanted`.
+fn shows_one_of(leaf: &CertificateDer<'_>, wanted: &[String]) -> Result<bool, Error> {
+    if wanted.is_empty() {
+        return Ok(false);
+    }
+    let malformed = |detail: String| refused(PeerError::Malformed(detail));
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|e| malformed(e.to_string()))?;
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|e| malformed(e.to_string()))?;
+    let mut names = names.iter().flat_map(|names| &names.value.general_names);
+    Ok(names.any(|name| match name {
+        GeneralName::URI(uri) => wanted.iter().any(|one| one == uri),
+        _ => false,
+    }))
 }
 
 /// Before any parsing: a hostile chain must not cost more than an honest one.

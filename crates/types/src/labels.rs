@@ -49,3 +49,6 @@ pub const ISTIO_WAYPOINT_CLASS: &str = "istio-waypoint";
 
 /// Annotation on a pod in the lab: the local program to run instead of an image.
 pub const LAB_COMMAND: &str = "lab.isobar.dev/command";
+
+/// Who the control plane is in the status of a route (`status.parents[].controllerName`).
+pub const ROUTE_CONTROLLER: &str = "isobar.dev/control-plane";

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::claims::{self, Claims, Contender};
 use super::last_good::{LastGood, Recalled};
 use super::scan::{FileChange, FileId, Scan};
+use crate::claims::{self, Claims, Contender};
 use crate::finding::Finding;
 use crate::kinds::{Kind, ObjectRef};
 use crate::merge::merge_patch;

@@ -1,7 +1,6 @@
 //! Objects in directories of YAML and JSON files, followed as they change.
 
 mod assemble;
-mod claims;
 mod last_good;
 mod scan;
 mod watch;

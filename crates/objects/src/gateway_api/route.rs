@@ -1,4 +1,4 @@
-//! HTTPRoute, GRPCRoute and ReferenceGrant, field by field.
+//! Routes and ReferenceGrant, field by field.
 
 use std::time::Duration;
 
@@ -12,6 +12,10 @@ use crate::istio::Resource;
 pub type HttpRoute = Resource<HttpRouteSpec>;
 /// `gateway.networking.k8s.io` GRPCRoute.
 pub type GrpcRoute = Resource<GrpcRouteSpec>;
+/// `gateway.networking.k8s.io` TCPRoute.
+pub type TcpRoute = Resource<TcpRouteSpec>;
+/// `gateway.networking.k8s.io` TLSRoute.
+pub type TlsRoute = Resource<TlsRouteSpec>;
 /// `gateway.networking.k8s.io` ReferenceGrant.
 pub type ReferenceGrant = Resource<ReferenceGrantSpec>;
 
@@ -45,6 +49,96 @@ pub struct GrpcRouteSpec {
     /// Attaches to default gateways.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_default_gateways: Option<String>,
+}
+
+/// Rules for opaque connections to what it is attached to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpRouteSpec {
+    /// What it is attached to; for a mesh, Services.
+    pub parent_refs: Vec<ParentReference>,
+    /// The rules; all match, so that the first counts.
+    pub rules: Vec<TcpRouteRule>,
+    /// Attaches to default gateways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_default_gateways: Option<String>,
+}
+
+/// Rules for TLS connections, which are not ended, to what it is attached to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TlsRouteSpec {
+    /// What it is attached to; for a mesh, Services.
+    pub parent_refs: Vec<ParentReference>,
+    /// Server names that clients ask for; none means every one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hostnames: Vec<String>,
+    /// The rules; all match, so that the first counts.
+    pub rules: Vec<TcpRouteRule>,
+    /// Attaches to default gateways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_default_gateways: Option<String>,
+}
+
+/// One rule of a TCPRoute or TLSRoute.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpRouteRule {
+    /// Name for logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Destinations with weights.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backend_refs: Vec<BackendRef>,
+}
+
+/// Keeps a caller with one endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionPersistence {
+    /// Name of the cookie or header; one of ours when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_name: Option<String>,
+    /// Life of a session, whatever happens in it.
+    #[serde(with = "duration", skip_serializing_if = "Option::is_none")]
+    pub absolute_timeout: Option<Duration>,
+    /// Life of a session in which nothing happens.
+    #[serde(with = "duration", skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// By what a caller shows its session.
+    #[serde(rename = "type")]
+    pub how: SessionType,
+    /// About the cookie.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie_config: Option<SessionCookie>,
+}
+
+/// By what a caller shows its session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionType {
+    /// A cookie.
+    #[default]
+    Cookie,
+    /// A header.
+    Header,
+}
+
+/// About a session's cookie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionCookie {
+    /// How long browsers keep it.
+    pub lifetime_type: SessionLifetime,
+}
+
+/// How long browsers keep a session's cookie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionLifetime {
+    /// As long as they are open.
+    #[default]
+    Session,
+    /// For the session's `absoluteTimeout`.
+    Permanent,
 }
 
 /// What a route is attached to.
@@ -94,7 +188,7 @@ pub struct HttpRouteRule {
     pub retry: Option<RouteRetry>,
     /// Keeps a caller with one endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub session_persistence: Option<Value>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// One rule of a GRPCRoute.
@@ -115,7 +209,7 @@ pub struct GrpcRouteRule {
     pub backend_refs: Vec<BackendRef>,
     /// Keeps a caller with one endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub session_persistence: Option<Value>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// A block of which all parts must hold.

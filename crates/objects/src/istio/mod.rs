@@ -62,6 +62,8 @@ pub type VirtualService = Resource<VirtualServiceSpec>;
 pub type DestinationRule = Resource<DestinationRuleSpec>;
 /// `networking.istio.io` ServiceEntry.
 pub type ServiceEntry = Resource<ServiceEntrySpec>;
+/// `networking.istio.io` WorkloadEntry.
+pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
 /// `security.istio.io` AuthorizationPolicy.
 pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
 /// `security.istio.io` PeerAuthentication.

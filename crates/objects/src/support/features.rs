@@ -4,7 +4,10 @@
 use serde::Serialize;
 
 use super::gaps;
-use super::rows::{DESTINATION_RULE, HTTP_ROUTE, ISTIO_GATEWAY, SERVICE_ENTRY, VIRTUAL_SERVICE};
+use super::rows::{
+    DESTINATION_RULE, HTTP_ROUTE, ISTIO_GATEWAY, SERVICE_ENTRY, TLS_ROUTE, VIRTUAL_SERVICE,
+    WORKLOAD_ENTRY,
+};
 use crate::kinds::{GATEWAY_GROUP, ISTIO_NETWORKING, Kind};
 
 /// How a field stands.
@@ -82,9 +85,19 @@ const TABLES: &[Table] = &[
         rows: SERVICE_ENTRY,
     },
     Table {
+        kind: "WorkloadEntry",
+        group: ISTIO_NETWORKING,
+        rows: WORKLOAD_ENTRY,
+    },
+    Table {
         kind: "HTTPRoute, GRPCRoute",
         group: GATEWAY_GROUP,
         rows: HTTP_ROUTE,
+    },
+    Table {
+        kind: "TLSRoute, TCPRoute",
+        group: GATEWAY_GROUP,
+        rows: TLS_ROUTE,
     },
 ];
 

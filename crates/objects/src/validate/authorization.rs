@@ -118,10 +118,9 @@ pub(super) fn target(field: &str, target: &TargetReference, namespace: &str, rep
         );
     }
     match (target.group.as_str(), target.kind.as_str()) {
-        ("" | "core", "Service") | (GATEWAY_GROUP, "Gateway" | "GatewayClass") => {}
-        (ISTIO_NETWORKING, "ServiceEntry") => {
-            report.unsupported(format!("{field}.kind"), &format!("target {}", target.kind));
-        }
+        ("" | "core", "Service")
+        | (GATEWAY_GROUP, "Gateway" | "GatewayClass")
+        | (ISTIO_NETWORKING, "ServiceEntry") => {}
         (group, kind) => {
             let finding = Finding::error(
                 format!("{field}.kind"),

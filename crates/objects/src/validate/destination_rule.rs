@@ -3,7 +3,8 @@ use std::time::Duration;
 use super::Report;
 use super::virtual_service::host_name;
 use crate::istio::{
-    ConnectionPool, DestinationRuleSpec, LoadBalancer, OutlierDetection, TcpPool, TrafficPolicy,
+    ConnectionPool, DestinationRuleSpec, LoadBalancer, OutlierDetection, TcpPool, TlsMode,
+    TlsSettings, TrafficPolicy,
 };
 use crate::names;
 
@@ -41,6 +42,7 @@ fn policy(field: &str, policy: Option<&TrafficPolicy>, report: &mut Report) {
     balancer(field, policy.load_balancer.as_ref(), report);
     pool(field, policy.connection_pool.as_ref(), report);
     outliers(field, policy.outlier_detection.as_ref(), report);
+    tls(field, policy.tls.as_ref(), report);
     for (index, port) in policy.port_level_settings.iter().enumerate() {
         let field = format!("{field}.portLevelSettings[{index}]");
         match &port.port {
@@ -50,6 +52,31 @@ fn policy(field: &str, policy: Option<&TrafficPolicy>, report: &mut Report) {
         balancer(&field, port.load_balancer.as_ref(), report);
         pool(&field, port.connection_pool.as_ref(), report);
         outliers(&field, port.outlier_detection.as_ref(), report);
+        tls(&field, port.tls.as_ref(), report);
+    }
+}
+
+fn tls(field: &str, tls: Option<&TlsSettings>, report: &mut Report) {
+    let Some(tls) = tls else { return };
+    let field = format!("{field}.tls");
+    let files = [&tls.client_certificate, &tls.private_key];
+    if tls.mode == Some(TlsMode::Mutual) && tls.credential_name.is_empty() {
+        for (name, file) in ["clientCertificate", "privateKey"].iter().zip(files) {
+            if file.is_empty() {
+                report.error(format!("{field}.{name}"), "mode MUTUAL needs it");
+            }
+        }
+    }
+    if !tls.sni.is_empty() && !names::is_hostname(&tls.sni) {
+        let message = format!("{:?} is not a host name", tls.sni);
+        report.error(format!("{field}.sni"), message);
+    }
+    for (index, name) in tls.subject_alt_names.iter().enumerate() {
+        let is_ip = name.parse::<std::net::IpAddr>().is_ok();
+        if !name.contains("://") && !is_ip && !names::is_hostname(name) {
+            let message = format!("{name:?} is no host name, address or URI");
+            report.error(format!("{field}.subjectAltNames[{index}]"), message);
+        }
     }
 }
 

@@ -328,6 +328,7 @@ fn authorization_policy(
         let exists = match target.kind.as_str() {
             "Service" => set.services.get(namespace, &target.name).is_some(),
             "Gateway" => set.gateways.get(namespace, &target.name).is_some(),
+            "ServiceEntry" => set.service_entries.get(namespace, &target.name).is_some(),
             _ => true,
         };
         let name = format!("{} {namespace}/{}", target.kind, target.name);

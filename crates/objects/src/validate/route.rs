@@ -1,9 +1,10 @@
-//! HTTPRoute, GRPCRoute and ReferenceGrant: what the API server would refuse.
+//! Routes and ReferenceGrant: what the API server would refuse.
 
 use super::Report;
 use crate::gateway_api::{
     BackendRef, GrpcRouteSpec, HttpRouteMatch, HttpRouteSpec, MatchKind, NamedMatch,
-    ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec, RouteFilter,
+    ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec, RouteFilter, SessionLifetime,
+    SessionPersistence, SessionType, TcpRouteRule, TcpRouteSpec, TlsRouteSpec,
 };
 use crate::names;
 
@@ -19,6 +20,7 @@ pub(super) fn http(spec: &HttpRouteSpec, report: &mut Report) {
         }
         filters(&field, &rule.filters, report);
         backends(&field, &rule.backend_refs, report);
+        session(&field, rule.session_persistence.as_ref(), report);
         let redirects = rule.filters.iter().any(|f| f.kind == "RequestRedirect");
         if redirects && !rule.backend_refs.is_empty() {
             let message = "a rule that redirects has no destinations";
@@ -60,6 +62,64 @@ pub(super) fn grpc(spec: &GrpcRouteSpec, report: &mut Report) {
         }
         filters(&field, &rule.filters, report);
         backends(&field, &rule.backend_refs, report);
+        session(&field, rule.session_persistence.as_ref(), report);
+    }
+}
+
+pub(super) fn tcp(spec: &TcpRouteSpec, report: &mut Report) {
+    parents(&spec.parent_refs, report);
+    opaque(&spec.rules, report);
+}
+
+pub(super) fn tls(spec: &TlsRouteSpec, report: &mut Report) {
+    parents(&spec.parent_refs, report);
+    for (index, host) in spec.hostnames.iter().enumerate() {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        if !names::is_hostname(name) {
+            let message = format!("{host:?} is not a host name");
+            report.error(format!("spec.hostnames[{index}]"), message);
+        }
+    }
+    opaque(&spec.rules, report);
+}
+
+fn opaque(rules: &[TcpRouteRule], report: &mut Report) {
+    if rules.is_empty() {
+        report.error("spec.rules", "needs at least one rule");
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let field = format!("spec.rules[{index}]");
+        if rule.backend_refs.is_empty() {
+            let message = "needs at least one destination";
+            report.error(format!("{field}.backendRefs"), message);
+        }
+        backends(&field, &rule.backend_refs, report);
+    }
+    if rules.len() > 1 {
+        let message = "every rule takes everything, so that only the first counts";
+        report.warning("spec.rules[1]", message);
+    }
+}
+
+fn session(field: &str, session: Option<&SessionPersistence>, report: &mut Report) {
+    let Some(session) = session else { return };
+    let field = format!("{field}.sessionPersistence");
+    if let Some(name) = &session.session_name
+        && (!names::is_header(name) || name.len() > 128)
+    {
+        let message = format!("{name:?} is not the name of a cookie or header");
+        report.error(format!("{field}.sessionName"), message);
+    }
+    let permanent = session
+        .cookie_config
+        .is_some_and(|cookie| cookie.lifetime_type == SessionLifetime::Permanent);
+    if permanent && session.absolute_timeout.is_none() {
+        let message = "a permanent cookie needs an absoluteTimeout";
+        report.error(format!("{field}.absoluteTimeout"), message);
+    }
+    if session.how == SessionType::Header && session.cookie_config.is_some() {
+        let message = "is for sessions of type Cookie";
+        report.error(format!("{field}.cookieConfig"), message);
     }
 }
 

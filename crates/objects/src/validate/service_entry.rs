@@ -105,6 +105,21 @@ fn endpoints(spec: &ServiceEntrySpec, report: &mut Report) {
     }
 }
 
+/// An endpoint that is an object of its own.
+pub(super) fn endpoint(spec: &WorkloadEntrySpec, report: &mut Report) {
+    let address = spec.address.as_str();
+    if address.starts_with("unix://") {
+        report.unsupported("spec.address", "sockets of the file system");
+    } else if address.parse::<IpAddr>().is_err() && !names::is_hostname(address) {
+        let message = format!("{address:?} is neither an address nor a host name");
+        report.error("spec.address", message);
+    }
+    for (name, port) in &spec.ports {
+        report.port(format!("spec.ports.{name}"), (*port).into());
+    }
+    report.labels("spec.labels", Some(&spec.labels));
+}
+
 fn one(field: &str, endpoint: &WorkloadEntrySpec, spec: &ServiceEntrySpec, report: &mut Report) {
     let address = endpoint.address.as_str();
     let is_ip = address.parse::<IpAddr>().is_ok();

@@ -437,11 +437,11 @@ fn known_kinds_that_do_nothing_are_told_apart() {
         Severity::Warning
     );
     assert_eq!(
-        severity("gateway.networking.k8s.io/v1", "TCPRoute"),
+        severity("gateway.networking.k8s.io/v1", "UDPRoute"),
         Severity::Unsupported
     );
     assert_eq!(
-        severity("networking.istio.io/v1", "WorkloadEntry"),
+        severity("networking.istio.io/v1", "WorkloadGroup"),
         Severity::Unsupported
     );
     assert_eq!(

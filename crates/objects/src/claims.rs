@@ -8,25 +8,25 @@ use crate::set::ObjectSet;
 use crate::validate::host_claims;
 
 /// Hosts routed in one namespace, and by whom.
-pub(super) type Claims = BTreeMap<(String, String), ObjectRef>;
+pub(crate) type Claims = BTreeMap<(String, String), ObjectRef>;
 
 /// A VirtualService that wants to be in force.
-pub(super) struct Contender<'a> {
-    pub(super) object: &'a VirtualService,
+pub(crate) struct Contender<'a> {
+    pub(crate) object: &'a VirtualService,
     /// Place of its file and document among all: earlier wins.
-    pub(super) order: usize,
+    pub(crate) order: usize,
 }
 
 /// Who gets its hosts, and what the others are told.
 #[derive(Default)]
-pub(super) struct Settled {
-    pub(super) claims: Claims,
-    pub(super) refused: Vec<(ObjectRef, Finding)>,
+pub(crate) struct Settled {
+    pub(crate) claims: Claims,
+    pub(crate) refused: Vec<(ObjectRef, Finding)>,
 }
 
 /// Gives every host of a namespace to one VirtualService: to the one that has it already, else to
 /// the older, else to the earlier file.
-pub(super) fn settle(
+pub(crate) fn settle(
     mut contenders: Vec<Contender<'_>>,
     before: &Claims,
     set: &ObjectSet,
@@ -78,7 +78,7 @@ pub(super) fn settle(
 }
 
 /// Claims the hosts of a version that was in force before, if all are free.
-pub(super) fn reclaim(object: &VirtualService, claims: &mut Claims, set: &ObjectSet) -> bool {
+pub(crate) fn reclaim(object: &VirtualService, claims: &mut Claims, set: &ObjectSet) -> bool {
     let reference = object.reference();
     let namespace = object.namespace();
     let hosts = host_claims(object, set).into_iter();

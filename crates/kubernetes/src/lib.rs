@@ -1,0 +1,35 @@
+//! Objects from and to a Kubernetes API server.
+//!
+//! * [`Cluster`]: where it is and who we are there, from `KUBECONFIG` or from inside a pod.
+//! * [`KubernetesSource`]: the objects of the mesh, watched; the parser and the rules are those of
+//!   files, in `isobar-objects`.
+//! * [`KubernetesWriter`]: writes back by server-side apply.
+//! * [`Installer`]: puts whole objects of any kind there, and removes them.
+//! * [`election`]: which of several replicas writes.
+//! * [`Cluster::page`]: what a pod's own pages say, through the server.
+//! * [`TokenReviews`], [`keep_authority`], [`RootMaps`]: what a certificate authority needs of it.
+
+#![forbid(unsafe_code)]
+
+mod cluster;
+pub mod election;
+mod install;
+mod pages;
+mod presence;
+mod review;
+mod roots;
+mod secret;
+mod source;
+mod watch;
+mod wire;
+mod writer;
+
+pub use cluster::{Cluster, ConnectError};
+pub use install::{Applying, InstallError, Installer};
+pub use pages::PageError;
+pub use presence::Presence;
+pub use review::{ReviewError, ReviewedPod, ReviewedToken, TokenReviews};
+pub use roots::RootMaps;
+pub use secret::{SecretError, keep_authority};
+pub use source::{KubernetesSource, SourceOptions};
+pub use writer::KubernetesWriter;

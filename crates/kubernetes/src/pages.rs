@@ -1,0 +1,79 @@
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+
+use crate::cluster::Cluster;
+
+/// Why the API server did not tell.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {error}")]
+pub struct PageError {
+    what: String,
+    error: Box<kube::Error>,
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(kube::Error) -> PageError {
+    let what = what.into();
+    |error| PageError {
+        what,
+        error: Box::new(error),
+    }
+}
+
+impl Cluster {
+    /// Asks the server for its version, to learn whether it answers at all.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check(&self) -> Result<(), PageError> {
+        let what = format!("API server {}", self.address());
+        let version = self.client().apiserver_version().await;
+        version.map(drop).map_err(failed(what))
+    }
+
+    /// Names of the running pods of a namespace that a label selector selects, in order.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn running_pods(
+        &self,
+        namespace: &str,
+        selector: &str,
+    ) -> Result<Vec<String>, PageError> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
+        let selected = ListParams::default().labels(selector);
+        let what = format!("pods of namespace {namespace}");
+        let list = pods.list(&selected).await.map_err(failed(what))?;
+        let runs = |pod: &Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_ref());
+            phase.is_some_and(|phase| phase == "Running")
+                && pod.metadata.deletion_timestamp.is_none()
+        };
+        let running = list.items.into_iter().filter(runs);
+        let mut names: Vec<String> = running.filter_map(|pod| pod.metadata.name).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// A page that a pod serves over plain HTTP, through the API server; it takes the right to get
+    /// `pods/proxy`.
+    ///
+    /// # Errors
+    /// When the server or the pod does not answer with it.
+    pub async fn page(
+        &self,
+        namespace: &str,
+        pod: &str,
+        port: u16,
+        path: &str,
+    ) -> Result<String, PageError> {
+        let what = format!("{path} of pod {namespace}/{pod}");
+        let uri = format!("/api/v1/namespaces/{namespace}/pods/http:{pod}:{port}/proxy{path}");
+        let request = http::Request::get(uri).body(Vec::new());
+        let request = match request.map_err(kube::Error::HttpError) {
+            Ok(request) => request,
+            Err(error) => return Err(failed(what)(error)),
+        };
+        let answer = self.client().request_text(request).await;
+        answer.map_err(failed(what))
+    }
+}

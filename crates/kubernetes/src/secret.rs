@@ -1,0 +1,138 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, ObjectMeta, PostParams};
+
+use crate::cluster::Cluster;
+
+/// Name of the secret that Istio keeps its own authority in; taken over as it is.
+const NAME: &str = "istio-ca-secret";
+/// Its type.
+const TYPE: &str = "istio.io/ca-root";
+/// Keys of the secret, which are Istio's, and the files of the authority.
+const CERTIFICATE: (&str, &str) = ("ca-cert.pem", "root-cert.pem");
+const KEY: (&str, &str) = ("ca-key.pem", "ca-key.pem");
+
+/// Why the authority cannot be kept in a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The API server refused, or cannot be reached.
+    #[error("secret {namespace}/{NAME}: {error}")]
+    Server {
+        /// Namespace of the secret.
+        namespace: String,
+        /// What the server said.
+        error: Box<kube::Error>,
+    },
+    /// The secret has no certificate or no key.
+    #[error("secret {namespace}/{NAME} has no {key}")]
+    Incomplete {
+        /// Namespace of the secret.
+        namespace: String,
+        /// What is missing.
+        key: &'static str,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// Makes the authority whose files are in `dir` the one of the cluster: replicas and later lives of
+/// the control plane sign with the same key. The secret of `namespace` wins if there is one; else
+/// `make` is called to put files into `dir`, and they become the secret.
+///
+/// # Errors
+/// When the secret cannot be read or written, or is not complete, or files cannot be.
+pub async fn keep_authority<E>(
+    cluster: &Cluster,
+    namespace: &str,
+    dir: &Path,
+    make: impl Fn() -> Result<(), E>,
+) -> Result<(), E>
+where
+    E: From<SecretError>,
+{
+    let secrets: Api<Secret> = Api::namespaced(cluster.client(), namespace);
+    let server = |error| SecretError::Server {
+        namespace: namespace.to_owned(),
+        error: Box::new(error),
+    };
+    if let Some(secret) = secrets.get_opt(NAME).await.map_err(server)? {
+        return Ok(lay_out(&secret, namespace, dir)?);
+    }
+    make()?;
+    let made = pick_up(namespace, dir)?;
+    match secrets.create(&PostParams::default(), &made).await {
+        Ok(_) => Ok(()),
+        // Another replica was faster: its authority counts.
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let secret = secrets.get(NAME).await.map_err(server)?;
+            Ok(lay_out(&secret, namespace, dir)?)
+        }
+        Err(error) => Err(server(error).into()),
+    }
+}
+
+fn lay_out(secret: &Secret, namespace: &str, dir: &Path) -> Result<(), SecretError> {
+    let data = secret.data.as_ref();
+    // The key first: a certificate without its key would be taken for an authority.
+    for (key, file) in [KEY, CERTIFICATE] {
+        let bytes = data
+            .and_then(|data| data.get(key))
+            .filter(|bytes| !bytes.0.is_empty())
+            .ok_or_else(|| SecretError::Incomplete {
+                namespace: namespace.to_owned(),
+                key,
+            })?;
+        write(&dir.join(file), &bytes.0)?;
+    }
+    Ok(())
+}
+
+fn pick_up(namespace: &str, dir: &Path) -> Result<Secret, SecretError> {
+    let mut data = BTreeMap::new();
+    for (key, file) in [KEY, CERTIFICATE] {
+        let path = dir.join(file);
+        let bytes = std::fs::read(&path).map_err(|error| SecretError::File { path, error })?;
+        data.insert(key.to_owned(), ByteString(bytes));
+    }
+    Ok(Secret {
+        metadata: ObjectMeta {
+            name: Some(NAME.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        type_: Some(TYPE.to_owned()),
+        ..Secret::default()
+    })
+}
+
+/// Mode 0600: one of them is a private key.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), SecretError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let failed = |error| SecretError::File {
+        path: path.to_owned(),
+        error,
+    };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(failed)?;
+    }
+    let temporary = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(failed)
+}

@@ -1,0 +1,230 @@
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use isobar_objects::{Kind, ObjectRef, ServedObject};
+use isobar_runtime::Backoff;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// First and longest pause after a failure.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How often a kind that the server does not have is looked for.
+const MISSING: Duration = Duration::from_secs(2);
+/// Objects in one answer to a list.
+const PAGE: u32 = 500;
+
+/// What a watch has to tell.
+pub(crate) enum Notice {
+    /// All objects of the kind.
+    Listed(Kind, Vec<ServedObject>),
+    /// An object as it is now.
+    Present(Box<ServedObject>),
+    /// An object that is gone.
+    Gone(ObjectRef),
+}
+
+/// Watches one kind for ever.
+pub(crate) struct Watch {
+    pub(crate) kind: Kind,
+    pub(crate) client: Client,
+    /// Only objects with these fields.
+    pub(crate) fields: Option<String>,
+    /// Forget what only matters to whoever runs pods.
+    pub(crate) slim: bool,
+    pub(crate) notices: mpsc::Sender<Notice>,
+}
+
+/// Whether and how the server has a kind.
+enum Served {
+    As(ApiResource),
+    NotAtAll,
+}
+
+impl Watch {
+    /// Returns when nobody listens any more.
+    pub(crate) async fn run(self) {
+        let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut outage = Outage::new(self.kind);
+        let mut is_missing = false;
+        while !self.notices.is_closed() {
+            match self.served().await {
+                Ok(Served::As(resource)) => {
+                    if std::mem::take(&mut is_missing) {
+                        tracing::info!(kind = %self.kind, "the API server has the kind now");
+                    }
+                    self.follow(&resource, &mut backoff, &mut outage).await;
+                }
+                Ok(Served::NotAtAll) => {
+                    if !std::mem::replace(&mut is_missing, true) {
+                        tracing::warn!(
+                            kind = %self.kind,
+                            definition = definition(self.kind),
+                            "the API server does not have the kind; it is left out until it does",
+                        );
+                        if self.tell(Notice::Listed(self.kind, Vec::new())).await {
+                            return;
+                        }
+                    }
+                    tokio::time::sleep(MISSING).await;
+                }
+                Err(error) => {
+                    outage.noted(&error);
+                    tokio::time::sleep(backoff.step(rand::random())).await;
+                }
+            }
+        }
+    }
+
+    /// Which version of the kind the server has. For a custom kind its definition decides: only
+    /// that it is not stored says that there can be no object of the kind.
+    async fn served(&self) -> Result<Served, kube::Error> {
+        let versions = self.kind.versions();
+        if !self.kind.is_custom() {
+            return Ok(Served::As(self.resource(versions[0])));
+        }
+        let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+        let resource = ApiResource::from_gvk(&gvk);
+        let definitions: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let Some(found) = definitions.get_opt(&definition(self.kind)).await? else {
+            return Ok(Served::NotAtAll);
+        };
+        let listed = found.data["spec"]["versions"].as_array();
+        let is_served = |version: &str| {
+            listed.into_iter().flatten().any(|one| {
+                one["name"].as_str() == Some(version) && one["served"].as_bool() == Some(true)
+            })
+        };
+        let version = versions.iter().find(|version| is_served(version));
+        Ok(version.map_or(Served::NotAtAll, |version| {
+            Served::As(self.resource(version))
+        }))
+    }
+
+    fn resource(&self, version: &str) -> ApiResource {
+        let gvk = GroupVersionKind::gvk(self.kind.group(), version, self.kind.as_str());
+        ApiResource::from_gvk_with_plural(&gvk, self.kind.plural())
+    }
+
+    /// Follows the kind until the server says that it has none of that name.
+    async fn follow(&self, resource: &ApiResource, backoff: &mut Backoff, outage: &mut Outage) {
+        let objects: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+        let mut config = watcher::Config::default().page_size(PAGE);
+        if let Some(fields) = &self.fields {
+            config = config.fields(fields);
+        }
+        let mut events = pin!(watcher(objects, config));
+        // All objects take force together: a list that breaks off leaves the last one.
+        let mut listing = Vec::new();
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = self.notices.closed() => return,
+            };
+            let notice = match event {
+                None => return,
+                // Says only that a list is about to be asked for.
+                Some(Ok(Event::Init)) => {
+                    listing.clear();
+                    continue;
+                }
+                Some(Ok(Event::InitApply(object))) => {
+                    listing.push(self.read(resource, object));
+                    continue;
+                }
+                Some(Ok(Event::InitDone)) => {
+                    Notice::Listed(self.kind, std::mem::take(&mut listing))
+                }
+                Some(Ok(Event::Apply(object))) => {
+                    Notice::Present(Box::new(self.read(resource, object)))
+                }
+                Some(Ok(Event::Delete(object))) => {
+                    let namespace = object.namespace().unwrap_or_default();
+                    let reference = ObjectRef::new(self.kind, &namespace, &object.name_any());
+                    Notice::Gone(reference)
+                }
+                Some(Err(error)) => {
+                    outage.noted(&error);
+                    tokio::time::sleep(backoff.step(rand::random())).await;
+                    if is_not_found(&error) {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            backoff.reset();
+            outage.over();
+            if self.tell(notice).await {
+                return;
+            }
+        }
+    }
+
+    fn read(&self, resource: &ApiResource, mut object: DynamicObject) -> ServedObject {
+        object.metadata.managed_fields = None;
+        let mut value = match object.data {
+            Value::Object(_) => object.data,
+            _ => json!({}),
+        };
+        value["apiVersion"] = json!(resource.api_version);
+        value["kind"] = json!(resource.kind);
+        // A head that was just read can be written.
+        value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
+        let served = ServedObject::read(self.kind, &value);
+        if self.slim { served.slim() } else { served }
+    }
+
+    /// True if nobody listens.
+    async fn tell(&self, notice: Notice) -> bool {
+        self.notices.send(notice).await.is_err()
+    }
+}
+
+fn definition(kind: Kind) -> String {
+    format!("{}.{}", kind.plural(), kind.group())
+}
+
+fn is_not_found(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            matches!(error, kube::Error::Api(status) if status.code == 404)
+        }
+        WatchError(status) => status.code == 404,
+        watcher::Error::NoResourceVersion => false,
+    }
+}
+
+/// Tells once that the server cannot be reached, and once that it can again.
+struct Outage {
+    kind: Kind,
+    is_on: bool,
+}
+
+impl Outage {
+    const fn new(kind: Kind) -> Self {
+        Self { kind, is_on: false }
+    }
+
+    fn noted(&mut self, error: &dyn fmt::Display) {
+        if std::mem::replace(&mut self.is_on, true) {
+            tracing::debug!(kind = %self.kind, %error, "watching failed");
+        } else {
+            tracing::warn!(
+                kind = %self.kind, %error,
+                "watching failed; what was read stays in force, trying again",
+            );
+        }
+    }
+
+    fn over(&mut self) {
+        if std::mem::take(&mut self.is_on) {
+            tracing::info!(kind = %self.kind, "watching again");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+use async_trait::async_trait;
+use isobar_objects::{Kind, Object, ObjectRef, ObjectWriter, WriteError};
+use isobar_types::labels;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use kube::Client;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::core::GroupVersionKind;
+use serde_json::{Map, Value, json};
+
+use crate::cluster::Cluster;
+
+/// Writes objects to an API server.
+///
+/// Whole objects and statuses go by server-side apply as one field manager: what another manager
+/// wrote beside ours stays, above all other controllers' conditions. Labels and annotations of
+/// somebody else's object go by merge patch, which unlike an apply never makes the object. The
+/// server remembers who wrote what, so that an earlier life's writes can be taken back too. It
+/// remembers fields: a whole object of ours has a label at least.
+#[derive(Debug)]
+pub struct KubernetesWriter {
+    cluster: Cluster,
+    manager: String,
+}
+
+/// What this writer has on an object, as the server remembers it.
+#[derive(Debug, Default, PartialEq)]
+struct Written {
+    /// The object is ours.
+    is_whole: bool,
+    /// A merge patch that removes our labels and annotations.
+    undo: Option<Value>,
+    has_status: bool,
+}
+
+impl KubernetesWriter {
+    /// A writer that calls itself `manager`, as no other may.
+    #[must_use]
+    pub fn new(cluster: Cluster, manager: &str) -> Self {
+        Self {
+            cluster,
+            manager: manager.to_owned(),
+        }
+    }
+
+    /// True if this writer wrote the object or a part of it, in this life or an earlier one.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn wrote(&self, object: &ObjectRef) -> Result<bool, WriteError> {
+        let (api, _) = self.api(object);
+        let now = api.get_opt(&object.name).await.map_err(refused(object))?;
+        let managers = now.and_then(|now| now.metadata.managed_fields);
+        let written = Written::find(&managers.unwrap_or_default(), &self.manager);
+        Ok(written != Written::default())
+    }
+
+    fn api(&self, object: &ObjectRef) -> (Api<DynamicObject>, ApiResource) {
+        let client: Client = self.cluster.client();
+        let kind = object.known();
+        let version = kind.map_or("v1", |kind: Kind| kind.versions()[0]);
+        let gvk = GroupVersionKind::gvk(&object.group, version, &object.kind);
+        let resource = match kind {
+            Some(kind) => ApiResource::from_gvk_with_plural(&gvk, kind.plural()),
+            None => ApiResource::from_gvk(&gvk),
+        };
+        let api = if object.namespace.is_empty() {
+            Api::all_with(client, &resource)
+        } else {
+            Api::namespaced_with(client, &object.namespace, &resource)
+        };
+        (api, resource)
+    }
+
+    fn applying(&self) -> PatchParams {
+        PatchParams::apply(&self.manager).force()
+    }
+
+    /// Applies what this writer has to say on a status; an empty one gives up what it said before.
+    async fn apply_status(&self, object: &ObjectRef, status: &Value) -> Result<(), WriteError> {
+        let (api, resource) = self.api(object);
+        let mut value = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": &*object.name },
+            "status": without_nulls(status),
+        });
+        if object.known().is_some_and(Kind::is_route) {
+            let Some(now) = api.get_opt(&object.name).await.map_err(refused(object))? else {
+                return Ok(());
+            };
+            // Refused, and tried again, if the object changes before this arrives.
+            value["metadata"]["resourceVersion"] = json!(now.metadata.resource_version);
+            value["status"]["parents"] = beside_others(&now.data["status"], status);
+        }
+        if value["status"].as_object().is_some_and(Map::is_empty) {
+            // Named, it would stay, as a null that schemas refuse.
+            remove(&mut value, "status");
+        }
+        let done = api
+            .patch_status(&object.name, &self.applying(), &Patch::Apply(value))
+            .await;
+        found(object, done.map(drop)).map(drop)
+    }
+
+    async fn merge(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError> {
+        let params = PatchParams {
+            field_manager: Some(self.manager.clone()),
+            ..PatchParams::default()
+        };
+        let (api, _) = self.api(object);
+        let done = api.patch(&object.name, &params, &Patch::Merge(patch)).await;
+        found(object, done.map(drop)).map(drop)
+    }
+}
+
+#[async_trait]
+impl ObjectWriter for KubernetesWriter {
+    async fn apply(&self, object: &Object) -> Result<(), WriteError> {
+        let reference = object.reference();
+        let mut value = object.to_value().map_err(|error| WriteError::Encode {
+            object: reference.clone(),
+            error,
+        })?;
+        let (api, resource) = self.api(&reference);
+        value["apiVersion"] = json!(resource.api_version);
+        value["kind"] = json!(resource.kind);
+        remove(&mut value, "status");
+        for server_owned in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
+            remove(&mut value["metadata"], server_owned);
+        }
+        let done = api
+            .patch(&reference.name, &self.applying(), &Patch::Apply(value))
+            .await;
+        done.map(drop).map_err(refused(&reference))
+    }
+
+    async fn patch(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError> {
+        let mut rest = patch.clone();
+        let status = remove(&mut rest, "status");
+        if rest.as_object().is_some_and(|rest| !rest.is_empty()) {
+            self.merge(object, &rest).await?;
+        }
+        if let Some(status) = status {
+            self.apply_status(object, &status).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, object: &ObjectRef) -> Result<(), WriteError> {
+        let (api, _) = self.api(object);
+        let Some(now) = api.get_opt(&object.name).await.map_err(refused(object))? else {
+            return Ok(());
+        };
+        let managers = now.metadata.managed_fields.unwrap_or_default();
+        let written = Written::find(&managers, &self.manager);
+        if written.is_whole {
+            // This one, not one that somebody made in the meantime.
+            let only = DeleteParams::background().preconditions(Preconditions {
+                uid: now.metadata.uid,
+                resource_version: None,
+            });
+            let done = api.delete(&object.name, &only).await;
+            return found(object, done.map(drop)).map(drop);
+        }
+        if let Some(undo) = &written.undo {
+            self.merge(object, undo).await?;
+        }
+        if written.has_status {
+            self.apply_status(object, &json!({})).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    /// Whole objects and statuses are applied, everything else is an update.
+    fn find(managers: &[ManagedFieldsEntry], ours: &str) -> Self {
+        let mut written = Self::default();
+        let ours = managers
+            .iter()
+            .filter(|one| one.manager.as_deref() == Some(ours));
+        for entry in ours {
+            let is_applied = entry.operation.as_deref() == Some("Apply");
+            let is_status = entry.subresource.as_deref() == Some("status");
+            match (is_applied, is_status) {
+                (true, true) => written.has_status = true,
+                (true, false) => written.is_whole = true,
+                (false, true) => {}
+                (false, false) => {
+                    let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+                    written.undo = fields.and_then(head_undone);
+                }
+            }
+        }
+        written
+    }
+}
+
+/// The patch that removes the labels and annotations of a field set; it names fields as `f:NAME`.
+fn head_undone(fields: &Value) -> Option<Value> {
+    let mut head = Map::new();
+    for part in ["labels", "annotations"] {
+        let keys = fields["f:metadata"][format!("f:{part}")].as_object();
+        let keys = keys.into_iter().flat_map(Map::keys);
+        let nulls: Map<_, _> = keys
+            .filter_map(|key| Some((key.strip_prefix("f:")?.to_owned(), Value::Null)))
+            .collect();
+        if !nulls.is_empty() {
+            head.insert(part.to_owned(), nulls.into());
+        }
+    }
+    (!head.is_empty()).then(|| json!({ "metadata": head }))
+}
+
+/// The parents of a route are one list to the server: what other controllers said of theirs is
+/// written along with ours.
+fn beside_others(now: &Value, ours: &Value) -> Value {
+    let of = |status: &Value| status["parents"].as_array().cloned().unwrap_or_default();
+    let mut parents = of(now);
+    parents.retain(|one| one["controllerName"] != labels::ROUTE_CONTROLLER);
+    parents.extend(of(ours));
+    parents.into()
+}
+
+fn refused(object: &ObjectRef) -> impl FnOnce(kube::Error) -> WriteError {
+    let object = object.clone();
+    move |error| WriteError::Refused {
+        object,
+        error: error.to_string(),
+    }
+}
+
+/// False if the object is not there, which is no error for a patch.
+fn found(object: &ObjectRef, done: Result<(), kube::Error>) -> Result<bool, WriteError> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(refused(object)(error)),
+    }
+}
+
+fn remove(value: &mut Value, key: &str) -> Option<Value> {
+    value.as_object_mut()?.shift_remove(key)
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(_, value)| !value.is_null());
+            let kept = kept.map(|(key, value)| (key.clone(), without_nulls(value)));
+            Value::Object(kept.collect::<Map<_, _>>())
+        }
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(manager: &str, operation: &str, sub: Option<&str>, fields: &Value) -> Value {
+        json!({"manager": manager, "operation": operation, "subresource": sub, "fieldsV1": fields})
+    }
+
+    #[test]
+    fn what_was_written_is_read_from_the_servers_memory() {
+        let mine = json!({"f:metadata": {
+            "f:annotations": {".": {}, "f:isobar.dev/x": {}},
+            "f:labels": {"f:l": {}},
+        }});
+        let find = |entries: Value| {
+            let entries: Vec<ManagedFieldsEntry> = serde_json::from_value(entries).unwrap();
+            Written::find(&entries, "isobar")
+        };
+        let patched = find(json!([
+            entry("isobar", "Update", None, &mine),
+            entry("isobar", "Apply", Some("status"), &json!({})),
+            entry("kubectl", "Apply", None, &json!({})),
+        ]));
+        let undo =
+            json!({"metadata": {"labels": {"l": null}, "annotations": {"isobar.dev/x": null}}});
+        assert_eq!(
+            patched,
+            Written {
+                is_whole: false,
+                undo: Some(undo),
+                has_status: true
+            }
+        );
+        assert!(find(json!([entry("isobar", "Apply", None, &mine)])).is_whole);
+        // An object that others wrote is never deleted.
+        let others = json!([entry("kubectl", "Apply", None, &mine)]);
+        assert_eq!(find(others), Written::default());
+    }
+
+    #[test]
+    fn what_others_say_of_their_parents_stays() {
+        let parent = |name: &str, controller: &str| json!({"parentRef": {"name": name}, "controllerName": controller});
+        let (foreign, own) = ("example.org/gateway", labels::ROUTE_CONTROLLER);
+        let now = json!({"parents": [parent("a", foreign), parent("b", own)]});
+        let ours = json!({"parents": [parent("c", own)]});
+        let both = json!([parent("a", foreign), parent("c", own)]);
+        assert_eq!(beside_others(&now, &ours), both);
+        let left = json!([parent("a", foreign)]);
+        assert_eq!(beside_others(&now, &json!({})), left);
+    }
+
+    #[test]
+    fn an_applied_status_has_no_nulls() {
+        let status = json!({"addresses": null, "conditions": [{"type": "A", "x": null}]});
+        let kept = json!({"conditions": [{"type": "A", "x": null}]});
+        assert_eq!(without_nulls(&status), kept);
+    }
+}

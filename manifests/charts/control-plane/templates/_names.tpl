@@ -1,0 +1,10 @@
+{{- define "labels" -}}
+app: isobard
+    app.kubernetes.io/name: isobard
+    app.kubernetes.io/component: control-plane
+    app.kubernetes.io/part-of: isobar
+    app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end }}
+{{- define "tag" -}}
+{{ if .Values.global.tag }}{{ .Values.global.tag }}{{ else }}{{ .Chart.AppVersion }}{{ end }}
+{{- end }}
