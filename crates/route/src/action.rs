@@ -4,6 +4,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use isobar_types::{NamespacedHostname, Str};
 
+use crate::header_text::{Facts, HeaderText};
 use crate::pattern::Pattern;
 use crate::text::TextMatch;
 
@@ -55,12 +56,27 @@ pub struct Target {
     pub service: Option<NamespacedHostname>,
     /// Subset name of a DestinationRule.
     pub subset: Option<Str>,
-    /// Service port; 0 means the port the call came for.
+    /// Service port as written; 0 where none is: see [`Target::port_of`].
     pub port: u16,
     /// The host as the user wrote it.
     pub host: Str,
     /// Nothing is sent there; requests are answered with this status.
     pub refuse: Option<u16>,
+}
+
+impl Target {
+    /// The service port that is meant: as written, else the service's only one, else the one the call
+    /// came for. `ports` are the service's.
+    #[must_use]
+    pub fn port_of(&self, mut ports: impl Iterator<Item = u16>, asked: u16) -> u16 {
+        if self.port != 0 {
+            return self.port;
+        }
+        match (ports.next(), ports.next()) {
+            (Some(only), None) => only,
+            _ => asked,
+        }
+    }
 }
 
 /// Picks by weight: `dice` is a uniformly random number. The place in the list with what is there;
@@ -83,25 +99,51 @@ pub struct HeaderEdits {
     /// Names to remove.
     pub remove: Vec<HeaderName>,
     /// Names to give exactly this value.
-    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub set: Vec<(HeaderName, HeaderText)>,
     /// Lines to add.
-    pub add: Vec<(HeaderName, HeaderValue)>,
+    pub add: Vec<(HeaderName, HeaderText)>,
     /// A new authority, where `host` or `:authority` was set.
     pub authority: Option<String>,
 }
 
 impl HeaderEdits {
-    /// Applies to a message's headers.
-    pub fn apply(&self, headers: &mut HeaderMap) {
-        for name in &self.remove {
-            headers.remove(name);
+    /// Applies several to a message's headers, one after the other. All values are made before any is
+    /// written, of what no edit removes; one of which nothing is known is not written.
+    pub fn apply(all: &[&Self], headers: &mut HeaderMap, facts: &dyn Facts) {
+        let mut left = None;
+        if all.iter().any(|edits| edits.is_made()) {
+            let left = left.insert(headers.clone());
+            for name in all.iter().flat_map(|edits| &edits.remove) {
+                left.remove(name);
+            }
         }
-        for (name, value) in &self.set {
-            headers.insert(name, value.clone());
+        for edits in all {
+            for name in &edits.remove {
+                headers.remove(name);
+            }
+            let known = |text: &HeaderText| match (&left, text) {
+                (_, HeaderText::Plain(value)) => Some(value.clone()),
+                (Some(left), text) => text.value(facts, left),
+                (None, HeaderText::Made(_)) => None,
+            };
+            for (name, text) in &edits.set {
+                if let Some(value) = known(text) {
+                    headers.insert(name, value);
+                }
+            }
+            for (name, text) in &edits.add {
+                if let Some(value) = known(text) {
+                    headers.append(name, value);
+                }
+            }
         }
-        for (name, value) in &self.add {
-            headers.append(name, value.clone());
-        }
+    }
+
+    /// True if a value of it has to be made.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        let mut all = self.set.iter().chain(&self.add);
+        all.any(|(_, text)| matches!(text, HeaderText::Made(_)))
     }
 }
 
@@ -385,6 +427,17 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_not_written_is_the_only_one_or_the_one_asked_for() {
+        let mut target = weighted(&[1]).remove(0).target;
+        let port = |target: &Target, ports: &[u16]| target.port_of(ports.iter().copied(), 80);
+        assert_eq!(port(&target, &[9080]), 9080);
+        assert_eq!(port(&target, &[80, 9080]), 80);
+        assert_eq!(port(&target, &[]), 80);
+        target.port = 7;
+        assert_eq!(port(&target, &[9080]), 7);
+    }
+
+    #[test]
     fn rewrites() {
         let rewrite = Rewrite {
             uri: Some("/new".into()),
@@ -492,11 +545,17 @@ mod tests {
         headers.insert("b", HeaderValue::from_static("1"));
         let edits = HeaderEdits {
             remove: vec![HeaderName::from_static("a")],
-            set: vec![(HeaderName::from_static("b"), HeaderValue::from_static("2"))],
-            add: vec![(HeaderName::from_static("b"), HeaderValue::from_static("3"))],
+            set: vec![(
+                HeaderName::from_static("b"),
+                HeaderValue::from_static("2").into(),
+            )],
+            add: vec![(
+                HeaderName::from_static("b"),
+                HeaderValue::from_static("3").into(),
+            )],
             authority: None,
         };
-        edits.apply(&mut headers);
+        HeaderEdits::apply(&[&edits], &mut headers, &());
         let b: Vec<_> = headers.get_all("b").iter().collect();
         assert_eq!(b, ["2", "3"]);
         assert!(!headers.contains_key("a"));

@@ -214,7 +214,12 @@ impl Attribute {
             .strip_prefix("request.headers[")
             .and_then(|rest| rest.strip_suffix(']'))
         {
-            return HeaderName::from_bytes(name.as_bytes()).map_or(Self::Unknown, Self::Header);
+            return match HeaderName::from_bytes(name.as_bytes()) {
+                // HTTP/2 has no such field, and in HTTP/1.1 a target in absolute form overrules it.
+                Ok(http::header::HOST) => Self::Host,
+                Ok(name) => Self::Header(name),
+                Err(_) => Self::Unknown,
+            };
         }
         match key {
             "source.principal" => Self::Principal,
@@ -356,9 +361,13 @@ impl Test {
             Attribute::ServerName => subject.sni.map_or(lean.unknown(), folded),
             Attribute::Method => call.map_or(lean.unknown(), |c| text(c.method.as_str())),
             Attribute::Path => call.map_or(lean.unknown(), |c| text(c.path)),
-            // With and without its port: a rule for a host means the host on any port.
+            // With and without its port: a rule for a host means the host on any port. Authorities are
+            // seen without the default port, which a rule may name all the same.
             Attribute::Host => call.map_or(lean.unknown(), |c| {
-                folded(c.authority) || folded(crate::path::split_port(c.authority).0)
+                let (host, port) = crate::path::split_port(c.authority);
+                folded(c.authority)
+                    || folded(host)
+                    || (port.is_none() && folded(&format!("{host}:80")))
             }),
             Attribute::Header(name) => call.map_or(lean.unknown(), |c| {
                 header_holds(c.headers, name, values, lean)
@@ -387,7 +396,9 @@ fn header_holds(
     values: &[Value],
     lean: Lean,
 ) -> bool {
-    let is = |bytes: &[u8]| values.iter().any(|v| v.text(bytes));
+    // A field that is there and empty is there.
+    let there = values.contains(&Value::Text(ValueMatch::Present));
+    let is = |bytes: &[u8]| there || values.iter().any(|v| v.text(bytes));
     let mut lines = headers
         .get_all(name)
         .iter()

@@ -99,20 +99,7 @@ impl HashCookie {
     }
 
     fn value<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
-        let lines = headers.get_all(COOKIE).iter();
-        let crumbs = lines.flat_map(|line| line.as_bytes().split(|b| *b == b';'));
-        crumbs
-            .filter_map(|crumb| {
-                let crumb = crumb.trim_ascii();
-                let at = crumb.iter().position(|b| *b == b'=')?;
-                (&crumb[..at] == self.name.as_bytes()).then_some(&crumb[at + 1..])
-            })
-            .map(|value| {
-                value
-                    .strip_prefix(b"\"")
-                    .map_or(value, |v| v.strip_suffix(b"\"").unwrap_or(v))
-            })
-            .find(|value| !value.is_empty())
+        cookie(headers, &self.name)
     }
 
     /// A new cookie by chance: its number, and the `set-cookie` that gives it out.
@@ -124,6 +111,24 @@ impl HashCookie {
         let header = HeaderValue::from_str(&header).ok()?;
         Some((mix(0, value.as_bytes()), header))
     }
+}
+
+/// The value of a cookie.
+pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let lines = headers.get_all(COOKIE).iter();
+    let crumbs = lines.flat_map(|line| line.as_bytes().split(|b| *b == b';'));
+    crumbs
+        .filter_map(|crumb| {
+            let crumb = crumb.trim_ascii();
+            let at = crumb.iter().position(|b| *b == b'=')?;
+            (&crumb[..at] == name.as_bytes()).then_some(&crumb[at + 1..])
+        })
+        .map(|value| {
+            value
+                .strip_prefix(b"\"")
+                .map_or(value, |v| v.strip_suffix(b"\"").unwrap_or(v))
+        })
+        .find(|value| !value.is_empty())
 }
 
 /// FNV-1a with a final stir: stable over processes and versions, so that all copies of a waypoint

@@ -9,7 +9,8 @@
 //! * [`authorize_http`], [`authorize_tcp`]: DENY before ALLOW, stricter where not understood;
 //!   [`observe_http`], [`observe_tcp`]: audits and dry runs.
 //! * [`RateLimits`]: which requests count under which key, and what a bucket says.
-//! * [`path`]: the one normalised view of path and host that policy, routing and log share.
+//! * [`path`]: the one normalised view of path and host that policy, routing and log share;
+//!   [`fields`]: the same for header fields.
 //! * [`unsupported`]: fields of a `VirtualService` that are accepted but not honoured.
 
 #![forbid(unsafe_code)]
@@ -19,8 +20,10 @@ mod authorization;
 mod call;
 mod condition;
 mod destination_rule;
+pub mod fields;
 mod finder;
 mod hash;
+mod header_text;
 mod http_match;
 mod locality;
 mod observation;
@@ -28,9 +31,11 @@ pub mod path;
 mod pattern;
 mod rate_limit;
 mod retry;
+mod session;
 mod table;
 mod tcp;
 mod text;
+mod tls;
 mod traffic;
 mod unsupported;
 mod virtual_service;
@@ -43,15 +48,18 @@ pub use authorization::{Denied, MatchedRule, Permit, Policy, authorize_http, aut
 pub use call::{Caller, HttpCall, Labels, TcpCall};
 pub use destination_rule::Subset;
 pub use hash::{HashCookie, HashKey, mix, score};
+pub use header_text::{Fact, Facts, Field, HeaderText, Piece, PlainFact};
 pub use http_match::{HttpDecision, Taken, match_http};
 pub use locality::{LocalityRules, Place, Preference};
 pub use observation::{Observed, Outcome, observe_http, observe_tcp};
 pub use pattern::{Pattern, PatternError};
 pub use rate_limit::{RateLimit, RateLimits, Room};
 pub use retry::{Retries, TryFailure};
+pub use session::{Session, SessionRules};
 pub use table::{Draft, ResourceError, Tables, WaypointInfo};
 pub use tcp::{L4Match, TcpDecision, TcpRoute, match_tcp};
 pub use text::{TextMatch, ValueMatch};
+pub use tls::{Origination, TlsRules};
 pub use traffic::{
     Balancing, Keepalive, LoadBalancer, OutlierRules, PoolRules, RetryBudget, Speak, Traffic,
     TrafficRules, Warmup,

@@ -222,4 +222,26 @@ mod tests {
         assert_eq!(of("q/y", Some(&gold)), Preference::Rank(10));
         assert!(rules.label_keys().any(|key| key == "tier"));
     }
+
+    #[test]
+    fn it_counts_where_it_is_on_and_has_what_it_needs() {
+        let counts = |off: bool, shares: bool, outliers: bool| {
+            let one = proto::locality_balancing::Distribute {
+                from: "r1".into(),
+                to: [("r1".to_owned(), 100)].into(),
+            };
+            let rules = LocalityRules::compile(&proto::LocalityBalancing {
+                off,
+                distribute: if shares { vec![one] } else { Vec::new() },
+                failover_priority: if shares { Vec::new() } else { vec!["a".into()] },
+                ..Default::default()
+            });
+            rules.counts(outliers)
+        };
+        assert!(counts(false, true, false));
+        assert!(counts(false, false, true));
+        assert!(!counts(false, false, false));
+        assert!(!counts(true, true, true));
+        assert!(!counts(true, false, true));
+    }
 }

@@ -42,6 +42,8 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
     let bytes = path.as_bytes();
     let mut out = String::with_capacity(path.len());
     let mut at = 0;
+    // Where in `out` the last decoded character is.
+    let mut decoded = None;
     while let Some(&byte) = bytes.get(at) {
         at += 1;
         match byte {
@@ -52,6 +54,7 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
                     if value.is_ascii_alphanumeric()
                         || matches!(value, b'-' | b'.' | b'_' | b'~') =>
                 {
+                    decoded = Some(out.len());
                     out.push(char::from(value));
                     at += 2;
                 }
@@ -59,8 +62,24 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
             },
             other => out.push(char::from(other)),
         }
+        guard_new_escape(&mut out, decoded);
     }
     Ok(out)
+}
+
+/// A percent sign that decoded characters would complete to an escape becomes `%25`, as browsers and
+/// Envoy do: `/%%36%31dmin` must not leave as `/%61dmin`, which an application reads as `/admin`.
+fn guard_new_escape(out: &mut String, decoded: Option<usize>) {
+    let Some(start) = out.len().checked_sub(3) else {
+        return;
+    };
+    let tail = &out.as_bytes()[start..];
+    if tail[0] == b'%'
+        && tail[1..].iter().all(u8::is_ascii_hexdigit)
+        && decoded.is_some_and(|at| at > start)
+    {
+        out.insert_str(start + 1, "25");
+    }
 }
 
 fn hex_pair(pair: Option<&[u8]>) -> Option<u8> {
@@ -176,6 +195,12 @@ mod tests {
             ("/%", "/%"),
             ("/.well-known/x", "/.well-known/x"),
             ("/a//../b", "/a/b"),
+            ("/%%36%31dmin", "/%2561dmin"),
+            ("/%%361dmin", "/%2561dmin"),
+            ("/%6%31dmin", "/%2561dmin"),
+            ("/%%32%65%%32%65/x", "/%252e%252e/x"),
+            ("/%2f%61", "/%2fa"),
+            ("/%%%36%31", "/%%2561"),
         ] {
             let once = normalise(given).unwrap();
             assert_eq!(once, seen, "{given}");

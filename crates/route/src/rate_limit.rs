@@ -67,8 +67,10 @@ pub enum Room {
         /// Until the bucket is full again.
         full_in: u64,
     },
-    /// It does not pass; the state stays.
+    /// It does not pass.
     None {
+        /// The bucket's state: as it was, unless it was more than this limit can be behind.
+        bucket: u64,
         /// Until there is room for one.
         wait: u64,
         /// Until the bucket is full again.
@@ -159,12 +161,14 @@ impl RateLimit {
     /// (0 for a new one). All times count from one moment.
     #[must_use]
     pub fn take(&self, bucket: u64, now: u64) -> Room {
-        let full = bucket.max(now);
-        let next = full.saturating_add(self.interval);
         let size = self.interval.saturating_mul(u64::from(self.burst));
+        // A limit that was stricter may have left a bucket that this one could never fill.
+        let full = bucket.max(now).min(now.saturating_add(size));
+        let next = full.saturating_add(self.interval);
         let used = next - now;
         if used > size {
             return Room::None {
+                bucket: full,
                 wait: used - size,
                 full_in: full - now,
             };
@@ -230,7 +234,11 @@ mod tests {
             assert_eq!((remaining, full_in), (9 - n, u64::from(n + 1) * tenth));
             bucket = next;
         }
-        let none = |wait, full_in| Room::None { wait, full_in };
+        let none = |wait, full_in| Room::None {
+            bucket,
+            wait,
+            full_in,
+        };
         assert_eq!(limit.take(bucket, 5), none(tenth, 10 * tenth));
         assert_eq!(limit.take(bucket, tenth), none(5, 9 * tenth + 5));
         let later = limit.take(bucket, 5 + tenth);
@@ -238,6 +246,27 @@ mod tests {
         // After a long time no more than a burst has come together.
         let later = limit.take(bucket, 1000 * tenth);
         assert!(matches!(later, Room::Taken { remaining: 9, .. }));
+    }
+
+    #[test]
+    fn what_a_stricter_limit_left_is_no_more_than_this_one_holds() {
+        let limit = limit(|_| {});
+        let day = 86_400_000_000_000;
+        let Room::None {
+            bucket,
+            wait,
+            full_in,
+        } = limit.take(5 + day, 5)
+        else {
+            panic!("it is used up");
+        };
+        assert_eq!(wait, limit.interval);
+        assert_eq!(full_in, 10 * limit.interval);
+        let later = limit.take(bucket, 5 + wait);
+        assert!(
+            matches!(later, Room::Taken { remaining: 0, .. }),
+            "{later:?}"
+        );
     }
 
     #[test]

@@ -6,9 +6,10 @@ use isobar_proto::isobar::v1 as proto;
 
 use crate::hash::HashKey;
 use crate::locality::LocalityRules;
+use crate::tls::{Origination, TlsRules};
 use crate::virtual_service::{FieldError, duration, port};
 
-/// How connections and requests are spread and limited. Four blocks; what overrides a block
+/// How connections and requests are spread and limited. Five blocks; what overrides a block
 /// replaces the whole of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrafficRules {
@@ -20,6 +21,8 @@ pub struct TrafficRules {
     pub outliers: Option<OutlierRules>,
     /// Most retries at once, in relation to what is active.
     pub retry_budget: Option<RetryBudget>,
+    /// TLS towards endpoints.
+    pub tls: Option<Origination>,
 }
 
 /// How an endpoint is chosen.
@@ -39,9 +42,9 @@ pub struct Balancing {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LoadBalancer {
     /// One after the other.
-    #[default]
     RoundRobin,
     /// The less busy of two taken by chance.
+    #[default]
     LeastRequest,
     /// By chance.
     Random,
@@ -216,6 +219,16 @@ impl TrafficRules {
             pool: self.pool.or(other.pool),
             outliers: self.outliers.or(other.outliers),
             retry_budget: self.retry_budget.or(other.retry_budget),
+            tls: self.tls.clone().or_else(|| other.tls.clone()),
+        }
+    }
+
+    /// How TLS towards endpoints is begun, if it is.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<TlsRules>> {
+        match &self.tls {
+            Some(Origination::On(rules)) => Some(rules),
+            Some(Origination::Off) | None => None,
         }
     }
 
@@ -250,6 +263,7 @@ fn compile_blocks(from: &proto::TrafficPolicy) -> Result<TrafficRules, FieldErro
             percent: budget.percent.unwrap_or(20.0).clamp(0.0, 100.0),
             least: budget.min_concurrency.unwrap_or(3),
         }),
+        tls: from.tls.as_ref().map(Origination::compile).transpose()?,
     })
 }
 
@@ -394,7 +408,7 @@ mod tests {
         assert_eq!(limits(&service, 81), (Some(1), Some(2)));
         assert_eq!(limits(&service, 80), (Some(5), None));
         assert_eq!(service.at(81).balancer(), LoadBalancer::Random);
-        assert_eq!(service.at(80).balancer(), LoadBalancer::default());
+        assert_eq!(service.at(80).balancer(), LoadBalancer::LeastRequest);
         let mut own = pool(7, 0);
         own.port_level = vec![proto::PortTrafficPolicy {
             port: 82,

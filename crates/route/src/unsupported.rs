@@ -1,5 +1,7 @@
 use isobar_proto::isobar::v1 as proto;
 
+use crate::header_text::HeaderText;
+
 /// Fields of a `VirtualService` that are accepted and not honoured, by path; empty if all are.
 /// The control plane puts them on the object's status, so that nothing is dropped in silence.
 #[must_use]
@@ -7,11 +9,6 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
     let mut out = Vec::new();
     for (at, route) in object.http.iter().enumerate() {
         let here = format!("http[{at}]");
-        for (place, block) in route.matches.iter().enumerate() {
-            if !block.stat_prefix.is_empty() {
-                out.push(format!("{here}.match[{place}].statPrefix"));
-            }
-        }
         header_commands(route.headers.as_ref(), &here, &mut out);
         if let Some(proto::http_route::Action::Forward(forward)) = &route.action {
             for (place, destination) in forward.destinations.iter().enumerate() {
@@ -23,7 +20,7 @@ pub fn unsupported(object: &proto::VirtualService) -> Vec<String> {
     out
 }
 
-/// Envoy's substitutions (`%REQ(x)%`) are sent as they are written.
+/// Substitutions that are not known are sent as they are written.
 fn header_commands(headers: Option<&proto::Headers>, here: &str, out: &mut Vec<String>) {
     let Some(headers) = headers else { return };
     for (side, operations) in [
@@ -35,7 +32,7 @@ fn header_commands(headers: Option<&proto::Headers>, here: &str, out: &mut Vec<S
         };
         for (kind, map) in [("set", &operations.set), ("add", &operations.add)] {
             for (name, value) in map {
-                if value.contains('%') {
+                if HeaderText::problem(value).is_some() {
                     out.push(format!("{here}.headers.{side}.{kind}.{name}"));
                 }
             }
@@ -70,17 +67,22 @@ mod tests {
 
     #[test]
     fn paths_name_the_field() {
-        let object = proto::VirtualService {
+        let set = |value: &str| proto::VirtualService {
             http: vec![proto::HttpRoute {
-                matches: vec![proto::HttpMatch {
-                    stat_prefix: "x".into(),
-                    ..Default::default()
-                }],
+                headers: Some(proto::Headers {
+                    request: Some(proto::HeaderOperations {
+                        set: [("x".to_owned(), value.to_owned())].into(),
+                        ..Default::default()
+                    }),
+                    response: None,
+                }),
                 ..Default::default()
             }],
             ..Default::default()
         };
-        assert_eq!(unsupported(&object), ["http[0].match[0].statPrefix"]);
+        let object = set("%DYNAMIC_METADATA(a)%");
+        assert_eq!(unsupported(&object), ["http[0].headers.request.set.x"]);
+        assert!(unsupported(&set("%PROTOCOL%")).is_empty());
         assert!(unsupported(&proto::VirtualService::default()).is_empty());
     }
 }

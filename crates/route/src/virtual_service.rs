@@ -11,8 +11,10 @@ use crate::action::{
 };
 use crate::call::Labels;
 use crate::finder::Finder;
+use crate::header_text::HeaderText;
 use crate::pattern::Pattern;
 use crate::retry::Retries;
+use crate::session::SessionRules;
 use crate::table::ResourceError;
 use crate::tcp::{TcpRoute, compile_tcp, compile_tls};
 use crate::text::TextMatch;
@@ -61,6 +63,8 @@ pub struct HttpRoute {
     pub cors: Option<Cors>,
     /// Where copies go.
     pub mirrors: Vec<Mirror>,
+    /// Keeps callers with their endpoints.
+    pub session: Option<SessionRules>,
 }
 
 /// A compiled match block; all parts must hold.
@@ -90,6 +94,8 @@ pub struct HttpMatch {
     pub source_labels: Labels,
     /// Namespace of the caller's certificate; empty matches all.
     pub source_namespace: String,
+    /// Under which requests are counted; may be empty.
+    pub stat_prefix: String,
 }
 
 /// A header of a match.
@@ -196,6 +202,11 @@ fn compile_http(from: &proto::HttpRoute) -> Result<HttpRoute, FieldError> {
         fault: compile_fault(from.fault.as_ref())?,
         cors: compile_cors(from.cors.as_ref())?,
         mirrors: compile_mirrors(&from.mirrors)?,
+        session: from
+            .session
+            .as_ref()
+            .map(SessionRules::compile)
+            .transpose()?,
     })
 }
 
@@ -346,6 +357,7 @@ pub(crate) fn compile_match(from: &proto::HttpMatch) -> Result<HttpMatch, FieldE
         port: port(from.port, "port")?,
         source_labels: from.source_labels.clone(),
         source_namespace: from.source_namespace.clone(),
+        stat_prefix: from.stat_prefix.clone(),
     })
 }
 
@@ -416,8 +428,7 @@ fn compile_edits(from: Option<&proto::HeaderOperations>) -> Result<HeaderEdits, 
             }
             let name = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| FieldError::new(&here, "not a header name that may be written"))?;
-            let value = HeaderValue::from_str(value)
-                .map_err(|_| FieldError::new(&here, "not a header value"))?;
+            let value = HeaderText::compile(value).map_err(|e| FieldError::new(&here, e))?;
             if field == "add" {
                 edits.add.push((name, value));
             } else {

@@ -254,6 +254,54 @@ fn several_header_lines_cannot_hide_a_value() {
 }
 
 #[test]
+fn an_empty_header_is_there() {
+    let any = |action| {
+        let mut rule = when("request.headers[x-r]", &["any"], &[]);
+        rule.when[0].values[0].match_type = Some(MatchType::Present(true));
+        tables(&[policy(action, vec![rule])])
+    };
+    let mut headers = HeaderMap::new();
+    assert!(ask(&any(Action::Deny), "a", "/", &headers).is_ok());
+    assert!(ask(&any(Action::Allow), "a", "/", &headers).is_err());
+    headers.insert("x-r", HeaderValue::from_static(""));
+    assert!(ask(&any(Action::Deny), "a", "/", &headers).is_err());
+    assert!(ask(&any(Action::Allow), "a", "/", &headers).is_ok());
+}
+
+#[test]
+fn the_host_is_the_authority_however_it_is_named() {
+    let deny = |host: &str| {
+        tables(&[policy(
+            Action::Deny,
+            vec![when("request.headers[host]", &[host], &[])],
+        )])
+    };
+    let mut headers = HeaderMap::new();
+    // What a request with a target in absolute form may carry besides.
+    headers.insert("host", HeaderValue::from_static("other"));
+    for (host, passes) in [("svc", false), ("svc:8080", false), ("other", true)] {
+        let passed = ask(&deny(host), "a", "/", &headers).is_ok();
+        assert_eq!(passed, passes, "{host}");
+    }
+}
+
+#[test]
+fn a_rule_may_name_the_default_port() {
+    let headers = HeaderMap::new();
+    let mut call = call("/", &headers);
+    call.authority = "svc";
+    for (host, passes) in [("svc:80", false), ("svc", false), ("svc:8080", true)] {
+        let rule = to(proto::AuthorizationOperation {
+            hosts: vec![exact(host)],
+            ..Default::default()
+        });
+        let tables = tables(&[policy(Action::Deny, vec![rule])]);
+        let passed = authorize_http(&tables, Some(&service()), &call, &caller("a")).is_ok();
+        assert_eq!(passed, passes, "{host}");
+    }
+}
+
+#[test]
 fn hosts_ports_methods_and_accounts() {
     let one = |operation| tables(&[policy(Action::Allow, vec![to(operation)])]);
     let hosts = |h: &str| proto::AuthorizationOperation {

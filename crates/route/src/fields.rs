@@ -1,0 +1,102 @@
+//! The one view of a request's header fields that policy, routing and the endpoint share.
+
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Headers that only a proxy of the mesh may set; a caller's own are removed.
+const OURS_ALONE: [&str; 6] = [
+    "x-forwarded-client-cert",
+    "x-forwarded-host",
+    "x-istio-source",
+    "x-istio-attributes",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// Removes what a caller has no say in and joins what belongs together. Returns the scheme.
+pub fn clean(headers: &mut HeaderMap) -> &'static str {
+    remove_ours(headers);
+    join_cookies(headers);
+    forwarded_proto(headers)
+}
+
+/// `x-envoy-*` steers Envoys behind us; a caller has no say in that, nor in what only we may set.
+fn remove_ours(headers: &mut HeaderMap) {
+    let ours = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-") && (name.starts_with("x-envoy-") || OURS_ALONE.contains(&name))
+    };
+    let ours: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Keeps a plain statement of a gateway in front of us, says `http` otherwise.
+fn forwarded_proto(headers: &mut HeaderMap) -> &'static str {
+    let said = headers.get(&FORWARDED_PROTO).map(HeaderValue::as_bytes);
+    let scheme = if said == Some(b"https") {
+        "https"
+    } else {
+        "http"
+    };
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    scheme
+}
+
+/// HTTP/2 may send cookies in several lines (RFC 9113 §8.2.3). An application sees them as one, so
+/// policies and routes must too.
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if crumbs.len() < 2 {
+        return;
+    }
+    // Values stay values when they are put one after the other.
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, whole);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cleaned(lines: &[(&'static str, &'static str)]) -> (HeaderMap, &'static str) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        let scheme = clean(&mut headers);
+        (headers, scheme)
+    }
+
+    #[test]
+    fn a_callers_own_words_about_itself_go() {
+        let (headers, scheme) = cleaned(&[
+            ("x-forwarded-host", "evil"),
+            ("x-original-url", "/admin"),
+            ("x-envoy-max-retries", "7"),
+            ("x-forwarded-proto", "gopher"),
+            ("x-own", "1"),
+        ]);
+        assert_eq!((headers.len(), scheme), (2, "http"), "{headers:?}");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-own"], "1");
+        assert_eq!(cleaned(&[("x-forwarded-proto", "https")]).1, "https");
+    }
+
+    #[test]
+    fn crumbs_of_cookies_are_one_line() {
+        let (headers, _) = cleaned(&[("cookie", "a=1"), ("cookie", "admin=1; b=2")]);
+        let all: Vec<_> = headers.get_all(COOKIE).iter().collect();
+        assert_eq!(all, ["a=1; admin=1; b=2"]);
+        assert_eq!(cleaned(&[("cookie", "a=1")]).0[COOKIE], "a=1");
+        assert!(!cleaned(&[]).0.contains_key(COOKIE));
+    }
+}
