@@ -2,9 +2,9 @@
 
 mod discovery;
 
+use std::collections::HashSet;
 use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use isobar_state::Service;
 use isobar_telemetry::Registry;
@@ -17,11 +17,15 @@ use prometheus_client::metrics::gauge::Gauge;
 
 pub use discovery::DiscoveryMetrics;
 
+/// Ends that are known only from what peers told of themselves and that have series of their own. A
+/// series stays for good, and anybody with a certificate can tell something new with each connection.
+const TOLD_ENDS: usize = 512;
+
 /// What stands for a label that is not known.
 const UNKNOWN: &str = "unknown";
 
 /// Labels of one end of a connection; `None` is written as `unknown`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct EndLabels {
     /// Name of the owner.
     pub workload: Option<Str>,
@@ -43,13 +47,6 @@ pub struct EndLabels {
     pub region: Option<Str>,
     /// Zone.
     pub zone: Option<Str>,
-}
-
-/// What tells ends apart nearly always: all labels would be hashed several times a connection.
-impl Hash for EndLabels {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        (&self.workload, &self.canonical_revision, &self.namespace).hash(hasher);
-    }
 }
 
 /// Labels of the service a connection is for.
@@ -95,6 +92,7 @@ pub struct Metrics {
     open: Family<ReporterLabels, Gauge>,
     revoked: Family<ReporterLabels, Counter>,
     ejections: Family<EjectionLabels, Counter>,
+    told: Arc<Mutex<HashSet<EndLabels>>>,
     /// Pods served.
     pub active_pods: Gauge,
     /// Pods announced that could not be started yet.
@@ -186,6 +184,7 @@ impl Metrics {
                 Family::default(),
             ),
             ejections: ejections(registry),
+            told: Arc::default(),
             active_pods: registry.register(
                 "workload_manager_active_proxy_count",
                 "The total number current workloads with active proxies (unstable)",
@@ -225,6 +224,21 @@ impl Metrics {
             metrics: self.clone(),
             labels,
         }
+    }
+
+    /// Labels of an end that only its peer's words describe, except for namespace and identity where a
+    /// certificate proves them: those of the first 512 of them as told, of all others what is proven.
+    #[must_use]
+    pub fn told_end(&self, proven: EndLabels, told: EndLabels) -> EndLabels {
+        let mut known = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&told) {
+            return told;
+        }
+        if known.len() >= TOLD_ENDS {
+            return proven;
+        }
+        known.insert(told.clone());
+        told
     }
 
     /// Counts a connection refused before its way was known.
@@ -485,5 +499,20 @@ mod tests {
             .find(|line| line.contains("reason=\"complete\""));
         assert!(complete.is_some_and(|l| l.ends_with("} 2")), "{text}");
         assert!(text.contains("response_flags=\"DENY\""));
+    }
+
+    #[test]
+    fn what_peers_tell_has_an_end() {
+        let metrics = Metrics::new(&Registry::new());
+        let end = |name: String| EndLabels {
+            workload: Some(name.into()),
+            ..EndLabels::default()
+        };
+        for number in 0..2000 {
+            let got = metrics.told_end(EndLabels::default(), end(number.to_string()));
+            assert_eq!(got.workload.is_some(), number < TOLD_ENDS, "{number}");
+        }
+        let again = metrics.told_end(EndLabels::default(), end("7".to_owned()));
+        assert_eq!(again.workload.as_deref(), Some("7"));
     }
 }

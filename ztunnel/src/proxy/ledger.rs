@@ -95,7 +95,7 @@ impl Accounts {
         let (Some(source), Some(destination)) =
             (&route.source.workload, &route.destination.workload)
         else {
-            return Arc::new(self.metrics.series(labels(route)));
+            return Arc::new(self.metrics.series(labels(&self.metrics, route)));
         };
         let version = self.store.load().version();
         let mut known = self.known.borrow_mut();
@@ -110,7 +110,7 @@ impl Accounts {
             service: route.service.as_ref().map(Arc::as_ptr),
         };
         let entry = known.entry(ends).or_insert_with(|| Known {
-            series: Arc::new(self.metrics.series(labels(route))),
+            series: Arc::new(self.metrics.series(labels(&self.metrics, route))),
             _workloads: [source, destination].map(Arc::clone),
             _service: route.service.clone(),
         });
@@ -118,15 +118,16 @@ impl Accounts {
     }
 }
 
-fn labels(route: &Route) -> TrafficLabels {
+fn labels(metrics: &Metrics, route: &Route) -> TrafficLabels {
     TrafficLabels {
         direction: route.direction,
         mutual_tls: route.mutual_tls,
         flags: "-",
         reason: None,
-        source: Arc::new(end_labels(&route.source, None)),
+        source: Arc::new(end_labels(metrics, &route.source, None)),
         // The destination's identity is told even where nothing proves it.
         destination: Arc::new(end_labels(
+            metrics,
             &route.destination,
             route.destination.workload.as_ref().map(|w| w.identity()),
         )),
@@ -272,7 +273,7 @@ impl Drop for Ledger {
     }
 }
 
-fn end_labels(end: &End, presumed: Option<Identity>) -> EndLabels {
+fn end_labels(metrics: &Metrics, end: &End, presumed: Option<Identity>) -> EndLabels {
     let principal = end.identity.clone().or(presumed);
     let principal = principal.map(|i| i.to_string().into());
     let some = |s: &isobar_types::Str| (!s.is_empty()).then(|| s.clone());
@@ -290,21 +291,28 @@ fn end_labels(end: &End, presumed: Option<Identity>) -> EndLabels {
             zone: some(&workload.locality.zone),
         };
     }
-    let told = end.baggage.as_deref().cloned().unwrap_or_default();
+    let proven = EndLabels {
+        namespace: end.identity.as_ref().map(|i| i.namespace.clone()),
+        principal,
+        ..EndLabels::default()
+    };
+    let Some(told) = end.baggage.as_deref().cloned() else {
+        return proven;
+    };
     let shared = |s: Option<String>| s.map(isobar_types::Str::from);
-    let namespace = end.identity.as_ref().map(|i| i.namespace.clone());
-    EndLabels {
+    let described = EndLabels {
         workload: shared(told.workload.clone()),
         canonical_service: shared(told.service),
         canonical_revision: shared(told.revision.clone()),
-        namespace: namespace.or_else(|| shared(told.namespace)),
-        principal,
+        namespace: proven.namespace.clone().or_else(|| shared(told.namespace)),
+        principal: proven.principal.clone(),
         app: shared(told.workload),
         version: shared(told.revision),
         cluster: shared(told.cluster),
         region: shared(told.region),
         zone: shared(told.zone),
-    }
+    };
+    metrics.told_end(proven, described)
 }
 
 fn service_labels(service: Option<&Service>) -> ServiceLabels {

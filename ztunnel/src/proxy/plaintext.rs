@@ -130,6 +130,8 @@ impl Attributed {
         );
         // Loaded after registering: a change between the two is then seen by the re-check.
         let snapshot = world.store.load();
+        // The newest object of the workload; it may have changed while its service was asked for.
+        let workload = snapshot.workload_by_uid(&workload.uid).unwrap_or(&workload);
         let route = Route {
             direction: Direction::Inbound,
             source_address: accepted.client,
@@ -139,7 +141,7 @@ impl Attributed {
             },
             destination_address: destination,
             hbone_address: None,
-            service: service_of(&snapshot, &workload, None, destination.port()),
+            service: service_of(&snapshot, workload, None, destination.port()),
             destination: End {
                 workload: Some(workload.clone()),
                 ..End::default()
@@ -148,7 +150,7 @@ impl Attributed {
             proven: false,
         };
         let ledger = Ledger::open(&worker.accounts, route, accepted.since);
-        match authorize(&snapshot, &peer, &workload, destination) {
+        match authorize(&snapshot, &peer, workload, destination) {
             Ok(permit) => {
                 worker.tell_permit(&permit);
                 Some(Allowed {

@@ -63,18 +63,30 @@ impl WorkloadType {
     }
 }
 
+/// Longest text that is read, in bytes, and most members of it: what is longer than W3C Baggage asks
+/// everybody to pass on (§3.3.2: 64 members, 8192 bytes) tells nothing.
+const MOST_TEXT: usize = 8192;
+const MOST_MEMBERS: usize = 64;
+/// Longest value that is taken, in bytes: that of a name in Kubernetes.
+const MOST_VALUE: usize = 253;
+
 impl Baggage {
-    /// Reads a header value; unknown keys and empty values are ignored (as Istio's ztunnel does).
+    /// Reads a header value; unknown keys, and values that are empty or longer than any name, are
+    /// ignored (as Istio's ztunnel does with the first two). A text of more than 8192 bytes tells
+    /// nothing, members behind the 64th are not read.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut found = Self::default();
-        for member in text.split(',') {
+        if text.len() > MOST_TEXT {
+            return found;
+        }
+        for member in text.split(',').take(MOST_MEMBERS) {
             let mut parts = member.split('=');
             let (Some(key), Some(value)) = (parts.next(), parts.next()) else {
                 continue;
             };
             let (key, value) = (key.trim(), value.trim());
-            if value.is_empty() {
+            if value.is_empty() || value.len() > MOST_VALUE {
                 continue;
             }
             found.set(key, value);

@@ -100,3 +100,19 @@ fn check_50_malformed_headers_are_absent() {
         None
     );
 }
+
+#[test]
+fn baggage_that_is_too_long_tells_nothing() {
+    let told = |text: &str| Baggage::parse(text).service;
+    let name = "n".repeat(253);
+    assert_eq!(told(&format!("service.name={name}")), Some(name.clone()));
+    assert_eq!(told(&format!("service.name={name}n")), None);
+    let padding = "x=1,".repeat(63);
+    assert_eq!(
+        told(&format!("{padding}service.name=s")).as_deref(),
+        Some("s")
+    );
+    assert_eq!(told(&format!("x=1,{padding}service.name=s")), None);
+    let long = "y".repeat(8192);
+    assert_eq!(told(&format!("service.name=s,{long}")), None);
+}
