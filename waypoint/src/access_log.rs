@@ -1,5 +1,6 @@
 //! One line a request or connection, in Envoy's default text format.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,11 +16,18 @@ use crate::http::RequestFacts;
 /// must never hold up traffic.
 const QUEUE: usize = 10_000;
 
+/// Bytes after which lines are written at once, and the time they may wait for others otherwise: a
+/// system call for each would cost more than the line, and so would waking the writer for each.
+const BATCH: usize = 64 * 1024;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Where access lines go. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     lines: Option<SyncSender<String>>,
     dropped: Arc<AtomicU64>,
+    /// Lines that are not written yet.
+    waiting: Arc<AtomicU64>,
 }
 
 /// A request at its end.
@@ -67,11 +75,12 @@ impl AccessLog {
         let log = Self {
             lines: Some(lines),
             dropped: Arc::default(),
+            waiting: Arc::default(),
         };
-        let dropped = log.dropped.clone();
+        let (dropped, waiting) = (log.dropped.clone(), log.waiting.clone());
         std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write(&queue, &dropped))?;
+            .spawn(move || write(&queue, &dropped, &waiting))?;
         Ok(log)
     }
 
@@ -81,6 +90,7 @@ impl AccessLog {
         Self {
             lines: None,
             dropped: Arc::default(),
+            waiting: Arc::default(),
         }
     }
 
@@ -91,6 +101,7 @@ impl AccessLog {
         let log = Self {
             lines: Some(lines),
             dropped: Arc::default(),
+            waiting: Arc::default(),
         };
         (log, queue)
     }
@@ -102,11 +113,23 @@ impl AccessLog {
     }
 
     fn put(&self, line: impl FnOnce() -> String) {
-        if let Some(lines) = &self.lines
-            && lines.try_send(line()).is_err()
-        {
+        let Some(lines) = &self.lines else { return };
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if lines.try_send(line()).is_err() {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Waits until all lines are written, at most for `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        let written = async {
+            while self.waiting.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        // Who does not take its lines by then loses them.
+        let _ = tokio::time::timeout(limit, written).await;
     }
 
     pub(crate) fn http(&self, line: &HttpLine<'_>) {
@@ -118,32 +141,45 @@ impl AccessLog {
     }
 }
 
-fn write(queue: &Receiver<String>, dropped: &AtomicU64) {
+fn write(queue: &Receiver<String>, dropped: &AtomicU64, waiting: &AtomicU64) {
     let mut told = 0;
+    let mut batch = Vec::with_capacity(BATCH);
     while let Ok(first) = queue.recv() {
+        batch.extend_from_slice(first.as_bytes());
+        batch.push(b'\n');
+        let mut count = 1;
+        while batch.len() < BATCH
+            && let Ok(line) = queue.try_recv()
+        {
+            batch.extend_from_slice(line.as_bytes());
+            batch.push(b'\n');
+            count += 1;
+        }
+        let full = batch.len() >= BATCH;
         let mut out = std::io::stdout().lock();
         // Nobody to write to is nobody to complain to.
-        let mut ok = writeln!(out, "{first}").is_ok();
-        for line in queue.try_iter().take(256) {
-            ok &= writeln!(out, "{line}").is_ok();
-        }
-        let _ = out.flush();
+        let ok = out.write_all(&batch).and_then(|()| out.flush()).is_ok();
         drop(out);
+        batch.clear();
+        waiting.fetch_sub(count, Ordering::Relaxed);
         let lost = dropped.load(Ordering::Relaxed);
         if ok && lost > told {
             tracing::warn!(lines = lost - told, "access lines were dropped");
             told = lost;
+        }
+        if !full {
+            std::thread::sleep(PAUSE);
         }
     }
 }
 
 fn http_line(line: &HttpLine<'_>) -> String {
     let request = line.request;
-    let header = |value: &Option<HeaderValue>| {
-        value.as_ref().map_or_else(
-            || "-".to_owned(),
-            |v| clean(&String::from_utf8_lossy(v.as_bytes())),
-        )
+    let header = |value: &Option<HeaderValue>| -> String {
+        let Some(value) = value else {
+            return "-".to_owned();
+        };
+        clean(&String::from_utf8_lossy(value.as_bytes())).into_owned()
     };
     format!(
         "[{start:.3}] \"{method} {path} {version}\" {code} {flags} {detail} - \"{failure}\" \
@@ -204,26 +240,35 @@ fn address(address: Option<SocketAddr>) -> String {
     address.map_or_else(|| "-".to_owned(), |a| a.to_string())
 }
 
-fn or_dash(text: &str) -> String {
+fn or_dash(text: &str) -> Cow<'_, str> {
     if text.is_empty() {
-        "-".to_owned()
+        Cow::Borrowed("-")
     } else {
         clean(text)
     }
 }
 
 /// Outside quotes a blank would shift the columns.
-fn word(text: &str) -> String {
-    or_dash(text).replace(' ', "_")
+fn word(text: &str) -> Cow<'_, str> {
+    let text = or_dash(text);
+    if text.contains(' ') {
+        Cow::Owned(text.replace(' ', "_"))
+    } else {
+        text
+    }
 }
 
 /// A caller must not be able to end a quoted part or a line.
-fn clean(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| match c {
-            '"' | '\\' => c.escape_default().collect::<Vec<_>>(),
-            c if c.is_control() => c.escape_default().collect(),
-            c => vec![c],
-        })
-        .collect()
+fn clean(text: &str) -> Cow<'_, str> {
+    let plain =
+        |byte: u8| byte.is_ascii() && !byte.is_ascii_control() && byte != b'"' && byte != b'\\';
+    if text.bytes().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().flat_map(|c| match c {
+        '"' | '\\' => c.escape_default().collect::<Vec<_>>(),
+        c if c.is_control() => c.escape_default().collect(),
+        c => vec![c],
+    });
+    Cow::Owned(escaped.collect())
 }

@@ -133,11 +133,19 @@ impl Cluster {
             return Ok(held);
         }
         let _waiting = self.hold(Load::Pending, limits.max_pending)?;
+        let look = || self.hold(Load::Connection, limits.max_connections).ok();
+        Ok(self.once_freed(look).await)
+    }
+
+    /// What `look` finds, now or once something is freed.
+    async fn once_freed<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         loop {
-            // Asked for before the look, so that nothing freed in between is missed.
-            let freed = self.freed.notified();
-            if let Ok(held) = self.hold(Load::Connection, limits.max_connections) {
-                return Ok(held);
+            let mut freed = std::pin::pin!(self.freed.notified());
+            // In line before the look: of what is freed in between only one would be remembered for
+            // all who are not.
+            freed.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
             }
             freed.await;
         }
@@ -267,6 +275,31 @@ mod tests {
         drop(first);
         assert!(waiting.await.is_ok());
         assert_eq!(cluster.count(Load::Connection), 0);
+    }
+
+    #[test]
+    fn nobody_misses_what_is_freed_between_look_and_wait() {
+        use futures_util::FutureExt;
+        let cluster = Arc::new(Cluster::default());
+        let one = || cluster.hold(Load::Connection, Some(2)).ok();
+        let mut both = vec![one().unwrap(), one().unwrap()];
+        let mut got = Vec::new();
+        let first = cluster.once_freed(|| {
+            let found = one();
+            if found.is_none() {
+                let second = cluster.once_freed(|| {
+                    let found = one();
+                    both.clear();
+                    found
+                });
+                got.push(second.now_or_never());
+            }
+            found
+        });
+        let first = first.now_or_never();
+        assert!(first.is_some());
+        assert!(matches!(&got[..], [Some(_)]), "{got:?}");
+        assert_eq!(cluster.count(Load::Connection), 2);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use isobar_types::{DEFAULT_CLUSTER_ID, DEFAULT_TRUST_DOMAIN, ports};
 use isobar_xds::{Roots, Token};
 
+use crate::plaintext::Door;
+
 const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
 const SERVER: &str = "https://isobard.istio-system.svc:15012";
@@ -61,6 +63,8 @@ pub struct Config {
     pub drain: Duration,
     /// `WORKER_THREADS`; the cores by default.
     pub workers: usize,
+    /// `ISOBAR_PLAINTEXT`: ports that take plain traffic from outside the mesh; none by default.
+    pub plaintext: Vec<Door>,
     /// `RUST_LOG`.
     pub log_filter: String,
     /// `LOG_FORMAT=json`.
@@ -117,6 +121,19 @@ impl Variables {
             Some(path) => Roots::File(PathBuf::from(path)),
             None => Roots::File(PathBuf::from(ROOT_FILE)),
         }
+    }
+
+    fn doors(&self, name: &'static str, any: IpAddr) -> Result<Vec<Door>, ConfigError> {
+        let all = self.get(name).unwrap_or("").split(',').map(str::trim);
+        let doors = all.filter(|text| !text.is_empty()).map(|text| {
+            Door::read(text, any).ok_or_else(|| ConfigError {
+                variable: name,
+                value: text.to_owned(),
+                problem: "expected PORT=HOST:PORT, such as 8080=web.shop.svc.cluster.local:80"
+                    .to_owned(),
+            })
+        });
+        doors.collect()
     }
 
     fn duration(&self, name: &'static str, default: Duration) -> Result<Duration, ConfigError> {
@@ -195,6 +212,7 @@ impl Config {
             ca_name: v.get("ALT_CA_HOSTNAME").map(str::to_owned),
             token,
             secret_ttl: v.duration("SECRET_TTL", day)?,
+            plaintext: v.doors("ISOBAR_PLAINTEXT", any)?,
             hbone: SocketAddr::new(any, port("HBONE_PORT", ports::HBONE)?),
             admin: SocketAddr::new(local, port("ADMIN_PORT", ports::ADMIN)?),
             stats: SocketAddr::new(any, port("STATS_PORT", ports::METRICS)?),
@@ -256,5 +274,17 @@ mod tests {
         let error = read(&[("HBONE_PORT", "x")]).unwrap_err();
         assert_eq!(error.variable, "HBONE_PORT");
         assert!(read(&[("SECRET_TTL", "5 years")]).is_err());
+        let written = "8080=web.shop.svc.cluster.local:80, 127.0.0.1:81=10.96.0.1:80";
+        let config = read(&[("ISOBAR_PLAINTEXT", written)]).unwrap();
+        let doors: Vec<_> = config.plaintext.iter().map(ToString::to_string).collect();
+        let all = [
+            "0.0.0.0:8080=web.shop.svc.cluster.local:80",
+            "127.0.0.1:81=10.96.0.1:80",
+        ];
+        assert_eq!(doors, all);
+        for wrong in ["8080", "8080=web", "x=web:80", "8080=web:0", "0=we b:80"] {
+            let error = read(&[("ISOBAR_PLAINTEXT", wrong)]).unwrap_err();
+            assert_eq!(error.value, wrong);
+        }
     }
 }

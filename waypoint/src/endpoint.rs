@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use isobar_route::{LoadBalancer, Place, Preference, Subset, TrafficRules, Warmup};
+use isobar_route::{LoadBalancer, Place, Preference, Session, Subset, TrafficRules, Warmup};
+use isobar_runtime::LocalScope;
 use isobar_state::balance::{self, Candidate, Purpose, next_dice};
 use isobar_state::{Service, Workload};
-use isobar_types::{Reason, Str};
+use isobar_types::{NetworkAddress, Reason, Str};
 
 use crate::cluster::{self, Cluster, ClusterKey, Clusters};
 use crate::outlier;
-use crate::world::View;
+use crate::resolved::{Resolver, told};
+use crate::world::{Own, View, World};
 
 /// One pod and port to send to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,30 @@ pub struct NoEndpoint {
     pub detail: String,
 }
 
+impl NoEndpoint {
+    fn of(wanted: &Wanted<'_>) -> Self {
+        let key = &wanted.service.key;
+        Self {
+            reason: Reason::NoHealthyUpstream,
+            detail: match wanted.subset {
+                Some(subset) => format!(
+                    "subset {} of service {key} has no ready endpoint",
+                    subset.name
+                ),
+                None => format!("service {key} has no ready endpoint"),
+            },
+        }
+    }
+}
+
+impl Unchosen {
+    fn reason(self) -> NoEndpoint {
+        match self {
+            Self::None(none) | Self::Names(_, none) => none,
+        }
+    }
+}
+
 /// What a choice is made from.
 #[derive(Debug)]
 pub struct Wanted<'a> {
@@ -82,6 +108,11 @@ pub struct Wanted<'a> {
     pub tried: &'a [Str],
     /// Places that are farther away come before endpoints that were tried.
     pub remote: bool,
+    /// The address the caller dialled, if it is one of this service: for services whose addresses
+    /// stand for themselves.
+    pub dialled: Option<IpAddr>,
+    /// Stands for the endpoint that the caller should stay with.
+    pub session: Option<u64>,
     /// Any random number.
     pub dice: u64,
 }
@@ -93,6 +124,16 @@ pub struct Turns {
     clusters: Clusters,
     known: RefCell<HashMap<ClusterKey, Arc<Cluster>>>,
     busy: RefCell<HashMap<Str, Rc<Cell<usize>>>>,
+    own: Arc<Own>,
+    resolver: Resolver,
+}
+
+/// Why there is no choice.
+enum Unchosen {
+    /// Nothing can be sent to.
+    None(NoEndpoint),
+    /// These host names have to be asked for first; without them there is nothing.
+    Names(Vec<Str>, NoEndpoint),
 }
 
 /// Counts a request at an endpoint for as long as it lives.
@@ -111,10 +152,12 @@ const MOST_ENTRIES: usize = 16 * 1024;
 impl Turns {
     /// No turn taken.
     #[must_use]
-    pub fn new(clusters: Clusters) -> Self {
+    pub fn new(world: &World, scope: Rc<LocalScope>) -> Self {
         Self {
             next: RefCell::default(),
-            clusters,
+            clusters: world.clusters.clone(),
+            own: world.own.clone(),
+            resolver: Resolver::new(world.names.clone(), scope),
             known: RefCell::default(),
             busy: RefCell::default(),
         }
@@ -145,11 +188,30 @@ impl Turns {
         )
     }
 
-    /// Chooses an endpoint.
+    /// Chooses an endpoint; host names of which nothing is known are asked for first.
     ///
     /// # Errors
     /// [`Reason::NoHealthyUpstream`] if none is ready, [`Reason::NoCluster`] without such a port.
-    pub fn choose(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
+    pub async fn choose(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
+        match self.look(view, wanted) {
+            Err(Unchosen::Names(names, _)) => self.resolver.wait(&names).await,
+            found => return found.map_err(Unchosen::reason),
+        }
+        self.choose_now(view, wanted)
+    }
+
+    /// As [`Self::choose`], without those whose host names are not known yet.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn choose_now(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
+        self.look(view, wanted).map_err(Unchosen::reason)
+    }
+
+    fn look(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, Unchosen> {
+        if wanted.service.is_passthrough() {
+            return self.itself(view, wanted).map_err(Unchosen::None);
+        }
         let all = balance::endpoints(
             &view.snapshot,
             wanted.service,
@@ -163,8 +225,14 @@ impl Turns {
                 other => other,
             },
             detail: refusal.detail,
-        })?;
-        let mut candidates = allowed(view, wanted, all);
+        });
+        let mut candidates = allowed(view, wanted, all.map_err(Unchosen::None)?);
+        let resolved = self.resolver.resolve(view, &mut candidates);
+        let found = resolved.endpoints.iter();
+        candidates.extend(found.map(|(endpoint, port)| Candidate {
+            endpoint,
+            port: *port,
+        }));
         // Before anything else leaves some of them out: who comes back from there is not new.
         let new = new_ones(view, wanted, &candidates);
         leave_out(view, wanted, &mut candidates);
@@ -177,20 +245,46 @@ impl Turns {
         if wanted.remote {
             fresh(&mut candidates);
         }
+        // Where a try has failed is no place to stay.
+        let stays = staying(wanted, &candidates).filter(|_| wanted.tried.is_empty());
+        if let Some(stays) = stays {
+            return Ok(stays);
+        }
         nearest(view, wanted, &mut candidates);
         fresh(&mut candidates);
         self.pick(&candidates, wanted, new.as_ref())
             .and_then(|c| endpoint_of(c, wanted.source))
-            .ok_or_else(|| NoEndpoint {
-                reason: Reason::NoHealthyUpstream,
-                detail: match wanted.subset {
-                    Some(subset) => format!(
-                        "subset {} of service {} has no ready endpoint",
-                        subset.name, wanted.service.key
-                    ),
-                    None => format!("service {} has no ready endpoint", wanted.service.key),
-                },
+            .ok_or_else(|| {
+                let none = NoEndpoint::of(wanted);
+                match resolved.missing.is_empty() {
+                    true => Unchosen::None(none),
+                    false => Unchosen::Names(resolved.missing.clone(), none),
+                }
             })
+    }
+
+    /// The address that was dialled, for services whose addresses stand for themselves.
+    fn itself(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
+        let service = wanted.service;
+        let target = service.ports.target(wanted.port);
+        let target = target.ok_or_else(|| NoEndpoint {
+            reason: Reason::NoCluster,
+            detail: format!("service {} has no port {}", service.key, wanted.port),
+        })?;
+        let ip = wanted.dialled.ok_or_else(|| NoEndpoint {
+            reason: Reason::NoHealthyUpstream,
+            detail: format!(
+                "the addresses of service {} stand for themselves, and the caller dialled none of them",
+                service.key
+            ),
+        })?;
+        let at = NetworkAddress::new(self.own.network.clone(), ip);
+        let known = view.snapshot.workload_by_address(&at).cloned();
+        let port = if target == 0 { wanted.port } else { target };
+        Ok(Endpoint {
+            workload: known.unwrap_or_else(|| Arc::new(self.own.elsewhere(service, ip))),
+            address: SocketAddr::new(ip, port),
+        })
     }
 
     fn pick<'a>(
@@ -275,6 +369,13 @@ impl Turns {
     }
 }
 
+/// The endpoint that a caller's session is with, if it is there.
+fn staying(wanted: &Wanted<'_>, candidates: &[Candidate<'_>]) -> Option<Endpoint> {
+    let number = wanted.session?;
+    let is = |c: &&Candidate<'_>| Session::endpoint(&c.endpoint.workload.uid) == number;
+    endpoint_of(*candidates.iter().find(is)?, wanted.source)
+}
+
 fn allowed<'a>(
     view: &View,
     wanted: &Wanted<'_>,
@@ -322,7 +423,7 @@ fn leave_out(view: &View, wanted: &Wanted<'_>, candidates: &mut Vec<Candidate<'_
         return;
     };
     // Who is gone must not take a place among those that may be out.
-    let there = |uid: &Str| view.snapshot.workload_by_uid(uid).is_some();
+    let there = |uid: &Str| view.snapshot.workload_by_uid(told(uid)).is_some();
     cluster.outliers.keep_only(there);
     let is_in = |c: &Candidate<'_>| !out.contains(&c.endpoint.workload.uid);
     let left = candidates.iter().filter(|c| is_in(c)).count();
@@ -376,7 +477,10 @@ fn place<'a>(view: &'a View, workload: &'a Workload) -> Place<'a> {
         region: &locality.region,
         zone: &locality.zone,
         subzone: &locality.subzone,
-        labels: view.tables.labels(&workload.uid).map(|labels| &**labels),
+        labels: view
+            .tables
+            .labels(told(&workload.uid))
+            .map(|labels| &**labels),
     }
 }
 

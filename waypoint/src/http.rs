@@ -2,7 +2,9 @@
 
 mod body;
 mod exchange;
+mod facts;
 mod forward;
+mod heads;
 mod limit;
 mod mirror;
 mod pipeline;
@@ -10,6 +12,7 @@ mod rate;
 mod reply;
 mod sanitise;
 mod standing;
+mod stay;
 mod tries;
 mod upgrade;
 mod upload;
@@ -26,6 +29,7 @@ use isobar_runtime::Lifetime;
 pub use body::ReplyBody;
 pub use exchange::Exchange;
 pub(crate) use exchange::RequestFacts;
+pub(crate) use heads::Heads;
 pub use standing::Live;
 pub use upload::RequestBody;
 
@@ -33,7 +37,8 @@ use crate::session::Session;
 use crate::stream::{Pinned, Stream};
 use crate::upstream::LocalExecutor;
 
-/// A connection without a request for so long is closed (Envoy's default).
+/// A connection without a request for so long is closed (Envoy's default). A head that is on its way
+/// has less time: see [`Heads`].
 const IDLE: Duration = Duration::from_secs(3600);
 /// Request head: 60 KiB and 100 fields, as Envoy; more is answered with 431.
 const HEAD: usize = 60 * 1024;
@@ -52,6 +57,7 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
             async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
         })
     };
+    let stream = heads::Watched::new(session.clone(), stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
@@ -70,6 +76,10 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
                 connection.as_mut().graceful_shutdown();
             }
             () = session.cut.notified() => return,
+            () = session.heads.late() => {
+                tracing::debug!("a request's head took too long");
+                return;
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::target::{self, TargetRefusal};
 /// For a certificate to come, at the start or after an outage.
 const CERTIFICATE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: without descriptors the next try fails too.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Opens a listener; with `shared` several workers listen on one port.
 ///
@@ -117,7 +117,7 @@ async fn handle(worker: Rc<Worker>, address: SocketAddr, connect: Connect) {
     };
     let network = connect.headers().forwarded_network.as_deref();
     let peer = Peer {
-        identity,
+        identity: Some(identity),
         address,
         foreign: network.is_some_and(|n| *n != *worker.world.own.network),
     };

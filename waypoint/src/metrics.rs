@@ -1,6 +1,10 @@
 //! Istio's standard metrics, as a waypoint reports them (`reporter="waypoint"`).
 
+mod recent;
+
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_route::{Caller, Observed};
@@ -14,6 +18,9 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::attribution::Attributed;
 use crate::cluster::Load;
+
+use recent::Counters;
+pub use recent::Recent;
 
 const UNKNOWN: &str = "unknown";
 /// Envoy's buckets; they apply to bytes too.
@@ -111,6 +118,7 @@ pub struct Metrics {
     overflows: Family<Vec<(&'static str, String)>, Counter>,
     observations: Family<Vec<(&'static str, String)>, Counter>,
     rate_limited: Family<Vec<(&'static str, String)>, Counter>,
+    prefixed: Family<Vec<(&'static str, String)>, Counter>,
 }
 
 /// What became of a copy for a mirror.
@@ -142,13 +150,13 @@ pub(crate) enum Retried {
 /// One request at its end.
 pub(crate) struct Request<'a> {
     pub(crate) caller: Option<&'a Attributed>,
-    pub(crate) peer: &'a Identity,
-    pub(crate) service: Option<&'a Service>,
-    pub(crate) workload: Option<&'a Workload>,
+    pub(crate) peer: Option<&'a Identity>,
+    pub(crate) service: Option<&'a Arc<Service>>,
+    pub(crate) workload: Option<&'a Arc<Workload>>,
     pub(crate) grpc: bool,
     pub(crate) grpc_status: Option<&'a str>,
     pub(crate) code: u16,
-    pub(crate) flags: &'a str,
+    pub(crate) flags: &'a Cow<'static, str>,
     pub(crate) duration: Duration,
     pub(crate) request_bytes: u64,
     pub(crate) response_bytes: u64,
@@ -157,7 +165,7 @@ pub(crate) struct Request<'a> {
 /// One opaque connection.
 pub(crate) struct TcpConnection<'a> {
     pub(crate) caller: Option<&'a Attributed>,
-    pub(crate) peer: &'a Identity,
+    pub(crate) peer: Option<&'a Identity>,
     pub(crate) service: Option<&'a Service>,
     pub(crate) workload: Option<&'a Workload>,
 }
@@ -222,6 +230,11 @@ impl Metrics {
                 "What audits and dry runs of AuthorizationPolicies said of requests and connections",
                 Family::default(),
             ),
+            prefixed: registry.register(
+                "isobar_route_requests",
+                "Requests by the statPrefix of the match that took them",
+                Family::default(),
+            ),
             rate_limited: registry.register(
                 "isobar_rate_limited_requests",
                 "Requests refused by a RateLimitPolicy",
@@ -278,6 +291,15 @@ impl Metrics {
         self.rate_limited.get_or_create(&labels).inc();
     }
 
+    /// Counts a request for a match's `statPrefix`.
+    pub(crate) fn counted(&self, prefix: &str, code: u16) {
+        let labels = vec![
+            ("stat_prefix", prefix.to_owned()),
+            ("response_code", code.to_string()),
+        ];
+        self.prefixed.get_or_create(&labels).inc();
+    }
+
     pub(crate) fn ejected(&self, service: &Service) {
         let labels = vec![("service", service.key.to_string())];
         self.ejections.get_or_create(&labels).inc();
@@ -297,27 +319,35 @@ impl Metrics {
         self.overflows.get_or_create(&labels).inc();
     }
 
-    pub(crate) fn request(&self, request: &Request<'_>) {
+    pub(crate) fn request(&self, request: &Request<'_>, recent: &Recent) {
+        recent.with(self, request, |counters| {
+            let millis = request.duration.as_secs_f64() * 1000.0;
+            counters.requests.inc();
+            counters.duration.observe(millis);
+            let bytes = [request.request_bytes, request.response_bytes].map(approximate);
+            counters.request_bytes.observe(bytes[0]);
+            counters.response_bytes.observe(bytes[1]);
+        });
+    }
+
+    fn counters(&self, request: &Request<'_>) -> Counters {
         let protocol = if request.grpc { "grpc" } else { "http" };
         let connection = TcpConnection {
             caller: request.caller,
             peer: request.peer,
-            service: request.service,
-            workload: request.workload,
+            service: request.service.map(|s| &**s),
+            workload: request.workload.map(|w| &**w),
         };
         let mut labels = labels(&connection, protocol, request.flags);
         labels.push(request.code.to_string().into());
         labels.push(request.grpc_status.unwrap_or("").into());
         let labels = Labels(labels);
-        self.requests.get_or_create(&labels).inc();
-        let millis = request.duration.as_secs_f64() * 1000.0;
-        self.duration.get_or_create(&labels).observe(millis);
-        self.request_bytes
-            .get_or_create(&labels)
-            .observe(approximate(request.request_bytes));
-        self.response_bytes
-            .get_or_create(&labels)
-            .observe(approximate(request.response_bytes));
+        Counters {
+            requests: self.requests.get_or_create(&labels).clone(),
+            duration: self.duration.get_or_create(&labels).clone(),
+            request_bytes: self.request_bytes.get_or_create(&labels).clone(),
+            response_bytes: self.response_bytes.get_or_create(&labels).clone(),
+        }
     }
 
     pub(crate) fn tcp_opened(&self, connection: &TcpConnection<'_>) -> TcpBytes {
@@ -349,7 +379,7 @@ fn labels(c: &TcpConnection<'_>, protocol: &str, flags: &str) -> Vec<Str> {
             .unwrap_or_else(|| UNKNOWN.into())
     };
     let source = c.caller.and_then(|c| c.workload.as_deref());
-    let identity = c.caller.map_or(Some(c.peer), |c| {
+    let identity = c.caller.map_or(c.peer, |c| {
         let caller: &Caller = &c.caller;
         caller.identity.as_ref()
     });

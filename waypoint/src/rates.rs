@@ -95,7 +95,7 @@ impl Rates {
                 wait: wait.map(Duration::from_nanos),
             };
             match room {
-                Room::None { wait, full_in } => {
+                Room::None { wait, full_in, .. } => {
                     taken.iter().for_each(|took| self.give_back(took));
                     return Some(verdict(0, full_in, Some(wait)));
                 }
@@ -166,9 +166,8 @@ impl Shard {
     fn take(&mut self, key: u64, limit: &RateLimit, now: u64) -> Room {
         let bucket = self.buckets.get(&key).copied().unwrap_or(0);
         let room = limit.take(bucket, now);
-        if let Room::Taken { bucket, .. } = room {
-            self.buckets.insert(key, bucket);
-        }
+        let (Room::Taken { bucket, .. } | Room::None { bucket, .. }) = room;
+        self.buckets.insert(key, bucket);
         room
     }
 }
@@ -256,6 +255,25 @@ mod tests {
         let wide = tables(vec![by_identity(9)]);
         let passed = (0..20).filter(|_| passes(&rates, &wide, "a", now)).count();
         assert_eq!(passed, 8);
+    }
+
+    #[test]
+    fn a_limit_that_is_loosened_lets_requests_in_at_once() {
+        let daily = proto::RateLimit {
+            per: Some(prost_types::Duration {
+                seconds: 86_400,
+                nanos: 0,
+            }),
+            ..by_identity(2)
+        };
+        let (rates, now) = (Rates::default(), Instant::now());
+        let strict = tables(vec![daily]);
+        let passed = (0..5).filter(|_| passes(&rates, &strict, "a", now)).count();
+        assert_eq!(passed, 2);
+        let loose = tables(vec![by_identity(2)]);
+        assert!(!passes(&rates, &loose, "a", now));
+        let later = now + Duration::from_millis(500);
+        assert!(passes(&rates, &loose, "a", later));
     }
 
     #[test]

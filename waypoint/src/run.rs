@@ -1,5 +1,6 @@
 //! From start to end: what comes up in which order, and how it goes down.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use isobar_telemetry::{HttpServer, Ready, Registry, standard};
 use isobar_tls::WorkloadCertificate;
 use isobar_types::Identity;
 use isobar_xds::{AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, SyncStatus};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access_log::AccessLog;
@@ -19,13 +21,16 @@ use crate::config::Config;
 use crate::endpoint::Turns;
 use crate::http::Live;
 use crate::listener;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Recent};
+use crate::plaintext::{self, Door};
 use crate::session::Worker;
 use crate::upstream::{Dial, HboneDialer, Pool};
 use crate::world::{Own, World};
 
 /// For control tasks once traffic has ended.
 const CONTROL_DRAIN: Duration = Duration::from_millis(100);
+/// Before the end of a drain: for a last status to reach callers.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Between looks for connections nobody uses.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -157,6 +162,9 @@ async fn control(
     };
     let ended = start_workers(&config, &workers, &parts, &end).await?;
     serving.pass();
+    for door in &config.plaintext {
+        tracing::info!(address = %door.listen, service = door.authority, "serving plain traffic");
+    }
     tracing::info!(address = %config.hbone, "serving");
     life.draining().await;
     serving.close();
@@ -164,6 +172,7 @@ async fn control(
         // A worker that is gone has drained.
         let _ = worker.await;
     }
+    parts.access_log.flush(LAST_WORDS).await;
     end.stop();
     scope.shutdown(CONTROL_DRAIN).await;
     Ok(())
@@ -201,10 +210,11 @@ async fn start_workers(
         let (started, start) = tokio::sync::oneshot::channel();
         let (gone, ended) = tokio::sync::oneshot::channel();
         let (parts, life, address) = (parts.clone(), end.lifetime(), config.hbone);
+        let doors = config.plaintext.clone();
         worker
             .run(move || async move {
-                let listener = match listener::listen(address, shared) {
-                    Ok(listener) => listener,
+                let listeners = match listen(address, &doors, shared) {
+                    Ok(listeners) => listeners,
                     Err(error) => {
                         // Whoever asked has gone if this fails.
                         let _ = started.send(Err(error));
@@ -212,20 +222,36 @@ async fn start_workers(
                     }
                 };
                 let _ = started.send(Ok(()));
-                work(&parts, listener, life).await;
+                work(&parts, listeners, life).await;
                 let _ = gone.send(());
             })
             .await;
         let stopped = || std::io::Error::other("the worker has ended");
         let outcome = start.await.unwrap_or_else(|_| Err(stopped()));
-        outcome.map_err(system("HBONE port"))?;
+        outcome.map_err(system("HBONE port, or one of ISOBAR_PLAINTEXT"))?;
         all.push(ended);
     }
     Ok(all)
 }
 
+/// Where one worker takes connections.
+struct Listeners {
+    hbone: TcpListener,
+    plaintext: Vec<(TcpListener, String)>,
+}
+
+fn listen(hbone: SocketAddr, doors: &[Door], shared: bool) -> std::io::Result<Listeners> {
+    let hbone = listener::listen(hbone, shared)?;
+    let open = |door: &Door| {
+        let listener = listener::listen(door.listen, shared)?;
+        Ok((listener, door.authority.clone()))
+    };
+    let plaintext = doors.iter().map(open).collect::<std::io::Result<_>>()?;
+    Ok(Listeners { hbone, plaintext })
+}
+
 /// One worker's life.
-async fn work(parts: &Parts, listener: tokio::net::TcpListener, life: Lifetime) {
+async fn work(parts: &Parts, listeners: Listeners, life: Lifetime) {
     let scope = Rc::new(LocalScope::new("waypoint"));
     let fetch = Rc::new(Fetch(parts.certificates.clone()));
     let tunnels = Tunnels::new(PoolOptions::default(), fetch);
@@ -237,22 +263,44 @@ async fn work(parts: &Parts, listener: tokio::net::TcpListener, life: Lifetime) 
         Rc::new(dialer),
         scope.clone(),
     );
-    let accepting = listener::accept(worker.clone(), listener, parts.certificates.clone());
+    let accepting = listener::accept(worker.clone(), listeners.hbone, parts.certificates.clone());
     scope.spawn("accept", accepting);
+    for (listener, authority) in listeners.plaintext {
+        scope.spawn(
+            "accept plain",
+            plaintext::accept(worker.clone(), listener, authority),
+        );
+    }
     let sweeper = worker.clone();
     let sweeping = scope.lifetime();
     scope.spawn("sweep", async move {
         loop {
             tokio::select! {
                 () = sweeping.draining() => return,
-                () = tokio::time::sleep(SWEEP) => sweeper.pool.sweep(),
+                () = tokio::time::sleep(SWEEP) => {
+                    sweeper.pool.sweep();
+                    sweeper.recent.forget();
+                }
             }
         }
     });
     life.draining().await;
-    let orderly = scope.shutdown(parts.drain).await;
-    worker.upstreams.shutdown(Duration::ZERO).await;
+    let orderly = drain(&worker, parts.drain).await;
     tracing::info!(orderly, "a worker has drained");
+}
+
+/// Lets a worker finish what it is doing, at most for `limit`. Shortly before that, what is still on its
+/// way is told so; what does not end then is cut. Returns true if nothing was cut.
+pub async fn drain(worker: &Rc<Worker>, limit: Duration) -> bool {
+    let last_words = limit.saturating_sub(LAST_WORDS.min(limit / 2));
+    let telling = worker.clone();
+    worker.upstreams.spawn("last words", async move {
+        tokio::time::sleep(last_words).await;
+        telling.live.end_all();
+    });
+    let orderly = worker.scope.shutdown(limit).await;
+    worker.upstreams.shutdown(Duration::ZERO).await;
+    orderly
 }
 
 /// Puts one worker together; `dialer` reaches endpoints.
@@ -270,12 +318,13 @@ pub fn worker(
     upstreams.spawn("policies", live.clone().watch(world.clone()));
     Rc::new(Worker {
         pool: Pool::new(dialer, upstreams.clone()),
+        turns: Turns::new(&world, upstreams.clone()),
         upstreams,
-        turns: Turns::new(world.clusters.clone()),
         own_workload,
         world,
         scope,
         metrics,
+        recent: Recent::default(),
         access_log,
         live,
     })

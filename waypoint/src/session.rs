@@ -1,23 +1,29 @@
 //! One tunnel: who called, what for, and what the worker holds to serve it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use isobar_runtime::LocalScope;
 use isobar_state::{AppProtocol, Workload, authorize_through};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
 use crate::attribution::{Attributed, Peer, attribute, attribute_in_time};
 use crate::endpoint::{Endpoint, Turns};
-use crate::http::Live;
-use crate::metrics::Metrics;
+use crate::http::{Heads, Live};
+use crate::metrics::{Metrics, Recent};
 use crate::protocol::{Protocol, detect};
 use crate::stream::{Rewound, Stream};
 use crate::target::{self, Addressed, Target, TargetRefusal};
 use crate::upstream::Pool;
 use crate::world::{View, World};
+
+/// What is open when its target leaves this waypoint may go on for so long, as when the waypoint
+/// itself ends: the policies for it are gone by then, so no later one would be kept.
+const STAY: Duration = Duration::from_secs(5);
 
 /// What one worker thread holds.
 pub struct Worker {
@@ -33,6 +39,8 @@ pub struct Worker {
     pub upstreams: Rc<LocalScope>,
     /// Counters.
     pub metrics: Metrics,
+    /// Those used lately.
+    pub recent: Recent,
     /// Requests that are being served.
     pub live: Rc<Live>,
     /// Where lines go.
@@ -53,6 +61,10 @@ pub struct Session {
     pub(crate) cut: Notify,
     /// Told when its connection should take no further requests.
     pub(crate) leave: Notify,
+    /// Over HTTP/1.1: the request heads that are on their way.
+    pub(crate) heads: Heads,
+    /// When what is open must end, as the target is not this waypoint's any more.
+    ends: Cell<Option<Instant>>,
     known: RefCell<Option<Known>>,
     served: RefCell<Option<Served>>,
 }
@@ -80,6 +92,8 @@ impl Session {
             addressed,
             cut: Notify::new(),
             leave: Notify::new(),
+            heads: Heads::default(),
+            ends: Cell::default(),
             known: RefCell::default(),
             served: RefCell::default(),
         })
@@ -153,11 +167,32 @@ impl Session {
             return served.verdict.clone();
         }
         let verdict = target::again(view, &self.worker.world.own, &self.addressed, &self.peer);
+        if verdict.is_ok() {
+            self.ends.set(None);
+        }
         *self.served.borrow_mut() = Some(Served {
             versions,
             verdict: verdict.clone(),
         });
         verdict
+    }
+
+    /// Whether what is open may go on, and until when if not for as long as it likes.
+    ///
+    /// # Errors
+    /// What a new tunnel would be told, once the time is over.
+    pub(crate) fn may_stay(&self, view: &View) -> Result<Option<Instant>, TargetRefusal> {
+        let Err(refusal) = self.still_served(view) else {
+            return Ok(None);
+        };
+        let now = Instant::now();
+        let end = self.ends.get().unwrap_or(now + STAY);
+        self.ends.set(Some(end));
+        if now < end {
+            Ok(Some(end))
+        } else {
+            Err(refusal)
+        }
     }
 
     /// Whether the policies of an endpoint's node proxy let the caller in: the node proxy itself sees
@@ -167,7 +202,7 @@ impl Session {
     /// The detail for the log, naming the policy.
     pub fn admitted(&self, view: &View, endpoint: &Endpoint) -> Result<(), String> {
         let caller = isobar_state::Peer {
-            identity: Some(self.peer.identity.clone()),
+            identity: self.peer.identity.clone(),
             ip: self.peer.address.ip(),
         };
         let own = &self.worker.world.own.identity;
@@ -190,5 +225,13 @@ impl Session {
             .workload
             .as_deref()
             .unwrap_or(&self.worker.own_workload)
+    }
+}
+
+/// Ends at this time; without one, never.
+pub(crate) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

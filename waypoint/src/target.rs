@@ -28,6 +28,8 @@ pub struct Addressed {
     pub destination: SocketAddr,
     /// The authority as sent.
     pub authority: String,
+    /// It was asked for by address, not by a host name.
+    pub by_address: bool,
 }
 
 /// Why a tunnel is refused.
@@ -84,6 +86,7 @@ pub fn resolve(
         target,
         destination,
         authority: authority.to_owned(),
+        by_address: matches!(parsed, Authority::Address(_)),
     })
 }
 
@@ -131,7 +134,7 @@ pub fn again(view: &View, own: &Own, before: &Addressed, peer: &Peer) -> Result<
     {
         return Ok(());
     }
-    let now = resolve(view, own, &before.authority, &peer.identity.namespace)?;
+    let now = resolve(view, own, &before.authority, peer.namespace())?;
     let same = match (&before.target, &now.target) {
         (Target::Service(before), Target::Service(now)) => before.key == now.key,
         (Target::Workload(before), Target::Workload(now)) => before.uid == now.uid,
@@ -243,6 +246,14 @@ fn is_us(view: &View, own: &Own, gateway: &GatewayAddress) -> bool {
 }
 
 impl Addressed {
+    /// The address that was dialled, if it is one of that service.
+    #[must_use]
+    pub fn dialled(&self, service: &Service) -> Option<IpAddr> {
+        let own = self.service().is_some_and(|own| own.key == service.key);
+        let ip = self.destination.ip();
+        (own && !ip.is_unspecified() && self.by_address).then_some(ip)
+    }
+
     /// Host name for logs and telemetry; `None` for a pod's own address.
     #[must_use]
     pub fn service(&self) -> Option<&Arc<Service>> {

@@ -12,8 +12,10 @@ use isobar_route::{
     HashKey, TcpCall, TcpDecision, TrafficRules, authorize_tcp, choose, match_tcp, observe_tcp,
 };
 use isobar_state::Service;
+use isobar_tls::outwards::Within;
 use isobar_types::{NamespacedHostname, Reason, Str};
 use tokio::sync::watch;
+use tokio::time::Instant as Now;
 
 use crate::access_log::TcpLine;
 use crate::attribution::Attributed;
@@ -22,9 +24,10 @@ use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::TcpConnection;
 use crate::observation;
 use crate::outlier::Outcome;
-use crate::session::Session;
+use crate::session::{Session, until};
 use crate::stream::{AnyStream, Stream};
 use crate::target::Target;
+use crate::upstream::{How, Tls};
 use crate::world::View;
 
 /// Endpoints tried after the first.
@@ -127,6 +130,12 @@ fn observe(session: &Session, view: &View, caller: &Attributed, facts: &Facts) {
 }
 
 impl Facts {
+    fn tls(&self) -> Option<Tls> {
+        let rules = self.rules.tls()?.clone();
+        let host = self.service.as_ref()?.key.hostname.clone();
+        Some(Tls { rules, host })
+    }
+
     fn call(&self, destination: SocketAddr) -> TcpCall<'_> {
         TcpCall {
             destination,
@@ -146,7 +155,7 @@ async fn open(
         .map_err(|why| Ended::new(Reason::PolicyDenied, why))?;
     let mut tried: Vec<Str> = Vec::new();
     loop {
-        let endpoint = endpoint(session, &view, caller, facts, &tried)?;
+        let endpoint = endpoint(session, &view, caller, facts, &tried).await?;
         tried.push(endpoint.workload.uid.clone());
         facts.endpoint = Some(endpoint.clone());
         let admitted = session.admitted(&view, &endpoint);
@@ -161,7 +170,13 @@ async fn open(
                 Ended::new(Reason::Overload, "too many connections to the destination")
             })?);
         }
-        let opened = session.worker.pool.open(&endpoint, &limits).await;
+        let how = How {
+            limits,
+            cluster: None,
+            tls: facts.tls(),
+        };
+        let opened = session.worker.pool.open(&endpoint, &how, Within::Anything);
+        let opened = opened.await;
         let outcome = match &opened {
             Ok(_) => Outcome::Answered(200),
             Err(_) => Outcome::Unreachable,
@@ -192,7 +207,7 @@ fn note(session: &Session, facts: &Facts, endpoint: &Endpoint, outcome: Outcome)
     }
 }
 
-fn endpoint(
+async fn endpoint(
     session: &Session,
     view: &View,
     caller: &Attributed,
@@ -229,22 +244,22 @@ fn endpoint(
             )
         }
     };
+    if target.is_some_and(|t| t.refuse.is_some()) {
+        return Err(no_cluster("the route leads nowhere".into()));
+    }
     let key = target.map_or(Some(&own), |t| t.service.as_ref());
     let service = key.and_then(|key| view.snapshot.service(key));
     let service = service.ok_or_else(|| no_cluster("the destination is not known".into()))?;
-    let port = target.map_or(0, |t| t.port);
-    let port = if port == 0 { asked.port() } else { port };
+    let ports = service.ports.iter().map(|(port, _)| port);
+    let port = target.map_or(asked.port(), |target| target.port_of(ports, asked.port()));
     facts.service = Some(service.clone());
     facts.cluster = format!("inbound-vip|{port}|tcp|{}", service.key.hostname);
-    let name = target.and_then(|t| t.subset.as_deref());
-    let subset = match name {
-        None => None,
-        Some(name) => {
-            let subset = view.tables.subset(&service.key, name);
-            Some(subset.ok_or_else(|| no_cluster(format!("no subset {name:?}")))?)
-        }
-    };
-    let subset = subset.map(|subset| &**subset);
+    let subset = target.and_then(|t| t.subset.as_deref());
+    let subset = subset.map(|name| {
+        let subset = view.tables.subset(&service.key, name);
+        subset.ok_or_else(|| no_cluster(format!("no subset {name:?}")))
+    });
+    let subset = subset.transpose()?.map(|subset| &**subset);
     let rules = view.tables.traffic(&service.key, subset, port);
     facts.rules = rules.clone();
     facts.memory = session.worker.turns.cluster(rules, service, subset, port);
@@ -260,10 +275,32 @@ fn endpoint(
         source: session.source(caller),
         tried,
         remote: false,
+        dialled: addressed.dialled(service),
+        session: None,
         dice: rand::random(),
     };
-    let chosen = session.worker.turns.choose(view, &wanted);
+    let chosen = session.worker.turns.choose(view, &wanted).await;
     chosen.map_err(|none| Ended::new(none.reason, none.detail))
+}
+
+/// The mesh has changed, or it is time to look whether the target is still this waypoint's.
+async fn changed(snapshots: &mut watch::Receiver<u64>, leave_at: Option<Now>) {
+    tokio::select! {
+        Ok(()) = snapshots.changed() => {}
+        () = until(leave_at) => {}
+    }
+}
+
+/// Asks the endpoint's policies again, and whether the target is still this waypoint's; when to look
+/// at that again.
+fn goes_on(session: &Session, facts: &Facts) -> Result<Option<Now>, Ended> {
+    let view = session.worker.world.view();
+    if let Some(endpoint) = &facts.endpoint {
+        let admitted = session.admitted(&view, endpoint);
+        admitted.map_err(|why| Ended::new(Reason::PolicyWithdrawn, why))?;
+    }
+    let stays = session.may_stay(&view);
+    stays.map_err(|gone| Ended::new(gone.reason, gone.detail))
 }
 
 /// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
@@ -278,7 +315,7 @@ async fn carry<S: Stream>(
     let worker = &session.worker;
     let connection = TcpConnection {
         caller: Some(caller),
-        peer: &session.peer.identity,
+        peer: session.peer.identity.as_ref(),
         service: facts.service.as_deref(),
         workload: facts.endpoint.as_ref().map(|e| &*e.workload),
     };
@@ -294,6 +331,8 @@ async fn carry<S: Stream>(
     let silence = tokio::time::sleep(idle);
     tokio::pin!(silence);
     let mut carried = 0;
+    // Looked at once at the start: it may have left while the endpoint was dialled.
+    let mut leave_at = Some(Now::now());
     let ended = {
         let relay = relay_counted(&mut downstream, &mut upstream, progress);
         tokio::pin!(relay);
@@ -309,15 +348,12 @@ async fn carry<S: Stream>(
                     if let Err(why) = permitted(session, &view, &caller, facts) {
                         break Ended::new(Reason::PolicyWithdrawn, why);
                     }
+                    leave_at = Some(Now::now());
                 }
-                Ok(()) = snapshots.changed() => {
-                    let view = worker.world.view();
-                    let endpoint = facts.endpoint.as_ref();
-                    let admitted = endpoint.map_or(Ok(()), |e| session.admitted(&view, e));
-                    if let Err(why) = admitted {
-                        break Ended::new(Reason::PolicyWithdrawn, why);
-                    }
-                }
+                () = changed(&mut snapshots, leave_at) => match goes_on(session, facts) {
+                    Ok(at) => leave_at = at,
+                    Err(ended) => break ended,
+                },
                 () = &mut end => break Ended::new(Reason::Complete, "max_connection_duration"),
                 () = &mut silence => {
                     let now = progress.sent() + progress.received();

@@ -1,8 +1,10 @@
 //! Connections to endpoints: how one is made, and which are kept for the next request.
 
 mod dial;
+mod origin;
 mod pool;
 
 pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
+pub use origin::{Origin, Origins, Tls};
 pub use pool::{How, InUse, Pool, SendError, Sent, Version};
 pub(crate) use pool::{LocalExecutor, chain};

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use isobar_hbone::Admission;
 use isobar_route::Tables;
 use isobar_state::{
-    Locality, NetworkMode, Profile, ServicePorts, Snapshot, TunnelProtocol, Workload, WorkloadType,
+    Locality, NetworkMode, Profile, Service, ServicePorts, Snapshot, TunnelProtocol, Workload,
+    WorkloadType,
 };
 use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
 use isobar_xds::Store;
 
 use crate::cluster::Clusters;
 use crate::feed::Feed;
+use crate::names::Names;
 use crate::rates::Rates;
 
 /// Who this waypoint is.
@@ -45,6 +47,8 @@ pub struct World {
     pub clusters: Clusters,
     /// What has been counted for rate limits, on all workers.
     pub rates: Rates,
+    /// Where endpoints are that are told by a host name, for all workers.
+    pub names: Names,
 }
 
 /// One moment of the world; a decision looks at one view only.
@@ -60,8 +64,10 @@ impl World {
     /// A world in which nothing is known but who this waypoint is.
     #[must_use]
     pub fn new(own: Own) -> Self {
+        let names = Names::of_process(own.ip.is_ipv6());
         Self {
             own: Arc::new(own),
+            names,
             store: Store::default(),
             feed: Feed::default(),
             admission: Admission::default(),
@@ -103,6 +109,28 @@ impl View {
 }
 
 impl Own {
+    /// A stand-in for what lies at an address that stands for itself: nothing of the mesh.
+    #[must_use]
+    pub fn elsewhere(&self, service: &Service, ip: IpAddr) -> Workload {
+        let itself = self.as_workload();
+        let profile = Profile {
+            namespace: service.key.namespace.clone(),
+            service_account: "default".into(),
+            tunnel: TunnelProtocol::None,
+            native_tunnel: false,
+            canonical_name: service.name.clone(),
+            workload_name: service.name.clone(),
+            ..Profile::clone(&itself.profile)
+        };
+        Workload {
+            uid: format!("{}@{ip}", service.key).into(),
+            name: service.name.clone(),
+            addresses: vec![ip].into(),
+            profile: Arc::new(profile),
+            ..itself
+        }
+    }
+
     /// A stand-in for this waypoint's workload, from which endpoints are looked at where nothing
     /// better is known.
     #[must_use]

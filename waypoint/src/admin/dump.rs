@@ -1,9 +1,10 @@
 //! `/config_dump`: the shape that `isobar proxy-config waypoint` reads.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use isobar_route::Action;
-use isobar_state::{Service, TunnelProtocol};
+use isobar_state::{Service, TunnelProtocol, Workload};
 use isobar_types::NamespacedHostname;
 use serde_json::{Value, json};
 
@@ -36,9 +37,9 @@ pub(super) fn page(admin: &Admin) -> Value {
         "listeners": listeners(admin, &view, &services),
         "routes": view.tables.virtual_services().map(|v| virtual_service(v)).collect::<Vec<_>>(),
         "clusters": services.iter().flat_map(|s| clusters(admin, &view, s)).collect::<Vec<_>>(),
-        "endpoints": services.iter().flat_map(|s| endpoints(&view, s)).collect::<Vec<_>>(),
+        "endpoints": services.iter().flat_map(|s| endpoints(admin, &view, s)).collect::<Vec<_>>(),
         "policies": policies(&view),
-        "workloads": workloads(&view),
+        "workloads": workloads(admin, &view),
         "certificates": certificates(admin),
     })
 }
@@ -131,7 +132,7 @@ fn balancer(rules: &isobar_route::TrafficRules) -> String {
     )
 }
 
-fn endpoints(view: &View, service: &Service) -> Vec<Value> {
+fn endpoints(admin: &Admin, view: &View, service: &Service) -> Vec<Value> {
     let all = view.snapshot.endpoints(&service.key);
     all.map(|endpoint| {
         let workload = &endpoint.workload;
@@ -140,7 +141,8 @@ fn endpoints(view: &View, service: &Service) -> Vec<Value> {
         json!({
             "service": service.key.to_string(),
             "workload": workload.display_name(),
-            "addresses": workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "hostname": &*workload.hostname,
+            "addresses": addresses(admin, workload),
             "ports": endpoint.ports.iter().map(|(s, t)| json!({"service": s, "target": t})).collect::<Vec<_>>(),
             "healthy": workload.healthy,
             "protocol": protocol(workload.tunnel),
@@ -149,6 +151,15 @@ fn endpoints(view: &View, service: &Service) -> Vec<Value> {
         })
     })
     .collect()
+}
+
+/// Its own, or those that its host name had when it was last asked for.
+fn addresses(admin: &Admin, workload: &Workload) -> Vec<String> {
+    let text = |all: &[IpAddr]| all.iter().map(ToString::to_string).collect();
+    match admin.world.names.last(&workload.hostname) {
+        Some(resolved) if workload.addresses.is_empty() => text(&resolved),
+        _ => text(&workload.addresses),
+    }
 }
 
 const fn protocol(tunnel: TunnelProtocol) -> &'static str {
@@ -172,7 +183,7 @@ fn policies(view: &View) -> Vec<Value> {
     .collect()
 }
 
-fn workloads(view: &View) -> Vec<Value> {
+fn workloads(admin: &Admin, view: &View) -> Vec<Value> {
     let mut all: Vec<_> = view.snapshot.workloads().collect();
     all.sort_by(|a, b| a.uid.cmp(&b.uid));
     all.iter()
@@ -182,7 +193,8 @@ fn workloads(view: &View) -> Vec<Value> {
                 "name": &*workload.name,
                 "namespace": &*workload.namespace,
                 "serviceAccount": &*workload.service_account,
-                "addresses": workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "hostname": &*workload.hostname,
+                "addresses": addresses(admin, workload),
                 "node": &*workload.node,
                 "protocol": protocol(workload.tunnel),
                 "healthy": workload.healthy,

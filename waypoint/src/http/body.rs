@@ -19,8 +19,8 @@ pub enum BodyError {
     /// The route's timeout.
     #[error("the response was not complete within the route's timeout")]
     Timeout,
-    /// A policy that was written meanwhile.
-    #[error("a policy does not permit the response any more")]
+    /// A policy that was written meanwhile, or the end of this waypoint.
+    #[error("the response may not go on: a policy was written, or the waypoint ends")]
     Withdrawn,
 }
 
@@ -88,7 +88,7 @@ impl Body for ReplyBody {
                 .map(|b| Ok(Frame::data(b))),
             Source::Upstream(body) => {
                 if let Some(exchange) = &mut this.exchange
-                    && exchange.is_withdrawn()
+                    && exchange.is_ending()
                 {
                     let last = exchange.last_frame();
                     this.source = Source::Local(None);

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::Frame;
-use isobar_route::{Action, Taken};
+use isobar_route::{Action, HeaderEdits, Taken};
 use isobar_runtime::LocalScope;
 use isobar_state::{Service, Workload};
-use isobar_types::Reason;
+use isobar_types::{Reason, Str};
 
-use super::standing::Standing;
+use super::facts::{OfReply, OfRequest};
+use super::reply;
+use super::standing::{Asked, Standing};
 use super::upload::Progress;
 use crate::access_log::HttpLine;
 use crate::attribution::Attributed;
@@ -21,14 +23,19 @@ use crate::endpoint::{Busy, Endpoint};
 use crate::session::Session;
 use crate::upstream::InUse;
 
+/// The highest status there is in gRPC: UNAUTHENTICATED.
+const LAST_GRPC_STATUS: u8 = 16;
+
 /// One request and its answer, for the log line and the metrics written when it is over. Whatever
 /// way it ends, dropping this reports it once.
 pub struct Exchange {
     session: Rc<Session>,
     /// When the head had arrived.
     pub started: Instant,
-    at: jiff::Timestamp,
+    pub(super) at: jiff::Timestamp,
     pub(crate) request: RequestFacts,
+    /// The whole head, once it was found to be one.
+    pub(super) asked: Option<Rc<Asked>>,
     pub(crate) progress: Rc<Progress>,
     pub(crate) caller: Option<Arc<Attributed>>,
     /// Set once the policies permitted the request.
@@ -44,7 +51,7 @@ pub struct Exchange {
     pub(crate) held: Holding,
     pub(crate) upstream_time: Option<Duration>,
     pub(crate) code: u16,
-    pub(crate) grpc_status: Option<String>,
+    pub(crate) grpc_status: Option<Str>,
     pub(crate) reason: Reason,
     pub(crate) delayed: bool,
     /// Another try was wanted, and there were none left.
@@ -80,26 +87,6 @@ pub(crate) struct Changes {
     pub(crate) rates: Option<HeaderMap>,
 }
 
-impl Changes {
-    /// Applies the rule's edits, then those of its destination.
-    pub(crate) fn edit(&self, headers: &mut HeaderMap) {
-        let Some(taken) = &self.taken else { return };
-        let route = taken.route();
-        route.response.apply(headers);
-        let Action::Forward(all) = &route.action else {
-            return;
-        };
-        // Where there is one there is no choice to wait for.
-        let chosen = match (&all[..], self.destination) {
-            ([only], _) => Some(only),
-            (all, at) => at.and_then(|at| all.get(at)),
-        };
-        if let Some(chosen) = chosen {
-            chosen.response.apply(headers);
-        }
-    }
-}
-
 /// What the log wants of the request's head, before it is changed.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
@@ -121,6 +108,7 @@ impl Exchange {
             started: Instant::now(),
             at: jiff::Timestamp::now(),
             request,
+            asked: None,
             progress: Rc::default(),
             caller: None,
             standing: None,
@@ -167,13 +155,55 @@ impl Exchange {
         }
     }
 
+    /// Applies the rule's edits to a reply, then those of its destination.
+    pub(super) fn edit(&self, headers: &mut HeaderMap) {
+        let Some(taken) = &self.changes.taken else {
+            return;
+        };
+        let route = taken.route();
+        let destinations = match &route.action {
+            Action::Forward(all) => &all[..],
+            Action::Redirect(_) | Action::Direct(_) => &[],
+        };
+        // Where only one gets anything there is no choice to wait for.
+        let mut used = destinations.iter().filter(|one| one.weight > 0);
+        let only = used.next().filter(|_| used.next().is_none());
+        let chosen = self.changes.destination.and_then(|at| destinations.get(at));
+        let chosen = chosen.or(only);
+        let alone = [&route.response];
+        let both = chosen.map(|chosen| [&route.response, &chosen.response]);
+        let edits: &[&HeaderEdits] = both.as_ref().map_or(&alone[..], |both| &both[..]);
+        // Replies are told what the endpoint was told, where they ask for it.
+        let mut request = None;
+        if let Some(asked) = &self.asked
+            && self.endpoint.is_some()
+            && edits.iter().any(|edits| edits.is_made())
+        {
+            let facts = OfRequest::new(&self.session, asked, self.at, Some(taken));
+            let sent = request.insert(asked.headers.clone());
+            let own = chosen.map(|chosen| &chosen.request);
+            let edits: Vec<_> = [Some(&route.request), own].into_iter().flatten().collect();
+            HeaderEdits::apply(&edits, sent, &facts);
+        }
+        let facts = OfReply(self, request.as_ref());
+        HeaderEdits::apply(edits, headers, &facts);
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
     pub(crate) fn scope(&self) -> Rc<LocalScope> {
         self.session.worker.scope.clone()
     }
 
+    /// Notes how a gRPC call ended.
     pub(crate) fn note_grpc_status(&mut self, headers: &HeaderMap) {
-        if let Some(status) = headers.get("grpc-status").and_then(|v| v.to_str().ok()) {
-            self.grpc_status = Some(status.to_owned());
+        if !self.request.grpc {
+            return;
+        }
+        if let Some(status) = headers.get("grpc-status") {
+            self.grpc_status = Some(known_status(status));
         }
     }
 
@@ -188,14 +218,14 @@ impl Exchange {
         self.reason = reason;
     }
 
-    /// True if the policies do not permit the rest any more; notes that as the end.
-    pub(crate) fn is_withdrawn(&mut self) -> bool {
-        let Some(why) = self.standing.as_ref().and_then(|s| s.withdrawn()) else {
+    /// True if the rest may not follow; notes why as the end.
+    pub(crate) fn is_ending(&mut self) -> bool {
+        let Some(ending) = self.standing.as_ref().and_then(|s| s.ending()) else {
             return false;
         };
-        self.detail = why.to_owned();
-        "policy withdrawn".clone_into(&mut self.failure);
-        self.reason = Reason::PolicyWithdrawn;
+        ending.detail().clone_into(&mut self.detail);
+        ending.failure().clone_into(&mut self.failure);
+        self.reason = ending.reason();
         true
     }
 
@@ -205,12 +235,16 @@ impl Exchange {
         if !self.request.grpc || self.request.version != Version::HTTP_2 {
             return None;
         }
-        let code = super::reply::grpc_status(StatusCode::FORBIDDEN);
-        self.grpc_status = Some(code.to_string());
+        let (status, message) = match self.reason {
+            Reason::PolicyWithdrawn => (StatusCode::FORBIDDEN, "RBAC: access denied"),
+            Reason::Drained => (StatusCode::SERVICE_UNAVAILABLE, reply::DRAINED),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, reply::NOT_SERVED_BODY),
+        };
+        let code = reply::grpc_status(status);
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from(code));
-        let message = HeaderValue::from_static("RBAC: access denied");
-        trailers.insert("grpc-message", message);
+        trailers.insert("grpc-message", HeaderValue::from_static(message));
+        self.note_grpc_status(&trailers);
         Some(Frame::trailers(trailers))
     }
 
@@ -249,26 +283,33 @@ impl Exchange {
         if std::mem::replace(&mut self.over, true) {
             return;
         }
+        let asked = self.request.head as u64 + self.progress.bytes.get();
+        self.session.heads.over(asked);
         // Cut from outside, without a last poll.
         if self.reason == Reason::DownstreamReset {
-            self.is_withdrawn();
+            self.is_ending();
         }
         let worker = &self.session.worker;
         let duration = self.started.elapsed();
         let flags = self.flags();
-        worker.metrics.request(&crate::metrics::Request {
+        let block = self.changes.taken.as_ref().and_then(Taken::block);
+        if let Some(prefix) = block.map(|b| &b.stat_prefix).filter(|p| !p.is_empty()) {
+            worker.metrics.counted(prefix, self.code);
+        }
+        let request = crate::metrics::Request {
             caller: self.caller.as_deref(),
-            peer: &self.session.peer.identity,
-            service: self.service.as_deref(),
-            workload: self.workload().map(|w| &**w),
+            peer: self.session.peer.identity.as_ref(),
+            service: self.service.as_ref(),
+            workload: self.workload(),
             grpc: self.request.grpc,
             grpc_status: self.grpc_status.as_deref(),
             code: self.code,
             flags: &flags,
             duration,
-            request_bytes: self.request.head as u64 + self.progress.bytes.get(),
+            request_bytes: asked,
             response_bytes: self.response_head as u64 + self.bytes_sent,
-        });
+        };
+        worker.metrics.request(&request, &worker.recent);
         worker.access_log.http(&HttpLine {
             start: self.at,
             request: &self.request,
@@ -286,6 +327,15 @@ impl Exchange {
             remote: self.session.peer.address,
             route: &self.route_name,
         });
+    }
+}
+
+/// A gRPC status as a label. An endpoint may write anything there; each text would be kept for ever.
+fn known_status(value: &HeaderValue) -> Str {
+    let code = value.to_str().ok().and_then(|text| text.parse::<u8>().ok());
+    match code.filter(|code| *code <= LAST_GRPC_STATUS) {
+        Some(code) => code.to_string().into(),
+        None => "unknown".into(),
     }
 }
 

@@ -1,10 +1,14 @@
 //! Sending a request on: destination, rewriting, endpoint, tries, response.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{EXPECT, HOST, HeaderName, HeaderValue, SERVER, SET_COOKIE};
+use ::http::header::{
+    CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, SERVER, SET_COOKIE, TE,
+    TRANSFER_ENCODING,
+};
 use ::http::uri::{Authority, PathAndQuery, Scheme};
 use ::http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
@@ -14,16 +18,18 @@ use isobar_route::{
     Target as RouteTarget, TrafficRules, Weighted, choose,
 };
 use isobar_state::{AppProtocol, Service, Workload};
-use isobar_types::Str;
+use isobar_types::{Reason, Str};
 
 use super::body::ReplyBody;
 use super::exchange::Exchange;
+use super::facts::OfRequest;
 use super::limit::Limit;
 use super::mirror;
 use super::pipeline::Flow;
 use super::reply::{self, Local};
 use super::sanitise;
 use super::standing::{Asked, Side, Standing};
+use super::stay::Stay;
 use super::tries::Sending;
 use super::upgrade;
 use super::upload::RequestBody;
@@ -33,7 +39,7 @@ use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::Mirrored;
 use crate::session::Session;
 use crate::target::Target;
-use crate::upstream::{self, How};
+use crate::upstream::{self, How, Tls};
 use crate::world::View;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -53,6 +59,8 @@ pub(super) struct Destination {
     rules: Arc<TrafficRules>,
     cluster: Option<Arc<Cluster>>,
     hash: Option<u64>,
+    dialled: Option<IpAddr>,
+    session: Option<u64>,
 }
 
 impl Destination {
@@ -68,6 +76,8 @@ impl Destination {
             source,
             tried,
             remote: false,
+            dialled: self.dialled,
+            session: self.session,
             dice: rand::random(),
         }
     }
@@ -76,6 +86,10 @@ impl Destination {
         How {
             limits: self.rules.limits(),
             cluster: self.cluster.clone(),
+            tls: self.rules.tls().map(|rules| Tls {
+                rules: rules.clone(),
+                host: self.service.key.hostname.clone(),
+            }),
         }
     }
 }
@@ -102,6 +116,7 @@ impl Place {
 pub(super) struct Head<'a> {
     asked: &'a Asked,
     edits: &'a [&'a HeaderEdits],
+    facts: OfRequest<'a>,
     uri: Uri,
     pub(super) speak: upstream::Version,
     /// The path before it was rewritten.
@@ -117,9 +132,7 @@ impl Head<'_> {
         if let Some(original) = &self.original {
             headers.insert(ORIGINAL_PATH, original.clone());
         }
-        for edits in self.edits {
-            edits.apply(&mut headers);
-        }
+        HeaderEdits::apply(self.edits, &mut headers, &self.facts);
         match &self.host {
             Some(host) => {
                 headers.insert(HOST, host.clone());
@@ -127,7 +140,9 @@ impl Head<'_> {
                 if let Some(protocol) = protocol.filter(|p| upgrade::is_websocket(p)) {
                     upgrade::ask(&mut headers, protocol);
                 }
-                sanitise::for_http1(&mut headers);
+                // In HTTP/1.1 it is for one hop.
+                headers.remove(TE);
+                frame(&mut headers, &body);
             }
             None => {
                 headers.remove(HOST);
@@ -145,29 +160,36 @@ impl Head<'_> {
     }
 }
 
+/// A body of unknown length goes in chunks: left alone, hyper takes a GET to have none.
+fn frame(headers: &mut HeaderMap, body: &RequestBody) {
+    let unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
+    if unknown && !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
 /// Sends the request where the rule says, or where it was addressed to, and answers with what comes
 /// back.
 pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<ReplyBody> {
     let route = taken.as_ref().map(Taken::route);
-    let (chosen, mut place) = match destined(&mut flow, route) {
+    let stay = Stay::of(route, &flow.asked);
+    let (chosen, mut place) = match destined(&mut flow, route, stay.shown) {
         Ok(destined) => destined,
         Err(local) => return local.respond(flow.exchange),
     };
     let cookie = sticky(&mut place, &flow);
     let of_route = route.map(|r| &r.request).into_iter();
     let edits: Vec<&HeaderEdits> = of_route.chain(chosen.map(|c| &c.request)).collect();
-    let asked = flow.asked.clone();
-    let original = &flow.exchange.request.path;
+    let (asked, session) = (flow.asked.clone(), flow.session.clone());
     let taken = taken.as_ref();
     let speak = speak(&place, &flow.session, &asked);
-    let head = match head(&asked, taken, &edits, original, speak) {
+    let facts = OfRequest::new(&session, &asked, flow.exchange.at, taken);
+    let head = match head(facts, &edits, &flow.exchange.request.path, speak) {
         Ok(head) => head,
         Err(local) => return local.respond(flow.exchange),
     };
-    let timeout = route.and_then(|r| r.timeout);
-    let mut limit = timeout.map(|t| Limit::new(&flow.exchange.progress, t));
-    let rules = route.and_then(|r| r.retries.as_ref());
-    let rules = rules.unwrap_or_else(|| Retries::of_mesh());
+    let mut limit = limit_of(route, &flow.exchange);
+    let rules = rules_of(route);
     let mirrors = route.map_or(&[][..], |r| &r.mirrors[..]);
     let changes = asked.clean.upgrade.is_some();
     let upgrade = flow.upgrade.take().filter(|_| changes);
@@ -188,9 +210,9 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
     };
     let sent = tokio::select! {
         biased;
-        () = standing.until_withdrawn(Side::Reply) => {
+        () = standing.until_ending(Side::Reply) => {
             flow.exchange.standing = None;
-            Err(Local::withdrawn(standing.withdrawn().unwrap_or("")))
+            Err(standing.ending().map_or_else(Local::caller_gone, Local::ending))
         }
         sent = sending.tries(&head) => sent,
     };
@@ -200,9 +222,10 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
         caller: &flow.caller,
         asked: &asked,
         taken,
+        edits: &edits,
         standing: &standing,
     };
-    copies.send(mirrors, &flow.exchange);
+    copies.send(mirrors, &flow.exchange, sent.as_ref().err());
     flow.exchange.progress.settle();
     let mut response = match sent {
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -214,7 +237,20 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
     if let Some(cookie) = cookie {
         response.headers_mut().append(SET_COOKIE, cookie);
     }
+    stay.tell(chosen, &flow.exchange, response.headers_mut());
     pass_on(response, limit, flow.exchange)
+}
+
+/// The retries of a rule, or the mesh's where it says nothing.
+fn rules_of(route: Option<&HttpRoute>) -> &Retries {
+    let rules = route.and_then(|r| r.retries.as_ref());
+    rules.unwrap_or_else(|| Retries::of_mesh())
+}
+
+/// The time that all tries of a rule have.
+fn limit_of(route: Option<&HttpRoute>, exchange: &Exchange) -> Option<Limit> {
+    let timeout = route?.timeout?;
+    Some(Limit::new(&exchange.progress, timeout))
 }
 
 /// Has the exchange send the caller's body, kept where a later try or a copy may need it again.
@@ -236,12 +272,31 @@ fn take_body(
 fn destined<'a>(
     flow: &mut Flow,
     route: Option<&'a HttpRoute>,
+    shown: Option<isobar_route::Session>,
 ) -> Result<(Option<&'a Weighted>, Place), Local> {
-    let chosen = route.map(weighted).transpose()?.flatten();
+    let before = route.zip(shown).and_then(|(r, shown)| before(r, shown));
+    let chosen = match before {
+        Some(before) => Some(before),
+        None => route.map(weighted).transpose()?.flatten(),
+    };
     flow.exchange.changes.destination = chosen.map(|(at, _)| at);
     let chosen = chosen.map(|(_, chosen)| chosen);
-    let place = place(flow, chosen.map(|c| &c.target))?;
+    let mut place = place(flow, chosen.map(|c| &c.target))?;
+    if let Place::Cluster(to) = &mut place {
+        to.session = before.and(shown).map(|shown| shown.endpoint);
+    }
     Ok((chosen, place))
+}
+
+/// The destination that a session was with, unless it gets nothing any more.
+fn before(route: &HttpRoute, shown: isobar_route::Session) -> Option<(usize, &Weighted)> {
+    let Action::Forward(all) = &route.action else {
+        return None;
+    };
+    let is = |one: &Weighted| {
+        one.weight > 0 && isobar_route::Session::destination(&one.target) == shown.destination
+    };
+    all.iter().enumerate().find(|(_, one)| is(one))
 }
 
 /// One of a rule's destinations with its place, by weight; `None` where the rule does not forward.
@@ -263,11 +318,11 @@ fn pass_on(
     let took = exchange.started.elapsed();
     exchange.upstream_time = Some(took);
     finish_headers(response.headers_mut(), took);
-    exchange.changes.edit(response.headers_mut());
+    exchange.code = response.status().as_u16();
+    exchange.edit(response.headers_mut());
     for more in [exchange.changes.cors.take(), exchange.changes.rates.take()] {
         response.headers_mut().extend(more.unwrap_or_default());
     }
-    exchange.code = response.status().as_u16();
     exchange.detail = "via_upstream".to_owned();
     exchange.response_head = reply::head_size(response.headers());
     exchange.note_grpc_status(response.headers());
@@ -330,10 +385,9 @@ fn destination(
         .service(key)
         .cloned()
         .ok_or_else(|| Local::no_cluster(format!("service {key} is not known")))?;
-    let port = match target.map_or(0, |t| t.port) {
-        0 => only_port(&service).unwrap_or(session.addressed.destination.port()),
-        port => port,
-    };
+    let asked = session.addressed.destination.port();
+    let ports = service.ports.iter().map(|(port, _)| port);
+    let port = target.map_or(asked, |target| target.port_of(ports, asked));
     let name = target.and_then(|t| t.subset.as_deref());
     let tables = &view.tables;
     let subset =
@@ -347,12 +401,14 @@ fn destination(
     let turns = &session.worker.turns;
     let cluster = turns.cluster(&rules, &service, subset.as_deref(), port);
     Ok(Destination {
+        dialled: session.addressed.dialled(&service),
         service,
         port,
         subset,
         rules,
         cluster,
         hash: None,
+        session: None,
     })
 }
 
@@ -382,11 +438,18 @@ struct Copies<'a> {
     caller: &'a Attributed,
     asked: &'a Asked,
     taken: Option<&'a Taken>,
+    /// Of the rule and the destination that the request itself goes to.
+    edits: &'a [&'a HeaderEdits],
     standing: &'a Rc<Standing>,
 }
 
 impl Copies<'_> {
-    fn send(&self, mirrors: &[Mirror], exchange: &Exchange) {
+    /// Sends those that dice choose, unless the request may not be where it was going either.
+    fn send(&self, mirrors: &[Mirror], exchange: &Exchange, failed: Option<&Local>) {
+        let denied = failed.is_some_and(|local| local.reason == Reason::PolicyDenied);
+        if denied || self.standing.ending().is_some() {
+            return;
+        }
         let chosen = mirrors.iter().filter(|m| m.takes(rand::random()));
         for mirror in chosen {
             if self.one(mirror, exchange).is_none() {
@@ -404,27 +467,11 @@ impl Copies<'_> {
         let how = to.how();
         let place = Place::Cluster(to);
         let speak = speak(&place, session, self.asked);
-        let edits: Vec<&HeaderEdits> = self.taken.iter().map(|t| &t.route().request).collect();
-        let head = head(
-            self.asked,
-            self.taken,
-            &edits,
-            &exchange.request.path,
-            speak,
-        )
-        .ok()?;
+        let facts = OfRequest::new(session, self.asked, exchange.at, self.taken);
+        let head = head(facts, self.edits, &exchange.request.path, speak).ok()?;
         let body = exchange.progress.whole()?.next_try(self.standing.clone());
         mirror::send(session, endpoint, speak, head.request(body), how);
         Some(())
-    }
-}
-
-/// A destination without a port means the service's only one, else the one that was asked for.
-fn only_port(service: &Service) -> Option<u16> {
-    let mut ports = service.ports.iter();
-    match (ports.next(), ports.next()) {
-        (Some((port, _)), None) => Some(port),
-        _ => None,
     }
 }
 
@@ -453,12 +500,12 @@ fn speak(place: &Place, session: &Session, asked: &Asked) -> upstream::Version {
 
 /// Path, authority and headers as the endpoint gets them.
 fn head<'a>(
-    asked: &'a Asked,
-    taken: Option<&Taken>,
+    facts: OfRequest<'a>,
     edits: &'a [&'a HeaderEdits],
     original: &str,
     speak: upstream::Version,
 ) -> Result<Head<'a>, Local> {
+    let (asked, taken) = (facts.asked, facts.taken);
     let rewrite = taken.map(|t| &t.route().rewrite);
     let matched = taken.and_then(|t| t.block()).and_then(|b| b.uri.as_ref());
     let rewritten = rewrite.and_then(|r| r.path(&asked.clean.path, matched));
@@ -493,6 +540,7 @@ fn head<'a>(
     Ok(Head {
         asked,
         edits,
+        facts,
         uri,
         speak,
         original,

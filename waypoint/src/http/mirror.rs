@@ -85,7 +85,7 @@ pub(super) fn send(
 /// Chooses where a copy goes; `None` if it may go nowhere.
 pub(super) fn endpoint(session: &Session, wanted: &Wanted<'_>) -> Option<Endpoint> {
     let view = session.worker.world.view();
-    let chosen = session.worker.turns.choose(&view, wanted).ok()?;
+    let chosen = session.worker.turns.choose_now(&view, wanted).ok()?;
     session.admitted(&view, &chosen).ok()?;
     Some(chosen)
 }

@@ -41,6 +41,7 @@ pub(super) async fn handle(
     session: Rc<Session>,
     mut request: Request<Incoming>,
 ) -> Response<ReplyBody> {
+    session.heads.arrived();
     let mut exchange = Exchange::new(session.clone(), facts(&request));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (mut parts, body) = request.into_parts();
@@ -66,11 +67,13 @@ pub(super) async fn handle(
         version: parts.version,
         headers: parts.headers,
     };
+    let asked = Rc::new(asked);
+    exchange.asked = Some(asked.clone());
     let flow = Flow {
         session,
         view,
         caller,
-        asked: Rc::new(asked),
+        asked,
         body,
         upgrade,
         exchange,

@@ -7,9 +7,18 @@ use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::Exchange;
+use super::standing::Ending;
 
+/// Told to whom a waypoint that ends cannot serve any longer.
+pub(super) const DRAINED: &str = "the waypoint is shutting down";
 /// Value of `server` on every response.
 pub(super) const SERVER_NAME: HeaderValue = HeaderValue::from_static("isobar");
+
+/// Failure of what a policy written later forbids.
+pub(super) const POLICY_WITHDRAWN: &str = "policy withdrawn";
+/// Detail of what another waypoint serves by now.
+pub(super) const NOT_SERVED: &str = "not_served_any_more";
+pub(super) const NOT_SERVED_BODY: &str = "not served by this waypoint any more";
 
 /// A local answer in the making.
 pub(super) struct Local {
@@ -91,11 +100,20 @@ impl Local {
         local
     }
 
-    /// A policy that was written while the endpoint was being asked.
-    pub(super) fn withdrawn(why: &str) -> Self {
-        let mut local = Self::denied(why.to_owned());
-        local.reason = Reason::PolicyWithdrawn;
-        "policy withdrawn".clone_into(&mut local.failure);
+    /// What changed while the endpoint was being asked.
+    pub(super) fn ending(ending: &Ending) -> Self {
+        let mut local = match ending {
+            Ending::Policy(why) => Self::denied(why.clone()),
+            Ending::Moved(gone) => return Self::not_served(gone.reason, gone.detail.clone()),
+            Ending::Drained => {
+                let mut local = Self::denied(ending.detail().to_owned());
+                local.status = StatusCode::SERVICE_UNAVAILABLE;
+                local.body = Bytes::from_static(DRAINED.as_bytes());
+                local
+            }
+        };
+        local.reason = ending.reason();
+        ending.failure().clone_into(&mut local.failure);
         local
     }
 
@@ -104,8 +122,8 @@ impl Local {
         let mut local = Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             reason,
-            "not_served_any_more",
-            "not served by this waypoint any more",
+            NOT_SERVED,
+            NOT_SERVED_BODY,
         );
         local.failure = why;
         local
@@ -213,10 +231,12 @@ impl Local {
             {
                 headers.insert("grpc-message", message);
             }
-            exchange.changes.edit(&mut headers);
+            exchange.code = StatusCode::OK.as_u16();
+            exchange.edit(&mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
-            exchange.changes.edit(&mut headers);
+            exchange.code = self.status.as_u16();
+            exchange.edit(&mut headers);
             if !self.body.is_empty() && !headers.contains_key(CONTENT_TYPE) {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }

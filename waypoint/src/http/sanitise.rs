@@ -1,28 +1,17 @@
 //! Before anything looks at a request: refuse what is ambiguous, remove what only we may say.
 
 use ::http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use ::http::request::Parts;
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
-use isobar_route::path;
+use isobar_route::{fields, path};
 
 use super::reply::Local;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Headers that only a proxy of the mesh may set; a caller's own are removed.
-const OURS_ALONE: [&str; 6] = [
-    "x-forwarded-client-cert",
-    "x-forwarded-host",
-    "x-istio-source",
-    "x-istio-attributes",
-    "x-original-url",
-    "x-rewrite-url",
-];
 
 /// The one view of a request that policy, routes and log share.
 #[derive(Debug, Clone)]
@@ -57,11 +46,7 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         .into_owned();
     let query = parts.uri.query().map(str::to_owned);
     let upgrade = hop_by_hop(&mut parts.headers, parts.version);
-    for name in OURS_ALONE {
-        parts.headers.remove(name);
-    }
-    remove_envoy(&mut parts.headers);
-    let scheme = forwarded_proto(&mut parts.headers);
+    let scheme = fields::clean(&mut parts.headers);
     if !parts.headers.contains_key(&REQUEST_ID) {
         parts.headers.insert(REQUEST_ID, new_id());
     }
@@ -172,25 +157,6 @@ fn is_pseudo_identity(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-forwarded-") || *name == REQUEST_ID
 }
 
-/// What HTTP/2 says in another way than HTTP/1.1: `te` is for one hop there, and cookies may come in
-/// several lines (RFC 9113 §8.2.3).
-pub(super) fn for_http1(headers: &mut HeaderMap) {
-    headers.remove(TE);
-    let mut crumbs = headers.get_all(COOKIE).iter();
-    if crumbs.next().is_none() || crumbs.next().is_none() {
-        return;
-    }
-    let crumbs: Vec<&[u8]> = headers
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    // Values stay values when they are put one after the other.
-    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(COOKIE, whole);
-    }
-}
-
 /// Same for a response.
 pub(super) fn clean_response(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
@@ -212,30 +178,6 @@ pub(super) fn clean_response(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
-}
-
-/// `x-envoy-*` steers Envoys behind us; a caller has no say in that.
-fn remove_envoy(headers: &mut HeaderMap) {
-    let theirs: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("x-envoy-"))
-        .cloned()
-        .collect();
-    for name in theirs {
-        headers.remove(name);
-    }
-}
-
-/// Keeps a plain statement of a gateway in front of us, says `http` otherwise.
-fn forwarded_proto(headers: &mut HeaderMap) -> &'static str {
-    let said = headers.get(&FORWARDED_PROTO).map(HeaderValue::as_bytes);
-    let scheme = if said == Some(b"https") {
-        "https"
-    } else {
-        "http"
-    };
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    scheme
 }
 
 /// A random UUID, version 4.

@@ -1,4 +1,5 @@
-//! What was permitted goes on only as long as the policies permit it.
+//! What was permitted goes on only as long as the policies permit it, its target stays here, and this
+//! waypoint serves.
 //!
 //! A request is decided once, at its head; its body, its response or the connection it was upgraded to
 //! may flow for hours after that. Each worker keeps a list of what it is serving, and one task judges
@@ -6,7 +7,7 @@
 //! at a flag.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -14,12 +15,15 @@ use std::time::Duration;
 
 use ::http::{HeaderMap, Method, Version};
 use isobar_route::{Denied, HttpCall, Permit, Tables, authorize_http};
-use tokio::time::{Instant, sleep_until};
+use isobar_types::Reason;
+use tokio::time::Instant;
 
+use super::reply;
 use super::sanitise::Clean;
 use crate::attribution::Attributed;
 use crate::endpoint::Endpoint;
-use crate::session::Session;
+use crate::session::{Session, until};
+use crate::target::TargetRefusal;
 use crate::world::{View, World};
 
 /// A withdrawn stream may end itself within that; then its connection is closed. Streams whose
@@ -44,9 +48,48 @@ pub(crate) struct Standing {
     asked: Rc<Asked>,
     /// Where it was sent, once it is known.
     endpoint: RefCell<Option<Endpoint>>,
-    withdrawn: OnceCell<String>,
+    ending: OnceCell<Ending>,
     wakers: [Cell<Option<Waker>>; 2],
     place: Cell<usize>,
+}
+
+/// Why something that was permitted may not go on.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// A policy forbids it, in Envoy's words.
+    Policy(String),
+    /// Its target is not this waypoint's any more, nor are the policies for it.
+    Moved(TargetRefusal),
+    /// The waypoint ends.
+    Drained,
+}
+
+impl Ending {
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Policy(_) => Reason::PolicyWithdrawn,
+            Self::Moved(gone) => gone.reason,
+            Self::Drained => Reason::Drained,
+        }
+    }
+
+    /// In Envoy's words, where it has some.
+    pub(crate) fn detail(&self) -> &str {
+        match self {
+            Self::Policy(why) => why,
+            Self::Moved(_) => reply::NOT_SERVED,
+            Self::Drained => "waypoint_drained",
+        }
+    }
+
+    /// What the log line says went wrong.
+    pub(crate) fn failure(&self) -> &str {
+        match self {
+            Self::Policy(_) => reply::POLICY_WITHDRAWN,
+            Self::Moved(gone) => &gone.detail,
+            Self::Drained => "waypoint drained",
+        }
+    }
 }
 
 /// Who is to be woken: the two directions are polled by different tasks.
@@ -73,7 +116,7 @@ impl Standing {
             caller: caller.clone(),
             asked: asked.clone(),
             endpoint: RefCell::default(),
-            withdrawn: OnceCell::new(),
+            ending: OnceCell::new(),
             wakers: Default::default(),
             place: Cell::new(0),
         });
@@ -81,9 +124,9 @@ impl Standing {
         Ok(standing)
     }
 
-    /// Why this may not go on, in Envoy's words; `None` while it may.
-    pub(crate) fn withdrawn(&self) -> Option<&str> {
-        self.withdrawn.get().map(String::as_str)
+    /// Why this may not go on; `None` while it may.
+    pub(crate) fn ending(&self) -> Option<&Ending> {
+        self.ending.get()
     }
 
     /// Has the task of `cx` polled again once this may not go on.
@@ -94,9 +137,9 @@ impl Standing {
     }
 
     /// Ends when this may not go on, which most never see.
-    pub(super) async fn until_withdrawn(&self, side: Side) {
+    pub(super) async fn until_ending(&self, side: Side) {
         poll_fn(|cx| {
-            if self.withdrawn.get().is_some() {
+            if self.ending.get().is_some() {
                 return Poll::Ready(());
             }
             self.wake(side, cx);
@@ -118,32 +161,48 @@ impl Standing {
     }
 
     /// Asks the rules of this waypoint again.
-    fn permitted(&self, view: &View) -> Result<(), String> {
+    fn permitted(&self, view: &View) -> Result<(), Ending> {
         authorize(&self.session, &view.tables, &self.caller, &self.asked)
             .map(|_| ())
-            .map_err(|denied| denied.code_detail())
+            .map_err(|denied| Ending::Policy(denied.code_detail()))
     }
 
     /// Asks the endpoint's policies again, if it has been sent anywhere.
-    fn admitted(&self, view: &View) -> Result<(), String> {
+    fn admitted(&self, view: &View) -> Result<(), Ending> {
         match &*self.endpoint.borrow() {
             Some(endpoint) => self.session.admitted(view, endpoint),
             None => Ok(()),
         }
+        .map_err(Ending::Policy)
+    }
+
+    /// Asks whether its target is still this waypoint's; notes when it is to end if it is not.
+    fn stays(&self, view: &View, leave_at: &Cell<Option<Instant>>) -> Result<(), Ending> {
+        let end = self.session.may_stay(view).map_err(Ending::Moved)?;
+        if let Some(end) = end {
+            leave_at.set(Some(leave_at.get().map_or(end, |at| at.min(end))));
+        }
+        Ok(())
     }
 
     /// True if it may not go on, by this answer or an earlier one.
-    fn ends(&self, answer: impl FnOnce(&Self) -> Result<(), String>) -> bool {
-        if self.withdrawn.get().is_some() {
+    fn ends(&self, answer: impl FnOnce(&Self) -> Result<(), Ending>) -> bool {
+        if self.ending.get().is_some() {
             return true;
         }
-        let Err(why) = answer(self) else { return false };
-        // Was empty above, and this thread is the only one.
-        let _ = self.withdrawn.set(why);
+        let Err(ending) = answer(self) else {
+            return false;
+        };
+        self.end(ending);
+        true
+    }
+
+    /// What came first counts.
+    fn end(&self, ending: Ending) {
+        let _ = self.ending.set(ending);
         for waker in self.wakers.iter().filter_map(Cell::take) {
             waker.wake();
         }
-        true
     }
 }
 
@@ -151,7 +210,7 @@ impl std::fmt::Debug for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Standing")
             .field("asked", &self.asked)
-            .field("withdrawn", &self.withdrawn)
+            .field("ending", &self.ending)
             .finish_non_exhaustive()
     }
 }
@@ -222,6 +281,15 @@ impl Live {
         self.free.borrow_mut().push(at);
     }
 
+    /// Ends everything that is on its way, because the waypoint does: what has no response gets 503,
+    /// gRPC a status, other responses break off.
+    pub fn end_all(&self) {
+        let all = self.places.borrow().clone();
+        for standing in all.iter().filter_map(Weak::upgrade) {
+            standing.end(Ending::Drained);
+        }
+    }
+
     /// Judges anew when policies change, those of endpoints included, until the world is gone. What
     /// it holds now counts as known to whatever is added later.
     pub fn watch(self: Rc<Self>, world: World) -> impl Future<Output = ()> {
@@ -231,22 +299,25 @@ impl Live {
         async move {
             let mut withdrawn: Vec<Weak<Standing>> = Vec::new();
             let mut insist_at = None;
+            // When what has left this waypoint is to end.
+            let leave_at = Cell::new(None);
             loop {
-                let insist = async {
-                    match insist_at {
-                        Some(at) => sleep_until(at).await,
-                        None => pending().await,
-                    }
-                };
                 tokio::select! {
                     changed = versions.changed() => {
                         if changed.is_err() {
                             return;
                         }
                         let view = world.view();
-                        if !view.tables.same_policies(&judged_by) {
-                            judged_by = view.tables.clone();
-                            self.judge(&mut withdrawn, |s| s.permitted(&view)).await;
+                        let before = std::mem::replace(&mut judged_by, view.tables.clone());
+                        if !view.tables.same_policies(&before)
+                            || view.tables.waypoint() != before.waypoint()
+                        {
+                            leave_at.set(None);
+                            self.judge(&mut withdrawn, |s| {
+                                s.permitted(&view)?;
+                                s.stays(&view, &leave_at)
+                            })
+                            .await;
                         }
                     }
                     changed = snapshots.changed() => {
@@ -254,9 +325,19 @@ impl Live {
                             return;
                         }
                         let view = world.view();
-                        self.judge(&mut withdrawn, |s| s.admitted(&view)).await;
+                        leave_at.set(None);
+                        self.judge(&mut withdrawn, |s| {
+                            s.admitted(&view)?;
+                            s.stays(&view, &leave_at)
+                        })
+                        .await;
                     }
-                    () = insist => {
+                    () = until(leave_at.get()) => {
+                        let view = world.view();
+                        leave_at.set(None);
+                        self.judge(&mut withdrawn, |s| s.stays(&view, &leave_at)).await;
+                    }
+                    () = until(insist_at) => {
                         for standing in withdrawn.drain(..).filter_map(|s| s.upgrade()) {
                             standing.session.cut.notify_one();
                         }
@@ -274,7 +355,7 @@ impl Live {
     async fn judge(
         &self,
         withdrawn: &mut Vec<Weak<Standing>>,
-        answer: impl Fn(&Standing) -> Result<(), String>,
+        answer: impl Fn(&Standing) -> Result<(), Ending>,
     ) {
         let all = self.places.borrow().clone();
         for some in all.chunks(AT_ONCE) {

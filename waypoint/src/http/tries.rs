@@ -80,7 +80,7 @@ impl Sending<'_> {
         let mut tried: Vec<Str> = Vec::new();
         let mut retry = 0;
         loop {
-            let endpoint = self.endpoint(&tried)?;
+            let endpoint = self.endpoint(&tried).await?;
             let outcome = self.once(&endpoint, head).await;
             let wanted = match &outcome {
                 Ok(response) => {
@@ -160,7 +160,7 @@ impl Sending<'_> {
         }
     }
 
-    fn endpoint(&self, tried: &[Str]) -> Result<Endpoint, Local> {
+    async fn endpoint(&self, tried: &[Str]) -> Result<Endpoint, Local> {
         let cluster = match self.place {
             Place::Pod(endpoint) => return Ok(endpoint.clone()),
             Place::Cluster(cluster) => cluster,
@@ -170,7 +170,7 @@ impl Sending<'_> {
             ..cluster.wanted(self.session.source(self.caller), tried)
         };
         let turns = &self.session.worker.turns;
-        let chosen = turns.choose(self.view, &wanted);
+        let chosen = turns.choose(self.view, &wanted).await;
         chosen.map_err(|none: NoEndpoint| match none.reason {
             Reason::NoCluster => Local::no_cluster(none.detail),
             _ => Local::no_endpoint(none.detail),

@@ -59,9 +59,9 @@ async fn carry(downstream: Upgraded, upstream: Upgraded, exchange: &mut Exchange
     let mut upstream = Plain::new(TokioIo::new(upstream));
     let progress = Progress::default();
     let standing = exchange.standing.clone();
-    let withdrawn = async {
+    let ending = async {
         match &standing {
-            Some(standing) => standing.until_withdrawn(Side::Reply).await,
+            Some(standing) => standing.until_ending(Side::Reply).await,
             None => std::future::pending().await,
         }
     };
@@ -71,8 +71,8 @@ async fn carry(downstream: Upgraded, upstream: Upgraded, exchange: &mut Exchange
             Err(error) => exchange.failed(error.reason()),
         },
         // Dropping both ends them; whose frame was cut is not for a relay to mend.
-        () = withdrawn => {
-            exchange.is_withdrawn();
+        () = ending => {
+            exchange.is_ending();
         }
     }
     exchange.progress.bytes.set(progress.sent());

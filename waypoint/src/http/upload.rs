@@ -262,8 +262,8 @@ pub enum RequestError {
     /// The caller or its connection.
     #[error(transparent)]
     Caller(#[from] hyper::Error),
-    /// A policy that was written meanwhile.
-    #[error("a policy does not permit the request any more")]
+    /// A policy that was written meanwhile, or the end of this waypoint.
+    #[error("the request may not go on: a policy was written, or the waypoint ends")]
     Withdrawn,
     /// Another try has taken over.
     #[error("the request is being sent elsewhere")]
@@ -291,7 +291,7 @@ impl Body for RequestBody {
             upload.trailers_sent = true;
             return Poll::Ready(again.flatten().map(|t| Ok(Frame::trailers(t))));
         };
-        if self.standing.withdrawn().is_some() {
+        if self.standing.ending().is_some() {
             (upload.source, upload.lost) = (None, true);
             return Poll::Ready(Some(Err(RequestError::Withdrawn)));
         }

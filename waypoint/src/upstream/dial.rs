@@ -132,3 +132,22 @@ impl Dial for HboneDialer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_rule_says_how_sockets_are_probed_and_the_rest_stays() {
+        let plain = isobar_net::Keepalive::default();
+        let asked = probes(Keepalive {
+            probes: Some(2),
+            time: Some(Duration::from_secs(7)),
+            interval: None,
+        });
+        assert_eq!((asked.retries, asked.time), (2, Duration::from_secs(7)));
+        assert_eq!(asked.interval, plain.interval);
+    }
+}

@@ -14,13 +14,14 @@ use hyper_util::rt::TokioIo;
 use isobar_route::{PoolRules, TryFailure};
 use isobar_runtime::LocalScope;
 use isobar_state::TunnelProtocol;
+use isobar_tls::outwards::Within;
 use isobar_types::{Reason, Str};
 
 use crate::cluster::{Cluster, Load};
 use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::{AnyStream, Pinned};
-use crate::upstream::{Dial, DialFailure};
+use crate::upstream::{Dial, DialFailure, Origin, Origins, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -43,12 +44,13 @@ pub enum Version {
     H2,
 }
 
-/// The pod counts, not its address alone: addresses are reused.
+/// The pod counts, not its address alone: addresses are reused. So does how TLS was begun.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     uid: Str,
     address: SocketAddr,
     tunnel: TunnelProtocol,
+    tls: Option<(Str, u64)>,
 }
 
 type Sender1 = http1::SendRequest<RequestBody>;
@@ -63,6 +65,8 @@ pub struct How {
     pub limits: PoolRules,
     /// Where loads are counted, if they are.
     pub cluster: Option<Arc<Cluster>>,
+    /// TLS towards the endpoint, if this waypoint begins it.
+    pub tls: Option<Tls>,
 }
 
 impl How {
@@ -139,6 +143,14 @@ pub struct Pool {
     scope: Rc<LocalScope>,
     idle: RefCell<HashMap<Key, Vec<Kept>>>,
     shared: RefCell<HashMap<Key, Slot2>>,
+    origins: Origins,
+}
+
+/// Where a request goes and how.
+struct Way<'a> {
+    to: &'a Endpoint,
+    how: &'a How,
+    origin: Option<Origin>,
 }
 
 /// A response.
@@ -180,15 +192,42 @@ impl Pool {
             scope,
             idle: RefCell::default(),
             shared: RefCell::default(),
+            origins: Origins::default(),
         }
     }
 
-    /// Opens a stream for opaque data.
+    /// Opens a stream for what is spoken `within`, with TLS around it where that is asked for.
     ///
     /// # Errors
-    /// When the endpoint cannot be reached.
-    pub async fn open(&self, to: &Endpoint, limits: &PoolRules) -> Result<AnyStream, DialFailure> {
-        let dial = self.dialer.dial(to, limits.keepalive);
+    /// When the endpoint cannot be reached or is not who it should be.
+    pub async fn open(
+        &self,
+        to: &Endpoint,
+        how: &How,
+        within: Within,
+    ) -> Result<AnyStream, DialFailure> {
+        let origin = match &how.tls {
+            Some(tls) => Some(self.origins.of(tls).await?),
+            None => None,
+        };
+        self.dial(to, how, origin.as_ref(), within).await
+    }
+
+    async fn dial(
+        &self,
+        to: &Endpoint,
+        how: &How,
+        origin: Option<&Origin>,
+        within: Within,
+    ) -> Result<AnyStream, DialFailure> {
+        let limits = &how.limits;
+        let dial = async {
+            let stream = self.dialer.dial(to, limits.keepalive).await?;
+            match origin {
+                Some(origin) => origin.begin(stream, within).await,
+                None => Ok(stream),
+            }
+        };
         let Some(limit) = limits.connect_timeout else {
             return dial.await;
         };
@@ -201,7 +240,8 @@ impl Pool {
     }
 
     /// A connection for a request that waits for it.
-    async fn fresh(&self, to: &Endpoint, how: &How) -> Result<AnyStream, SendError> {
+    async fn fresh(&self, way: &Way<'_>, within: Within) -> Result<AnyStream, SendError> {
+        let how = way.how;
         let waits = how
             .cluster
             .as_ref()
@@ -212,7 +252,9 @@ impl Pool {
             detail: "too many requests wait for a connection".to_owned(),
             failure: TryFailure::Overflow,
         })?;
-        self.open(to, &how.limits).await.map_err(undialled)
+        let origin = way.origin.as_ref();
+        let dialled = self.dial(way.to, how, origin, within).await;
+        dialled.map_err(undialled)
     }
 
     /// Sends a request and waits for the response's head. A kept connection that turns out to be
@@ -227,24 +269,30 @@ impl Pool {
         request: Request<RequestBody>,
         how: &How,
     ) -> Result<Sent, SendError> {
+        let origin = match &how.tls {
+            Some(tls) => Some(self.origins.of(tls).await.map_err(undialled)?),
+            None => None,
+        };
         let key = Key {
             uid: to.workload.uid.clone(),
             address: to.address,
             tunnel: to.workload.tunnel,
+            tls: origin.as_ref().map(Origin::mark),
         };
+        let way = Way { to, how, origin };
         match version {
-            Version::H1 => self.send1(key, to, request, how).await,
-            Version::H2 => self.send2(key, to, request, how).await,
+            Version::H1 => self.send1(key, &way, request).await,
+            Version::H2 => self.send2(key, &way, request).await,
         }
     }
 
     async fn send1(
         &self,
         key: Key,
-        to: &Endpoint,
+        way: &Way<'_>,
         mut request: Request<RequestBody>,
-        how: &How,
     ) -> Result<Sent, SendError> {
+        let how = way.how;
         for _ in 0..STALE_TRIES {
             let Some(mut kept) = self.reuse(&key, how).await else {
                 break;
@@ -260,7 +308,7 @@ impl Pool {
                 },
             }
         }
-        let stream = self.fresh(to, how).await?;
+        let stream = self.fresh(way, Within::Http1).await?;
         let (sender, connection) = match http1::handshake(TokioIo::new(Pinned::new(stream))).await {
             Ok(parts) => parts,
             Err(error) => return Err(ended(&error, true)),
@@ -336,14 +384,13 @@ impl Pool {
     async fn send2(
         &self,
         key: Key,
-        to: &Endpoint,
+        way: &Way<'_>,
         mut request: Request<RequestBody>,
-        how: &How,
     ) -> Result<Sent, SendError> {
         let slot = self.shared.borrow_mut().entry(key).or_default().clone();
         let mut last = false;
         loop {
-            let (mut sender, stream, fresh) = self.sender2(&slot, to, how).await?;
+            let (mut sender, stream, fresh) = self.sender2(&slot, way).await?;
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     let stream = Some(stream);
@@ -361,9 +408,9 @@ impl Pool {
     async fn sender2(
         &self,
         slot: &Slot2,
-        to: &Endpoint,
-        how: &How,
+        way: &Way<'_>,
     ) -> Result<(Sender2, InUse, bool), SendError> {
+        let how = way.how;
         let mut slot = slot.lock().await;
         // Without this list a connection ends once its streams have.
         slot.retain(|shared| shared.is_good() && how.still_good(shared.born, shared.uses));
@@ -372,7 +419,7 @@ impl Pool {
             shared.uses += 1;
             return Ok((shared.sender.clone(), InUse::of(&shared.load), false));
         }
-        let stream = self.fresh(to, how).await?;
+        let stream = self.fresh(way, Within::Http2).await?;
         let mut builder = http2::Builder::new(LocalExecutor(self.scope.clone()));
         builder
             .timer(hyper_util::rt::TokioTimer::new())

@@ -1,5 +1,7 @@
 //! What the tests stand on: an authority, a waypoint worker, back ends and a caller.
 
+mod client;
+mod names;
 mod objects;
 mod scripted;
 
@@ -32,8 +34,10 @@ use isobar_waypoint::session::Worker;
 use isobar_waypoint::upstream::{Dial, HboneDialer, PlainDialer};
 use isobar_waypoint::world::{Own, World};
 use isobar_xds::{CertError, CertSource};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
+pub(crate) use client::{Answer, Client};
 pub(crate) use objects::{
     allow_account, deny_path, forward, on_account, on_prefix, pods_deny, service_ref, subsets, to,
     virtual_service,
@@ -68,8 +72,11 @@ pub(crate) struct Bed {
     pub(crate) at: SocketAddr,
     certificates: Arc<dyn CertSource>,
     backends: RefCell<Vec<Backend>>,
-    policies: RefCell<Vec<String>>,
+    /// Policies that select back ends: one by its name, or all.
+    policies: RefCell<Vec<(Option<&'static str>, String)>>,
     hbone: bool,
+    /// What its name server knows.
+    pub(crate) zone: names::Zone,
 }
 
 struct Backend {
@@ -84,13 +91,17 @@ fn identity(account: &str) -> Identity {
 
 /// Runs a test on one worker thread.
 pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Bed) -> F) {
+    run_within(Duration::from_secs(60), test);
+}
+
+/// As [`run`], for tests that let time pass.
+pub(crate) fn run_within<F: Future<Output = ()>>(limit: Duration, test: impl FnOnce(Bed) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let limit = Duration::from_secs(60);
         let bed = Bed::start(None);
         tokio::time::timeout(limit, test(bed))
             .await
@@ -114,11 +125,15 @@ impl Bed {
             network: "".into(),
             cluster_id: "Kubernetes".into(),
         };
-        let world = World::new(own);
+        let scope = Rc::new(LocalScope::new("test"));
+        let (names, zone) = names::serve(&scope);
+        let world = World {
+            names,
+            ..World::new(own)
+        };
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
         let (log, lines) = AccessLog::to_queue();
-        let scope = Rc::new(LocalScope::new("test"));
         let dialer: Rc<dyn Dial> = match hbone {
             None => Rc::new(PlainDialer::default()),
             Some(port) => {
@@ -144,9 +159,27 @@ impl Bed {
             backends: RefCell::default(),
             policies: RefCell::default(),
             hbone: hbone.is_some(),
+            zone,
         };
         bed.describe("");
         bed
+    }
+
+    /// Another waypoint of the same world, which can end by itself.
+    pub(crate) fn copy(&self) -> (Rc<Worker>, SocketAddr) {
+        let scope = Rc::new(LocalScope::new("copy"));
+        let worker = worker(
+            self.worker.world.clone(),
+            self.worker.metrics.clone(),
+            self.worker.access_log.clone(),
+            Rc::new(PlainDialer::default()),
+            scope.clone(),
+        );
+        let listener = listener::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).unwrap();
+        let at = listener.local_addr().unwrap();
+        let accept = listener::accept(worker.clone(), listener, self.certificates.clone());
+        scope.spawn("accept", accept);
+        (worker, at)
     }
 
     /// Tells the waypoint who it is: of a namespace, or of one account.
@@ -240,7 +273,7 @@ impl Bed {
                 canonical_name: "svc".into(),
                 tunnel_protocol: i32::from(self.hbone),
                 waypoint: Some(gateway()),
-                authorization_policies: self.policies.borrow().clone(),
+                authorization_policies: self.policies_of(backend.name),
                 services: BTreeMap::from([(key.clone(), wire::PortList { ports: vec![port] })]),
                 ..Default::default()
             };
@@ -257,6 +290,57 @@ impl Bed {
         self.worker.world.store.publish(draft.finish());
     }
 
+    /// Tells the mesh of a service `other` with the one port 9080, at `address`.
+    pub(crate) fn other_service(&self, address: SocketAddr) -> proto::ServiceRef {
+        let host = "other.default.svc.cluster.local";
+        let service = wire::Service {
+            name: "other".into(),
+            hostname: host.into(),
+            addresses: vec![wire::NetworkAddress {
+                network: String::new(),
+                address: vec![10, 96, 0, 2],
+                length: None,
+            }],
+            ports: vec![wire::Port {
+                service_port: 9080,
+                target_port: 0,
+                app_protocol: 0,
+            }],
+            ..service(wire::AppProtocol::Unknown, None)
+        };
+        let IpAddr::V4(ip) = address.ip() else {
+            unreachable!("back ends listen on IPv4")
+        };
+        let port = wire::Port {
+            service_port: 9080,
+            target_port: u32::from(address.port()),
+            app_protocol: 0,
+        };
+        let workload = wire::Workload {
+            uid: "other".into(),
+            name: "other".into(),
+            namespace: "default".into(),
+            addresses: vec![ip.octets().to_vec()],
+            services: BTreeMap::from([(
+                format!("default/{host}"),
+                wire::PortList { ports: vec![port] },
+            )]),
+            ..Default::default()
+        };
+        let mut draft = self.worker.world.store.load().draft();
+        for kind in [
+            wire::address::Type::Service(service),
+            wire::address::Type::Workload(workload),
+        ] {
+            draft.upsert_address(&self::address(kind)).unwrap();
+        }
+        self.worker.world.store.publish(draft.finish());
+        proto::ServiceRef {
+            namespace: "default".into(),
+            hostname: host.into(),
+        }
+    }
+
     /// Takes the service away from the waypoint.
     pub(crate) fn unbind(&self) {
         let mut draft = self.worker.world.store.load().draft();
@@ -269,8 +353,23 @@ impl Bed {
 
     /// Tells the mesh that a policy selects every back end.
     pub(crate) fn selected_by(&self, policy: &str) {
-        self.policies.borrow_mut().push(policy.to_owned());
+        self.policies.borrow_mut().push((None, policy.to_owned()));
         self.publish_mesh(wire::AppProtocol::Unknown);
+    }
+
+    /// Tells the mesh that a policy selects one back end.
+    pub(crate) fn selects(&self, policy: &str, backend: &'static str) {
+        let entry = (Some(backend), policy.to_owned());
+        self.policies.borrow_mut().push(entry);
+        self.publish_mesh(wire::AppProtocol::Unknown);
+    }
+
+    fn policies_of(&self, backend: &str) -> Vec<String> {
+        let all = self.policies.borrow();
+        let own = all
+            .iter()
+            .filter(|(of, _)| of.is_none_or(|of| of == backend));
+        own.map(|(_, policy)| policy.clone()).collect()
     }
 
     /// Publishes a policy of node proxies.
@@ -294,12 +393,22 @@ impl Bed {
         account: &str,
         authority: &str,
     ) -> Result<TunnelStream, String> {
+        self.tunnel_at(self.at, account, authority).await
+    }
+
+    /// The same through a copy of the waypoint.
+    pub(crate) async fn tunnel_at(
+        &self,
+        to: SocketAddr,
+        account: &str,
+        authority: &str,
+    ) -> Result<TunnelStream, String> {
         let certificates = Rc::new(Fetch(self.certificates.clone()));
         let pool = Pool::new(PoolOptions::default(), certificates);
         let key = TunnelKey {
             source: identity(account),
             expect: vec![identity("wp")],
-            to: self.at,
+            to,
             from: IpAddr::from([127, 0, 0, 1]),
         };
         let authority = Authority::parse(authority).ok_or("not an authority")?;
@@ -318,6 +427,14 @@ impl Bed {
     /// As [`Self::client`], to any authority.
     pub(crate) async fn client_to(&self, account: &str, authority: &str) -> Client {
         let stream = self.tunnel(account, authority).await.unwrap();
+        self.client_over(stream).await
+    }
+
+    /// An HTTP/1.1 connection over a stream that stands.
+    pub(crate) async fn client_over<S>(&self, stream: S) -> Client
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
@@ -325,7 +442,7 @@ impl Bed {
             // Its requests see how it ends.
             let _ = connection.await;
         });
-        Client { sender }
+        Client::over(sender)
     }
 
     /// The next access line.
@@ -375,51 +492,8 @@ fn address(kind: wire::address::Type) -> wire::Address {
     wire::Address { r#type: Some(kind) }
 }
 
-pub(crate) struct Client {
-    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
-}
-
-/// A whole response.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: http::HeaderMap,
-    pub(crate) body: String,
-}
-
-impl Client {
-    pub(crate) async fn get(&mut self, path: &str) -> Answer {
-        self.with(path, &[]).await
-    }
-
-    pub(crate) async fn with(&mut self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut request = http::Request::get(path).header("host", "svc:8080");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.send(request.body(Full::default()).unwrap())
-            .await
-            .unwrap()
-    }
-
-    pub(crate) async fn send(
-        &mut self,
-        request: http::Request<Full<Bytes>>,
-    ) -> hyper::Result<Answer> {
-        self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        })
-    }
-}
-
 /// Answers `NAME PATH` and repeats the request's headers as `x-got-…`.
-async fn serve(name: &'static str, listener: TcpListener, scope: Rc<LocalScope>) {
+pub(crate) async fn serve(name: &'static str, listener: TcpListener, scope: Rc<LocalScope>) {
     while let Ok((tcp, _)) = listener.accept().await {
         scope.spawn("backend connection", connection(name, tcp));
     }

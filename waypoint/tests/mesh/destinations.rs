@@ -317,3 +317,66 @@ fn mirrors_get_copies_that_nobody_waits_for() {
         );
     });
 }
+
+#[test]
+fn idle_connections_to_endpoints_are_not_used_again() {
+    run(|bed| async move {
+        let back = bed
+            .scripted("back", "v1", "127.0.1.9:0", |_| Reply::Status(204, ""))
+            .await;
+        let idle = |millis: i32| {
+            http(proto::HttpPool {
+                idle_timeout: Some(prost_types::Duration {
+                    seconds: 0,
+                    nanos: millis * 1_000_000,
+                }),
+                ..Default::default()
+            })
+        };
+        apply(&bed, idle(20));
+        let mut client = bed.client("client").await;
+        assert_eq!(client.get("/").await.status, 204);
+        // At least as long as it may be idle.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        assert_eq!(client.get("/").await.status, 204);
+        assert_eq!(back.connections(), 2);
+    });
+}
+
+#[test]
+fn an_endpoint_that_does_not_answer_pings_is_given_up() {
+    run(|bed| async move {
+        let listener = tokio::net::TcpListener::bind("127.0.1.9:0").await.unwrap();
+        bed.known_backend("mute", "v1", listener.local_addr().unwrap());
+        bed.publish_mesh(isobar_proto::istio::workload::AppProtocol::Http2);
+        bed.scope.spawn("mute", async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                drop(tokio::task::spawn_local(async move {
+                    // Settings without any, and nothing after that.
+                    tcp.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+                    let mut sink = Vec::new();
+                    let _ = tokio::io::AsyncReadExt::read_to_end(&mut tcp, &mut sink).await;
+                }));
+            }
+        });
+        let short = Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 50_000_000,
+        });
+        bed.tables(|t| {
+            t.upsert_virtual_service(&virtual_service(vec![once()]))
+                .unwrap();
+        });
+        apply(
+            &bed,
+            http(proto::HttpPool {
+                ping_interval: short,
+                ping_timeout: short,
+                ..Default::default()
+            }),
+        );
+        let mut client = bed.client("client").await;
+        let answer = client.get("/").await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+    });
+}

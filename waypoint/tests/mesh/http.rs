@@ -16,6 +16,12 @@ fn requests_go_round_all_endpoints() {
         bed.backend("a", "v1").await;
         bed.backend("b", "v1").await;
         bed.backend("c", "v2").await;
+        let mut rule = subsets();
+        rule.traffic_policy = Some(proto::TrafficPolicy {
+            load_balancer: proto::traffic_policy::LoadBalancer::RoundRobin.into(),
+            ..Default::default()
+        });
+        bed.tables(|t| t.upsert_destination_rule(&rule).unwrap());
         let mut client = bed.client("client").await;
         let mut answers = Vec::new();
         for _ in 0..30 {

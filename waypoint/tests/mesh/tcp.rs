@@ -88,6 +88,56 @@ async fn namer(bed: &Bed, name: &'static str, version: &'static str, at: &str) {
     });
 }
 
+#[test]
+fn a_destination_without_a_port_has_the_services_only_one() {
+    run(|bed| async move {
+        greeter(&bed).await;
+        let listener = TcpListener::bind("127.0.1.6:0").await.unwrap();
+        let other = bed.other_service(listener.local_addr().unwrap());
+        bed.scope.spawn("other", async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tcp.write_all(b"other").await.unwrap();
+            // Until the other side is done.
+            let _ = tcp.read_u8().await;
+        });
+        let mut object = virtual_service(vec![]);
+        object.tcp = vec![proto::TcpRoute {
+            matches: vec![],
+            destinations: vec![proto::WeightedDestination {
+                destination: Some(proto::Destination {
+                    service: Some(other),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }],
+        }];
+        bed.tables(|t| t.upsert_virtual_service(&object).unwrap());
+        let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+        let mut said = [0; 5];
+        tunnel.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"other");
+    });
+}
+
+#[test]
+fn opaque_connections_end_some_time_after_the_service_went_elsewhere() {
+    run(|bed| async move {
+        greeter(&bed).await;
+        bed.publish_mesh(AppProtocol::Tcp);
+        let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+        let mut hello = [0; 5];
+        tunnel.read_exact(&mut hello).await.unwrap();
+        let since = std::time::Instant::now();
+        bed.unbind();
+        let mut rest = Vec::new();
+        let _ = tunnel.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+        assert!(since.elapsed().as_secs() >= 4, "{:?}", since.elapsed());
+        let line = bed.line().await;
+        assert!(line.contains(" UH "), "{line}");
+    });
+}
+
 /// The first message of a TLS client, as small as it may be.
 fn client_hello(server_name: &str) -> Vec<u8> {
     fn sized(prefix: &[u8], size: usize, content: &[u8]) -> Vec<u8> {
@@ -143,6 +193,50 @@ fn tls_goes_where_its_server_name_says() {
                 let _ = tunnel.read_to_end(&mut said).await;
                 assert_eq!(String::from_utf8(said).unwrap(), expect, "{name}");
             }
+        }
+    });
+}
+
+#[test]
+fn silent_and_old_connections_end() {
+    run(|bed| async move {
+        greeter(&bed).await;
+        bed.publish_mesh(AppProtocol::Tcp);
+        let short = prost_types::Duration {
+            seconds: 0,
+            nanos: 50_000_000,
+        };
+        for (pool, why) in [
+            (
+                proto::ConnectionPool {
+                    tcp_idle_timeout: Some(short),
+                    ..Default::default()
+                },
+                "idle_timeout",
+            ),
+            (
+                proto::ConnectionPool {
+                    max_connection_duration: Some(short),
+                    ..Default::default()
+                },
+                "max_connection_duration",
+            ),
+        ] {
+            let rule = proto::DestinationRule {
+                traffic_policy: Some(proto::TrafficPolicy {
+                    connection_pool: Some(pool),
+                    ..Default::default()
+                }),
+                ..subsets()
+            };
+            bed.tables(|t| t.upsert_destination_rule(&rule).unwrap());
+            let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+            let mut all = Vec::new();
+            // How it ends is in the log.
+            let _ = tunnel.read_to_end(&mut all).await;
+            assert_eq!(all, b"hello");
+            let line = bed.line().await;
+            assert!(line.contains(why), "{line}");
         }
     });
 }

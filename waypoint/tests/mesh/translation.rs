@@ -1,18 +1,23 @@
 //! What a caller speaks and what a port declares are two things.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
+use isobar_proto::isobar::v1 as proto;
 use isobar_proto::istio::workload::AppProtocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::bed::*;
 
-type Sender = http2::SendRequest<Full<Bytes>>;
-
-async fn client2(bed: &Bed) -> Sender {
+async fn client2<B>(bed: &Bed) -> http2::SendRequest<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
+    B::Error: std::error::Error + Send + Sync,
+{
     let stream = bed.tunnel("client", VIP).await.unwrap();
     let (sender, connection) = http2::handshake(Local, TokioIo::new(stream)).await.unwrap();
     bed.scope.spawn("client", async move {
@@ -83,6 +88,59 @@ fn where_nothing_is_declared_the_caller_says() {
         let response = client2(&bed).await.send_request(post(b"")).await.unwrap();
         assert!(!response.headers().contains_key("x-got-host"));
         assert_eq!(response.headers()["x-got-te"], "trailers");
+        assert_eq!(response.headers()["x-got-cookie"], "a=1; b=2");
+    });
+}
+
+#[test]
+fn cookies_of_several_lines_are_one_for_policies() {
+    use proto::value_match::MatchType;
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let mut deny = deny_path("/");
+        deny.rules[0].to.clear();
+        deny.rules[0].when = vec![proto::AuthorizationCondition {
+            key: "request.headers[cookie]".into(),
+            values: vec![proto::ValueMatch {
+                match_type: Some(MatchType::Exact("a=1; b=2".into())),
+            }],
+            not_values: vec![],
+        }];
+        bed.tables(|t| t.upsert_policy(&deny));
+        let response = client2(&bed).await.send_request(post(b"")).await.unwrap();
+        assert_eq!(response.status(), 403);
+    });
+}
+
+#[test]
+fn a_get_keeps_a_body_of_unknown_length() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        bed.publish_mesh(AppProtocol::Http11);
+        let frames = stream::iter(["ab", "c"].map(|part| {
+            let part = Bytes::from_static(part.as_bytes());
+            Ok::<_, std::convert::Infallible>(Frame::data(part))
+        }));
+        let request = http::Request::get("http://svc:8080/two");
+        let request = request.body(StreamBody::new(frames)).unwrap();
+        let response = client2(&bed).await.send_request(request).await.unwrap();
+        assert_eq!(response.headers()["x-got-transfer-encoding"], "chunked");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "a /two 3");
+        let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+        tunnel
+            .write_all(
+                b"GET /one HTTP/1.1\r\nhost: svc\r\ntransfer-encoding: chunked\r\n\
+                  connection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            )
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        tunnel.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("a /one 3"), "{answer}");
+        // Nothing is added where there is none.
+        let answer = bed.client("client").await.get("/none").await;
+        assert!(!answer.headers.contains_key("x-got-transfer-encoding"));
     });
 }
 

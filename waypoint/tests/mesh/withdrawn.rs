@@ -9,7 +9,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper_util::rt::TokioIo;
 use isobar_hbone::TunnelStream;
-use isobar_proto::isobar::v1::authorization::Action;
+use isobar_proto::isobar::v1::{self as proto, authorization::Action};
 use isobar_proto::istio::security;
 use isobar_proto::istio::security::string_match::MatchType;
 use isobar_proto::istio::workload::AppProtocol;
@@ -291,8 +291,36 @@ fn requests_on_an_old_tunnel_are_refused_once_the_service_is_elsewhere() {
         let again = client.send(again.body(Full::default()).unwrap()).await;
         assert!(again.is_err(), "{again:?}");
         assert!(bed.tunnel("client", VIP).await.is_err());
-        // What is open goes on.
+        // What is open has some time to find it too.
         ping(&mut open).await;
+        let mut rest = Vec::new();
+        let _ = open.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+        loop {
+            let line = bed.line().await;
+            if line.contains("/chat") {
+                assert!(line.contains(" 101 UH not_served_any_more "), "{line}");
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_open_ends_some_time_after_the_service_went_elsewhere() {
+    run(|bed| async move {
+        let counts = answering(&bed, CHUNKED).await;
+        let get = b"GET /events HTTP/1.1\r\nhost: svc\r\n\r\n";
+        let mut open = bed.tunnel("client", VIP).await.unwrap();
+        assert!(said(&mut open, get).await.starts_with("HTTP/1.1 200"));
+        let since = std::time::Instant::now();
+        bed.unbind();
+        let mut rest = Vec::new();
+        let _ = open.read_to_end(&mut rest).await;
+        assert!(since.elapsed().as_secs() >= 4, "{:?}", since.elapsed());
+        counts.one_end().await;
+        let line = bed.line().await;
+        assert!(line.contains(" 200 UH not_served_any_more "), "{line}");
     });
 }
 
@@ -316,6 +344,40 @@ fn a_deny_on_pods_is_asked_about_the_caller() {
         assert!(line.contains(&format!(" 403 RBAC {named}")), "{line}");
         let mut other = bed.tunnel("other", VIP).await.unwrap();
         assert!(said(&mut other, get).await.starts_with("HTTP/1.1 200"));
+    });
+}
+
+#[test]
+fn what_pods_refuse_is_not_copied_either() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let copy = bed
+            .scripted("copy", "v2", "127.0.1.9:0", |_| Reply::Status(200, ""))
+            .await;
+        let mut rule = forward("main", vec![to("v1", 0)]);
+        rule.mirrors = vec![proto::Mirror {
+            destination: to("v2", 0).destination,
+            percentage: 100.0,
+        }];
+        bed.tables(|t| {
+            t.upsert_destination_rule(&subsets()).unwrap();
+            t.upsert_virtual_service(&virtual_service(vec![rule]))
+                .unwrap();
+        });
+        // Only where it was going: the mirror itself would have it.
+        let mut deny = pods_deny("client");
+        deny.scope = security::Scope::WorkloadSelector.into();
+        bed.on_pods(&deny);
+        bed.selects("default/pods", "a");
+        let mut client = bed.client("client").await;
+        assert_eq!(client.get("/refused").await.status, 403);
+        let mut other = bed.client("other").await;
+        assert_eq!(other.get("/let-in").await.status, 200);
+        let copied = |path: &str| copy.all().iter().any(|(head, _)| head.contains(path));
+        while !copied("/let-in") {
+            tokio::task::yield_now().await;
+        }
+        assert!(!copied("/refused"));
     });
 }
 

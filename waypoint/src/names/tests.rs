@@ -1,0 +1,137 @@
+use std::str::FromStr as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
+use tokio::net::UdpSocket;
+
+use super::*;
+
+type Zone = Arc<Mutex<HashMap<&'static str, (Vec<IpAddr>, u32)>>>;
+
+/// A name server on loopback; counts what it is asked.
+async fn server(zone: Zone) -> (SocketAddr, Arc<AtomicUsize>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = socket.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let serve = async move {
+        let mut buffer = [0; 512];
+        loop {
+            let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let query = Message::from_vec(&buffer[..len]).unwrap();
+            let answer = answer(&query, &zone).to_vec().unwrap();
+            // A guess comes first.
+            let mut guess = answer.clone();
+            guess[0] ^= 1;
+            socket.send_to(&guess, from).await.unwrap();
+            socket.send_to(&answer, from).await.unwrap();
+        }
+    };
+    drop(tokio::task::spawn_local(serve));
+    (at, asked)
+}
+
+fn answer(query: &Message, zone: &Zone) -> Message {
+    let question = &query.queries[0];
+    let name = question.name().to_ascii();
+    let zone = zone.lock().unwrap();
+    let mut message = Message::response(query.metadata.id, query.metadata.op_code);
+    message.add_queries(query.queries.iter().cloned());
+    let Some((addresses, ttl)) = zone.get(name.trim_end_matches('.')) else {
+        message.metadata.response_code = ResponseCode::NXDomain;
+        return message;
+    };
+    let alias = DnsName::from_str("real.example.").unwrap();
+    let data = RData::CNAME(CNAME(alias.clone()));
+    message.add_answer(Record::from_rdata(question.name().clone(), *ttl, data));
+    for ip in addresses {
+        let data = match (ip, question.query_type()) {
+            (IpAddr::V4(ip), RecordType::A) => RData::A(A(*ip)),
+            (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(AAAA(*ip)),
+            _ => continue,
+        };
+        message.add_answer(Record::from_rdata(alias.clone(), 3600, data));
+    }
+    message
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+fn ips(all: &[&str]) -> Vec<IpAddr> {
+    all.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+#[test]
+fn an_answer_counts_for_its_ttl_and_the_last_good_one_stays() {
+    run(async {
+        let zone: Zone = Arc::default();
+        let put = |all: &[&str]| zone.lock().unwrap().insert("a.example", (ips(all), 30));
+        put(&["192.0.2.2", "192.0.2.1"]);
+        let (at, asked) = server(Arc::clone(&zone)).await;
+        let names = Names::new(vec![at], false);
+        assert_eq!(names.now("a.example"), Known::Not);
+        // Many ask at once, the server hears one.
+        let many = (0..5).map(|_| names.ask("a.example"));
+        for addresses in futures_util::future::join_all(many).await {
+            assert_eq!(*addresses, *ips(&["192.0.2.1", "192.0.2.2"]));
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        let first: Arc<[IpAddr]> = ips(&["192.0.2.1", "192.0.2.2"]).into();
+        assert_eq!(names.now("a.example"), Known::Fresh(first.clone()));
+
+        put(&["192.0.2.3"]);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(29)).await;
+        assert_eq!(names.now("a.example"), Known::Fresh(first.clone()));
+        // The alias's TTL is the shorter one.
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(names.now("a.example"), Known::Due(first));
+        tokio::time::resume();
+        let second: Arc<[IpAddr]> = ips(&["192.0.2.3"]).into();
+        assert_eq!(names.ask("a.example").await, second);
+
+        // Gone: what was known stays, and is not asked for at every call.
+        zone.lock().unwrap().clear();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(3000)).await;
+        assert_eq!(names.now("a.example"), Known::Not);
+        tokio::time::resume();
+        assert_eq!(names.ask("a.example").await, second);
+        assert_eq!(names.now("a.example"), Known::Fresh(second));
+        let before = asked.load(Ordering::SeqCst);
+        names.ask("a.example").await;
+        assert_eq!(asked.load(Ordering::SeqCst), before);
+    });
+}
+
+#[test]
+fn the_other_family_counts_where_there_is_none_of_the_own() {
+    run(async {
+        let zone: Zone = Arc::default();
+        let all = (ips(&["2001:db8::1"]), 0);
+        zone.lock().unwrap().insert("six.example", all);
+        let both = (ips(&["2001:db8::2", "192.0.2.9"]), 0);
+        zone.lock().unwrap().insert("both.example", both);
+        let (at, _) = server(zone).await;
+        for (v6, name, expect) in [
+            (false, "six.example", "2001:db8::1"),
+            (false, "both.example", "192.0.2.9"),
+            (true, "both.example", "2001:db8::2"),
+        ] {
+            let names = Names::new(vec![at], v6);
+            assert_eq!(*names.ask(name).await, *ips(&[expect]), "{name} {v6}");
+        }
+        let none = Names::new(vec![at], false).ask("none.example").await;
+        assert!(none.is_empty());
+        assert!(Names::new(Vec::new(), false).ask("a").await.is_empty());
+    });
+}
