@@ -12,15 +12,20 @@ use crate::model::{OutboundTraffic, PortRules};
 pub struct Config {
     /// Check the objects in these directories or files, print what is wrong, and exit: 0 if
     /// everything is valid, 1 if not
-    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "objects")]
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["objects", "kubernetes"])]
     pub validate: Vec<PathBuf>,
 
+    /// Take objects from the Kubernetes API server that KUBECONFIG names, or else from that of the pod
+    /// this runs in; review tokens with it, keep the authority in it, and write statuses to it
+    #[arg(long, conflicts_with_all = ["objects", "overlay", "token_keys", "token_issuer"])]
+    pub kubernetes: bool,
+
     /// Directory of YAML objects; may be given several times
-    #[arg(long, value_name = "DIR", required_unless_present = "validate")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["validate", "kubernetes"])]
     pub objects: Vec<PathBuf>,
 
     /// Directory of overlays, beside the objects; this process writes below `control-plane/` in it
-    #[arg(long, value_name = "DIR", required_unless_present = "validate")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["validate", "kubernetes"])]
     pub overlay: Option<PathBuf>,
 
     /// Directory for the root certificate and its key, and for the last good version of every
@@ -42,7 +47,7 @@ pub struct Config {
     pub monitoring: SocketAddr,
 
     /// JSON Web Key Set that verifies bound service account tokens
-    #[arg(long, value_name = "FILE", required_unless_present = "validate")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["validate", "kubernetes"])]
     pub token_keys: Option<PathBuf>,
 
     /// Issuer the tokens must have; any if not given

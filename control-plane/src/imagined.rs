@@ -6,7 +6,7 @@ use isobar_objects::{Object, ObjectHead as _, ObjectSet, Origin, Pod, Service, p
 use isobar_types::labels;
 use k8s_openapi::api::core::v1::{PodCondition, PodIP, PodSpec, PodStatus, ServiceSpec};
 
-use crate::controller::waypoint_objects;
+use crate::controller::{WaypointPods, waypoint_objects};
 use crate::model::{KeptKeys, plan};
 use crate::told::settings;
 
@@ -20,8 +20,12 @@ const NODES: [&str; 2] = ["node-1", "node-2"];
 #[must_use]
 pub fn imagined(objects: &ObjectSet) -> ObjectSet {
     let mut set = objects.clone();
+    let pods = WaypointPods {
+        image: "isobar/waypoint".to_owned(),
+        control_plane: None,
+    };
     for facts in plan(&set, &settings(), &KeptKeys::default()).gateways {
-        for object in waypoint_objects(&set, &facts, "isobar/waypoint") {
+        for object in waypoint_objects(&set, &facts, &pods) {
             set.insert(object, Origin::nowhere());
         }
     }

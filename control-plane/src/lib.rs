@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod auth;
 mod ca;
 mod config;
@@ -20,6 +21,7 @@ mod process;
 mod server;
 #[cfg(test)]
 mod server_tests;
+mod surroundings;
 mod told;
 mod validation;
 mod xds;

@@ -1,40 +1,33 @@
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use isobar_objects::{
-    DirectoryOptions, DirectorySource, ObjectSource as _, ObjectWriter, OverlayWriter,
-};
 use isobar_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use isobar_runtime::Scope;
 use isobar_telemetry::logging::{self, LogConfig, LogFormat};
 use isobar_telemetry::{HttpServer, Ready, Registry};
 use isobar_tls::ca::Authority;
-use isobar_types::{CLUSTER_DOMAIN, NamespacedName, Str};
+use isobar_types::{CLUSTER_DOMAIN, DEFAULT_ROOT_NAMESPACE, NamespacedName};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::auth::{Authenticator, JwksReviewer};
+use crate::auth::{Authenticator, TokenReviewer};
 use crate::ca::{CertificateService, Roster, Rules};
 use crate::config::Config;
-use crate::controller::Controller;
+use crate::controller::{Controller, WaypointPods};
 use crate::engine::{Engine, Planned};
 use crate::metrics::Metrics;
 use crate::model::{KeptKeys, Settings};
 use crate::monitoring::{self, Pages};
 use crate::server::{self, ServerCertificates};
+use crate::surroundings::Surroundings;
 use crate::xds::catalog::Catalog;
 use crate::xds::clients::Clients;
 use crate::xds::service::DiscoveryService;
 
 /// Names every server certificate carries.
 const SERVER_NAMES: [&str; 2] = ["istiod.istio-system.svc", "isobard.istio-system.svc"];
-/// Directory below the overlay root that belongs to this process.
-const OVERLAY: &str = "control-plane";
-/// File in the state directory that keeps the last good version of every object.
-const LAST_GOOD: &str = "last-good-objects.json";
 /// How long clients may take to leave.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// HTTP/2 PING on discovery connections, and how long its answer may take.
@@ -76,18 +69,19 @@ async fn start(
     let metrics = Metrics::new(&registry);
     let ready = Ready::new();
     let (objects_gate, listener_gate) = (ready.gate("objects"), ready.gate("listener"));
-    let authority = Arc::new(authority(config, state)?);
+    let around = Surroundings::find(scope, config, state).await?;
+    let authority = around.authority.clone();
+    let (authenticator, rules) = authentication(config, around.reviewer.clone())?;
 
     let (catalogs, catalog) = watch::channel(Arc::new(Catalog::default()));
     let (rosters, roster) = watch::channel(Arc::new(Roster::default()));
     let (plans, plan) = watch::channel(None);
-    let source = objects(config, state)?;
     let clients = Clients::default();
     let pages = Pages {
         clients: clients.clone(),
         catalogs: catalog.clone(),
         plans: plan.clone(),
-        objects: source.subscribe(),
+        objects: around.source.subscribe(),
     };
     let routes = monitoring::routes(pages, ready, &registry, log.clone());
     let monitoring = HttpServer::bind("monitoring", &[config.monitoring], routes)?;
@@ -101,14 +95,13 @@ async fn start(
         metrics: metrics.clone(),
         kept_keys: KeptKeys::default(),
     };
-    follow_objects(scope, config, source, engine, plan)?;
+    follow_objects(scope, config, around, engine, plan);
     let mut first = catalog.clone();
     scope.spawn("first plan", async move {
         if first.wait_for(|catalog| catalog.revision > 0).await.is_ok() {
             objects_gate.pass();
         }
     });
-    let (authenticator, rules) = authentication(config)?;
     let certificates = CertificateService {
         authority: authority.clone(),
         authenticator: authenticator.clone(),
@@ -133,51 +126,46 @@ async fn start(
     Ok(())
 }
 
-/// Reads everything once, and watches.
-fn objects(config: &Config, state: &Path) -> Result<DirectorySource> {
-    let options = DirectoryOptions {
-        last_good: Some(state.join(LAST_GOOD)),
-        ..DirectoryOptions::new(config.objects.clone(), config.overlay.clone())
-    };
-    DirectorySource::open(options).context("watching the objects")
-}
-
 /// Objects in, plans through the engine, writes out.
 fn follow_objects(
     scope: &Scope,
     config: &Config,
-    source: DirectorySource,
+    around: Surroundings,
     engine: Engine,
     plan: watch::Receiver<Option<Planned>>,
-) -> Result<()> {
-    let Some(overlay) = &config.overlay else {
-        bail!("--overlay is needed");
-    };
-    let own = overlay.join(OVERLAY);
-    let writer: Arc<dyn ObjectWriter> = Arc::new(OverlayWriter::new(&own)?);
-    let controller = Controller::new(writer, &own, config.waypoint_image.clone());
-    scope.spawn("engine", engine.run(source.subscribe(), scope.lifetime()));
-    scope.spawn("objects", Box::new(source).run(scope.lifetime()));
+) {
+    let controller = Controller::new(
+        around.writer,
+        around.earlier,
+        around.leads,
+        waypoint_pods(config),
+    );
+    let objects = around.source.subscribe();
+    scope.spawn("engine", engine.run(objects, scope.lifetime()));
+    scope.spawn("objects", around.source.run(scope.lifetime()));
     scope.spawn("controller", controller.run(plan, scope.lifetime()));
-    Ok(())
 }
 
-fn authentication(config: &Config) -> Result<(Authenticator, Rules)> {
-    let Some(keys) = &config.token_keys else {
-        bail!("--token-keys is needed");
-    };
-    let trust_domain: Str = config.trust_domain.as_str().into();
-    let reviewer = JwksReviewer::new(
-        keys.clone(),
-        config.token_issuer.clone(),
-        trust_domain.clone(),
-    );
+/// Waypoints look for the control plane in the usual namespace by themselves.
+fn waypoint_pods(config: &Config) -> WaypointPods {
+    let namespace = &config.root_namespace;
+    WaypointPods {
+        image: config.waypoint_image.clone(),
+        control_plane: (namespace != DEFAULT_ROOT_NAMESPACE)
+            .then(|| format!("https://isobard.{namespace}.svc:{}", config.listen.port())),
+    }
+}
+
+fn authentication(
+    config: &Config,
+    reviewer: Arc<dyn TokenReviewer>,
+) -> Result<(Authenticator, Rules)> {
     let node_accounts: Arc<[NamespacedName]> = node_accounts(config)?.into();
     let rules = Rules {
-        trust_domain,
+        trust_domain: config.trust_domain.as_str().into(),
         node_accounts: node_accounts.clone(),
     };
-    Ok((Authenticator::new(Arc::new(reviewer), node_accounts), rules))
+    Ok((Authenticator::new(reviewer, node_accounts), rules))
 }
 
 /// Serves discovery and certificates on `listener`, with a certificate for `names`.
@@ -218,21 +206,6 @@ fn server_names(config: &Config) -> Vec<String> {
         .map(str::to_owned)
         .chain(given)
         .collect()
-}
-
-/// The authority, and its roots in the state directory where clients look for them.
-fn authority(config: &Config, state: &Path) -> Result<Authority> {
-    std::fs::create_dir_all(state).with_context(|| state.display().to_string())?;
-    let Some(dir) = &config.ca_dir else {
-        return Ok(Authority::load_or_create(state)?);
-    };
-    let authority = Authority::from_intermediate(dir)?;
-    let path = state.join("root-cert.pem");
-    let temporary = state.join(".root-cert.pem.new");
-    std::fs::write(&temporary, authority.roots())
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .with_context(|| path.display().to_string())?;
-    Ok(authority)
 }
 
 fn settings(config: &Config) -> Settings {

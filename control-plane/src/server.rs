@@ -18,10 +18,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-/// Limit of one TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at a time; further connections wait in the kernel.
-const HANDSHAKES: usize = 256;
+use crate::admission::Admission;
+
 /// Accepted connections that wait for the HTTP/2 server.
 const ACCEPTED: usize = 64;
 /// Life of the server certificate.
@@ -106,22 +104,25 @@ async fn accept(
     life: Lifetime,
 ) {
     let handshakes = Scope::new("handshakes");
-    let slots = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    let admission = Arc::new(Admission::default());
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
+        admission.room().await;
         let accepted = tokio::select! {
             () = life.draining() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((tcp, peer)) => {
+                let Some(place) = admission.enter(peer.ip()) else {
+                    tracing::debug!(%peer, "too many handshakes of one address");
+                    continue;
+                };
                 let tls = tls.load_full();
                 let ready = ready.clone();
                 handshakes.spawn("handshake", async move {
-                    handshake(tcp, peer, &tls, &ready).await;
-                    drop(slot);
+                    let limit = place.limit();
+                    handshake(tcp, peer, &tls, limit, &ready).await;
+                    drop(place);
                 });
             }
             Err(error) => {
@@ -136,11 +137,12 @@ async fn handshake(
     tcp: TcpStream,
     peer: SocketAddr,
     tls: &ControlServer,
+    limit: Duration,
     ready: &mpsc::Sender<io::Result<Connection>>,
 ) {
     // Small messages must not wait for each other's acknowledgement.
     let _ = tcp.set_nodelay(true);
-    match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
+    match tokio::time::timeout(limit, tls.accept(tcp)).await {
         Ok(Ok(stream)) => {
             // Fails only when the server has ended, and the connection with it.
             let _ = ready.send(Ok(Connection { stream, peer })).await;

@@ -1,6 +1,7 @@
 //! Who is calling: bound service account tokens, reviewed behind an interface.
 
 mod jwks;
+mod kubernetes;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 pub(crate) use jwks::JwksReviewer;
+pub(crate) use kubernetes::ClusterReviewer;
 
 /// An authenticated caller. Everything in it comes from its verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub(crate) enum TokenRefused {
     Unavailable(String),
 }
 
-/// Says who a bearer token speaks for. A key set does it now; Kubernetes' TokenReview can later.
+/// Says who a bearer token speaks for: a key set in a file, or an API server.
 #[async_trait]
 pub(crate) trait TokenReviewer: Send + Sync {
     /// Reviews a token.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::status::Transitions;
-use super::{Wanted, gateway};
+use super::{Wanted, WaypointPods, gateway};
 use crate::engine::Planned;
 use crate::model::{BOUND_ACCOUNT, Verdict};
 
@@ -24,7 +24,7 @@ const CONDITIONED: [Kind; 7] = [
 /// Everything that should be written for one plan.
 pub(super) fn desired(
     planned: &Planned,
-    image: &str,
+    pods: &WaypointPods,
     transitions: &mut Transitions,
     now: Timestamp,
 ) -> BTreeMap<ObjectRef, Wanted> {
@@ -33,7 +33,7 @@ pub(super) fn desired(
     let mut wanted: BTreeMap<ObjectRef, Wanted> = BTreeMap::new();
     let mut verdicts: Vec<Verdict> = plan.verdicts.clone();
     for facts in &plan.gateways {
-        let rendered = gateway::render(set, facts, image);
+        let rendered = gateway::render(set, facts, pods);
         for object in rendered.objects {
             let reference = object.reference();
             wanted.entry(reference).or_default().object = Some(object);

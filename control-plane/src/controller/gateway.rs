@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::model::{GatewayFacts, MANAGED, MANAGER, Verdict, account_of, is_managed};
 
-const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
+pub(super) const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 
 /// What one Gateway leads to.
 #[derive(Debug)]
@@ -27,8 +27,20 @@ pub(super) struct Rendered {
     pub(super) verdicts: Vec<Verdict>,
 }
 
+/// What the pods of all waypoints have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WaypointPods {
+    /// Their image.
+    pub(crate) image: String,
+    /// Where the control plane is, unless that is where a waypoint looks by itself.
+    pub(crate) control_plane: Option<String>,
+}
+
+/// User and group of the pods.
+const USER: u32 = 1337;
+
 /// Renders one waypoint.
-pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Rendered {
+pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods) -> Rendered {
     let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
     let reference = ObjectRef::new(Kind::Gateway, namespace, name);
     let Some(gateway) = set.gateways.get(namespace, name) else {
@@ -58,7 +70,7 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Rend
         conflicts.push(format!("Service {namespace}/{name}"));
     }
     if free(set.deployments.get(namespace, name).map(|o| o.labels())) {
-        objects.extend(object::<Deployment>(deployment(gateway, account, image)));
+        objects.extend(object::<Deployment>(deployment(gateway, account, pods)));
     } else {
         conflicts.push(format!("Deployment {namespace}/{name}"));
     }
@@ -206,7 +218,7 @@ fn service(gateway: &Gateway) -> Value {
     })
 }
 
-fn deployment(gateway: &Gateway, account: &str, image: &str) -> Value {
+fn deployment(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
     let mut pod_labels = own_labels(gateway);
     for (key, value) in [
         (labels::DATAPLANE_MODE, labels::MODE_NONE),
@@ -217,7 +229,6 @@ fn deployment(gateway: &Gateway, account: &str, image: &str) -> Value {
     ] {
         pod_labels.insert(key.to_owned(), value.to_owned());
     }
-    let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -234,36 +245,72 @@ fn deployment(gateway: &Gateway, account: &str, image: &str) -> Value {
                         "prometheus.io/scrape": "true",
                     },
                 },
-                "spec": {
-                    "serviceAccountName": account,
-                    "containers": [{
-                        "name": "waypoint",
-                        "image": image,
-                        "ports": [
-                            { "name": "mesh", "containerPort": ports::HBONE },
-                            { "name": "metrics", "containerPort": ports::METRICS },
-                            { "name": "status-port", "containerPort": ports::READINESS },
-                        ],
-                        "env": [
-                            { "name": "GATEWAY_NAME", "value": gateway.name() },
-                            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
-                            { "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") },
-                            { "name": "INSTANCE_IP", "valueFrom": field("status.podIP") },
-                            { "name": "NODE_NAME", "valueFrom": field("spec.nodeName") },
-                            {
-                                "name": "SERVICE_ACCOUNT",
-                                "valueFrom": field("spec.serviceAccountName"),
-                            },
-                        ],
-                        "readinessProbe": {
-                            "httpGet": { "path": "/healthz/ready", "port": ports::READINESS },
-                            "periodSeconds": 1,
-                        },
-                    }],
-                },
+                "spec": pod(gateway, account, pods),
             },
         },
     })
+}
+
+/// The mesh's roots and a token for its authority are mounted where the program looks for them.
+fn pod(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
+    let volumes = json!([
+        {
+            "name": "token",
+            "projected": { "sources": [{ "serviceAccountToken": {
+                "path": "istio-token", "audience": "istio-ca", "expirationSeconds": 43200,
+            } }] },
+        },
+        { "name": "roots", "configMap": { "name": "istio-ca-root-cert" } },
+    ]);
+    json!({
+        "serviceAccountName": account,
+        // It speaks to the control plane, never to the API server.
+        "automountServiceAccountToken": false,
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [{
+            "name": "waypoint",
+            "image": pods.image,
+            "ports": [
+                { "name": "mesh", "containerPort": ports::HBONE },
+                { "name": "metrics", "containerPort": ports::METRICS },
+                { "name": "status-port", "containerPort": ports::READINESS },
+            ],
+            "env": environment(gateway, pods),
+            "readinessProbe": {
+                "httpGet": { "path": "/healthz/ready", "port": ports::READINESS },
+                "periodSeconds": 1,
+            },
+            "resources": { "requests": { "cpu": "100m", "memory": "128Mi" } },
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": { "drop": ["ALL"] },
+            },
+            "volumeMounts": [
+                { "name": "token", "mountPath": "/var/run/secrets/tokens", "readOnly": true },
+                { "name": "roots", "mountPath": "/var/run/secrets/istio", "readOnly": true },
+            ],
+        }],
+        "volumes": volumes,
+    })
+}
+
+fn environment(gateway: &Gateway, pods: &WaypointPods) -> Vec<Value> {
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let server = pods.control_plane.iter();
+    let server = server.map(|address| json!({ "name": "XDS_ADDRESS", "value": address }));
+    let own = [
+        json!({ "name": "GATEWAY_NAME", "value": gateway.name() }),
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("INSTANCE_IP", "status.podIP"),
+        field("NODE_NAME", "spec.nodeName"),
+        field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+    ];
+    own.into_iter().chain(server).collect()
 }
 
 #[cfg(test)]

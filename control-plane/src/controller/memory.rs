@@ -1,14 +1,64 @@
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use isobar_objects::{ObjectRef, read_value};
+use isobar_objects::{Object, ObjectHead, ObjectRef, ObjectSet, read_value};
 use serde_json::Value;
 
 use super::Wanted;
+use super::gateway::CLASS_NAME;
+use crate::model::is_managed;
+
+/// How to find what earlier lives of this process, or other replicas, wrote.
+#[derive(Debug, Clone)]
+pub(crate) enum Earlier {
+    /// In the folder that only it writes.
+    InFolder(PathBuf),
+    /// Among all objects, by label: those of waypoints of these classes. What an earlier life said
+    /// about objects of others is found by writing it anew.
+    OfClasses(Vec<String>),
+}
+
+impl Earlier {
+    /// What was written and may not be wanted any more.
+    pub(super) fn find(&self, set: &ObjectSet) -> BTreeMap<ObjectRef, Wanted> {
+        match self {
+            Self::InFolder(dir) => left_behind(dir),
+            Self::OfClasses(classes) => {
+                let mut found = BTreeMap::new();
+                of_classes(&set.deployments, classes, &mut found);
+                of_classes(&set.services, classes, &mut found);
+                of_classes(&set.service_accounts, classes, &mut found);
+                found
+            }
+        }
+    }
+}
+
+/// Other control planes manage waypoints too: the class tells whose they are.
+fn of_classes<T>(
+    all: &isobar_objects::ObjectMap<T>,
+    classes: &[String],
+    found: &mut BTreeMap<ObjectRef, Wanted>,
+) where
+    T: ObjectHead + Clone,
+    Object: From<T>,
+{
+    let ours = all.iter().filter(|one| {
+        let class = one.label(CLASS_NAME).unwrap_or_default();
+        is_managed(one.labels()) && classes.iter().any(|ours| ours == class)
+    });
+    for one in ours {
+        let wanted = Wanted {
+            object: Some(one.object.clone().into()),
+            patch: None,
+        };
+        found.insert(one.reference(), wanted);
+    }
+}
 
 /// Objects that files in the writer's directory are about, and which of them were written as a
 /// whole. Patches are not compared: the first plan writes them anew or takes them back.
-pub(super) fn left_behind(dir: &Path) -> BTreeMap<ObjectRef, Wanted> {
+fn left_behind(dir: &Path) -> BTreeMap<ObjectRef, Wanted> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) => {

@@ -6,7 +6,6 @@ mod memory;
 mod status;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +16,17 @@ use tokio::sync::watch;
 
 use crate::engine::Planned;
 use crate::model::GatewayFacts;
+pub(crate) use gateway::WaypointPods;
+pub(crate) use memory::Earlier;
 use status::Transitions;
 
 /// Deployment, Service and account of a waypoint, as the controller would write them.
-pub(crate) fn waypoint_objects(set: &ObjectSet, facts: &GatewayFacts, image: &str) -> Vec<Object> {
-    gateway::render(set, facts, image).objects
+pub(crate) fn waypoint_objects(
+    set: &ObjectSet,
+    facts: &GatewayFacts,
+    pods: &WaypointPods,
+) -> Vec<Object> {
+    gateway::render(set, facts, pods).objects
 }
 
 /// Pause after a failed write, before everything is tried again.
@@ -39,35 +44,51 @@ pub(crate) struct Wanted {
 /// Brings what is written in line with the latest plan, one write at a time.
 pub(crate) struct Controller {
     writer: Arc<dyn ObjectWriter>,
-    written: BTreeMap<ObjectRef, Wanted>,
+    earlier: Earlier,
+    leads: watch::Receiver<bool>,
+    /// What is known to be written; nothing after others may have written.
+    written: Option<BTreeMap<ObjectRef, Wanted>>,
     transitions: Transitions,
-    image: String,
+    pods: WaypointPods,
 }
 
 impl Controller {
-    /// Writes through `writer`, whose files are in `dir`: what an earlier life of this process left
-    /// there and nobody wants any more is taken back.
-    pub(crate) fn new(writer: Arc<dyn ObjectWriter>, dir: &Path, image: String) -> Self {
+    /// Writes through `writer` while `leads` is true: what was left behind `earlier` and nobody wants
+    /// any more is taken back.
+    pub(crate) fn new(
+        writer: Arc<dyn ObjectWriter>,
+        earlier: Earlier,
+        leads: watch::Receiver<bool>,
+        pods: WaypointPods,
+    ) -> Self {
         Self {
             writer,
-            written: memory::left_behind(dir),
+            earlier,
+            leads,
+            written: None,
             transitions: Transitions::default(),
-            image,
+            pods,
         }
     }
 
     /// Follows plans until `life` ends. Plans that come while it writes are merged: only the latest
     /// counts.
     pub(crate) async fn run(mut self, mut plans: watch::Receiver<Option<Planned>>, life: Lifetime) {
+        let mut leads = self.leads.clone();
         loop {
             let planned = plans.borrow_and_update().clone();
+            let leading = *leads.borrow_and_update();
             let complete = match planned {
-                Some(planned) => self.follow(&planned).await,
-                None => true,
+                Some(planned) if leading => self.follow(&planned).await,
+                _ => true,
             };
+            if !leading {
+                self.written = None;
+            }
             tokio::select! {
                 () = life.draining() => return,
                 changed = plans.changed() => if changed.is_err() { return },
+                Ok(()) = leads.changed() => {}
                 () = tokio::time::sleep(RETRY), if !complete => {}
             }
         }
@@ -76,26 +97,43 @@ impl Controller {
     /// Writes the difference; false if something has to be tried again.
     async fn follow(&mut self, planned: &Planned) -> bool {
         let now = jiff::Timestamp::now();
-        let wanted = desired::desired(planned, &self.image, &mut self.transitions, now);
+        let wanted = desired::desired(planned, &self.pods, &mut self.transitions, now);
+        let mut written = match self.written.take() {
+            Some(written) => written,
+            None => self.earlier.find(&planned.published.objects),
+        };
+        let complete = self.bring(&mut written, &wanted).await;
+        self.written = Some(written);
+        complete
+    }
+
+    async fn bring(
+        &self,
+        written: &mut BTreeMap<ObjectRef, Wanted>,
+        wanted: &BTreeMap<ObjectRef, Wanted>,
+    ) -> bool {
         let mut complete = true;
-        for (object, want) in &wanted {
-            if self.written.get(object) == Some(want) {
+        for (object, want) in wanted {
+            if written.get(object) == Some(want) {
                 continue;
             }
-            let before = self.written.get(object);
+            if !*self.leads.borrow() {
+                return true;
+            }
+            let before = written.get(object);
             let was_whole = before.is_some_and(|before| before.object.is_some());
             let replaced = match was_whole && want.object.is_none() {
                 // What was ours as a whole is not ours any more: without us it would be gone.
                 true => self.writer.delete(object).await,
                 false => Ok(()),
             };
-            let written = match replaced {
+            let done = match replaced {
                 Ok(()) => self.write(object, want).await,
                 Err(error) => Err(error),
             };
-            match written {
+            match done {
                 Ok(()) => {
-                    self.written.insert(object.clone(), want.clone());
+                    written.insert(object.clone(), want.clone());
                 }
                 Err(error) => {
                     complete = false;
@@ -103,16 +141,18 @@ impl Controller {
                 }
             }
         }
-        let gone: Vec<ObjectRef> = self
-            .written
+        let gone: Vec<ObjectRef> = written
             .keys()
             .filter(|object| !wanted.contains_key(*object))
             .cloned()
             .collect();
         for object in gone {
+            if !*self.leads.borrow() {
+                return true;
+            }
             match self.writer.delete(&object).await {
                 Ok(()) => {
-                    self.written.remove(&object);
+                    written.remove(&object);
                 }
                 Err(error) => {
                     complete = false;

@@ -1,13 +1,11 @@
 use std::collections::BTreeMap;
 
 use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet};
+use isobar_types::labels;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::model::{ParentStatus, Verdict};
-
-/// Who writes the status of a route.
-const CONTROLLER: &str = "isobar.dev/control-plane";
 
 /// When each condition last changed its status, so that it is not touched while it stays.
 #[derive(Debug, Default)]
@@ -89,7 +87,7 @@ impl Transitions {
             let conditions: Vec<Value> = conditions.collect();
             json!({
                 "parentRef": reference,
-                "controllerName": CONTROLLER,
+                "controllerName": labels::ROUTE_CONTROLLER,
                 "conditions": conditions,
             })
         });
@@ -102,6 +100,8 @@ fn route_status(set: &ObjectSet, object: &ObjectRef) -> Option<Value> {
     match object.known()? {
         Kind::HttpRoute => set.http_routes.get(namespace, name)?.status.clone(),
         Kind::GrpcRoute => set.grpc_routes.get(namespace, name)?.status.clone(),
+        Kind::TcpRoute => set.tcp_routes.get(namespace, name)?.status.clone(),
+        Kind::TlsRoute => set.tls_routes.get(namespace, name)?.status.clone(),
         _ => None,
     }
 }
@@ -164,6 +164,8 @@ fn generation(set: &ObjectSet, object: &ObjectRef) -> i64 {
         Some(Kind::DestinationRule) => of::<isobar_objects::istio::DestinationRule>(set, object),
         Some(Kind::HttpRoute) => of::<isobar_objects::gateway_api::HttpRoute>(set, object),
         Some(Kind::GrpcRoute) => of::<isobar_objects::gateway_api::GrpcRoute>(set, object),
+        Some(Kind::TcpRoute) => of::<isobar_objects::gateway_api::TcpRoute>(set, object),
+        Some(Kind::TlsRoute) => of::<isobar_objects::gateway_api::TlsRoute>(set, object),
         Some(Kind::ServiceEntry) => of::<isobar_objects::istio::ServiceEntry>(set, object),
         _ => None,
     };

@@ -58,7 +58,12 @@ async fn follow(controller: &mut Controller, dir: &Path, yaml: &str) -> BTreeSet
 
 fn controller(dir: &Path) -> Controller {
     let writer = Arc::new(OverlayWriter::new(dir).unwrap());
-    Controller::new(writer, dir, "image".to_owned())
+    let earlier = Earlier::InFolder(dir.to_owned());
+    let pods = WaypointPods {
+        image: "image".to_owned(),
+        control_plane: None,
+    };
+    Controller::new(writer, earlier, watch::channel(true).1, pods)
 }
 
 #[tokio::test]

@@ -144,3 +144,87 @@ fn rate_limits_reach_the_waypoints_of_their_targets() {
     let told = reasons(&nobody, "RateLimitPolicy shop/r");
     assert_eq!(told, ["TargetNotFound"]);
 }
+
+#[test]
+fn blocks_for_other_gateways_are_no_rules_of_the_mesh() {
+    let spec = "hosts: [cart], gateways: [mesh, in],
+      tls: [{match: [{sniHosts: [cart], gateways: [in]}], route: [{destination: {host: one}}]},
+            {match: [{sniHosts: [cart], gateways: [mesh]}], route: [{destination: {host: two}}]}],
+      tcp: [{match: [{port: 1, gateways: [in]}], route: [{destination: {host: one}}]},
+            {match: [{port: 2, gateways: [in]}, {port: 3}], route: [{destination: {host: two}}]}]";
+    let plan = shop(&virtual_service("v", "shop", spec));
+    let route = &plan.waypoints[0].routes[0];
+    let host = |to: &[wire::WeightedDestination]| to[0].destination.as_ref().unwrap().host.clone();
+    let tls: Vec<_> = route.tls.iter().map(|r| host(&r.destinations)).collect();
+    assert_eq!(tls, ["two"]);
+    let tcp = route.tcp.iter().map(|r| {
+        let ports: Vec<u32> = r.matches.iter().map(|m| m.port).collect();
+        (host(&r.destinations), ports)
+    });
+    assert_eq!(tcp.collect::<Vec<_>>(), [("two".to_owned(), vec![3])]);
+}
+
+const OUTSIDE: &str = "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: out, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec:
+  hosts: [api.example]
+  addresses: [192.0.2.1]
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]
+  resolution: DNS
+  endpoints: [{address: a.example, labels: {version: v1}}, {address: b.example}]
+";
+
+#[test]
+fn a_service_entry_has_routes_rules_and_policies_at_its_waypoint() {
+    let route =
+        "hosts: [api.example], http: [{route: [{destination: {host: api.example, subset: v1}}]}]";
+    let objects = format!(
+        "{OUTSIDE}{}---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: d, namespace: shop}}
+spec: {{host: api.example, subsets: [{{name: v1, labels: {{version: v1}}}}],
+  trafficPolicy: {{tls: {{mode: SIMPLE, sni: sni.example}}}}}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: p, namespace: shop}}
+spec: {{targetRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: out}}], rules: [{{}}]}}
+",
+        virtual_service("v", "shop", route)
+    );
+    let plan = shop(&objects);
+    let told = &plan.waypoints[0];
+    let out = wire::ServiceRef {
+        namespace: "shop".into(),
+        hostname: "api.example".into(),
+    };
+    assert_eq!(told.routes[0].parents[0], out);
+    assert_eq!(goes_to(&told.routes[0].http[0]), "api.example");
+    assert_eq!(told.rules[0].services[0], out);
+    let tls = told.rules[0].traffic_policy.as_ref().unwrap().tls.as_ref();
+    assert_eq!(tls.unwrap().sni, "sni.example");
+    assert_eq!(told.authorizations[0].services, [out]);
+    // The subset's label is told of the endpoint that has it.
+    let labels: Vec<_> = told.labels.iter().map(|one| &*one.uid).collect();
+    let uid = "Kubernetes/networking.istio.io/ServiceEntry/shop/out/a.example";
+    assert_eq!(labels, [uid]);
+    for object in [
+        "ServiceEntry shop/out",
+        "DestinationRule shop/d",
+        "VirtualService shop/v",
+    ] {
+        assert!(reasons(&plan, object).contains(&"Accepted"), "{object}");
+    }
+    assert_eq!(reasons(&plan, "AuthorizationPolicy shop/p"), ["Accepted"]);
+    // Without a waypoint nobody could enforce the policy.
+    let bare = objects.replace(", labels: {istio.io/use-waypoint: wp}", "");
+    let plan = shop(&bare);
+    assert!(plan.entries[0].waypoint.is_some());
+    assert_eq!(
+        reasons(&plan, "AuthorizationPolicy shop/p"),
+        ["AncestorNotBound"]
+    );
+}

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use isobar_objects::istio::{DestinationRule, OutlierDetection, TcpPool};
+use isobar_objects::istio::{DestinationRule, OutlierDetection, TcpPool, TlsMode};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use isobar_proto::istio::workload;
@@ -52,6 +52,15 @@ pub(crate) fn policies(
         let Some(rule) = rule_for(set, settings, hosts, service) else {
             continue;
         };
+        if begins_tls(rule) {
+            let text = format!(
+                "no waypoint serves {}: its trafficPolicy.tls is not begun, and calls go on as they are",
+                service.hostname
+            );
+            let object = rule.reference();
+            let verdict = Verdict::fails(object, CONDITION, "UnsupportedValue", text);
+            verdicts.push(verdict.severity(Severity::Warning));
+        }
         let tcp = tcp(rule).cloned().unwrap_or_default();
         let outliers = outliers(rule);
         let limited = tcp.max_connections.is_some() || tcp.connect_timeout.is_some();
@@ -62,8 +71,15 @@ pub(crate) fn policies(
             "node proxies apply its connectionPool.tcp and outlierDetection to service {}/{}",
             service.namespace, service.name
         );
-        let verdict = Verdict::holds(rule.reference(), CONDITION, "Accepted", text);
-        verdicts.push(verdict);
+        // One condition: what does not hold is told first.
+        if !begins_tls(rule) {
+            verdicts.push(Verdict::holds(
+                rule.reference(),
+                CONDITION,
+                "Accepted",
+                text,
+            ));
+        }
         let limits = wire::ConnectionLimits {
             namespace: service.namespace.clone(),
             hostname: service.hostname.clone(),
@@ -151,6 +167,17 @@ fn rule_for<'a>(
             })
             .map(|(_, rule)| &rule.object)
     })
+}
+
+/// True if it asks for TLS of its own, which node proxies do not begin.
+fn begins_tls(rule: &DestinationRule) -> bool {
+    let policy = rule.spec.traffic_policy.as_ref();
+    let ports = policy.into_iter().flat_map(|p| &p.port_level_settings);
+    let all = ports
+        .map(|port| port.tls.as_ref())
+        .chain([policy.and_then(|p| p.tls.as_ref())]);
+    let mut modes = all.flatten().filter_map(|tls| tls.mode);
+    modes.any(|mode| matches!(mode, TlsMode::Simple | TlsMode::Mutual))
 }
 
 fn tcp(rule: &DestinationRule) -> Option<&TcpPool> {

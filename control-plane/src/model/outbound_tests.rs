@@ -188,3 +188,19 @@ fn failed_connections_of_services_without_a_waypoint() {
         );
     }
 }
+
+#[test]
+fn tls_that_nobody_would_begin_is_told() {
+    let of = |tls: &str| {
+        let rule =
+            rule("r", "shop", "cart", "").replace("connectionPool: {}", &format!("tls: {{{tls}}}"));
+        let plan = planned(&format!("{}{}{rule}", namespace(""), service("cart", "")));
+        let verdicts = plan
+            .verdicts
+            .iter()
+            .filter(|v| v.condition == "ZtunnelAccepted");
+        verdicts.map(|v| v.reason).collect::<Vec<_>>()
+    };
+    assert_eq!(of("mode: SIMPLE, sni: a.example"), ["UnsupportedValue"]);
+    assert!(of("mode: ISTIO_MUTUAL").is_empty());
+}

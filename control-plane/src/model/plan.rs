@@ -15,7 +15,7 @@ use super::passage;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
 use super::selection::Selection;
-use super::service_entries::{Allocated, Entries};
+use super::service_entries::{Allocated, Entries, EntryPlan};
 use super::services::{self, ServicePlan};
 use super::settings::Settings;
 use super::traversal;
@@ -118,11 +118,11 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     };
     let members = services::members(set, &pods);
     let mut services = plan_services(set, &members, &selection);
-    let targets = l7::targets(set, &services, &gateways, settings);
+    let mut entries = Entries::read(set, &services, &selection, &mut verdicts);
+    let targets = l7::targets(set, places(&services, &entries, &selection));
     verdicts.extend(targets.iter().map(|target| target.verdict.clone()));
-    refuse_unprotected(&mut services, &targets);
+    refuse_unprotected(&mut services, &mut entries.services, &targets);
     verdicts.extend(services.iter().flat_map(|service| service.verdicts.clone()));
-    let entries = Entries::read(set, &services, &selection, &mut verdicts);
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
     let peers = PeerAuthentications::read(set, &settings.root_namespace);
@@ -141,16 +141,19 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     authorizations.extend(network.wire);
     authorizations.extend(traversal::policies(&only_through(&workloads), &gateways));
 
-    let hosts = Hosts::of(&services, &settings.cluster_domain);
+    let hosts = Hosts::of(&services, &entries.services, &settings.cluster_domain);
     let reached = outbound::Reached(&services, &entries.services);
     let outbound = outbound::policies(set, settings, &hosts, &reached, &mut verdicts);
-    workloads.extend(entries.workloads.into_iter().map(WorkloadPlan::elsewhere));
-    let places = l7::Places {
-        services: &services,
-        gateways: &gateways,
-        settings,
-    };
-    let scoping = Scoping::new(set, places, &hosts, &pods, &targets, &mut verdicts);
+    let elsewhere = std::mem::take(&mut entries.workloads);
+    workloads.extend(elsewhere.into_iter().map(WorkloadPlan::elsewhere));
+    let scoping = Scoping::new(
+        set,
+        places(&services, &entries, &selection),
+        &hosts,
+        (&pods, &entries.labels),
+        &targets,
+        &mut verdicts,
+    );
     let waypoints = plan_waypoints(&gateways, &scoping, kept_keys);
     let routes = scoping.route_statuses();
     verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
@@ -171,6 +174,19 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         routes,
         remedies: network.remedies,
         verdicts,
+    }
+}
+
+fn places<'a>(
+    services: &'a [ServicePlan],
+    entries: &'a Entries<'a>,
+    selection: &Selection<'a>,
+) -> l7::Places<'a> {
+    l7::Places {
+        services,
+        entries: &entries.services,
+        gateways: selection.gateways,
+        settings: selection.settings,
     }
 }
 
@@ -203,8 +219,21 @@ fn plan_services(
         .collect()
 }
 
-/// A Service that a policy is about and that has no waypoint to enforce it refuses.
-fn refuse_unprotected(services: &mut [ServicePlan], targets: &[l7::Targets]) {
+/// A Service or ServiceEntry that a policy is about and that has no waypoint to enforce it refuses.
+fn refuse_unprotected(
+    services: &mut [ServicePlan],
+    entries: &mut [EntryPlan<'_>],
+    targets: &[l7::Targets],
+) {
+    for entry in entries {
+        let served = entry.served();
+        let unprotected =
+            served.wire.waypoint.is_none() && served.waypoints.is_empty() && !served.fail_open;
+        let targeted = |t: &l7::Targets| t.restricts && t.chosen.names(served.owner);
+        if unprotected && targets.iter().any(targeted) {
+            entry.wire.waypoint = Some(denied_address(&entry.key.namespace));
+        }
+    }
     for service in services {
         let unprotected = service.wire.waypoint.is_none()
             && service.waypoints.is_empty()

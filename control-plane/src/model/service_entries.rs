@@ -2,20 +2,23 @@
 
 mod addresses;
 mod endpoints;
+mod owners;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use isobar_objects::istio::{Action, Resolution, ServiceEntry};
+use isobar_objects::istio::{Resolution, ServiceEntry};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::istio::workload as wire;
 use isobar_types::NamespacedName;
 
-use super::gateways::{TrafficKind, denied_address};
+use super::gateways::TrafficKind;
+use super::l7::{EndpointLabels, Owner, Served};
 use super::pods::PodFacts;
-use super::selection::{Named, Selected, Selection, named, object_reference};
+use super::selection::{Named, Selected, Selection, fails_open, named, object_reference};
 use super::services::{ServicePlan, balancing, distribution, protocol};
 use super::verdict::{Severity, Verdict};
 pub(crate) use addresses::Allocated;
+use owners::Owners;
 
 /// Condition type for what becomes of it.
 const CONDITION: &str = "isobar.dev/Accepted";
@@ -27,6 +30,8 @@ pub(crate) struct Entries<'a> {
     pub(crate) services: Vec<EntryPlan<'a>>,
     /// Endpoints that are no pods.
     pub(crate) workloads: Vec<wire::Workload>,
+    /// Their labels, by uid.
+    pub(crate) labels: EndpointLabels,
     /// Addresses that hosts were given, to be remembered in the objects' status.
     pub(crate) allocated: BTreeMap<NamespacedName, Vec<Allocated>>,
 }
@@ -36,7 +41,23 @@ pub(crate) struct Entries<'a> {
 pub(crate) struct EntryPlan<'a> {
     /// The message.
     pub(crate) wire: wire::Service,
+    /// The ServiceEntry's own key.
+    pub(crate) key: NamespacedName,
+    /// Waypoints that serve it.
+    waypoints: Vec<NamespacedName>,
     entry: &'a ServiceEntry,
+}
+
+impl EntryPlan<'_> {
+    /// As waypoints see it.
+    pub(crate) fn served(&self) -> Served<'_> {
+        Served {
+            wire: &self.wire,
+            owner: Owner::Entry(&self.key),
+            waypoints: &self.waypoints,
+            fail_open: fails_open(self.entry.labels()),
+        }
+    }
 }
 
 /// A host that an entry may have.
@@ -63,6 +84,7 @@ impl<'a> Entries<'a> {
                 .filter(|claim| wants_address(claim))
                 .map(|claim| (claim.entry, &*claim.host)),
         );
+        let owners = Owners::of(set, services);
         let mut entries = Self::default();
         let mut public: BTreeSet<&str> = taken;
         for claim in &claims {
@@ -70,6 +92,7 @@ impl<'a> Entries<'a> {
             let mut plan = plan(
                 claim,
                 own.map_or(&[], Vec::as_slice),
+                &owners,
                 selection,
                 &mut problems,
             );
@@ -84,7 +107,8 @@ impl<'a> Entries<'a> {
                 host: host.clone(),
             }));
         }
-        entries.workloads = endpoints::workloads(&entries.services, selection, &mut problems);
+        let found = endpoints::workloads(&entries.services, selection, &mut problems);
+        (entries.workloads, entries.labels) = (found.workloads, found.labels);
         verdicts.extend(problems.verdicts(set));
         entries
     }
@@ -188,6 +212,7 @@ fn wants_address(claim: &Claim<'_>) -> bool {
 fn plan<'a>(
     claim: &Claim<'a>,
     allocated: &[std::net::IpAddr],
+    owners: &Owners,
     selection: &Selection<'_>,
     problems: &mut Problems,
 ) -> EntryPlan<'a> {
@@ -197,7 +222,11 @@ fn plan<'a>(
     let addresses = if spec.addresses.is_empty() {
         addresses::of_hosts(allocated, network)
     } else {
-        addresses::written(&spec.addresses, network)
+        let (free, taken) = owners.sort(entry.namespace(), &spec.addresses);
+        for text in taken {
+            problems.add(entry, "AddressConflict", text);
+        }
+        addresses::written(&free, network)
     };
     if addresses.is_empty() {
         let text = format!(
@@ -217,8 +246,13 @@ fn plan<'a>(
         visibility: claim.visibility.into(),
         ..wire::Service::default()
     };
-    choose_waypoint(&mut wire, entry, selection, problems);
-    EntryPlan { wire, entry }
+    let waypoints = choose_waypoint(&mut wire, entry, selection, problems);
+    EntryPlan {
+        wire,
+        key: key(entry),
+        waypoints,
+        entry,
+    }
 }
 
 fn port(port: &isobar_objects::istio::EntryPort) -> Option<wire::Port> {
@@ -242,55 +276,32 @@ fn load_balancing(entry: &ServiceEntry, set: &ObjectSet) -> Option<wire::LoadBal
     balancing(distribution(entry, set), false)
 }
 
-/// The waypoint in front of it: the entry's own label, else its namespace's.
+/// The waypoint in front of it: the entry's own label, else its namespace's. Those that serve it.
 fn choose_waypoint(
     wire: &mut wire::Service,
     entry: &ServiceEntry,
     selection: &Selection<'_>,
     problems: &mut Problems,
-) {
+) -> Vec<NamespacedName> {
     let namespace = entry.namespace();
-    if let Some(policy) = restricting(entry, selection.set) {
-        let text = format!(
-            "AuthorizationPolicy {policy} targets it, and waypoints do not apply policies to \
-             ServiceEntries; calls are refused"
-        );
-        problems.add(entry, "PolicyNotEnforced", text);
-        wire.waypoint = Some(denied_address(namespace));
-        return;
-    }
     let labels = entry.labels();
     let reference = match named(labels, namespace) {
         Named::None => None,
         Named::Waypoint(waypoint) => Some(object_reference(waypoint, labels)),
         Named::Absent => selection.for_namespace(namespace, labels),
     };
-    let Some(reference) = reference else { return };
+    let Some(reference) = reference else {
+        return Vec::new();
+    };
     let object = entry.reference();
     let Selected {
-        address, verdict, ..
+        address,
+        verdict,
+        serves,
     } = selection.resolve(&reference, TrafficKind::Service, namespace, object);
-    if address.is_some() && entry.spec.resolution.is_dns() {
-        let text = "waypoints do not resolve host names of ServiceEntries: calls through them are \
-                    refused; label it istio.io/use-waypoint: none to reach it directly";
-        problems.add(entry, "WaypointCannotResolve", text.to_owned());
-    }
     wire.waypoint = address;
     problems.told.extend(verdict);
-}
-
-/// The policy that is about this entry and that nobody could enforce.
-fn restricting(entry: &ServiceEntry, set: &ObjectSet) -> Option<String> {
-    let mut all = set.authorization_policies.in_namespace(entry.namespace());
-    let policy = all.find(|policy| {
-        let about = |target: &isobar_objects::istio::TargetReference| {
-            target.kind == "ServiceEntry" && target.name == entry.name()
-        };
-        policy.spec.action != Action::Audit
-            && policy.annotation(super::authorization::DRY_RUN) != Some("true")
-            && policy.spec.targets().any(about)
-    })?;
-    Some(format!("{}/{}", policy.namespace(), policy.name()))
+    serves.into_iter().collect()
 }
 
 fn key(entry: &ServiceEntry) -> NamespacedName {

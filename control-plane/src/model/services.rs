@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::bindings::{AccountBinding, BOUND};
 use super::gateways::{TrafficKind, denied_address, is_managed};
+use super::l7::{Owner, Served};
 use super::pods::PodFacts;
 use super::selection::{
     Named, Reference, Selected, Selection, Source, fails_open, named, object_reference,
@@ -42,6 +43,18 @@ pub(crate) struct ServicePlan {
     pub(crate) verdicts: Vec<Verdict>,
 }
 
+impl ServicePlan {
+    /// As waypoints see it.
+    pub(crate) fn served(&self) -> Served<'_> {
+        Served {
+            wire: &self.wire,
+            owner: Owner::Service(&self.key),
+            waypoints: &self.waypoints,
+            fail_open: self.fail_open,
+        }
+    }
+}
+
 /// Services with the pods that their selectors take.
 pub(crate) type Members<'p> = BTreeMap<NamespacedName, Vec<&'p PodFacts<'p>>>;
 
@@ -69,7 +82,8 @@ pub(crate) fn members<'p>(set: &ObjectSet, pods: &'p [PodFacts<'p>]) -> Members<
         .collect()
 }
 
-fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+/// True if the Service selects what has these labels.
+pub(crate) fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
     let Some(spec) = &service.spec else {
         return false;
     };

@@ -25,6 +25,10 @@ use crate::metrics::Metrics;
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
+/// Longest request, in bytes. The first one after a reconnect names every resource its sender holds,
+/// with its version: 80 bytes or so each, of which there may be 300,000.
+const LONGEST_REQUEST: usize = 32 * 1024 * 1024;
+
 /// The discovery service. Written by hand instead of generated, to put bytes that sessions share on
 /// the wire as they are.
 #[derive(Clone)]
@@ -60,7 +64,7 @@ impl tower::Service<http::Request<Body>> for DiscoveryService {
                 )
                 .into_http());
             }
-            let mut grpc = Grpc::new(SharedBytesCodec);
+            let mut grpc = Grpc::new(SharedBytesCodec).max_decoding_message_size(LONGEST_REQUEST);
             Ok(grpc.streaming(method, request).await)
         })
     }

@@ -6,7 +6,7 @@ use isobar_proto::envoy::config::core::v3::Node;
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_runtime::Lifetime;
 use tokio::sync::watch;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::catalog::{Catalog, Scope};
 use super::clients::{KindState, Registration};
@@ -81,8 +81,11 @@ impl Driver {
             tokio::select! {
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => self.take(&request)?,
+                    Ok(None) => return Ok(None),
+                    // Its sender would come again with the same for ever, and nobody would know.
+                    Err(error) if error.code() == Code::OutOfRange => return Err(error),
                     // A client that goes away is no error of the stream.
-                    Ok(None) | Err(_) => return Ok(None),
+                    Err(_) => return Ok(None),
                 },
                 changed = self.catalogs.changed() => if changed.is_err() {
                     return Ok(None);

@@ -22,7 +22,11 @@ fn rendered(yaml: &str) -> Rendered {
         ready: false,
         programmed: false,
     };
-    render(&objects(yaml), &facts, "isobar/waypoint")
+    let pods = WaypointPods {
+        image: "isobar/waypoint".to_owned(),
+        control_plane: None,
+    };
+    render(&objects(yaml), &facts, &pods)
 }
 
 fn conditions(rendered: &Rendered) -> Vec<(&str, bool, &str)> {
@@ -111,5 +115,36 @@ fn without_the_mesh_listener_it_is_not_accepted() {
     assert_eq!(
         conditions(&odd),
         [("Accepted", false, "ListenersNotValid"), PENDING]
+    );
+}
+
+#[test]
+fn a_waypoints_pod_has_what_it_needs_and_may_do_nothing() {
+    let pods = WaypointPods {
+        image: "registry.example/waypoint:1".to_owned(),
+        control_plane: Some("https://isobard.mesh.svc:15012".to_owned()),
+    };
+    let set = objects(&gateway("", LISTENER));
+    let pod = pod(set.gateways.get("shop", "wp").unwrap(), "wp", &pods);
+    let container = &pod["containers"][0];
+    assert_eq!(container["image"], "registry.example/waypoint:1");
+    let environment = container["env"].as_array().unwrap();
+    assert!(
+        environment
+            .contains(&json!({ "name": "XDS_ADDRESS", "value": "https://isobard.mesh.svc:15012" }))
+    );
+    let mounts: Vec<_> = container["volumeMounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .collect();
+    for (mount, volume) in mounts.iter().zip(pod["volumes"].as_array().unwrap()) {
+        assert_eq!(mount["name"], volume["name"]);
+    }
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(
+        container["securityContext"]["capabilities"]["drop"][0],
+        "ALL"
     );
 }

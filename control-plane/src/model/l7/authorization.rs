@@ -5,11 +5,8 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 
 use super::super::authorization::DRY_RUN;
-use super::super::gateways::Gateways;
-use super::super::services::ServicePlan;
-use super::super::settings::Settings;
 use super::super::verdict::Verdict;
-use super::hosts::Hosts;
+use super::served::Served;
 use super::target_refs::{Chosen, Places};
 
 /// Condition type for what waypoints do with a policy.
@@ -29,17 +26,7 @@ pub(crate) struct Targets {
 }
 
 /// All policies with `targetRefs`.
-pub(crate) fn targets(
-    set: &ObjectSet,
-    services: &[ServicePlan],
-    gateways: &Gateways<'_>,
-    settings: &Settings,
-) -> Vec<Targets> {
-    let places = Places {
-        services,
-        gateways,
-        settings,
-    };
+pub(crate) fn targets(set: &ObjectSet, places: Places<'_>) -> Vec<Targets> {
     set.authorization_policies
         .iter()
         .filter(|policy| policy.spec.targets().next().is_some())
@@ -75,26 +62,24 @@ fn target(policy: &AuthorizationPolicy, places: Places<'_>) -> Targets {
         let text = format!("{}; {effect}", found.wire.unenforceable);
         found.verdict = fails("Invalid", text);
     } else if !problems.is_empty() {
-        let partly = !found.chosen.gateways.is_empty() || !found.chosen.services.is_empty();
-        let reason = if partly {
+        let reason = if found.chosen.is_some() {
             "PartiallyInvalid"
         } else {
             "TargetNotFound"
         };
         found.verdict = fails(reason, problems.join("; "));
-    } else if let Some(service) = places.services.iter().find(|service| {
-        found.chosen.services.contains(&service.key)
-            && service.waypoints.is_empty()
-            && found.restricts
-    }) {
-        let effect = if service.fail_open {
+    } else if let Some(bare) = places
+        .served()
+        .find(|one| found.chosen.names(one.owner) && one.waypoints.is_empty() && found.restricts)
+    {
+        let effect = if bare.fail_open {
             "the policy is not enforced there"
         } else {
             "traffic to it is refused"
         };
         let text = format!(
-            "Service {} has no waypoint that could enforce it; {effect}",
-            service.key
+            "{} has no waypoint that could enforce it; {effect}",
+            bare.owner
         );
         found.verdict = fails("AncestorNotBound", text);
     } else if found.wire.dry_run {
@@ -109,10 +94,9 @@ impl Targets {
     pub(super) fn for_waypoint(
         &self,
         waypoint: &NamespacedName,
-        served: &[&ServicePlan],
-        hosts: &Hosts,
+        served: &[Served<'_>],
     ) -> Option<wire::Authorization> {
-        let (whole_waypoint, services) = self.chosen.at(waypoint, served, hosts)?;
+        let (whole_waypoint, services) = self.chosen.at(waypoint, served)?;
         Some(wire::Authorization {
             whole_waypoint,
             services,

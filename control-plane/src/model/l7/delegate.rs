@@ -34,6 +34,7 @@ fn merge(root: &wire::HttpRoute, own: wire::HttpRoute) -> Option<wire::HttpRoute
             own.mirrors
         },
         cors: own.cors.or_else(|| root.cors.clone()),
+        session: own.session.or_else(|| root.session.clone()),
     })
 }
 

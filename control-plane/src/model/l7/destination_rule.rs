@@ -62,7 +62,7 @@ fn policy(
     };
     note("tunnel", from.tunnel.is_some());
     note("proxyProtocol", from.proxy_protocol.is_some());
-    note("tls", wants_own_tls(from.tls.as_ref()));
+    tls_gaps(from.tls.as_ref(), "", &mut note);
     zone_aware(from.load_balancer.as_ref(), "", &mut note);
     let budget = from.retry_budget.as_ref();
     let interval = budget.is_some_and(|b| b.budget_interval.is_some());
@@ -70,7 +70,7 @@ fn policy(
     let mut port_level = Vec::new();
     for (index, port) in from.port_level_settings.iter().enumerate() {
         let place = format!("portLevelSettings[{index}].");
-        note(&format!("{place}tls"), wants_own_tls(port.tls.as_ref()));
+        tls_gaps(port.tls.as_ref(), &place, &mut note);
         zone_aware(port.load_balancer.as_ref(), &place, &mut note);
         port_level.push(wire::PortTrafficPolicy {
             port: port.port.as_ref().map_or(0, |port| port.number),
@@ -78,6 +78,7 @@ fn policy(
                 port.load_balancer.as_ref(),
                 port.connection_pool.as_ref(),
                 port.outlier_detection.as_ref(),
+                port.tls.as_ref(),
             )),
         });
     }
@@ -91,15 +92,24 @@ fn policy(
             from.load_balancer.as_ref(),
             from.connection_pool.as_ref(),
             from.outlier_detection.as_ref(),
+            from.tls.as_ref(),
         )
     })
 }
 
-/// The mesh's own mutual TLS is used towards endpoints whatever the two modes without own
-/// certificates say.
-fn wants_own_tls(tls: Option<&from::TlsSettings>) -> bool {
-    tls.and_then(|tls| tls.mode)
-        .is_some_and(|mode| matches!(mode, TlsMode::Simple | TlsMode::Mutual))
+/// What of it is not honoured; the first two have calls refused, the last is taken more strictly.
+fn tls_gaps(tls: Option<&from::TlsSettings>, place: &str, note: &mut impl FnMut(&str, bool)) {
+    let Some(tls) = tls.filter(|tls| {
+        let mode = tls.mode;
+        matches!(mode, Some(TlsMode::Simple | TlsMode::Mutual))
+    }) else {
+        return;
+    };
+    let gap = |field: &str| format!("{place}tls.{field}");
+    note(&gap("credentialName"), !tls.credential_name.is_empty());
+    note(&gap("caCrl"), !tls.ca_crl.is_empty());
+    let blind = tls.insecure_skip_verify == Some(true);
+    note(&gap("insecureSkipVerify"), blind);
 }
 
 fn zone_aware(

@@ -1,26 +1,38 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_proto::isobar::v1::ServiceRef;
 use isobar_types::NamespacedName;
 
+use super::super::service_entries::EntryPlan;
 use super::super::services::ServicePlan;
 
-/// Host names of the mesh's services.
+/// Host names of the mesh's services and of ServiceEntries.
 #[derive(Debug, Default)]
 pub(crate) struct Hosts {
     domain: String,
     known: BTreeMap<String, NamespacedName>,
+    /// Hosts of ServiceEntries with their namespaces: several may have the same, and those that are
+    /// for their own namespace only are known nowhere else.
+    entries: BTreeSet<(String, String)>,
 }
 
 impl Hosts {
     /// All published services.
-    pub(crate) fn of(services: &[ServicePlan], domain: &str) -> Self {
+    pub(crate) fn of(services: &[ServicePlan], entries: &[EntryPlan<'_>], domain: &str) -> Self {
+        let public = entries.iter().filter(|entry| entry.wire.canonical);
+        let public = public.map(|entry| (entry.wire.hostname.clone(), entry.key.clone()));
+        let services = services
+            .iter()
+            .map(|service| (service.wire.hostname.clone(), service.key.clone()));
+        let pairs = entries.iter().map(|entry| {
+            let wire = &entry.wire;
+            (wire.hostname.clone(), wire.namespace.clone())
+        });
         Self {
             domain: domain.to_owned(),
-            known: services
-                .iter()
-                .map(|service| (service.wire.hostname.clone(), service.key.clone()))
-                .collect(),
+            // What is a Service stays one.
+            known: public.chain(services).collect(),
+            entries: pairs.collect(),
         }
     }
 
@@ -51,10 +63,13 @@ impl Hosts {
 
     /// A reference to the service of that full name. One that does not exist is referred to as well:
     /// requests for it are then refused, not routed elsewhere.
+    /// Of several ServiceEntries that of `namespace` counts.
     pub(crate) fn reference(&self, hostname: &str, namespace: &str) -> ServiceRef {
-        let namespace = self
-            .service(hostname)
-            .map_or(namespace, |key| &*key.namespace);
+        let own = (hostname.to_owned(), namespace.to_owned());
+        let namespace = match self.service(hostname) {
+            Some(key) if !self.entries.contains(&own) => &*key.namespace,
+            _ => namespace,
+        };
         ServiceRef {
             namespace: namespace.to_owned(),
             hostname: hostname.to_owned(),
@@ -88,6 +103,7 @@ mod tests {
         let hosts = Hosts {
             domain: "cluster.local".into(),
             known: [known("a", "x")].into(),
+            entries: BTreeSet::new(),
         };
         for (host, full) in [
             ("a", "a.x.svc.cluster.local"),

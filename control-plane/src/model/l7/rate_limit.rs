@@ -4,9 +4,8 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 use wire::rate_limit::{Caller, Key, key::Kind};
 
-use super::super::services::ServicePlan;
 use super::super::verdict::{Severity, Verdict};
-use super::hosts::Hosts;
+use super::served::Served;
 use super::string_match::duration;
 use super::target_refs::{Chosen, Places};
 use super::virtual_service::http_match;
@@ -31,7 +30,7 @@ pub(super) fn read(set: &ObjectSet, places: Places<'_>, verdicts: &mut Vec<Verdi
             let targets = policy.spec.target_refs.iter();
             let added = targets.map(|target| chosen.add(target, policy.namespace(), places));
             let problems: Vec<_> = added.filter_map(Result::err).collect();
-            verdicts.push(verdict(policy, &chosen, &problems, places.services));
+            verdicts.push(verdict(policy, &chosen, &problems, places));
             Rates {
                 wire: convert(policy),
                 chosen,
@@ -44,24 +43,21 @@ fn verdict(
     policy: &RateLimitPolicy,
     chosen: &Chosen,
     problems: &[String],
-    services: &[ServicePlan],
+    places: Places<'_>,
 ) -> Verdict {
     let fails = |reason, text| Verdict::fails(policy.reference(), CONDITION, reason, text);
     if !problems.is_empty() {
-        let partly = !chosen.gateways.is_empty() || !chosen.services.is_empty();
-        let reason = if partly {
+        let reason = if chosen.is_some() {
             "PartiallyInvalid"
         } else {
             "TargetNotFound"
         };
         return fails(reason, problems.join("; "));
     }
-    let bare = |s: &&ServicePlan| chosen.services.contains(&s.key) && s.waypoints.is_empty();
-    if let Some(service) = services.iter().find(bare) {
-        let text = format!(
-            "Service {} has no waypoint: requests to it are not limited",
-            service.key
-        );
+    let bare = |one: &Served<'_>| chosen.names(one.owner) && one.waypoints.is_empty();
+    if let Some(bare) = places.served().find(bare) {
+        let owner = bare.owner;
+        let text = format!("{owner} has no waypoint: requests to it are not limited");
         return fails("AncestorNotBound", text).severity(Severity::Warning);
     }
     let text = "counted by each copy of the waypoints of its targets on its own";
@@ -73,10 +69,9 @@ impl Rates {
     pub(super) fn for_waypoint(
         &self,
         waypoint: &NamespacedName,
-        served: &[&ServicePlan],
-        hosts: &Hosts,
+        served: &[Served<'_>],
     ) -> Option<wire::RateLimitPolicy> {
-        let (whole_waypoint, services) = self.chosen.at(waypoint, served, hosts)?;
+        let (whole_waypoint, services) = self.chosen.at(waypoint, served)?;
         Some(wire::RateLimitPolicy {
             whole_waypoint,
             services,

@@ -14,7 +14,8 @@ use super::super::workloads::uid;
 use super::authorization::Targets;
 use super::hosts::{Hosts, exactness};
 use super::rate_limit::{self, Rates};
-use super::routes::{RouteStatus, ServiceRoutes, service_routes};
+use super::routes::{Overridden, RouteStatus, ServiceRoutes, service_routes};
+use super::served::Served;
 use super::target_refs::Places;
 use super::visibility::Visible;
 use super::{destination_rule, virtual_service};
@@ -25,8 +26,8 @@ const CONDITION: &str = "isobar.dev/Accepted";
 /// Everything that is scoped to waypoints, converted once.
 pub(crate) struct Scoping<'a> {
     settings: &'a Settings,
-    hosts: &'a Hosts,
-    services: &'a [ServicePlan],
+    places: Places<'a>,
+    elsewhere: &'a EndpointLabels,
     pods: &'a [PodFacts<'a>],
     routes: Vec<Visible<wire::VirtualService>>,
     rules: Vec<Visible<wire::DestinationRule>>,
@@ -40,28 +41,11 @@ impl<'a> Scoping<'a> {
     pub(crate) fn new(
         set: &ObjectSet,
         places: Places<'a>,
-        hosts: &'a Hosts,
-        pods: &'a [PodFacts<'a>],
+        hosts: &Hosts,
+        (pods, elsewhere): (&'a [PodFacts<'a>], &'a EndpointLabels),
         targets: &'a [Targets],
         verdicts: &mut Vec<Verdict>,
     ) -> Self {
-        let mut routes = Vec::new();
-        for object in set.virtual_services.iter() {
-            if !object.spec.applies_to_mesh() {
-                continue;
-            }
-            let converted = virtual_service::convert(object, set, hosts);
-            verdicts.push(if converted.problems.is_empty() {
-                accepted(object.reference(), &converted.unsupported)
-            } else {
-                let text = converted.problems.join("; ");
-                Verdict::fails(object.reference(), CONDITION, "Invalid", text)
-            });
-            routes.push(Visible {
-                wire: converted.wire,
-                export_to: object.spec.export_to.clone(),
-            });
-        }
         let mut rules = Vec::new();
         for object in set.destination_rules.iter() {
             let converted = destination_rule::convert(object, hosts);
@@ -71,10 +55,34 @@ impl<'a> Scoping<'a> {
                 export_to: object.spec.export_to.clone(),
             });
         }
+        let mut routes = Vec::new();
+        for object in set.virtual_services.iter() {
+            if !object.spec.applies_to_mesh() {
+                continue;
+            }
+            let converted = virtual_service::convert(object, set, hosts);
+            let unknown = unknown_subsets(&converted.wire, &rules);
+            verdicts.push(if converted.problems.is_empty() {
+                match unknown {
+                    Some(text) if converted.unsupported.is_empty() => {
+                        Verdict::fails(object.reference(), CONDITION, "UnknownSubset", text)
+                            .severity(Severity::Warning)
+                    }
+                    _ => accepted(object.reference(), &converted.unsupported),
+                }
+            } else {
+                let text = converted.problems.join("; ");
+                Verdict::fails(object.reference(), CONDITION, "Invalid", text)
+            });
+            routes.push(Visible {
+                wire: converted.wire,
+                export_to: object.spec.export_to.clone(),
+            });
+        }
         Self {
             settings: places.settings,
-            hosts,
-            services: places.services,
+            places,
+            elsewhere,
             pods,
             gateway_api: service_routes(
                 set,
@@ -95,22 +103,24 @@ impl<'a> Scoping<'a> {
     }
 }
 
-/// Services whose requests a VirtualService routes.
-fn overridden(
-    routes: &[Visible<wire::VirtualService>],
-    services: &[ServicePlan],
-) -> BTreeSet<NamespacedName> {
-    let claimed = services.iter().filter(|service| {
-        let hostname = &service.wire.hostname;
-        let mut routes = routes.iter();
-        routes.any(|route| {
-            let mut hosts = route.wire.hosts.iter();
-            let own = route.wire.namespace == *service.key.namespace;
-            own && !route.wire.http.is_empty()
-                && hosts.any(|host| exactness(host, hostname).is_some())
-        })
-    });
-    claimed.map(|service| service.key.clone()).collect()
+/// Services that a VirtualService routes.
+fn overridden(routes: &[Visible<wire::VirtualService>], services: &[ServicePlan]) -> Overridden {
+    let claimed = |about: fn(&wire::VirtualService) -> bool| {
+        let claimed = services.iter().filter(|service| {
+            let hostname = &service.wire.hostname;
+            let mut routes = routes.iter();
+            routes.any(|route| {
+                let mut hosts = route.wire.hosts.iter();
+                let own = route.wire.namespace == *service.key.namespace;
+                own && about(&route.wire) && hosts.any(|host| exactness(host, hostname).is_some())
+            })
+        });
+        claimed.map(|service| service.key.clone()).collect()
+    };
+    Overridden {
+        requests: claimed(|route| !route.http.is_empty()),
+        connections: claimed(|route| !route.tls.is_empty() || !route.tcp.is_empty()),
+    }
 }
 
 fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
@@ -128,10 +138,9 @@ pub(crate) fn plan_waypoint(
     scoping: &Scoping<'_>,
     kept_keys: Option<&BTreeSet<String>>,
 ) -> WaypointPlan {
-    let served: Vec<&ServicePlan> = scoping
-        .services
-        .iter()
-        .filter(|service| service.waypoints.contains(&waypoint.key))
+    let served = scoping.places.served();
+    let served: Vec<Served<'_>> = served
+        .filter(|one| one.waypoints.contains(&waypoint.key))
         .collect();
     let routes = routes_for(waypoint, &served, scoping);
     let reached = reached(&served, &routes);
@@ -139,10 +148,10 @@ pub(crate) fn plan_waypoint(
     let authorizations = scoping
         .targets
         .iter()
-        .filter_map(|targets| targets.for_waypoint(&waypoint.key, &served, scoping.hosts))
+        .filter_map(|targets| targets.for_waypoint(&waypoint.key, &served))
         .collect();
     let rates = scoping.rates.iter().filter_map(|rates| {
-        let wire = rates.for_waypoint(&waypoint.key, &served, scoping.hosts)?;
+        let wire = rates.for_waypoint(&waypoint.key, &served)?;
         Some((rates, wire))
     });
     let rates: Vec<_> = rates.collect();
@@ -175,19 +184,19 @@ pub(crate) fn plan_waypoint(
 /// those with the most exact host have it as a parent.
 fn routes_for(
     waypoint: &WaypointGateway<'_>,
-    served: &[&ServicePlan],
+    served: &[Served<'_>],
     scoping: &Scoping<'_>,
 ) -> Vec<wire::VirtualService> {
     let mut parents: BTreeMap<usize, Vec<wire::ServiceRef>> = BTreeMap::new();
     for service in served {
-        let hostname = &service.wire.hostname;
+        let hostname = service.hostname();
         let claims: Vec<(usize, usize)> = scoping
             .routes
             .iter()
             .enumerate()
             .filter(|(_, route)| {
                 let (place, here) = (&*route.wire.namespace, &*waypoint.key.namespace);
-                let counts = *place == *service.key.namespace || place == here;
+                let counts = place == service.namespace() || place == here;
                 counts && route.is_seen_from(here, place)
             })
             .filter_map(|(at, route)| {
@@ -202,8 +211,7 @@ fn routes_for(
         let most = claims.iter().map(|(exact, _)| *exact).max();
         for (exact, at) in claims {
             if Some(exact) == most {
-                let parent = scoping.hosts.reference(hostname, &service.key.namespace);
-                parents.entry(at).or_default().push(parent);
+                parents.entry(at).or_default().push(service.reference());
             }
         }
     }
@@ -212,66 +220,84 @@ fn routes_for(
         Some(wire::VirtualService { parents, ..route })
     });
     let attached = served.iter().filter_map(|service| {
-        let rules = scoping.gateway_api.rules.get(&service.key)?.clone();
-        let parent = scoping
-            .hosts
-            .reference(&service.wire.hostname, &service.key.namespace);
+        let rules = scoping.gateway_api.rules.get(service.service()?)?.clone();
         Some(wire::VirtualService {
-            parents: vec![parent],
+            parents: vec![service.reference()],
             ..rules
         })
     });
     written.chain(attached).collect()
 }
 
-/// Host names the waypoint may send requests to.
-fn reached(served: &[&ServicePlan], routes: &[wire::VirtualService]) -> BTreeSet<String> {
-    let mut hosts: BTreeSet<String> = served
-        .iter()
-        .map(|service| service.wire.hostname.clone())
-        .collect();
-    let mut add = |destination: Option<&wire::Destination>| {
-        hosts.extend(
-            destination
-                .and_then(|d| d.service.as_ref())
-                .map(|s| s.hostname.clone()),
-        );
-    };
-    for route in routes {
-        for http in &route.http {
-            if let Some(wire::http_route::Action::Forward(forward)) = &http.action {
-                forward
-                    .destinations
-                    .iter()
-                    .for_each(|d| add(d.destination.as_ref()));
-            }
-            http.mirrors
-                .iter()
-                .for_each(|m| add(m.destination.as_ref()));
-        }
-        let tls = route.tls.iter().flat_map(|tls| &tls.destinations);
-        let tcp = route.tcp.iter().flat_map(|tcp| &tcp.destinations);
-        tls.chain(tcp).for_each(|d| add(d.destination.as_ref()));
-    }
+/// Services the waypoint may send requests to, by namespace and host name.
+type Reached = BTreeSet<(String, String)>;
+
+fn reached(served: &[Served<'_>], routes: &[wire::VirtualService]) -> Reached {
+    let pair = |service: &wire::ServiceRef| (service.namespace.clone(), service.hostname.clone());
+    let mut hosts: Reached = served.iter().map(|one| pair(&one.reference())).collect();
+    let destinations = routes.iter().flat_map(destinations);
+    hosts.extend(destinations.filter_map(|d| d.service.as_ref()).map(pair));
     hosts
+}
+
+/// Every place that a route names.
+fn destinations(route: &wire::VirtualService) -> impl Iterator<Item = &wire::Destination> {
+    let http = route.http.iter().flat_map(|http| {
+        let forward = match &http.action {
+            Some(wire::http_route::Action::Forward(forward)) => &forward.destinations[..],
+            _ => &[],
+        };
+        let mirrors = http.mirrors.iter().filter_map(|m| m.destination.as_ref());
+        let forward = forward.iter().filter_map(|d| d.destination.as_ref());
+        forward.chain(mirrors)
+    });
+    let tls = route.tls.iter().flat_map(|tls| &tls.destinations);
+    let tcp = route.tcp.iter().flat_map(|tcp| &tcp.destinations);
+    let opaque = tls.chain(tcp).filter_map(|d| d.destination.as_ref());
+    http.chain(opaque)
+}
+
+/// Subsets that a route names and no DestinationRule makes, as a sentence.
+fn unknown_subsets(
+    route: &wire::VirtualService,
+    rules: &[Visible<wire::DestinationRule>],
+) -> Option<String> {
+    let made = |hostname: &str, subset: &str| {
+        rules.iter().any(|rule| {
+            exactness(&rule.wire.host, hostname).is_some()
+                && rule.wire.subsets.iter().any(|made| made.name == subset)
+        })
+    };
+    let unknown: BTreeSet<String> = destinations(route)
+        .filter(|to| !to.subset.is_empty())
+        .filter_map(|to| Some((to, to.service.as_ref()?)))
+        .filter(|(to, service)| !made(&service.hostname, &to.subset))
+        .map(|(to, _)| format!("{} of {}", to.subset, to.host))
+        .collect();
+    (!unknown.is_empty()).then(|| {
+        let all = unknown.into_iter().collect::<Vec<_>>().join(", ");
+        format!(
+            "no DestinationRule makes the subset {all}: what is sent there is answered with 503; \
+             add it to the rule's subsets, or correct the name"
+        )
+    })
 }
 
 /// For each reachable service, the rules that count, of those the waypoint may see: those of the waypoint's namespace, else of the
 /// service's, else of the root namespace; among them the most exact host.
 fn rules_for(
     waypoint: &WaypointGateway<'_>,
-    reached: &BTreeSet<String>,
+    reached: &Reached,
     scoping: &Scoping<'_>,
 ) -> Vec<wire::DestinationRule> {
     let mut services: BTreeMap<usize, Vec<wire::ServiceRef>> = BTreeMap::new();
-    for hostname in reached {
-        let own = scoping.hosts.service(hostname).map(|key| &*key.namespace);
-        let places = [
-            Some(&*waypoint.key.namespace),
+    for (own, hostname) in reached {
+        let places: [&str; 3] = [
+            &waypoint.key.namespace,
             own,
-            Some(&*scoping.settings.root_namespace),
+            &scoping.settings.root_namespace,
         ];
-        let claims = places.into_iter().flatten().find_map(|namespace| {
+        let claims = places.into_iter().find_map(|namespace| {
             let claims: Vec<(usize, usize)> = scoping
                 .rules
                 .iter()
@@ -287,8 +313,10 @@ fn rules_for(
         let claims = claims.unwrap_or_default();
         let most = claims.iter().map(|(exact, _)| *exact).max();
         for (_, at) in claims.into_iter().filter(|(exact, _)| Some(*exact) == most) {
-            let fallback = own.unwrap_or(&waypoint.key.namespace);
-            let service = scoping.hosts.reference(hostname, fallback);
+            let service = wire::ServiceRef {
+                namespace: own.clone(),
+                hostname: hostname.clone(),
+            };
             services.entry(at).or_default().push(service);
         }
     }
@@ -347,24 +375,23 @@ fn labels(keys: &BTreeSet<String>, scoping: &Scoping<'_>) -> Vec<wire::WorkloadL
     if keys.is_empty() {
         return Vec::new();
     }
-    scoping
-        .pods
-        .iter()
-        .filter(|pod| !pod.ips.is_empty())
-        .filter_map(|pod| {
-            let labels: BTreeMap<String, String> = pod
-                .labels
+    let pods = scoping.pods.iter().filter(|pod| !pod.ips.is_empty());
+    let pods = pods.map(|pod| (uid(&scoping.settings.cluster_id, &pod.key), pod.labels));
+    let elsewhere = scoping.elsewhere.iter();
+    pods.chain(elsewhere.map(|(uid, labels)| (uid.clone(), labels)))
+        .filter_map(|(uid, labels)| {
+            let labels: BTreeMap<String, String> = labels
                 .iter()
                 .filter(|(key, _)| keys.contains(*key))
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect();
-            (!labels.is_empty()).then(|| wire::WorkloadLabels {
-                uid: uid(&scoping.settings.cluster_id, &pod.key),
-                labels,
-            })
+            (!labels.is_empty()).then_some(wire::WorkloadLabels { uid, labels })
         })
         .collect()
 }
+
+/// Labels of endpoints that are no pods, by uid.
+pub(crate) type EndpointLabels = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Waypoint by waypoint, the label keys served before.
 pub(crate) type KeptKeys = BTreeMap<NamespacedName, BTreeSet<String>>;

@@ -7,16 +7,26 @@ use isobar_proto::isobar::v1::ServiceRef;
 use isobar_types::NamespacedName;
 
 use super::super::gateways::Gateways;
+use super::super::service_entries::EntryPlan;
 use super::super::services::ServicePlan;
 use super::super::settings::Settings;
-use super::hosts::Hosts;
+use super::served::{Owner, Served};
 
 /// Everything that can be a target.
 #[derive(Clone, Copy)]
 pub(crate) struct Places<'a> {
     pub(crate) services: &'a [ServicePlan],
+    pub(crate) entries: &'a [EntryPlan<'a>],
     pub(crate) gateways: &'a Gateways<'a>,
     pub(crate) settings: &'a Settings,
+}
+
+impl<'a> Places<'a> {
+    /// Services and hosts of ServiceEntries.
+    pub(crate) fn served(self) -> impl Iterator<Item = Served<'a>> {
+        let services = self.services.iter().map(ServicePlan::served);
+        services.chain(self.entries.iter().map(EntryPlan::served))
+    }
 }
 
 /// What an object is about.
@@ -26,6 +36,8 @@ pub(crate) struct Chosen {
     pub(crate) gateways: BTreeSet<NamespacedName>,
     /// Services.
     pub(crate) services: BTreeSet<NamespacedName>,
+    /// ServiceEntries.
+    pub(crate) entries: BTreeSet<NamespacedName>,
 }
 
 impl Chosen {
@@ -34,16 +46,28 @@ impl Chosen {
     pub(super) fn at(
         &self,
         waypoint: &NamespacedName,
-        served: &[&ServicePlan],
-        hosts: &Hosts,
+        served: &[Served<'_>],
     ) -> Option<(bool, Vec<ServiceRef>)> {
         let whole_waypoint = self.gateways.contains(waypoint);
         let services: Vec<_> = served
             .iter()
-            .filter(|service| self.services.contains(&service.key))
-            .map(|service| hosts.reference(&service.wire.hostname, &service.key.namespace))
+            .filter(|one| self.names(one.owner))
+            .map(Served::reference)
             .collect();
         (whole_waypoint || !services.is_empty()).then_some((whole_waypoint, services))
+    }
+
+    /// True if it is about all of this object.
+    pub(crate) fn names(&self, owner: Owner<'_>) -> bool {
+        match owner {
+            Owner::Service(key) => self.services.contains(key),
+            Owner::Entry(key) => self.entries.contains(key),
+        }
+    }
+
+    /// True if it is about something.
+    pub(crate) fn is_some(&self) -> bool {
+        !self.gateways.is_empty() || !self.services.is_empty() || !self.entries.is_empty()
     }
 
     /// Adds what a reference of an object in `namespace` means.
@@ -86,6 +110,11 @@ impl Chosen {
             }
             ("" | "core", "Service") if places.services.iter().any(|s| s.key == key) => {
                 self.services.insert(key);
+            }
+            ("networking.istio.io", "ServiceEntry")
+                if places.entries.iter().any(|entry| entry.key == key) =>
+            {
+                self.entries.insert(key);
             }
             (_, kind) => return Err(format!("target {kind} {key} is not found")),
         }

@@ -1,5 +1,5 @@
 use isobar_objects::istio as from;
-use isobar_objects::istio::{H2UpgradePolicy, SimpleBalancer};
+use isobar_objects::istio::{H2UpgradePolicy, SimpleBalancer, TlsMode};
 use isobar_proto::isobar::v1 as wire;
 use wire::traffic_policy::LoadBalancer;
 
@@ -10,6 +10,7 @@ pub(super) fn blocks(
     balancer: Option<&from::LoadBalancer>,
     pool: Option<&from::ConnectionPool>,
     outliers: Option<&from::OutlierDetection>,
+    tls: Option<&from::TlsSettings>,
 ) -> wire::TrafficPolicy {
     let hash = balancer.and_then(|b| b.consistent_hash.as_ref());
     wire::TrafficPolicy {
@@ -21,6 +22,7 @@ pub(super) fn blocks(
         warmup: balancer.and_then(warmup),
         connection_pool: pool.map(connection_pool),
         outlier_detection: outliers.map(outlier_detection),
+        tls: tls.map(endpoint_tls),
         ..wire::TrafficPolicy::default()
     }
 }
@@ -151,8 +153,141 @@ fn outlier_detection(from: &from::OutlierDetection) -> wire::OutlierDetection {
     }
 }
 
+/// TLS that waypoints begin. What is missing for it has calls refused: they would go out otherwise
+/// than its author means.
+fn endpoint_tls(from: &from::TlsSettings) -> wire::EndpointTls {
+    let begun = matches!(from.mode, Some(TlsMode::Simple | TlsMode::Mutual));
+    if !begun {
+        return wire::EndpointTls {
+            off: true,
+            ..wire::EndpointTls::default()
+        };
+    }
+    let mutual = from.mode == Some(TlsMode::Mutual);
+    let shown = |file: &String| match mutual {
+        true => file.clone(),
+        false => String::new(),
+    };
+    let refuse = if !from.credential_name.is_empty() {
+        "tls.credentialName is not supported at waypoints: name files instead"
+    } else if !from.ca_crl.is_empty() {
+        "tls.caCrl is not supported"
+    } else if mutual && (from.client_certificate.is_empty() || from.private_key.is_empty()) {
+        "tls.mode MUTUAL needs clientCertificate and privateKey"
+    } else {
+        ""
+    };
+    let complete = refuse.is_empty();
+    wire::EndpointTls {
+        off: false,
+        sni: from.sni.clone(),
+        subject_alt_names: from.subject_alt_names.clone(),
+        ca_certificates: from.ca_certificates.clone(),
+        client_certificate: if complete {
+            shown(&from.client_certificate)
+        } else {
+            String::new()
+        },
+        private_key: if complete {
+            shown(&from.private_key)
+        } else {
+            String::new()
+        },
+        refuse: refuse.to_owned(),
+    }
+}
+
 /// A number that limits; absent, 0 and what validation refuses are none.
 fn limit(from: Option<i32>) -> u32 {
     from.and_then(|most| u32::try_from(most).ok())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_slow_start_may_be_written_in_its_old_form() {
+        let old = from::LoadBalancer {
+            warmup_duration_secs: Some(Duration::from_secs(30)),
+            ..from::LoadBalancer::default()
+        };
+        let seconds = |from: &from::LoadBalancer| warmup(from)?.duration.map(|d| d.seconds);
+        assert_eq!(seconds(&old), Some(30));
+        let both = from::LoadBalancer {
+            warmup: Some(from::Warmup {
+                duration: Some(Duration::from_secs(10)),
+                ..from::Warmup::default()
+            }),
+            ..old
+        };
+        assert_eq!(seconds(&both), Some(10));
+        assert_eq!(seconds(&from::LoadBalancer::default()), None);
+    }
+
+    #[test]
+    fn tls_that_cannot_be_begun_as_written_refuses() {
+        let mutual = from::TlsSettings {
+            mode: Some(TlsMode::Mutual),
+            client_certificate: "/c".into(),
+            private_key: "/k".into(),
+            sni: "a.example".into(),
+            ..from::TlsSettings::default()
+        };
+        let made = endpoint_tls(&mutual);
+        assert_eq!(
+            (&*made.client_certificate, &*made.private_key),
+            ("/c", "/k")
+        );
+        assert_eq!(
+            (&*made.sni, &*made.refuse, made.off),
+            ("a.example", "", false)
+        );
+        let simple = from::TlsSettings {
+            mode: Some(TlsMode::Simple),
+            ..mutual.clone()
+        };
+        assert!(endpoint_tls(&simple).client_certificate.is_empty());
+        for (bad, word) in [
+            (
+                from::TlsSettings {
+                    credential_name: "s".into(),
+                    ..simple.clone()
+                },
+                "credentialName",
+            ),
+            (
+                from::TlsSettings {
+                    ca_crl: "/l".into(),
+                    ..simple
+                },
+                "caCrl",
+            ),
+            (
+                from::TlsSettings {
+                    private_key: String::new(),
+                    ..mutual.clone()
+                },
+                "privateKey",
+            ),
+        ] {
+            let made = endpoint_tls(&bad);
+            assert!(
+                made.refuse.contains(word) && made.client_certificate.is_empty(),
+                "{made:?}"
+            );
+        }
+        for mode in [None, Some(TlsMode::Disable), Some(TlsMode::IstioMutual)] {
+            assert!(
+                endpoint_tls(&from::TlsSettings {
+                    mode,
+                    ..mutual.clone()
+                })
+                .off
+            );
+        }
+    }
 }

@@ -128,6 +128,7 @@ impl<'a> Reader<'a> {
             fault: route.fault.as_ref().map(|fault| self.fault(fault)),
             mirrors,
             cors: route.cors_policy.as_ref().map(|cors| self.cors(cors)),
+            session: None,
         })
     }
 

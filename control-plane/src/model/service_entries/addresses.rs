@@ -114,14 +114,17 @@ pub(super) fn of_hosts(all: &[IpAddr], network: &str) -> Vec<wire::NetworkAddres
         .collect()
 }
 
+/// An address, as a range of one, or a range.
+pub(super) fn net(text: &str) -> Option<IpNet> {
+    let alone = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(alone)
+}
+
 /// Written addresses and networks as they are published; what is neither was refused before.
-pub(super) fn written(all: &[String], network: &str) -> Vec<wire::NetworkAddress> {
+pub(super) fn written<S: AsRef<str>>(all: &[S], network: &str) -> Vec<wire::NetworkAddress> {
     all.iter()
         .filter_map(|text| {
-            let net = match text.parse::<IpNet>() {
-                Ok(net) => net,
-                Err(_) => text.parse::<IpAddr>().ok()?.into(),
-            };
+            let net = net(text.as_ref())?;
             let alone = net.prefix_len() == net.max_prefix_len();
             Some(wire::NetworkAddress {
                 network: network.to_owned(),

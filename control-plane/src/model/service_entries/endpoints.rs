@@ -3,27 +3,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use isobar_objects::ObjectHead;
-use isobar_objects::istio::{EntryPort, ServiceEntry, WorkloadEntrySpec};
+use isobar_objects::istio::{EntryPort, ServiceEntry, WorkloadEntry, WorkloadEntrySpec};
+use isobar_objects::{ObjectHead, ObjectRef, Service};
 use isobar_proto::istio::workload as wire;
 use isobar_types::{DEFAULT_TRUST_DOMAIN, labels};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::gateways::TrafficKind;
+use super::super::l7::EndpointLabels;
 use super::super::labels::{canonical_name, canonical_revision};
 use super::super::pods::PodFacts;
 use super::super::selection::Selection;
-use super::super::services::{octets, protocol};
+use super::super::services::{app_protocol, octets, protocol, selects};
 use super::{EntryPlan, Problems, key};
 
 /// Service ports by `namespace/hostname`.
 type Ports = BTreeMap<String, wire::PortList>;
+
+/// Endpoints that are no pods, and their labels by uid.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) workloads: Vec<wire::Workload>,
+    pub(super) labels: EndpointLabels,
+}
 
 /// All endpoints of all entries.
 pub(super) fn workloads(
     services: &[EntryPlan<'_>],
     selection: &Selection<'_>,
     problems: &mut Problems,
-) -> Vec<wire::Workload> {
+) -> Found {
     let mut of_entry: BTreeMap<_, (&ServiceEntry, Vec<&wire::Service>)> = BTreeMap::new();
     for service in services {
         let of = of_entry
@@ -31,7 +40,7 @@ pub(super) fn workloads(
             .or_insert_with(|| (service.entry, Vec::new()));
         of.1.push(&service.wire);
     }
-    let mut all = Vec::new();
+    let mut found = Found::default();
     for (entry, services) in of_entry.values() {
         let spec = &entry.spec;
         if spec.workload_selector.is_some() {
@@ -43,7 +52,8 @@ pub(super) fn workloads(
                     address: service.hostname.clone(),
                     ..WorkloadEntrySpec::default()
                 };
-                all.push(workload(entry, &host, &[service], selection));
+                let workload = workload(entry, &host, &[service], selection);
+                found.workloads.push(workload);
             }
             continue;
         }
@@ -62,13 +72,90 @@ pub(super) fn workloads(
                 workload.uid = format!("{base}/{again}");
                 again += 1;
             }
-            if let Some(reference) = waypoint(entry, endpoint, selection) {
+            let of = (entry.reference(), entry.namespace());
+            if let Some(reference) = waypoint(of, endpoint, selection) {
                 workload.waypoint = Some(reference);
             }
-            all.push(workload);
+            if !endpoint.labels.is_empty() {
+                let labels = endpoint.labels.clone();
+                found.labels.insert(workload.uid.clone(), labels);
+            }
+            found.workloads.push(workload);
         }
     }
-    all
+    for object in selection.set.workload_entries.iter() {
+        if let Some(workload) = of_its_own(object, services, selection) {
+            let labels = object.labels().clone().into_iter();
+            let labels = labels.chain(object.spec.labels.clone()).collect();
+            found.labels.insert(workload.uid.clone(), labels);
+            found.workloads.push(workload);
+        }
+    }
+    found
+}
+
+/// A WorkloadEntry, of all hosts of the ServiceEntries and of the Services that select it; `None` for
+/// what cannot be reached.
+fn of_its_own(
+    object: &WorkloadEntry,
+    services: &[EntryPlan<'_>],
+    selection: &Selection<'_>,
+) -> Option<wire::Workload> {
+    let spec = &object.spec;
+    if spec.address.starts_with("unix://") {
+        return None;
+    }
+    let mut labels = object.labels().clone();
+    labels.extend(spec.labels.clone());
+    let (namespace, name) = (object.namespace(), object.name());
+    let mut ports = Ports::new();
+    for service in services.iter().filter(|s| s.wire.namespace == namespace) {
+        let selector = service.entry.spec.workload_selector.as_ref();
+        if selector.is_some_and(|selector| selector.selects(&labels)) {
+            ports.extend(self::ports(service.entry, spec, &[&service.wire]));
+        }
+    }
+    for service in selection.set.services.in_namespace(namespace) {
+        if selects(service, &labels) {
+            let host = selection.settings.hostname(namespace, service.name());
+            let list = ports_of_service(service, spec);
+            ports.insert(format!("{namespace}/{host}"), list);
+        }
+    }
+    let endpoint = WorkloadEntrySpec {
+        labels,
+        ..spec.clone()
+    };
+    let uid = format!("networking.istio.io/WorkloadEntry/{namespace}/{name}");
+    let mut workload = message((namespace, name, &uid), &endpoint, ports, selection);
+    workload.waypoint = waypoint((object.reference(), namespace), &endpoint, selection);
+    Some(workload)
+}
+
+/// The ports of a Service as an endpoint that is no pod has them: by name, else by number.
+fn ports_of_service(service: &Service, endpoint: &WorkloadEntrySpec) -> wire::PortList {
+    let own = |name: &str| endpoint.ports.get(name).copied();
+    let ports = service
+        .spec
+        .iter()
+        .flat_map(|spec| spec.ports.iter().flatten());
+    let ports = ports.filter_map(|port| {
+        let number = u32::try_from(port.port).ok()?;
+        let by_name = port.name.as_deref().and_then(own);
+        let target = match &port.target_port {
+            Some(IntOrString::Int(target)) => u32::try_from(*target).ok(),
+            Some(IntOrString::String(name)) => own(name),
+            None => Some(number),
+        };
+        Some(wire::Port {
+            service_port: number,
+            target_port: by_name.or(target)?,
+            app_protocol: app_protocol(port).into(),
+        })
+    });
+    wire::PortList {
+        ports: ports.collect(),
+    }
 }
 
 fn workload(
@@ -77,8 +164,23 @@ fn workload(
     services: &[&wire::Service],
     selection: &Selection<'_>,
 ) -> wire::Workload {
-    let settings = selection.settings;
     let (namespace, name) = (entry.namespace(), entry.name());
+    let uid = format!(
+        "networking.istio.io/ServiceEntry/{namespace}/{name}/{}",
+        endpoint.address
+    );
+    let ports = ports(entry, endpoint, services);
+    message((namespace, name, &uid), endpoint, ports, selection)
+}
+
+/// The message about an endpoint of this namespace, name and uid within the cluster.
+fn message(
+    (namespace, name, uid): (&str, &str, &str),
+    endpoint: &WorkloadEntrySpec,
+    services: Ports,
+    selection: &Selection<'_>,
+) -> wire::Workload {
+    let settings = selection.settings;
     let ip = endpoint.address.parse::<IpAddr>().ok();
     let network = match &*endpoint.network {
         "" => &settings.network,
@@ -98,10 +200,7 @@ fn workload(
         other => other.to_owned(),
     };
     wire::Workload {
-        uid: format!(
-            "{}/networking.istio.io/ServiceEntry/{namespace}/{name}/{}",
-            settings.cluster_id, endpoint.address
-        ),
+        uid: format!("{}/{uid}", settings.cluster_id),
         name: name.to_owned(),
         namespace: namespace.to_owned(),
         addresses: ip.map(octets).into_iter().collect(),
@@ -120,7 +219,7 @@ fn workload(
         workload_name: name.to_owned(),
         status: wire::WorkloadStatus::Healthy.into(),
         cluster_id: settings.cluster_id.to_string(),
-        services: ports(entry, endpoint, services),
+        services,
         locality: locality(&endpoint.locality),
         network_mode: wire::NetworkMode::Standard.into(),
         capacity: (endpoint.weight > 0).then_some(endpoint.weight),
@@ -130,17 +229,15 @@ fn workload(
 
 /// The waypoint of calls to an endpoint's own address, by the rules for workloads.
 fn waypoint(
-    entry: &ServiceEntry,
+    (object, namespace): (ObjectRef, &str),
     endpoint: &WorkloadEntrySpec,
     selection: &Selection<'_>,
 ) -> Option<wire::GatewayAddress> {
-    let namespace = entry.namespace();
     let account = match &*endpoint.service_account {
         "" => "default",
         name => name,
     };
     let reference = selection.for_workload(&endpoint.labels, namespace, account)?;
-    let object = entry.reference();
     let selected = selection.resolve(&reference, TrafficKind::Workload, namespace, object);
     selected.address
 }

@@ -297,12 +297,12 @@ fn a_policy_or_waypoint_in_front_is_never_passed_by() {
                   spec: {targetRefs: [{group: networking.istio.io, kind: ServiceEntry, name: e}], rules: [{}]}\n";
     for (labels, more, waypoint, said) in [
         ("", String::new(), false, vec!["Accepted"]),
-        ("", policy.to_owned(), true, vec!["PolicyNotEnforced"]),
+        ("", policy.to_owned(), true, vec!["Accepted"]),
         (
             ", labels: {istio.io/use-waypoint: wp}",
             gateway("wp", ""),
             true,
-            vec!["WaypointCannotResolve", "WaypointIsNotReady"],
+            vec!["Accepted", "WaypointIsNotReady"],
         ),
     ] {
         let yaml = format!("{}{}{more}", namespace(""), entry("e", labels, &spec));
@@ -319,4 +319,65 @@ fn a_policy_or_waypoint_in_front_is_never_passed_by() {
     let out = entry("e", ", labels: {istio.io/use-waypoint: none}", &spec);
     let out = format!("{}{out}", namespace("istio.io/use-waypoint: wp"));
     assert!(planned(&out).entries[0].waypoint.is_none());
+}
+
+fn workload_entry(name: &str, head: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+         metadata: {{name: {name}, namespace: shop{head}}}\nspec: {{{spec}}}\n"
+    )
+}
+
+#[test]
+fn workload_entries_are_endpoints_of_what_selects_them() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\n\
+                   spec: {clusterIP: 10.96.0.7, selector: {app: cart}, \
+                   ports: [{name: web, port: 80, targetPort: 8080}, {name: more, port: 81, targetPort: named}]}\n";
+    let selecting = entry(
+        "e",
+        "",
+        "hosts: [a.example], addresses: [192.0.2.1], resolution: STATIC, \
+         workloadSelector: {labels: {app: cart}}, ports: [{number: 443, name: web, targetPort: 8443}]",
+    );
+    let yaml = format!(
+        "{}{service}{selecting}{}{}{}",
+        namespace(""),
+        workload_entry(
+            "vm",
+            ", labels: {app: cart}",
+            "address: 10.9.0.1, ports: {web: 9090}, serviceAccount: vm"
+        ),
+        workload_entry(
+            "named",
+            "",
+            "address: far.example, labels: {app: cart}, weight: 3, network: away"
+        ),
+        workload_entry("other", "", "address: 10.9.0.3, labels: {app: other}"),
+    );
+    let plan = planned(&yaml);
+    let lines = told(&plan);
+    let of = |name: &str| {
+        let start = format!("Kubernetes/networking.istio.io/WorkloadEntry/shop/{name} ");
+        let mut lines = lines.iter();
+        lines
+            .find_map(|line| line.strip_prefix(&start))
+            .unwrap()
+            .to_owned()
+    };
+    let cart = "shop/cart.shop.svc.cluster.local";
+    assert_eq!(
+        of("vm"),
+        format!("10.9.0.1 [\"shop/a.example 443>9090:UNKNOWN\", \"{cart} 80>9090:UNKNOWN\"]")
+    );
+    assert_eq!(
+        of("named"),
+        format!("far.example [\"shop/a.example 443>8443:UNKNOWN\", \"{cart} 80>8080:UNKNOWN\"]")
+    );
+    assert_eq!(of("other"), "10.9.0.3 []");
+    let vm = plan.workloads.iter().find(|w| w.wire.name == "vm").unwrap();
+    assert_eq!(vm.wire.service_account, "vm");
+    assert_eq!((&*vm.wire.network, vm.wire.capacity), ("", None));
+    let named = plan.workloads.iter().find(|w| w.wire.name == "named");
+    let named = &named.unwrap().wire;
+    assert_eq!((&*named.network, named.capacity), ("away", Some(3)));
 }

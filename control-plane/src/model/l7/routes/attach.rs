@@ -12,7 +12,7 @@ use wire::http_route::Action;
 use super::super::super::services::ServicePlan;
 use super::super::super::verdict::{Severity, Verdict};
 use super::super::hosts::Hosts;
-use super::convert::{self, Converted, Entry, Rank};
+use super::convert::{self, Converted, Entry, OpaqueRule, Rank};
 use super::references::{Problem, References, key_of};
 
 /// What is told about one route.
@@ -67,13 +67,23 @@ pub(in super::super) struct ServiceRoutes {
     pub(in super::super) statuses: Vec<RouteStatus>,
 }
 
-/// One route, of either kind.
+/// Services that VirtualServices route: their requests, and their opaque connections.
+#[derive(Debug, Default)]
+pub(in super::super) struct Overridden {
+    pub(in super::super) requests: BTreeSet<NamespacedName>,
+    pub(in super::super) connections: BTreeSet<NamespacedName>,
+}
+
+/// One route, of any kind.
 struct Route {
     object: ObjectRef,
+    /// It is not about requests.
+    opaque: bool,
     namespace: String,
     created: i64,
     parents: Vec<ParentReference>,
     entries: Vec<Entry>,
+    rules: Vec<OpaqueRule>,
     accepted: Option<Problem>,
     resolved: Option<Problem>,
 }
@@ -92,13 +102,17 @@ pub(in super::super) fn service_routes(
     set: &ObjectSet,
     hosts: &Hosts,
     services: &[ServicePlan],
-    overridden: &BTreeSet<NamespacedName>,
+    overridden: &Overridden,
 ) -> ServiceRoutes {
     let references = References::new(set, hosts, services);
     let routes = read(set, &references);
     let mut attached: BTreeMap<&NamespacedName, Vec<Attachment<'_>>> = BTreeMap::new();
     let mut statuses = Vec::new();
     for route in &routes {
+        let overridden = match route.opaque {
+            true => &overridden.connections,
+            false => &overridden.requests,
+        };
         let mut parents = Vec::new();
         for parent in &route.parents {
             if !is_service(parent) {
@@ -147,20 +161,35 @@ fn read(set: &ObjectSet, references: &References<'_>) -> Vec<Route> {
         let converted = convert::grpc(object, references);
         Route::new(&object.object, &object.spec.parent_refs, converted)
     });
-    http.chain(grpc).collect()
+    let tls = set.tls_routes.iter().map(|object| {
+        let converted = convert::tls(object, references);
+        Route::new(&object.object, &object.spec.parent_refs, converted).opaque()
+    });
+    let tcp = set.tcp_routes.iter().map(|object| {
+        let converted = convert::tcp(object, references);
+        Route::new(&object.object, &object.spec.parent_refs, converted).opaque()
+    });
+    http.chain(grpc).chain(tls).chain(tcp).collect()
 }
 
 impl Route {
     fn new(object: &impl ObjectHead, parents: &[ParentReference], converted: Converted) -> Self {
         Self {
             object: object.reference(),
+            opaque: false,
             namespace: object.namespace().to_owned(),
             created: object.created(),
             parents: parents.to_vec(),
             entries: converted.entries,
+            rules: converted.opaque,
             accepted: converted.accepted,
             resolved: converted.resolved,
         }
+    }
+
+    fn opaque(mut self) -> Self {
+        self.opaque = true;
+        self
     }
 }
 
@@ -253,16 +282,24 @@ fn conditions(
 /// The rules of one Service: those of routes in a caller's own namespace take its place for that
 /// namespace, then those of the Service's own namespace.
 fn rules_of(service: &ServicePlan, attached: &[Attachment<'_>]) -> wire::VirtualService {
-    let consumers: BTreeSet<&str> = attached.iter().filter_map(|a| a.consumer).collect();
+    let (opaque, attached): (Vec<&Attachment<'_>>, Vec<_>) =
+        attached.iter().partition(|a| a.route.opaque);
     let mut http = Vec::new();
-    for consumer in consumers {
-        put(attached, Some(consumer), &mut http);
+    for consumer in consumers(&attached) {
+        put(&attached, Some(consumer), &mut http);
     }
-    put(attached, None, &mut http);
+    put(&attached, None, &mut http);
     // Where no route says anything, a call goes where it was addressed to.
-    let everywhere = |a: &Attachment<'_>| a.consumer.is_none() && a.port == 0;
-    if !attached.iter().any(everywhere) {
+    let everywhere = |a: &&Attachment<'_>| a.consumer.is_none() && a.port == 0;
+    if !attached.is_empty() && !attached.iter().any(everywhere) {
         http.push(itself(service));
+    }
+    let (tls, mut tcp) = connections(&opaque);
+    if !opaque.is_empty() && !opaque.iter().any(everywhere) {
+        tcp.push(wire::TcpRoute {
+            matches: Vec::new(),
+            destinations: vec![back(service)],
+        });
     }
     let key = &service.key;
     wire::VirtualService {
@@ -271,12 +308,66 @@ fn rules_of(service: &ServicePlan, attached: &[Attachment<'_>]) -> wire::Virtual
         name: format!("{}:routes", key.name),
         hosts: vec![service.wire.hostname.clone()],
         http,
+        tls,
+        tcp,
         ..wire::VirtualService::default()
     }
 }
 
+fn consumers<'a>(attached: &[&Attachment<'a>]) -> BTreeSet<&'a str> {
+    attached.iter().filter_map(|a| a.consumer).collect()
+}
+
+/// Rules for opaque connections: those of callers' own namespaces first, the more exact server name
+/// first, then the older route. What no rule of a port takes is refused.
+fn connections(attached: &[&Attachment<'_>]) -> (Vec<wire::TlsRoute>, Vec<wire::TcpRoute>) {
+    let (mut tls, mut tcp) = (Vec::new(), Vec::new());
+    let places = consumers(attached).into_iter().map(Some).chain([None]);
+    for consumer in places {
+        let mut mine: Vec<_> = attached.iter().filter(|a| a.consumer == consumer).collect();
+        mine.sort_by_key(|a| (a.route.created, &a.route.namespace, &a.route.object.name));
+        let l4 = |port: u32| wire::L4Match {
+            port,
+            source_namespace: consumer.unwrap_or_default().to_owned(),
+            ..wire::L4Match::default()
+        };
+        let rules = mine
+            .iter()
+            .flat_map(|a| a.route.rules.iter().map(|rule| (a.port, rule)));
+        let mut named = Vec::new();
+        for (port, rule) in rules {
+            match rule.server_names.as_deref() {
+                None => tcp.push(wire::TcpRoute {
+                    matches: vec![l4(port)],
+                    destinations: rule.destinations.clone(),
+                }),
+                Some([]) => named.push((None, port, rule)),
+                Some(names) => named.extend(names.iter().map(|name| (Some(name), port, rule))),
+            }
+        }
+        // Stable: of equally exact names the older route's comes first.
+        named.sort_by_key(|(name, ..)| {
+            let exact = name.is_some_and(|name| !name.starts_with('*'));
+            Reverse((exact, name.map_or(0, |name| name.len())))
+        });
+        tls.extend(named.into_iter().map(|(name, port, rule)| wire::TlsRoute {
+            matches: vec![wire::TlsMatch {
+                sni_hosts: name.into_iter().cloned().collect(),
+                l4: Some(l4(port)),
+            }],
+            destinations: rule.destinations.clone(),
+        }));
+        let ports: BTreeSet<u32> = mine.iter().map(|a| a.port).collect();
+        tcp.extend(ports.into_iter().map(|port| wire::TcpRoute {
+            matches: vec![l4(port)],
+            destinations: vec![convert::nowhere()],
+        }));
+    }
+    (tls, tcp)
+}
+
 /// Rules in their order of precedence, then a refusal of what none of them takes.
-fn put(attached: &[Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire::HttpRoute>) {
+fn put(attached: &[&Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire::HttpRoute>) {
     let mine: Vec<_> = attached.iter().filter(|a| a.consumer == consumer).collect();
     let mut ordered: Vec<(Order<'_>, &Entry, u32)> = Vec::new();
     for attachment in &mine {
@@ -326,6 +417,17 @@ fn put(attached: &[Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire:
 type Order<'a> = (Reverse<Rank>, i64, &'a str, &'a str, usize);
 
 fn itself(service: &ServicePlan) -> wire::HttpRoute {
+    wire::HttpRoute {
+        name: "default".to_owned(),
+        action: Some(Action::Forward(wire::HttpForward {
+            destinations: vec![back(service)],
+        })),
+        ..wire::HttpRoute::default()
+    }
+}
+
+/// The Service that was addressed, as a destination.
+fn back(service: &ServicePlan) -> wire::WeightedDestination {
     let destination = wire::Destination {
         service: Some(wire::ServiceRef {
             namespace: service.key.namespace.to_string(),
@@ -334,15 +436,9 @@ fn itself(service: &ServicePlan) -> wire::HttpRoute {
         host: service.wire.hostname.clone(),
         ..wire::Destination::default()
     };
-    wire::HttpRoute {
-        name: "default".to_owned(),
-        action: Some(Action::Forward(wire::HttpForward {
-            destinations: vec![wire::WeightedDestination {
-                destination: Some(destination),
-                weight: 1,
-                headers: None,
-            }],
-        })),
-        ..wire::HttpRoute::default()
+    wire::WeightedDestination {
+        destination: Some(destination),
+        weight: 1,
+        headers: None,
     }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use isobar_objects::gateway_api::{
     BackendRef, GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, HttpRoute, HttpRouteMatch,
     HttpRouteRule, MatchKind, NamedMatch, ParentReference, PathMatch, PathMatchKind, RouteRetry,
-    RouteTimeouts,
+    RouteTimeouts, SessionLifetime, SessionPersistence, SessionType, TcpRoute, TcpRouteRule,
+    TlsRoute,
 };
 use isobar_objects::{Kind, ObjectHead};
 use isobar_proto::isobar::v1 as wire;
@@ -24,6 +25,9 @@ const NOT_HONOURED: u32 = 500;
 const ATTEMPTS: i32 = 2;
 /// What a `retry` means besides its codes: every failure without an answer.
 const RETRY_ON: &str = "reset,connect-failure,refused-stream";
+/// What shows a session where nothing is said.
+const SESSION_COOKIE: &str = "isobar-session";
+const SESSION_HEADER: &str = "x-isobar-session";
 /// Any one gRPC service or method.
 const ANY_NAME: &str = "[^/]+";
 
@@ -39,10 +43,20 @@ pub(super) struct Entry {
     pub(super) rule: wire::HttpRoute,
 }
 
+/// What takes every opaque connection, or every one that asks for some server names.
+#[derive(Debug)]
+pub(super) struct OpaqueRule {
+    /// `None`: not only TLS.
+    pub(super) server_names: Option<Vec<String>>,
+    pub(super) destinations: Vec<wire::WeightedDestination>,
+}
+
 /// A route in parts, and what is wrong with it.
 #[derive(Debug, Default)]
 pub(super) struct Converted {
     pub(super) entries: Vec<Entry>,
+    /// Of routes that are not about requests, in their order.
+    pub(super) opaque: Vec<OpaqueRule>,
     pub(super) accepted: Option<Problem>,
     pub(super) resolved: Option<Problem>,
 }
@@ -95,11 +109,9 @@ pub(super) fn grpc(route: &GrpcRoute, references: &References<'_>) -> Converted 
     let mut entries = Vec::new();
     for (at, rule) in route.spec.rules.iter().enumerate() {
         let filtered = filtered(&rule.filters, &mut reader);
-        if rule.session_persistence.is_some() {
-            reader.refuse("UnsupportedValue", "sessionPersistence".into());
-        }
         let name = name(route.name(), rule.name.as_deref(), at);
-        let made = reader.rule(name, filtered, &rule.backend_refs);
+        let mut made = reader.rule(name, filtered, &rule.backend_refs);
+        made.session = reader.session(rule.session_persistence.as_ref());
         let everything = [GrpcRouteMatch::default()];
         let matches = match &rule.matches[..] {
             [] => &everything[..],
@@ -111,6 +123,17 @@ pub(super) fn grpc(route: &GrpcRoute, references: &References<'_>) -> Converted 
         }));
     }
     reader.done(entries)
+}
+
+pub(super) fn tcp(route: &TcpRoute, references: &References<'_>) -> Converted {
+    let by = referrer(Kind::TcpRoute, route.namespace(), &route.spec.parent_refs);
+    reader(by, references).opaque(None, &route.spec.rules)
+}
+
+pub(super) fn tls(route: &TlsRoute, references: &References<'_>) -> Converted {
+    let by = referrer(Kind::TlsRoute, route.namespace(), &route.spec.parent_refs);
+    let names = route.spec.hostnames.clone();
+    reader(by, references).opaque(Some(&names), &route.spec.rules)
 }
 
 fn referrer<'a>(kind: Kind, namespace: &'a str, parents: &[ParentReference]) -> Referrer<'a> {
@@ -155,21 +178,61 @@ impl Reader<'_> {
     fn done(self, entries: Vec<Entry>) -> Converted {
         Converted {
             entries,
+            opaque: Vec::new(),
             accepted: self.accepted,
             resolved: self.resolved,
         }
     }
 
+    fn opaque(mut self, server_names: Option<&[String]>, rules: &[TcpRouteRule]) -> Converted {
+        let mut opaque = Vec::new();
+        for rule in rules {
+            let to = rule.backend_refs.iter();
+            let mut destinations: Vec<_> = to.map(|one| self.weighted(one)).collect();
+            // Without a share for anybody, connections are refused.
+            if destinations.iter().all(|one| one.weight == 0) {
+                destinations = vec![nowhere()];
+            }
+            opaque.push(OpaqueRule {
+                server_names: server_names.map(<[String]>::to_vec),
+                destinations,
+            });
+        }
+        Converted {
+            opaque,
+            ..self.done(Vec::new())
+        }
+    }
+
     fn http_rule(&mut self, rule: &HttpRouteRule, name: String) -> wire::HttpRoute {
         let filtered = filtered(&rule.filters, self);
-        if rule.session_persistence.is_some() {
-            self.refuse("UnsupportedValue", "sessionPersistence".into());
-        }
         let mut made = self.rule(name, filtered, &rule.backend_refs);
         let timeouts = rule.timeouts.unwrap_or_default();
         made.timeout = timeouts.request.filter(|t| !t.is_zero()).map(duration);
         made.retries = retries(rule.retry.as_ref(), &timeouts);
+        made.session = self.session(rule.session_persistence.as_ref());
         made
+    }
+
+    fn session(&mut self, from: Option<&SessionPersistence>) -> Option<wire::Session> {
+        let from = from?;
+        if from.idle_timeout.is_some() {
+            self.refuse("UnsupportedValue", "sessionPersistence.idleTimeout".into());
+        }
+        let header = from.how == SessionType::Header;
+        let name = from.session_name.clone();
+        let own = if header {
+            SESSION_HEADER
+        } else {
+            SESSION_COOKIE
+        };
+        let cookie = from.cookie_config.unwrap_or_default();
+        Some(wire::Session {
+            name: name.unwrap_or_else(|| own.to_owned()),
+            header,
+            lifetime: from.absolute_timeout.filter(|t| !t.is_zero()).map(duration),
+            permanent: cookie.lifetime_type == SessionLifetime::Permanent,
+        })
     }
 
     /// A rule without its matches.
@@ -207,6 +270,18 @@ impl Reader<'_> {
             weight: u32::try_from(from.weight.unwrap_or(1)).unwrap_or(0),
             headers: own.headers,
         }
+    }
+}
+
+/// Takes a connection and refuses it.
+pub(super) fn nowhere() -> wire::WeightedDestination {
+    wire::WeightedDestination {
+        destination: Some(wire::Destination {
+            refuse: NOT_HONOURED,
+            ..wire::Destination::default()
+        }),
+        weight: 1,
+        headers: None,
     }
 }
 

@@ -94,7 +94,9 @@ fn other(filter: &RouteFilter, reader: &mut Reader<'_>, out: &mut Filtered) -> b
 fn operations(from: &HeaderModifier) -> wire::HeaderOperations {
     let pairs = |from: &[isobar_objects::gateway_api::NamedValue]| {
         let pairs = from.iter();
-        pairs.map(|p| (p.name.clone(), p.value.clone())).collect()
+        // The Gateway API's values are plain: what looks like a substitution is none.
+        let plain = |value: &str| value.replace('%', "%%");
+        pairs.map(|p| (p.name.clone(), plain(&p.value))).collect()
     };
     wire::HeaderOperations {
         set: pairs(&from.set),

@@ -1,4 +1,4 @@
-//! HTTPRoute and GRPCRoute attached to Services. A waypoint gets them as the rules of a
+//! HTTPRoute, GRPCRoute, TCPRoute and TLSRoute attached to Services. A waypoint gets them as the rules of a
 //! VirtualService: one for each Service, since the order of rules goes across routes.
 
 mod attach;
@@ -6,8 +6,8 @@ mod convert;
 mod filters;
 mod references;
 
+pub(super) use attach::{Overridden, ServiceRoutes, service_routes};
 pub(crate) use attach::{ParentStatus, RouteStatus};
-pub(super) use attach::{ServiceRoutes, service_routes};
 
 #[cfg(test)]
 mod tests;

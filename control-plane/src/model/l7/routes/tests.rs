@@ -381,3 +381,145 @@ x -> cart:80x1
     );
     assert_eq!(told(&plan, "g"), WELL);
 }
+
+/// The rules for opaque connections to `cart`, one a line.
+fn opaque(plan: &Plan) -> Vec<String> {
+    let line = |l4: Option<&wire::L4Match>, names: &[String], to: &[wire::WeightedDestination]| {
+        let mut text = String::new();
+        if let Some(l4) = l4 {
+            if !l4.source_namespace.is_empty() {
+                let _ = write!(text, "from {} ", l4.source_namespace);
+            }
+            if l4.port != 0 {
+                let _ = write!(text, ":{} ", l4.port);
+            }
+        }
+        let _ = write!(text, "{} ->", names.join(","));
+        for one in to {
+            let to = one.destination.as_ref().unwrap();
+            let _ = match to.refuse {
+                0 => write!(text, " {}x{}", to.host, one.weight),
+                _ => write!(text, " nowhere"),
+            };
+        }
+        text
+    };
+    let routes = &plan.waypoints[0].routes;
+    let tls = routes.iter().flat_map(|r| &r.tls).map(|rule| {
+        let one = &rule.matches[0];
+        line(one.l4.as_ref(), &one.sni_hosts, &rule.destinations)
+    });
+    let tcp = routes.iter().flat_map(|r| &r.tcp);
+    let tcp = tcp.map(|rule| line(rule.matches.first(), &[], &rule.destinations));
+    tls.chain(tcp).collect()
+}
+
+fn of_kind(kind: &str, head: &str, parents: &str, more: &str, rules: &str) -> String {
+    let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
+    let text = route(kind, head, parents, rules).replace(
+        "gateway.networking.k8s.io/v1",
+        &format!("gateway.networking.k8s.io/{version}"),
+    );
+    text.replace("spec: {", &format!("spec: {{{more}"))
+}
+
+#[test]
+fn tcp_and_tls_routes_are_rules_for_opaque_connections() {
+    let split = "[{backendRefs: [{name: cart, port: 80, weight: 9}, {name: cart-v2, port: 80}]}]";
+    let tcp = plan(&of_kind("TCPRoute", "name: t", CART, "", split));
+    assert_eq!(opaque(&tcp), [" -> cartx9 cart-v2x1", " -> nowhere"]);
+    assert_eq!(rules(&tcp), "", "requests go where they went");
+    assert_eq!(
+        told(&tcp, "t").replace(
+            "Programmed=false(NoWaypoint)",
+            "Programmed=true(Programmed)"
+        ),
+        WELL
+    );
+
+    let to = |name: &str| format!("[{{backendRefs: [{{name: {name}, port: 80}}]}}]");
+    let routes = [
+        of_kind(
+            "TLSRoute",
+            "name: wide",
+            CART,
+            "hostnames: [\"*.example\"], ",
+            &to("cart"),
+        ),
+        of_kind(
+            "TLSRoute",
+            "name: exact",
+            CART,
+            "hostnames: [a.example, b.example], ",
+            &to("cart-v2"),
+        ),
+        of_kind("TLSRoute", "name: any", CART, "", &to("cart")),
+    ];
+    assert_eq!(
+        opaque(&plan(&routes.concat())),
+        [
+            "a.example -> cart-v2x1",
+            "b.example -> cart-v2x1",
+            "*.example -> cartx1",
+            " -> cartx1",
+            " -> nowhere",
+        ]
+    );
+}
+
+#[test]
+fn opaque_routes_of_ports_and_callers_leave_the_rest_as_it_was() {
+    let admin = "{group: \"\", kind: Service, name: cart, port: 8080}";
+    let theirs = "{group: \"\", kind: Service, name: cart, namespace: shop}";
+    let to = "[{backendRefs: [{name: cart-v2, port: 80}]}]";
+    let routes = [
+        of_kind("TCPRoute", "name: admin", admin, "", to),
+        of_kind(
+            "TCPRoute",
+            "name: theirs, namespace: bank",
+            theirs,
+            "",
+            "[{backendRefs: [{name: pay, port: 80}]}]",
+        ),
+    ];
+    assert_eq!(
+        opaque(&plan(&routes.concat())),
+        [
+            "from bank  -> payx1",
+            "from bank  -> nowhere",
+            ":8080  -> cart-v2x1",
+            ":8080  -> nowhere",
+            " -> cart.shop.svc.cluster.localx1",
+        ]
+    );
+    let missing = of_kind(
+        "TCPRoute",
+        "name: t",
+        CART,
+        "",
+        "[{backendRefs: [{name: nobody, port: 80}]}]",
+    );
+    let plan = plan(&missing);
+    assert_eq!(opaque(&plan), [" -> nowhere", " -> nowhere"]);
+    assert!(told(&plan, "t").contains("ResolvedRefs=false(BackendNotFound)"));
+}
+
+#[test]
+fn sessions_reach_the_waypoint() {
+    let plan = plan(&http(
+        "name: s",
+        "[{backendRefs: [{name: cart, port: 80}], sessionPersistence: {absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}},
+          {matches: [{path: {value: /h}}], backendRefs: [{name: cart, port: 80}], sessionPersistence: {sessionName: x-s, type: Header}}]",
+    ));
+    let all = plan.waypoints[0].routes.iter().flat_map(|r| &r.http);
+    let sessions: Vec<_> = all.filter_map(|r| r.session.clone()).collect();
+    let seconds = |at: usize| sessions[at].lifetime.map(|d| d.seconds);
+    assert_eq!(
+        (&*sessions[0].name, sessions[0].header, seconds(0)),
+        ("x-s", true, None)
+    );
+    assert_eq!(
+        (&*sessions[1].name, sessions[1].permanent, seconds(1)),
+        ("isobar-session", true, Some(3600))
+    );
+}

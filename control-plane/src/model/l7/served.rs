@@ -1,0 +1,62 @@
+use isobar_proto::isobar::v1::ServiceRef;
+use isobar_proto::istio::workload;
+use isobar_types::NamespacedName;
+
+/// Something a waypoint may stand in front of: a Service, or a host of a ServiceEntry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Served<'a> {
+    /// As it is published.
+    pub(crate) wire: &'a workload::Service,
+    /// The object it comes from.
+    pub(crate) owner: Owner<'a>,
+    /// Waypoints that serve it.
+    pub(crate) waypoints: &'a [NamespacedName],
+    /// Asks for traffic to pass while its waypoint is away.
+    pub(crate) fail_open: bool,
+}
+
+/// The object that something served comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner<'a> {
+    /// A Service.
+    Service(&'a NamespacedName),
+    /// A ServiceEntry, which may have several hosts.
+    Entry(&'a NamespacedName),
+}
+
+impl<'a> Served<'a> {
+    /// Its full host name.
+    pub(crate) fn hostname(&self) -> &'a str {
+        &self.wire.hostname
+    }
+
+    /// Its namespace.
+    pub(crate) fn namespace(&self) -> &'a str {
+        &self.wire.namespace
+    }
+
+    /// How messages refer to it.
+    pub(crate) fn reference(&self) -> ServiceRef {
+        ServiceRef {
+            namespace: self.wire.namespace.clone(),
+            hostname: self.wire.hostname.clone(),
+        }
+    }
+
+    /// Its key, if it is a Service.
+    pub(crate) const fn service(&self) -> Option<&'a NamespacedName> {
+        match self.owner {
+            Owner::Service(key) => Some(key),
+            Owner::Entry(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Service(key) => write!(f, "Service {key}"),
+            Self::Entry(key) => write!(f, "ServiceEntry {key}"),
+        }
+    }
+}
