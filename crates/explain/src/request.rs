@@ -3,11 +3,14 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use http::{HeaderMap, Method, header};
-use isobar_route::{HttpCall, path};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use isobar_route::{HttpCall, fields, path};
 
 use crate::destination::Destination;
 use crate::question::{Asked, QuestionError};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const ANY_ID: HeaderValue = HeaderValue::from_static("00000000-0000-4000-8000-000000000000");
 
 /// A request's normalised head.
 #[derive(Debug)]
@@ -17,6 +20,7 @@ pub(crate) struct Request {
     query: Option<String>,
     authority: String,
     written_authority: String,
+    scheme: &'static str,
     headers: HeaderMap,
     destination: SocketAddr,
 }
@@ -41,12 +45,16 @@ impl Request {
             None => Cow::Borrowed(&*to.authority),
         };
         let authority = path::normalise_authority(&written, "http");
+        let scheme = fields::clean(&mut headers);
+        // A waypoint gives one to every request that has none.
+        headers.entry(REQUEST_ID).or_insert(ANY_ID);
         Ok(Self {
             method: asked.map_or(Method::GET, |asked| asked.method.clone()),
             path: normal.into_owned(),
             query,
             authority: authority.ok_or_else(|| wrong(&written, "host"))?,
             written_authority: path::without_trailing_dot(&written).into_owned(),
+            scheme,
             headers,
             destination: to.address,
         })
@@ -59,7 +67,7 @@ impl Request {
             query: self.query.as_deref(),
             authority: &self.authority,
             written_authority: &self.written_authority,
-            scheme: "http",
+            scheme: self.scheme,
             headers: &self.headers,
             destination: self.destination,
         }

@@ -185,6 +185,87 @@ fn what_a_waypoint_answers_itself() {
     );
 }
 
+/// A rule for every request to reviews, and a service of one other port.
+const LONE: &str = "\
+---
+apiVersion: v1
+kind: Service
+metadata: {name: lone, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080, targetPort: 8080}]}
+";
+
+#[test]
+fn a_destination_without_a_port_has_the_services_only_one() {
+    let route = "\
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: lone}}]}]}
+";
+    let world = world(&[SHOP, WAYPOINT, LONE, route]);
+    let found = ask(&world, "cart", "reviews:80", Some(("GET", "/")));
+    assert!(
+        matches!(found.ways[0].outcome, Outcome::Reaches { port: 8080, .. }),
+        "{}",
+        text(&found)
+    );
+}
+
+#[test]
+fn a_destination_that_nobody_granted_is_answered_with_500() {
+    let route = "\
+---
+apiVersion: v1
+kind: Service
+metadata: {name: theirs, namespace: plain}
+spec: {selector: {app: s}, ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: reviews, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: reviews, port: 80}]
+  rules: [{backendRefs: [{name: theirs, namespace: plain, port: 80}]}]
+";
+    let world = world(&[SHOP, WAYPOINT, route]);
+    let found = ask(&world, "cart", "reviews:80", Some(("GET", "/")));
+    let expected = (Reason::NoCluster, Some(500));
+    assert_eq!(refusal(&found.ways[0]), expected, "{}", text(&found));
+}
+
+#[test]
+fn headers_are_seen_as_the_waypoint_sees_them() {
+    let route = "\
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews, namespace: shop}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{headers: {x-forwarded-host: {regex: '.+'}}}, {headers: {x-envoy-max-retries: {regex: '.+'}}}]
+    redirect: {uri: /spoofed}
+  - match: [{headers: {x-request-id: {regex: '.+'}, x-forwarded-proto: {exact: http}, cookie: {exact: a=1; b=2}}}]
+    redirect: {uri: /seen}
+";
+    let world = world(&[SHOP, WAYPOINT, route]);
+    let lines = [
+        "x-forwarded-host: evil",
+        "x-envoy-max-retries: 7",
+        "cookie: a=1",
+        "cookie: b=2",
+    ]
+    .map(str::to_owned);
+    let mut question = Question::new("shop", "cart", "reviews:80").unwrap();
+    question.request = Some(Asked::new("GET", "/", &lines).unwrap());
+    let found = explain(&world, &question).unwrap();
+    match &found.ways[0].outcome {
+        Outcome::Answered { detail, .. } => assert!(detail.ends_with("/seen"), "{detail}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn policies_are_named() {
     let allow = "\

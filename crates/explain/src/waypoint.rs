@@ -273,15 +273,22 @@ impl Passage<'_> {
         ways
     }
 
-    fn to_target(&self, target: &Target) -> Vec<Way> {
-        let no_cluster = |detail: String| {
-            let steps = vec![self.step("refused", detail.clone())];
-            let outcome = match self.request {
-                Some(_) => Outcome::status(503, Reason::NoCluster, detail),
-                None => Outcome::closed(Reason::NoCluster, detail),
-            };
-            self.end(steps, outcome)
+    /// A destination that leads nowhere.
+    fn no_cluster(&self, status: u16, detail: String) -> Way {
+        let steps = vec![self.step("refused", detail.clone())];
+        let outcome = match self.request {
+            Some(_) => Outcome::status(status, Reason::NoCluster, detail),
+            None => Outcome::closed(Reason::NoCluster, detail),
         };
+        Way::new(1.0, steps, outcome)
+    }
+
+    fn to_target(&self, target: &Target) -> Vec<Way> {
+        let no_cluster = |detail: String| vec![self.no_cluster(503, detail)];
+        if let (Some(status), Some(_)) = (target.refuse, &self.request) {
+            let detail = format!("the destination {} is not for this route", target.host);
+            return vec![self.no_cluster(status, detail)];
+        }
         let known = target.service.as_ref();
         let Some(service) = known.and_then(|key| self.world.snapshot.service(key)) else {
             return no_cluster(format!("the host {} is no service it knows", target.host));
@@ -296,10 +303,8 @@ impl Passage<'_> {
                 }
             },
         };
-        let port = match target.port {
-            0 => self.address.port(),
-            port => port,
-        };
+        let ports = service.ports.iter().map(|(port, _)| port);
+        let port = target.port_of(ports, self.address.port());
         let step = match subset {
             Some(subset) => self.step(
                 format!("to subset {} of {}", subset.name, service.key.hostname),
