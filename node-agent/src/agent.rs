@@ -5,14 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isobar_net::NetNs;
 use isobar_objects::{Kind, ObjectHead, ObjectRef, Published};
 use isobar_runtime::{Lifetime, Scope};
 use isobar_types::labels;
 use tokio::sync::watch;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, kernel, take_over};
 use crate::board::{PodView, Standing};
 use crate::desire::{Desire, NodeDefaults, desire, is_annotated};
+use crate::discovery::{self, Discovery};
 use crate::pod::{Driver, Order, Services};
 use crate::probes::blocking;
 use crate::sandbox::{self, Sandbox};
@@ -30,6 +32,9 @@ pub struct Agent {
     /// Tasks that were told to end and may still be cleaning up, by uid.
     ending: BTreeMap<String, watch::Sender<Order>>,
     scope: Scope,
+    discovery: Option<Discovery>,
+    /// Pods are being taken over from an earlier agent.
+    starting: bool,
     problems: Vec<String>,
 }
 
@@ -46,6 +51,7 @@ impl Agent {
         services: Arc<Services>,
         node: NodeDefaults,
         mut objects: watch::Receiver<Arc<Published>>,
+        discovery: Option<Discovery>,
     ) -> Self {
         // An error means that the source is gone, which its own task reports.
         let _ = objects.wait_for(|published| published.synced).await;
@@ -56,9 +62,12 @@ impl Agent {
             pods: BTreeMap::new(),
             ending: BTreeMap::new(),
             scope: Scope::new("pods"),
+            discovery,
+            starting: true,
             problems: Vec::new(),
         };
         agent.rescan().await;
+        agent.starting = false;
         if let Err(error) = agent.services.probes.restore().await {
             tracing::error!(%error, "the node's rules about probes");
         }
@@ -81,10 +90,13 @@ impl Agent {
 
     async fn rescan(&mut self) {
         let published = Arc::clone(&self.objects.borrow_and_update());
-        let (found, mut problems) = match sandbox::read_all(&self.services.pods_dir) {
+        let (mut found, mut problems) = match sandbox::read_all(&self.services.pods_dir) {
             Ok(read) => read,
             Err(error) => return self.tell(vec![format!("the folder of sandboxes: {error}")]),
         };
+        if let Some(discovery) = &mut self.discovery {
+            discovery.complete(&published, &mut found, &self.node).await;
+        }
         self.end_gone(&found);
         self.services
             .board
@@ -135,7 +147,30 @@ impl Agent {
         let wish = desire(published, &sandbox, &self.node);
         let annotated = is_annotated(published, &sandbox);
         let (services, record) = (Arc::clone(&self.services), sandbox.clone());
-        let adopted = blocking(move || Driver::adopt(services, record, annotated)).await;
+        let held = self.discovery.as_ref().and_then(|all| all.held(&sandbox));
+        let account = wish.as_ref().ok().map(|wish| wish.account.clone());
+        let wishes = wish.as_ref().map(|wish| wish.wishes.clone());
+        // A pod that comes later is new, or as this agent left it.
+        let takes_over = self.starting.then(|| wishes.unwrap_or_default());
+        let adopted = blocking(move || {
+            let netns = match held {
+                Some(netns) => netns,
+                None => NetNs::open(&record.netns_under(&services.proc))
+                    .map_err(kernel("opening the pod's network namespace"))?,
+            };
+            if let Some(wishes) = takes_over {
+                let tool = services.canon.backend();
+                let taken = netns
+                    .enter(|| take_over(tool, &wishes))
+                    .map_err(kernel("entering the pod's namespace"))??;
+                if taken {
+                    tracing::info!(pod = record.name, namespace = record.namespace, %tool,
+                        "rules of another tool were replaced");
+                }
+            }
+            Driver::adopt(services, record, netns, account, annotated)
+        })
+        .await;
         let driver = match adopted {
             Ok(driver) => driver,
             Err(error) => return Err(self.unreachable(&sandbox, annotated, &error).await),
@@ -167,6 +202,7 @@ impl Agent {
             namespace: sandbox.namespace.clone(),
             name: sandbox.name.clone(),
             ips: sandbox.ips.clone(),
+            netns: 0,
             standing: Standing::Failing,
             why: String::new(),
             rules: "unknown",
@@ -226,19 +262,31 @@ fn same(a: &Order, b: &Order) -> bool {
 /// When the folder of sandboxes cannot be read.
 pub async fn clean_up(services: &Services, dir: &Path) -> std::io::Result<()> {
     let (sandboxes, _) = sandbox::read_all(dir)?;
-    for record in sandboxes {
+    let mut all: Vec<(Sandbox, Option<NetNs>)> =
+        sandboxes.into_iter().map(|record| (record, None)).collect();
+    let unrecorded = |uid: &str| !all.iter().any(|(record, _)| record.uid == uid);
+    let views = services.board.all().into_iter();
+    let found = discovery::again(
+        views.filter(|view| unrecorded(&view.uid)).collect(),
+        &services.proc,
+    );
+    all.extend(found.into_iter().map(|(pod, netns)| (pod, Some(netns))));
+    for (record, held) in all {
         let tool = services.canon.backend();
-        let path = record.netns.clone();
+        let path = record.netns_under(&services.proc);
         let removed = blocking(move || {
-            let netns = isobar_net::NetNs::open(&path).map_err(crate::backend::kernel(
-                "opening the pod's network namespace",
-            ))?;
+            let netns = match held {
+                Some(netns) => netns,
+                None => {
+                    NetNs::open(&path).map_err(kernel("opening the pod's network namespace"))?
+                }
+            };
             netns
                 .enter(|| {
                     tool.remove()?;
                     crate::backend::remove_routes()
                 })
-                .map_err(crate::backend::kernel("entering the pod's namespace"))?
+                .map_err(kernel("entering the pod's namespace"))?
         })
         .await;
         if let Err(error) = removed {

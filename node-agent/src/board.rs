@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 /// Where a pod stands, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -65,6 +66,8 @@ pub struct PodView {
     pub name: String,
     /// Addresses.
     pub ips: Vec<IpAddr>,
+    /// Inode of its network namespace, as in `net:[4026531840]`; 0 if it cannot be opened.
+    pub netns: u64,
     /// Where it stands.
     pub standing: Standing,
     /// Why it is wished to be in the mesh, or not.
@@ -90,12 +93,26 @@ pub struct PodView {
 pub struct Board {
     // Held while one entry is replaced or all are copied.
     pods: Mutex<BTreeMap<String, PodView>>,
+    changes: watch::Sender<u64>,
 }
 
 impl Board {
     /// Replaces a pod's entry.
     pub fn show(&self, pod: PodView) {
         self.lock().insert(pod.uid.clone(), pod);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Counts up whenever an entry is replaced.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// One pod's entry.
+    #[must_use]
+    pub fn find(&self, uid: &str) -> Option<PodView> {
+        self.lock().get(uid).cloned()
     }
 
     /// Removes a pod's entry.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
-use isobar_objects::{Kind, ObjectHead, ObjectRef, Pod, Published};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, Pod, Published, pods};
 use isobar_types::labels;
 
 use crate::plan::Wishes;
@@ -12,6 +12,8 @@ use crate::sandbox::Sandbox;
 
 /// Annotation: comma list of interfaces whose arriving TCP counts as outbound.
 const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
+/// Annotation of a mirror pod: the uid by which the kubelet and the runtime know the pod.
+pub(crate) const STATIC_UID: &str = "kubernetes.io/config.hash";
 /// Longest interface name that Linux knows.
 const INTERFACE_MAX: usize = 15;
 
@@ -22,6 +24,8 @@ pub struct Desire {
     pub goal: Goal,
     /// Why, in words.
     pub why: String,
+    /// Its service account.
+    pub account: String,
     /// How its rules shall be.
     pub wishes: Wishes,
     /// What in its annotations could not be followed, in words.
@@ -35,7 +39,7 @@ pub struct Desire {
 pub enum Unknown {
     /// There is no object of its name, or it is another pod's.
     Pod,
-    /// Its namespace is not known and may be written in a file that is broken. It might be labelled.
+    /// Its namespace is not known though it may exist. It might be labelled.
     Namespace,
 }
 
@@ -44,7 +48,7 @@ impl fmt::Display for Unknown {
         f.write_str(match self {
             Self::Pod => "its object is not known yet",
             Self::Namespace => {
-                "its namespace is not known and may be in a file that is broken or cannot be read"
+                "its namespace is not known; it may be in a file that is broken or cannot be read"
             }
         })
     }
@@ -57,6 +61,9 @@ pub struct NodeDefaults {
     pub enrolment: EnrolmentRules,
     /// DNS capture of pods that do not say.
     pub dns: bool,
+    /// A pod's namespace always has an object, as in an API server: until it is known, nobody can
+    /// say that it is not labelled.
+    pub namespaces_exist: bool,
 }
 
 impl Default for NodeDefaults {
@@ -64,6 +71,7 @@ impl Default for NodeDefaults {
         Self {
             enrolment: EnrolmentRules::default(),
             dns: true,
+            namespaces_exist: false,
         }
     }
 }
@@ -83,7 +91,8 @@ pub fn desire(
     let namespace = objects.namespaces.get("", &sandbox.namespace);
     let enrolment = decide(pod, namespace.map(|held| &held.object), &node.enrolment);
     let place = || ObjectRef::new(Kind::Namespace, "", &sandbox.namespace);
-    if enrolment == Enrolment::NotAsked && published.may_hide(&place()) {
+    let missing = node.namespaces_exist && namespace.is_none();
+    if enrolment == Enrolment::NotAsked && (missing || published.may_hide(&place())) {
         return Err(Unknown::Namespace);
     }
     let mut problems = Vec::new();
@@ -111,6 +120,10 @@ pub fn desire(
             Goal::Plain
         },
         why: enrolment.to_string(),
+        account: match &*sandbox.service_account {
+            "" => pods::service_account(pod).to_owned(),
+            told => told.to_owned(),
+        },
         wishes: Wishes {
             dns,
             inbound,
@@ -121,9 +134,12 @@ pub fn desire(
     })
 }
 
-/// True unless the object belongs to another pod of that name.
+/// True unless the object belongs to another pod of that name. A pod from a file of the kubelet's
+/// goes by the hash of that file; its object in the API server has another uid and names the hash.
 fn is_of(pod: &Pod, sandbox: &Sandbox) -> bool {
-    pod.uid().is_empty() || pod.uid() == sandbox.uid
+    pod.uid().is_empty()
+        || pod.uid() == sandbox.uid
+        || pod.annotation(STATIC_UID) == Some(&*sandbox.uid)
 }
 
 /// True if the object of the pod in this sandbox says that it is redirected, whatever is wished.
@@ -173,6 +189,8 @@ mod tests {
             service_account: String::new(),
             netns: "/proc/1/ns/net".into(),
             ips: Vec::new(),
+            container_id: String::new(),
+            network: String::new(),
         }
     }
 
@@ -236,6 +254,34 @@ mod tests {
         assert_eq!(desired(pod("u2", &json!({}))), Err(Unknown::Pod));
         let other = json!({"metadata": {"name": "other", "namespace": "shop"}});
         assert_eq!(desired(other), Err(Unknown::Pod));
+    }
+
+    #[test]
+    fn a_pod_of_the_kubelets_own_files_goes_by_their_hash() {
+        let hash = json!({"kubernetes.io/config.hash": "u1"});
+        assert!(desired(pod("mirror", &hash)).is_ok());
+    }
+
+    #[test]
+    fn where_every_namespace_has_an_object_one_that_is_not_known_may_be_labelled() {
+        let at = |labels: Value, namespaces_exist| {
+            let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "cart",
+                "namespace": "shop", "uid": "u1", "labels": labels}}))
+            .unwrap();
+            let published = Published {
+                objects: Arc::new(ObjectSet::of([Object::from(pod)])),
+                ..Published::default()
+            };
+            let node = NodeDefaults {
+                namespaces_exist,
+                ..NodeDefaults::default()
+            };
+            desire(&published, &sandbox(), &node).map(|wish| wish.goal)
+        };
+        assert_eq!(at(json!({}), true), Err(Unknown::Namespace));
+        assert_eq!(at(json!({}), false), Ok(Goal::Plain));
+        let own = json!({"istio.io/dataplane-mode": "none"});
+        assert_eq!(at(own, true), Ok(Goal::Plain));
     }
 
     #[test]

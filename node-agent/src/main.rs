@@ -1,105 +1,45 @@
 //! `isobar-cni`: the node agent.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod arguments;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use isobar_kubernetes::{Cluster, KubernetesSource, KubernetesWriter, Presence, SourceOptions};
 use isobar_net::SeqPacketListener;
 use isobar_node_agent::agent::{self, Agent};
-use isobar_node_agent::backend::{Backend, Canon, Choice};
+use isobar_node_agent::backend::{Backend, Canon};
 use isobar_node_agent::board::Board;
+use isobar_node_agent::cni::SOCKET;
+use isobar_node_agent::cni::desk::{self, Desk};
 use isobar_node_agent::desire::NodeDefaults;
+use isobar_node_agent::discovery::Discovery;
+use isobar_node_agent::install::{self, Installer};
 use isobar_node_agent::metrics::Metrics;
 use isobar_node_agent::pod::{Services, Timing};
 use isobar_node_agent::probes::Probes;
-use isobar_node_agent::status;
 use isobar_node_agent::zds::Zds;
-use isobar_objects::{DirectoryOptions, DirectorySource, ObjectSource, OverlayWriter};
+use isobar_node_agent::{sole, status};
+use isobar_objects::{
+    DirectoryOptions, DirectorySource, Kind, ObjectSource, ObjectWriter, OverlayWriter,
+};
 use isobar_runtime::{Lifetime, Scope};
 use isobar_telemetry::logging::{self, LogConfig, LogFormat};
 use isobar_telemetry::{HttpServer, Ready, Registry};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use arguments::Arguments;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Between two checks of the node's own rules.
 const VERIFY_NODE: Duration = Duration::from_secs(5);
-
-/// Keeps the pods of one node redirected, or not, as their labels say.
-///
-/// SIGTERM ends the agent and leaves rules in place: enrolled pods stay in the mesh.
-#[derive(Debug, Parser)]
-#[command(name = "isobar-cni", version)]
-struct Arguments {
-    /// Folders of objects; may be given several times.
-    #[arg(long, required = true, value_name = "DIR")]
-    objects: Vec<PathBuf>,
-    /// Root of what the mesh writes; annotations go into its folder `node-NODE`.
-    #[arg(long, value_name = "DIR")]
-    overlay: PathBuf,
-    /// Name of this node.
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    node: String,
-    /// Folder of sandbox records, one per pod.
-    #[arg(long, value_name = "DIR")]
-    pods_dir: PathBuf,
-    /// Socket for node proxies.
-    #[arg(
-        long,
-        env = "ZTUNNEL_UDS_ADDRESS",
-        default_value = "/var/run/ztunnel/ztunnel.sock"
-    )]
-    zds_socket: PathBuf,
-    /// Folder of its own for the last good version of every object; the agent falls back on it when
-    /// it starts while a file is broken. Default: `isobar-cni` beside the socket.
-    #[arg(long, env = "STATE_DIR", value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// Address of /healthz/ready, /metrics and /pods.
-    #[arg(long, default_value = "127.0.0.1:15030", value_name = "IP:PORT")]
-    status_addr: SocketAddr,
-    /// Tool that writes rules.
-    #[arg(long, value_enum, default_value = "auto")]
-    backend: Choice,
-    /// DNS capture of pods that do not say; `ambient.istio.io/dns-capture` on a pod overrides it.
-    #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
-    dns_capture: bool,
-    /// Namespaces whose pods never take part.
-    #[arg(
-        long,
-        env = "EXCLUDE_NAMESPACES",
-        default_value = "kube-system",
-        value_delimiter = ','
-    )]
-    exclude_namespaces: Vec<String>,
-    /// Seconds between two verifications of a pod; changes that the kernel tells are seen at once.
-    #[arg(long, default_value = "5", value_parser = seconds, value_name = "SECONDS")]
-    verify_every: Duration,
-    /// Seconds for callers to learn that a pod no longer takes HBONE.
-    #[arg(long, default_value = "2", value_parser = seconds, value_name = "SECONDS")]
-    leave_grace: Duration,
-    /// Seconds for open connections of a leaving pod; what is open then is cut.
-    #[arg(long, default_value = "3600", value_parser = seconds, value_name = "SECONDS")]
-    drain_timeout: Duration,
-    /// On SIGTERM remove all rules and annotations; this cuts connections.
-    #[arg(long)]
-    cleanup: bool,
-    /// What to log: a level, or TARGET=LEVEL, separated by commas.
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
-    log_level: String,
-    /// `text` or `json`.
-    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
-    log_format: String,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -130,43 +70,180 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn run(arguments: &Arguments, canon: Canon) -> anyhow::Result<()> {
+    own_folders(arguments)?;
+    let _sole = match &arguments.run_dir {
+        Some(folder) => Some(sole::hold(folder).await.context("being the only agent")?),
+        None => None,
+    };
     let scope = Scope::new("isobar-cni");
     let life = scope.lifetime();
     let (zds, board, registry) = (Zds::default(), Arc::new(Board::default()), Registry::new());
     registry.build_info("isobar-cni", env!("CARGO_PKG_VERSION"));
     let ready = Ready::new();
     let (synced, listening) = (ready.gate("pods adopted"), ready.gate("node proxy socket"));
-    let routes = status::routes(ready, &registry, Arc::clone(&board), zds.clone());
+    let installed = (arguments.placement()).map(|place| (place, ready.gate("CNI plugin")));
+    let tool = canon.backend().to_string();
+    let routes = status::routes(ready, &registry, Arc::clone(&board), zds.clone(), tool);
     let server = HttpServer::bind("status", &[arguments.status_addr], routes)?;
-    scope.spawn("status", server.run(life.clone()));
+    // What goes on until it is stopped is not waited for: the next agent waits for this one.
+    let lasting = Scope::new("lasting");
+    lasting.spawn("status", server.run(lasting.lifetime()));
 
-    let services = Arc::new(services(arguments, canon, &zds, board, &registry)?);
-    let source =
-        DirectorySource::open(reading(arguments)).context("watching the folders of objects")?;
+    let (source, writer, cluster) = surroundings(arguments).await?;
+    let keeper = Keeper::new(arguments, cluster).await;
+    let services = Arc::new(services(arguments, canon, &zds, board, &registry, writer));
     let objects = source.subscribe();
-    scope.spawn("objects", Box::new(source).run(life.clone()));
+    lasting.spawn("objects", source.run(lasting.lifetime()));
 
-    let mut node = NodeDefaults {
-        dns: arguments.dns_capture,
-        ..NodeDefaults::default()
-    };
-    node.enrolment.excluded_namespaces = arguments.exclude_namespaces.iter().cloned().collect();
-    let agent = Agent::start(Arc::clone(&services), node, objects).await;
+    let node = node_defaults(arguments);
+    // Asked while pods are still being adopted, the plugin waits; an unbound socket would fail it.
+    if let Some(folder) = &arguments.run_dir {
+        let listener = desk::listen(&folder.join(SOCKET))
+            .with_context(|| format!("listening in {}", folder.display()))?;
+        let desk = Desk::new(Arc::clone(&services), node.clone(), objects.clone());
+        scope.spawn("cni", desk.serve(listener, life.clone()));
+    }
+    let discovery = (arguments.discovers()).then(|| Discovery::new(arguments.host_proc.clone()));
+    let agent = Agent::start(Arc::clone(&services), node, objects, discovery).await;
     synced.pass();
+    // Before anybody can see that the agent is there, and end it.
+    let stop = Stop::new()?;
     let listener = SeqPacketListener::bind(&arguments.zds_socket)
         .with_context(|| format!("listening at {}", arguments.zds_socket.display()))?;
     scope.spawn("zds", zds.serve(listener, life.clone()));
     listening.pass();
     scope.spawn("agent", agent.run(life.clone()));
-    scope.spawn("node rules", verify_node(services.probes.clone(), life));
+    scope.spawn(
+        "node rules",
+        verify_node(services.probes.clone(), life.clone()),
+    );
+    // Last: from here on pods of the node wait for this agent.
+    if let Some((placement, gate)) = installed {
+        for folder in [&placement.programs, &placement.configurations] {
+            install::sweep(folder);
+        }
+        let installer = Installer::new(placement);
+        scope.spawn(
+            "plugin",
+            installer.keep(gate, services.metrics.clone(), life),
+        );
+    }
 
-    stop_asked().await?;
-    tracing::info!("stopping; rules stay unless --cleanup is given");
+    stop.asked().await;
+    let leaves = arguments.cleanup || keeper.is_over().await;
+    tracing::info!(
+        leaves,
+        "stopping; rules and plugin stay unless the mesh leaves the node"
+    );
     scope.shutdown(Duration::from_secs(5)).await;
-    if arguments.cleanup {
-        agent::clean_up(&services, &arguments.pods_dir).await?;
+    lasting.shutdown(Duration::ZERO).await;
+    if leaves {
+        clean_up(arguments, &services).await?;
     }
     Ok(())
+}
+
+/// The plugin first: from then on pods start without asking.
+async fn clean_up(arguments: &Arguments, services: &Services) -> anyhow::Result<()> {
+    if let Some(placement) = arguments.placement() {
+        Installer::new(placement)
+            .remove()
+            .context("removing the CNI plugin")?;
+    }
+    Ok(agent::clean_up(services, &arguments.pods_dir()).await?)
+}
+
+fn own_folders(arguments: &Arguments) -> anyhow::Result<()> {
+    let pods = arguments.pods_dir();
+    for folder in arguments.run_dir.iter().chain([&pods]) {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    if let Some(folder) = &arguments.run_dir {
+        std::fs::set_permissions(folder, Permissions::from_mode(0o700))
+            .with_context(|| format!("closing {} to others", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn node_defaults(arguments: &Arguments) -> NodeDefaults {
+    let mut node = NodeDefaults {
+        dns: arguments.dns_capture,
+        namespaces_exist: arguments.kubernetes,
+        ..NodeDefaults::default()
+    };
+    node.enrolment.excluded_namespaces = arguments.exclude_namespaces.iter().cloned().collect();
+    node
+}
+
+/// Knows whether another agent will follow this one.
+struct Keeper {
+    /// Cluster, namespace and name of the DaemonSet, if it could be asked about at the start.
+    set: Option<(Cluster, String, String)>,
+}
+
+impl Keeper {
+    async fn new(arguments: &Arguments, cluster: Option<Cluster>) -> Self {
+        let names = arguments
+            .pod_namespace
+            .clone()
+            .zip(arguments.daemon_set.clone());
+        let Some((cluster, (namespace, name))) = cluster.zip(names) else {
+            return Self { set: None };
+        };
+        match cluster.daemon_set(&namespace, &name).await {
+            Presence::Present | Presence::Unknown(_) => Self {
+                set: Some((cluster, namespace, name)),
+            },
+            answer => {
+                // What is refused at the start says nothing when it is refused at the end.
+                tracing::warn!(
+                    ?answer,
+                    namespace,
+                    name,
+                    "the DaemonSet cannot be asked about: the CNI plugin will stay when it is gone"
+                );
+                Self { set: None }
+            }
+        }
+    }
+
+    /// True if nothing follows. When the mesh is uninstalled the account and its rights may go
+    /// before the pods do.
+    async fn is_over(&self) -> bool {
+        let Some((cluster, namespace, name)) = &self.set else {
+            return false;
+        };
+        let answer = cluster.daemon_set(namespace, name).await;
+        tracing::info!(?answer, namespace, name, "asked whether an agent follows");
+        matches!(answer, Presence::Gone | Presence::Refused)
+    }
+}
+
+/// Where objects come from, and where annotations go.
+async fn surroundings(
+    arguments: &Arguments,
+) -> anyhow::Result<(
+    Box<dyn ObjectSource>,
+    Arc<dyn ObjectWriter>,
+    Option<Cluster>,
+)> {
+    if arguments.kubernetes {
+        let cluster = Cluster::infer().await?;
+        let options = SourceOptions {
+            kinds: vec![Kind::Namespace, Kind::Pod],
+            node: Some(arguments.node.clone()),
+            ..SourceOptions::default()
+        };
+        let source = KubernetesSource::new(cluster.clone(), options);
+        let writer = KubernetesWriter::new(cluster.clone(), "isobar-cni");
+        return Ok((Box::new(source), Arc::new(writer), Some(cluster)));
+    }
+    let source =
+        DirectorySource::open(reading(arguments)).context("watching the folders of objects")?;
+    let overlay = arguments.overlay.as_ref().context("--overlay is needed")?;
+    let folder = overlay.join(format!("node-{}", arguments.node));
+    let writer = Arc::new(OverlayWriter::new(folder)?);
+    Ok((Box::new(source), writer, None))
 }
 
 fn reading(arguments: &Arguments) -> DirectoryOptions {
@@ -174,7 +251,7 @@ fn reading(arguments: &Arguments) -> DirectoryOptions {
     let state = arguments.state_dir.clone().unwrap_or_else(beside);
     DirectoryOptions {
         last_good: Some(state.join("last-good-objects.json")),
-        ..DirectoryOptions::new(arguments.objects.clone(), Some(arguments.overlay.clone()))
+        ..DirectoryOptions::new(arguments.objects.clone(), arguments.overlay.clone())
     }
 }
 
@@ -184,15 +261,13 @@ fn services(
     zds: &Zds,
     board: Arc<Board>,
     registry: &Registry,
-) -> anyhow::Result<Services> {
-    std::fs::create_dir_all(&arguments.pods_dir)
-        .with_context(|| format!("making {}", arguments.pods_dir.display()))?;
-    let folder = arguments.overlay.join(format!("node-{}", arguments.node));
-    Ok(Services {
+    writer: Arc<dyn ObjectWriter>,
+) -> Services {
+    Services {
         zds: zds.clone(),
         probes: Probes::new(canon.backend()),
         canon: Arc::new(canon),
-        writer: Arc::new(OverlayWriter::new(folder)?),
+        writer,
         metrics: Metrics::register(registry, Arc::clone(&board), zds.clone()),
         board,
         timing: Timing {
@@ -200,8 +275,9 @@ fn services(
             grace: arguments.leave_grace,
             drain: arguments.drain_timeout,
         },
-        pods_dir: arguments.pods_dir.clone(),
-    })
+        pods_dir: arguments.pods_dir(),
+        proc: arguments.host_proc.clone(),
+    }
 }
 
 async fn verify_node(probes: Probes, life: Lifetime) {
@@ -218,12 +294,24 @@ async fn verify_node(probes: Probes, life: Lifetime) {
     }
 }
 
-async fn stop_asked() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end the agent.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    async fn asked(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

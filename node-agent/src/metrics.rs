@@ -20,6 +20,7 @@ pub struct Metrics {
     steps: Family<Labels, Counter>,
     failures: Family<Labels, Counter>,
     repairs: Counter,
+    reinstalls: Counter,
 }
 
 impl Metrics {
@@ -43,6 +44,11 @@ impl Metrics {
                 "Times the rules of an enrolled pod were not as planned and were written again",
                 Counter::default(),
             ),
+            reinstalls: registry.register(
+                "isobar_cni_reinstalls",
+                "Times somebody changed the CNI plugin's program or configuration and it was written again",
+                Counter::default(),
+            ),
         }
     }
 
@@ -54,6 +60,11 @@ impl Metrics {
     /// A step failed.
     pub fn failure(&self, step: &'static str) {
         self.failures.get_or_create(&vec![("step", step)]).inc();
+    }
+
+    /// A file of the CNI plugin had to be written again.
+    pub fn reinstalled(&self) {
+        self.reinstalls.inc();
     }
 
     /// Rules of an enrolled pod had to be written again.

@@ -63,6 +63,13 @@ impl Probes {
     /// When the node's rules cannot be read or written.
     pub async fn restore(&self) -> Result<(), BackendError> {
         let mut state = self.state.lock().await;
+        let other = self.rules.other();
+        if blocking(move || other.list())
+            .await
+            .is_ok_and(|found| found.is_some())
+        {
+            blocking(move || other.remove()).await?;
+        }
         if state.pods.is_empty() && self.list().await?.is_none() {
             return Ok(());
         }

@@ -1,16 +1,17 @@
 //! What the container runtime says about the pods it has made network namespaces for.
 //!
-//! One JSON file a pod, `UID.json`, before the pod's workload starts and until it is gone. The
-//! agent answers with `UID.ready` once the pod may start: nothing of it runs unprotected.
+//! One JSON file a pod, `UID.json`, before the pod's workload starts and until it is gone. In a lab
+//! its runtime writes it, on Kubernetes the CNI plugin. The agent answers with `UID.ready` once the
+//! pod may start: nothing of it runs unprotected.
 
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// One pod's sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
     /// Kubernetes uid.
@@ -27,6 +28,23 @@ pub struct Sandbox {
     /// Its addresses.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
+    /// Container that holds the namespace, as the CNI names it; empty where no plugin was asked.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container_id: String,
+    /// Name of the CNI network it was attached to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub network: String,
+}
+
+impl Sandbox {
+    /// Where its network namespace is for a process that sees the host's `/proc` at `proc`.
+    #[must_use]
+    pub fn netns_under(&self, proc: &Path) -> PathBuf {
+        match self.netns.strip_prefix("/proc") {
+            Ok(rest) => proc.join(rest),
+            Err(_) => self.netns.clone(),
+        }
+    }
 }
 
 /// What a pod may start as.
@@ -72,14 +90,65 @@ pub fn read_all(dir: &Path) -> io::Result<(Vec<Sandbox>, Vec<String>)> {
     Ok((sandboxes, problems))
 }
 
+/// The record of one pod; none if there is none.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn find(dir: &Path, uid: &str) -> Result<Option<Sandbox>, String> {
+    if !is_uid(uid) {
+        return Err(format!("{uid:?} is no uid"));
+    }
+    read(&dir.join(format!("{uid}.json")))
+}
+
+/// Writes a pod's record; one that is there is replaced in one step.
+///
+/// # Errors
+/// When it cannot be written, or its uid cannot be a file's name.
+pub fn record(dir: &Path, sandbox: &Sandbox) -> io::Result<()> {
+    if !is_uid(&sandbox.uid) {
+        let error = format!("{:?} is no uid", sandbox.uid);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+    }
+    let text = serde_json::to_vec(sandbox)?;
+    let draft = dir.join(format!(".{}.{}.json", sandbox.uid, std::process::id()));
+    std::fs::write(&draft, text)?;
+    std::fs::rename(&draft, dir.join(format!("{}.json", sandbox.uid)))
+}
+
+/// Removes the records that `gone` names; true if there was one. A record that is removed meanwhile
+/// by somebody else is as good as removed.
+///
+/// # Errors
+/// When the folder cannot be read or a record cannot be removed.
+pub fn erase(dir: &Path, gone: impl Fn(&Sandbox) -> bool) -> io::Result<bool> {
+    let mut erased = false;
+    let (sandboxes, _) = match read_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    for sandbox in sandboxes.iter().filter(|sandbox| gone(sandbox)) {
+        match std::fs::remove_file(dir.join(format!("{}.json", sandbox.uid))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => erased = true,
+        }
+    }
+    Ok(erased)
+}
+
+/// The uid becomes part of file names.
+fn is_uid(uid: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=128).contains(&uid.len()) && !uid.starts_with('.') && uid.chars().all(plain)
+}
+
 fn read(path: &Path) -> Result<Option<Sandbox>, String> {
     let text = match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| error.to_string())?,
     };
     let sandbox: Sandbox = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    // The uid becomes part of file names.
-    if sandbox.uid.is_empty() || sandbox.uid.starts_with('.') || sandbox.uid.contains('/') {
+    if !is_uid(&sandbox.uid) {
         return Err(format!("{:?} is no uid", sandbox.uid));
     }
     Ok(Some(sandbox))

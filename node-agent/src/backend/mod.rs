@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use isobar_net::NetNs;
 
 use crate::netlink;
-use crate::plan::{RuleSet, probe_table};
+use crate::plan::{Capture, RuleSet, Wishes, plan_rules, probe_table};
 
 pub use canon::Canon;
 pub use tool::ToolError;
@@ -86,6 +86,15 @@ impl Backend {
         }
     }
 
+    /// The tool that this one is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Nft => Self::Iptables,
+            Self::Iptables => Self::Nft,
+        }
+    }
+
     /// Makes our rules exactly these, in one step per table.
     ///
     /// # Errors
@@ -142,6 +151,12 @@ impl NodeRules {
         Self(backend)
     }
 
+    /// With the other tool, which an earlier agent may have used.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        Self(self.0.other())
+    }
+
     /// Makes them let probes to exactly these pods through.
     ///
     /// # Errors
@@ -175,6 +190,20 @@ impl NodeRules {
     }
 }
 
+/// Takes rules over that an earlier agent wrote with the other tool: writes them with this one first,
+/// so that nothing gets past meanwhile and captured connections keep their translation. True if
+/// there were any.
+pub(crate) fn take_over(ours: Backend, wishes: &Wishes) -> Result<bool, BackendError> {
+    // A tool that does not work here has left nothing that anybody could find.
+    if !matches!(ours.other().list(), Ok(Some(_))) {
+        return Ok(false);
+    }
+    add_routes()?;
+    ours.write(&plan_rules(wishes, Capture::On))?;
+    ours.other().remove()?;
+    Ok(true)
+}
+
 /// Adds the policy route of the namespace the calling thread stands in.
 pub(crate) fn add_routes() -> Result<(), BackendError> {
     netlink::add_routes().map_err(kernel("adding the policy route"))
@@ -190,7 +219,6 @@ pub(crate) fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> Back
 }
 
 fn trial(backend: Backend, scratch: &NetNs) -> Result<(), BackendError> {
-    use crate::plan::{Capture, Wishes, plan_rules};
     let everything = Wishes {
         reroute: vec!["probe0".to_owned()],
         ..Wishes::default()

@@ -16,6 +16,7 @@ use super::observe::{Observation, Observer};
 use crate::backend::{self, BackendError, Canon};
 use crate::board::{Board, PodView, Standing};
 use crate::desire::{Desire, Unknown};
+use crate::faults::crash_point;
 use crate::metrics::Metrics;
 use crate::plan::{Capture, plan_rules};
 use crate::probes::{Probes, blocking};
@@ -42,7 +43,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             verify: Duration::from_secs(5),
-            grace: Duration::from_secs(2),
+            grace: Duration::from_millis(1500),
             drain: Duration::from_secs(3600),
         }
     }
@@ -66,6 +67,8 @@ pub struct Services {
     pub timing: Timing,
     /// Where the container runtime waits for answers.
     pub pods_dir: PathBuf,
+    /// The host's `/proc`, where this process sees it.
+    pub proc: PathBuf,
 }
 
 impl std::fmt::Debug for Services {
@@ -97,6 +100,8 @@ pub struct Driver {
     services: Arc<Services>,
     sandbox: Sandbox,
     netns: NetNs,
+    /// Service account; without it no proxy can be told of the pod.
+    account: Option<String>,
     reference: ObjectRef,
     observer: Arc<Mutex<Observer>>,
     annotated: bool,
@@ -136,20 +141,21 @@ impl Driver {
     /// is cut. Call it before node proxies are served. Blocks.
     ///
     /// # Errors
-    /// When the namespace cannot be opened or looked into.
+    /// When the namespace cannot be looked into.
     pub fn adopt(
         services: Arc<Services>,
         sandbox: Sandbox,
+        netns: NetNs,
+        account: Option<String>,
         annotated: bool,
     ) -> Result<Self, BackendError> {
-        let netns = NetNs::open(&sandbox.netns)
-            .map_err(backend::kernel("opening the pod's network namespace"))?;
         let observer = Observer::new(netns.clone(), Arc::clone(&services.canon));
         let enrolled_before = observer.has_rules()?;
         let driver = Self {
             reference: ObjectRef::new(Kind::Pod, &sandbox.namespace, &sandbox.name),
             observer: Arc::new(Mutex::new(observer)),
             netns,
+            account,
             annotated,
             unsure: false,
             retracted: None,
@@ -169,8 +175,8 @@ impl Driver {
             services,
             sandbox,
         };
-        if enrolled_before {
-            driver.services.zds.adopt(driver.announcement());
+        if enrolled_before && let Some(announcement) = driver.announcement() {
+            driver.services.zds.adopt(announcement);
         }
         Ok(driver)
     }
@@ -243,10 +249,12 @@ impl Driver {
         }
         self.show(standing_before(desire.goal, step), &desire.why);
         let name = name_of(step);
+        crash_point("before", name);
         let pause = self
             .take(step, desire)
             .await
             .map_err(|error| (name, error))?;
+        crash_point("after", name);
         if !matches!(step, Step::AwaitDrained | Step::AwaitPublished) {
             self.services.metrics.step(name);
             tracing::info!(pod = %self.reference, uid = %self.sandbox.uid, step = name, why = %desire.why, "pod");
@@ -287,7 +295,12 @@ impl Driver {
             Step::Rest => {}
             Step::CaptureOff => self.write(desire, Capture::Off).await?,
             Step::CaptureOn => self.capture(desire).await?,
-            Step::Announce => self.services.zds.announce(self.announcement()).await?,
+            Step::Announce => {
+                self.account = Some(desire.account.clone());
+                if let Some(announcement) = self.announcement() {
+                    self.services.zds.announce(announcement).await?;
+                }
+            }
             Step::Annotate => self.annotate().await?,
             Step::Retract => self.retract().await?,
             Step::AwaitPublished => {
@@ -443,18 +456,14 @@ impl Driver {
         self.services.board.remove(&self.sandbox.uid);
     }
 
-    fn announcement(&self) -> Announcement {
-        Announcement {
+    fn announcement(&self) -> Option<Announcement> {
+        Some(Announcement {
             uid: self.sandbox.uid.clone(),
             name: self.sandbox.name.clone(),
             namespace: self.sandbox.namespace.clone(),
-            service_account: if self.sandbox.service_account.is_empty() {
-                "default".to_owned()
-            } else {
-                self.sandbox.service_account.clone()
-            },
+            service_account: self.account.clone()?,
             netns: self.netns.clone(),
-        }
+        })
     }
 
     fn show(&self, standing: Standing, why: &str) {
@@ -463,6 +472,7 @@ impl Driver {
             namespace: self.sandbox.namespace.clone(),
             name: self.sandbox.name.clone(),
             ips: self.sandbox.ips.clone(),
+            netns: self.netns.inode(),
             standing,
             why: why.to_owned(),
             rules: match self.seen.rules {

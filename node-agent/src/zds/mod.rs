@@ -173,6 +173,13 @@ impl Zds {
         newest.is_some_and(|proxy| proxy.accepted.contains(uid))
     }
 
+    /// True if the newest proxy listens inside the pod, and that is in this namespace.
+    #[must_use]
+    pub fn is_served(&self, uid: &str, netns: &NetNs) -> bool {
+        let at = |pod: &Announcement| pod.netns.id() == netns.id();
+        self.lock().pods.get(uid).is_some_and(at) && self.is_accepted(uid)
+    }
+
     /// The connected proxies, oldest first.
     #[must_use]
     pub fn proxies(&self) -> Vec<ProxyStatus> {

@@ -10,6 +10,7 @@
 )]
 
 mod network;
+mod plugin;
 mod proxy;
 mod scenario;
 
@@ -34,12 +35,16 @@ fn inside(name: &str) {
 }
 
 fn run(choice: Choice) {
+    in_runtime(scenario::all(choice));
+}
+
+fn in_runtime(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(scenario::all(choice));
+    runtime.block_on(test);
 }
 
 #[test]
@@ -50,6 +55,57 @@ fn pods_come_and_go_without_a_cut() {
 #[test]
 fn the_same_with_iptables() {
     inside("with_iptables");
+}
+
+#[test]
+fn another_tool_takes_pods_over() {
+    inside("from_iptables_to_nft");
+    inside("from_nft_to_iptables");
+}
+
+#[test]
+#[ignore = "started by another_tool_takes_pods_over in namespaces of its own"]
+fn from_iptables_to_nft() {
+    in_runtime(scenario::another_tool(Choice::Iptables, Choice::Nft));
+}
+
+#[test]
+#[ignore = "started by another_tool_takes_pods_over in namespaces of its own"]
+fn from_nft_to_iptables() {
+    in_runtime(scenario::another_tool(Choice::Nft, Choice::Iptables));
+}
+
+#[test]
+fn the_plugin_does_every_verb() {
+    inside("plugin_verbs");
+}
+
+#[test]
+fn whatever_dies_no_plain_pod_is_believed_enrolled() {
+    inside("plugin_crashes");
+}
+
+#[test]
+fn running_pods_are_found_and_the_plugin_is_installed() {
+    inside("plugin_found");
+}
+
+#[test]
+#[ignore = "started by the_plugin_does_every_verb in namespaces of its own"]
+fn plugin_verbs() {
+    in_runtime(plugin::verbs::all());
+}
+
+#[test]
+#[ignore = "started by whatever_dies_no_plain_pod_is_believed_enrolled in namespaces of its own"]
+fn plugin_crashes() {
+    in_runtime(plugin::crashes::all());
+}
+
+#[test]
+#[ignore = "started by running_pods_are_found_and_the_plugin_is_installed in namespaces of its own"]
+fn plugin_found() {
+    in_runtime(plugin::found::all());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Namespaces, an application that echoes, and its callers.
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
@@ -29,11 +29,17 @@ pub(crate) fn tool(program: &str, arguments: &str) {
     );
 }
 
+/// The IPv6 address of whoever has this IPv4 address.
+pub(crate) fn v6(ip: &str) -> String {
+    format!("fd00::{}", ip.rsplit('.').next().unwrap())
+}
+
 /// The bridge between all places; the test's own namespace is the node.
 pub(crate) fn bridge() {
     tool("ip", "link set lo up");
     tool("ip", "link add br0 type bridge");
     tool("ip", &format!("addr add {NODE}/24 dev br0"));
+    tool("ip", &format!("addr add {}/64 dev br0 nodad", v6(NODE)));
     tool("ip", "link set br0 up");
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
 }
@@ -71,8 +77,10 @@ impl Place {
         tool("ip", &format!("link set v-{name} master br0 up"));
         place.inside("ip", "link set lo up");
         place.inside("ip", &format!("addr add {ip}/24 dev eth0"));
+        place.inside("ip", &format!("addr add {}/64 dev eth0 nodad", v6(ip)));
         place.inside("ip", "link set eth0 up");
         place.inside("ip", &format!("route add default via {NODE}"));
+        place.inside("ip", &format!("-6 route add default via {}", v6(NODE)));
         place
     }
 
@@ -96,7 +104,7 @@ impl Place {
     pub(crate) fn serve(&self, scope: &Scope, port: u16) {
         let listener = listen(&ListenOptions {
             netns: Some(self.netns.clone()),
-            ..ListenOptions::new(SocketAddr::from(([0, 0, 0, 0], port)))
+            ..ListenOptions::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
         })
         .unwrap();
         scope.spawn("application", async move {
@@ -105,7 +113,7 @@ impl Place {
             loop {
                 let (mut stream, from) = listener.accept().await.unwrap();
                 connections.spawn("connection", async move {
-                    let hello = format!("{}\n", from.ip());
+                    let hello = format!("{}\n", from.ip().to_canonical());
                     if stream.write_all(hello.as_bytes()).await.is_ok() {
                         let (mut read, mut write) = stream.split();
                         let _ = tokio::io::copy(&mut read, &mut write).await;

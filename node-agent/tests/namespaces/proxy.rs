@@ -1,7 +1,7 @@
 //! A stand-in for the node proxy: takes pods over ZDS, listens inside them, relays, and notes what
 //! was redirected to it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -49,7 +49,11 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Connects to the agent and follows it until the agent goes.
     pub(crate) fn connect(&self, scope: &Scope, socket: &Path) {
-        let socket = SeqPacket::connect(socket).unwrap();
+        self.attach(scope, SeqPacket::connect(socket).unwrap());
+    }
+
+    /// Follows the agent at the other end until it goes.
+    pub(crate) fn attach(&self, scope: &Scope, socket: SeqPacket) {
         let proxy = self.clone();
         scope.spawn("proxy", async move { proxy.follow(socket).await });
     }
@@ -58,7 +62,10 @@ impl Proxy {
         let hello = ZdsHello {
             version: Version::V1.into(),
         };
-        socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
+        // An agent that is told to end at once may be gone before it was greeted.
+        if socket.send(&hello.encode_to_vec(), &[]).await.is_err() {
+            return;
+        }
         let mut buffer = [0; 1024];
         while let Ok(Some(mut packet)) = socket.recv(&mut buffer).await {
             let request = WorkloadRequest::decode(&buffer[..packet.len]).unwrap();
@@ -99,7 +106,7 @@ impl Proxy {
             let listener = listen(&ListenOptions {
                 netns: Some(netns.clone()),
                 mark: Some(ports::PACKET_MARK),
-                ..ListenOptions::new(SocketAddr::from(([0, 0, 0, 0], port)))
+                ..ListenOptions::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
             })
             .unwrap();
             let (netns, notes) = (netns.clone(), self.notes.clone());

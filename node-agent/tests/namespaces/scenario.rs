@@ -20,7 +20,7 @@ use isobar_telemetry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::network::{LIMIT, PEER, POD, Place, bridge, call, tool};
+use crate::network::{LIMIT, PEER, POD, Place, bridge, call, tool, v6};
 use crate::proxy::Proxy;
 
 const UID: &str = "11111111-2222-3333-4444-555555555555";
@@ -44,7 +44,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("pods")).unwrap();
         let record = json!({"uid": UID, "namespace": "shop", "name": "cart",
-            "serviceAccount": "cart", "netns": pod.path, "ips": [POD]});
+            "serviceAccount": "cart", "netns": pod.path, "ips": [POD, v6(POD)]});
         std::fs::write(
             dir.path().join(format!("pods/{UID}.json")),
             record.to_string(),
@@ -115,10 +115,12 @@ impl World {
                 drain: Duration::from_secs(60),
             },
             pods_dir: self.path("pods"),
+            proc: "/proc".into(),
         });
         let scope = Scope::new("agent");
         let objects = self.objects.subscribe();
-        let agent = Agent::start(Arc::clone(&services), NodeDefaults::default(), objects).await;
+        let node = NodeDefaults::default();
+        let agent = Agent::start(Arc::clone(&services), node, objects, None).await;
         let listener = SeqPacketListener::bind(&self.socket()).unwrap();
         scope.spawn("zds", zds.serve(listener, scope.lifetime()));
         scope.spawn("agent", agent.run(scope.lifetime()));
@@ -148,7 +150,7 @@ impl Running {
 }
 
 /// Asks again until there is an answer or the time is over.
-async fn eventually<T>(ask: impl Fn() -> Option<T>) -> Option<T> {
+pub(crate) async fn eventually<T>(ask: impl Fn() -> Option<T>) -> Option<T> {
     let end = tokio::time::Instant::now() + LIMIT;
     loop {
         if let Some(answer) = ask() {
@@ -257,6 +259,51 @@ pub(crate) async fn all(choice: Choice) {
     applications.shutdown(Duration::ZERO).await;
 }
 
+/// An agent that writes with another tool than the one before it takes its pods over.
+pub(crate) async fn another_tool(before: Choice, after: Choice) {
+    bridge();
+    let (pod, peer) = (Place::new("pod", POD), Place::new("peer", PEER));
+    let applications = Scope::new("applications");
+    pod.serve(&applications, 8080);
+    peer.serve(&applications, 9090);
+    let mut world = World::new(before, &pod);
+    world.label("ambient");
+    let (sessions, proxy) = (Scope::new("sessions"), Proxy::default());
+    let agent = world.agent().await;
+    proxy.connect(&sessions, &world.socket());
+    agent.stands(Standing::Enrolled).await;
+    let mut open = pod.call(&to(PEER, 9090)).await;
+    agent.stop().await;
+    world.choice = after;
+    world.label("ambient");
+    let agent = world.agent().await;
+    proxy.connect(&sessions, &world.socket());
+    agent.stands(Standing::Enrolled).await;
+    open.echo().await;
+    enrolled_again(&pod, &proxy).await;
+    let left = match before {
+        Choice::Iptables => pod.printed("iptables-save", "-t nat"),
+        _ => pod.printed("nft", "list table inet isobar"),
+    };
+    assert!(!left.to_lowercase().contains("isobar"), "{left}");
+    world.label("none");
+    agent.stands(Standing::Draining).await;
+    open.echo().await;
+    drop(open);
+    agent.stands(Standing::Plain).await;
+    nothing_is_left(&pod);
+    agent.stop().await;
+    sessions.shutdown(Duration::ZERO).await;
+    applications.shutdown(Duration::ZERO).await;
+}
+
+async fn enrolled_again(pod: &Place, proxy: &Proxy) {
+    proxy.notes.take();
+    pod.call(&to(PEER, 9090)).await;
+    assert_eq!(proxy.notes.take(), ["outbound 10.0.0.3:9090"]);
+    assert_eq!(call(None, &to(POD, 8080)).await.seen, "169.254.7.127");
+}
+
 /// What is captured of an enrolled pod, and what is not.
 async fn enrolled(pod: &Place, peer: &Place, proxy: &Proxy) {
     let notes = &proxy.notes;
@@ -279,6 +326,22 @@ async fn enrolled(pod: &Place, peer: &Place, proxy: &Proxy) {
     assert!(notes.take().is_empty());
 
     assert_eq!(name_from(pod).await, "named");
+
+    // The same over IPv6.
+    let (pod6, peer6) = (v6(POD), v6(PEER));
+    assert_eq!(pod.call(&to6(&peer6, 9090)).await.seen, pod6);
+    assert_eq!(notes.take(), ["outbound [fd00::3]:9090"]);
+    assert_eq!(peer.call(&to6(&pod6, 8080)).await.seen, peer6);
+    assert_eq!(notes.take(), ["inbound [fd00::2]:8080"]);
+    assert_eq!(pod.call("[::1]:8080").await.seen, "::1");
+    assert_eq!(pod.call(&to6(&pod6, 8080)).await.seen, pod6);
+    let probe = call(None, &to6(&pod6, 8080)).await.seen;
+    assert_eq!(probe, "fd16:9254:7127:1337:ffff:ffff:ffff:ffff");
+    assert!(notes.take().is_empty());
+}
+
+fn to6(ip: &str, port: u16) -> String {
+    format!("[{ip}]:{port}")
 }
 
 /// Asks a name server that does not exist: who answers is the proxy.
