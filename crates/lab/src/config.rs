@@ -30,6 +30,10 @@ pub struct LabConfig {
     /// component's entry wins.
     #[serde(default)]
     pub programs: BTreeMap<String, PathBuf>,
+    /// Program that is etcd and kube-apiserver (`make setup-kube`): the lab's objects are then in a real
+    /// API server, which `kubectl` reaches in the lab's outer network, and folders are not read.
+    #[serde(default)]
+    pub api_server: Option<PathBuf>,
     /// False: only the Kubernetes parts (pods, services, DNS, NetworkPolicy), no mesh.
     pub mesh: bool,
     /// The program that becomes the supervisor.
@@ -80,6 +84,7 @@ impl LabConfig {
             nodes: NODES,
             binaries: None,
             programs: BTreeMap::new(),
+            api_server: None,
             mesh: true,
             launcher: Launcher::current()?,
             root: LabRoot::from_env(),
@@ -103,7 +108,7 @@ impl LabConfig {
             *path = absolute(path)?;
         }
         self.launcher.program = absolute(&self.launcher.program)?;
-        for program in self.programs.values_mut() {
+        for program in self.programs.values_mut().chain(&mut self.api_server) {
             *program = absolute(program)?;
         }
         let binaries = match self.binaries.take() {

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod api_server;
 mod client;
 mod cluster;
 mod component;
@@ -16,6 +17,7 @@ mod control;
 mod dns;
 mod error;
 mod images;
+mod kubelet;
 mod lifecycle;
 mod nft;
 mod paths;
@@ -32,6 +34,7 @@ mod supervisor;
 mod tokens;
 mod wiring;
 
+pub use api_server::ApiServerPlan;
 pub use client::{Exec, Lab, Output, status};
 pub use config::{LabConfig, Launcher};
 pub use error::LabError;

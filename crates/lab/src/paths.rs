@@ -107,6 +107,12 @@ impl LabPaths {
         self.control_plane().join("root-cert.pem")
     }
 
+    /// Keys, kubeconfigs and store of the lab's API server, where it has one.
+    #[must_use]
+    pub fn kubernetes(&self) -> PathBuf {
+        self.0.join("kubernetes")
+    }
+
     /// Public keys of the lab's service account tokens.
     #[must_use]
     pub fn token_keys(&self) -> PathBuf {

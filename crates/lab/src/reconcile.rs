@@ -4,20 +4,20 @@ mod desired;
 mod statuses;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use isobar_objects::{
-    Kind, NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, ObjectWriter, OverlayWriter, Pod,
-    Published, Service, deployment_of, uid_from,
+    Kind, NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, Pod, Published, Service, deployment_of,
+    uid_from,
 };
 use isobar_runtime::{Lifetime, Scope};
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::{Cluster, PodView, ServiceView};
 use crate::dns::{Names, Zone};
+use crate::kubelet::Kubelet;
 use crate::place::Place;
 use crate::plan::{PodAddresses, ServiceAddresses};
 use crate::pod::{self, NodeHandle, PodContext, PodOrder, PodPlan, PodReport};
@@ -83,8 +83,7 @@ pub(crate) struct Reconciler {
     pub(crate) names: Names,
     pub(crate) scope: Arc<Scope>,
     pub(crate) view: watch::Sender<Arc<View>>,
-    writer: OverlayWriter,
-    own: PathBuf,
+    kubelet: Kubelet,
     addresses: Vec<PodAddresses>,
     services: ServiceAddresses,
     pods: BTreeMap<Key, Entry>,
@@ -108,7 +107,7 @@ pub(crate) struct Parts {
     pub(crate) names: Names,
     pub(crate) scope: Arc<Scope>,
     pub(crate) view: watch::Sender<Arc<View>>,
-    pub(crate) writer: OverlayWriter,
+    pub(crate) kubelet: Kubelet,
 }
 
 impl Reconciler {
@@ -120,7 +119,6 @@ impl Reconciler {
             .map(|node| PodAddresses::new(&node.plan))
             .collect();
         Self {
-            own: parts.writer.dir().to_owned(),
             applied: vec![String::new(); parts.nodes.len() + 1],
             context: parts.context,
             nodes: parts.nodes,
@@ -129,7 +127,7 @@ impl Reconciler {
             names: parts.names,
             scope: parts.scope,
             view: parts.view,
-            writer: parts.writer,
+            kubelet: parts.kubelet,
             addresses,
             services: ServiceAddresses::default(),
             pods: BTreeMap::new(),
@@ -166,8 +164,8 @@ impl Reconciler {
             entry.seen = entry.report.borrow_and_update().clone();
         }
         self.forget_gone().await;
-        let wanted = desired::pods(objects, &self.own);
-        self.follow(wanted);
+        let wanted = desired::pods(objects, &self.kubelet);
+        self.follow(wanted).await;
         self.forget_patches(objects).await;
         self.write_namespaces(objects).await;
         let services = self.assign(objects).await;
@@ -184,7 +182,7 @@ impl Reconciler {
     }
 
     /// Starts what is missing, ends what is not wanted, takes over new labels.
-    fn follow(&mut self, wanted: BTreeMap<Key, Desired>) {
+    async fn follow(&mut self, wanted: BTreeMap<Key, Desired>) {
         let kept = self.kept_for_rollout(&wanted);
         for (key, entry) in &mut self.pods {
             let fits = wanted
@@ -201,7 +199,7 @@ impl Reconciler {
                 // The old one is still ending.
                 Some(entry) if entry.fingerprint != want.fingerprint => {}
                 Some(entry) => entry.plan.pod = want.pod,
-                None => self.start(key, want),
+                None => self.start(key, want).await,
             }
         }
     }
@@ -227,7 +225,7 @@ impl Reconciler {
         .collect()
     }
 
-    fn start(&mut self, key: Key, want: Desired) {
+    async fn start(&mut self, key: Key, want: Desired) {
         let index = match self.schedule(&want.pod) {
             Ok(index) => index,
             Err(why) => return self.block(&key, &want, why),
@@ -237,11 +235,24 @@ impl Reconciler {
             let why = format!("{node} has no free pod address");
             return self.block(&key, &want, why);
         };
+        let node = &self.nodes[index].plan;
+        let admitted = self
+            .kubelet
+            .admit(&want.pod, node, want.made.is_some())
+            .await;
+        let given = match admitted {
+            Ok(given) => given,
+            Err(why) => {
+                self.addresses[index].give_back(ip);
+                return self.block(&key, &want, why);
+            }
+        };
         self.made += 1;
         let number = self.made.to_string();
         let print = want.fingerprint.to_string();
+        let own = || uid_from(&["Pod", &key.0, &key.1, &print, &number]);
         let plan = PodPlan {
-            uid: uid_from(&["Pod", &key.0, &key.1, &print, &number]),
+            uid: given.unwrap_or_else(own),
             node: Arc::clone(&self.nodes[index]),
             ip,
             device: format!("pod{number}"),
@@ -321,8 +332,8 @@ impl Reconciler {
             let number = usize::from(entry.plan.node.plan.number) - 1;
             self.addresses[number].give_back(entry.plan.ip);
             let object = entry.plan.pod.reference();
-            if let Err(error) = self.writer.delete(&object).await {
-                self.findings.push(error.to_string());
+            if let Err(error) = self.kubelet.forget(&object).await {
+                self.findings.push(error);
             }
         }
     }
@@ -345,8 +356,8 @@ impl Reconciler {
             .collect();
         for object in gone {
             self.patched.remove(&object);
-            if let Err(error) = self.writer.delete(&object).await {
-                self.findings.push(error.to_string());
+            if let Err(error) = self.kubelet.forget(&object).await {
+                self.findings.push(error);
             }
         }
     }
@@ -399,8 +410,8 @@ impl Reconciler {
 
     async fn patch(&mut self, object: &ObjectRef, patch: &serde_json::Value) {
         self.patched.insert(object.clone());
-        if let Err(error) = self.writer.patch(object, patch).await {
-            self.findings.push(error.to_string());
+        if let Err(error) = self.kubelet.patch(object, patch).await {
+            self.findings.push(error);
         }
     }
 

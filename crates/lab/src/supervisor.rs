@@ -1,5 +1,6 @@
 //! The supervisor: builds a lab and keeps it.
 
+mod bootstrap;
 mod components;
 mod settled;
 
@@ -12,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{select_all, try_join_all};
+use isobar_kubernetes::{Cluster, KubernetesSource, SourceOptions};
 use isobar_objects::{
-    DirectoryOptions, DirectorySource, Kind, ObjectRef, ObjectSource, OverlayWriter,
+    DirectoryOptions, DirectorySource, Kind, ObjectRef, ObjectSource, OverlayWriter, Published,
 };
 use isobar_runtime::Scope;
 use nix::mount::{MsFlags, mount};
@@ -25,6 +27,7 @@ use crate::config::LabConfig;
 use crate::control::{self, Desk};
 use crate::dns::{self, Names};
 use crate::error::LabError;
+use crate::kubelet::Kubelet;
 use crate::paths::LabPaths;
 use crate::place::{Place, Sandbox};
 use crate::plan::{DNS_ADDRESS, NETWORK_ADDRESS, NodePlan};
@@ -34,6 +37,8 @@ use crate::reconcile::{self, Parts, Reconciler, View};
 use crate::stage::{SandboxSpec, with_causes};
 use crate::tokens::Tokens;
 use crate::wiring;
+
+type Objects = watch::Receiver<Arc<Published>>;
 
 /// How often tokens are issued again; they live for a day.
 const REFRESH: Duration = Duration::from_secs(8 * 3600);
@@ -120,29 +125,39 @@ async fn supervise(paths: &LabPaths) -> Result<(), LabError> {
             .await
             .map_err(LabError::io("starting the cluster's name server"))?;
     }
-    let binaries = config.binaries.clone().unwrap_or_default();
     let handles: Vec<Arc<NodeHandle>> =
         nodes.iter().map(|(handle, _)| Arc::clone(handle)).collect();
-    let (mesh, components) = if config.mesh {
-        step("starting the control plane and the node components");
-        let tokens = Tokens::create(&paths.token_keys())?;
-        let components = components::start(&config, paths, &outer, &handles, &tokens, &scope)?;
-        let waypoint_env = components::waypoint_env(&config, paths);
-        let mesh = MeshContext {
-            tokens,
-            waypoint_env,
-        };
-        (Some(mesh), components)
-    } else {
-        (None, Vec::new())
+    let (cluster, mut components) =
+        bootstrap::api_server(&config, paths, &outer, &handles, &scope).await?;
+    let mesh = match config.mesh {
+        true => {
+            step("starting the control plane and the node components");
+            let tokens = match &cluster {
+                Some(cluster) => Tokens::of_server(cluster.clone()),
+                None => Tokens::create(&paths.token_keys())?,
+            };
+            let started = components::start(&config, paths, &outer, &handles, &tokens, &scope)?;
+            components.extend(started);
+            let waypoint_env = components::waypoint_env(&config, paths);
+            Some(MeshContext {
+                tokens,
+                waypoint_env,
+            })
+        }
+        false => None,
     };
     let context = Arc::new(PodContext {
         paths: paths.clone(),
-        binaries,
+        binaries: config.binaries.clone().unwrap_or_default(),
         path: path.clone(),
         mesh,
     });
-    let view = start_reconciler(&config, &context, &handles, &outer, names, &scope)?;
+    let (kubelet, objects) = match cluster {
+        Some(cluster) => from_server(cluster, &scope),
+        None => from_folders(&config, paths, &scope)?,
+    };
+    let view =
+        start_reconciler(&context, &handles, &outer, names, kubelet, objects, &scope).await?;
     refresh_tokens(&context, &scope);
     let desk = Arc::new(Desk {
         name: config.name.clone(),
@@ -160,13 +175,17 @@ async fn supervise(paths: &LabPaths) -> Result<(), LabError> {
     scope.spawn("control socket", serving);
     step("waiting for pods");
     until_ready(&desk, config.ready_timeout).await?;
-    tell(&Progress::Ready {
-        status: desk.status(),
-    });
-    close_progress()?;
+    tell_ready(&desk)?;
     // Whoever takes the lab down kills the first process of this process namespace, and the kernel
     // everything in it. Until then only a node that dies ends the lab.
     node_ended(nodes).await
+}
+
+fn tell_ready(desk: &Desk) -> Result<(), LabError> {
+    tell(&Progress::Ready {
+        status: desk.status(),
+    });
+    close_progress()
 }
 
 fn read_config(paths: &LabPaths) -> Result<LabConfig, LabError> {
@@ -303,24 +322,14 @@ fn certificates_in_memory(config: &LabConfig, paths: &LabPaths) -> Result<(), La
     Ok(())
 }
 
-fn start_reconciler(
+/// Objects in folders, and overlays onto them.
+fn from_folders(
     config: &LabConfig,
-    context: &Arc<PodContext>,
-    nodes: &[Arc<NodeHandle>],
-    outer: &Place,
-    names: Names,
-    scope: &Arc<Scope>,
-) -> Result<watch::Receiver<Arc<View>>, LabError> {
-    let overlay = context.paths.overlay();
-    let failed = |error: isobar_objects::WriteError| LabError::NoAnswer {
-        why: format!("writing the lab's own objects: {error}"),
-    };
-    let writer = OverlayWriter::new(overlay.join("kubelet")).map_err(failed)?;
-    for node in nodes {
-        let object = ObjectRef::new(Kind::Node, "", &node.plan.name);
-        let value = reconcile::node_value(&node.plan);
-        writer.put_value(&object, &value).map_err(failed)?;
-    }
+    paths: &LabPaths,
+    scope: &Scope,
+) -> Result<(Kubelet, Objects), LabError> {
+    let overlay = paths.overlay();
+    let writer = OverlayWriter::new(overlay.join("kubelet")).map_err(unwritten)?;
     let options = DirectoryOptions {
         quiet: Duration::from_millis(20),
         ..DirectoryOptions::new(config.objects.clone(), Some(overlay))
@@ -329,6 +338,41 @@ fn start_reconciler(
         DirectorySource::open(options).map_err(LabError::io("watching the objects' folders"))?;
     let objects = source.subscribe();
     scope.spawn("objects", Box::new(source).run(scope.lifetime()));
+    Ok((Kubelet::Folder(writer), objects))
+}
+
+/// Objects of an API server, pods with all that it takes to run them.
+fn from_server(cluster: Cluster, scope: &Scope) -> (Kubelet, Objects) {
+    let options = SourceOptions {
+        slim: false,
+        ..SourceOptions::default()
+    };
+    let source = KubernetesSource::new(cluster.clone(), options);
+    let objects = source.subscribe();
+    scope.spawn("objects", Box::new(source).run(scope.lifetime()));
+    (Kubelet::server(cluster), objects)
+}
+
+fn unwritten(error: impl std::fmt::Display) -> LabError {
+    LabError::NoAnswer {
+        why: format!("writing the lab's own objects: {error}"),
+    }
+}
+
+async fn start_reconciler(
+    context: &Arc<PodContext>,
+    nodes: &[Arc<NodeHandle>],
+    outer: &Place,
+    names: Names,
+    kubelet: Kubelet,
+    objects: Objects,
+    scope: &Arc<Scope>,
+) -> Result<watch::Receiver<Arc<View>>, LabError> {
+    for node in nodes {
+        let object = ObjectRef::new(Kind::Node, "", &node.plan.name);
+        let value = reconcile::node_value(&node.plan);
+        kubelet.put(&object, &value).await.map_err(unwritten)?;
+    }
     let (view, seen) = watch::channel(Arc::new(View::default()));
     let reconciler = Reconciler::new(Parts {
         context: Arc::clone(context),
@@ -338,7 +382,7 @@ fn start_reconciler(
         names,
         scope: Arc::clone(scope),
         view,
-        writer,
+        kubelet,
     });
     scope.spawn("reconciler", reconciler.run(scope.lifetime()));
     Ok(seen)
@@ -347,13 +391,8 @@ fn start_reconciler(
 fn refresh_tokens(context: &Arc<PodContext>, scope: &Scope) {
     let context = Arc::clone(context);
     scope.spawn("token refresh", async move {
-        loop {
-            sleep(REFRESH).await;
-            if let Some(mesh) = &context.mesh
-                && let Err(error) = mesh.tokens.refresh()
-            {
-                tracing::error!("issuing tokens again: {}", with_causes(&error));
-            }
+        if let Some(mesh) = &context.mesh {
+            mesh.tokens.keep_fresh(REFRESH).await;
         }
     });
 }

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::Arc;
 
 use isobar_objects::{ObjectHead, ObjectSet, Pod, Service, pods_of};
 use isobar_types::labels;
 use xxhash_rust::xxh64::xxh64;
+
+use crate::kubelet::Kubelet;
 
 /// Namespace and name.
 pub(super) type Key = (String, String);
@@ -31,12 +32,11 @@ pub(super) struct Made {
     pub(super) pod: Arc<Pod>,
 }
 
-/// Every pod the objects ask for. `own` is the folder this lab writes its own objects to: a pod
-/// from there is one we made, seen again with what others added to it.
-pub(super) fn pods(objects: &ObjectSet, own: &Path) -> BTreeMap<Key, Desired> {
+/// Every pod the objects ask for; `kubelet` knows which of them we made ourselves.
+pub(super) fn pods(objects: &ObjectSet, kubelet: &Kubelet) -> BTreeMap<Key, Desired> {
     let mut found = BTreeMap::new();
     for held in objects.pods.iter() {
-        if held.origin.file.starts_with(own) {
+        if kubelet.made(held) || kubelet.leaves_out(held) {
             continue;
         }
         let pod = &held.object;
@@ -51,7 +51,10 @@ pub(super) fn pods(objects: &ObjectSet, own: &Path) -> BTreeMap<Key, Desired> {
                 .unwrap_or_default()
                 .to_owned();
             let now = objects.pods.get(&key.0, &key.1);
-            let seen = now.filter(|held| held.origin.file.starts_with(own));
+            let seen = now.filter(|held| kubelet.made(held));
+            if seen.is_some_and(|held| kubelet.leaves_out(held)) {
+                continue;
+            }
             let current = seen.map_or_else(|| pod.clone(), |held| with_head(&pod, &held.object));
             let made = Made {
                 deployment: by.clone(),
@@ -175,7 +178,7 @@ pub(super) fn gateways_without_deployment(objects: &ObjectSet) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isobar_objects::Object;
+    use isobar_objects::{Object, OverlayWriter};
     use serde_json::json;
 
     fn pod(value: serde_json::Value) -> Pod {
@@ -204,7 +207,9 @@ mod tests {
         .unwrap();
         let lone = pod(json!({"metadata": {"name": "lone", "namespace": "a"}}));
         let set = ObjectSet::of([Object::from(deployment), Object::from(lone)]);
-        let wanted = pods(&set, Path::new("/own"));
+        let folder = tempfile::tempdir().unwrap();
+        let kubelet = Kubelet::Folder(OverlayWriter::new(folder.path()).unwrap());
+        let wanted = pods(&set, &kubelet);
         assert_eq!(wanted.len(), 3);
         let made = wanted.values().filter(|w| w.made.is_some()).count();
         assert_eq!(made, 2);

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, ObjectWriter, Pod, uid_from};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Pod, uid_from};
 use serde_json::{Value, json};
 
 use super::desired::Key;
@@ -24,11 +24,13 @@ impl Reconciler {
                 let value = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
                     "name": name, "labels": {NAMESPACE_NAME: name}}});
                 let object = ObjectRef::new(Kind::Namespace, "", name);
-                if let Err(error) = self.writer.put_value(&object, &value) {
-                    self.findings.push(error.to_string());
+                if let Err(error) = self.kubelet.put(&object, &value).await {
+                    self.findings.push(error);
                 }
             }
         }
+        let failed = self.kubelet.give_accounts(objects).await;
+        self.findings.extend(failed);
         for held in objects.namespaces.iter() {
             let namespace = &held.object;
             if namespace.label(NAMESPACE_NAME).is_none() {
@@ -44,12 +46,8 @@ impl Reconciler {
         for entry in self.pods.values() {
             let object = entry.plan.pod.reference();
             let value = pod_value(entry);
-            let written = if entry.made.is_some() {
-                self.writer.put_value(&object, &value)
-            } else {
-                self.writer.patch(&object, &value).await
-            };
-            failed.extend(written.err().map(|error| error.to_string()));
+            let said = self.kubelet.say(&object, &value, entry.made.is_some());
+            failed.extend(said.await.err());
         }
         self.findings.extend(failed);
     }

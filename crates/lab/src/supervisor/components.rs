@@ -21,7 +21,7 @@ use crate::tokens::{ISSUER, Subject, Tokens};
 /// Where a node's agent says that it is ready.
 const AGENT_STATUS: u16 = 15030;
 /// Service account of the node proxies, which may ask for certificates of their node's pods.
-const PROXY_ACCOUNT: &str = "ztunnel";
+pub(super) const PROXY_ACCOUNT: &str = "ztunnel";
 
 fn address(port: u16) -> SocketAddr {
     SocketAddr::from((NETWORK_ADDRESS, port))
@@ -90,6 +90,9 @@ fn env(config: &LabConfig, name: &str, own: &[(&str, String)]) -> Vec<(String, S
 }
 
 fn object_args(config: &LabConfig, paths: &LabPaths) -> Vec<String> {
+    if config.api_server.is_some() {
+        return vec!["--kubernetes".to_owned()];
+    }
     let mut args = Vec::new();
     for folder in &config.objects {
         args.extend(["--objects".to_owned(), text(folder)]);
@@ -107,8 +110,6 @@ fn control_plane(config: &LabConfig, paths: &LabPaths, outer: &Place) -> Compone
             "--monitoring",
             address(ports::CONTROL_PLANE_MONITORING).to_string(),
         ),
-        ("--token-keys", text(&paths.token_keys())),
-        ("--token-issuer", ISSUER.to_owned()),
         ("--tls-san", NETWORK_ADDRESS.to_string()),
         ("--trust-domain", DEFAULT_TRUST_DOMAIN.to_owned()),
         ("--cluster-id", DEFAULT_CLUSTER_ID.to_owned()),
@@ -116,14 +117,19 @@ fn control_plane(config: &LabConfig, paths: &LabPaths, outer: &Place) -> Compone
         ("--waypoint-class", labels::WAYPOINT_CLASS.to_owned()),
         ("--waypoint-class", labels::ISTIO_WAYPOINT_CLASS.to_owned()),
     ];
-    for (flag, value) in pairs {
+    let keys = [
+        ("--token-keys", text(&paths.token_keys())),
+        ("--token-issuer", ISSUER.to_owned()),
+    ];
+    let keys = keys.into_iter().filter(|_| config.api_server.is_none());
+    for (flag, value) in pairs.into_iter().chain(keys) {
         args.extend([flag.to_owned(), value]);
     }
     ComponentPlan {
         name: "isobard".to_owned(),
         place: outer.clone(),
         argv: argv(config, "isobard", "isobard", args),
-        env: env(config, "isobard", &[]),
+        env: env(config, "isobard", &cluster_env(config, paths, "isobard")),
         log: paths.component_log("isobard"),
         ready: ReadySign::FileAndPort {
             file: paths.root_cert(),
@@ -149,7 +155,11 @@ fn agent(config: &LabConfig, paths: &LabPaths, node: &NodeHandle) -> ComponentPl
     ComponentPlan {
         place: node.place.clone(),
         argv: argv(config, &component, "isobar-cni", args),
-        env: env(config, "isobar-cni", &[]),
+        env: env(
+            config,
+            "isobar-cni",
+            &cluster_env(config, paths, "isobar-cni"),
+        ),
         log: paths.component_log(&component),
         ready: ReadySign::Http {
             at: loopback(AGENT_STATUS),
@@ -204,6 +214,16 @@ fn proxy(
         },
         name: component,
     })
+}
+
+/// How a part finds the API server and who it is there, where the lab has one.
+fn cluster_env(config: &LabConfig, paths: &LabPaths, part: &str) -> Vec<(&'static str, String)> {
+    let file = paths.kubernetes().join(format!("{part}.kubeconfig"));
+    let has_one = config.api_server.is_some();
+    has_one
+        .then(|| ("KUBECONFIG", text(&file)))
+        .into_iter()
+        .collect()
 }
 
 /// How proxies find and trust the control plane.
