@@ -1,13 +1,19 @@
 //! The command line.
 
+mod install;
+mod lab;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use isobar_types::DEFAULT_ROOT_NAMESPACE;
 
+pub(crate) use self::install::{Chosen, Install, Manifest, Uninstall, Upgrade, Writing};
+pub(crate) use self::lab::{Lab, Up};
 use crate::output::Format;
 
-/// Isobar: an ambient service mesh, here as a lab on this machine.
+/// Isobar: an ambient service mesh, in a lab on this machine or in a Kubernetes cluster.
 #[derive(Debug, Parser)]
 #[command(
     name = "isobar",
@@ -23,8 +29,11 @@ Examples:
   isobar waypoint apply -n hello --enroll-namespace --wait
   isobar proxy-config ztunnel node-1 workloads  what a node proxy knows
   isobar lab down                               remove everything
+  isobar waypoint list --context prod           the mesh of a Kubernetes cluster
+  isobar install --dry-run                      what would change in a Kubernetes cluster
 
 Environment:
+  KUBECONFIG        the cluster of `install`, `upgrade` and `uninstall`, unless flags name another
   ISOBAR_LAB        which lab, as --lab
   ISOBAR_LAB_ROOT   folder of the state of all labs; without it /run/isobar/lab as root, else
                     isobar/lab in $XDG_RUNTIME_DIR or /tmp/isobar-UID/lab"
@@ -42,16 +51,42 @@ pub(crate) struct Global {
     /// Which lab; not needed while only one runs.
     #[arg(long, global = true, env = "ISOBAR_LAB", value_name = "LAB")]
     pub(crate) lab: Option<String>,
+    /// A mesh in a Kubernetes cluster instead of a lab: the kubeconfig file to find it with.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The same: a context of --kubeconfig, else of what KUBECONFIG names, else of ~/.kube/config.
+    #[arg(long, global = true, value_name = "CONTEXT")]
+    pub(crate) context: Option<String>,
+    /// Namespace of the control plane in a cluster.
+    #[arg(long, global = true, default_value = DEFAULT_ROOT_NAMESPACE, value_name = "NAMESPACE")]
+    pub(crate) mesh_namespace: String,
     /// How to print.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub(crate) output: Format,
 }
 
+impl Global {
+    /// True if the mesh of a cluster is meant, not that of a lab.
+    pub(crate) const fn means_cluster(&self) -> bool {
+        self.kubeconfig.is_some() || self.context.is_some()
+    }
+}
+
 impl Command {
+    /// What the command is called, if it is about labs only.
+    pub(crate) const fn needs_lab(&self) -> Option<&'static str> {
+        match self {
+            Self::Lab(_) => Some("lab"),
+            Self::ProxyConfig(_) => Some("proxy-config"),
+            _ => None,
+        }
+    }
+
     /// What the command is called, if what it prints has no other form than text.
     pub(crate) const fn prints_only_text(&self) -> Option<&'static str> {
         match self {
             Self::Completion { .. } => Some("completion"),
+            Self::Manifest(Manifest::Generate(_)) => Some("manifest generate"),
             Self::Lab(Lab::Exec { .. }) => Some("lab exec"),
             Self::Lab(Lab::Logs { .. }) => Some("lab logs"),
             Self::Lab(Lab::Forward { .. }) => Some("lab forward"),
@@ -65,6 +100,18 @@ pub(crate) enum Command {
     /// Run a whole mesh on this machine.
     #[command(subcommand)]
     Lab(Lab),
+    /// Install the mesh into a Kubernetes cluster. Doing it again changes nothing.
+    #[command(after_help = install::INSTALL_HELP)]
+    Install(Install),
+    /// Bring an installed mesh to the version of this program, or change its values.
+    #[command(after_help = install::UPGRADE_HELP)]
+    Upgrade(Upgrade),
+    /// Remove what was installed, and nothing else.
+    #[command(after_help = install::UNINSTALL_HELP)]
+    Uninstall(Uninstall),
+    /// Print what would be installed.
+    #[command(subcommand)]
+    Manifest(Manifest),
     /// Show how far every proxy is in step with the control plane.
     #[command(
         visible_alias = "proxy-status",
@@ -185,103 +232,6 @@ pub(crate) struct Explain {
     /// Folder or file of YAML to ask about instead of a lab; may be given several times.
     #[arg(short = 'f', long = "file", value_name = "DIR")]
     pub(crate) files: Vec<PathBuf>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Lab {
-    /// Start a lab over a folder of YAML; editing a file there is `kubectl apply`.
-    #[command(after_help = "\
-Example:
-  isobar lab up -f manifests/samples/bookinfo --name books --nodes 3")]
-    Up(Up),
-    /// End a lab and remove everything of it, also after a crash.
-    Down {
-        /// Which lab (the same as --lab).
-        #[arg(long)]
-        name: Option<String>,
-        /// Every lab of this user.
-        #[arg(long, conflicts_with = "name")]
-        all: bool,
-    },
-    /// Show nodes, processes, pods and services.
-    Status,
-    /// List all labs.
-    #[command(visible_alias = "ls")]
-    List,
-    /// Run a command inside a pod.
-    #[command(after_help = "\
-Examples:
-  isobar lab exec -n hello httpbin -- curl -s http://svc-hello:8080
-  isobar lab exec node:node-1 -- ip route      a node's own network
-  isobar lab exec outer -- ss -tln             the network between the nodes
-
-The exit code is the command's own.")]
-    Exec {
-        /// A pod or Deployment, `node:NAME`, or `outer`.
-        pod: String,
-        /// Namespace of the pod.
-        #[arg(short, long)]
-        namespace: Option<String>,
-        /// Command and arguments, after `--`.
-        #[arg(last = true, required = true, value_name = "CMD")]
-        command: Vec<String>,
-    },
-    /// Print the log of a pod or of a process of the mesh.
-    #[command(after_help = "\
-Examples:
-  isobar lab logs ztunnel-node-1 -f
-  isobar lab logs -n hello hello-server-v1
-Processes are isobard, isobar-cni-NODE, ztunnel-NODE and supervisor.")]
-    Logs {
-        /// A pod, a Deployment or a process.
-        name: String,
-        /// Namespace of the pod.
-        #[arg(short, long)]
-        namespace: Option<String>,
-        /// Go on printing what comes.
-        #[arg(short, long)]
-        follow: bool,
-    },
-    /// Listen on this machine and carry connections into the lab.
-    #[command(after_help = "\
-Examples:
-  isobar lab forward -n bookinfo svc/productpage 9080:9080
-  isobar lab forward node:node-1 15000:15000    the admin page of a node proxy")]
-    Forward {
-        /// `svc/NAME`, a pod or Deployment, `node:NAME`, or `outer`.
-        target: String,
-        /// Port here and port there; one number for both; 0 here picks a free one.
-        #[arg(value_name = "LOCAL:REMOTE", value_parser = ports)]
-        ports: (u16, u16),
-        /// Namespace of the pod or service.
-        #[arg(short, long)]
-        namespace: Option<String>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Up {
-    /// Folder (or file) of YAML; may be given several times. Subfolders are not read.
-    #[arg(short, long = "file", required = true, value_name = "DIR")]
-    pub(crate) files: Vec<PathBuf>,
-    /// Name of the lab.
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Number of nodes.
-    #[arg(long, default_value_t = 2)]
-    pub(crate) nodes: u8,
-    /// Folder of the mesh's programs, if not that of this one.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) bin: Option<PathBuf>,
-    /// Environment of the mesh's programs; may be given several times.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub(crate) env: Vec<(String, String)>,
-    /// Only pods, services and DNS; no mesh.
-    #[arg(long)]
-    pub(crate) no_mesh: bool,
-    /// Seconds until everything must be ready.
-    #[arg(long, default_value = "60", value_parser = seconds, value_name = "SECONDS")]
-    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]

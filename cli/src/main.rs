@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod lab_access;
+mod mesh_access;
 mod object_access;
 mod output;
 
@@ -36,6 +37,9 @@ fn run(isobar: Isobar) -> anyhow::Result<ExitCode> {
     {
         bail!("isobar {name} prints text only; leave -o out");
     }
+    if let Some(name) = command.needs_lab().filter(|_| global.means_cluster()) {
+        bail!("isobar {name} is about labs; leave --kubeconfig and --context out");
+    }
     match command {
         Command::Version => commands::version(&global),
         Command::Completion { shell } => {
@@ -45,6 +49,7 @@ fn run(isobar: Isobar) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Validate { paths } => commands::validate(&paths, &global),
+        Command::Manifest(what) => commands::manifest::run(&what, &global),
         other => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -65,8 +70,12 @@ async fn in_lab(command: Command, global: arguments::Global) -> anyhow::Result<E
         Command::Waypoint(what) => commands::waypoint::run(what, &global).await,
         Command::Netpol(what) => commands::netpol::run(what, &global).await,
         Command::Explain(what) => commands::explain::run(what, &global).await,
-        Command::Version | Command::Completion { .. } | Command::Validate { .. } => {
-            unreachable!("handled without a runtime")
-        }
+        Command::Install(what) => commands::install::install(&what, &global).await,
+        Command::Upgrade(what) => commands::install::upgrade(&what, &global).await,
+        Command::Uninstall(what) => commands::install::uninstall(&what, &global).await,
+        Command::Version
+        | Command::Completion { .. }
+        | Command::Manifest(_)
+        | Command::Validate { .. } => unreachable!("handled without a runtime"),
     }
 }

@@ -1,49 +1,39 @@
-//! The objects a question is about: those of a lab, or those in files.
+//! The objects a question is about: those of a mesh, or those in files.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::Context as _;
-use isobar_lab::Lab;
-use isobar_objects::{DirectoryOptions, DirectorySource, ObjectSet, ObjectSource as _, Published};
+use isobar_objects::{ObjectSet, ObjectSource as _};
 
 use crate::arguments::Global;
-use crate::lab_access::chosen_mesh;
+use crate::mesh_access::{Mesh, folders};
 use crate::output::complain;
 
 /// Objects to ask about.
 pub(crate) struct Subject {
-    /// As they are in the lab; of files, as if everything they ask for ran.
+    /// As they are in the mesh; of files, as if everything they ask for ran.
     pub(crate) objects: ObjectSet,
-    /// The lab; `None` for files.
-    pub(crate) lab: Option<Lab>,
+    /// The mesh; `None` for files.
+    pub(crate) mesh: Option<Mesh>,
 }
 
 impl Subject {
-    /// The objects in `files`, or without any those of the lab that is meant.
+    /// The objects in `files`, or without any those of the mesh that is meant.
     pub(crate) async fn read(files: &[PathBuf], global: &Global) -> anyhow::Result<Self> {
         if files.is_empty() {
-            let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
-            let published = read(status.objects, Some(lab.paths().overlay()))?;
+            let mesh = Mesh::chosen(global).await?;
+            let published = mesh.follow().await?.published.borrow().clone();
             return Ok(Self {
                 objects: published.objects.as_ref().clone(),
-                lab: Some(lab),
+                mesh: Some(mesh),
             });
         }
-        let published = read(files.to_vec(), None)?;
+        let published = folders(files, None)?.subscribe().borrow().clone();
         for finding in published.findings.iter().filter(|f| f.is_error()) {
             complain(&anyhow::anyhow!("{finding}"));
         }
         Ok(Self {
             objects: isobar_explain::imagined(&published.objects),
-            lab: None,
+            mesh: None,
         })
     }
-}
-
-fn read(base: Vec<PathBuf>, overlay: Option<PathBuf>) -> anyhow::Result<Arc<Published>> {
-    let source = DirectorySource::open(DirectoryOptions::new(base, overlay))
-        .context("reading the objects")?;
-    let published = source.subscribe().borrow().clone();
-    Ok(published)
 }

@@ -29,6 +29,10 @@ fn help_teaches_and_carries_no_colours_into_a_pipe() {
         &["lab", "exec", "--help"],
         &["waypoint", "apply", "--help"],
         &["proxy-config", "ztunnel", "--help"],
+        &["install", "--help"],
+        &["upgrade", "--help"],
+        &["uninstall", "--help"],
+        &["manifest", "generate", "--help"],
     ] {
         let (code, out, _) = isobar(arguments);
         assert_eq!(code, 0);
@@ -101,6 +105,17 @@ fn a_lab_over_nothing_usable_says_what_is_wrong() {
 }
 
 #[test]
+fn what_is_generated_is_what_is_committed() {
+    for chart in ["crds", "control-plane", "node"] {
+        let (code, out, err) = isobar(&["manifest", "generate", "--chart", chart]);
+        assert_eq!(code, 0, "{err}");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/kubernetes");
+        let committed = std::fs::read_to_string(format!("{folder}/{chart}.yaml")).unwrap();
+        assert!(out == committed, "{chart}");
+    }
+}
+
+#[test]
 fn mistakes_come_with_a_next_step() {
     for (arguments, code, words) in [
         (&["waypiont"][..], 2, &["waypoint"][..]),
@@ -113,6 +128,22 @@ fn mistakes_come_with_a_next_step() {
         (&["lab", "up", "-f", "/nonexistent"], 1, &["/nonexistent"]),
         (&["validate", "/nonexistent"], 1, &["/nonexistent"]),
         (&["completion", "bash", "-o", "json"], 1, &["text only"]),
+        (&["manifest", "generate", "-o", "json"], 1, &["text only"]),
+        (
+            &["manifest", "generate", "--chart", "nod"],
+            1,
+            &["crds, control-plane, node"],
+        ),
+        (
+            &["manifest", "generate", "--set", "node.agent.backend=bpf"],
+            1,
+            &["agent.backend must be one of auto, nft, iptables"],
+        ),
+        (
+            &["install", "--kubeconfig", "/nonexistent"],
+            1,
+            &["/nonexistent"],
+        ),
         (&["lab", "logs", "x", "-o", "yaml"], 1, &["text only"]),
         (&["lab", "down", "--all"], 0, &["no lab"]),
         (

@@ -2,7 +2,9 @@
 
 pub(crate) mod explain;
 pub(crate) mod forward;
+pub(crate) mod install;
 pub(crate) mod lab;
+pub(crate) mod manifest;
 pub(crate) mod netpol;
 pub(crate) mod proxy_config;
 pub(crate) mod status;

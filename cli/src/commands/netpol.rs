@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use isobar_explain::{Remedy, ShutDoor, shut_doors};
-use isobar_lab::Lab;
-use isobar_objects::{NetworkPolicy, Object, ObjectHead as _, OverlayWriter};
+use isobar_objects::{NetworkPolicy, Object, ObjectHead as _, ObjectWriter, WriteError};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
@@ -130,9 +129,11 @@ async fn fix(
         Format::Table => print(&diffs(&remedies)?)?,
         format => print_value(&remedies.iter().map(value).collect(), format)?,
     }
-    if let Some(lab) = subject.lab.filter(|_| apply && !remedies.is_empty()) {
+    if let Some(mesh) = subject.mesh.filter(|_| apply && !remedies.is_empty()) {
+        let writer = mesh.writer()?;
         for remedy in &remedies {
-            write(&lab, remedy).with_context(|| format!("changing {}", name(remedy)))?;
+            let written = write(&*writer, remedy).await;
+            written.with_context(|| format!("changing {}", name(remedy)))?;
         }
         if global.output == Format::Table {
             print(&format!("\n{} applied\n", count(remedies.len(), "change")))?;
@@ -141,16 +142,12 @@ async fn fix(
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(lab: &Lab, remedy: &Remedy) -> anyhow::Result<()> {
-    let writer = OverlayWriter::new(lab.paths().overlay().join("cli"))?;
-    match &remedy.before {
-        None => writer.put(&Object::from(remedy.after.clone()))?,
-        Some(before) => {
-            let patch = json!({ "spec": remedy.after.spec });
-            writer.merge(&before.reference(), &patch)?;
-        }
-    }
-    Ok(())
+async fn write(writer: &dyn ObjectWriter, remedy: &Remedy) -> Result<(), WriteError> {
+    let Some(before) = &remedy.before else {
+        return writer.apply(&Object::from(remedy.after.clone())).await;
+    };
+    let patch = json!({ "spec": remedy.after.spec });
+    writer.patch(&before.reference(), &patch).await
 }
 
 /// What a person would change in the file.

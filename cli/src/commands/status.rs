@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use isobar_lab::Target;
 use serde_json::{Value, json};
 
 use crate::arguments::Global;
-use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
+use crate::mesh_access::Mesh;
 use crate::output::{Format, Table, age, cell, print, print_value};
 
 /// Order of the columns; types that are not known here come after these.
@@ -22,11 +21,13 @@ const TYPES: [&str; 8] = [
 ];
 
 pub(crate) async fn run(verbose: bool, global: &Global) -> anyhow::Result<ExitCode> {
-    let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
-    let sync = page(&lab, Target::Outer, CONTROL_PLANE, "/debug/syncz").await?;
-    let findings = page(&lab, Target::Outer, CONTROL_PLANE, "/debug/findings").await?;
+    let mesh = Mesh::chosen(global).await?;
+    let sync = joined(mesh.control_plane("/debug/syncz").await?);
+    // Every replica reads the same objects.
+    let mut findings = mesh.control_plane("/debug/findings").await?;
+    let findings = findings.swap_remove(0);
     if global.output == Format::Table {
-        print(&render(&status.name, &sync, &findings, verbose))?;
+        print(&render(&mesh.look(), &sync, &findings, verbose))?;
     } else {
         let value = json!({ "sync": sync, "objects": findings });
         print_value(&value, global.output)?;
@@ -34,13 +35,23 @@ pub(crate) async fn run(verbose: bool, global: &Global) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(lab: &str, sync: &Value, findings: &Value, verbose: bool) -> String {
+/// One page of those of all replicas: each proxy is connected to one of them.
+fn joined(pages: Vec<Value>) -> Value {
+    let mut pages = pages.into_iter();
+    let mut first = pages.next().unwrap_or_default();
+    for mut page in pages {
+        let more = page["clients"].as_array_mut().map(std::mem::take);
+        if let Some(clients) = first["clients"].as_array_mut() {
+            clients.extend(more.unwrap_or_default());
+        }
+    }
+    first
+}
+
+fn render(look: &str, sync: &Value, findings: &Value, verbose: bool) -> String {
     let clients = list(&sync["clients"]);
     let mut text = if clients.is_empty() {
-        format!(
-            "no proxy is connected to the control plane; `isobar lab status --lab {lab}` shows \
-             what runs\n"
-        )
+        format!("no proxy is connected to the control plane; {look} shows what runs\n")
     } else {
         table(clients).render()
     };
@@ -227,7 +238,7 @@ mod tests {
     #[test]
     fn one_line_a_proxy_and_refusals_in_words() {
         let nothing = json!({"findings": [], "conditions": []});
-        let text = render("demo", &sync(), &nothing, false);
+        let text = render("`isobar lab status --lab demo`", &sync(), &nothing, false);
         insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string());
     }
 

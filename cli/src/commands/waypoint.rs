@@ -6,32 +6,33 @@ mod delete;
 mod readiness;
 mod tables;
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use isobar_lab::{Lab, Target};
+use anyhow::bail;
 use isobar_objects::gateway_api::Gateway;
 use isobar_objects::{
-    DirectoryOptions, DirectorySource, ObjectRef, ObjectSet, ObjectSource as _, Origin,
-    OverlayWriter, Published,
+    Namespace, ObjectHead, ObjectRef, ObjectSet, ObjectSource as _, ObjectWriter, Origin,
+    OverlayWriter, Pod, Service, ServiceAccount,
 };
+use isobar_types::labels;
 use serde_json::Value;
-use tokio::sync::watch;
 
-use self::tables::{list_table, status_table, values, waypoints};
+use self::tables::{is_waypoint, list_table, status_table, values, waypoints};
 use crate::arguments::{Global, Waypoint};
-use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
+use crate::mesh_access::{Following, Mesh, folders, kubernetes_writer};
 use crate::output::{Format, Table, print, print_value, say};
 
 const POLL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitCode> {
-    let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
+    let mesh = Mesh::chosen(global).await?;
     let place = Place {
-        objects: Objects::open(status.objects, lab.paths().overlay())?,
-        lab,
+        objects: Objects::open(&mesh).await?,
+        mesh,
         format: global.output,
     };
     match what {
@@ -50,56 +51,84 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// A lab with its objects, and how to print.
+/// A mesh with its objects, and how to print.
 struct Place {
-    lab: Lab,
+    mesh: Mesh,
     objects: Objects,
     format: Format,
 }
 
-/// The objects of a lab, and where this command writes its own.
+/// The objects of a mesh, and where this command writes its own.
 struct Objects {
-    // Following ends when the source is dropped.
-    _source: DirectorySource,
-    published: watch::Receiver<Arc<Published>>,
-    /// What the user's files say by themselves, without what the mesh and this command add.
+    following: Following,
+    /// What users say by themselves, without what the mesh and this command add.
     users: Arc<ObjectSet>,
-    writer: OverlayWriter,
+    own: Own,
+    writer: Arc<dyn ObjectWriter>,
+}
+
+/// What this command wrote before.
+enum Own {
+    /// Files in this folder.
+    Folder(PathBuf),
+    /// These objects, or a part of each.
+    Server(BTreeSet<ObjectRef>),
 }
 
 impl Objects {
-    fn open(base: Vec<std::path::PathBuf>, overlay: std::path::PathBuf) -> anyhow::Result<Self> {
-        let reading = "reading the objects";
-        let writer = OverlayWriter::new(overlay.join("cli"))?;
-        let users = DirectorySource::open(DirectoryOptions::new(base.clone(), None))
-            .context(reading)?
-            .subscribe()
-            .borrow()
-            .objects
-            .clone();
-        let source =
-            DirectorySource::open(DirectoryOptions::new(base, Some(overlay))).context(reading)?;
+    async fn open(mesh: &Mesh) -> anyhow::Result<Self> {
+        let cluster = match mesh {
+            Mesh::Lab { lab, objects } => {
+                return Self::in_folders(objects, &lab.paths().overlay());
+            }
+            Mesh::Cluster { cluster, .. } => cluster,
+        };
+        let following = mesh.follow().await?;
+        let mut users = following.published.borrow().objects.as_ref().clone();
+        let writer = kubernetes_writer(cluster);
+        let mut own = BTreeSet::new();
+        for object in about_waypoints(&users) {
+            if writer.wrote(&object).await? {
+                users.remove(&object);
+                own.insert(object);
+            }
+        }
         Ok(Self {
-            published: source.subscribe(),
-            _source: source,
+            following,
+            users: Arc::new(users),
+            own: Own::Server(own),
+            writer: Arc::new(writer),
+        })
+    }
+
+    fn in_folders(base: &[PathBuf], overlay: &Path) -> anyhow::Result<Self> {
+        let writer = OverlayWriter::new(overlay.join("cli"))?;
+        let users = folders(base, None)?.subscribe().borrow().objects.clone();
+        Ok(Self {
+            following: Following::folders(base, overlay.to_owned())?,
             users,
-            writer,
+            own: Own::Folder(writer.dir().to_owned()),
+            writer: Arc::new(writer),
         })
     }
 
     fn now(&self) -> Arc<ObjectSet> {
-        Arc::clone(&self.published.borrow().objects)
+        Arc::clone(&self.following.published.borrow().objects)
     }
 
     /// Waits until the objects are as `wanted` says; false when the time is over.
     async fn become_so(&self, limit: Duration, wanted: impl Fn(&ObjectSet) -> bool) -> bool {
-        let mut published = self.published.clone();
+        let mut published = self.following.published.clone();
         let so = published.wait_for(|published| wanted(&published.objects));
         matches!(tokio::time::timeout(limit, so).await, Ok(Ok(_)))
     }
 
     /// True if this command wrote the object or a patch of it.
     fn wrote(&self, reference: &ObjectRef) -> bool {
+        let folder = match &self.own {
+            Own::Server(own) => return own.contains(reference),
+            Own::Folder(folder) => folder,
+        };
         let kind = reference.kind.to_lowercase();
         let file = if reference.namespace.is_empty() {
             format!("{kind}.{}", reference.name)
@@ -108,8 +137,24 @@ impl Objects {
         };
         [".patch.json", ".json"]
             .iter()
-            .any(|end| self.writer.dir().join(format!("{file}{end}")).exists())
+            .any(|end| folder.join(format!("{file}{end}")).exists())
     }
+}
+
+/// Waypoints, and what may name one.
+fn about_waypoints(objects: &ObjectSet) -> Vec<ObjectRef> {
+    fn naming<T: ObjectHead>(objects: &ObjectSet, all: &mut Vec<ObjectRef>) {
+        let named = T::map(objects).iter();
+        let named = named.filter(|one| one.label(labels::USE_WAYPOINT).is_some());
+        all.extend(named.map(|one| one.reference()));
+    }
+    let gateways = objects.gateways.iter().filter(|one| is_waypoint(one));
+    let mut all: Vec<ObjectRef> = gateways.map(|one| one.reference()).collect();
+    naming::<Namespace>(objects, &mut all);
+    naming::<ServiceAccount>(objects, &mut all);
+    naming::<Service>(objects, &mut all);
+    naming::<Pod>(objects, &mut all);
+    all
 }
 
 impl Place {
@@ -148,27 +193,28 @@ impl Place {
 
     fn no_waypoints(&self, namespace: Option<&str>) -> String {
         format!(
-            "no waypoints{}; `isobar waypoint apply --lab {} -n {} --enroll-namespace --wait` \
-             deploys one\n",
+            "no waypoints{}; `isobar waypoint apply{} -n {} --enroll-namespace --wait` deploys one\n",
             namespace.map_or_else(String::new, |name| format!(" in namespace {name}")),
-            self.lab.name(),
+            self.mesh.flags(),
             namespace.unwrap_or("NAMESPACE"),
         )
     }
 
     fn no_waypoint(&self, name: &str) -> String {
-        let lab = self.lab.name();
-        format!(
-            "there is no waypoint {name}; `isobar waypoint list --lab {lab}` shows those there are"
-        )
+        let flags = self.mesh.flags();
+        format!("there is no waypoint {name}; `isobar waypoint list{flags}` shows those there are")
     }
 
-    async fn sync(&self) -> anyhow::Result<Value> {
-        page(&self.lab, Target::Outer, CONTROL_PLANE, "/debug/syncz").await
+    /// How far proxies are, as each replica of the control plane tells it.
+    async fn sync(&self) -> anyhow::Result<Vec<Value>> {
+        self.mesh.control_plane("/debug/syncz").await
     }
 }
 
-/// `FILE:LINE`.
+/// `FILE:LINE`, or that it is in the cluster.
 fn place_of(origin: &Origin) -> String {
+    if origin.file.as_os_str() == "-" {
+        return "the cluster".to_owned();
+    }
     format!("{}:{}", origin.file.display(), origin.line)
 }

@@ -37,7 +37,7 @@ impl Place {
             }
             let gateway = gateway(apply, name, held.map(|held| &held.object));
             expected.extend(label_of(&gateway, labels::WAYPOINT_FOR));
-            self.objects.writer.put(&gateway.into())?;
+            self.objects.writer.apply(&gateway.into()).await?;
             self.say(&format!("waypoint {full} applied"))?;
         }
         let start = Instant::now();
@@ -52,7 +52,7 @@ impl Place {
                 .or(|why| self.is_late(apply, name, !fresh.is_empty(), why))?;
         }
         for object in &fresh {
-            self.bind(&objects, object, name)?;
+            self.bind(&objects, object, name).await?;
             self.say(&format!("{object} uses waypoint {name}"))?;
         }
         for object in &known {
@@ -79,13 +79,19 @@ impl Place {
     }
 
     /// Writes the label onto a namespace or an account; an account that does not exist is made.
-    fn bind(&self, objects: &ObjectSet, object: &ObjectRef, name: &str) -> anyhow::Result<()> {
+    async fn bind(
+        &self,
+        objects: &ObjectSet,
+        object: &ObjectRef,
+        name: &str,
+    ) -> anyhow::Result<()> {
         let writer = &self.objects.writer;
         let label = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: name } } });
         if objects.contains(object) {
-            writer.merge(object, &label)?;
+            writer.patch(object, &label).await?;
         } else {
-            writer.put(&service_account(&object.namespace, &object.name, name)?)?;
+            let account = service_account(&object.namespace, &object.name, name)?;
+            writer.apply(&account).await?;
         }
         Ok(())
     }
@@ -156,7 +162,7 @@ impl Place {
     }
 
     fn is_late(&self, apply: &Apply, name: &str, unbound: bool, why: &str) -> String {
-        let (namespace, lab) = (&apply.namespace, self.lab.name());
+        let (namespace, flags) = (&apply.namespace, self.mesh.flags());
         let limit = apply.timeout;
         let effect = if unbound {
             ", so nothing is bound to it and traffic goes on as before"
@@ -165,17 +171,18 @@ impl Place {
         };
         format!(
             "waypoint {namespace}/{name} is not ready after {limit:?}: {why}{effect}; \
-             `isobar waypoint status --lab {lab} -n {namespace} {name}` and \
-             `isobar lab status --lab {lab}` tell more; then run the same command again"
+             `isobar waypoint status{flags} -n {namespace} {name}` and {} tell more; then run the \
+             same command again",
+            self.mesh.look()
         )
     }
 
     fn is_unconfirmed(&self, apply: &Apply, name: &str, why: &str) -> String {
-        let (namespace, lab) = (&apply.namespace, self.lab.name());
+        let (namespace, flags) = (&apply.namespace, self.mesh.flags());
         let limit = apply.timeout;
         format!(
             "waypoint {namespace}/{name} is ready, but after {limit:?} not every proxy has \
-             confirmed that it is in use: {why}; `isobar status --lab {lab}` tells more; until \
+             confirmed that it is in use: {why}; `isobar status{flags}` tells more; until \
              they do, their traffic may go as before"
         )
     }

@@ -71,6 +71,7 @@ pub(super) fn text(bound: &[(ObjectRef, Origin)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use isobar_objects::OverlayWriter;
     use serde_json::json;
 
     const NAMED: &str = "apiVersion: v1
@@ -86,9 +87,10 @@ metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint}}
     fn a_label_in_a_file_is_the_users_whatever_lies_on_top() {
         let (base, overlay) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let open = || {
-            let base = vec![base.path().to_owned()];
-            Objects::open(base, overlay.path().to_owned()).unwrap()
+            let base = [base.path().to_owned()];
+            Objects::in_folders(&base, overlay.path()).unwrap()
         };
+        let writer = OverlayWriter::new(overlay.path().join("cli")).unwrap();
         let file = base.path().join("namespace.yaml");
         std::fs::write(
             &file,
@@ -96,7 +98,7 @@ metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint}}
         )
         .unwrap();
         let namespace = ObjectRef::new(Kind::Namespace, "", "hello");
-        open().writer.merge(&namespace, &label_patch()).unwrap();
+        writer.merge(&namespace, &label_patch()).unwrap();
         let found = Bindings::of(&open(), "hello", "waypoint");
         assert_eq!(
             (found.ours, found.yours.len()),
@@ -111,7 +113,7 @@ metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint}}
             format!("Namespace hello ({}:1)", file.display())
         );
 
-        open().writer.remove(&namespace).unwrap();
+        writer.remove(&namespace).unwrap();
         assert_eq!(Bindings::of(&open(), "hello", "waypoint").yours.len(), 1);
         assert_eq!(Bindings::of(&open(), "hello", "other"), Bindings::default());
     }

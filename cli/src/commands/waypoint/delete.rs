@@ -70,7 +70,7 @@ impl Place {
         if let Some(held) = self.objects.users.gateways.get(namespace, name) {
             // It stays, so nothing is refused, whoever else names it.
             self.unbind(namespace, name, &found, true).await?;
-            self.objects.writer.remove(&gateway)?;
+            self.objects.writer.delete(&gateway).await?;
             bail!(
                 "the Gateway of waypoint {namespace}/{name} is in {}; delete it there",
                 place_of(&held.origin)
@@ -80,7 +80,7 @@ impl Place {
             bail!(still_named(namespace, name, &found.yours));
         }
         self.unbind(namespace, name, &found, force).await?;
-        Ok(self.objects.writer.remove(&gateway)?)
+        Ok(self.objects.writer.delete(&gateway).await?)
     }
 
     /// Takes back the labels this command wrote, and waits until every proxy knows: nothing is
@@ -93,7 +93,7 @@ impl Place {
         force: bool,
     ) -> anyhow::Result<()> {
         for reference in &found.ours {
-            self.objects.writer.remove(reference)?;
+            self.objects.writer.delete(reference).await?;
             self.say(&format!("{reference} unbound"))?;
         }
         let ours_left = |objects: &ObjectSet| {

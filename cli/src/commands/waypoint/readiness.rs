@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use isobar_lab::Target;
 use isobar_objects::{ObjectRef, ObjectSet};
 use isobar_types::labels;
 use serde_json::Value;
 
 use super::tables::unready;
 use super::{POLL, Place};
-use crate::lab_access::{CONTROL_PLANE, page};
 
 /// Who waits that long wants to know what for.
 const QUIET: Duration = Duration::from_secs(2);
@@ -46,7 +44,7 @@ impl Place {
                 return Some(why);
             }
             match self.sync().await {
-                Ok(sync) => unfed(&sync, &format!("{namespace}/{name}")),
+                Ok(pages) => unfed_by_all(&pages, &format!("{namespace}/{name}")),
                 Err(error) => Some(format!("the control plane does not answer: {error:#}")),
             }
         })
@@ -56,11 +54,11 @@ impl Place {
     /// Waits until the control plane has read the labels and every proxy has confirmed what follows
     /// from them. The waypoint `but`, which goes, need not.
     pub(super) async fn in_force(&self, all: &[Label], but: &str, limit: Duration) -> Waited {
-        // The first revision in which the labels count.
-        let mut goal = None;
-        let goal = &mut goal;
+        // The first revision of each replica in which the labels count.
+        let mut goals = Vec::new();
+        let goals = &mut goals;
         self.wait_for("the proxies", limit, async || {
-            match self.behind(all, but, goal).await {
+            match self.behind(all, but, goals).await {
                 Ok(names) if names.is_empty() => None,
                 Ok(names) => Some(format!("not confirmed by {}", names.join(", "))),
                 Err(error) => Some(format!("the control plane does not answer: {error:#}")),
@@ -73,22 +71,38 @@ impl Place {
         &self,
         all: &[Label],
         but: &str,
-        goal: &mut Option<u64>,
+        goals: &mut Vec<u64>,
     ) -> anyhow::Result<Vec<String>> {
-        if goal.is_none() {
+        let control_plane = || Ok(vec!["the control plane".to_owned()]);
+        if goals.is_empty() {
             for label in all {
-                if !label.holds(&self.read_labels(&label.object).await?) {
-                    return Ok(vec!["the control plane".to_owned()]);
+                let read = self.read_labels(&label.object).await?;
+                if !read.iter().all(|labels| label.holds(labels)) {
+                    return control_plane();
                 }
             }
         }
-        let sync = self.sync().await?;
-        let goal = *goal.get_or_insert(sync["revision"].as_u64().unwrap_or_default());
-        Ok(behind(&sync, goal, but))
+        let pages = self.sync().await?;
+        if goals.is_empty() {
+            let revisions = pages.iter().map(|page| page["revision"].as_u64());
+            goals.extend(revisions.map(Option::unwrap_or_default));
+        }
+        if goals.len() != pages.len() {
+            // Another replica came or one went: from the start.
+            goals.clear();
+            return control_plane();
+        }
+        let late = pages.iter().zip(goals.iter());
+        Ok(late
+            .flat_map(|(page, goal)| behind(page, *goal, but))
+            .collect())
     }
 
-    /// Labels of an object as the control plane knows it.
-    async fn read_labels(&self, object: &ObjectRef) -> anyhow::Result<BTreeMap<String, String>> {
+    /// Labels of an object as each replica of the control plane knows it.
+    async fn read_labels(
+        &self,
+        object: &ObjectRef,
+    ) -> anyhow::Result<Vec<BTreeMap<String, String>>> {
         let ObjectRef {
             group,
             kind,
@@ -97,8 +111,12 @@ impl Place {
         } = object;
         let path =
             format!("/debug/labels?group={group}&kind={kind}&namespace={namespace}&name={name}");
-        let page = page(&self.lab, Target::Outer, CONTROL_PLANE, &path).await?;
-        Ok(serde_json::from_value(page["labels"].clone()).unwrap_or_default())
+        let pages = self.mesh.control_plane(&path).await?;
+        let labels = |page: Value| serde_json::from_value(page["labels"].clone());
+        Ok(pages
+            .into_iter()
+            .map(|page| labels(page).unwrap_or_default())
+            .collect())
     }
 
     /// Looks until `missing` names nothing, and says on standard error what a long wait is for.
@@ -174,6 +192,15 @@ fn not_ready(objects: &ObjectSet, namespace: &str, name: &str) -> Option<Reason>
         labels.is_some_and(instance) && isobar_objects::pods::is_ready(pod)
     });
     (!ready).then(|| "none of its pods is ready".to_owned())
+}
+
+/// As [`unfed`]: it is connected to one of the replicas.
+fn unfed_by_all(pages: &[Value], gateway: &str) -> Option<Reason> {
+    let mut why = None;
+    for page in pages {
+        why = Some(unfed(page, gateway)?);
+    }
+    why
 }
 
 /// What a waypoint itself lacks, which is called `NAMESPACE/NAME`.

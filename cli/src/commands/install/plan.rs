@@ -1,0 +1,223 @@
+//! What an installation changes, worked out before anything is written.
+
+use anyhow::bail;
+use isobar_chart::{Chart, Values};
+use isobar_kubernetes::Installer;
+use serde_json::{Value, json};
+
+use super::report::label;
+use super::{CHART, MANAGED, record};
+use crate::commands::manifest::render;
+
+/// Kinds that the charts may have objects of, those first that are removed first.
+pub(super) const KINDS: [(&str, &str); 14] = [
+    ("apps/v1", "DaemonSet"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("apps/v1", "Deployment"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("gateway.networking.k8s.io/v1", "GatewayClass"),
+    ("v1", "Service"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "Role"),
+    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"),
+    ("v1", "ServiceAccount"),
+    ("v1", "ConfigMap"),
+    (DEFINITION.0, DEFINITION.1),
+];
+/// What makes a kind known to an API server.
+pub(super) const DEFINITION: (&str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+/// Namespaces in which pods may do what those of a node must.
+const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
+
+/// An object to write.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) object: Value,
+    /// As it is now.
+    pub(super) live: Option<Value>,
+}
+
+/// Everything that is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// In this order.
+    pub(super) writes: Vec<Write>,
+    /// Installed earlier, and not wanted any more.
+    pub(super) removals: Vec<Value>,
+    /// What a user should know.
+    pub(super) notes: Vec<String>,
+}
+
+impl Plan {
+    /// Renders the charts and looks at what is there.
+    pub(super) async fn make(
+        installer: &Installer,
+        namespace: &str,
+        values: &Values,
+    ) -> anyhow::Result<Self> {
+        let mut plan = Self::default();
+        let mut strangers = Vec::new();
+        if let Some(made) = namespace_object(installer, namespace).await? {
+            plan.writes.push(made);
+        }
+        let mut wanted = vec![record::object(namespace, values)];
+        for chart in Chart::family()? {
+            for manifest in render(&chart, namespace, values)? {
+                wanted.push(marked(manifest.value, chart.name()));
+            }
+        }
+        // Definitions first: others are of the kinds they define.
+        wanted.sort_by_key(|object| object["kind"] != DEFINITION.1);
+        let mut kept = 0;
+        for object in wanted {
+            if !plan.is_known(installer, &object).await? {
+                plan.notes.push(format!(
+                    "{} is left out: the cluster does not have the Gateway API, which waypoints need. \
+                     Install it and run this again, or say --set crds.gatewayApi=true for the part of \
+                     it that the mesh uses",
+                    label(&object)
+                ));
+                continue;
+            }
+            let live = installer.get(&object).await?;
+            match &live {
+                Some(live) if !is_ours(live) && object["kind"] == DEFINITION.1 => kept += 1,
+                Some(live) if !is_ours(live) => strangers.push(stranger(live)),
+                _ => plan.writes.push(Write { object, live }),
+            }
+        }
+        if !strangers.is_empty() {
+            bail!(
+                "these are there and were not installed by this command: {}; nothing was changed",
+                strangers.join(", ")
+            );
+        }
+        if kept > 0 {
+            let text = "definitions of kinds are in the cluster already and stay as they are";
+            plan.notes.push(format!("{kept} {text}"));
+        }
+        plan.find_removals(installer, namespace).await?;
+        Ok(plan)
+    }
+
+    /// Objects whose pods must become ready.
+    pub(super) fn workloads(&self) -> Vec<Value> {
+        let is_workload =
+            |object: &Value| object["kind"] == "Deployment" || object["kind"] == "DaemonSet";
+        let objects = self.writes.iter().map(|write| &write.object);
+        objects
+            .filter(|object| is_workload(object))
+            .cloned()
+            .collect()
+    }
+
+    /// False for a kind that the server does not have and this plan does not define.
+    async fn is_known(&self, installer: &Installer, object: &Value) -> anyhow::Result<bool> {
+        let text = |key: &str| object[key].as_str().unwrap_or_default();
+        if installer.has(text("apiVersion"), text("kind")).await? {
+            return Ok(true);
+        }
+        Ok(self.writes.iter().any(|write| {
+            write.object["kind"] == DEFINITION.1
+                && write.object["spec"]["names"]["kind"] == object["kind"]
+        }))
+    }
+
+    async fn find_removals(
+        &mut self,
+        installer: &Installer,
+        namespace: &str,
+    ) -> anyhow::Result<()> {
+        for live in installed(installer).await? {
+            let elsewhere = live["metadata"]["namespace"].as_str();
+            if let Some(elsewhere) = elsewhere.filter(|elsewhere| *elsewhere != namespace) {
+                bail!("the mesh is installed in {elsewhere}: say --mesh-namespace {elsewhere}");
+            }
+            let is_wanted = self.writes.iter().any(|write| {
+                write.object["kind"] == live["kind"]
+                    && write.object["metadata"]["name"] == live["metadata"]["name"]
+            });
+            // A definition takes all objects of its kind with it.
+            if !is_wanted && live["kind"] != DEFINITION.1 {
+                self.removals.push(live);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything that was installed, in the order in which it is removed.
+pub(super) async fn installed(installer: &Installer) -> anyhow::Result<Vec<Value>> {
+    let selector = format!("{}={},{CHART}", MANAGED.0, MANAGED.1);
+    let mut found = Vec::new();
+    for (api_version, kind) in KINDS {
+        found.extend(installer.list(api_version, kind, &selector).await?);
+    }
+    Ok(found)
+}
+
+/// True for what this command installed.
+pub(super) fn is_ours(live: &Value) -> bool {
+    let labels = &live["metadata"]["labels"];
+    labels[MANAGED.0] == MANAGED.1 && labels[CHART].is_string()
+}
+
+fn stranger(live: &Value) -> String {
+    let who = match live["metadata"]["labels"][MANAGED.0].as_str() {
+        Some("Helm") => " (Helm's: use helm upgrade)",
+        _ => "",
+    };
+    format!("{}{who}", label(live))
+}
+
+fn marked(mut object: Value, chart: &str) -> Value {
+    object["metadata"]["labels"][MANAGED.0] = json!(MANAGED.1);
+    object["metadata"]["labels"][CHART] = json!(chart);
+    object
+}
+
+/// The namespace, if it is to be made or is ours. Somebody else's stays as it is.
+async fn namespace_object(installer: &Installer, namespace: &str) -> anyhow::Result<Option<Write>> {
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": namespace,
+            "labels": {
+                "app.kubernetes.io/part-of": "isobar",
+                POD_SECURITY: "privileged",
+                MANAGED.0: MANAGED.1,
+            },
+        },
+    });
+    let live = installer.get(&object).await?;
+    let is_others = live
+        .as_ref()
+        .is_some_and(|live| live["metadata"]["labels"][MANAGED.0] != MANAGED.1);
+    Ok((!is_others).then_some(Write { object, live }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_the_charts_is_found_again() {
+        let mut values = Values::default();
+        let all = "control-plane.autoscaleEnabled=true,control-plane.networkPolicy.enabled=true";
+        values.set(all).unwrap();
+        values.set("crds.gatewayApi=true").unwrap();
+        for chart in Chart::family().unwrap() {
+            for manifest in render(&chart, "istio-system", &values).unwrap() {
+                let kind = (manifest.api_version(), manifest.kind());
+                assert!(KINDS.contains(&kind), "{kind:?}");
+                assert!(is_ours(&marked(manifest.value.clone(), chart.name())));
+                assert!(!is_ours(&manifest.value));
+            }
+        }
+        let record = record::object("istio-system", &values);
+        assert!(is_ours(&record) && KINDS.contains(&("v1", "ConfigMap")));
+    }
+}
