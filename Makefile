@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup build build-tests build-bench demo test test-unit test-e2e test-oracle checks bars test-long features lint fmt bench bench-l4 bench-micro interop
+.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube checks bars test-long features lint fmt bench bench-l4 bench-l7 bench-micro interop
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -38,6 +38,12 @@ test-unit: setup ## Run the tests of each crate
 test-e2e: build-tests ## Run the end-to-end suites (needs network namespaces)
 	$(CARGO) test --profile $(PROFILE) --workspace --test end_to_end
 
+setup-kube: ## Build the API server and the Helm of the tests once, into .cache/kube (minutes; needs Go)
+	@bash xtask/setup-kube.sh
+
+test-kube: setup-kube build-tests ## Run the suites against a real API server
+	ISOBAR_KUBE_REQUIRED=1 $(CARGO) test --profile $(PROFILE) --workspace --test kubernetes
+
 checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))
 
@@ -50,6 +56,7 @@ bars: setup ## Print the reliability bars of the node proxy with their figures (
 test-long: setup ## The same with the long forms of the tests (about half an hour)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars --long $(if $(OUTPUT),-o $(OUTPUT))
 	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test differential
+	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test mesh -- steady::
 
 features: setup ## Print the fields of traffic objects with their state, and write docs/features.md
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- features --write >/dev/null
@@ -72,6 +79,9 @@ bench: build-bench ## Run the benchmarks in a lab and write a table to target/be
 
 bench-l4: build-bench ## Compare the node proxy with no mesh, a TLS relay and PEER=/path/to/a/ztunnel
 	target/release/isobar-benches l4 --out target/bench $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
+
+bench-l7: build-bench ## Compare the waypoint with a real Envoy, both as a plain hop
+	target/release/isobar-benches l7 --out target/bench $(BENCH_ARGS)
 
 bench-micro: setup ## What one decision costs, and how that grows with the mesh (BENCH_ARGS=filter)
 	$(CARGO) bench --workspace --bench micro $(if $(BENCH_ARGS),-- $(BENCH_ARGS))

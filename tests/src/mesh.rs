@@ -20,6 +20,8 @@ pub struct Mesh {
     root: LabRoot,
     objects: TempDir,
     lab: Lab,
+    /// Program of the API server that holds the objects, if it is not a folder.
+    api_server: Option<PathBuf>,
     keep: bool,
 }
 
@@ -36,6 +38,9 @@ pub struct MeshOptions {
     pub program_env: BTreeMap<String, BTreeMap<String, String>>,
     /// Number of nodes; what a lab has by itself if none is given.
     pub nodes: Option<u8>,
+    /// Program that is etcd, kube-apiserver and kubectl: the objects are in a real API server then,
+    /// and applied and deleted with kubectl.
+    pub api_server: Option<PathBuf>,
 }
 
 /// Folder of the programs under test: where cargo puts them beside this one.
@@ -96,18 +101,75 @@ impl Mesh {
         config.programs = options.programs;
         config.program_env = options.program_env;
         config.nodes = options.nodes.unwrap_or(config.nodes);
+        config.api_server.clone_from(&options.api_server);
         let root = config.root.clone();
         isobar_lab::up(config, |_| {})
             .await
             .with_context(|| format!("starting lab {name}"))?;
         let lab = Lab::connect(&root, &name)?;
-        Ok(Self {
+        let mesh = Self {
             name,
             root,
             objects,
             lab,
+            api_server: options.api_server,
             keep: false,
-        })
+        };
+        if mesh.api_server.is_some() {
+            mesh.define()?;
+            // Files come in the order of their names, and a namespace has no account at first.
+            let folder = mesh.objects().to_string_lossy();
+            eventually("every object is applied", async || {
+                mesh.kubectl(&["apply", "-f", &folder])
+            })
+            .await?;
+        }
+        Ok(mesh)
+    }
+
+    /// Applies the definitions of the mesh's kinds and waits until the server has them.
+    fn define(&self) -> Result<()> {
+        let definitions = samples().join("../charts/crds/files");
+        let definitions = definitions.to_string_lossy();
+        self.kubectl(&["apply", "-f", &definitions])?;
+        self.kubectl(&["wait", "--for=condition=Established", "-f", &definitions])?;
+        Ok(())
+    }
+
+    /// True if the objects are in a real API server.
+    #[must_use]
+    pub fn has_api_server(&self) -> bool {
+        self.api_server.is_some()
+    }
+
+    /// Runs kubectl in the lab's network and returns what it printed.
+    ///
+    /// # Errors
+    /// When the lab has no API server, or kubectl fails; the error holds what it printed.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let tools = self.api_server.as_ref().context("no API server")?;
+        let folder = self.lab.paths().kubernetes();
+        let output = std::process::Command::new(binaries()?.join("isobar"))
+            .args(["lab", "exec", "outer", "--"])
+            .arg(tools)
+            .arg("kubectl")
+            .arg("--kubeconfig")
+            .arg(folder.join("admin-6443.kubeconfig"))
+            .arg("--cache-dir")
+            .arg(folder.join("cache"))
+            .args(args)
+            .env("ISOBAR_LAB", &self.name)
+            .stdin(std::process::Stdio::null())
+            .output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "kubectl {}: {}\n{out}{err}",
+            args.join(" "),
+            output.status
+        );
+        Ok(out)
     }
 
     /// Leaves the lab up when this value is dropped; returns the folder of its objects.
@@ -147,7 +209,11 @@ impl Mesh {
     pub fn apply(&self, file: &str, text: &str) -> Result<()> {
         let temporary = self.objects.path().join(format!(".{file}.new"));
         std::fs::write(&temporary, text)?;
-        std::fs::rename(temporary, self.objects.path().join(file))?;
+        let path = self.objects.path().join(file);
+        std::fs::rename(temporary, &path)?;
+        if self.api_server.is_some() {
+            self.kubectl(&["apply", "-f", &path.to_string_lossy()])?;
+        }
         Ok(())
     }
 
@@ -165,7 +231,11 @@ impl Mesh {
     /// # Errors
     /// When it is not there.
     pub fn delete(&self, file: &str) -> Result<()> {
-        Ok(std::fs::remove_file(self.objects.path().join(file))?)
+        let path = self.objects.path().join(file);
+        if self.api_server.is_some() {
+            self.kubectl(&["delete", "-f", &path.to_string_lossy()])?;
+        }
+        Ok(std::fs::remove_file(path)?)
     }
 
     /// The lab's state.

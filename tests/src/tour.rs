@@ -3,6 +3,7 @@
 mod stage;
 mod stops;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -14,19 +15,24 @@ pub use stage::{Step, next_steps};
 /// Name of the demo's lab.
 const LAB: &str = "demo";
 
-/// Gives the tour; true if everything was as expected. `keep` leaves the lab up.
+/// Gives the tour; true if everything was as expected. `keep` leaves the lab up. With `api_server` its
+/// objects are in a real API server, and nothing but kubectl changes them.
 ///
 /// # Errors
 /// When a step cannot be carried out at all.
-pub async fn run(keep: bool) -> Result<bool> {
+pub async fn run(keep: bool, api_server: Option<PathBuf>) -> Result<bool> {
     let start = Instant::now();
     let mut stage = Stage::new();
     stage.title("A mesh on this machine");
     stage.command("isobar lab up -f manifests/samples/hello --name demo");
-    // A demo that was left up earlier would be in the way of this one.
-    isobar_lab::down(&isobar_lab::LabRoot::from_env(), LAB)?;
+    if api_server.is_none() {
+        // A demo that was left up earlier would be in the way of this one.
+        isobar_lab::down(&isobar_lab::LabRoot::from_env(), LAB)?;
+    }
     let options = MeshOptions {
-        name: Some(LAB.to_owned()),
+        // Beside the demo that somebody may have left up.
+        name: api_server.is_none().then(|| LAB.to_owned()),
+        api_server: api_server.clone(),
         sample: Some(samples().join("hello")),
         ..MeshOptions::default()
     };

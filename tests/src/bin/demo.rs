@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let good = runtime.block_on(isobar_tests::tour::run(options.keep))?;
+    let good = runtime.block_on(isobar_tests::tour::run(options.keep, None))?;
     Ok(if good {
         ExitCode::SUCCESS
     } else {

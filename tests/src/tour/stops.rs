@@ -64,9 +64,12 @@ impl<'a> Tour<'a> {
     }
 
     fn apply(&self, stage: &mut Stage, from: &str, as_file: &str) -> Result<()> {
-        stage.command(&format!(
-            "cp manifests/samples/hello/lesson/{from} DIR/{as_file}"
-        ));
+        let sample = format!("manifests/samples/hello/lesson/{from}");
+        stage.command(&if self.mesh.has_api_server() {
+            format!("kubectl apply -f {sample}")
+        } else {
+            format!("cp {sample} DIR/{as_file}")
+        });
         self.mesh.apply_file(&lesson(from), as_file)
     }
 
@@ -183,17 +186,7 @@ impl<'a> Tour<'a> {
             self.apply(stage, &file, &file)?;
         }
         let start = Instant::now();
-        stage.command("isobar waypoint apply -n hello --enroll-namespace --wait");
-        self.mesh
-            .isobar(&[
-                "waypoint",
-                "apply",
-                "-n",
-                "hello",
-                "--enroll-namespace",
-                "--wait",
-            ])
-            .await?;
+        self.deploy_waypoint(stage).await?;
         self.until("/", |r| {
             r.as_ref()
                 .is_ok_and(|r| r.status == 200 && r.headers.contains_key("x-request-id"))
@@ -283,15 +276,44 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
+    async fn deploy_waypoint(&self, stage: &mut Stage) -> Result<()> {
+        if !self.mesh.has_api_server() {
+            stage.command("isobar waypoint apply -n hello --enroll-namespace --wait");
+            let apply = ["waypoint", "apply", "-n", "hello"];
+            let how = ["--enroll-namespace", "--wait"];
+            let all = [&apply[..], &how].concat();
+            return self.mesh.isobar(&all).await.map(drop);
+        }
+        self.apply(stage, "waypoint.yaml", "waypoint.yaml")?;
+        let wait = ["wait", "--for=condition=Programmed", "gateway/waypoint"];
+        stage.command(&format!("kubectl {} -n hello", wait.join(" ")));
+        self.mesh
+            .kubectl(&[&wait[..], &["-n", "hello", "--timeout=30s"]].concat())?;
+        self.apply(stage, "namespace-with-waypoint.yaml", "namespace.yaml")
+    }
+
+    async fn remove_waypoint(&self, stage: &mut Stage) -> Result<()> {
+        if !self.mesh.has_api_server() {
+            stage.command("isobar waypoint delete -n hello waypoint");
+            let delete = ["waypoint", "delete", "-n", "hello", "waypoint"];
+            return self.mesh.isobar(&delete).await.map(drop);
+        }
+        self.mesh
+            .apply_file(&samples().join("hello/namespace.yaml"), "namespace.yaml")?;
+        self.until("/", |r| {
+            r.as_ref()
+                .is_ok_and(|r| !r.headers.contains_key("x-envoy-upstream-service-time"))
+        })
+        .await?;
+        self.mesh.delete("waypoint.yaml")
+    }
+
     async fn without_waypoint(&self, stage: &mut Stage) -> Result<()> {
         stage.title("The waypoint is removed: unbound first, then deleted");
-        stage.command("isobar waypoint delete -n hello waypoint");
         for file in ["virtualservice.yaml", "destinationrule.yaml"] {
             self.mesh.delete(file)?;
         }
-        self.mesh
-            .isobar(&["waypoint", "delete", "-n", "hello", "waypoint"])
-            .await?;
+        self.remove_waypoint(stage).await?;
         self.until("/", |r| {
             r.as_ref().is_ok_and(|r| {
                 r.status == 200 && !r.headers.contains_key("x-envoy-upstream-service-time")

@@ -4,13 +4,34 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::scenario::{Case, Configuration};
+use crate::scenario::{Answer, Case, Configuration};
 
 const SEGMENTS: [&str; 6] = ["a", "b", "A", "api", "x.y", "1"];
 const HEADERS: [&str; 4] = ["x-one", "x-two", "X-Three", "user-agent"];
 const VALUES: [&str; 5] = ["red", "Red", "blue", "", "red,blue"];
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "DELETE", "OPTIONS"];
 const HOSTS: [&str; 4] = ["svc", "svc.shop", "svc:8080", "example.com:81"];
+/// Values of header edits, plain and made of what is known.
+const TEXTS: [&str; 6] = [
+    "1",
+    "2",
+    "%REQ(x-one)%",
+    "<%REQ(x-two?x-one):3%>",
+    "%PROTOCOL%",
+    "%%",
+];
+/// Statuses that back ends answer with, one after the other.
+const ANSWERS: [u16; 6] = [200, 404, 409, 500, 502, 503];
+const RETRY_ON: [&str; 8] = [
+    "",
+    "5xx",
+    "503",
+    "gateway-error",
+    "retriable-4xx",
+    "404,5xx",
+    "connect-failure,refused-stream",
+    "reset,retriable-status-codes,502",
+];
 const REGEXES: [&str; 6] = ["/a/.*", "/(a|b)", ".*1", "/[a-z]+/?", "/A.*y", "r.d"];
 
 struct Dice(StdRng);
@@ -39,6 +60,15 @@ impl Dice {
     }
 
     fn configuration(&mut self, index: usize, requests: usize) -> Configuration {
+        match index % 4 {
+            // Copies are waited for, so every rule makes as many.
+            1 => self.copied(index, requests),
+            2 => self.policed(index, requests),
+            _ => self.plain(index, requests),
+        }
+    }
+
+    fn plain(&mut self, index: usize, requests: usize) -> Configuration {
         let rules = 1 + self.up_to(5);
         let http: Vec<Value> = (0..rules).map(|at| self.rule(at)).collect();
         let cases: Vec<Case> = (0..requests).map(|at| self.case(at)).collect();
@@ -48,6 +78,79 @@ impl Dice {
             cases,
             ..Configuration::default()
         }
+    }
+
+    /// Every request is forwarded, with one copy.
+    fn copied(&mut self, index: usize, requests: usize) -> Configuration {
+        let rules = 1 + self.up_to(4);
+        let mut http = Vec::new();
+        for at in 0..=rules {
+            let mut rule = json!({"name": format!("rule-{at}")});
+            if at < rules {
+                rule["match"] = json!([self.block()]);
+            }
+            self.forward(&mut rule);
+            if let Some(rule) = rule.as_object_mut() {
+                rule.remove("fault");
+                // Copies and tries would be told apart by their number only.
+                rule.insert("retries".to_owned(), json!({"attempts": 0}));
+            }
+            rule["mirror"] = json!({"host": "svc", "subset": self.pick(&["v1", "v2"])});
+            http.push(rule);
+        }
+        let cases = (0..requests).map(|at| {
+            let mut case = self.case(at);
+            case.copies = 1;
+            case.answers.clear();
+            case
+        });
+        Configuration {
+            name: format!("generated/mirrors {index}"),
+            cases: cases.collect(),
+            http,
+            ..Configuration::default()
+        }
+    }
+
+    /// Policies on headers, paths and methods before the rules.
+    fn policed(&mut self, index: usize, requests: usize) -> Configuration {
+        let count = 1 + self.up_to(2);
+        let policies = (0..count).map(|_| self.policy()).collect();
+        let mut made = self.plain(index, requests);
+        for case in &mut made.cases {
+            // DENY looks at the parts between commas too, which Envoy does not.
+            case.headers.retain(|(_, value)| !value.contains(','));
+        }
+        Configuration {
+            name: format!("generated/policies {index}"),
+            policies,
+            ..made
+        }
+    }
+
+    fn policy(&mut self) -> Value {
+        let rules: Vec<Value> = (0..=self.up_to(2)).map(|_| self.policy_rule()).collect();
+        json!({"action": self.pick(&["ALLOW", "DENY", "DENY"]), "rules": rules})
+    }
+
+    fn policy_rule(&mut self) -> Value {
+        let mut rule = json!({});
+        if !self.one_in(4) {
+            let name = self.pick(&["x-one", "x-two", "x-three"]);
+            let field = self.pick(&["values", "values", "notValues"]);
+            let value = self.pick(&["red", "Red", "re*", "*ue", "*"]);
+            rule["when"] = json!([{"key": format!("request.headers[{name}]"), field: [value]}]);
+        }
+        if self.one_in(2) {
+            let mut operation = json!({});
+            match self.up_to(2) {
+                0 => operation["paths"] = json!([self.pick(&["/a", "/a/*", "*/b", "/api*"])]),
+                1 => operation["methods"] = json!([self.pick(&METHODS)]),
+                _ => operation["notMethods"] = json!([self.pick(&METHODS)]),
+            }
+            rule["to"] = json!([{"operation": operation}]);
+        }
+        rule
     }
 
     fn path(&mut self) -> String {
@@ -120,8 +223,7 @@ impl Dice {
         let mut edits = json!({});
         for kind in ["set", "add"] {
             if self.one_in(2) {
-                edits[kind] =
-                    json!({(self.pick(&["x-one", "x-new", "x-two"])): self.pick(&["1", "2"])});
+                edits[kind] = json!({(self.pick(&["x-one", "x-new", "x-two"])): self.pick(&TEXTS)});
             }
         }
         if self.one_in(3) {
@@ -190,6 +292,17 @@ impl Dice {
                 _ => json!({"uri": self.path()}),
             };
         }
+        if self.one_in(2) {
+            let (on, attempts) = (self.pick(&RETRY_ON), self.up_to(3));
+            // None, and everything else about them has to be absent.
+            rule["retries"] = json!({"attempts": attempts});
+            if attempts > 0 {
+                rule["retries"]["backoff"] = json!("1ms");
+            }
+            if attempts > 0 && !on.is_empty() {
+                rule["retries"]["retryOn"] = json!(on);
+            }
+        }
         if self.one_in(6) {
             let status = [403, 503][self.up_to(1)];
             rule["fault"] = json!({"abort": {"httpStatus": status, "percentage": {"value": 100}}});
@@ -218,6 +331,16 @@ impl Dice {
         }
         if self.one_in(4) {
             case.protocol = crate::scenario::Protocol::Http2;
+        }
+        if self.one_in(2) {
+            let count = 1 + self.up_to(2);
+            let statuses = (0..count).map(|_| ANSWERS[self.up_to(ANSWERS.len() - 1)]);
+            case.answers = statuses
+                .map(|status| Answer {
+                    status,
+                    ..Answer::default()
+                })
+                .collect();
         }
         case
     }

@@ -10,7 +10,6 @@
 mod backends;
 mod caller;
 mod divergence;
-mod envoy;
 mod generate;
 mod objects;
 mod observed;

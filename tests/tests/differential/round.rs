@@ -1,20 +1,21 @@
 //! One round: everything is started, every request sent to both sides, everything compared.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use isobar_runtime::LocalScope;
+use isobar_tests::envoy::{Call, Envoy, Export};
 use isobar_tests::eventually_within;
 use tokio::net::TcpStream;
 
 use crate::backends::{Backends, Book};
 use crate::caller::{Stream, call};
 use crate::divergence::Divergences;
-use crate::envoy::{Envoy, Export, listener_name};
-use crate::objects::{NAMESPACE, resolve, vip};
+use crate::objects::{NAMESPACE, WAYPOINT, hostname, resolve, vip};
 use crate::observed::{Difference, Got, Observed};
 use crate::ours::{Certificates, Ours};
 use crate::scenario::{Case, Configuration};
@@ -69,7 +70,10 @@ async fn round(name: &str, all: &[Configuration], divergences: &Divergences) -> 
     for configuration in all {
         let running = backends.start(configuration).await;
         let resolved = resolve(configuration, &running);
-        export.add(configuration, &resolved);
+        let waypoint = format!("{NAMESPACE}/{WAYPOINT}");
+        let calls = configuration.cases.iter();
+        let calls: BTreeSet<Call> = calls.map(|case| call_of(configuration, case)).collect();
+        export.add(&configuration.name, &resolved.told, &waypoint, calls);
         let ours = Ours::start(configuration, &resolved, certificates.clone(), &scope);
         waypoints.push(ours);
     }
@@ -165,22 +169,34 @@ impl Table<'_> {
     }
 
     async fn stream(&self, case: &Case, ours: bool) -> Result<Box<dyn Stream>, String> {
-        let port = self.configuration.port_of(case);
+        let called = call_of(self.configuration, case);
         if ours {
-            let caller = self.configuration.callers.get(&case.caller);
-            let namespace = caller.and_then(|c| c.namespace.as_deref());
-            let namespace = namespace.unwrap_or(NAMESPACE);
-            let authority = format!("{}:{port}", vip(0));
-            let opened = self.ours.open(namespace, &case.caller, &authority).await;
+            let authority = format!("{}:{}", vip(0), called.port);
+            let opened = self
+                .ours
+                .open(&called.namespace, &called.account, &authority);
+            let opened = opened.await;
             return opened.map(|stream| Box::new(stream) as Box<dyn Stream>);
         }
-        let name = listener_name(&self.configuration.name, &case.caller, port);
+        let name = called.listener(&self.configuration.name);
         let opened = TcpStream::connect(self.envoy.address(&name)).await;
         let opened = opened.map_err(|error| error.to_string())?;
         opened
             .set_nodelay(true)
             .map_err(|error| error.to_string())?;
         Ok(Box::new(opened))
+    }
+}
+
+/// Who calls what in a request.
+fn call_of(configuration: &Configuration, case: &Case) -> Call {
+    let caller = configuration.callers.get(&case.caller);
+    let namespace = caller.and_then(|caller| caller.namespace.as_deref());
+    Call {
+        namespace: namespace.unwrap_or(NAMESPACE).to_owned(),
+        account: case.caller.clone(),
+        hostname: hostname("svc"),
+        port: configuration.port_of(case),
     }
 }
 

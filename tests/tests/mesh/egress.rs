@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use isobar_lab::Target;
-use isobar_tests::yaml::namespace;
+use isobar_tests::yaml::{namespace, service};
 use isobar_tests::{Caller, Mesh, eventually};
 
 use crate::fixture::{AMBIENT, Shop, ambient, run, shop};
@@ -196,6 +196,95 @@ fn a_namespace_may_be_kept_to_the_mesh_and_to_a_number_of_connections() {
             log.contains("maxConnections"),
             "the log does not say why:\n{log}"
         );
+        mesh.down()
+    });
+}
+
+/// Hosts behind a waypoint: by address, by name, and by an object of its own.
+const THROUGH: &str = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: fixed, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec:
+  hosts: [pages.example]
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 15014}]
+  resolution: STATIC
+  endpoints: [{address: 172.30.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: named, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec:
+  hosts: [elsewhere.example]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: DNS
+  endpoints: [{address: server-headless.shop.svc.cluster.local}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: selecting, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec:
+  hosts: [machines.example]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  workloadSelector: {labels: {kind: machine}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: machine, namespace: shop, labels: {kind: machine}}
+spec: {address: 172.30.0.1, ports: {http: 15014}}
+";
+
+/// A route that tells the endpoint.
+fn marked(host: &str) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: {host}, namespace: shop}}
+spec:
+  hosts: [{host}]
+  http:
+  - headers: {{response: {{set: {{x-endpoint: \"%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}}}}}
+    route: [{{destination: {{host: {host}}}}}]
+"
+    )
+}
+
+#[test]
+fn hosts_of_service_entries_have_what_services_have_at_a_waypoint() {
+    run(async {
+        let headless = service("shop", "server-headless", "server", 80, true);
+        let Shop { mesh, caller, .. } = shop(&[("headless.yaml", &headless)]).await?;
+        mesh.isobar(&["waypoint", "apply", "-n", "shop", "--wait"])
+            .await?;
+        let hosts = ["pages.example", "elsewhere.example", "machines.example"];
+        let routes = hosts.map(marked).concat();
+        mesh.apply("through.yaml", &format!("{THROUGH}{routes}"))?;
+        let pod = mesh.pod_ip("shop/server").await?.to_string();
+        for (host, path, at) in [
+            ("pages.example", "/version", "172.30.0.1"),
+            ("elsewhere.example", "/ip", &*pod),
+            ("machines.example", "/version", "172.30.0.1"),
+        ] {
+            eventually("the host is reached through the waypoint", async || {
+                let to = given(&mesh, host).await?;
+                let reply = caller.get(to, path).await?;
+                ensure!(reply.status == 200, "{reply:?}");
+                let endpoint = reply.headers.get("x-endpoint");
+                ensure!(endpoint.is_some_and(|v| v == at), "{host}: {reply:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        // The pod is reached as one of the mesh: in a tunnel of the waypoint's identity.
+        eventually("the node proxy counts the waypoint's tunnel", async || {
+            let page = mesh.page(Target::node("node-2"), 15020, "/metrics").await?;
+            let identity = "source_principal=\"spiffe://cluster.local/ns/shop/sa/waypoint\"";
+            ensure!(page.contains(identity), "{page}");
+            Ok(())
+        })
+        .await?;
         mesh.down()
     });
 }

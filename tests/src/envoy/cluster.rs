@@ -68,6 +68,7 @@ pub(super) fn policy(
         connection_pool: own.connection_pool.or(inherited.connection_pool),
         outlier_detection: own.outlier_detection.or(inherited.outlier_detection),
         retry_budget: own.retry_budget.or(inherited.retry_budget),
+        tls: own.tls.clone().or(inherited.tls),
         port_level: Vec::new(),
     }
 }

@@ -8,14 +8,15 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use isobar_tests::eventually;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Export;
+use crate::eventually;
 
-/// A running Envoy; ends with this value.
-pub(crate) struct Envoy {
+/// A running Envoy with one worker; ends with this value.
+#[derive(Debug)]
+pub struct Envoy {
     child: Child,
     folder: TempDir,
     log: PathBuf,
@@ -31,8 +32,12 @@ impl Drop for Envoy {
 }
 
 impl Envoy {
-    /// Starts it with this configuration and waits until it serves.
-    pub(crate) async fn start(name: &str, export: Export) -> Result<Self> {
+    /// Starts it with this configuration and waits until it serves. What it was told and says goes
+    /// to `differential-NAME` in the target folder. To be called from a `LocalSet`.
+    ///
+    /// # Errors
+    /// When there is no Envoy (`make setup` installs it), or it does not serve.
+    pub async fn start(name: &str, export: Export) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let bootstrap = json!({
             "node": {"id": "oracle", "cluster": "oracle"},
@@ -101,12 +106,23 @@ impl Envoy {
     }
 
     /// Where the listener of that name is.
-    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn address(&self, listener: &str) -> SocketAddr {
         self.listeners[listener]
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The end of its log.
-    pub(crate) fn last_words(&self) -> String {
+    #[must_use]
+    pub fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")

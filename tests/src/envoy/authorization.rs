@@ -20,7 +20,9 @@ pub(super) fn filters(mesh: &Mesh<'_>, caller: &Caller, hostname: &str, port: u1
     if mine.is_empty() {
         return Vec::new();
     }
-    let mut all = vec![identity(caller)];
+    // A caller without an account is one from outside the mesh.
+    let known = !caller.account.is_empty();
+    let mut all: Vec<_> = known.then(|| identity(caller)).into_iter().collect();
     for (action, word) in [(Action::Deny, "DENY"), (Action::Allow, "ALLOW")] {
         let mut policies = Map::new();
         let of_action = mine.iter().filter(|policy| policy.action() == action);
@@ -123,7 +125,9 @@ fn source(from: &proto::AuthorizationSource) -> Value {
 
 fn block(text: &str) -> Value {
     let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-    let length: u32 = length.parse().unwrap();
+    let length: u32 = length
+        .parse()
+        .expect("the control plane tells a length in bits");
     json!({"direct_remote_ip": {"address_prefix": address, "prefix_len": length}})
 }
 

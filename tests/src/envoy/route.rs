@@ -295,7 +295,8 @@ fn edits(headers: Option<&proto::Headers>, out: &mut Value) {
         let written = set.chain(add).filter(|((name, _), _)| !is_authority(name));
         let written = written.map(|((name, value), action)| {
             json!({"header": {"key": name, "value": value}, "append_action": action,
-                "keep_empty_value": true})
+                // What is written as nothing is kept; what turns out to be nothing is not.
+                "keep_empty_value": value.is_empty()})
         });
         push(out, &format!("{side}_headers_to_add"), written.collect());
         let removed = operations.remove.iter().map(|name| json!(name));

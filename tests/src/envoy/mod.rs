@@ -1,0 +1,12 @@
+//! A real Envoy, configured from the messages that a waypoint of ours gets: for tests that compare what
+//! both do, and benchmarks that compare what it costs.
+
+mod authorization;
+mod cluster;
+mod listener;
+mod matching;
+mod process;
+mod route;
+
+pub use listener::{Call, Export};
+pub use process::Envoy;

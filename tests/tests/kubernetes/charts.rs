@@ -1,0 +1,239 @@
+//! The charts: what Helm makes of them is what we make of them, and a real API server takes it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use isobar_chart::{Chart, Manifest, Release, Values};
+use isobar_tests::{binaries, scratch};
+
+use crate::definitions::define;
+use crate::{alone, run};
+
+/// Assignments that between them switch everything on and off, and use lists, maps and texts that need
+/// quotes. Each under a chart's name or `global`.
+const SETTINGS: &[&[&str]] = &[
+    &[],
+    &["crds.istio=false", "crds.gatewayApi=true"],
+    &[
+        "control-plane.autoscaleEnabled=true",
+        "control-plane.podDisruptionBudget.enabled=false",
+    ],
+    &[
+        "control-plane.istiodService=false",
+        "control-plane.gatewayClass=false",
+    ],
+    &[
+        "control-plane.ca.secret=cacerts",
+        "control-plane.networkPolicy.enabled=true",
+    ],
+    &[
+        "control-plane.waypointClasses={isobar-waypoint,istio-waypoint}",
+        "control-plane.replicaCount=3",
+    ],
+    &[
+        "global.tag=v1",
+        "global.hub=registry.example/mesh",
+        "global.network=n1",
+        "global.logAsJson=true",
+    ],
+    &[
+        "control-plane.env.RUST_BACKTRACE=1",
+        "control-plane.priorityClassName=high",
+        "control-plane.podAnnotations.example\\.org/a=b",
+        "control-plane.resources.limits.memory=1Gi",
+        "control-plane.resources.limits.cpu=2",
+    ],
+    &[
+        "node.ztunnel.env.XDS_ON_DEMAND=true",
+        "node.ztunnel.xdsAddress=https://elsewhere:15012",
+        "node.ztunnel.terminationGracePeriodSeconds=600",
+        "node.agent.excludeNamespaces={kube-system,monitoring}",
+        "node.agent.dnsCapture=false",
+        "node.agent.podAnnotations.example\\.org/a=c",
+    ],
+];
+
+fn charts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/charts")
+}
+
+/// Helm itself: `ISOBAR_HELM`, or what `make setup-kube` built.
+pub(crate) fn helm_tool() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/kube/helm");
+    std::env::var_os("ISOBAR_HELM").map_or(built, PathBuf::from)
+}
+
+fn helm(args: &[&str]) -> Result<String> {
+    let program = helm_tool();
+    let home = scratch()?;
+    let output = Command::new(&program)
+        .args(args)
+        .env("HOME", home.path())
+        .env_remove("KUBECONFIG")
+        .output()
+        .with_context(|| format!("{}: run `make setup-kube`", program.display()))?;
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    ensure!(
+        output.status.success(),
+        "helm {}: {out}{err}",
+        args.join(" ")
+    );
+    Ok(out.into_owned())
+}
+
+fn render(chart: &Chart, set: &[&str]) -> Result<Vec<Manifest>> {
+    let mut values = Values::default();
+    for assignment in set {
+        values.set(assignment)?;
+    }
+    let release = Release {
+        name: chart.name().to_owned(),
+        namespace: "istio-system".to_owned(),
+    };
+    Ok(chart.render(&release, &values)?)
+}
+
+/// The documents of a stream, without those that hold only comments and without blank lines at ends.
+fn documents(text: &str) -> Vec<String> {
+    let parts = format!("\n{text}")
+        .split("\n---\n")
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join("\u{0}");
+    parts
+        .split('\u{0}')
+        .filter(|part| {
+            part.lines()
+                .any(|line| !line.is_empty() && !line.starts_with('#'))
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn helm_finds_nothing_to_blame() {
+    alone(async {
+        for chart in Chart::family()? {
+            let folder = charts().join(chart.name());
+            let said = helm(&["lint", "--strict", &folder.to_string_lossy()])?;
+            ensure!(said.contains("0 chart(s) failed"), "{said}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn helm_renders_what_we_render() {
+    alone(async {
+        for set in SETTINGS {
+            for chart in Chart::family()? {
+                let own = format!("{}.", chart.name());
+                let mut args = vec!["template", chart.name()];
+                let folder = charts().join(chart.name());
+                let folder = folder.to_string_lossy();
+                args.extend([&*folder, "--namespace", "istio-system"]);
+                for assignment in *set {
+                    let ours = assignment.strip_prefix(&*own);
+                    let shared = Some(*assignment).filter(|set| set.starts_with("global."));
+                    // Only the parts of a family have a global part.
+                    let shared = shared.filter(|_| chart.name() != "crds");
+                    args.extend(ours.or(shared).into_iter().flat_map(|set| ["--set", set]));
+                }
+                let theirs = documents(&helm(&args)?);
+                let text: String = render(&chart, set)?.iter().map(Manifest::printed).collect();
+                let ours = documents(&text);
+                ensure!(
+                    theirs.len() == ours.len(),
+                    "{set:?}: {theirs:#?}\n{ours:#?}"
+                );
+                for (theirs, ours) in theirs.iter().zip(&ours) {
+                    ensure!(theirs == ours, "{set:?}\nHelm:\n{theirs}\n\nours:\n{ours}");
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn helm_refuses_the_values_that_we_refuse() {
+    alone(async {
+        let folder = charts().join("control-plane");
+        let folder = folder.to_string_lossy();
+        for wrong in [
+            "replicas=2",
+            "replicaCount=two",
+            "portRules=of",
+            "global.hubb=x",
+        ] {
+            let theirs = helm(&["template", "control-plane", &folder, "--set", wrong]);
+            ensure!(theirs.is_err(), "Helm takes {wrong}");
+            let top = if wrong.starts_with("global.") {
+                ""
+            } else {
+                "control-plane."
+            };
+            let ours = render(&Chart::named("control-plane")?, &[&format!("{top}{wrong}")]);
+            ensure!(ours.is_err(), "we take {wrong}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_api_server_takes_every_object() {
+    run(async |server| {
+        server.namespace("istio-system").await?;
+        define(server).await?;
+        for set in SETTINGS {
+            for chart in Chart::family()? {
+                let text: String = render(&chart, set)?.iter().map(Manifest::printed).collect();
+                let file = server.folder().join("chart.yaml");
+                std::fs::write(&file, text)?;
+                let file = file.to_string_lossy();
+                let how = ["--server-side", "--validate=strict", "--dry-run=server"];
+                // They were applied by another command before.
+                let args = [&["apply", "--force-conflicts", "-f", &*file][..], &how].concat();
+                let said = server
+                    .kubectl(&args)
+                    .await
+                    .with_context(|| format!("{set:?}"))?;
+                ensure!(said.contains("serverside-applied"), "{said}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_programs_know_the_arguments_of_the_charts() {
+    let folder = binaries().unwrap();
+    for set in SETTINGS {
+        for chart in Chart::family().unwrap() {
+            for manifest in render(&chart, set).unwrap() {
+                let containers = &manifest.value["spec"]["template"]["spec"]["containers"];
+                for container in containers.as_array().into_iter().flatten() {
+                    let program = container["name"].as_str().unwrap();
+                    if program == "ztunnel" {
+                        // It takes its settings from the environment.
+                        continue;
+                    }
+                    let args = container["args"].as_array().unwrap();
+                    let output = Command::new(folder.join(program))
+                        .args(args.iter().map(|arg| arg.as_str().unwrap()))
+                        .arg("--version")
+                        .env("NODE_NAME", "node-1")
+                        .env("POD_NAMESPACE", "istio-system")
+                        .output()
+                        .unwrap();
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    assert!(output.status.success(), "{program} {args:?}: {said}");
+                }
+            }
+        }
+    }
+}

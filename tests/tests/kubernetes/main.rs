@@ -1,0 +1,61 @@
+//! What is said to and heard from a real API server. `make test-kube` runs these; in other runs they
+//! pass without having been run where `make setup-kube` was not.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Result;
+use isobar_tests::{ApiServer, kube_tools};
+
+mod authority;
+mod charts;
+mod definitions;
+mod election;
+mod enrolment;
+mod install;
+mod lessons;
+mod outage;
+mod page;
+mod presence;
+mod rights;
+mod scale;
+mod server;
+mod shop;
+mod source;
+mod waypoints;
+mod writer;
+
+/// One at a time: a server keeps a core busy while it starts.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Runs an async test with an API server of its own.
+fn run<F: AsyncFnOnce(&mut ApiServer) -> Result<()>>(test: F) {
+    alone(async {
+        let mut server = ApiServer::start().await?;
+        let result = test(&mut server).await;
+        if result.is_err() {
+            eprintln!("the server's log ends with:\n{}", server.log("apiserver"));
+        }
+        result
+    });
+}
+
+/// Runs an async test while no other runs, or not at all where there is no API server to run.
+fn alone(test: impl Future<Output = Result<()>>) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = kube_tools() {
+        let is_wanted = std::env::var_os("ISOBAR_KUBE_REQUIRED").is_some();
+        assert!(!is_wanted, "{error:#}");
+        eprintln!("not run: {error:#}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    if let Err(error) = runtime.block_on(test) {
+        panic!("{error:#}");
+    }
+}

@@ -1,0 +1,519 @@
+//! The rights of the charts: every one is used, and nothing works that was not granted.
+//!
+//! For each account the test takes away one right after the other (one verb on one resource) and does
+//! with the program's own code what needs it. The deed that fails then is printed beside the right; a
+//! right without such a deed fails the test, and so does a deed that fails while nothing is missing.
+
+mod objects;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use isobar_chart::{Chart, Manifest, Release, Values};
+use isobar_kubernetes::election::{Candidate, Timing};
+use isobar_kubernetes::{
+    Applying, Cluster, Installer, KubernetesSource, KubernetesWriter, Presence, RootMaps,
+    SourceOptions, TokenReviews, keep_authority,
+};
+use isobar_objects::{
+    Kind, ObjectRef, ObjectSource as _, ObjectWriter as _, Published, read_value,
+};
+use isobar_runtime::Scope;
+use isobar_tests::{ApiServer, eventually};
+use isobar_tls::ca::Authority;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use self::objects::{MADE, OBJECTS, TOLD, named, object, reference};
+use crate::definitions::define;
+use crate::run;
+
+const HOME: &str = "istio-system";
+/// What a deed may take before it counts as refused; a tenth of it is usual.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// A tenth of the usual.
+const FAST: Timing = Timing {
+    lease: Duration::from_millis(1500),
+    renew: Duration::from_millis(1000),
+    retry: Duration::from_millis(200),
+};
+
+/// What a program does with an API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    /// List a kind and follow its changes.
+    Follow(Kind),
+    /// Write a status and take it back.
+    Tell(Kind),
+    /// Write an annotation and take it back.
+    Annotate(Kind),
+    /// Make an object and remove it.
+    Make(Kind),
+    /// Ask who a token's bearer is.
+    Review,
+    /// Put the roots into a namespace.
+    DistributeRoots,
+    /// Make the authority and keep it.
+    KeepAuthority,
+    /// Become the writer and stay it.
+    Lead,
+    /// See whether its own DaemonSet is to stay.
+    SeeDaemonSet,
+}
+
+impl Deed {
+    /// Resources that it is about.
+    fn about(self) -> Vec<&'static str> {
+        match self {
+            Self::Follow(kind) if kind.is_custom() => {
+                vec![kind.plural(), "customresourcedefinitions"]
+            }
+            Self::Follow(kind) | Self::Tell(kind) | Self::Annotate(kind) | Self::Make(kind) => {
+                vec![kind.plural()]
+            }
+            Self::Review => vec!["tokenreviews"],
+            Self::DistributeRoots => vec!["configmaps"],
+            Self::KeepAuthority => vec!["secrets"],
+            Self::Lead => vec!["leases"],
+            Self::SeeDaemonSet => vec!["daemonsets"],
+        }
+    }
+}
+
+/// One verb on one resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Right {
+    group: String,
+    resource: String,
+    verb: String,
+    name: Option<String>,
+}
+
+/// An account, the roles that its chart gives it, and what is done with them.
+struct Account {
+    name: &'static str,
+    roles: Vec<Manifest>,
+    deeds: Vec<Deed>,
+}
+
+/// Two clusters that are one: as the user who may do everything, and as the account.
+struct Stage {
+    folder: std::path::PathBuf,
+    admin: Installer,
+    account: Cluster,
+    /// A token of some pod's account.
+    token: String,
+    namespaces: watch::Receiver<Arc<Published>>,
+}
+
+fn rendered(chart: &str) -> Result<Vec<Manifest>> {
+    let release = Release {
+        name: chart.to_owned(),
+        namespace: HOME.to_owned(),
+    };
+    Ok(Chart::named(chart)?.render(&release, &Values::default())?)
+}
+
+fn is_about_rights(manifest: &Manifest) -> bool {
+    let kind = manifest.kind();
+    kind == "ServiceAccount" || kind.contains("Role")
+}
+
+fn account(chart: &str, name: &'static str, deeds: Vec<Deed>) -> Result<Account> {
+    let all = rendered(chart)?.into_iter();
+    let roles = all.filter(|one| one.kind().ends_with("Role") && one.name() == name);
+    Ok(Account {
+        name,
+        roles: roles.collect(),
+        deeds,
+    })
+}
+
+/// Every right of a role, with the place of its rule.
+fn rights(role: &Value) -> Vec<(usize, Right)> {
+    let texts = |value: &Value| -> Vec<String> {
+        let texts = value.as_array().into_iter().flatten();
+        texts
+            .filter_map(|text| text.as_str().map(str::to_owned))
+            .collect()
+    };
+    let mut found = Vec::new();
+    for (at, rule) in role["rules"].as_array().into_iter().flatten().enumerate() {
+        for group in texts(&rule["apiGroups"]) {
+            for resource in texts(&rule["resources"]) {
+                for verb in texts(&rule["verbs"]) {
+                    let right = Right {
+                        group: group.clone(),
+                        resource: resource.clone(),
+                        verb,
+                        name: texts(&rule["resourceNames"]).into_iter().next(),
+                    };
+                    found.push((at, right));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The role without one right.
+fn without(role: &Value, at: usize, right: &Right) -> Value {
+    let mut role = role.clone();
+    let Some(rules) = role["rules"].as_array_mut() else {
+        return role;
+    };
+    let less = |list: &Value, gone: &str| -> Value {
+        let list = list.as_array().into_iter().flatten();
+        list.filter(|text| text.as_str() != Some(gone))
+            .cloned()
+            .collect()
+    };
+    let mut others = rules[at].clone();
+    others["resources"] = less(&rules[at]["resources"], &right.resource);
+    let mut same = rules[at].clone();
+    same["resources"] = json!([right.resource]);
+    same["verbs"] = less(&rules[at]["verbs"], &right.verb);
+    rules.remove(at);
+    let is_empty = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
+    rules.extend(
+        [(others, "resources"), (same, "verbs")]
+            .into_iter()
+            .filter_map(|(rule, key)| (!is_empty(&rule[key])).then_some(rule)),
+    );
+    role
+}
+
+/// Waits until the server has heard whether the account has the right.
+async fn in_force(account: &Cluster, right: &Right, is_granted: bool) -> Result<()> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(account.client());
+    let (resource, sub) = right
+        .resource
+        .split_once('/')
+        .unwrap_or((&right.resource, ""));
+    let asked = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(right.group.clone()),
+                resource: Some(resource.to_owned()),
+                subresource: Some(sub.to_owned()).filter(|sub| !sub.is_empty()),
+                verb: Some(right.verb.clone()),
+                name: right.name.clone(),
+                namespace: Some(HOME.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    eventually("the right is in force", async || {
+        let answer = reviews.create(&PostParams::default(), &asked).await?;
+        let is_allowed = answer.status.is_some_and(|status| status.allowed);
+        ensure!(is_allowed == is_granted, "{right:?}: {is_allowed}");
+        Ok(())
+    })
+    .await
+}
+
+impl Stage {
+    async fn perform(&self, deed: Deed) -> Result<()> {
+        let scope = Scope::new("deed");
+        let done = tokio::time::timeout(PATIENCE * 4, self.attempt(deed, &scope)).await;
+        scope.shutdown(Duration::ZERO).await;
+        done.unwrap_or_else(|_| bail!("takes too long"))
+    }
+
+    async fn attempt(&self, deed: Deed, scope: &Scope) -> Result<()> {
+        let writer = KubernetesWriter::new(self.account.clone(), "isobar");
+        match deed {
+            Deed::Follow(kind) => self.follow(kind, scope).await,
+            Deed::Tell(kind) => {
+                let reference = reference(kind);
+                let condition = json!({
+                    "type": "Test", "status": "True", "reason": "Because", "message": "m",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                });
+                let status = json!({ "conditions": [condition] });
+                writer.patch_status(&reference, &status).await?;
+                Ok(writer.delete(&reference).await?)
+            }
+            Deed::Annotate(kind) => {
+                let reference = reference(kind);
+                let annotation = json!({ "metadata": { "annotations": { "example.org/a": "b" } } });
+                writer.patch(&reference, &annotation).await?;
+                Ok(writer.delete(&reference).await?)
+            }
+            Deed::Make(kind) => {
+                let mut value = object(kind, "made")?;
+                value["metadata"]["labels"] = json!({ "a": "b" });
+                self.remove(&value).await?;
+                let (made, findings) = read_value(&value);
+                let made = made.with_context(|| format!("{findings:?}"))?;
+                writer.apply(&made).await?;
+                Ok(writer.delete(&ObjectRef::new(kind, "shop", "made")).await?)
+            }
+            Deed::Review => {
+                let reviews = TokenReviews::new(self.account.clone(), "istio-ca");
+                reviews
+                    .review(&self.token)
+                    .await
+                    .map(drop)
+                    .map_err(Into::into)
+            }
+            Deed::DistributeRoots => self.distribute(scope).await,
+            Deed::KeepAuthority => {
+                let secret = named("v1", "Secret", HOME, "istio-ca-secret");
+                self.remove(&secret).await?;
+                let folder: &Path = &self.folder;
+                let make = || -> Result<()> { Ok(Authority::load_or_create(folder).map(drop)?) };
+                keep_authority(&self.account, HOME, folder, make).await
+            }
+            Deed::Lead => self.lead(scope).await,
+            Deed::SeeDaemonSet => {
+                let seen = self.account.daemon_set(HOME, "isobar-cni").await;
+                ensure!(seen == Presence::Gone, "{seen:?}");
+                Ok(())
+            }
+        }
+    }
+
+    async fn follow(&self, kind: Kind, scope: &Scope) -> Result<()> {
+        let options = SourceOptions {
+            kinds: vec![kind],
+            ..SourceOptions::default()
+        };
+        let source = KubernetesSource::new(self.account.clone(), options);
+        let mut objects = source.subscribe();
+        scope.spawn("source", Box::new(source).run(scope.lifetime()));
+        tokio::time::timeout(PATIENCE, objects.wait_for(|objects| objects.synced)).await??;
+        objects.borrow_and_update();
+        let mut touched = object(kind, "x")?;
+        touched["metadata"]["labels"] = json!({ "touched": format!("a{}", rand::random::<u32>()) });
+        let how = Applying {
+            force: true,
+            ..Applying::default()
+        };
+        self.admin.apply(&touched, how).await?;
+        Ok(tokio::time::timeout(PATIENCE, objects.changed()).await??)
+    }
+
+    async fn distribute(&self, scope: &Scope) -> Result<()> {
+        let map = named("v1", "ConfigMap", "shop", "istio-ca-root-cert");
+        self.remove(&map).await?;
+        let maps = RootMaps::new(self.account.clone(), "isobar", "roots");
+        let leads = watch::channel(true).1;
+        scope.spawn(
+            "maps",
+            maps.run(self.namespaces.clone(), leads, scope.lifetime()),
+        );
+        eventually_soon(async || Ok(self.admin.get(&map).await?.is_some())).await
+    }
+
+    async fn lead(&self, scope: &Scope) -> Result<()> {
+        let lease = named(
+            "coordination.k8s.io/v1",
+            "Lease",
+            HOME,
+            "isobar-control-plane",
+        );
+        self.remove(&lease).await?;
+        let name = "isobar-control-plane";
+        let candidate = Candidate::new(self.account.clone(), HOME, name, "one", FAST);
+        let mut leads = candidate.leads();
+        scope.spawn("candidate", candidate.run(scope.lifetime()));
+        tokio::time::timeout(PATIENCE, leads.wait_for(|leads| *leads)).await??;
+        let lost = tokio::time::timeout(FAST.renew * 3 / 2, leads.wait_for(|leads| !*leads));
+        ensure!(lost.await.is_err(), "it does not stay the leader");
+        Ok(())
+    }
+
+    async fn remove(&self, like: &Value) -> Result<()> {
+        if let Some(found) = self.admin.get(like).await? {
+            self.admin.delete(&found).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes away each right of the account in turn.
+    async fn take_away(&self, account: &Account) -> Result<()> {
+        for deed in &account.deeds {
+            let done = self.perform(*deed).await;
+            done.with_context(|| format!("{}: {deed:?} with all rights", account.name))?;
+        }
+        let how = Applying {
+            force: true,
+            ..Applying::default()
+        };
+        let mut useless = Vec::new();
+        for role in &account.roles {
+            for (at, right) in rights(&role.value) {
+                self.admin
+                    .apply(&without(&role.value, at, &right), how)
+                    .await?;
+                in_force(&self.account, &right, false).await?;
+                let mut refused = None;
+                let base = right.resource.split('/').next().unwrap_or_default();
+                for deed in account
+                    .deeds
+                    .iter()
+                    .filter(|deed| deed.about().contains(&base))
+                {
+                    if self.perform(*deed).await.is_err() {
+                        refused = Some(deed);
+                        break;
+                    }
+                }
+                let text = format!("{} {}/{}", right.verb, right.group, right.resource);
+                match refused {
+                    Some(deed) => eprintln!("{}: without {text}: {deed:?} fails", account.name),
+                    None => useless.push(text),
+                }
+                self.admin.apply(&role.value, how).await?;
+                in_force(&self.account, &right, true).await?;
+            }
+        }
+        ensure!(
+            useless.is_empty(),
+            "{}: rights that nothing needs: {useless:?}",
+            account.name
+        );
+        for deed in &account.deeds {
+            let done = self.perform(*deed).await;
+            done.with_context(|| format!("{}: {deed:?} with all rights again", account.name))?;
+        }
+        Ok(())
+    }
+}
+
+async fn eventually_soon(check: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !check().await? {
+        ensure!(tokio::time::Instant::now() < end, "not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// The charts' accounts and roles, an object of each kind, and a cluster as seen by one account.
+async fn stage(server: &ApiServer, scope: &Scope, name: &str) -> Result<Stage> {
+    define(server).await?;
+    server.namespace(HOME).await?;
+    server.namespace("shop").await?;
+    let mut text = String::new();
+    for chart in ["control-plane", "node"] {
+        let rendered = rendered(chart)?;
+        text.extend(
+            rendered
+                .iter()
+                .filter(|one| is_about_rights(one))
+                .map(Manifest::printed),
+        );
+    }
+    server.apply(&text).await?;
+    let admin = Installer::new(server.cluster(), "test");
+    for (kind, _) in OBJECTS {
+        admin
+            .apply(&object(*kind, "x")?, Applying::default())
+            .await?;
+    }
+    let token = server
+        .kubectl(&["create", "token", name, "-n", HOME])
+        .await?;
+    let kubeconfig = server.kubeconfig(name, token.trim())?;
+    let bearer = [
+        "create",
+        "token",
+        "default",
+        "-n",
+        "shop",
+        "--audience=istio-ca",
+    ];
+    let options = SourceOptions {
+        kinds: vec![Kind::Namespace],
+        ..SourceOptions::default()
+    };
+    let source = KubernetesSource::new(server.cluster(), options);
+    let mut namespaces = source.subscribe();
+    scope.spawn("namespaces", Box::new(source).run(scope.lifetime()));
+    namespaces.wait_for(|objects| objects.synced).await?;
+    Ok(Stage {
+        folder: server.folder().join("authority"),
+        admin,
+        account: Cluster::from_kubeconfig(&kubeconfig).await?,
+        token: server.kubectl(&bearer).await?.trim().to_owned(),
+        namespaces,
+    })
+}
+
+#[test]
+fn the_control_plane_needs_each_of_its_rights() {
+    run(async |server| {
+        let scope = Scope::new("test");
+        let stage = stage(server, &scope, "isobard").await?;
+        let followed = Kind::ALL.iter().map(|kind| Deed::Follow(*kind));
+        let told = TOLD.iter().map(|kind| Deed::Tell(*kind));
+        let made = MADE.iter().map(|kind| Deed::Make(*kind));
+        let others = [
+            Deed::Review,
+            Deed::DistributeRoots,
+            Deed::KeepAuthority,
+            Deed::Lead,
+        ]
+        .into_iter();
+        let deeds = followed.chain(told).chain(made).chain(others).collect();
+        let done = stage
+            .take_away(&account("control-plane", "isobard", deeds)?)
+            .await;
+        scope.shutdown(Duration::ZERO).await;
+        done
+    });
+}
+
+#[test]
+fn the_node_agent_needs_each_of_its_rights() {
+    run(async |server| {
+        let scope = Scope::new("test");
+        let stage = stage(server, &scope, "isobar-cni").await?;
+        let deeds = vec![
+            Deed::Follow(Kind::Namespace),
+            Deed::Follow(Kind::Pod),
+            Deed::Annotate(Kind::Pod),
+            Deed::SeeDaemonSet,
+        ];
+        let done = stage
+            .take_away(&account("node", "isobar-cni", deeds)?)
+            .await;
+        scope.shutdown(Duration::ZERO).await;
+        done
+    });
+}
+
+#[test]
+fn an_account_may_do_nothing_else() {
+    run(async |server| {
+        let scope = Scope::new("test");
+        let stage = stage(server, &scope, "isobar-cni").await?;
+        for deed in [
+            Deed::Follow(Kind::Service),
+            Deed::Make(Kind::ServiceAccount),
+            Deed::Tell(Kind::Gateway),
+            Deed::Review,
+            Deed::DistributeRoots,
+            Deed::KeepAuthority,
+            Deed::Lead,
+        ] {
+            ensure!(
+                stage.perform(deed).await.is_err(),
+                "the node agent may {deed:?}"
+            );
+        }
+        scope.shutdown(Duration::ZERO).await;
+        Ok(())
+    });
+}

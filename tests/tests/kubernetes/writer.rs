@@ -1,0 +1,111 @@
+//! Writing to an API server.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use isobar_kubernetes::KubernetesWriter;
+use isobar_objects::{Kind, ObjectRef, ObjectWriter as _, read_value};
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use kube::Api;
+use serde_json::{Value, json};
+
+use crate::run;
+
+const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop},
+    spec: {ports: [{port: 80}], selector: {app: cart}}}";
+
+fn condition(kind: &str) -> Value {
+    json!({
+        "type": kind, "status": "True", "reason": "Because", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    })
+}
+
+fn conditions(service: &Service) -> Vec<String> {
+    let conditions = service.status.iter().flat_map(|s| &s.conditions).flatten();
+    conditions.map(|one| one.type_.clone()).collect()
+}
+
+#[test]
+fn conditions_stand_beside_those_of_others() {
+    run(async |server| {
+        server.namespace("shop").await?;
+        server.apply(SERVICE).await?;
+        let services: Api<Service> = Api::namespaced(server.cluster().client(), "shop");
+        let other = KubernetesWriter::new(server.cluster(), "other");
+        let ours = KubernetesWriter::new(server.cluster(), "isobar");
+        let cart = ObjectRef::new(Kind::Service, "shop", "cart");
+        let status = |kind: &str| json!({"conditions": [condition(kind)]});
+        other
+            .patch_status(&cart, &status("example.org/Other"))
+            .await?;
+        let annotations = json!({"metadata": {"annotations": {"isobar.dev/x": "y", "gone": null}}});
+        ours.patch(&cart, &annotations).await?;
+        ours.patch_status(&cart, &status("istio.io/WaypointBound"))
+            .await?;
+        let now = services.get("cart").await?;
+        ensure!(
+            conditions(&now) == ["example.org/Other", "istio.io/WaypointBound"],
+            "{now:?}"
+        );
+
+        // The same again is no change.
+        let version = now.metadata.resource_version.clone();
+        ours.patch(&cart, &annotations).await?;
+        ours.patch_status(&cart, &status("istio.io/WaypointBound"))
+            .await?;
+        ensure!(services.get("cart").await?.metadata.resource_version == version);
+
+        ours.delete(&cart).await?;
+        let now = services.get("cart").await?;
+        ensure!(conditions(&now) == ["example.org/Other"], "{now:?}");
+        ensure!(
+            now.metadata
+                .annotations
+                .is_none_or(|all| !all.contains_key("isobar.dev/x"))
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_patch_makes_no_object_and_an_apply_does() {
+    run(async |server| {
+        server.namespace("shop").await?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(server.cluster().client(), "shop");
+        let writer: Arc<dyn isobar_objects::ObjectWriter> =
+            Arc::new(KubernetesWriter::new(server.cluster(), "isobar"));
+        let missing = ObjectRef::new(Kind::ServiceAccount, "shop", "waypoint");
+        let patch = json!({"metadata": {"annotations": {"a": "b"}}});
+        writer.patch(&missing, &patch).await?;
+        ensure!(accounts.get_opt("waypoint").await?.is_none());
+
+        let account = json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": "waypoint", "namespace": "shop", "labels": {"l": "1"}},
+        });
+        let (object, findings) = read_value(&account);
+        writer
+            .apply(&object.with_context(|| format!("{findings:?}"))?)
+            .await?;
+        let made = accounts.get("waypoint").await?;
+        ensure!(
+            made.metadata
+                .labels
+                .is_some_and(|all| all.contains_key("l"))
+        );
+        // A label that is not wanted any more goes.
+        let (object, _) = read_value(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": "waypoint", "namespace": "shop", "labels": {"m": "1"}},
+        }));
+        writer.apply(&object.context("an account")?).await?;
+        let labels = accounts.get("waypoint").await?.metadata.labels;
+        let labels = labels.unwrap_or_default();
+        ensure!(labels.keys().eq(["m"]), "{labels:?}");
+        writer.delete(&missing).await?;
+        ensure!(accounts.get_opt("waypoint").await?.is_none());
+        writer.delete(&missing).await?;
+        Ok(())
+    });
+}
