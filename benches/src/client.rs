@@ -210,7 +210,7 @@ async fn exchange(stream: &mut TcpStream, seen: &mut Vec<u8>) -> Result<()> {
     }
 }
 
-fn content_length(head: &[u8]) -> Option<usize> {
+pub(crate) fn content_length(head: &[u8]) -> Option<usize> {
     std::str::from_utf8(head)
         .ok()?
         .lines()
@@ -219,11 +219,11 @@ fn content_length(head: &[u8]) -> Option<usize> {
         .and_then(|(_, value)| value.trim().parse().ok())
 }
 
-fn micros(since: Instant) -> u64 {
+pub(crate) fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn percentile(sorted: &[u64], percent: usize) -> u64 {
+pub(crate) fn percentile(sorted: &[u64], percent: usize) -> u64 {
     sorted
         .get(sorted.len() * percent / 100)
         .copied()

@@ -15,6 +15,19 @@ pub(crate) struct Usage {
     pub(crate) rss_kib: u64,
 }
 
+impl Usage {
+    fn add(&mut self, process: &Path) {
+        self.cpu_seconds += fs::read_to_string(process.join("stat"))
+            .ok()
+            .and_then(|stat| cpu_ticks(&stat))
+            .map_or(0.0, |ticks| ticks / TICKS);
+        let rss = fs::read_to_string(process.join("status"))
+            .ok()
+            .and_then(|s| rss_kib(&s));
+        self.rss_kib = self.rss_kib.max(rss.unwrap_or_default());
+    }
+}
+
 /// Usage of the processes called `program` whose environment holds `mark`. Other labs may run on
 /// the machine; the path of a lab's state folder tells its processes from theirs.
 pub(crate) fn usage(program: &str, mark: &str) -> Usage {
@@ -29,20 +42,20 @@ pub(crate) fn usage_of_marked(marks: &[&str]) -> Usage {
     sum(|process| marks.iter().all(|mark| is_marked(process, mark)))
 }
 
+/// Usage of one process.
+pub(crate) fn usage_of_process(id: u32) -> Usage {
+    let mut usage = Usage::default();
+    usage.add(&Path::new("/proc").join(id.to_string()));
+    usage
+}
+
 fn sum(chosen: impl Fn(&Path) -> bool) -> Usage {
     let mut total = Usage::default();
     let Ok(entries) = fs::read_dir("/proc") else {
         return total;
     };
     for path in entries.flatten().map(|e| e.path()).filter(|p| chosen(p)) {
-        total.cpu_seconds += fs::read_to_string(path.join("stat"))
-            .ok()
-            .and_then(|stat| cpu_ticks(&stat))
-            .map_or(0.0, |ticks| ticks / TICKS);
-        let rss = fs::read_to_string(path.join("status"))
-            .ok()
-            .and_then(|s| rss_kib(&s));
-        total.rss_kib = total.rss_kib.max(rss.unwrap_or_default());
+        total.add(&path);
     }
     total
 }
@@ -79,6 +92,7 @@ mod tests {
         assert!(usage(own.trim(), &path).rss_kib > 0);
         assert!(usage_of_marked(&["PATH=", &path]).rss_kib > 0);
         assert_eq!(usage(own.trim(), "no such word").rss_kib, 0);
+        assert!(usage_of_process(std::process::id()).rss_kib > 0);
         assert_eq!(usage_of_marked(&["PATH=", "no such word"]).rss_kib, 0);
     }
 

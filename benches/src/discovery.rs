@@ -20,7 +20,7 @@ use isobar_proto::istio::workload::{self as wire, Address, Service, Workload};
 use isobar_proto::type_url::ADDRESS;
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
-use isobar_tls::control::server_config;
+use isobar_tls::control::{ControlServer, server_config};
 use prost::Message as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use accepted::Accepted;
+pub(crate) use accepted::Accepted;
 
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Endpoints of each service.
@@ -70,7 +70,6 @@ impl Discovery {
             TcpListener::bind(SocketAddr::new(self.listen.ip(), self.listen.port() + 1)).await?;
         println!("open");
         let (ask, changes) = mpsc::channel(1);
-        let (accepted, incoming) = mpsc::channel(8);
         let scope = Scope::new("discovery");
         scope.spawn("changes", async move {
             while let Ok((tcp, _)) = asked.accept().await {
@@ -79,20 +78,7 @@ impl Discovery {
                 }
             }
         });
-        scope.spawn("accept", async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                // A change is to be timed, not the wait for an acknowledgement of TCP's.
-                let _ = tcp.set_nodelay(true);
-                if let Ok(tls) = tls.accept(tcp).await
-                    && accepted
-                        .send(Ok::<_, std::io::Error>(Accepted(tls)))
-                        .await
-                        .is_err()
-                {
-                    return;
-                }
-            }
-        });
+        let incoming = secured(listener, tls, &scope);
         let ads = Ads {
             workloads: self.workloads,
             changes: Arc::new(Mutex::new(changes)),
@@ -102,10 +88,31 @@ impl Discovery {
             .add_service(
                 AggregatedDiscoveryServiceServer::new(ads).max_encoding_message_size(1 << 30),
             )
-            .serve_with_incoming(ReceiverStream::new(incoming))
+            .serve_with_incoming(incoming)
             .await?;
         Ok(())
     }
+}
+
+/// Connections of a listener, in TLS.
+pub(crate) fn secured(
+    listener: TcpListener,
+    tls: ControlServer,
+    scope: &Scope,
+) -> ReceiverStream<std::io::Result<Accepted>> {
+    let (accepted, incoming) = mpsc::channel(8);
+    scope.spawn("accept", async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            // A change is to be timed, not the wait for an acknowledgement of TCP's.
+            let _ = tcp.set_nodelay(true);
+            if let Ok(tls) = tls.accept(tcp).await
+                && accepted.send(Ok(Accepted(tls))).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(incoming)
 }
 
 #[tonic::async_trait]

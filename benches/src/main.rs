@@ -10,6 +10,7 @@ mod cost;
 mod discovery;
 mod floor;
 mod l4;
+mod l7;
 mod report;
 mod scenario;
 mod server;
@@ -71,6 +72,14 @@ enum Role {
     /// A control plane that knows as many workloads as asked for (run inside a pod).
     #[command(hide = true)]
     Discovery(discovery::Discovery),
+    /// Serves HTTP/1.1, HTTP/2 and gRPC on a port of its own, which it prints.
+    #[command(hide = true)]
+    HttpServer,
+    /// Makes HTTP load and prints what it measured as JSON.
+    #[command(hide = true)]
+    HttpClient(l7::caller::Load),
+    /// Compare the waypoint with Envoy, both as a plain hop.
+    L7(l7::Options),
     /// Compare the node proxy with no mesh, with a plain TLS relay, and with a peer.
     L4(l4::Options),
 }
@@ -96,12 +105,22 @@ fn main() -> anyhow::Result<()> {
                 length: Duration::from_secs(seconds),
                 rate,
             };
-            let measured = runtime.block_on(tokio::task::LocalSet::new().run_until(load.run()))?;
+            let measured = alone(&runtime, load.run())?;
             println!("{}", serde_json::to_string(&measured)?);
             Ok(())
         }
         Some(Role::Floor(floor)) => runtime.block_on(floor.run()),
         Some(Role::Discovery(discovery)) => runtime.block_on(discovery.run()),
+        Some(Role::HttpServer) => alone(&runtime, l7::server::run()),
+        Some(Role::HttpClient(load)) => {
+            let measured = alone(&runtime, load.run())?;
+            println!("{}", serde_json::to_string(&measured)?);
+            Ok(())
+        }
+        Some(Role::L7(mut chosen)) => {
+            chosen.out.get_or_insert(options.out);
+            alone(&runtime, l7::run(&chosen))
+        }
         Some(Role::L4(mut chosen)) => {
             chosen.out.get_or_insert(options.out);
             runtime.block_on(l4::run(&chosen))
@@ -111,4 +130,12 @@ fn main() -> anyhow::Result<()> {
             report::write(&results, &options.out)
         }
     }
+}
+
+/// Runs what keeps to one thread.
+fn alone<T>(
+    runtime: &tokio::runtime::Runtime,
+    what: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    runtime.block_on(tokio::task::LocalSet::new().run_until(what))
 }

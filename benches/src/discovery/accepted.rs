@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
 /// An accepted connection, with the trait the server wants.
-pub(super) struct Accepted(pub(super) ServerStream<TcpStream>);
+pub(crate) struct Accepted(pub(super) ServerStream<TcpStream>);
 
 impl Connected for Accepted {
     type ConnectInfo = ();

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
+pub(crate) use report::median;
 use rig::Rig;
 
 /// What to compare, and how long.

@@ -216,7 +216,8 @@ fn scale(results: &Results, text: &mut String) {
 }
 
 /// The middle; between the two in the middle of an even number.
-pub(super) fn median(mut figures: Vec<f64>) -> Option<f64> {
+/// Middle of the figures.
+pub(crate) fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let upper = *figures.get(figures.len() / 2)?;
     let lower = figures[(figures.len() - 1) / 2];
