@@ -42,7 +42,7 @@ setup-kube: ## Build the API server and the Helm of the tests once, into .cache/
 	@bash xtask/setup-kube.sh
 
 test-kube: setup-kube build-tests ## Run the suites against a real API server
-	ISOBAR_KUBE_REQUIRED=1 $(CARGO) test --profile $(PROFILE) --workspace --test kubernetes
+	$(CARGO) test --profile $(PROFILE) --workspace --test kubernetes
 
 checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))
@@ -65,6 +65,7 @@ features: setup ## Print the fields of traffic objects with their state, and wri
 lint: setup ## Format, clippy, and the checks of the house
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --profile $(PROFILE) --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --profile $(PROFILE) --workspace --test kubernetes -- -D warnings
 	$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- check
 
 fmt: ## Format the code

@@ -1,5 +1,4 @@
-//! What is said to and heard from a real API server. `make test-kube` runs these; in other runs they
-//! pass without having been run where `make setup-kube` was not.
+//! What is said to and heard from a real API server. `make test-kube` runs these; `make test` does not.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -41,14 +40,11 @@ fn run<F: AsyncFnOnce(&mut ApiServer) -> Result<()>>(test: F) {
     });
 }
 
-/// Runs an async test while no other runs, or not at all where there is no API server to run.
+/// Runs an async test while no other runs.
 fn alone(test: impl Future<Output = Result<()>>) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = kube_tools() {
-        let is_wanted = std::env::var_os("ISOBAR_KUBE_REQUIRED").is_some();
-        assert!(!is_wanted, "{error:#}");
-        eprintln!("not run: {error:#}");
-        return;
+        panic!("{error:#}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
