@@ -175,6 +175,8 @@ impl Driver {
             services,
             sandbox,
         };
+        // On the board from here on: an agent that is ended now has to know whom to clean up.
+        driver.show(Standing::Unknown, "not looked at yet");
         if enrolled_before && let Some(announcement) = driver.announcement() {
             driver.services.zds.adopt(announcement);
         }
