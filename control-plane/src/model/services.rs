@@ -1,6 +1,6 @@
 //! Services: addresses, ports, and the waypoint or waypoints in front of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use isobar_objects::{ObjectHead, ObjectSet, Service};
@@ -58,26 +58,27 @@ impl ServicePlan {
 /// Services with the pods that their selectors take.
 pub(crate) type Members<'p> = BTreeMap<NamespacedName, Vec<&'p PodFacts<'p>>>;
 
-/// Pods selected by each Service that has a selector.
+/// Pods selected by each Service that has a selector. Only pods with the rarest of a selector's labels
+/// are looked at: with ten thousand of both, each with each is what a change costs.
 pub(crate) fn members<'p>(set: &ObjectSet, pods: &'p [PodFacts<'p>]) -> Members<'p> {
-    let mut by_namespace: BTreeMap<&str, Vec<&PodFacts<'_>>> = BTreeMap::new();
+    let mut by_label: HashMap<(&str, &str, &str), Vec<&PodFacts<'_>>> = HashMap::new();
     for pod in pods {
-        by_namespace
-            .entry(&pod.key.namespace)
-            .or_default()
-            .push(pod);
+        for (name, value) in pod.labels {
+            let place = (&*pod.key.namespace, name.as_str(), value.as_str());
+            by_label.entry(place).or_default().push(pod);
+        }
     }
     set.services
         .iter()
         .map(|service| {
-            let selected = by_namespace
-                .get(service.namespace())
-                .into_iter()
-                .flatten()
-                .filter(|pod| selects(service, pod.labels))
-                .copied()
-                .collect();
-            (key(service), selected)
+            let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
+            let with = selector.into_iter().flatten().map(|(name, value)| {
+                let place = (service.namespace(), name.as_str(), value.as_str());
+                by_label.get(&place).map_or(&[][..], |pods| &pods[..])
+            });
+            let rarest = with.min_by_key(|pods| pods.len()).unwrap_or_default();
+            let selected = rarest.iter().filter(|pod| selects(service, pod.labels));
+            (key(service), selected.copied().collect())
         })
         .collect()
 }
