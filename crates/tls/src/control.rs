@@ -122,12 +122,24 @@ impl ControlClient {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = server_name(host).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
-        TlsConnector::from(Arc::clone(&self.0))
-            .connect(name, io)
-            .await
-            .map_err(HandshakeError::from_io)
+        connect(&self.0, io, host).await
     }
+}
+
+/// The client's side of a handshake with `host`, a DNS name or an IP address without a port.
+pub(crate) async fn connect<IO>(
+    config: &Arc<ClientConfig>,
+    io: IO,
+    host: &str,
+) -> Result<ClientStream<IO>, HandshakeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = server_name(host).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
+    TlsConnector::from(Arc::clone(config))
+        .connect(name, io)
+        .await
+        .map_err(HandshakeError::from_io)
 }
 
 pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, CryptoFailure> {

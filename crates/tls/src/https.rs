@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
 
-use crate::control::server_name;
+use crate::control::{connect, server_name};
 use crate::provider::key_log;
 use crate::verify::{ServerRule, ServerVerifier};
 use crate::{ClientStream, CryptoFailure, HandshakeError, PrivateKey, pem, provider};
@@ -26,6 +26,24 @@ pub struct ClientIdentity<'a> {
     pub chain: &'a str,
     /// Key of the leaf.
     pub key: &'a str,
+}
+
+impl ClientIdentity<'_> {
+    /// What answers a server that asks for a certificate.
+    pub(crate) fn shown(
+        self,
+        provider: &CryptoProvider,
+    ) -> Result<Arc<SingleCertAndKey>, CryptoFailure> {
+        let chain =
+            pem::certificates(self.chain).map_err(CryptoFailure::of("read the client's chain"))?;
+        let key = PrivateKey::from_pem(self.key)?;
+        let signing = provider
+            .key_provider
+            .load_private_key(key.to_der()?)
+            .map_err(CryptoFailure::of("load the client's key"))?;
+        let shown = SingleCertAndKey::from(CertifiedKey::new(chain, signing));
+        Ok(Arc::new(shown))
+    }
 }
 
 /// Trusts the certificates in `roots` (DER); shows `identity` when the server asks for one. The
@@ -59,17 +77,7 @@ pub fn client_config(
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let chain = pem::certificates(identity.chain)
-                .map_err(CryptoFailure::of("read the client's chain"))?;
-            let key = PrivateKey::from_pem(identity.key)?;
-            let signing = provider
-                .key_provider
-                .load_private_key(key.to_der()?)
-                .map_err(CryptoFailure::of("load the client's key"))?;
-            let shown = SingleCertAndKey::from(CertifiedKey::new(chain, signing));
-            builder.with_client_cert_resolver(Arc::new(shown))
-        }
+        Some(identity) => builder.with_client_cert_resolver(identity.shown(&provider)?),
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
@@ -98,10 +106,6 @@ impl HttpsClient {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = server_name(host).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
-        TlsConnector::from(Arc::clone(&self.0))
-            .connect(name, io)
-            .await
-            .map_err(HandshakeError::from_io)
+        connect(&self.0, io, host).await
     }
 }

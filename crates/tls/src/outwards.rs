@@ -4,16 +4,14 @@
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
 
-use crate::control::server_name;
+use crate::control::{connect, server_name};
 use crate::https::ClientIdentity;
 use crate::provider::{key_log, provider_outwards};
 use crate::verify::{ServerRule, ServerVerifier};
-use crate::{ClientStream, CryptoFailure, HandshakeError, PrivateKey, pem};
+use crate::{ClientStream, CryptoFailure, HandshakeError, pem};
 
 /// What is spoken within, for the server to choose by (ALPN).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,17 +61,7 @@ pub fn client_config(
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let chain = pem::certificates(identity.chain)
-                .map_err(CryptoFailure::of("read the client's chain"))?;
-            let key = PrivateKey::from_pem(identity.key)?;
-            let signing = provider
-                .key_provider
-                .load_private_key(key.to_der()?)
-                .map_err(CryptoFailure::of("load the client's key"))?;
-            let shown = SingleCertAndKey::from(CertifiedKey::new(chain, signing));
-            builder.with_client_cert_resolver(Arc::new(shown))
-        }
+        Some(identity) => builder.with_client_cert_resolver(identity.shown(&provider)?),
     };
     config.resumption = Resumption::disabled();
     config.key_log = key_log();
@@ -117,12 +105,7 @@ impl OutwardClient {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = server_name(host).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
-        let config = Arc::clone(&self.0[within as usize]);
-        TlsConnector::from(config)
-            .connect(name, io)
-            .await
-            .map_err(HandshakeError::from_io)
+        connect(&self.0[within as usize], io, host).await
     }
 }
 
@@ -134,6 +117,8 @@ mod tests {
     use rustls::server::WebPkiClientVerifier;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio_rustls::TlsAcceptor;
+
+    use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
     use super::*;
     use crate::ca::Authority;
