@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube checks bars test-long features lint fmt bench bench-l4 bench-l7 bench-micro interop
+.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 bench-micro interop
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -61,6 +61,14 @@ test-long: setup ## The same with the long forms of the tests (about half an hou
 features: setup ## Print the fields of traffic objects with their state, and write docs/features.md
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- features --write >/dev/null
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- features $(if $(OUTPUT),-o $(OUTPUT))
+
+sbom: setup ## Write what each program is made of, as CycloneDX, to target/sbom
+	@mkdir -p target/sbom
+	@for program in isobar isobard isobar-cni isobar-cni-plugin ztunnel waypoint; do \
+	  $(CARGO) run --quiet --profile $(PROFILE) -p xtask -- sbom $$program > target/sbom/$$program.cdx.json && echo target/sbom/$$program.cdx.json; done
+
+findings: setup ## Write docs/findings.md from the table of codes
+	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- findings --write
 
 lint: setup ## Format, clippy, and the checks of the house
 	$(CARGO) fmt --all --check

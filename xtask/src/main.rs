@@ -6,9 +6,12 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+mod containers;
 mod docs;
 mod features;
+mod findings;
 mod layers;
+mod sbom;
 mod size;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +28,7 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-const USAGE: &str = "usage: xtask check|layers|size|docs|page\n       xtask checks|bars [-o json] [--narrow] [--long]\n       xtask features [-o json | --write]";
+const USAGE: &str = "usage: xtask check|layers|size|docs|page|codes|images\n       xtask checks|bars [-o json] [--narrow] [--long]\n       xtask features [-o json | --write]\n       xtask findings [--write]\n       xtask sbom PROGRAM";
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
@@ -36,15 +39,23 @@ fn main() -> anyhow::Result<ExitCode> {
         "bars" => return checks::run(&root, &checks::RELIABILITY, &arguments[1..]),
         _ => {}
     }
+    if wanted == "sbom" {
+        return sbom::run(&root, &arguments[1..]);
+    }
+    if wanted == "findings" {
+        return findings::run(&root, &arguments[1..]);
+    }
     if wanted == "features" {
         return features::run(&root, &arguments[1..]);
     }
     type Check = fn(&Path) -> anyhow::Result<Vec<Complaint>>;
-    let checks: [(&str, Check); 4] = [
+    let checks: [(&str, Check); 6] = [
         ("layers", layers::check),
         ("size", size::check),
         ("docs", docs::check),
         ("page", features::check),
+        ("codes", findings::check),
+        ("images", containers::check),
     ];
     if ["--help", "-h", "help"].contains(&&*wanted) {
         println!("{USAGE}");

@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::code::Code;
 use crate::kinds::ObjectRef;
 
 /// How bad a finding is.
@@ -31,6 +32,8 @@ impl Severity {
 /// Something to tell the user about an object or file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
+    /// What sort of finding.
+    pub code: Code,
     /// How bad.
     pub severity: Severity,
     /// File it was found in; `None` for objects that did not come from one.
@@ -50,7 +53,13 @@ pub struct Finding {
 impl Finding {
     /// A finding about a field, not yet placed in a file.
     pub fn new(severity: Severity, field: impl Into<String>, message: impl Into<String>) -> Self {
+        let code = match severity {
+            Severity::Warning => Code::ADVICE,
+            Severity::Unsupported => Code::NOT_HONOURED,
+            Severity::Error => Code::INVALID_VALUE,
+        };
         Self {
+            code,
             severity,
             file: None,
             line: None,
@@ -69,6 +78,13 @@ impl Finding {
     /// A [`Severity::Warning`].
     pub fn warning(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(Severity::Warning, field, message)
+    }
+
+    /// The same of another sort.
+    #[must_use]
+    pub fn of(mut self, code: Code) -> Self {
+        self.code = code;
+        self
     }
 
     /// The same with what to do.

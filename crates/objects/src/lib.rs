@@ -19,7 +19,9 @@ pub mod pods;
 pub mod rate_limit;
 pub mod selectors;
 
+mod beside;
 mod claims;
+mod code;
 mod directory;
 mod document;
 mod expand;
@@ -39,6 +41,8 @@ mod support;
 mod validate;
 mod writer;
 
+pub use beside::beside;
+pub use code::{Code, CodeEntry, codes};
 pub use directory::{DirectoryOptions, DirectorySource, validate_dir};
 pub use expand::{deployment_of, pods_of, uid_from};
 pub use finding::{Finding, Severity};
@@ -56,5 +60,6 @@ pub use validate::{Extent, validate, validate_set};
 pub use writer::{ObjectWriter, WriteError};
 
 pub use k8s_openapi::api::apps::v1::Deployment;
-pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount};
+pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::api::networking::v1::NetworkPolicy;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use isobar_types::Str;
 use serde_json::{Value, json};
 
+use crate::code::Code;
 use crate::document::{self, Document, Syntax};
 use crate::finding::{Finding, Severity};
 use crate::kinds::{self, Kind, ObjectRef, Recognised};
@@ -195,7 +196,7 @@ pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
                 raw.findings.push(Finding {
                     file: Some(Arc::clone(&file)),
                     line: broken.line.or(Some(document.line)),
-                    ..Finding::error("", broken.message)
+                    ..Finding::error("", broken.message).of(Code::UNREADABLE)
                 });
             }
         }
@@ -261,7 +262,7 @@ fn identify(value: &Value) -> Identity {
             "",
             "not an object: a map with apiVersion, kind and metadata",
         );
-        return not(finding, Some(Hidden::Any));
+        return not(finding.of(Code::NO_IDENTITY), Some(Hidden::Any));
     }
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
     let head = |field: &str| {
@@ -276,7 +277,7 @@ fn identify(value: &Value) -> Identity {
     for (field, word) in [("kind", kind_word), ("apiVersion", api_version)] {
         if word.is_empty() {
             return not(
-                Finding::error(field, format!("{field} is missing")),
+                Finding::error(field, format!("{field} is missing")).of(Code::NO_IDENTITY),
                 Some(Hidden::Any),
             );
         }
@@ -310,7 +311,7 @@ fn identify(value: &Value) -> Identity {
         } else {
             format!("{name:?} is not a name: lower-case letters, digits, \"-\" and \".\"")
         };
-        let finding = Finding::error("metadata.name", message);
+        let finding = Finding::error("metadata.name", message).of(Code::NO_IDENTITY);
         let hidden = Hidden::OfKind(kind.group().into(), kind.as_str().into());
         return not(
             finding.about(&ObjectRef::new(kind, namespace, name)),
@@ -330,7 +331,8 @@ fn not_used(recognised: &Recognised, api_version: &str, kind: &str) -> Finding {
         Recognised::Unused => Finding::warning(
             "kind",
             format!("kind {kind} is not used by the mesh; it is left alone"),
-        ),
+        )
+        .of(Code::KIND_NOT_USED),
         Recognised::NotYet => Finding::new(
             Severity::Unsupported,
             "kind",
@@ -340,19 +342,22 @@ fn not_used(recognised: &Recognised, api_version: &str, kind: &str) -> Finding {
             "apiVersion",
             format!("kind {kind} is not known in apiVersion {api_version}"),
         )
+        .of(Code::UNKNOWN_KIND)
         .with_hint(format!("write apiVersion: {right}")),
         Recognised::Unknown | Recognised::Used(_) => {
             let finding = Finding::error(
                 "kind",
                 format!("unknown kind {kind} of apiVersion {api_version}"),
             );
-            finding.with_hint(match names::nearest(kind, kinds::known_words()) {
-                Some(near) => format!("did you mean {near}?"),
-                None => {
-                    let used: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
-                    format!("the mesh reads {}", used.join(", "))
-                }
-            })
+            finding.of(Code::UNKNOWN_KIND).with_hint(
+                match names::nearest(kind, kinds::known_words()) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => {
+                        let used: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+                        format!("the mesh reads {}", used.join(", "))
+                    }
+                },
+            )
         }
     }
 }
@@ -383,7 +388,8 @@ fn unknown_field(unknown: &UnknownField) -> Finding {
     let finding = Finding::error(
         unknown.path.clone(),
         format!("unknown field {:?}", unknown.name),
-    );
+    )
+    .of(Code::UNKNOWN_FIELD);
     match names::nearest(&unknown.name, unknown.candidates.iter().copied()) {
         Some(near) => finding.with_hint(format!("did you mean {near}?")),
         None if unknown.candidates.len() <= 12 && !unknown.candidates.is_empty() => {

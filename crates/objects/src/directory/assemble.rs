@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::last_good::{LastGood, Recalled};
 use super::scan::{FileChange, FileId, Scan};
 use crate::claims::{self, Claims, Contender};
+use crate::code::Code;
 use crate::finding::Finding;
 use crate::kinds::{Kind, ObjectRef};
 use crate::merge::merge_patch;
@@ -207,6 +208,8 @@ impl Assembler {
         let known = roots.iter().enumerate();
         let known = known.filter(|(place, _)| self.known_roots.contains(place));
         let good = self.built.values().filter_map(|one| one.good_base.clone());
+        // Keys lie in no second place.
+        let good = good.filter(|raw| raw.kind != Kind::Secret);
         last_good.keep(known.map(|(_, root)| root.as_path()), good.collect());
     }
 
@@ -401,7 +404,8 @@ impl Built {
                     first.file.display(),
                     first.line
                 );
-                let mut finding = [Finding::error("metadata.name", message)];
+                let finding = Finding::error("metadata.name", message);
+                let mut finding = [finding.of(Code::DEFINED_TWICE)];
                 raw.place(&mut finding);
                 built.findings.extend(finding);
             }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::code::Code;
 use crate::finding::{Finding, Severity};
 use crate::read::{self, Hidden, RawText};
 
@@ -294,7 +295,7 @@ fn parse(path: &Path, bytes: &[u8]) -> RawText {
 fn about_file(path: &Path, message: &str) -> Finding {
     Finding {
         file: Some(path.into()),
-        ..Finding::error("", message)
+        ..Finding::error("", message).of(Code::UNREADABLE)
     }
 }
 

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use isobar_types::labels;
 
+use crate::code::Code;
 use crate::finding::Finding;
 use crate::istio::{
     AuthorizationPolicy, Destination, DestinationRule, TargetReference, VirtualService,
@@ -162,7 +163,7 @@ fn note<T: ObjectHead>(
         line: Some(object.origin.line),
         object: Some(object.reference()),
         hint,
-        ..Finding::warning(field, message)
+        ..Finding::warning(field, message).of(Code::DANGLING)
     }
 }
 
