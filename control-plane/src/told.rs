@@ -4,7 +4,8 @@ use isobar_objects::ObjectSet;
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
 
-use crate::model::{KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, plan};
+use crate::controller::{WaypointPods, waypoint_verdicts};
+use crate::model::{KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, Verdict, plan};
 
 /// What proxies are told about a set of objects in a mesh with default settings, as messages. Nothing
 /// runs: for tests and tools that want what a waypoint would get, without a control plane.
@@ -33,6 +34,8 @@ pub struct ToldWaypoint {
     pub destination_rules: Vec<isobar::DestinationRule>,
     /// Policies.
     pub authorizations: Vec<isobar::Authorization>,
+    /// Rate limits.
+    pub rate_limits: Vec<isobar::RateLimitPolicy>,
     /// Values of the label keys that routes and rules name.
     pub labels: Vec<isobar::WorkloadLabels>,
 }
@@ -53,6 +56,7 @@ pub fn told(set: &ObjectSet) -> Told {
             virtual_services: told.routes,
             destination_rules: told.rules,
             authorizations: told.authorizations,
+            rate_limits: told.rate_limits,
             labels: told.labels,
         };
         (told.key.to_string(), waypoint)
@@ -67,6 +71,20 @@ pub fn told(set: &ObjectSet) -> Told {
             .map(|verdict| (verdict.object.to_string(), verdict.message.clone()))
             .collect(),
     }
+}
+
+/// What there is to say about objects: what their statuses would say, waypoints' Gateways included.
+#[must_use]
+pub fn verdicts(set: &ObjectSet) -> Vec<Verdict> {
+    let plan = plan(set, &settings(), &KeptKeys::default());
+    let pods = WaypointPods {
+        image: String::new(),
+        control_plane: None,
+        ..WaypointPods::default()
+    };
+    let of_gateways = plan.gateways.iter();
+    let of_gateways = of_gateways.flat_map(|facts| waypoint_verdicts(set, facts, &pods));
+    plan.verdicts.into_iter().chain(of_gateways).collect()
 }
 
 /// NetworkPolicies that shut what the mesh needs open, and how they would have to be.

@@ -4,7 +4,7 @@ use serde::Serialize;
 /// How much a verdict matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Severity {
+pub enum Severity {
     /// As wished.
     Info,
     /// In force, but not in every detail as written.
@@ -15,19 +15,19 @@ pub(crate) enum Severity {
 
 /// One thing to say about one object; becomes a status condition and a line for the user.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Verdict {
+pub struct Verdict {
     /// About what.
-    pub(crate) object: ObjectRef,
+    pub object: ObjectRef,
     /// Condition type, as Istio names it where it has one.
-    pub(crate) condition: &'static str,
+    pub condition: &'static str,
     /// Condition status.
-    pub(crate) holds: bool,
+    pub holds: bool,
     /// One word.
-    pub(crate) reason: &'static str,
+    pub reason: &'static str,
     /// A sentence.
-    pub(crate) message: String,
+    pub message: String,
     /// How much it matters.
-    pub(crate) severity: Severity,
+    pub severity: Severity,
 }
 
 impl Verdict {

@@ -8,6 +8,7 @@
 //!
 //! * [`World`]: the objects as proxies see them.
 //! * [`Question`]: who calls whom, with which request.
+//! * [`diagnose`]: everything there is to say about the objects themselves.
 //! * [`explain`]: the answer, an [`Explanation`] of [`Way`]s, each with its [`Step`]s and [`Outcome`].
 
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@
 mod answer;
 mod caller;
 mod destination;
+mod diagnosis;
 mod node;
 mod question;
 mod request;
@@ -25,6 +27,7 @@ use crate::caller::Caller;
 use crate::destination::Destination;
 
 pub use answer::{Explanation, Outcome, Step, Way};
+pub use diagnosis::{Diagnosis, Gravity, Lives, diagnose};
 pub use isobar_control_plane::{Remedy, ShutDoor, imagined, shut_doors};
 pub use question::{Asked, Question, QuestionError};
 pub use world::World;

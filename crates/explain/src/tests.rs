@@ -353,3 +353,38 @@ spec: {selector: {app: reviews}, ports: [{name: http, port: 80}, {name: http-b, 
     assert!(Asked::new("GET", "x", &[]).is_err());
     assert!(Asked::new("GET", "/", &["no colon".to_owned()]).is_err());
 }
+
+#[test]
+fn a_request_counts_in_the_limits_that_are_about_it() {
+    let limits = "\
+---
+apiVersion: isobar.dev/v1
+kind: RateLimitPolicy
+metadata: {name: slow, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: reviews}]
+  limits:
+  - {name: each, requests: 10, per: 1s, by: [{caller: identity}]}
+  - {name: posts, requests: 1, per: 1m, match: [{method: {exact: POST}}], by: [{header: x-user}, {path: true}]}
+";
+    let world = world(&[SHOP, WAYPOINT, limits]);
+    let get = text(&ask(&world, "cart", "reviews:80", Some(("GET", "/"))));
+    assert!(get.contains("counted in limit each of shop/slow"), "{get}");
+    assert!(
+        get.contains("10 at once, then one each 100ms, else 429"),
+        "{get}"
+    );
+    assert!(
+        get.contains("caller spiffe://cluster.local/ns/shop/sa/cart"),
+        "{get}"
+    );
+    assert!(!get.contains("posts"), "{get}");
+    let post = text(&ask(&world, "cart", "reviews:80", Some(("POST", "/r"))));
+    assert!(
+        post.contains("limit posts") && post.contains("limit each"),
+        "{post}"
+    );
+    assert!(post.contains("header x-user none, path /r"), "{post}");
+    let opaque = text(&ask(&world, "cart", "reviews:80", None));
+    assert!(!opaque.contains("counted in"), "{opaque}");
+}

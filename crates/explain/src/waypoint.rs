@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use isobar_route::{
-    self as route, AbortWith, Action, HttpDecision, Preflight, RedirectFrom, Subset, Tables, Taken,
-    Target, TcpCall, TcpDecision, WaypointInfo, Weighted, authorize_http, authorize_tcp,
-    match_http, match_tcp,
+    self as route, AbortWith, Action, HttpCall, HttpDecision, Preflight, RedirectFrom, Subset,
+    Tables, Taken, Target, TcpCall, TcpDecision, WaypointInfo, Weighted, authorize_http,
+    authorize_tcp, match_http, match_tcp,
 };
 use isobar_state::balance::{Candidate, Purpose, endpoints};
 use isobar_state::inbound::Authority;
@@ -131,6 +131,7 @@ impl Passage<'_> {
                     "to the service itself",
                     "no VirtualService has rules for it",
                 ));
+                self.limits(&call, None, &mut steps);
                 self.to_addressed(steps)
             }
             HttpDecision::NoRoute => {
@@ -150,10 +151,24 @@ impl Passage<'_> {
         self.step("allowed", because)
     }
 
+    /// Which rate limits the request counts in. Whether one has room is known to the waypoint alone.
+    fn limits(&self, call: &HttpCall<'_>, taken: Option<&Taken>, steps: &mut Vec<Step>) {
+        let key = self.service.map(|service| &service.key);
+        for policy in self.tables.rate_limits_of(key) {
+            let counting = policy.limits.iter();
+            for limit in counting.filter(|limit| limit.counts(call, &self.who, taken)) {
+                let name = format!("counted in limit {} of {}", limit.name, policy.name);
+                let how = limit.counted_by(call, &self.who);
+                steps.push(self.step(name, format!("{limit}, else 429; by {how}")));
+            }
+        }
+    }
+
     /// Faults, then cross-origin rules, then the rule's action.
     fn act(&self, request: &Request, taken: &Taken, mut steps: Vec<Step>) -> Vec<Way> {
         let route = taken.route();
         steps.push(self.step(format!("route {}", taken.name()), why(taken)));
+        self.limits(&request.call(), Some(taken), &mut steps);
         let mut ways = Vec::new();
         let mut share = 1.0;
         if let Some((percentage, by)) = route.fault.delay {

@@ -104,5 +104,8 @@ fn tables(told: &isobar_control_plane::ToldWaypoint, problems: &mut Vec<String>)
     for policy in &told.authorizations {
         draft.upsert_policy(policy);
     }
+    for limits in &told.rate_limits {
+        failed(draft.upsert_rate_limits(limits));
+    }
     draft.finish()
 }

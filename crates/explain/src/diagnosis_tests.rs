@@ -1,0 +1,130 @@
+use isobar_objects::{DirectoryOptions, DirectorySource, ObjectSource as _};
+
+use super::*;
+
+const SHOP: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: cart, namespace: shop}
+spec: {replicas: 1, selector: {matchLabels: {app: cart}}, template: {metadata: {labels: {app: cart}}, spec: {containers: [{name: c, image: i}]}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80}]}
+";
+
+fn found(parts: &[&str], lives: Lives) -> Vec<Diagnosis> {
+    let folder = tempfile::tempdir().unwrap();
+    for (number, part) in parts.iter().enumerate() {
+        std::fs::write(folder.path().join(format!("{number}.yaml")), part).unwrap();
+    }
+    let options = DirectoryOptions::new(vec![folder.path().to_owned()], None);
+    let source = DirectorySource::open(options).unwrap();
+    let published = source.subscribe().borrow().clone();
+    diagnose(&published, lives, "istio-system")
+}
+
+fn codes(parts: &[&str], lives: Lives) -> Vec<String> {
+    let found = found(parts, lives);
+    found.iter().map(|one| one.code.to_string()).collect()
+}
+
+fn route(extra: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {{name: cart, namespace: shop}}\n\
+         spec: {{hosts: [cart], http: [{{route: [{{destination: {{host: cart{extra}}}}}]}}]}}\n"
+    )
+}
+
+#[test]
+fn a_good_folder_has_nothing_to_say() {
+    assert_eq!(codes(&[SHOP], Lives::No), [""; 0]);
+}
+
+#[test]
+fn text_routes_and_doors_have_codes_and_fields() {
+    assert_eq!(codes(&[SHOP, &route("")], Lives::No), ["ISO0403"]);
+    assert_eq!(
+        codes(&[SHOP, &route(", subset: v9")], Lives::No)[..2],
+        ["ISO0109", "ISO0213"]
+    );
+    let unknown = "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                   metadata: {name: cart, namespace: shop}\nspec: {hots: [cart]}\n";
+    let all = found(&[SHOP, unknown], Lives::No);
+    assert_eq!(all[0].code, Code::UNKNOWN_FIELD);
+    assert_eq!(
+        (all[0].gravity, &*all[0].field),
+        (Gravity::Error, "spec.hots")
+    );
+    assert_eq!(all[0].fix, "did you mean hosts?");
+    assert_eq!(all[0].place.as_ref().unwrap().1, Some(4));
+    let broken = codes(&[SHOP, "a: [\n", "kind: Pod\n"], Lives::No);
+    assert_eq!(broken, ["ISO0101", "ISO0102"]);
+    let twice = "apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\n\
+                 spec: {ports: [{port: 80}]}\n";
+    assert_eq!(codes(&[SHOP, twice], Lives::No), ["ISO0106"]);
+}
+
+#[test]
+fn a_shut_door_names_policy_field_and_port() {
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                  metadata: {name: cart, namespace: shop}\n\
+                  spec: {podSelector: {matchLabels: {app: cart}}, ingress: [{ports: [{port: 80}]}]}\n";
+    let all = found(&[SHOP, policy], Lives::No);
+    let doors: Vec<_> = all
+        .iter()
+        .filter(|one| one.code == Code::DOOR_SHUT)
+        .collect();
+    assert_eq!(doors.len(), 1, "{all:?}");
+    assert_eq!(doors[0].field, "spec.ingress[0].ports");
+    assert!(doors[0].message.contains("15008") && doors[0].message.contains("shop/cart-"));
+    assert!(doors[0].fix.contains("isobar netpol fix"));
+}
+
+#[test]
+fn what_runs_is_held_against_what_is_asked() {
+    let pod = |name: &str, annotation: &str, label: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{{label}}}, \
+             annotations: {{{annotation}}}}}\nspec: {{nodeName: n, containers: [{{name: c, image: i}}]}}\n\
+             status: {{phase: Running, podIP: 10.244.1.9, podIPs: [{{ip: 10.244.1.9}}]}}\n"
+        )
+    };
+    let redirected = "ambient.istio.io/redirection: enabled";
+    let opted_out = "istio.io/dataplane-mode: none";
+    let of = |text: &str| codes(&[SHOP, text], Lives::Yes);
+    assert_eq!(of(&pod("a", redirected, "")), [""; 0]);
+    assert_eq!(of(&pod("a", "", "")), ["ISO0401"]);
+    assert_eq!(of(&pod("a", redirected, opted_out)), ["ISO0402"]);
+    assert_eq!(
+        of(&pod("a", "", "istio.io/dataplane-mode: sidecar"))[1..],
+        ["ISO0404"]
+    );
+    let bypass = "ambient.istio.io/bypass-inbound-capture: \"true\"";
+    let both = format!("{redirected}, {bypass}");
+    assert_eq!(of(&pod("a", &both, "")), ["ISO0408"]);
+    // Of files nothing runs, so nothing can be wrong with it.
+    assert_eq!(codes(&[SHOP, &pod("a", "", "")], Lives::No), [""; 0]);
+}
+
+#[test]
+fn what_the_control_plane_would_say_has_codes() {
+    let bound = SHOP.replace(
+        "istio.io/dataplane-mode: ambient",
+        "istio.io/dataplane-mode: ambient, istio.io/use-waypoint: nowhere, istio-injection: enabled",
+    );
+    let all = found(&[&bound], Lives::No);
+    let codes: Vec<String> = all.iter().map(|one| one.code.to_string()).collect();
+    assert_eq!(codes, ["ISO0201", "ISO0405"], "{all:?}");
+    assert!(all[0].fix.contains("isobar waypoint apply"));
+    assert_eq!(
+        field_in("not honoured yet: spec.http[0].fault, spec.tls"),
+        Some("spec.http[0].fault".to_owned())
+    );
+}
