@@ -1,5 +1,6 @@
 //! The command line.
 
+mod inspect;
 mod install;
 mod lab;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use isobar_types::DEFAULT_ROOT_NAMESPACE;
 
+pub(crate) use self::inspect::{Analyze, BugReport, Dashboard, Grafana, Suppressed, Threshold};
 pub(crate) use self::install::{Chosen, Install, Manifest, Uninstall, Upgrade, Writing};
 pub(crate) use self::lab::{Lab, Up};
 use crate::output::Format;
@@ -63,11 +65,19 @@ pub(crate) struct Global {
     /// How to print.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub(crate) output: Format,
+    /// Called as a plugin of kubectl: about its cluster, not about a lab.
+    #[arg(skip)]
+    pub(crate) is_plugin: bool,
 }
 
 impl Global {
     /// True if the mesh of a cluster is meant, not that of a lab.
     pub(crate) const fn means_cluster(&self) -> bool {
+        self.names_cluster() || self.is_plugin
+    }
+
+    /// True if flags say which cluster.
+    pub(crate) const fn names_cluster(&self) -> bool {
         self.kubeconfig.is_some() || self.context.is_some()
     }
 }
@@ -86,6 +96,7 @@ impl Command {
     pub(crate) const fn prints_only_text(&self) -> Option<&'static str> {
         match self {
             Self::Completion { .. } => Some("completion"),
+            Self::Dashboard(_) => Some("dashboard"),
             Self::Manifest(Manifest::Generate(_)) => Some("manifest generate"),
             Self::Lab(Lab::Exec { .. }) => Some("lab exec"),
             Self::Lab(Lab::Logs { .. }) => Some("lab logs"),
@@ -147,6 +158,15 @@ Examples:
   isobar explain shop/cart reviews:80 POST /reviews -H 'end-user: jason' -o json
   isobar explain -f manifests/samples/hello hello/httpbin svc-hello:8080 GET /")]
     Explain(Explain),
+    /// Say everything that is wrong or doubtful: objects, enrolment, NetworkPolicies, proxies.
+    #[command(after_help = inspect::ANALYZE_HELP)]
+    Analyze(Analyze),
+    /// Collect what a bug report needs into one archive, without secrets.
+    #[command(after_help = inspect::BUG_REPORT_HELP)]
+    BugReport(BugReport),
+    /// Open the pages of the control plane or of a proxy, or print a dashboard for Grafana.
+    #[command(subcommand, after_help = inspect::DASHBOARD_HELP)]
+    Dashboard(Dashboard),
     /// Check a folder of YAML without a lab. Exit code 1 if there is an error.
     #[command(after_help = "\
 Example:

@@ -87,6 +87,18 @@ pub(crate) async fn page(
     to: SocketAddr,
     path: &str,
 ) -> anyhow::Result<Value> {
+    Ok(serde_json::from_str(
+        &text_page(lab, from, to, path).await?,
+    )?)
+}
+
+/// A page of a process of the lab, as it is.
+pub(crate) async fn text_page(
+    lab: &Lab,
+    from: Target,
+    to: SocketAddr,
+    path: &str,
+) -> anyhow::Result<String> {
     let place = from.to_string();
     let get = async {
         let stream = lab.dial(from, to, DIAL).await?;
@@ -98,10 +110,11 @@ pub(crate) async fn page(
         .map_err(|_| anyhow::anyhow!("no answer within {PAGE:?}"))
         .and_then(|result| result)
         .with_context(|| format!("asking {to} at {place} for {path}"))?;
-    Ok(serde_json::from_slice(&body)?)
+    Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
-async fn get(stream: tokio::net::TcpStream, path: &str) -> anyhow::Result<bytes::Bytes> {
+/// Asks for one page.
+pub(crate) async fn get(stream: tokio::net::TcpStream, path: &str) -> anyhow::Result<bytes::Bytes> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let scope = Scope::new("page");

@@ -6,11 +6,13 @@ mod lab_access;
 mod mesh_access;
 mod object_access;
 mod output;
+mod plugin;
+mod port_forward;
 
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::arguments::{Command, Isobar};
 use crate::output::Format;
@@ -20,12 +22,30 @@ fn main() -> ExitCode {
     if let Some(code) = isobar_lab::supervisor_main() {
         return code;
     }
-    match run(Isobar::parse()) {
+    match run(parse()) {
         Ok(code) => code,
         Err(error) => {
             output::complain(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The command line; help speaks of this program as it was called.
+fn parse() -> Isobar {
+    let words: Vec<_> = std::env::args_os().collect();
+    let is_plugin = plugin::is_plugin(words.first().map(|word| &**word));
+    let command = match is_plugin {
+        true => plugin::as_plugin(Isobar::command()),
+        false => Isobar::command(),
+    };
+    let matches = command.get_matches_from(words);
+    match Isobar::from_arg_matches(&matches) {
+        Ok(mut isobar) => {
+            isobar.global.is_plugin = is_plugin;
+            isobar
+        }
+        Err(error) => error.exit(),
     }
 }
 
@@ -37,7 +57,7 @@ fn run(isobar: Isobar) -> anyhow::Result<ExitCode> {
     {
         bail!("isobar {name} prints text only; leave -o out");
     }
-    if let Some(name) = command.needs_lab().filter(|_| global.means_cluster()) {
+    if let Some(name) = command.needs_lab().filter(|_| global.names_cluster()) {
         bail!("isobar {name} is about labs; leave --kubeconfig and --context out");
     }
     match command {
@@ -70,6 +90,9 @@ async fn in_lab(command: Command, global: arguments::Global) -> anyhow::Result<E
         Command::Waypoint(what) => commands::waypoint::run(what, &global).await,
         Command::Netpol(what) => commands::netpol::run(what, &global).await,
         Command::Explain(what) => commands::explain::run(what, &global).await,
+        Command::Analyze(what) => commands::analyze::run(what, &global).await,
+        Command::BugReport(what) => commands::bug_report::run(what, &global).await,
+        Command::Dashboard(what) => commands::dashboard::run(what, &global).await,
         Command::Install(what) => commands::install::install(&what, &global).await,
         Command::Upgrade(what) => commands::install::upgrade(&what, &global).await,
         Command::Uninstall(what) => commands::install::uninstall(&what, &global).await,

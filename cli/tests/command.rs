@@ -33,6 +33,9 @@ fn help_teaches_and_carries_no_colours_into_a_pipe() {
         &["upgrade", "--help"],
         &["uninstall", "--help"],
         &["manifest", "generate", "--help"],
+        &["analyze", "--help"],
+        &["bug-report", "--help"],
+        &["dashboard", "--help"],
     ] {
         let (code, out, _) = isobar(arguments);
         assert_eq!(code, 0);
@@ -90,6 +93,61 @@ fn validate_names_file_and_object_and_sets_the_exit_code() {
 }
 
 #[test]
+fn files_are_analysed_with_codes_and_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "a.yaml",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+    );
+    let (code, out, _) = isobar(&["analyze", path]);
+    assert_eq!((code, out.as_str()), (0, "1 object, no findings\n"));
+    write(
+        "b.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r, namespace: shop}\n\
+         spec: {hosts: [nowhere], htpp: []}\n",
+    );
+    let (code, out, _) = isobar(&["analyze", path]);
+    assert_eq!(code, 1, "{out}");
+    assert!(
+        out.contains("error ISO0104") && out.contains("b.yaml:4"),
+        "{out}"
+    );
+    assert!(
+        out.contains("did you mean http?; docs/findings.md#iso0104"),
+        "{out}"
+    );
+    let (code, out, _) = isobar(&["analyze", path, "-S", "ISO0104", "-o", "yaml"]);
+    assert_eq!((code, out.trim()), (0, "[]"), "{out}");
+    let (_, list, _) = isobar(&["analyze", "--list", "-o", "json"]);
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/findings.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    for entry in list.as_array().unwrap() {
+        let heading = format!("### {}\n", entry["code"].as_str().unwrap());
+        assert!(page.contains(&heading), "{heading}");
+    }
+}
+
+#[test]
+fn the_samples_have_nothing_but_what_they_teach() {
+    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples");
+    for (sample, code) in [
+        ("hello", None),
+        ("bookinfo", None),
+        ("networkpolicy", Some("ISO0301")),
+    ] {
+        let (exit, out, _) = isobar(&["analyze", &format!("{samples}/{sample}")]);
+        assert_eq!(exit, 0, "{out}");
+        match code {
+            None => assert!(out.contains("no findings"), "{sample}: {out}"),
+            Some(code) => assert!(out.contains(code) && out.contains("1 warning"), "{out}"),
+        }
+    }
+}
+
+#[test]
 fn a_lab_over_nothing_usable_says_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
@@ -128,6 +186,12 @@ fn mistakes_come_with_a_next_step() {
         (&["lab", "up", "-f", "/nonexistent"], 1, &["/nonexistent"]),
         (&["validate", "/nonexistent"], 1, &["/nonexistent"]),
         (&["completion", "bash", "-o", "json"], 1, &["text only"]),
+        (&["analyze"], 2, &["isobar lab up"]),
+        (&["analyze", "-S", "ISO9"], 2, &["--list"]),
+        (&["analyze", "-A", "-n", "x"], 2, &["cannot be used with"]),
+        (&["bug-report"], 1, &["isobar lab up"]),
+        (&["dashboard", "ztunnel", "node-1"], 1, &["isobar lab up"]),
+        (&["dashboard", "grafana", "x"], 2, &["traffic, operation"]),
         (&["manifest", "generate", "-o", "json"], 1, &["text only"]),
         (
             &["manifest", "generate", "--chart", "nod"],

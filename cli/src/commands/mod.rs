@@ -1,5 +1,8 @@
 //! What each command does.
 
+pub(crate) mod analyze;
+pub(crate) mod bug_report;
+pub(crate) mod dashboard;
 pub(crate) mod explain;
 pub(crate) mod forward;
 pub(crate) mod install;
@@ -56,6 +59,7 @@ pub(crate) fn validate(paths: &[PathBuf], global: &Global) -> anyhow::Result<Exi
 
 fn finding(finding: &Finding) -> Value {
     json!({
+        "code": finding.code.to_string(),
         "severity": finding.severity.as_str(),
         "file": finding.file.as_ref().map(|file| file.display().to_string()),
         "line": finding.line,

@@ -56,7 +56,11 @@ fn names<T: ValueEnum + PartialEq + Copy>(what: T, all: T) -> Vec<String> {
     }
 }
 
-fn node_of(status: &LabStatus, name: &str, namespace: Option<&str>) -> anyhow::Result<String> {
+pub(super) fn node_of(
+    status: &LabStatus,
+    name: &str,
+    namespace: Option<&str>,
+) -> anyhow::Result<String> {
     let bare = name
         .strip_prefix("node:")
         .or_else(|| name.strip_prefix("ztunnel-"))
@@ -82,7 +86,7 @@ fn node_of(status: &LabStatus, name: &str, namespace: Option<&str>) -> anyhow::R
 }
 
 /// The pod that is meant: by its own name, or a ready one of the Gateway by that name.
-fn waypoint_pod(status: &LabStatus, name: &str) -> anyhow::Result<String> {
+pub(super) fn waypoint_pod(status: &LabStatus, name: &str) -> anyhow::Result<String> {
     let (namespace, bare) = match name.split_once('/') {
         Some((namespace, bare)) => (Some(namespace), bare),
         None => (None, name),

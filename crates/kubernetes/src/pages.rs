@@ -1,5 +1,5 @@
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, LogParams};
 
 use crate::cluster::Cluster;
 
@@ -39,8 +39,31 @@ impl Cluster {
         namespace: &str,
         selector: &str,
     ) -> Result<Vec<String>, PageError> {
-        let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
+        self.selected_pods(namespace, ListParams::default().labels(selector))
+            .await
+    }
+
+    /// The same, of one node only.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn running_pods_on(
+        &self,
+        namespace: &str,
+        selector: &str,
+        node: &str,
+    ) -> Result<Vec<String>, PageError> {
         let selected = ListParams::default().labels(selector);
+        let selected = selected.fields(&format!("spec.nodeName={node}"));
+        self.selected_pods(namespace, selected).await
+    }
+
+    async fn selected_pods(
+        &self,
+        namespace: &str,
+        selected: ListParams,
+    ) -> Result<Vec<String>, PageError> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
         let what = format!("pods of namespace {namespace}");
         let list = pods.list(&selected).await.map_err(failed(what))?;
         let runs = |pod: &Pod| {
@@ -52,6 +75,30 @@ impl Cluster {
         let mut names: Vec<String> = running.filter_map(|pod| pod.metadata.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// The server's own version, as `v1.34.0`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn version(&self) -> Result<String, PageError> {
+        let what = format!("API server {}", self.address());
+        let version = self.client().apiserver_version().await;
+        version.map(|info| info.git_version).map_err(failed(what))
+    }
+
+    /// The last lines of a pod's log; of its container, which has to be its only one or the default.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn log(&self, namespace: &str, pod: &str, lines: u32) -> Result<String, PageError> {
+        let what = format!("log of pod {namespace}/{pod}");
+        let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
+        let wanted = LogParams {
+            tail_lines: Some(lines.into()),
+            ..LogParams::default()
+        };
+        pods.logs(pod, &wanted).await.map_err(failed(what))
     }
 
     /// A page that a pod serves over plain HTTP, through the API server; it takes the right to get

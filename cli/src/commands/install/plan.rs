@@ -10,7 +10,11 @@ use super::{CHART, MANAGED, record};
 use crate::commands::manifest::render;
 
 /// Kinds that the charts may have objects of, those first that are removed first.
-pub(super) const KINDS: [(&str, &str); 14] = [
+pub(super) const KINDS: [(&str, &str); 15] = [
+    (
+        "admissionregistration.k8s.io/v1",
+        "ValidatingWebhookConfiguration",
+    ),
     ("apps/v1", "DaemonSet"),
     ("autoscaling/v2", "HorizontalPodAutoscaler"),
     ("apps/v1", "Deployment"),

@@ -41,6 +41,13 @@ pub(super) async fn run(
             .iter()
             .any(|kind| object["kind"] == *kind)
     };
+    // An API server that asks programs that are gone would refuse what others write meanwhile.
+    let (asking, objects): (Vec<_>, Vec<_>) = objects
+        .into_iter()
+        .partition(|object| object["kind"] == "ValidatingWebhookConfiguration");
+    for object in &asking {
+        remove(installer, object, what, report).await?;
+    }
     let (programs, rest): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_program);
     for object in &programs {
         remove(installer, object, what, report).await?;

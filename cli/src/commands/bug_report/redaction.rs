@@ -1,0 +1,193 @@
+//! What may be secret is left out of a report.
+
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+use serde_json::Value;
+
+/// What stands in its place.
+pub(super) const LEFT_OUT: &str = "(left out)";
+
+/// Ends of names whose values are secret.
+const SECRET_NAMES: [&str; 11] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "apikey",
+    "api-key",
+    "api_key",
+    "authorization",
+    "cookie",
+    "credentials",
+];
+
+static KEYS: LazyLock<Regex> = LazyLock::new(|| {
+    let text = r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)";
+    Regex::new(text).expect("a valid expression")
+});
+static TOKENS: LazyLock<Regex> = LazyLock::new(|| {
+    let text = r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*";
+    Regex::new(text).expect("a valid expression")
+});
+static SCHEMES: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(bearer|basic) +[A-Za-z0-9._~+/=-]{6,}").expect("a valid expression")
+});
+static PAIRS: LazyLock<Regex> = LazyLock::new(|| {
+    let names = SECRET_NAMES.join("|");
+    let text = format!(r#"(?i)\b([a-z0-9_-]*(?:{names})=)("[^"]*"|[^\s&;,"]+)"#);
+    Regex::new(&text).expect("a valid expression")
+});
+
+/// Text without keys, tokens, and values of secret names.
+pub(super) fn of_text(text: &str) -> String {
+    let text = KEYS.replace_all(text, LEFT_OUT);
+    let text = TOKENS.replace_all(&text, LEFT_OUT);
+    let text = SCHEMES.replace_all(&text, |found: &Captures<'_>| {
+        format!("{} {LEFT_OUT}", &found[1])
+    });
+    let text = PAIRS.replace_all(&text, |found: &Captures<'_>| {
+        format!("{}{LEFT_OUT}", &found[1])
+    });
+    text.into_owned()
+}
+
+/// Leaves secret values out of an object or a page.
+pub(super) fn of_value(value: &mut Value) {
+    if value["kind"] == "Secret" {
+        for field in ["data", "stringData"] {
+            hide(&mut value[field]);
+        }
+    }
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+        if let Some(Value::Object(notes)) = metadata.get_mut("annotations") {
+            // A whole object as text, in which values have no names any more.
+            notes.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+    }
+    walk(value);
+}
+
+fn walk(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (name, below) in map {
+                match name.as_str() {
+                    "env" => environment(below),
+                    name if is_secret(name) => hide(below),
+                    _ => walk(below),
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(walk),
+        Value::String(text) => *text = of_text(text),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Names stay, and where values come from; the values go.
+fn environment(value: &mut Value) {
+    for one in value.as_array_mut().into_iter().flatten() {
+        if let Some(written) = one.get_mut("value") {
+            hide(written);
+        }
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_NAMES.iter().any(|end| name.ends_with(end))
+}
+
+/// Every text in it.
+fn hide(value: &mut Value) {
+    match value {
+        Value::String(text) => LEFT_OUT.clone_into(text),
+        Value::Array(list) => list.iter_mut().for_each(hide),
+        Value::Object(map) => map.values_mut().for_each(hide),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn text_loses_keys_tokens_and_values() {
+        let token = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl";
+        for (text, left) in [
+            (format!("got {token} now"), "got (left out) now"),
+            (
+                "a -----BEGIN EC PRIVATE KEY-----\nMIG\n-----END EC PRIVATE KEY----- b".into(),
+                "a (left out) b",
+            ),
+            (
+                r#"{"key":"-----BEGIN PRIVATE KEY-----\nMIG"#.into(),
+                r#"{"key":"(left out)"#,
+            ),
+            (
+                "authorization: Bearer abcdef123456".into(),
+                "authorization: Bearer (left out)",
+            ),
+            (
+                "GET /?access_token=abc&x=1".into(),
+                "GET /?access_token=(left out)&x=1",
+            ),
+            (
+                "--db-password=\"a b\" --x=1".into(),
+                "--db-password=(left out) --x=1",
+            ),
+            ("a basic question".into(), "a basic question"),
+            (
+                "the secret istio-ca-secret".into(),
+                "the secret istio-ca-secret",
+            ),
+            (
+                "-----BEGIN CERTIFICATE-----\nMIIB".into(),
+                "-----BEGIN CERTIFICATE-----\nMIIB",
+            ),
+        ] {
+            assert_eq!(of_text(&text), left);
+        }
+    }
+
+    #[test]
+    fn objects_lose_what_secrets_hold() {
+        let mut secret = json!({"kind": "Secret", "metadata": {"name": "s", "managedFields": [1],
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{x}", "a": "b"}},
+            "data": {"a": "aGVsbG8="}, "stringData": {"b": "hello"}});
+        of_value(&mut secret);
+        assert_eq!(secret["data"]["a"], LEFT_OUT);
+        assert_eq!(secret["stringData"]["b"], LEFT_OUT);
+        assert_eq!(
+            secret["metadata"],
+            json!({"name": "s", "annotations": {"a": "b"}})
+        );
+        let mut pod = json!({"kind": "Pod", "spec": {"serviceAccountName": "cart", "containers": [
+            {"env": [{"name": "DB", "value": "postgres://u:p@db"},
+                     {"name": "K", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}],
+             "args": ["--api-key=hunter2"]}]}});
+        of_value(&mut pod);
+        let text = pod.to_string();
+        assert!(
+            !text.contains("postgres") && !text.contains("hunter2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("secretKeyRef") && text.contains("cart"),
+            "{text}"
+        );
+        let mut route = json!({"kind": "VirtualService", "spec": {"http": [{"headers": {"request":
+            {"set": {"Authorization": "s3cret", "x-a": "b"}}}, "match": [{"uri": {"prefix": "/a"}}]}]}});
+        of_value(&mut route);
+        let text = route.to_string();
+        assert!(
+            !text.contains("s3cret") && text.contains("/a") && text.contains("x-a"),
+            "{text}"
+        );
+    }
+}
