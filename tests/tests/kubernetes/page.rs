@@ -1,114 +1,258 @@
-//! The commands of docs/install.md, as they stand there.
+//! The commands of the documentation, as they stand there.
+//!
+//! Pages for `api-server` are followed at a real API server on which nothing runs: what waits for pods
+//! does not wait. Pages for `cluster` are followed in a lab whose objects are in a real API server: its
+//! pods run; `kubectl exec` is done by the lab, since there is no kubelet.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use isobar_tests::{ApiServer, binaries, kube_tools};
+use anyhow::{Context as _, Result, ensure};
+use isobar_tests::page::{Ended, Page, Step, follow};
+use isobar_tests::{ApiServer, Mesh, MeshOptions, binaries, kube_tools};
 
+use crate::alone;
 use crate::charts::helm_tool;
-use crate::run;
+
+/// Pages that are followed here, with their places.
+const PAGES: [(&str, &str); 7] = [
+    ("install", API_SERVER),
+    ("upgrade", API_SERVER),
+    ("beside-istio", API_SERVER),
+    ("getting-started", CLUSTER),
+    ("waypoints", CLUSTER),
+    ("network-policy", CLUSTER),
+    ("troubleshooting", CLUSTER),
+];
+const API_SERVER: &str = "api-server";
+const CLUSTER: &str = "cluster";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A part of the page from its heading to the next of that rank.
-fn section(heading: &str) -> Result<String> {
-    let page = std::fs::read_to_string(root().join("docs/install.md"))?;
-    let (_, rest) = page
-        .split_once(&format!("\n## {heading}"))
-        .with_context(|| format!("the page has no section {heading:?}"))?;
-    Ok(rest.split("\n## ").next().unwrap_or_default().to_owned())
+fn page(name: &str) -> Result<Page> {
+    let path = root().join(format!("docs/{name}.md"));
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Page::read(&text).with_context(|| path.display().to_string())
 }
 
-/// Texts of the blocks in a language.
-fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some((_, block)) = rest.split_once(&format!("```{language}\n")) {
-        let (block, after) = block.split_once("```").unwrap_or((block, ""));
-        found.push(block);
-        rest = after;
-    }
-    found
+/// A folder with what the page's reader has: the sources' manifests, and the programs by their names.
+struct Desk {
+    folder: PathBuf,
+    programs: PathBuf,
 }
 
-/// Runs one line. Nobody runs the pods, so nobody waits for them.
-async fn command(server: &ApiServer, folder: &Path, line: &str) -> Result<()> {
-    let mut words: Vec<&str> = line.split_whitespace().collect();
-    let is_writing = words
-        .get(1)
-        .is_some_and(|word| ["install", "upgrade"].contains(word));
-    let program = match words[0] {
-        "isobar" => {
-            if is_writing {
-                words.push("--no-wait");
-            }
-            binaries()?.join("isobar")
-        }
-        "helm" => helm_tool(),
-        "kubectl" => kube_tools()?,
-        other => bail!("{other:?} is no program that the page may ask for"),
-    };
-    // The one program is kubectl when it is called so.
-    let from = usize::from(words[0] != "kubectl");
-    let output = tokio::process::Command::new(&program)
-        .args(&words[from..])
-        .env("KUBECONFIG", server.admin()?)
-        .env("HOME", folder)
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .with_context(|| program.display().to_string())?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let said = text(&output.stdout) + &text(&output.stderr);
-    ensure!(output.status.success(), "{line}: {}\n{said}", output.status);
-    Ok(())
-}
-
-/// Runs all commands of a section, in order, at an API server of their own.
-fn follow(heading: &'static str, commands: usize) {
-    run(async |server| {
-        server.namespace("shop").await?;
-        let folder = server.folder().join("user");
-        std::fs::create_dir(&folder)?;
+impl Desk {
+    fn new(folder: &Path) -> Result<Self> {
+        let desk = Self {
+            folder: folder.join("user"),
+            programs: folder.join("programs"),
+        };
+        std::fs::create_dir(&desk.folder)?;
+        std::fs::create_dir(&desk.programs)?;
         let manifests = std::fs::canonicalize(root().join("manifests"))?;
-        // What the page says that a cluster needs.
-        let needed = manifests.join("charts/crds/files/gateway-api.yaml");
-        let needed = needed.to_string_lossy();
-        server.kubectl(&["apply", "-f", &needed]).await?;
-        let served = ["wait", "--for=condition=Established", "-f", &needed];
-        server.kubectl(&served).await?;
-        std::os::unix::fs::symlink(&manifests, folder.join("manifests"))?;
-        let text = section(heading)?;
-        if let Some(values) = blocks(&text, "yaml").first() {
-            std::fs::write(folder.join("values.yaml"), values)?;
+        std::os::unix::fs::symlink(manifests, desk.folder.join("manifests"))?;
+        Ok(desk)
+    }
+
+    fn program(&self, name: &str, path: &Path) -> Result<()> {
+        Ok(std::os::unix::fs::symlink(path, self.programs.join(name))?)
+    }
+
+    fn script(&self, name: &str, text: &str) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.programs.join(name);
+        std::fs::write(&path, text)?;
+        Ok(std::fs::set_permissions(
+            path,
+            PermissionsExt::from_mode(0o755),
+        )?)
+    }
+
+    /// Types a line into a shell.
+    async fn run(&self, line: &str, env: &[(&str, &Path)]) -> Result<Ended> {
+        let path = std::env::var("PATH")?;
+        let output = tokio::process::Command::new("bash")
+            .args(["-c", line])
+            .env("PATH", format!("{}:{path}", self.programs.display()))
+            .env("HOME", &self.folder)
+            .env_remove("ISOBAR_LAB")
+            .envs(env.iter().copied())
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Ended {
+            code: output.status.code().unwrap_or(-1),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        })
+    }
+}
+
+/// Follows a part at an API server of its own.
+async fn at_api_server(part: &[Step]) -> Result<()> {
+    let server = ApiServer::start().await?;
+    server.namespace("shop").await?;
+    let desk = Desk::new(server.folder())?;
+    // Nobody runs the pods, so nobody waits for them.
+    let isobar = binaries()?.join("isobar");
+    let isobar = isobar.display();
+    desk.script(
+        "isobar",
+        &format!(
+            "#!/bin/sh\ncase $1 in install|upgrade) exec {isobar} \"$@\" --no-wait;; esac\nexec {isobar} \"$@\"\n"
+        ),
+    )?;
+    desk.program("kubectl-isobar", &desk.programs.join("isobar"))?;
+    desk.program("kubectl", &kube_tools()?)?;
+    desk.program("helm", &helm_tool())?;
+    // What the pages say that a cluster needs.
+    let needed = desk
+        .folder
+        .join("manifests/charts/crds/files/gateway-api.yaml");
+    let needed = needed.to_string_lossy();
+    server.kubectl(&["apply", "-f", &needed]).await?;
+    let served = ["wait", "--for=condition=Established", "-f", &needed];
+    server.kubectl(&served).await?;
+    let config = server.admin()?;
+    let run = async |line: &str| desk.run(line, &[("KUBECONFIG", &config)]).await;
+    follow(part, &desk.folder, run).await
+}
+
+/// Follows a part in a lab whose objects are in an API server.
+async fn in_cluster(part: &[Step]) -> Result<()> {
+    let tools = kube_tools()?;
+    let options = MeshOptions {
+        api_server: Some(tools.clone()),
+        ..MeshOptions::default()
+    };
+    let empty = "apiVersion: v1\nkind: Namespace\nmetadata: {name: empty}\n";
+    let mesh = Mesh::start_with(options, &[("empty.yaml", empty)]).await?;
+    let desk = Desk::new(mesh.objects())?;
+    let folder = mesh.lab().paths().kubernetes();
+    let config = folder.join("admin-6443.kubeconfig");
+    let inner = desk.programs.join("inner");
+    std::fs::create_dir(&inner)?;
+    std::os::unix::fs::symlink(&tools, inner.join("kubectl"))?;
+    let isobar = binaries()?.join("isobar");
+    std::os::unix::fs::symlink(&isobar, inner.join("kubectl-isobar"))?;
+    let (isobar, lab) = (isobar.display(), mesh.name());
+    desk.script(
+        "kubectl",
+        &format!(
+            "#!/bin/bash\n\
+             if [ \"$1\" = exec ]; then shift; space=default\n\
+             while [ \"$1\" != -- ]; do case $1 in -n) space=$2; shift 2;; *) pod=$1; shift;; esac; done\n\
+             shift; exec {isobar} lab exec --lab {lab} -n \"$space\" \"$pod\" -- \"$@\"; fi\n\
+             exec {isobar} lab exec --lab {lab} outer -- /bin/sh -c 'cd \"$0\" && exec \"$@\"' \"$PWD\" \
+             env PATH={inner}:\"$PATH\" HOME=\"$HOME\" KUBECONFIG={config} kubectl \"$@\"\n",
+            inner = inner.display(),
+            config = config.display(),
+        ),
+    )?;
+    let run = async |line: &str| desk.run(line, &[]).await;
+    let result = follow(part, &desk.folder, run).await;
+    if result.is_err() {
+        for part in ["isobard", "ztunnel-node-1"] {
+            let log = mesh.lab().log_path(part).await?;
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let end = &lines[lines.len().saturating_sub(15)..];
+            eprintln!("the log of {part} ends with:\n{}", end.join("\n"));
         }
-        let lines: Vec<&str> = blocks(&text, "console")
-            .into_iter()
-            .flat_map(str::lines)
-            .collect();
-        ensure!(lines.len() >= commands, "{lines:?}");
-        for line in lines {
-            command(server, &folder, line).await?;
+    }
+    result?;
+    mesh.down()
+}
+
+/// Follows a page, in each place that it asks for.
+fn all_of(name: &'static str) {
+    alone(async {
+        let page = page(name)?;
+        for (number, part) in page.parts.iter().enumerate() {
+            let followed = match &*page.place {
+                API_SERVER => at_api_server(part).await,
+                CLUSTER => in_cluster(part).await,
+                other => anyhow::bail!("{name} is for {other:?}"),
+            };
+            followed.with_context(|| format!("docs/{name}.md, place {number}"))?;
+        }
+        println!("docs/{name}.md: {} commands", page.commands());
+        for reason in &page.not_run {
+            println!("docs/{name}.md: a block is not run: {reason}");
         }
         Ok(())
     });
 }
 
 #[test]
-fn the_page_installs_upgrades_and_uninstalls() {
-    follow("With `isobar`", 9);
+fn install() {
+    all_of("install");
 }
 
 #[test]
-fn the_page_installs_with_helm() {
-    follow("With Helm", 5);
+fn upgrade() {
+    all_of("upgrade");
 }
 
 #[test]
-fn the_page_installs_with_kubectl() {
-    follow("With kubectl", 5);
+fn beside_istio() {
+    all_of("beside-istio");
+}
+
+#[test]
+fn getting_started() {
+    all_of("getting-started");
+}
+
+#[test]
+fn waypoints() {
+    all_of("waypoints");
+}
+
+#[test]
+fn network_policy() {
+    all_of("network-policy");
+}
+
+#[test]
+fn troubleshooting() {
+    all_of("troubleshooting");
+}
+
+#[test]
+fn every_page_with_commands_is_followed() -> Result<()> {
+    let mut blocks = Vec::new();
+    for entry in std::fs::read_dir(root().join("docs"))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let Some(name) = name.strip_suffix(".md") else {
+            continue;
+        };
+        let page = page(name)?;
+        let place = PAGES.iter().find(|(have, _)| *have == name);
+        let place = place.map_or("", |(_, place)| *place);
+        ensure!(
+            page.place == place,
+            "docs/{name}.md is for {:?}, not {place:?}",
+            page.place
+        );
+        ensure!(
+            page.commands() == 0 || !place.is_empty(),
+            "nobody follows docs/{name}.md"
+        );
+        blocks.extend(
+            page.not_run
+                .iter()
+                .map(|why| format!("docs/{name}.md: {why}")),
+        );
+    }
+    println!("{} blocks are not run\n{}", blocks.len(), blocks.join("\n"));
+    ensure!(blocks.len() <= 4, "{blocks:?}");
+    Ok(())
 }

@@ -22,6 +22,7 @@ mod on_demand;
 mod outage;
 mod policy;
 mod port_rules;
+mod report;
 mod routing;
 mod waypoints;
 mod wire;
