@@ -162,6 +162,11 @@ const TABLE: &[CodeEntry] = &[
     entry(224, "Conflict", "metadata.name", "objects that the waypoint needs are there and somebody else's", "give the Gateway another name"),
     entry(225, "ListenersNotValid", "spec.listeners", "a waypoint without a listener of protocol HBONE on port 15008", "use what `isobar waypoint apply` writes"),
     entry(226, "Pending", "status", "no pod of the waypoint has been ready yet", "look at the pods of its Deployment and their logs"),
+    entry(227, "InvalidCertificateRef", "spec.listeners[].tls.certificateRefs", "a listener's certificate is not there or cannot be used; its handshakes fail", "apply a Secret of type kubernetes.io/tls with a chain and its key"),
+    entry(228, "NoMatchingListenerHostname", "spec.hostnames", "no listener of the Gateway has a host name that the route's go with", "correct the host names of route or listener"),
+    entry(229, "NotAllowedByListeners", "spec.parentRefs", "no listener of the Gateway admits the route", "widen `allowedRoutes` of the listener, or move the route into its namespace"),
+    entry(230, "PortUnavailable", "spec.listeners[].port", "another listener has the port with another protocol, or the mesh needs it itself", "choose another port"),
+    entry(231, "UnsupportedProtocol", "spec.listeners[].protocol", "a listener's protocol is none that gateways speak", "use HTTP, HTTPS or TLS"),
     entry(299, "Other", "", "something else that the control plane says about the object", "see the finding"),
 
     entry(301, "DoorShut", "spec", "a NetworkPolicy shuts what connections of the mesh need open", "`isobar netpol fix` shows the smallest change, `--apply` makes it"),
