@@ -5,6 +5,7 @@
 //!   files, in `isobar-objects`.
 //! * [`KubernetesWriter`]: writes back by server-side apply.
 //! * [`Installer`]: puts whole objects of any kind there, and removes them.
+//! * [`Events`]: tells people what happened to an object.
 //! * [`election`]: which of several replicas writes.
 //! * [`Cluster::page`]: what a pod's own pages say, through the server.
 //! * [`TokenReviews`], [`keep_authority`], [`RootMaps`]: what a certificate authority needs of it.
@@ -13,6 +14,7 @@
 
 mod cluster;
 pub mod election;
+mod events;
 mod install;
 mod pages;
 mod presence;
@@ -25,6 +27,7 @@ mod wire;
 mod writer;
 
 pub use cluster::{Cluster, ConnectError};
+pub use events::{EventWriter, Events, Note, Pace};
 pub use install::{Applying, InstallError, Installer};
 pub use pages::PageError;
 pub use presence::Presence;

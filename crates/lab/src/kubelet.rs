@@ -216,7 +216,8 @@ impl ServerKubelet {
             return Ok(());
         }
         let pods = self.pods(&object.namespace);
-        let patch = Patch::Merge(json!({ "status": value["status"] }));
+        // As a kubelet does: conditions of others stay beside ours.
+        let patch = Patch::Strategic(json!({ "status": value["status"] }));
         let params = PatchParams {
             field_manager: Some(MANAGER.to_owned()),
             ..PatchParams::default()
