@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::backend::{BackendError, kernel, take_over};
 use crate::board::{PodView, Standing};
-use crate::desire::{Desire, NodeDefaults, desire, is_annotated};
+use crate::desire::{Desire, NodeDefaults, advertised, desire, probed};
 use crate::discovery::{self, Discovery};
 use crate::pod::{Driver, Order, Services};
 use crate::probes::blocking;
@@ -145,7 +145,8 @@ impl Agent {
 
     async fn adopt(&mut self, sandbox: Sandbox, published: &Published) -> Result<(), String> {
         let wish = desire(published, &sandbox, &self.node);
-        let annotated = is_annotated(published, &sandbox);
+        let advertised = advertised(published, &sandbox);
+        let annotated = advertised.annotated;
         let (services, record) = (Arc::clone(&self.services), sandbox.clone());
         let held = self.discovery.as_ref().and_then(|all| all.held(&sandbox));
         let account = wish.as_ref().ok().map(|wish| wish.account.clone());
@@ -168,7 +169,7 @@ impl Agent {
                         "rules of another tool were replaced");
                 }
             }
-            Driver::adopt(services, record, netns, account, annotated)
+            Driver::adopt(services, record, netns, account, advertised)
         })
         .await;
         let driver = match adopted {
@@ -176,7 +177,8 @@ impl Agent {
             Err(error) => return Err(self.unreachable(&sandbox, annotated, &error).await),
         };
         if driver.was_enrolled() {
-            self.services.probes.seed(&sandbox.uid, &sandbox.ips).await;
+            let (probes, ports) = (&self.services.probes, probed(published, &sandbox));
+            probes.seed(&sandbox.uid, &sandbox.ips, &ports).await;
         }
         let (orders, receiver) = watch::channel(Order::from(wish));
         self.scope.spawn("pod", driver.run(receiver));

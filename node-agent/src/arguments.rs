@@ -19,7 +19,7 @@ use isobar_node_agent::install::{Mode, Placement};
 #[command(name = "isobar-cni", version)]
 pub(crate) struct Arguments {
     /// Take namespaces and this node's pods from the Kubernetes API server that KUBECONFIG names, or
-    /// else from that of the pod this runs in, and write annotations to it.
+    /// else from that of the pod this runs in, and write annotations, conditions and events to it.
     #[arg(long, conflicts_with_all = ["objects", "overlay"])]
     pub(crate) kubernetes: bool,
     /// Folders of objects; may be given several times.
@@ -75,12 +75,16 @@ pub(crate) struct Arguments {
     /// Seconds between two verifications of a pod; changes that the kernel tells are seen at once.
     #[arg(long, default_value = "5", value_parser = seconds, value_name = "SECONDS")]
     pub(crate) verify_every: Duration,
-    /// Seconds for callers to learn that a pod no longer takes HBONE.
+    /// Seconds for callers to learn that a pod no longer takes HBONE; it still does so long.
     #[arg(long, default_value = "1.5", value_parser = seconds, value_name = "SECONDS")]
     pub(crate) leave_grace: Duration,
     /// Seconds for open connections of a leaving pod; what is open then is cut.
     #[arg(long, default_value = "3600", value_parser = seconds, value_name = "SECONDS")]
     pub(crate) drain_timeout: Duration,
+    /// Seconds that a pod whose rules cannot be looked at stays advertised after they were last seen
+    /// in force.
+    #[arg(long, default_value = "10", value_parser = seconds, value_name = "SECONDS")]
+    pub(crate) blind_limit: Duration,
     /// On SIGTERM remove the CNI plugin, all rules and annotations; this cuts connections.
     #[arg(long)]
     pub(crate) cleanup: bool,

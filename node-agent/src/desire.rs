@@ -1,5 +1,8 @@
 //! From objects to what is wished of one pod: a pure function.
 
+mod probed;
+
+use std::collections::BTreeSet;
 use std::fmt;
 
 use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
@@ -8,7 +11,9 @@ use isobar_types::labels;
 
 use crate::plan::Wishes;
 use crate::pod::machine::Goal;
+use crate::report::{Advertised, Condition};
 use crate::sandbox::Sandbox;
+use probed::probed_ports;
 
 /// Annotation: comma list of interfaces whose arriving TCP counts as outbound.
 const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
@@ -128,6 +133,7 @@ pub fn desire(
             dns,
             inbound,
             reroute,
+            probes: probed_ports(pod),
         },
         problems,
         annotated: is_annotated(published, sandbox),
@@ -145,10 +151,35 @@ fn is_of(pod: &Pod, sandbox: &Sandbox) -> bool {
 /// True if the object of the pod in this sandbox says that it is redirected, whatever is wished.
 #[must_use]
 pub fn is_annotated(published: &Published, sandbox: &Sandbox) -> bool {
+    object(published, sandbox).is_some_and(says_enabled)
+}
+
+/// What the object of the pod in this sandbox says of its redirection.
+#[must_use]
+pub fn advertised(published: &Published, sandbox: &Sandbox) -> Advertised {
+    let pod = object(published, sandbox);
+    Advertised {
+        annotated: pod.is_some_and(says_enabled),
+        condition: pod.and_then(Condition::on),
+    }
+}
+
+/// Ports that the kubelet probes the pod in this sandbox at; none if its object is not known.
+#[must_use]
+pub fn probed(published: &Published, sandbox: &Sandbox) -> BTreeSet<u16> {
+    object(published, sandbox)
+        .map(probed_ports)
+        .unwrap_or_default()
+}
+
+fn object<'a>(published: &'a Published, sandbox: &Sandbox) -> Option<&'a Pod> {
     let pods = &published.objects.pods;
-    pods.get(&sandbox.namespace, &sandbox.name)
-        .filter(|pod| is_of(pod, sandbox))
-        .is_some_and(|pod| pod.annotation(labels::REDIRECTION) == Some("enabled"))
+    let pod = pods.get(&sandbox.namespace, &sandbox.name)?;
+    is_of(pod, sandbox).then_some(&pod.object)
+}
+
+fn says_enabled(pod: &Pod) -> bool {
+    pod.annotation(labels::REDIRECTION) == Some("enabled")
 }
 
 /// Interface names become text of a rule set, so nothing else may pass.
@@ -242,7 +273,8 @@ mod tests {
             Wishes {
                 dns: false,
                 inbound: false,
-                reroute: vec!["vnet0".to_owned()]
+                reroute: vec!["vnet0".to_owned()],
+                probes: BTreeSet::new(),
             }
         );
         assert_eq!(found.problems.len(), 2);

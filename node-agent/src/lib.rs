@@ -9,6 +9,7 @@
 //! - [`zds`]: announcing pods to node proxies.
 //! - [`backend`], [`netlink`], [`probes`]: writing and reading rules, routes and sockets.
 //! - [`board`], [`metrics`], [`status`]: what is observed.
+//! - [`report`]: what the API server is told of it.
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod netlink;
 pub mod plan;
 pub mod pod;
 pub mod probes;
+pub mod report;
 pub mod sandbox;
 pub mod sole;
 pub mod status;

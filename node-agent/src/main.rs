@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use isobar_kubernetes::{Cluster, KubernetesSource, KubernetesWriter, Presence, SourceOptions};
+use isobar_kubernetes::{
+    Cluster, EventWriter, KubernetesSource, KubernetesWriter, Pace, Presence, SourceOptions,
+};
 use isobar_net::SeqPacketListener;
 use isobar_node_agent::agent::{self, Agent};
 use isobar_node_agent::backend::{Backend, Canon};
@@ -23,6 +25,7 @@ use isobar_node_agent::install::{self, Installer};
 use isobar_node_agent::metrics::Metrics;
 use isobar_node_agent::pod::{Services, Timing};
 use isobar_node_agent::probes::Probes;
+use isobar_node_agent::report::Reports;
 use isobar_node_agent::zds::Zds;
 use isobar_node_agent::{sole, status};
 use isobar_objects::{
@@ -40,6 +43,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Between two checks of the node's own rules.
 const VERIFY_NODE: Duration = Duration::from_secs(5);
+/// Who we are in an API server.
+const MANAGER: &str = "isobar-cni";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -90,8 +95,12 @@ async fn run(arguments: &Arguments, canon: Canon) -> anyhow::Result<()> {
     lasting.spawn("status", server.run(lasting.lifetime()));
 
     let (source, writer, cluster) = surroundings(arguments).await?;
+    let reports = reports(arguments, cluster.as_ref(), &lasting);
     let keeper = Keeper::new(arguments, cluster).await;
-    let services = Arc::new(services(arguments, canon, &zds, board, &registry, writer));
+    let services = Arc::new(Services {
+        reports,
+        ..services(arguments, canon, &zds, board, &registry, writer)
+    });
     let objects = source.subscribe();
     lasting.spawn("objects", source.run(lasting.lifetime()));
 
@@ -235,7 +244,7 @@ async fn surroundings(
             ..SourceOptions::default()
         };
         let source = KubernetesSource::new(cluster.clone(), options);
-        let writer = KubernetesWriter::new(cluster.clone(), "isobar-cni");
+        let writer = KubernetesWriter::new(cluster.clone(), MANAGER);
         return Ok((Box::new(source), Arc::new(writer), Some(cluster)));
     }
     let source =
@@ -244,6 +253,20 @@ async fn surroundings(
     let folder = overlay.join(format!("node-{}", arguments.node));
     let writer = Arc::new(OverlayWriter::new(folder)?);
     Ok((Box::new(source), writer, None))
+}
+
+/// What the API server is told besides annotations; folders of objects have no place for it.
+fn reports(arguments: &Arguments, cluster: Option<&Cluster>, scope: &Scope) -> Reports {
+    let Some(cluster) = cluster else {
+        return Reports::default();
+    };
+    let (events, writer) =
+        EventWriter::new(cluster.clone(), MANAGER, &arguments.node, Pace::default());
+    scope.spawn("events", writer.run(scope.lifetime()));
+    Reports {
+        conditions: true,
+        events,
+    }
 }
 
 fn reading(arguments: &Arguments) -> DirectoryOptions {
@@ -268,12 +291,14 @@ fn services(
         probes: Probes::new(canon.backend()),
         canon: Arc::new(canon),
         writer,
+        reports: Reports::default(),
         metrics: Metrics::register(registry, Arc::clone(&board), zds.clone()),
         board,
         timing: Timing {
             verify: arguments.verify_every,
             grace: arguments.leave_grace,
             drain: arguments.drain_timeout,
+            blind: arguments.blind_limit,
         },
         pods_dir: arguments.pods_dir(),
         proc: arguments.host_proc.clone(),

@@ -1,18 +1,19 @@
-//! The node's own rules: what a program of the node opens to an enrolled pod carries a source
-//! address that the pod's rules leave alone, so that health checks work whatever the policies say.
+//! The node's own rules: what root on the node opens to a probed port of an enrolled pod carries a
+//! source address that the pod's rules leave alone there, so that health checks work whatever the
+//! policies say.
 //!
-//! Any program in the node's namespace passes this way, not only the one that probes; whoever can
-//! run there controls the pods anyway.
+//! Any program of root in the node's namespace passes this way, not only the one that probes;
+//! whoever is root there controls the pods anyway. Ports without a probe are closed to it too.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
 use crate::backend::{Backend, BackendError, NodeRules};
 
-/// The addresses of pods with rules. Cheap to clone.
+/// The probed ports of pods with rules. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Probes {
     rules: NodeRules,
@@ -22,7 +23,7 @@ pub struct Probes {
 
 #[derive(Debug, Default)]
 struct State {
-    pods: BTreeMap<String, Vec<IpAddr>>,
+    pods: BTreeMap<String, Vec<SocketAddr>>,
     /// The rules as listed after the last write; none before the first.
     written: Option<String>,
 }
@@ -37,24 +38,30 @@ impl Probes {
         }
     }
 
-    /// Lets probes to this pod through.
+    /// Lets probes to these ports of this pod through.
     ///
     /// # Errors
     /// When the node's rules cannot be written.
-    pub async fn insert(&self, uid: &str, ips: &[IpAddr]) -> Result<(), BackendError> {
+    pub async fn insert(
+        &self,
+        uid: &str,
+        ips: &[IpAddr],
+        ports: &BTreeSet<u16>,
+    ) -> Result<(), BackendError> {
+        let probed = probed(ips, ports);
         let mut state = self.state.lock().await;
-        if state.pods.get(uid).is_some_and(|known| known == ips) && state.written.is_some() {
+        if state.pods.get(uid) == Some(&probed) && state.written.is_some() {
             return Ok(());
         }
-        state.pods.insert(uid.to_owned(), ips.to_vec());
+        state.pods.insert(uid.to_owned(), probed);
         self.write(&mut state).await
     }
 
     /// Takes a pod over that was let through by an earlier agent; written with the next change or
     /// by [`Probes::restore`].
-    pub async fn seed(&self, uid: &str, ips: &[IpAddr]) {
+    pub async fn seed(&self, uid: &str, ips: &[IpAddr], ports: &BTreeSet<u16>) {
         let mut state = self.state.lock().await;
-        state.pods.insert(uid.to_owned(), ips.to_vec());
+        state.pods.insert(uid.to_owned(), probed(ips, ports));
     }
 
     /// Makes what an earlier agent left agree with the pods that were taken over.
@@ -114,10 +121,10 @@ impl Probes {
     }
 
     async fn write(&self, state: &mut State) -> Result<(), BackendError> {
-        let pods: Vec<IpAddr> = state.pods.values().flatten().copied().collect();
+        let probed: Vec<SocketAddr> = state.pods.values().flatten().copied().collect();
         let rules = self.rules;
         state.written = None;
-        blocking(move || rules.write(&pods)).await?;
+        blocking(move || rules.write(&probed)).await?;
         state.written = self.list().await?;
         Ok(())
     }
@@ -126,6 +133,14 @@ impl Probes {
         let rules = self.rules;
         blocking(move || rules.list()).await
     }
+}
+
+fn probed(ips: &[IpAddr], ports: &BTreeSet<u16>) -> Vec<SocketAddr> {
+    let of = |ip: &IpAddr| {
+        let ip = *ip;
+        ports.iter().map(move |port| SocketAddr::new(ip, *port))
+    };
+    ips.iter().flat_map(of).collect()
 }
 
 /// Runs something that blocks away from the runtime's threads.

@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::tool::{ToolError, run};
@@ -48,10 +48,10 @@ pub(super) fn remove() -> Result<(), ToolError> {
     Ok(())
 }
 
-pub(super) fn write_probes(pods: &[IpAddr]) -> Result<(), ToolError> {
+pub(super) fn write_probes(probed: &[SocketAddr]) -> Result<(), ToolError> {
     for family in families() {
         let jump = !ours(family, Table::Nat)?.contains(&probe_jump());
-        restore(family, &probe_text(pods, family, jump))?;
+        restore(family, &probe_text(probed, family, jump))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ mod nft;
 mod tool;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use isobar_net::NetNs;
 
@@ -157,14 +157,14 @@ impl NodeRules {
         Self(self.0.other())
     }
 
-    /// Makes them let probes to exactly these pods through.
+    /// Makes them let probes to exactly these ports of pods through.
     ///
     /// # Errors
     /// When the tool fails.
-    pub fn write(self, pods: &[IpAddr]) -> Result<(), BackendError> {
+    pub fn write(self, probed: &[SocketAddr]) -> Result<(), BackendError> {
         match self.0 {
-            Backend::Nft => nft::run(&probe_table(pods))?,
-            Backend::Iptables => iptables::write_probes(pods)?,
+            Backend::Nft => nft::run(&probe_table(probed))?,
+            Backend::Iptables => iptables::write_probes(probed)?,
         }
         Ok(())
     }
@@ -221,13 +221,17 @@ pub(crate) fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> Back
 fn trial(backend: Backend, scratch: &NetNs) -> Result<(), BackendError> {
     let everything = Wishes {
         reroute: vec!["probe0".to_owned()],
+        probes: [1].into(),
         ..Wishes::default()
     };
     scratch
         .enter(|| {
             backend.write(&plan_rules(&everything, Capture::On))?;
             backend.list()?;
-            backend.remove()
+            backend.remove()?;
+            let node = NodeRules::new(backend);
+            node.write(&[SocketAddr::from(([10, 0, 0, 1], 1))])?;
+            node.remove()
         })
         .map_err(kernel("entering an empty namespace"))?
 }

@@ -6,6 +6,7 @@
 //! to either is seen and mended; what was not ours is left, or put back, as it was.
 
 pub mod chain;
+mod news;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,8 +24,9 @@ use crate::cni::config::Settings;
 use crate::faults::crash_point;
 use crate::metrics::Metrics;
 use chain::{ChainError, is_network, with_plugin, without_plugin};
+use news::News;
 
-/// Between two looks at the node's folders.
+/// Between two looks at the node's folders, should the system not tell of a change.
 const LOOK: Duration = Duration::from_millis(250);
 /// Endings of files that runtimes take for configurations.
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
@@ -103,6 +105,8 @@ pub struct Installer {
     placement: Placement,
     /// The installed program as it was left.
     program: Option<(u64, i64, i64, u64)>,
+    /// Between two looks.
+    look: Duration,
 }
 
 impl Installer {
@@ -112,6 +116,7 @@ impl Installer {
         Self {
             placement,
             program: None,
+            look: LOOK,
         }
     }
 
@@ -275,6 +280,9 @@ impl Installer {
     /// Keeps the plugin in place until `life` ends. `installed` is passed once it is.
     pub async fn keep(mut self, installed: Gate, metrics: Metrics, life: Lifetime) {
         let (mut gate, mut problem, mut first) = (Some(installed), String::new(), true);
+        // Before the first look: what changes after it is then heard of.
+        let folders = [&self.placement.programs, &self.placement.configurations];
+        let news = News::of(&folders.map(PathBuf::as_path));
         loop {
             let done = tokio::task::spawn_blocking(move || {
                 let done = self.ensure();
@@ -309,7 +317,8 @@ impl Installer {
             }
             tokio::select! {
                 () = life.draining() => return,
-                () = tokio::time::sleep(LOOK) => {}
+                () = news.heard() => {}
+                () = tokio::time::sleep(self.look) => {}
             }
         }
     }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use serde_json::json;
 
@@ -186,4 +188,49 @@ fn removing_leaves_what_was_there_and_does_it_twice() {
         assert_eq!(left, network("bridge"));
         assert_eq!(mode_of(&file), 0o640);
     }
+}
+
+/// Waits for `check`, but not for ever.
+async fn soon(check: impl Fn() -> bool) {
+    let end = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !check() {
+        assert!(tokio::time::Instant::now() < end, "not in time");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_others_do_is_mended_when_the_system_tells_of_it() {
+    let node = Node::new();
+    node.write("10-net.conflist", &network("bridge"));
+    let mut installer = node.installer(Mode::Chained);
+    // Nothing is found by looking again.
+    installer.look = Duration::from_secs(3600);
+    let registry = isobar_telemetry::Registry::new();
+    let metrics = Metrics::register(&registry, Arc::default(), crate::zds::Zds::default());
+    let ready = isobar_telemetry::Ready::new();
+    let scope = isobar_runtime::Scope::new("test");
+    let gate = ready.gate("CNI plugin");
+    scope.spawn("keep", installer.keep(gate, metrics, scope.lifetime()));
+    let is_in = |name: &str| {
+        let text = fs::read_to_string(node.path("net.d").join(name)).unwrap_or_default();
+        text.contains(PLUGIN)
+    };
+    soon(|| is_in("10-net.conflist")).await;
+    // Written over, replaced by rename, and another one that comes first.
+    node.write("10-net.conflist", &network("bridge2"));
+    soon(|| is_in("10-net.conflist")).await;
+    node.write(".draft", &network("bridge3"));
+    fs::rename(
+        node.path("net.d/.draft"),
+        node.path("net.d/10-net.conflist"),
+    )
+    .unwrap();
+    soon(|| is_in("10-net.conflist")).await;
+    node.write("05-new.conflist", &network("new"));
+    soon(|| is_in("05-new.conflist")).await;
+    let program = node.path("bin").join(PLUGIN);
+    fs::remove_file(&program).unwrap();
+    soon(|| program.exists()).await;
+    scope.shutdown(Duration::ZERO).await;
 }

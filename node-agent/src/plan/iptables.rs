@@ -1,5 +1,5 @@
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use isobar_types::ports;
 
@@ -55,7 +55,7 @@ pub const PROBE_CHAIN: &str = "ISOBAR_PROBES";
 
 /// Input for `iptables-restore --noflush` that makes the node's rules about probes exactly these.
 #[must_use]
-pub fn probe_text(pods: &[IpAddr], family: IptablesFamily, jump: bool) -> String {
+pub fn probe_text(probed: &[SocketAddr], family: IptablesFamily, jump: bool) -> String {
     let mut text = format!("*nat\n:{PROBE_CHAIN} - [0:0]\n");
     if jump {
         push(
@@ -67,13 +67,14 @@ pub fn probe_text(pods: &[IpAddr], family: IptablesFamily, jump: bool) -> String
         IptablesFamily::V4 => IpAddr::V4(ports::PROBE_SOURCE_V4),
         IptablesFamily::V6 => IpAddr::V6(ports::PROBE_SOURCE_V6),
     };
-    for pod in pods.iter().filter(|ip| ip.is_ipv4() == source.is_ipv4()) {
+    for to in probed.iter().filter(|to| to.is_ipv4() == source.is_ipv4()) {
         push(
             &mut text,
             format_args!(
-                "-A {PROBE_CHAIN} -d {} -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN \
-                 -m addrtype --src-type LOCAL -j SNAT --to-source {source}\n",
-                host(*pod)
+                "-A {PROBE_CHAIN} -d {} -p tcp -m tcp --dport {} --tcp-flags FIN,SYN,RST,ACK SYN \
+                 -m owner --uid-owner 0 -m addrtype --src-type LOCAL -j SNAT --to-source {source}\n",
+                host(to.ip()),
+                to.port()
             ),
         );
     }

@@ -10,6 +10,7 @@
 mod iptables;
 mod nft;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use isobar_types::ports;
@@ -35,6 +36,8 @@ pub struct Wishes {
     pub inbound: bool,
     /// Interfaces whose arriving TCP counts as outbound (`istio.io/reroute-virtual-interfaces`).
     pub reroute: Vec<String>,
+    /// Ports that the node probes; it is let through to no other.
+    pub probes: BTreeSet<u16>,
 }
 
 impl Default for Wishes {
@@ -43,6 +46,7 @@ impl Default for Wishes {
             dns: true,
             inbound: true,
             reroute: Vec::new(),
+            probes: BTreeSet::new(),
         }
     }
 }
@@ -234,13 +238,15 @@ fn nat_prerouting(wishes: &Wishes) -> Vec<Rule> {
         // One rule must be left, or connection tracking would end with the chain.
         return rules;
     }
-    rules.extend(probe_sources().map(|source| {
-        rule(
-            [Match::From(source), Match::Tcp],
-            Verdict::Accept,
-            "probes from the node",
-        )
-    }));
+    for port in &wishes.probes {
+        rules.extend(probe_sources().map(|source| {
+            rule(
+                [Match::From(source), Match::TcpTo(*port)],
+                Verdict::Accept,
+                "probes from the node",
+            )
+        }));
+    }
     rules.push(proxy_itself());
     rules.push(rule(
         [Match::TcpTo(ports::HBONE)],

@@ -1,5 +1,5 @@
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use isobar_types::ports;
 
@@ -94,16 +94,16 @@ fn write_match(text: &mut String, part: &Match) {
     }
 }
 
-/// A transaction that makes the node's table: TCP that a program of the node opens to an enrolled
-/// pod gets the source address by which the pod's rules know probes.
+/// A transaction that makes the node's table: what root on the node opens to a probed port of an
+/// enrolled pod gets the source address by which the pod's rules know probes.
 #[must_use]
-pub fn probe_table(pods: &[IpAddr]) -> String {
+pub fn probe_table(probed: &[SocketAddr]) -> String {
     let mut text =
         format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
     for (family, kind) in [("v4", "ipv4_addr"), ("v6", "ipv6_addr")] {
         push(
             &mut text,
-            format_args!("\tset probed-{family} {{\n\t\ttype {kind}\n\t}}\n"),
+            format_args!("\tset probed-{family} {{\n\t\ttype {kind} . inet_service\n\t}}\n"),
         );
     }
     text.push_str("\tchain probes {\n");
@@ -111,26 +111,24 @@ pub fn probe_table(pods: &[IpAddr]) -> String {
     text.push_str("\t\ttype nat hook postrouting priority 90; policy accept;\n");
     text.push_str("\t\ttcp flags & (fin|syn|rst|ack) != syn accept\n");
     text.push_str("\t\tfib saddr type != local accept comment \"forwarded, not the node's own\"\n");
-    push(
-        &mut text,
-        format_args!(
-            "\t\tmeta l4proto tcp ip daddr @probed-v4 counter snat ip to {}\n",
-            ports::PROBE_SOURCE_V4
-        ),
-    );
-    push(
-        &mut text,
-        format_args!(
-            "\t\tmeta l4proto tcp ip6 daddr @probed-v6 counter snat ip6 to {}\n",
-            ports::PROBE_SOURCE_V6
-        ),
-    );
+    text.push_str("\t\tmeta skuid != 0 accept comment \"not the kubelet's\"\n");
+    for (family, ip, source) in [
+        ("v4", "ip", IpAddr::V4(ports::PROBE_SOURCE_V4)),
+        ("v6", "ip6", IpAddr::V6(ports::PROBE_SOURCE_V6)),
+    ] {
+        push(
+            &mut text,
+            format_args!(
+                "\t\t{ip} daddr . tcp dport @probed-{family} counter snat {ip} to {source}\n"
+            ),
+        );
+    }
     text.push_str("\t}\n}\n");
     for (family, v4) in [("v4", true), ("v6", false)] {
-        let members: Vec<String> = pods
+        let members: Vec<String> = probed
             .iter()
-            .filter(|ip| ip.is_ipv4() == v4)
-            .map(IpAddr::to_string)
+            .filter(|to| to.is_ipv4() == v4)
+            .map(|to| format!("{} . {}", to.ip(), to.port()))
             .collect();
         if !members.is_empty() {
             push(

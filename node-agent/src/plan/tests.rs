@@ -15,7 +15,11 @@ fn goldens(name: &str, wishes: &Wishes, capture: Capture) {
 
 #[test]
 fn an_ordinary_pod() {
-    goldens("ordinary", &Wishes::default(), Capture::On);
+    let wishes = Wishes {
+        probes: [8080, 9090].into(),
+        ..Wishes::default()
+    };
+    goldens("ordinary", &wishes, Capture::On);
 }
 
 #[test]
@@ -24,6 +28,7 @@ fn without_names_and_inbound() {
         dns: false,
         inbound: false,
         reroute: Vec::new(),
+        probes: [8080].into(),
     };
     goldens("outbound-only", &wishes, Capture::On);
 }
@@ -65,8 +70,9 @@ fn jumps_are_not_doubled() {
 
 #[test]
 fn the_nodes_own_table() {
-    let pods = ["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()];
-    insta::assert_snapshot!("node.nft", probe_table(&pods));
-    let iptables = probe_text(&pods, IptablesFamily::V4, true);
+    let probed = ["10.244.1.2:8080", "10.244.1.3:80", "[fd00::2]:8080"];
+    let probed = probed.map(|to| to.parse().unwrap());
+    insta::assert_snapshot!("node.nft", probe_table(&probed));
+    let iptables = probe_text(&probed, IptablesFamily::V4, true);
     insta::assert_snapshot!("node.iptables", iptables);
 }

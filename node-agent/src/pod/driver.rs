@@ -1,3 +1,5 @@
+mod telling;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -5,8 +7,6 @@ use std::time::Duration;
 use isobar_net::NetNs;
 use isobar_objects::{Kind, ObjectRef, ObjectWriter};
 use isobar_runtime::Backoff;
-use isobar_types::labels;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -14,17 +14,20 @@ use super::events::KernelEvents;
 use super::machine::{Facts, Goal, Rules, Step, next};
 use super::observe::{Observation, Observer};
 use crate::backend::{self, BackendError, Canon};
-use crate::board::{Board, PodView, Standing};
+use crate::board::{Board, Standing};
 use crate::desire::{Desire, Unknown};
 use crate::faults::crash_point;
 use crate::metrics::Metrics;
 use crate::plan::{Capture, plan_rules};
 use crate::probes::{Probes, blocking};
+use crate::report::{Advertised, Condition, Reports};
 use crate::sandbox::{self, Answer, Sandbox};
 use crate::zds::{AnnounceError, Announcement, Zds};
 
-/// Annotation that says why a pod that should be redirected is not.
-const PROBLEM: &str = "isobar.dev/redirection-problem";
+/// The step of looking, as failures name it.
+const LOOK: &str = "look";
+/// What fails for less than this is not worth telling: it passes by itself.
+const PASSING: Duration = Duration::from_secs(5);
 /// How often open connections of a leaving pod are counted.
 const DRAIN_LOOK: Duration = Duration::from_millis(250);
 
@@ -33,10 +36,13 @@ const DRAIN_LOOK: Duration = Duration::from_millis(250);
 pub struct Timing {
     /// Between two looks at a pod that is as wished.
     pub verify: Duration,
-    /// Callers get this long to learn that a pod no longer takes HBONE.
+    /// Callers get this long to learn that a pod no longer takes HBONE, before it does not.
     pub grace: Duration,
     /// Open connections of a leaving pod get this long to end.
     pub drain: Duration,
+    /// A pod whose rules cannot be looked at stays advertised this long after they were last seen
+    /// in force.
+    pub blind: Duration,
 }
 
 impl Default for Timing {
@@ -45,6 +51,7 @@ impl Default for Timing {
             verify: Duration::from_secs(5),
             grace: Duration::from_millis(1500),
             drain: Duration::from_secs(3600),
+            blind: Duration::from_secs(10),
         }
     }
 }
@@ -57,6 +64,8 @@ pub struct Services {
     pub canon: Arc<Canon>,
     /// Where annotations go.
     pub writer: Arc<dyn ObjectWriter>,
+    /// What is told besides.
+    pub reports: Reports,
     /// The node's rules about probes.
     pub probes: Probes,
     /// What is observed.
@@ -105,8 +114,14 @@ pub struct Driver {
     reference: ObjectRef,
     observer: Arc<Mutex<Observer>>,
     annotated: bool,
+    /// The condition on its object.
+    condition: Option<Condition>,
     /// Its object may not have been known when `annotated` was set.
     unsure: bool,
+    /// When its rules were last seen in force; none once they were seen not to be.
+    in_force: Option<Instant>,
+    /// Since when it is not as wished because something fails.
+    failing: Option<Instant>,
     retracted: Option<Instant>,
     stopped_capturing: Option<Instant>,
     /// It was enrolled and whole at the last look: if it no longer is, that is damage.
@@ -147,7 +162,7 @@ impl Driver {
         sandbox: Sandbox,
         netns: NetNs,
         account: Option<String>,
-        annotated: bool,
+        advertised: Advertised,
     ) -> Result<Self, BackendError> {
         let observer = Observer::new(netns.clone(), Arc::clone(&services.canon));
         let enrolled_before = observer.has_rules()?;
@@ -156,8 +171,11 @@ impl Driver {
             observer: Arc::new(Mutex::new(observer)),
             netns,
             account,
-            annotated,
+            annotated: advertised.annotated,
+            condition: advertised.condition,
             unsure: false,
+            in_force: None,
+            failing: None,
             retracted: None,
             stopped_capturing: None,
             whole: false,
@@ -217,7 +235,8 @@ impl Driver {
                         }
                         Err((step, error)) => {
                             self.failed(&desire, step, &error).await;
-                            Pause::For(backoff.step(u64::from(std::process::id())))
+                            let pause = backoff.step(u64::from(std::process::id()));
+                            Pause::For(pause.min(self.sight_due(step)))
                         }
                     }
                 }
@@ -243,10 +262,10 @@ impl Driver {
         let facts = self
             .look(desire)
             .await
-            .map_err(|error| ("look", error.into()))?;
+            .map_err(|error| (LOOK, error.into()))?;
         let step = next(desire.goal, &facts);
         if step == Step::Rest {
-            self.rest(desire).map_err(|error| ("answer", error))?;
+            self.rest(desire).await.map_err(|error| ("answer", error))?;
             return Ok(Pause::For(self.services.timing.verify));
         }
         self.show(standing_before(desire.goal, step), &desire.why);
@@ -271,6 +290,7 @@ impl Driver {
             observer.look(&wishes)
         })
         .await?;
+        self.in_force = (self.seen.rules == Rules::On).then(Instant::now);
         if self.seen.rules == Rules::Off {
             self.stopped_capturing.get_or_insert_with(Instant::now);
         } else {
@@ -308,10 +328,11 @@ impl Driver {
             Step::AwaitPublished => {
                 let waited = self.retracted.map_or(Duration::ZERO, |at| at.elapsed());
                 let left = self.services.timing.grace.saturating_sub(waited);
+                // For whatever connects from now on it is plain already.
+                self.answer(Answer::Plain)?;
                 return Ok(Pause::For(left));
             }
             Step::AwaitDrained => {
-                // For whatever connects from now on it is plain already.
                 self.answer(Answer::Plain)?;
                 return Ok(Pause::For(DRAIN_LOOK));
             }
@@ -326,7 +347,7 @@ impl Driver {
         let sandbox = &self.sandbox;
         self.services
             .probes
-            .insert(&sandbox.uid, &sandbox.ips)
+            .insert(&sandbox.uid, &sandbox.ips, &desire.wishes.probes)
             .await?;
         if self.whole {
             self.whole = false;
@@ -334,6 +355,10 @@ impl Driver {
             self.services.metrics.repair();
             tracing::warn!(pod = %self.reference, found = ?self.seen.rules,
                 "rules of an enrolled pod were not as planned: writing them again");
+            let found = self.seen.rules;
+            self.tell("RulesRepaired", &format!(
+                "the pod's redirection rules were {found:?}, not as written: they are written again"
+            ));
         }
         self.write(desire, Capture::On).await
     }
@@ -370,27 +395,8 @@ impl Driver {
         .await?)
     }
 
-    async fn annotate(&mut self) -> Result<(), StepError> {
-        let patch = json!({"metadata": {"annotations": {
-            labels::REDIRECTION: "enabled",
-            PROBLEM: null,
-        }}});
-        self.services.writer.patch(&self.reference, &patch).await?;
-        self.annotated = true;
-        self.retracted = None;
-        Ok(())
-    }
-
-    async fn retract(&mut self) -> Result<(), StepError> {
-        self.services.writer.delete(&self.reference).await?;
-        self.annotated = false;
-        self.retracted = Some(Instant::now());
-        self.whole = false;
-        Ok(())
-    }
-
     /// Everything is as wished.
-    fn rest(&mut self, desire: &Desire) -> Result<(), StepError> {
+    async fn rest(&mut self, desire: &Desire) -> Result<(), StepError> {
         let (answer, standing) = match desire.goal {
             Goal::Enrolled => (Answer::Enrolled, Standing::Enrolled),
             Goal::Plain => (Answer::Plain, Standing::Plain),
@@ -400,7 +406,19 @@ impl Driver {
         // What the page shows is so everywhere.
         self.answer(answer)?;
         self.show(standing, &desire.why);
+        self.failing = None;
+        self.say_rested(desire.goal).await;
         Ok(())
+    }
+
+    /// How long a failed look may be put off: at the end of that time the pod is not advertised
+    /// any more.
+    fn sight_due(&self, step: &'static str) -> Duration {
+        let limit = self.services.timing.blind;
+        match self.in_force {
+            Some(at) if self.is_blind(step) => limit.saturating_sub(at.elapsed()),
+            _ => Duration::MAX,
+        }
     }
 
     fn answer(&mut self, answer: Answer) -> Result<(), StepError> {
@@ -409,40 +427,6 @@ impl Driver {
             self.answered = Some(answer);
         }
         Ok(())
-    }
-
-    /// Tells everybody. A pod whose rules cannot be written must not be advertised as redirected.
-    async fn failed(&mut self, desire: &Desire, step: &'static str, error: &StepError) {
-        let problem = format!("{step}: {error}");
-        let waiting = matches!(error, StepError::Announce(AnnounceError::NoProxy));
-        self.services.metrics.failure(step);
-        if problem != self.problem {
-            if waiting {
-                tracing::info!(pod = %self.reference, "waiting for a node proxy");
-            } else {
-                tracing::error!(pod = %self.reference, step, %error, "a step failed, trying again");
-            }
-        }
-        let unprotected = matches!(error, StepError::Backend(_)) && desire.goal == Goal::Enrolled;
-        if unprotected && problem != self.problem {
-            self.advertise_problem(&problem).await;
-        }
-        self.problem = problem;
-        let standing = if waiting {
-            Standing::Enrolling
-        } else {
-            Standing::Failing
-        };
-        self.show(standing, &desire.why);
-    }
-
-    async fn advertise_problem(&mut self, problem: &str) {
-        let patch = json!({"metadata": {"annotations": {PROBLEM: problem}}});
-        let retracted = self.retract().await;
-        let told = self.services.writer.patch(&self.reference, &patch).await;
-        if let Err(error) = retracted.and(told.map_err(StepError::Write)) {
-            tracing::error!(pod = %self.reference, %error, "the pod's annotation cannot be written");
-        }
     }
 
     /// The sandbox is gone, and the rules with it.
@@ -467,36 +451,12 @@ impl Driver {
             netns: self.netns.clone(),
         })
     }
-
-    fn show(&self, standing: Standing, why: &str) {
-        self.services.board.show(PodView {
-            uid: self.sandbox.uid.clone(),
-            namespace: self.sandbox.namespace.clone(),
-            name: self.sandbox.name.clone(),
-            ips: self.sandbox.ips.clone(),
-            netns: self.netns.inode(),
-            standing,
-            why: why.to_owned(),
-            rules: match self.seen.rules {
-                Rules::Absent => "absent",
-                Rules::Off => "off",
-                Rules::On => "on",
-                Rules::Damaged => "damaged",
-            },
-            accepted: self.services.zds.is_accepted(&self.sandbox.uid),
-            published: self.annotated,
-            connections: self.seen.carried,
-            repairs: self.repairs,
-            problem: self.problem.clone(),
-            observed: jiff::Timestamp::now().to_string(),
-        });
-    }
 }
 
 const fn standing_before(goal: Goal, step: Step) -> Standing {
     match (goal, step) {
         (Goal::Enrolled, _) => Standing::Enrolling,
-        (Goal::Plain, Step::Retract | Step::AwaitPublished | Step::CaptureOff) => Standing::Leaving,
+        (Goal::Plain, Step::Retract | Step::CaptureOff) => Standing::Leaving,
         (Goal::Plain, _) => Standing::Draining,
     }
 }

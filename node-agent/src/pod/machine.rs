@@ -55,7 +55,7 @@ pub enum Step {
     Annotate,
     /// Take the annotation back: callers shall send plain TCP.
     Retract,
-    /// Give callers time to learn.
+    /// Give callers time to learn: the node proxy still takes their tunnels.
     AwaitPublished,
     /// Let the connections that the rules carry end.
     AwaitDrained,
@@ -94,8 +94,10 @@ const fn towards_plain(facts: &Facts) -> Step {
         return Step::Retract;
     }
     match facts.rules {
-        Rules::On | Rules::Damaged if !facts.published => Step::AwaitPublished,
+        // At once: what is captured no more is plain, and tunnels of callers that have not heard
+        // of it yet are carried as before.
         Rules::On | Rules::Damaged => Step::CaptureOff,
+        Rules::Off if !facts.published => Step::AwaitPublished,
         Rules::Off if !facts.drained => Step::AwaitDrained,
         Rules::Off => Step::Remove,
         Rules::Absent if facts.announced => Step::Withdraw,
@@ -161,8 +163,8 @@ mod tests {
             walk(Goal::Plain, &mut facts),
             [
                 Step::Retract,
-                Step::AwaitPublished,
                 Step::CaptureOff,
+                Step::AwaitPublished,
                 Step::AwaitDrained,
                 Step::Remove,
                 Step::Withdraw,

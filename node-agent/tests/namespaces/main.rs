@@ -91,6 +91,17 @@ fn running_pods_are_found_and_the_plugin_is_installed() {
 }
 
 #[test]
+fn a_pod_that_cannot_be_looked_at_is_advertised_for_a_while() {
+    inside("plugin_blind");
+}
+
+#[test]
+#[ignore = "started by a_pod_that_cannot_be_looked_at_is_advertised_for_a_while in namespaces of its own"]
+fn plugin_blind() {
+    in_runtime(plugin::blind::all());
+}
+
+#[test]
 #[ignore = "started by the_plugin_does_every_verb in namespaces of its own"]
 fn plugin_verbs() {
     in_runtime(plugin::verbs::all());

@@ -13,6 +13,7 @@ use isobar_node_agent::desire::NodeDefaults;
 use isobar_node_agent::metrics::Metrics;
 use isobar_node_agent::pod::{Services, Timing};
 use isobar_node_agent::probes::Probes;
+use isobar_node_agent::report::Reports;
 use isobar_node_agent::zds::Zds;
 use isobar_objects::{Object, ObjectSet, OverlayWriter, Pod, Published, StaticSource};
 use isobar_runtime::Scope;
@@ -23,6 +24,8 @@ use tokio::sync::watch;
 use crate::network::{LIMIT, PEER, POD, Place, bridge, call, tool, v6};
 use crate::proxy::Proxy;
 
+/// A port of the pod that no probe goes to.
+const UNPROBED: u16 = 8081;
 const UID: &str = "11111111-2222-3333-4444-555555555555";
 
 /// Objects, and the folders that survive an agent.
@@ -62,7 +65,9 @@ impl World {
     fn label(&self, mode: &str) {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "shop",
             "name": "cart", "uid": UID, "labels": {"istio.io/dataplane-mode": mode},
-            "annotations": self.annotation()}}))
+            "annotations": self.annotation()},
+            "spec": {"containers": [{"name": "c", "image": "i",
+                "readinessProbe": {"tcpSocket": {"port": 8080}}}]}}))
         .unwrap();
         self.objects.send_replace(Arc::new(Published {
             objects: Arc::new(ObjectSet::of([Object::from(pod)])),
@@ -106,6 +111,7 @@ impl World {
             probes: Probes::new(backend),
             canon: Arc::new(Canon::new(backend, scratch)),
             writer: Arc::new(OverlayWriter::new(self.path("overlay")).unwrap()),
+            reports: Reports::default(),
             metrics: Metrics::register(&Registry::new(), Arc::clone(&board), zds.clone()),
             board: Arc::clone(&board),
             zds: zds.clone(),
@@ -113,6 +119,7 @@ impl World {
                 verify: Duration::from_secs(1),
                 grace: Duration::from_millis(200),
                 drain: Duration::from_secs(60),
+                ..Timing::default()
             },
             pods_dir: self.path("pods"),
             proc: "/proc".into(),
@@ -172,6 +179,7 @@ pub(crate) async fn all(choice: Choice) {
     let (pod, peer) = (Place::new("pod", POD), Place::new("peer", PEER));
     let applications = Scope::new("applications");
     pod.serve(&applications, 8080);
+    pod.serve(&applications, UNPROBED);
     peer.serve(&applications, 9090);
     let world = World::new(choice, &pod);
 
@@ -324,6 +332,9 @@ async fn enrolled(pod: &Place, peer: &Place, proxy: &Proxy) {
     // The node's calls to others are its own.
     assert_eq!(call(None, &to(PEER, 9090)).await.seen, "10.0.0.1");
     assert!(notes.take().is_empty());
+    // Where nothing is probed the node is a caller like any other.
+    assert_eq!(call(None, &to(POD, UNPROBED)).await.seen, "10.0.0.1");
+    assert_eq!(notes.take(), ["inbound 10.0.0.2:8081"]);
 
     assert_eq!(name_from(pod).await, "named");
 

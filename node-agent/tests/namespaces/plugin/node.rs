@@ -20,6 +20,8 @@ pub(crate) struct Node {
     sessions: Scope,
     /// What the agent's command line has besides.
     pub(crate) extra: Vec<String>,
+    /// Folder whose programs the agent finds first.
+    pub(crate) tools: Option<PathBuf>,
 }
 
 impl Node {
@@ -34,6 +36,7 @@ impl Node {
             proxy: Proxy::default(),
             sessions: Scope::new("sessions"),
             extra: Vec::new(),
+            tools: None,
         };
         node.object(
             "namespace",
@@ -102,9 +105,14 @@ impl Node {
             .append(true)
             .open(self.path("agent.log"))
             .unwrap();
+        let usual = std::env::var("PATH").unwrap_or_default();
+        let path = match &self.tools {
+            Some(first) => format!("{}:{usual}", first.display()),
+            None => usual,
+        };
         let child = Command::new(env!("CARGO_BIN_EXE_isobar-cni"))
             .env_clear()
-            .env("PATH", std::env::var("PATH").unwrap_or_default())
+            .env("PATH", path)
             .env("ISOBAR_CRASH_AT", crash)
             .args(["--node", "node-1", "--verify-every", "0.5"])
             .arg("--objects")

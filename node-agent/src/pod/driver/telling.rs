@@ -1,0 +1,168 @@
+//! What a pod's task says to others: annotation, condition, events, status page.
+
+use isobar_kubernetes::Note;
+use isobar_types::labels;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Driver, StepError};
+use crate::board::{PodView, Standing};
+use crate::desire::Desire;
+use crate::pod::machine::{Goal, Rules};
+use crate::report::{Condition, Truth};
+use crate::zds::AnnounceError;
+
+/// Annotation that says why a pod that should be redirected is not.
+const PROBLEM: &str = "isobar.dev/redirection-problem";
+
+impl Driver {
+    pub(super) async fn annotate(&mut self) -> Result<(), StepError> {
+        let patch = json!({"metadata": {"annotations": {
+            labels::REDIRECTION: "enabled",
+            PROBLEM: null,
+        }}});
+        self.services.writer.patch(&self.reference, &patch).await?;
+        self.annotated = true;
+        self.retracted = None;
+        Ok(())
+    }
+
+    /// Takes back the annotation and with it everything that was said, the condition too.
+    pub(super) async fn retract(&mut self) -> Result<(), StepError> {
+        self.services.writer.delete(&self.reference).await?;
+        self.annotated = false;
+        self.retracted = Some(Instant::now());
+        self.whole = false;
+        self.condition = None;
+        Ok(())
+    }
+
+    /// Writes the condition unless it is there. If that fails, the next look tries again: nothing
+    /// depends on it.
+    pub(super) async fn say(&mut self, truth: Truth, reason: &str, message: &str) {
+        if !self.services.reports.conditions {
+            return;
+        }
+        let next = Condition::after(self.condition.as_ref(), truth, reason, message);
+        if self.condition.as_ref() == Some(&next) {
+            return;
+        }
+        let status = json!({ "conditions": [next.value()] });
+        let written = self.services.writer.patch_status(&self.reference, &status);
+        match written.await {
+            Ok(()) => self.condition = Some(next),
+            Err(error) => {
+                tracing::warn!(pod = %self.reference, %error, "the pod's condition cannot be written");
+            }
+        }
+    }
+
+    /// Says that the pod is as wished.
+    pub(super) async fn say_rested(&mut self, goal: Goal) {
+        match goal {
+            Goal::Enrolled => {
+                let message = "new connections are led through the node proxy";
+                self.say(Truth::True, "Redirected", message).await;
+            }
+            // What went wrong on the way in does not matter any more.
+            Goal::Plain if self.condition.is_some() => {
+                if let Err(error) = self.retract().await {
+                    tracing::warn!(pod = %self.reference, %error, "the pod's condition stays");
+                }
+            }
+            Goal::Plain => {}
+        }
+    }
+
+    /// Tells the owner of the pod.
+    pub(super) fn tell(&self, reason: &'static str, message: &str) {
+        self.services.reports.events.tell(Note {
+            about: self.reference.clone(),
+            uid: self.sandbox.uid.clone(),
+            reason,
+            message: message.to_owned(),
+        });
+    }
+
+    /// Tells everybody. A pod whose rules cannot be written must not be advertised as redirected;
+    /// one whose rules cannot be looked at, not for long.
+    pub(super) async fn failed(&mut self, desire: &Desire, step: &'static str, error: &StepError) {
+        let problem = format!("{step}: {error}");
+        let waiting = matches!(error, StepError::Announce(AnnounceError::NoProxy));
+        let is_new = problem != self.problem;
+        self.services.metrics.failure(step);
+        if is_new {
+            if waiting {
+                tracing::info!(pod = %self.reference, "waiting for a node proxy");
+            } else {
+                tracing::error!(pod = %self.reference, step, %error, "a step failed, trying again");
+            }
+        }
+        let unseen = matches!(error, StepError::Backend(_)) && desire.goal == Goal::Enrolled;
+        if unseen && self.is_blind(step) {
+            self.say(Truth::Unknown, "CannotBeSeen", &problem).await;
+            self.tell("RulesCannotBeSeen", &problem);
+        } else if unseen && (is_new || self.annotated) {
+            self.advertise_problem(&problem).await;
+        }
+        if desire.goal == Goal::Enrolled && !self.is_blind(step) && self.fails_for_long() {
+            self.tell("RedirectionFailed", &problem);
+        }
+        self.problem = problem;
+        let standing = if waiting {
+            Standing::Enrolling
+        } else {
+            Standing::Failing
+        };
+        self.show(standing, &desire.why);
+    }
+
+    /// True if the rules were in force when they were last seen, and that is not long ago: a tool
+    /// that fails once changes nothing about them.
+    pub(super) fn is_blind(&self, step: &'static str) -> bool {
+        let limit = self.services.timing.blind;
+        let in_force = self.annotated && self.in_force.is_some_and(|at| at.elapsed() < limit);
+        step == super::LOOK && in_force
+    }
+
+    /// True if the pod has not been as wished for a while: what passes by itself is no news.
+    fn fails_for_long(&mut self) -> bool {
+        let since = self.failing.get_or_insert_with(Instant::now);
+        since.elapsed() >= super::PASSING
+    }
+
+    async fn advertise_problem(&mut self, problem: &str) {
+        let patch = json!({"metadata": {"annotations": {PROBLEM: problem}}});
+        let retracted = self.retract().await;
+        let told = self.services.writer.patch(&self.reference, &patch).await;
+        if let Err(error) = retracted.and(told.map_err(StepError::Write)) {
+            tracing::error!(pod = %self.reference, %error, "the pod's annotation cannot be written");
+        }
+        self.say(Truth::False, "NotRedirected", problem).await;
+        self.tell("RedirectionFailed", problem);
+    }
+
+    pub(super) fn show(&self, standing: Standing, why: &str) {
+        self.services.board.show(PodView {
+            uid: self.sandbox.uid.clone(),
+            namespace: self.sandbox.namespace.clone(),
+            name: self.sandbox.name.clone(),
+            ips: self.sandbox.ips.clone(),
+            netns: self.netns.inode(),
+            standing,
+            why: why.to_owned(),
+            rules: match self.seen.rules {
+                Rules::Absent => "absent",
+                Rules::Off => "off",
+                Rules::On => "on",
+                Rules::Damaged => "damaged",
+            },
+            accepted: self.services.zds.is_accepted(&self.sandbox.uid),
+            published: self.annotated,
+            connections: self.seen.carried,
+            repairs: self.repairs,
+            problem: self.problem.clone(),
+            observed: jiff::Timestamp::now().to_string(),
+        });
+    }
+}
