@@ -59,6 +59,7 @@ pub mod type_url {
     pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
     pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
     pub const WAYPOINT: &str = "type.googleapis.com/isobar.v1.Waypoint";
+    pub const CREDENTIAL: &str = "type.googleapis.com/isobar.v1.Credential";
     pub const WORKLOAD_LABELS: &str = "type.googleapis.com/isobar.v1.WorkloadLabels";
     pub const VIRTUAL_SERVICE: &str = "type.googleapis.com/isobar.v1.VirtualService";
     pub const DESTINATION_RULE: &str = "type.googleapis.com/isobar.v1.DestinationRule";

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use isobar_proto::isobar::v1 as proto;
@@ -7,6 +7,7 @@ use isobar_types::{NamespacedHostname, NamespacedName, Str};
 use crate::authorization::Policy;
 use crate::call::Labels;
 use crate::destination_rule::{Combined, DestinationRule, NO_RULES, Subset};
+use crate::listener::Listener;
 use crate::rate_limit::RateLimits;
 use crate::traffic::TrafficRules;
 use crate::virtual_service::VirtualService;
@@ -44,6 +45,18 @@ pub struct WaypointInfo {
     pub for_workloads: bool,
     /// The account whose workloads it serves; `None` for a namespace waypoint.
     pub account: Option<Str>,
+    /// Ports of a gateway at the edge of the mesh.
+    pub listeners: Vec<Arc<Listener>>,
+    /// Services whose own waypoint sees what comes through this gateway.
+    pub through_waypoint: BTreeSet<NamespacedHostname>,
+}
+
+impl WaypointInfo {
+    /// A listener by its name.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
+        self.listeners.iter().find(|one| &*one.name == name)
+    }
 }
 
 /// One immutable version of everything beyond workloads and services. Cloning copies pointers.
@@ -238,7 +251,8 @@ impl Draft {
     /// Replaces the waypoint's own description.
     ///
     /// # Errors
-    /// When the kind of traffic is not known to this version.
+    /// When the kind of traffic is not known to this version, or a port cannot be opened as it is told;
+    /// the draft is unchanged.
     pub fn set_waypoint(&mut self, from: &proto::Waypoint) -> Result<(), ResourceError> {
         use proto::waypoint::Traffic;
         let traffic = Traffic::try_from(from.traffic).map_err(|_| ResourceError {
@@ -247,7 +261,16 @@ impl Draft {
             field: "traffic".into(),
             problem: format!("{} is not a kind of traffic", from.traffic),
         })?;
+        let object = format!("{}/{}", from.namespace, from.name);
+        let listeners = from.listeners.iter();
+        let listeners = listeners.map(|one| Listener::compile(one, &object).map(Arc::new));
+        let through = from.through_waypoint.iter().map(|one| NamespacedHostname {
+            namespace: one.namespace.as_str().into(),
+            hostname: one.hostname.as_str().into(),
+        });
         self.next.waypoint = Some(Arc::new(WaypointInfo {
+            listeners: listeners.collect::<Result<_, _>>()?,
+            through_waypoint: through.collect(),
             name: NamespacedName {
                 namespace: from.namespace.as_str().into(),
                 name: from.name.as_str().into(),

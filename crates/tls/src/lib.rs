@@ -10,6 +10,7 @@ pub mod ca;
 mod certificate;
 pub mod control;
 pub mod csr;
+pub mod edge;
 mod failure;
 mod hello;
 pub mod https;

@@ -47,6 +47,11 @@ pub const WAYPOINT_CLASS: &str = "isobar-waypoint";
 /// Gateway class of Istio's waypoints, owned only when asked to.
 pub const ISTIO_WAYPOINT_CLASS: &str = "istio-waypoint";
 
+/// Gateway class of our gateways at the edge of the mesh.
+pub const GATEWAY_CLASS: &str = "isobar";
+/// Label on a Service or Namespace: `true` sends what comes through a gateway to the waypoint first.
+pub const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+
 /// Annotation on a pod in the lab: the local program to run instead of an image.
 pub const LAB_COMMAND: &str = "lab.isobar.dev/command";
 

@@ -1,0 +1,222 @@
+//! TLS of callers from outside the mesh, as a gateway ends it: TLS 1.2 and 1.3, one of several
+//! certificates by the server name, a client certificate where that is asked for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+
+use crate::provider::{key_log, provider_outwards};
+use crate::{CryptoFailure, HandshakeError, PrivateKey, ServerStream, pem};
+
+/// A chain and its key, ready to be shown. `Debug` shows neither.
+#[derive(Clone)]
+pub struct EdgeCertificate(Arc<CertifiedKey>);
+
+impl fmt::Debug for EdgeCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EdgeCertificate(..)")
+    }
+}
+
+impl EdgeCertificate {
+    /// Reads a chain, leaf first, and the leaf's key, both PEM.
+    ///
+    /// # Errors
+    /// When one of them cannot be read, or the key is not the certificate's.
+    pub fn from_pem(chain: &str, key: &str) -> Result<Self, CryptoFailure> {
+        let chain = pem::certificates(chain).map_err(CryptoFailure::of("read the chain"))?;
+        let key = PrivateKey::from_pem(key)?.to_der()?;
+        let provider = provider_outwards();
+        let key = provider.key_provider.load_private_key(key);
+        let key = key.map_err(CryptoFailure::of("load the key"))?;
+        let shown = CertifiedKey::new(chain, key);
+        shown
+            .keys_match()
+            .map_err(CryptoFailure::of("match key and certificate"))?;
+        Ok(Self(Arc::new(shown)))
+    }
+
+    fn is_for(&self, name: &ServerName<'_>) -> bool {
+        let leaf = self.0.end_entity_cert();
+        let parsed = leaf.and_then(ParsedCertificate::try_from);
+        parsed.is_ok_and(|leaf| rustls::client::verify_server_name(&leaf, name).is_ok())
+    }
+}
+
+/// Who may call.
+#[derive(Debug, Clone, Copy)]
+pub struct Clients<'a> {
+    /// PEM certificates of whoever signs callers' certificates.
+    pub authority: &'a str,
+    /// Callers without a certificate are turned away.
+    pub required: bool,
+}
+
+/// Accepts callers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EdgeServer(Arc<ServerConfig>);
+
+/// Shows the first of `certificates` that is for the server name asked for, else the first.
+///
+/// # Errors
+/// When there is no certificate or no version, or the authority of callers cannot be read.
+pub fn server_config(
+    certificates: Vec<EdgeCertificate>,
+    clients: Option<Clients<'_>>,
+    (tls13, tls12): (bool, bool),
+) -> Result<EdgeServer, CryptoFailure> {
+    let what = "configure TLS";
+    if certificates.is_empty() {
+        return Err(CryptoFailure::new(what, "there is no certificate to show"));
+    }
+    let mut versions: Vec<&'static SupportedProtocolVersion> = Vec::new();
+    versions.extend(tls13.then_some(&rustls::version::TLS13));
+    versions.extend(tls12.then_some(&rustls::version::TLS12));
+    let provider = provider_outwards();
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&versions)
+        .map_err(CryptoFailure::of(what))?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => {
+            let read = CryptoFailure::of("read the authority of callers");
+            let authority = pem::certificates(clients.authority).map_err(read)?;
+            let mut roots = RootCertStore::empty();
+            for root in authority {
+                let read = CryptoFailure::of("read the authority of callers");
+                roots.add(root).map_err(read)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = if clients.required {
+                verifier
+            } else {
+                verifier.allow_unauthenticated()
+            };
+            builder.with_client_cert_verifier(verifier.build().map_err(CryptoFailure::of(what))?)
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(ByName(certificates)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.key_log = key_log();
+    Ok(EdgeServer(Arc::new(config)))
+}
+
+#[derive(Debug)]
+struct ByName(Vec<EdgeCertificate>);
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name();
+        let name = name.and_then(|name| ServerName::try_from(name).ok());
+        let own = name.and_then(|name| self.0.iter().find(|one| one.is_for(&name)));
+        own.or(self.0.first()).map(|one| Arc::clone(&one.0))
+    }
+}
+
+impl EdgeServer {
+    /// Runs the server's side of the handshake. The caller sets the time limit.
+    ///
+    /// # Errors
+    /// When the caller is not acceptable, breaks the protocol or goes away.
+    pub async fn accept<IO>(&self, io: IO) -> Result<ServerStream<IO>, HandshakeError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        TlsAcceptor::from(Arc::clone(&self.0))
+            .accept(io)
+            .await
+            .map_err(HandshakeError::from_io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::ca::Authority;
+    use crate::https::ClientIdentity;
+    use crate::outwards::{self, Within};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn certificate(authority: &Authority, name: &str) -> (String, String) {
+        let own = authority.issue_server(&[name.to_owned()], DAY).unwrap();
+        (own.chain.clone(), own.key.to_pem().unwrap())
+    }
+
+    async fn meet(server: &EdgeServer, client: &outwards::OutwardClient, host: &str) -> bool {
+        let (near, far) = duplex(64 * 1024);
+        let (served, opened) = tokio::join!(
+            server.accept(far),
+            client.connect(near, host, Within::Http2)
+        );
+        served.is_ok() && opened.is_ok()
+    }
+
+    #[tokio::test]
+    async fn each_server_name_gets_its_certificate() {
+        let authority = Authority::generate("test").unwrap();
+        let both = ["a.example", "b.example"].map(|name| {
+            let (chain, key) = certificate(&authority, name);
+            EdgeCertificate::from_pem(&chain, &key).unwrap()
+        });
+        let server = server_config(both.to_vec(), None, (true, true)).unwrap();
+        let none: [&str; 0] = [];
+        let client = outwards::client_config(authority.roots(), &none, None).unwrap();
+        for (name, good) in [
+            ("a.example", true),
+            ("b.example", true),
+            ("c.example", false),
+        ] {
+            assert_eq!(meet(&server, &client, name).await, good, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn callers_without_a_certificate_are_turned_away_where_one_is_asked_for() {
+        let authority = Authority::generate("test").unwrap();
+        let clients = Authority::generate("clients").unwrap();
+        let (chain, key) = certificate(&authority, "a.example");
+        let shown = EdgeCertificate::from_pem(&chain, &key).unwrap();
+        let rule = |required| {
+            let rule = Clients {
+                authority: clients.roots(),
+                required,
+            };
+            // A client of TLS 1.3 is done before it hears of the refusal.
+            server_config(vec![shown.clone()], Some(rule), (false, true)).unwrap()
+        };
+        let none: [&str; 0] = [];
+        let plain = outwards::client_config(authority.roots(), &none, None).unwrap();
+        let with = |by: &Authority| {
+            let (chain, key) = certificate(by, "client.example");
+            let identity = ClientIdentity {
+                chain: &chain,
+                key: &key,
+            };
+            outwards::client_config(authority.roots(), &none, Some(identity)).unwrap()
+        };
+        assert!(!meet(&rule(true), &plain, "a.example").await);
+        assert!(meet(&rule(false), &plain, "a.example").await);
+        assert!(!meet(&rule(false), &with(&authority), "a.example").await);
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_told() {
+        let authority = Authority::generate("test").unwrap();
+        let (chain, _) = certificate(&authority, "a.example");
+        let (_, other) = certificate(&authority, "a.example");
+        assert!(EdgeCertificate::from_pem(&chain, &other).is_err());
+        assert!(EdgeCertificate::from_pem("", &other).is_err());
+        assert!(server_config(Vec::new(), None, (true, true)).is_err());
+    }
+}
