@@ -86,6 +86,44 @@ impl Authority {
         &self.roots
     }
 
+    /// True in the last fifth of the life of a root of our own: time to renew it. Never for an
+    /// intermediate, which is the user's.
+    #[must_use]
+    pub fn is_old(&self, now: SystemTime) -> bool {
+        let Some(info) = self.info().filter(|_| self.intermediates.is_empty()) else {
+            return false;
+        };
+        let life = info.not_after.duration_since(info.not_before);
+        let left = info.not_after.duration_since(now).unwrap_or_default();
+        life.is_ok_and(|life| left < life / 5)
+    }
+
+    /// Roots (PEM) that follow those of a root of our own: a new certificate of the same name and key
+    /// first, then the others until they end. What was signed before is verified by each of them, and
+    /// so is what is signed after: nobody has to change at once.
+    ///
+    /// # Errors
+    /// When BoringSSL fails.
+    pub fn renewed_roots(&self, now: SystemTime) -> Result<String, AuthorityError> {
+        let name = self.certificate.subject_name();
+        let next = issue::root_of(&self.key, name, now, ROOT_LIFE)?;
+        let mut roots = issue::pem(&next)?;
+        let what = "read the roots";
+        for der in crate::pem::certificates(&self.roots).map_err(CryptoFailure::of(what))? {
+            let info = crate::CertificateInfo::read(&der).map_err(CryptoFailure::of(what))?;
+            if info.not_after > now {
+                let one = X509::from_der(&der).map_err(CryptoFailure::of(what))?;
+                roots.push_str(&issue::pem(&one)?);
+            }
+        }
+        Ok(roots)
+    }
+
+    fn info(&self) -> Option<crate::CertificateInfo> {
+        let der = self.certificate.to_der().ok()?;
+        crate::CertificateInfo::read(&der.as_slice().into()).ok()
+    }
+
     /// Signs the request for `identity`, whatever name the request itself carries: the caller has
     /// decided who asks. Valid from two minutes ago for `ttl`, but never beyond the authority.
     /// Returns the parts of a `CreateCertificate` answer: leaf, intermediates, roots last.

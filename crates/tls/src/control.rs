@@ -16,6 +16,7 @@ use crate::verify::{ServerRule, ServerVerifier};
 use crate::{ClientStream, CryptoFailure, HandshakeError, PrivateKey, ServerStream, pem, provider};
 
 const H2: &[u8] = b"h2";
+const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// A server's chain (leaf first, PEM blocks) and its key.
 pub struct ServerCertificate {
@@ -44,6 +45,21 @@ pub struct ControlClient(Arc<ClientConfig>);
 /// # Errors
 /// When the chain or the key cannot be used.
 pub fn server_config(certificate: &ServerCertificate) -> Result<ControlServer, CryptoFailure> {
+    serving(certificate, H2)
+}
+
+/// As [`server_config`], for HTTP/1.1.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn web_server_config(certificate: &ServerCertificate) -> Result<ControlServer, CryptoFailure> {
+    serving(certificate, HTTP_1_1)
+}
+
+fn serving(
+    certificate: &ServerCertificate,
+    protocol: &[u8],
+) -> Result<ControlServer, CryptoFailure> {
     let provider = provider();
     let chain = pem::certificates(&certificate.chain)
         .map_err(CryptoFailure::of("read the server's chain"))?;
@@ -57,7 +73,7 @@ pub fn server_config(certificate: &ServerCertificate) -> Result<ControlServer, C
         .map_err(CryptoFailure::of("configure TLS"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(key));
-    config.alpn_protocols = vec![H2.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     config.key_log = key_log();
     Ok(ControlServer(Arc::new(config)))
 }

@@ -13,6 +13,10 @@ const KEY: &str = "ca-key.pem";
 const CERTIFICATE: &str = "ca-cert.pem";
 const CHAIN: &str = "cert-chain.pem";
 const ROOT: &str = "root-cert.pem";
+/// The same in a secret of type kubernetes.io/tls; the certificate's file holds its chain.
+const TLS_KEY: &str = "tls.key";
+const TLS_CERTIFICATE: &str = "tls.crt";
+const TLS_ROOT: &str = "ca.crt";
 /// Most certificates between a leaf and a root that are looked at.
 const DEPTH: usize = 8;
 
@@ -43,20 +47,39 @@ impl Authority {
         })
     }
 
+    /// Renews the root kept in `dir` as [`Self::renewed_roots`] says, if it is old; true if it was.
+    ///
+    /// # Errors
+    /// As [`Self::load_or_create`].
+    pub fn renew_if_old(dir: &Path, now: SystemTime) -> Result<bool, AuthorityError> {
+        let authority = Self::load_or_create(dir)?;
+        if !authority.is_old(now) {
+            return Ok(false);
+        }
+        let roots = authority.renewed_roots(now)?;
+        write(&dir.join(ROOT), roots.as_bytes(), 0o644)?;
+        Ok(true)
+    }
+
     /// An intermediate of the user's own hierarchy, in files named as Istio's `cacerts` secret:
-    /// `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem` (optional), `root-cert.pem`.
+    /// `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem` (optional), `root-cert.pem`; or, without a
+    /// `ca-key.pem`, named as in a TLS secret: `tls.crt`, `tls.key`, `ca.crt`.
     ///
     /// # Errors
     /// When a file is missing, or the chain does not lead from `ca-cert.pem` to a root.
     pub fn from_intermediate(dir: &Path) -> Result<Self, AuthorityError> {
-        let key = read_key(&dir.join(KEY))?;
-        let path = dir.join(CERTIFICATE);
+        let is_tls = !dir.join(KEY).exists() && dir.join(TLS_KEY).exists();
+        let [key, certificate, chain, root] = match is_tls {
+            true => [TLS_KEY, TLS_CERTIFICATE, TLS_CERTIFICATE, TLS_ROOT],
+            false => [KEY, CERTIFICATE, CHAIN, ROOT],
+        };
+        let (root_path, chain_path) = (dir.join(root), dir.join(chain));
+        let key = read_key(&dir.join(key))?;
+        let path = dir.join(certificate);
         let certificate = first_certificate(&path, &read(&path)?)?;
         check_signer(&path, &certificate, &key)?;
-        let root_path = dir.join(ROOT);
         let roots = read(&root_path)?;
         let root_list = stack(&root_path, &roots)?;
-        let chain_path = dir.join(CHAIN);
         let given = if chain_path.exists() {
             stack(&chain_path, &read(&chain_path)?)?
         } else {

@@ -11,7 +11,7 @@ use boring::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
     SubjectKeyIdentifier,
 };
-use boring::x509::{X509, X509Builder, X509Name, X509NameBuilder, X509Ref, X509Req};
+use boring::x509::{X509, X509Builder, X509Name, X509NameBuilder, X509NameRef, X509Ref, X509Req};
 
 use super::AuthorityError;
 use crate::{CryptoFailure, PrivateKey};
@@ -66,16 +66,29 @@ pub(super) fn root(
     now: SystemTime,
     life: Duration,
 ) -> Result<X509, CryptoFailure> {
-    let build = || -> Result<X509, ErrorStack> {
+    let name = || -> Result<X509Name, ErrorStack> {
         let mut name = X509NameBuilder::new()?;
         name.append_entry_by_nid(Nid::ORGANIZATIONNAME, organisation)?;
         name.append_entry_by_nid(Nid::COMMONNAME, "Isobar root")?;
-        let name: X509Name = name.build();
+        Ok(name.build())
+    };
+    let name = name().map_err(CryptoFailure::of("make a root certificate"))?;
+    root_of(key, &name, now, life)
+}
+
+/// A self-signed root of that name.
+pub(super) fn root_of(
+    key: &PrivateKey,
+    name: &X509NameRef,
+    now: SystemTime,
+    life: Duration,
+) -> Result<X509, CryptoFailure> {
+    let build = || -> Result<X509, ErrorStack> {
         let mut root = X509Builder::new()?;
         root.set_version(V3)?;
         root.set_serial_number(&*serial()?)?;
-        root.set_subject_name(&name)?;
-        root.set_issuer_name(&name)?;
+        root.set_subject_name(name)?;
+        root.set_issuer_name(name)?;
         root.set_pubkey(key.pkey())?;
         root.set_not_before(&*time(now - BACKDATE)?)?;
         root.set_not_after(&*time(now + life)?)?;

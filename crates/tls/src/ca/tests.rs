@@ -154,3 +154,35 @@ fn a_leaf_never_outlives_its_issuer() {
     let certificate = authority.issue_workload(&cart(), ROOT_LIFE * 2).unwrap();
     assert!(certificate.not_after() <= SystemTime::now() + ROOT_LIFE);
 }
+
+#[test]
+fn an_old_root_is_renewed_and_both_verify_what_was_signed_before_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = Authority::load_or_create(dir.path()).unwrap();
+    let now = SystemTime::now();
+    assert!(!Authority::renew_if_old(dir.path(), now).unwrap());
+    let late = now + DAY * 365 * 9;
+    assert!(Authority::renew_if_old(dir.path(), late).unwrap());
+    let after = Authority::load_or_create(dir.path()).unwrap();
+    let roots = crate::pem::certificates(after.roots()).unwrap();
+    assert_eq!(roots.len(), 2);
+    assert!(!after.is_old(late), "the new one counts");
+
+    let signed = |authority: &Authority| {
+        let (csr, _) = csr::generate(&cart()).unwrap();
+        let parts = authority.sign_at(&csr, &cart(), DAY, late).unwrap();
+        X509::from_pem(parts[0].as_bytes()).unwrap()
+    };
+    for leaf in [signed(&before), signed(&after)] {
+        for root in &roots {
+            let root = X509::from_der(root).unwrap();
+            assert!(leaf.verify(&root.public_key().unwrap()).unwrap());
+            assert!(root.issued(&leaf).is_ok());
+        }
+    }
+    // The first ends; the second one stays alone.
+    let later = now + DAY * 365 * 18;
+    assert!(Authority::renew_if_old(dir.path(), later).unwrap());
+    let last = Authority::load_or_create(dir.path()).unwrap();
+    assert_eq!(crate::pem::certificates(last.roots()).unwrap().len(), 2);
+}
