@@ -28,6 +28,18 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
+impl Endpoint {
+    /// Where its tunnels end: at the application's own address, or at the waypoint that is asked for it.
+    pub(crate) fn tunnel_ip(&self) -> IpAddr {
+        let asked = self.address.ip();
+        let own = &self.workload.addresses;
+        if own.contains(&asked) {
+            return asked;
+        }
+        own.first().copied().unwrap_or(asked)
+    }
+}
+
 /// The account whose pods alone may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnlyAccount<'a> {

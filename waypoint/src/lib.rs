@@ -12,6 +12,8 @@ pub mod admin;
 pub mod attribution;
 pub mod cluster;
 pub mod config;
+mod credentials;
+pub mod edge;
 pub mod endpoint;
 pub mod feed;
 pub mod http;

@@ -1,6 +1,6 @@
 //! From start to end: what comes up in which order, and how it goes down.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::access_log::AccessLog;
 use crate::admin::{self, Admin};
 use crate::config::Config;
+use crate::edge;
 use crate::endpoint::Turns;
 use crate::http::Live;
 use crate::listener;
@@ -222,7 +223,7 @@ async fn start_workers(
                     }
                 };
                 let _ = started.send(Ok(()));
-                work(&parts, listeners, life).await;
+                work(&parts, listeners, (address.ip(), shared), life).await;
                 let _ = gone.send(());
             })
             .await;
@@ -251,7 +252,7 @@ fn listen(hbone: SocketAddr, doors: &[Door], shared: bool) -> std::io::Result<Li
 }
 
 /// One worker's life.
-async fn work(parts: &Parts, listeners: Listeners, life: Lifetime) {
+async fn work(parts: &Parts, listeners: Listeners, (any, shared): (IpAddr, bool), life: Lifetime) {
     let scope = Rc::new(LocalScope::new("waypoint"));
     let fetch = Rc::new(Fetch(parts.certificates.clone()));
     let tunnels = Tunnels::new(PoolOptions::default(), fetch);
@@ -271,6 +272,7 @@ async fn work(parts: &Parts, listeners: Listeners, life: Lifetime) {
             plaintext::accept(worker.clone(), listener, authority),
         );
     }
+    scope.spawn("edge", edge::serve(worker.clone(), any, shared));
     let sweeper = worker.clone();
     let sweeping = scope.lifetime();
     scope.spawn("sweep", async move {
@@ -357,6 +359,9 @@ fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus 
         config.service_account.clone().into(),
     );
     metadata.insert("GATEWAY_NAME".into(), config.gateway.clone().into());
+    let mut handlers = world.feed.handlers();
+    // Keys before the description that names them.
+    handlers.insert(0, world.credentials.handler());
     let client = AdsClient::new(
         AdsConfig {
             address: config.xds_address.clone(),
@@ -369,7 +374,7 @@ fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus 
             metadata,
         },
         world.store.clone(),
-        world.feed.handlers(),
+        handlers,
     );
     let status = client.status();
     scope.spawn("discovery", client.run(scope.lifetime()));

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
 use crate::attribution::{Attributed, Peer, attribute, attribute_in_time};
+use crate::edge;
 use crate::endpoint::{Endpoint, Turns};
 use crate::http::{Heads, Live};
 use crate::metrics::{Metrics, Recent};
@@ -121,6 +122,7 @@ impl Session {
         let port = self.addressed.destination.port();
         match &self.addressed.target {
             Target::Service(service) => service.protocol(port),
+            Target::Listener(listener) => Some(edge::declared(listener)),
             Target::Workload(workload) => {
                 let snapshot = self.worker.world.store.load();
                 let mut declared = workload.services.iter().flat_map(|(key, ports)| {
@@ -201,6 +203,10 @@ impl Session {
     /// # Errors
     /// The detail for the log, naming the policy.
     pub fn admitted(&self, view: &View, endpoint: &Endpoint) -> Result<(), String> {
+        if let Target::Listener(_) = self.addressed.target {
+            // To the endpoint a gateway is the caller, as its certificate says.
+            return Ok(());
+        }
         let caller = isobar_state::Peer {
             identity: self.peer.identity.clone(),
             ip: self.peer.address.ip(),

@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use isobar_route::Listener;
 use isobar_state::inbound::Authority;
 use isobar_state::{GatewayAddress, GatewayDestination, Service, Workload};
 use isobar_types::{NetworkAddress, Reason};
 
 use crate::attribution::{KNOWN_WITHIN, Peer};
+use crate::edge;
 use crate::world::{Own, View, World};
 
 /// What a caller wants to reach.
@@ -17,6 +19,8 @@ pub enum Target {
     Service(Arc<Service>),
     /// A pod, by its own address: no other may answer.
     Workload(Arc<Workload>),
+    /// A port of this gateway, open to callers from outside.
+    Listener(Arc<Listener>),
 }
 
 /// A target with the address it was asked by.
@@ -129,6 +133,9 @@ pub async fn resolve_in_time(
 /// # Errors
 /// As [`resolve`] would say now.
 pub fn again(view: &View, own: &Own, before: &Addressed, peer: &Peer) -> Result<(), TargetRefusal> {
+    if let Target::Listener(listener) = &before.target {
+        return edge::now(view, listener).map(|_| ());
+    }
     if let Target::Workload(workload) = &before.target
         && view.snapshot.workload_by_uid(&workload.uid).is_none()
     {
@@ -160,6 +167,9 @@ fn find(
             let destination = SocketAddr::new(at.ip, to.port());
             if let Some(service) = snapshot.service_by_vip(&at, Some(caller_namespace)) {
                 return Some((Target::Service(service.clone()), destination));
+            }
+            if let Some(listener) = edge::in_tunnels(view, own, destination) {
+                return Some((Target::Listener(listener), destination));
             }
             let workload = snapshot.workload_by_address(&at)?;
             Some((Target::Workload(workload.clone()), destination))
@@ -204,6 +214,7 @@ fn served(view: &View, own: &Own, target: &Target) -> Result<(), TargetRefusal> 
         return Err(refuse(503, Reason::WaypointNotReady, detail));
     };
     let (what, takes, names_us) = match target {
+        Target::Listener(_) => return Ok(()),
         Target::Service(service) => {
             let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
             let mut named = service.waypoint.iter().chain(weighted);
@@ -259,7 +270,7 @@ impl Addressed {
     pub fn service(&self) -> Option<&Arc<Service>> {
         match &self.target {
             Target::Service(service) => Some(service),
-            Target::Workload(_) => None,
+            Target::Workload(_) | Target::Listener(_) => None,
         }
     }
 }

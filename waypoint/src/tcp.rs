@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use ::http::HeaderMap;
 use isobar_hbone::{Plain, Progress, relay_counted};
 use isobar_route::{
-    HashKey, TcpCall, TcpDecision, TrafficRules, authorize_tcp, choose, match_tcp, observe_tcp,
+    HashKey, Target as RouteTarget, TcpCall, TcpDecision, TrafficRules, authorize_tcp, choose,
+    match_tcp, observe_tcp,
 };
 use isobar_state::Service;
 use isobar_tls::outwards::Within;
@@ -20,6 +21,7 @@ use tokio::time::Instant as Now;
 use crate::access_log::TcpLine;
 use crate::attribution::Attributed;
 use crate::cluster::{Cluster, Held, Load, Overflow};
+use crate::edge;
 use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::TcpConnection;
 use crate::observation;
@@ -207,6 +209,25 @@ fn note(session: &Session, facts: &Facts, endpoint: &Endpoint, outcome: Outcome)
     }
 }
 
+fn no_cluster(why: &str) -> Ended {
+    Ended::new(Reason::NoCluster, why)
+}
+
+/// The destination that a rule chooses; `None` where there are no rules.
+fn target(decision: &TcpDecision) -> Result<Option<&RouteTarget>, Ended> {
+    let all = match decision {
+        TcpDecision::NoRoute => return Err(Ended::new(Reason::NoRoute, "no rule matches")),
+        TcpDecision::Default => return Ok(None),
+        TcpDecision::Taken(..) => decision.route().map_or(&[][..], |r| &r.destinations),
+    };
+    let chosen = choose(all, rand::random());
+    let (_, chosen) = chosen.ok_or_else(|| no_cluster("every weight is 0"))?;
+    if chosen.target.refuse.is_some() {
+        return Err(no_cluster("the route leads nowhere"));
+    }
+    Ok(Some(&chosen.target))
+}
+
 async fn endpoint(
     session: &Session,
     view: &View,
@@ -218,6 +239,11 @@ async fn endpoint(
     let asked = addressed.destination;
     let own = match &addressed.target {
         Target::Service(service) => service.key.clone(),
+        Target::Listener(listener) => {
+            let rules = edge::now(view, listener).ok().and_then(|now| now.opaque());
+            let none = || Ended::new(Reason::NoRoute, "the listener has no rules");
+            rules.cloned().ok_or_else(none)?
+        }
         Target::Workload(workload) => {
             facts.cluster = format!("encap|{asked}");
             let now = view.snapshot.workload_by_uid(&workload.uid).cloned();
@@ -229,35 +255,24 @@ async fn endpoint(
         }
     };
     let decision = match_tcp(&view.tables, &own, &facts.call(asked), &caller.caller);
-    let no_cluster = |why: String| Ended::new(Reason::NoCluster, why);
-    let target = match &decision {
-        TcpDecision::NoRoute => return Err(Ended::new(Reason::NoRoute, "no rule matches")),
-        TcpDecision::Default => None,
-        TcpDecision::Taken(..) => {
-            let all = decision.route().map_or(&[][..], |r| &r.destinations);
-            let chosen = choose(all, rand::random());
-            Some(
-                &chosen
-                    .ok_or_else(|| no_cluster("every weight is 0".into()))?
-                    .1
-                    .target,
-            )
-        }
-    };
-    if target.is_some_and(|t| t.refuse.is_some()) {
-        return Err(no_cluster("the route leads nowhere".into()));
-    }
+    let target = target(&decision)?;
     let key = target.map_or(Some(&own), |t| t.service.as_ref());
     let service = key.and_then(|key| view.snapshot.service(key));
-    let service = service.ok_or_else(|| no_cluster("the destination is not known".into()))?;
+    let service = service.ok_or_else(|| no_cluster("the destination is not known"))?;
     let ports = service.ports.iter().map(|(port, _)| port);
     let port = target.map_or(asked.port(), |target| target.port_of(ports, asked.port()));
     facts.service = Some(service.clone());
     facts.cluster = format!("inbound-vip|{port}|tcp|{}", service.key.hostname);
+    if let Target::Listener(_) = addressed.target {
+        let through = edge::through(&session.worker, view, service, port);
+        if let Some(waypoint) = through.map_err(|(reason, why)| Ended::new(reason, why))? {
+            return Ok(waypoint);
+        }
+    }
     let subset = target.and_then(|t| t.subset.as_deref());
     let subset = subset.map(|name| {
         let subset = view.tables.subset(&service.key, name);
-        subset.ok_or_else(|| no_cluster(format!("no subset {name:?}")))
+        subset.ok_or_else(|| no_cluster(&format!("no subset {name:?}")))
     });
     let subset = subset.transpose()?.map(|subset| &**subset);
     let rules = view.tables.traffic(&service.key, subset, port);

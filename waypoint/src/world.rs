@@ -13,6 +13,7 @@ use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
 use isobar_xds::Store;
 
 use crate::cluster::Clusters;
+use crate::credentials::Credentials;
 use crate::feed::Feed;
 use crate::names::Names;
 use crate::rates::Rates;
@@ -47,6 +48,8 @@ pub struct World {
     pub clusters: Clusters,
     /// What has been counted for rate limits, on all workers.
     pub rates: Rates,
+    /// What a gateway shows to callers from outside.
+    pub credentials: Credentials,
     /// Where endpoints are that are told by a host name, for all workers.
     pub names: Names,
 }
@@ -73,6 +76,7 @@ impl World {
             admission: Admission::default(),
             clusters: Clusters::default(),
             rates: Rates::default(),
+            credentials: Credentials::default(),
         }
     }
 

@@ -284,7 +284,7 @@ impl Exchange {
             return;
         }
         let asked = self.request.head as u64 + self.progress.bytes.get();
-        self.session.heads.over(asked);
+        self.session.heads.over(asked, self.progress.pieces.get());
         // Cut from outside, without a last poll.
         if self.reason == Reason::DownstreamReset {
             self.is_ending();

@@ -35,6 +35,7 @@ use super::upgrade;
 use super::upload::RequestBody;
 use crate::attribution::Attributed;
 use crate::cluster::Cluster;
+use crate::edge;
 use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::Mirrored;
 use crate::session::Session;
@@ -351,16 +352,23 @@ fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Place, Local> 
                 address: addressed.destination,
             }));
         }
-        (Target::Service(service), _) => service,
+        (Target::Service(service), _) => Some(service.clone()),
+        (Target::Listener(_), _) => None,
     };
-    let own = own.clone();
-    let to = destination(&flow.session, &flow.view, &own, target)?;
+    let to = destination(&flow.session, &flow.view, own.as_deref(), target)?;
     let (port, host) = (to.port, &to.service.key.hostname);
     flow.exchange.cluster = match &to.subset {
         Some(subset) => format!("inbound-vip|{port}|http/{}|{host}", subset.name),
         None => format!("inbound-vip|{port}|http|{host}"),
     };
     flow.exchange.service = Some(to.service.clone());
+    if let Target::Listener(_) = addressed.target {
+        let through = edge::through(&flow.session.worker, &flow.view, &to.service, port);
+        let through = through.map_err(|(reason, why)| Local::no_waypoint(reason, why))?;
+        if let Some(waypoint) = through {
+            return Ok(Place::Pod(waypoint));
+        }
+    }
     Ok(Place::Cluster(to))
 }
 
@@ -368,14 +376,16 @@ fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Place, Local> 
 fn destination(
     session: &Session,
     view: &View,
-    own: &Service,
+    own: Option<&Service>,
     target: Option<&RouteTarget>,
 ) -> Result<Destination, Local> {
     if let Some(status) = target.and_then(|t| t.refuse) {
         return Err(Local::refused(status, target.map_or("", |t| &*t.host)));
     }
     let key = match target {
-        None => &own.key,
+        None => own
+            .map(|own| &own.key)
+            .ok_or_else(|| Local::no_cluster("no destination is named".into()))?,
         Some(target) => target.service.as_ref().ok_or_else(|| {
             Local::no_cluster(format!("the destination {:?} is not known", &*target.host))
         })?,
@@ -460,7 +470,8 @@ impl Copies<'_> {
 
     fn one(&self, mirror: &Mirror, exchange: &Exchange) -> Option<()> {
         let session = self.session;
-        let own = session.addressed.service()?;
+        let own = session.addressed.service();
+        let own = own.map(|own| &**own);
         let to = destination(session, self.view, own, Some(&mirror.target)).ok()?;
         let source = session.source(self.caller);
         let endpoint = mirror::endpoint(session, &to.wanted(source, &[]))?;

@@ -18,9 +18,10 @@ use crate::session::Session;
 /// A head takes no longer. Looked at once in its length: a late one ends its connection between one
 /// and two of them.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Bytes of a request besides fields and body (its first line, marks of chunks). What came beyond
-/// them is the start of the next head.
+/// Bytes of a request besides fields and body, its first line above all, and of the mark of a chunk.
+/// What came beyond them is the start of the next head.
 const FRAMING: u64 = 4096;
+const CHUNK_MARK: u64 = 16;
 
 /// What is known of the heads on one connection.
 #[derive(Debug, Default)]
@@ -47,10 +48,10 @@ impl Heads {
         self.serving.set(true);
     }
 
-    /// The request is over; its fields and body had so many bytes.
-    pub(crate) fn over(&self, bytes: u64) {
+    /// The request is over; its fields and body had so many bytes, and its body came in so many pieces.
+    pub(crate) fn over(&self, bytes: u64, pieces: u64) {
         self.serving.set(false);
-        let ahead = self.read.replace(0) > bytes + FRAMING;
+        let ahead = self.read.replace(0) > bytes + FRAMING + pieces * CHUNK_MARK;
         self.since.set(ahead.then(Instant::now));
     }
 
@@ -148,7 +149,7 @@ mod tests {
         heads.arrived();
         heads.read(100_000);
         assert!(!ends(&heads).await);
-        heads.over(100_000);
+        heads.over(100_000, 0);
         assert!(!ends(&heads).await);
         heads.read(1);
         assert!(ends(&heads).await);
@@ -169,12 +170,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_marks_of_chunks_are_no_head() {
+        let heads = Heads::default();
+        heads.read(200 + 10_000 * 6);
+        heads.arrived();
+        heads.over(200 + 10_000, 10_000);
+        assert!(!ends(&heads).await);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_head_that_came_along_with_a_request_counts_from_its_end() {
         let heads = Heads::default();
         heads.read(60_000);
         heads.arrived();
         assert!(!ends(&heads).await);
-        heads.over(200);
+        heads.over(200, 1);
         assert!(ends(&heads).await);
     }
 }

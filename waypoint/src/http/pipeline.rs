@@ -21,8 +21,10 @@ use super::reply::{self, Local};
 use super::sanitise::{self, REQUEST_ID};
 use super::standing::{Asked, Standing};
 use crate::attribution::Attributed;
+use crate::edge;
 use crate::observation;
 use crate::session::Session;
+use crate::target::Target;
 use crate::world::View;
 
 /// A request on its way through.
@@ -45,6 +47,11 @@ pub(super) async fn handle(
     let mut exchange = Exchange::new(session.clone(), facts(&request));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (mut parts, body) = request.into_parts();
+    if let Target::Listener(listener) = &session.addressed.target
+        && session.peer.identity.is_none()
+    {
+        edge::disclaim(&mut parts, listener, &session.peer);
+    }
     let clean = match sanitise::clean(&mut parts) {
         Ok(clean) => clean,
         Err(local) => return local.respond(exchange),
@@ -111,12 +118,19 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 /// Route, then policy: a caller that may not come in does not learn which routes there are.
 async fn decide(mut flow: Flow) -> Response<ReplyBody> {
     let tables = &flow.view.tables;
-    let decision = match flow.session.addressed.service() {
-        Some(service) => {
+    let mut https = None;
+    let decision = match &flow.session.addressed.target {
+        Target::Service(service) => {
             let call = flow.asked.call(&flow.session);
             match_http(tables, &service.key, &call, &flow.caller.caller)
         }
-        None => HttpDecision::Default,
+        Target::Workload(_) => HttpDecision::Default,
+        Target::Listener(listener) => {
+            let call = flow.asked.call(&flow.session);
+            let decided = edge::decide(&flow.view, listener, &call, &flow.caller.caller);
+            https = decided.https;
+            decided.rules
+        }
     };
     observe(&flow);
     let verdict = Standing::begin(&flow.session, tables, &flow.caller, &flow.asked);
@@ -131,6 +145,9 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
             tracing::debug!(%denied, "a request is refused");
             return Local::denied(denied.code_detail()).respond(flow.exchange);
         }
+    }
+    if let Some(place) = https {
+        return Local::moved(place).respond(flow.exchange);
     }
     let taken = match decision {
         HttpDecision::Default => None,

@@ -1,6 +1,6 @@
 //! Answers of the waypoint itself, with Envoy's texts.
 
-use ::http::header::{CONTENT_TYPE, DATE, SERVER};
+use ::http::header::{CONTENT_TYPE, DATE, LOCATION, SERVER};
 use ::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use bytes::Bytes;
 use isobar_types::Reason;
@@ -57,6 +57,21 @@ impl Local {
             "route_not_found",
             "",
         )
+    }
+
+    /// The same in TLS.
+    pub(super) fn moved(to: HeaderValue) -> Self {
+        let status = StatusCode::MOVED_PERMANENTLY;
+        let mut local = Self::new(status, Reason::Complete, "https_redirect", "");
+        local.headers.insert(LOCATION, to);
+        local
+    }
+
+    /// The waypoint that stands before the destination cannot be reached.
+    pub(super) fn no_waypoint(reason: Reason, why: String) -> Self {
+        let mut local = Self::no_endpoint(why);
+        local.reason = reason;
+        local
     }
 
     pub(super) fn no_cluster(why: String) -> Self {

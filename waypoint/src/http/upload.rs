@@ -39,6 +39,8 @@ fn has_room(cost: usize) -> bool {
 pub(crate) struct Progress {
     /// Bytes taken from the caller.
     pub(crate) bytes: Cell<u64>,
+    /// Pieces of it that arrived: no fewer than the chunks it was written in.
+    pub(crate) pieces: Cell<u64>,
     /// The caller went away in the middle.
     pub(crate) broken: Cell<bool>,
     upload: RefCell<Upload>,
@@ -306,6 +308,7 @@ impl Body for RequestBody {
                 if let Some(data) = frame.data_ref() {
                     let bytes = &progress.bytes;
                     bytes.set(bytes.get() + data.len() as u64);
+                    progress.pieces.set(progress.pieces.get() + 1);
                     if !data.is_empty() {
                         upload.keep(data);
                     }

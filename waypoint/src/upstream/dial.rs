@@ -106,7 +106,7 @@ impl HboneDialer {
         let key = TunnelKey {
             source: self.own.identity.clone(),
             expect: vec![to.workload.identity()],
-            to: SocketAddr::new(to.address.ip(), self.port),
+            to: SocketAddr::new(to.tunnel_ip(), self.port),
             from: self.own.ip,
         };
         let headers = ConnectHeaders::new(Authority::Address(to.address));

@@ -34,6 +34,8 @@ const ROUNDS: usize = 8;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const HEADER_LIST: u32 = 64 * 1024;
+/// Bytes an HTTP/1.1 connection reads ahead or gathers, which bounds a response's head too.
+const BUFFER: usize = 64 * 1024;
 
 /// HTTP version towards the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -309,7 +311,11 @@ impl Pool {
             }
         }
         let stream = self.fresh(way, Within::Http1).await?;
-        let (sender, connection) = match http1::handshake(TokioIo::new(Pinned::new(stream))).await {
+        let shaken = http1::Builder::new()
+            .max_buf_size(BUFFER)
+            .handshake(TokioIo::new(Pinned::new(stream)))
+            .await;
+        let (sender, connection) = match shaken {
             Ok(parts) => parts,
             Err(error) => return Err(ended(&error, true)),
         };

@@ -192,6 +192,7 @@ impl Bed {
                     traffic: proto::waypoint::Traffic::All.into(),
                     hostname: WAYPOINT_HOST.into(),
                     for_service_account: account.into(),
+                    ..proto::Waypoint::default()
                 })
                 .unwrap();
         });

@@ -5,6 +5,7 @@
 mod bed;
 mod callers;
 mod destinations;
+mod edge;
 mod http;
 mod limits;
 mod outside;

@@ -1,0 +1,136 @@
+//! What a gateway shows to callers from outside: certificates with their keys, by name. They stand
+//! beside the tables, so that no dump and no log of those can hold a key.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use isobar_proto::envoy::service::discovery::v3::Resource;
+use isobar_proto::{isobar::v1 as proto, type_url};
+use isobar_route::ListenerTls;
+use isobar_tls::edge::{Clients, EdgeCertificate, EdgeServer, server_config};
+use isobar_types::Str;
+use isobar_xds::{Rejected, ResourceHandler, decode};
+
+/// The newest credentials. Cheap to clone; readers never wait.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    shared: Arc<ArcSwap<HashMap<Str, Arc<Credential>>>>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+struct Credential {
+    shown: Option<EdgeCertificate>,
+    /// PEM; empty where there is none.
+    authority: String,
+}
+
+/// One set of credentials; another one is another allocation.
+pub(crate) type Version = usize;
+
+impl Credentials {
+    /// Changes whenever a credential does.
+    pub(crate) fn version(&self) -> Version {
+        Arc::as_ptr(&self.shared.load()) as Version
+    }
+
+    /// How TLS of a listener ends now.
+    ///
+    /// # Errors
+    /// Names what is missing.
+    pub(crate) fn server(&self, tls: &ListenerTls) -> Result<EdgeServer, String> {
+        let all = self.shared.load();
+        let named = tls.credentials.iter();
+        let shown = named.filter_map(|name| all.get(name)?.shown.clone());
+        let shown: Vec<_> = shown.collect();
+        if shown.is_empty() {
+            let names = tls.credentials.join(", ");
+            return Err(format!("there is no certificate to show: {names}"));
+        }
+        let signer = tls.clients.as_ref().map(|(name, required)| {
+            let credential = all.get(name).filter(|c| !c.authority.is_empty());
+            let credential =
+                credential.ok_or_else(|| format!("{name} has no authority of callers"))?;
+            Ok::<_, String>((&credential.authority, *required))
+        });
+        let clients = match &signer {
+            None => None,
+            Some(Err(why)) => return Err(why.clone()),
+            Some(Ok((authority, required))) => Some(Clients {
+                authority,
+                required: *required,
+            }),
+        };
+        server_config(shown, clients, (tls.tls13, tls.tls12)).map_err(|error| error.to_string())
+    }
+
+    /// Takes credentials from discovery.
+    #[must_use]
+    pub fn handler(&self) -> Box<dyn ResourceHandler> {
+        Box::new(Handler(self.clone()))
+    }
+
+    /// Adds or replaces one.
+    ///
+    /// # Errors
+    /// What cannot be read; what was there stays.
+    pub fn upsert(&self, from: &proto::Credential) -> Result<(), String> {
+        let shown = if from.chain.is_empty() && from.key.is_empty() {
+            None
+        } else {
+            let read = EdgeCertificate::from_pem(&from.chain, &from.key);
+            Some(read.map_err(|error| error.to_string())?)
+        };
+        let credential = Credential {
+            shown,
+            authority: from.authority.clone(),
+        };
+        let mut next = HashMap::clone(&self.shared.load());
+        let name = format!("{}/{}", from.namespace, from.name);
+        next.insert(name.into(), Arc::new(credential));
+        self.shared.store(Arc::new(next));
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) {
+        let mut next = HashMap::clone(&self.shared.load());
+        if next.remove(name).is_some() {
+            self.shared.store(Arc::new(next));
+        }
+    }
+}
+
+struct Handler(Credentials);
+
+impl ResourceHandler for Handler {
+    fn type_url(&self) -> &'static str {
+        type_url::CREDENTIAL
+    }
+
+    fn apply(&mut self, updates: &[Resource], removed: &[String]) -> Vec<Rejected> {
+        for name in removed {
+            self.0.remove(name);
+        }
+        let mut rejected = Vec::new();
+        for resource in updates {
+            let taken = decode::<proto::Credential>(resource).and_then(|message| {
+                if resource.name != format!("{}/{}", message.namespace, message.name) {
+                    return Err("the content is another's".to_owned());
+                }
+                self.0.upsert(&message)
+            });
+            if let Err(reason) = taken {
+                let name = resource.name.clone();
+                tracing::warn!(name, "a credential is not usable: {reason}");
+                rejected.push(Rejected { name, reason });
+            }
+        }
+        rejected
+    }
+}

@@ -1,0 +1,400 @@
+//! A gateway at the edge of the mesh: ports that its description names, open to callers without an
+//! identity. What they say of themselves counts for nothing; what they are served is decided by the same
+//! rules as inside the mesh.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::HeaderValue;
+use ::http::header::{FORWARDED, HeaderName};
+use ::http::request::Parts;
+use bytes::{Bytes, BytesMut};
+use isobar_route::{HttpDecision, Listener, ListenerProtocol, WaypointInfo, match_http, path};
+use isobar_runtime::Lifetime;
+use isobar_state::outbound::{NextHop, OutboundCall, route};
+use isobar_state::{AppProtocol, Service};
+use isobar_tls::Hello;
+use isobar_tls::edge::EdgeServer;
+use isobar_types::{Reason, Str};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use crate::attribution::Peer;
+use crate::credentials::Version;
+use crate::endpoint::Endpoint;
+use crate::listener::{ACCEPT_PAUSE, listen};
+use crate::session::{Session, Worker};
+use crate::stream::{AnyStream, Rewound};
+use crate::target::{Addressed, Target, TargetRefusal};
+use crate::world::{Own, View};
+
+/// Connections that may be open on one port of one worker; further ones are closed.
+const OPEN: usize = 10_000;
+/// For a caller to say hello and to end the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Between tries to open a port that somebody else has.
+const AGAIN: Duration = Duration::from_secs(1);
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// What callers from outside have no say in, besides what nobody has.
+const CLAIMS: [HeaderName; 5] = [
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("x-request-id"),
+];
+
+/// Opens and closes ports as the description of this gateway says, until the worker drains.
+pub async fn serve(worker: Rc<Worker>, any: IpAddr, shared: bool) {
+    let life = worker.scope.lifetime();
+    let mut versions = worker.world.feed.versions();
+    let mut open: BTreeMap<u16, watch::Sender<()>> = BTreeMap::new();
+    loop {
+        versions.borrow_and_update();
+        let wanted = ports(&worker);
+        // Whoever accepts there ends with its sender; what is open there is told by its requests.
+        open.retain(|port, _| wanted.contains(port));
+        let mut missing = false;
+        for port in wanted {
+            if open.contains_key(&port) {
+                continue;
+            }
+            match listen(SocketAddr::new(any, port), shared) {
+                Ok(listener) => {
+                    let (stop, stopped) = watch::channel(());
+                    let accepting = accept(worker.clone(), listener, port, stopped);
+                    worker.scope.spawn("accept at the edge", accepting);
+                    open.insert(port, stop);
+                    tracing::info!(port, "serving callers from outside the mesh");
+                }
+                Err(error) => {
+                    missing = true;
+                    tracing::warn!(port, %error, "a port of this gateway cannot be opened");
+                }
+            }
+        }
+        tokio::select! {
+            () = life.draining() => return,
+            changed = versions.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if missing => {}
+        }
+    }
+}
+
+fn ports(worker: &Worker) -> BTreeSet<u16> {
+    let tables = worker.world.feed.load();
+    let listeners = tables.waypoint().map_or(&[][..], |own| &own.listeners);
+    listeners.iter().map(|one| one.port).collect()
+}
+
+/// TLS of listeners, as of some credentials and description of one of them.
+type Known = BTreeMap<Str, (Version, Arc<Listener>, EdgeServer)>;
+
+/// Accepts on one port until the worker drains or the port is not wanted any more.
+pub async fn accept(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    port: u16,
+    mut stopped: watch::Receiver<()>,
+) {
+    let life = worker.scope.lifetime();
+    let room = Arc::new(Semaphore::new(OPEN));
+    let known: Rc<RefCell<Known>> = Rc::default();
+    loop {
+        let accepted = tokio::select! {
+            () = life.draining() => return,
+            _ = stopped.changed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = room.clone().try_acquire_owned() else {
+            worker.metrics.refused(Reason::Overload);
+            continue;
+        };
+        let served = connection(worker.clone(), tcp, peer, port, known.clone(), life.clone());
+        worker.scope.spawn("connection from outside", async move {
+            served.await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(
+    worker: Rc<Worker>,
+    mut tcp: TcpStream,
+    address: SocketAddr,
+    port: u16,
+    known: Rc<RefCell<Known>>,
+    life: Lifetime,
+) {
+    if let Err(error) = tcp.set_nodelay(true) {
+        tracing::debug!(%address, %error, "TCP_NODELAY");
+    }
+    let peer = Peer {
+        identity: None,
+        address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+        foreign: false,
+    };
+    let view = worker.world.view();
+    let here = at(&view, port);
+    if let Some(clear) = here.iter().find(|one| !in_tls(one)) {
+        let session = session(&worker, peer, clear);
+        return session.serve(tcp).await;
+    }
+    let hello = tokio::select! {
+        hello = tokio::time::timeout(HANDSHAKE, hello(&mut tcp)) => hello,
+        () = life.draining() => return,
+    };
+    let Ok(Some((name, first))) = hello else {
+        tracing::debug!(%address, port, "a caller did not say hello");
+        worker.metrics.refused(Reason::BadRequest);
+        return;
+    };
+    let exact = here
+        .iter()
+        .filter_map(|one| Some((one.takes(name.as_deref())?, one)));
+    let Some((_, listener)) = exact.max_by_key(|(exact, _)| *exact) else {
+        tracing::info!(%address, port, name, "no server of this gateway has that name");
+        worker.metrics.refused(Reason::NoRoute);
+        return;
+    };
+    let stream = Rewound::new(first, tcp);
+    if listener.protocol != ListenerProtocol::Https {
+        let stream: AnyStream = Box::new(stream);
+        return session(&worker, peer, listener).serve(stream).await;
+    }
+    let server = match tls(&worker, listener, &known) {
+        Ok(server) => server,
+        Err(why) => {
+            tracing::warn!(%address, listener = &*listener.name, "a caller is turned away: {why}");
+            worker.metrics.refused(Reason::NoCertificate);
+            return;
+        }
+    };
+    match tokio::time::timeout(HANDSHAKE, server.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let stream: AnyStream = Box::new(stream);
+            session(&worker, peer, listener).serve(stream).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%address, %error, "a handshake failed"),
+        Err(_) => tracing::debug!(%address, "a handshake took too long"),
+    }
+}
+
+/// The client hello, and everything that was read of the stream.
+async fn hello(tcp: &mut TcpStream) -> Option<(Option<String>, Bytes)> {
+    let mut seen = BytesMut::new();
+    loop {
+        match Hello::read(&seen) {
+            Hello::Part => {}
+            Hello::Other => return None,
+            Hello::Whole(name) => return Some((name, seen.freeze())),
+        }
+        if tcp.read_buf(&mut seen).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+const fn in_tls(listener: &Listener) -> bool {
+    matches!(
+        listener.protocol,
+        ListenerProtocol::Https | ListenerProtocol::Tls
+    )
+}
+
+fn info(view: &View) -> Option<&Arc<WaypointInfo>> {
+    view.tables.waypoint()
+}
+
+/// The listeners of a port of this gateway.
+pub(crate) fn at(view: &View, port: u16) -> Vec<Arc<Listener>> {
+    let all = info(view).map_or(&[][..], |own| &own.listeners).iter();
+    all.filter(|one| one.port == port).cloned().collect()
+}
+
+fn session(worker: &Rc<Worker>, peer: Peer, listener: &Arc<Listener>) -> Rc<Session> {
+    let addressed = addressed(worker.world.own.ip, listener.clone());
+    Session::new(worker.clone(), peer, addressed)
+}
+
+/// A listener as what a connection is for.
+pub(crate) fn addressed(ip: IpAddr, listener: Arc<Listener>) -> Addressed {
+    let destination = SocketAddr::new(ip, listener.service_port);
+    Addressed {
+        authority: destination.to_string(),
+        target: Target::Listener(listener),
+        destination,
+        by_address: true,
+    }
+}
+
+/// Made once for each version of what it is made from.
+fn tls(
+    worker: &Worker,
+    listener: &Arc<Listener>,
+    known: &RefCell<Known>,
+) -> Result<EdgeServer, String> {
+    let credentials = &worker.world.credentials;
+    let version = credentials.version();
+    if let Some((of, was, server)) = known.borrow().get(&listener.name)
+        && *of == version
+        && was.tls == listener.tls
+    {
+        return Ok(server.clone());
+    }
+    let tls = listener.tls.as_ref().ok_or("the listener ends no TLS")?;
+    let server = credentials.server(tls)?;
+    let entry = (version, listener.clone(), server.clone());
+    known.borrow_mut().insert(listener.name.clone(), entry);
+    Ok(server)
+}
+
+/// What a listener's clients speak.
+pub(crate) const fn declared(listener: &Listener) -> AppProtocol {
+    match listener.protocol {
+        ListenerProtocol::Http | ListenerProtocol::Https => AppProtocol::Http1,
+        ListenerProtocol::Tls => AppProtocol::Tls,
+        ListenerProtocol::Tcp => AppProtocol::Tcp,
+    }
+}
+
+/// The listener as it is now.
+///
+/// # Errors
+/// When this gateway has it no more.
+pub(crate) fn now<'a>(view: &'a View, before: &Listener) -> Result<&'a Listener, TargetRefusal> {
+    let now = info(view).and_then(|own| own.listener(&before.name));
+    now.map(|now| &**now).ok_or_else(|| TargetRefusal {
+        status: 404,
+        reason: Reason::UnknownDestination,
+        detail: format!("this gateway has no listener {} any more", before.name),
+    })
+}
+
+/// Takes back what a caller from outside says of itself, and says what is true instead: there is no
+/// proxy in front of us whose word counts.
+pub(crate) fn disclaim(parts: &mut Parts, listener: &Listener, peer: &Peer) {
+    for name in CLAIMS {
+        parts.headers.remove(name);
+    }
+    let address = peer.address.ip().to_string();
+    if let Ok(address) = HeaderValue::from_str(&address) {
+        parts.headers.insert(FORWARDED_FOR, address);
+    }
+    let scheme = match listener.protocol {
+        ListenerProtocol::Https => "https",
+        ListenerProtocol::Http | ListenerProtocol::Tls | ListenerProtocol::Tcp => "http",
+    };
+    let scheme = HeaderValue::from_static(scheme);
+    parts.headers.insert(FORWARDED_PROTO, scheme);
+}
+
+/// What becomes of a request.
+pub(crate) struct Decided {
+    /// By the rules for its host.
+    pub(crate) rules: HttpDecision,
+    /// It has to come again in TLS, to this place.
+    pub(crate) https: Option<HeaderValue>,
+}
+
+/// A listener that callers of the mesh reach in a tunnel, with the identity that they have there.
+pub(crate) fn in_tunnels(view: &View, own: &Own, to: SocketAddr) -> Option<Arc<Listener>> {
+    if to.ip() != own.ip {
+        return None;
+    }
+    let mut here = at(view, to.port()).into_iter();
+    here.find(|one| !in_tls(one))
+}
+
+/// Finds the rules for the host of a request.
+pub(crate) fn decide(
+    view: &View,
+    listener: &Listener,
+    call: &isobar_route::HttpCall<'_>,
+    caller: &isobar_route::Caller,
+) -> Decided {
+    let mut decided = Decided {
+        rules: HttpDecision::NoRoute,
+        https: None,
+    };
+    let now = now(view, listener).ok();
+    let Some(host) = now.and_then(|now| now.host(call.authority)) else {
+        return decided;
+    };
+    if host.https_redirect {
+        let (name, _) = path::split_port(call.authority);
+        let query = call
+            .query
+            .map_or(String::new(), |query| format!("?{query}"));
+        let place = format!("https://{name}{}{query}", call.path);
+        decided.https = HeaderValue::from_str(&place).ok();
+        return decided;
+    }
+    match match_http(&view.tables, &host.rules, call, caller) {
+        // What no rule names is not for callers from outside.
+        HttpDecision::Default => {}
+        rules => decided.rules = rules,
+    }
+    decided
+}
+
+/// A pod of the waypoint that calls to this service go through first, where they do.
+///
+/// # Errors
+/// Why that waypoint cannot be reached: nothing goes around it.
+pub(crate) fn through(
+    worker: &Worker,
+    view: &View,
+    service: &Service,
+    port: u16,
+) -> Result<Option<Endpoint>, (Reason, String)> {
+    let wanted = info(view).is_some_and(|own| own.through_waypoint.contains(&service.key));
+    if !wanted {
+        return Ok(None);
+    }
+    let own = &worker.world.own;
+    let vip = service.vips.iter().find(|vip| vip.network == own.network);
+    let vip = vip.ok_or_else(|| {
+        let text = format!(
+            "service {} has no address to ask its waypoint for",
+            service.key
+        );
+        (Reason::NoHealthyUpstream, text)
+    })?;
+    let destination = SocketAddr::new(vip.ip, port);
+    let call = OutboundCall {
+        source: &worker.own_workload,
+        source_ip: own.ip,
+        destination,
+        network: &own.network,
+        crosses_networks: false,
+        ejections: None,
+    };
+    match route(&view.snapshot, &call, rand::random()) {
+        Ok(NextHop::Tunnel {
+            workload,
+            via_waypoint: true,
+            ..
+        }) => Ok(Some(Endpoint {
+            workload,
+            address: destination,
+        })),
+        Ok(_) => Ok(None),
+        Err(refusal) => Err((refusal.reason, refusal.detail)),
+    }
+}

@@ -1,0 +1,232 @@
+//! Callers from outside the mesh, at the ports of a gateway.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use isobar_proto::isobar::v1 as proto;
+use isobar_route::ListenerProtocol;
+use isobar_tls::ca::Authority;
+use isobar_tls::outwards::{self, Within};
+use isobar_waypoint::{edge, listener};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::bed::*;
+
+const NAMED: &str = "edge";
+
+fn listener_of(protocol: proto::listener::Protocol, port: u16, host: &str) -> proto::Listener {
+    proto::Listener {
+        name: NAMED.into(),
+        port: u32::from(port),
+        service_port: 80,
+        protocol: protocol.into(),
+        server_names: vec![host.into()],
+        virtual_hosts: vec![proto::VirtualHost {
+            host: host.into(),
+            rules: Some(rules_of(host)),
+            https_redirect: false,
+        }],
+        tls: None,
+    }
+}
+
+fn rules_of(host: &str) -> proto::ServiceRef {
+    proto::ServiceRef {
+        namespace: "default".into(),
+        hostname: format!("{NAMED}|{host}"),
+    }
+}
+
+/// A gateway with this listener, on a port of the system's choice; stops when the sender is dropped.
+fn open(bed: &Bed, make: impl FnOnce(u16) -> proto::Listener) -> (SocketAddr, watch::Sender<()>) {
+    let accepting = listener::listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
+    let at = accepting.local_addr().unwrap();
+    describe(bed, make(at.port()));
+    let (stop, stopped) = watch::channel(());
+    let accept = edge::accept(bed.worker.clone(), accepting, at.port(), stopped);
+    bed.scope.spawn("edge", accept);
+    (at, stop)
+}
+
+fn describe(bed: &Bed, listener: proto::Listener) {
+    bed.tables(|tables| {
+        tables
+            .set_waypoint(&proto::Waypoint {
+                namespace: "default".into(),
+                name: "wp".into(),
+                traffic: proto::waypoint::Traffic::None.into(),
+                listeners: vec![listener],
+                ..proto::Waypoint::default()
+            })
+            .unwrap();
+    });
+}
+
+/// Everything of host `svc` goes to the service's port.
+fn rules(bed: &Bed) {
+    let mut destination = to("", 1);
+    if let Some(destination) = &mut destination.destination {
+        destination.port = 8080;
+    }
+    let mut rules = virtual_service(vec![forward("all", vec![destination])]);
+    rules.parents = vec![rules_of("svc")];
+    bed.tables(|tables| tables.upsert_virtual_service(&rules).unwrap());
+}
+
+#[test]
+fn hosts_without_rules_are_not_there_and_callers_are_nobody() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let (at, _open) = open(&bed, |port| {
+            listener_of(proto::listener::Protocol::Http, port, "svc")
+        });
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let mut client = bed.client_over(tcp).await;
+        // A host, and no rules for it: the service itself is not for callers from outside.
+        assert_eq!(client.get("/").await.status, 404);
+        rules(&bed);
+        assert_eq!(client.get("/").await.status, 200);
+        let other = http::Request::get("/").header("host", "other");
+        let other = other.body(http_body_util::Full::default()).unwrap();
+        assert_eq!(client.send(other).await.unwrap().status, 404);
+        let metrics = bed.registry.encode();
+        assert!(
+            metrics.contains("source_principal=\"unknown\""),
+            "{metrics}"
+        );
+        let mut only = allow_account("client");
+        only.services.clear();
+        only.whole_waypoint = true;
+        bed.tables(|tables| tables.upsert_policy(&only));
+        assert_eq!(client.get("/").await.status, 403);
+    });
+}
+
+#[test]
+fn a_callers_word_about_itself_counts_for_nothing() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let (at, _open) = open(&bed, |port| {
+            listener_of(proto::listener::Protocol::Http, port, "svc")
+        });
+        rules(&bed);
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let mut client = bed.client_over(tcp).await;
+        let claims = [
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-real-ip", "10.0.0.1"),
+            ("x-request-id", "mine"),
+            ("x-envoy-internal", "true"),
+            ("x-forwarded-client-cert", "Hash=1"),
+        ];
+        let answer = client.with("/", &claims).await;
+        assert_eq!(answer.status, 200);
+        let got = |name: &str| {
+            let value = answer.headers.get(format!("x-got-{name}"));
+            value.map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(got("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+        assert_eq!(got("x-forwarded-proto").as_deref(), Some("http"));
+        assert_ne!(got("x-request-id").as_deref(), Some("mine"));
+        for gone in [
+            "forwarded",
+            "x-real-ip",
+            "x-envoy-internal",
+            "x-forwarded-client-cert",
+        ] {
+            assert_eq!(got(gone), None, "{gone}");
+        }
+    });
+}
+
+#[test]
+fn callers_are_sent_to_https() {
+    run(|bed| async move {
+        let (at, _open) = open(&bed, |port| {
+            let mut made = listener_of(proto::listener::Protocol::Http, port, "svc");
+            made.virtual_hosts[0].https_redirect = true;
+            made
+        });
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let mut client = bed.client_over(tcp).await;
+        let answer = client.get("/a?b=c").await;
+        assert_eq!(answer.status, 301);
+        assert_eq!(answer.headers["location"], "https://svc/a?b=c");
+    });
+}
+
+fn credential(authority: &Authority, host: &str) -> proto::Credential {
+    let day = Duration::from_secs(86_400);
+    let issued = authority.issue_server(&[host.to_owned()], day).unwrap();
+    proto::Credential {
+        namespace: "default".into(),
+        name: "page".into(),
+        chain: issued.chain.clone(),
+        key: issued.key.to_pem().unwrap(),
+        authority: String::new(),
+    }
+}
+
+#[test]
+fn a_certificate_is_replaced_between_two_handshakes_and_a_bad_one_changes_nothing() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let (at, _open) = open(&bed, |port| {
+            let mut made = listener_of(proto::listener::Protocol::Https, port, "svc");
+            made.tls = Some(proto::ListenerTls {
+                credentials: vec!["default/page".into()],
+                ..proto::ListenerTls::default()
+            });
+            made
+        });
+        rules(&bed);
+        let (old, new) = (
+            Authority::generate("old").unwrap(),
+            Authority::generate("new").unwrap(),
+        );
+        let none: [&str; 0] = [];
+        let meet = async |authority: &Authority, host: &str| {
+            let client = outwards::client_config(authority.roots(), &none, None).unwrap();
+            let tcp = TcpStream::connect(at).await.unwrap();
+            client.connect(tcp, host, Within::Http1).await.ok()
+        };
+        assert!(meet(&old, "svc").await.is_none(), "there is no certificate");
+        let credentials = &bed.worker.world.credentials;
+        credentials.upsert(&credential(&old, "svc")).unwrap();
+        let stream = meet(&old, "svc").await.expect("a handshake");
+        let mut client = bed.client_over(stream).await;
+        assert_eq!(client.get("/").await.status, 200);
+        assert!(meet(&old, "other").await.is_none(), "no such server");
+        let mut bad = credential(&new, "svc");
+        bad.key = credential(&new, "svc").key;
+        assert!(credentials.upsert(&bad).is_err());
+        assert!(meet(&old, "svc").await.is_some());
+        credentials.upsert(&credential(&new, "svc")).unwrap();
+        assert!(meet(&new, "svc").await.is_some());
+        assert!(meet(&old, "svc").await.is_none());
+        // Who was there before stays.
+        assert_eq!(client.get("/").await.status, 200);
+    });
+}
+
+#[test]
+fn a_listener_that_is_gone_takes_no_more_requests() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let (at, _open) = open(&bed, |port| {
+            listener_of(proto::listener::Protocol::Http, port, "svc")
+        });
+        rules(&bed);
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let mut client = bed.client_over(tcp).await;
+        assert_eq!(client.get("/").await.status, 200);
+        let known = bed.worker.world.feed.load();
+        let own = known.waypoint().unwrap();
+        assert_eq!(own.listeners[0].protocol, ListenerProtocol::Http);
+        bed.describe("");
+        assert_eq!(client.get("/").await.status, 503);
+    });
+}
