@@ -17,6 +17,8 @@ pub enum Kind {
     Deployment,
     /// Core.
     Service,
+    /// `discovery.k8s.io`; only those that no controller makes from a selector.
+    EndpointSlice,
     /// `networking.k8s.io`.
     NetworkPolicy,
     /// `networking.istio.io`.
@@ -47,6 +49,10 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `isobar.dev`.
     RateLimitPolicy,
+    /// `networking.istio.io`; another than the Gateway API's.
+    IstioGateway,
+    /// Core; only those that gateways name are used.
+    Secret,
 }
 
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -64,6 +70,7 @@ impl Kind {
         Self::Pod,
         Self::Deployment,
         Self::Service,
+        Self::EndpointSlice,
         Self::ServiceEntry,
         Self::WorkloadEntry,
         Self::NetworkPolicy,
@@ -79,6 +86,8 @@ impl Kind {
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
         Self::RateLimitPolicy,
+        Self::Secret,
+        Self::IstioGateway,
     ];
 
     /// The word in `kind:`.
@@ -91,12 +100,14 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Deployment => "Deployment",
             Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
-            Self::Gateway => "Gateway",
+            Self::Gateway | Self::IstioGateway => "Gateway",
+            Self::Secret => "Secret",
             Self::GatewayClass => "GatewayClass",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
@@ -113,13 +124,20 @@ impl Kind {
     #[must_use]
     pub const fn group(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Node | Self::ServiceAccount | Self::Pod | Self::Service => "",
+            Self::Namespace
+            | Self::Node
+            | Self::ServiceAccount
+            | Self::Pod
+            | Self::Service
+            | Self::Secret => "",
             Self::Deployment => "apps",
+            Self::EndpointSlice => "discovery.k8s.io",
             Self::NetworkPolicy => "networking.k8s.io",
             Self::VirtualService
             | Self::DestinationRule
             | Self::ServiceEntry
-            | Self::WorkloadEntry => ISTIO_NETWORKING,
+            | Self::WorkloadEntry
+            | Self::IstioGateway => ISTIO_NETWORKING,
             Self::Gateway
             | Self::GatewayClass
             | Self::HttpRoute
@@ -139,7 +157,8 @@ impl Kind {
             Self::VirtualService
             | Self::DestinationRule
             | Self::ServiceEntry
-            | Self::WorkloadEntry => &["v1", "v1beta1", "v1alpha3"],
+            | Self::WorkloadEntry
+            | Self::IstioGateway => &["v1", "v1beta1", "v1alpha3"],
             Self::Gateway
             | Self::GatewayClass
             | Self::HttpRoute
@@ -169,12 +188,14 @@ impl Kind {
             Self::Pod => "pods",
             Self::Deployment => "deployments",
             Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
             Self::NetworkPolicy => "networkpolicies",
             Self::VirtualService => "virtualservices",
             Self::DestinationRule => "destinationrules",
             Self::ServiceEntry => "serviceentries",
             Self::WorkloadEntry => "workloadentries",
-            Self::Gateway => "gateways",
+            Self::Gateway | Self::IstioGateway => "gateways",
+            Self::Secret => "secrets",
             Self::GatewayClass => "gatewayclasses",
             Self::HttpRoute => "httproutes",
             Self::GrpcRoute => "grpcroutes",
@@ -198,6 +219,8 @@ impl Kind {
                 | Self::Pod
                 | Self::Deployment
                 | Self::Service
+                | Self::Secret
+                | Self::EndpointSlice
                 | Self::NetworkPolicy
         )
     }
@@ -307,13 +330,7 @@ pub(crate) enum Recognised {
 const NOT_YET: &[(&str, &[&str])] = &[
     (
         ISTIO_NETWORKING,
-        &[
-            "EnvoyFilter",
-            "Gateway",
-            "ProxyConfig",
-            "Sidecar",
-            "WorkloadGroup",
-        ],
+        &["EnvoyFilter", "ProxyConfig", "Sidecar", "WorkloadGroup"],
     ),
     (ISTIO_SECURITY, &["RequestAuthentication"]),
     ("telemetry.istio.io", &["Telemetry"]),
@@ -342,7 +359,6 @@ const UNUSED: &[(&str, &[&str])] = &[
             "PodTemplate",
             "ReplicationController",
             "ResourceQuota",
-            "Secret",
         ],
     ),
     (
@@ -357,7 +373,6 @@ const UNUSED: &[(&str, &[&str])] = &[
     ("batch", &["CronJob", "Job"]),
     ("autoscaling", &["HorizontalPodAutoscaler"]),
     ("policy", &["PodDisruptionBudget"]),
-    ("discovery.k8s.io", &["EndpointSlice"]),
     ("networking.k8s.io", &["Ingress", "IngressClass"]),
     (
         "rbac.authorization.k8s.io",
@@ -436,7 +451,11 @@ mod tests {
             is("gateway.networking.k8s.io/v1", "Gateway"),
             Recognised::Used(Kind::Gateway)
         );
-        assert_eq!(is("networking.istio.io/v1", "Gateway"), Recognised::NotYet);
+        assert_eq!(
+            is("networking.istio.io/v1", "Gateway"),
+            Recognised::Used(Kind::IstioGateway)
+        );
+        assert_eq!(is("networking.istio.io/v1", "Sidecar"), Recognised::NotYet);
         assert_eq!(is("v1", "ConfigMap"), Recognised::Unused);
         assert_eq!(
             is("extensions/v1beta1", "Deployment"),

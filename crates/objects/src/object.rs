@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use crate::gateway_api::{
     Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute,
 };
 use crate::istio::{
-    AuthorizationPolicy, DestinationRule, PeerAuthentication, Resource, ServiceEntry,
+    AuthorizationPolicy, DestinationRule, IstioGateway, PeerAuthentication, Resource, ServiceEntry,
     VirtualService, WorkloadEntry,
 };
 use crate::kinds::{Kind, ObjectRef};
@@ -172,6 +173,7 @@ objects! {
     Pod => pods;
     Deployment => deployments;
     Service => services;
+    EndpointSlice => endpoint_slices;
     NetworkPolicy => network_policies;
     VirtualService => virtual_services;
     DestinationRule => destination_rules;
@@ -187,6 +189,8 @@ objects! {
     PeerAuthentication => peer_authentications;
     AuthorizationPolicy => authorization_policies;
     RateLimitPolicy => rate_limit_policies;
+    IstioGateway => istio_gateways;
+    Secret => secrets;
 }
 
 impl<S> Resource<S>

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use isobar_types::Str;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use crate::gateway_api::{
     Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute,
 };
 use crate::istio::{
-    AuthorizationPolicy, DestinationRule, PeerAuthentication, ServiceEntry, VirtualService,
-    WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, IstioGateway, PeerAuthentication, ServiceEntry,
+    VirtualService, WorkloadEntry,
 };
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::{Object, ObjectHead};
@@ -47,9 +48,10 @@ impl<T> Deref for Held<T> {
     }
 }
 
-/// Objects of one kind by namespace and name; cheap to clone, ordered.
+/// Objects of one kind by namespace and name; cheap to clone, ordered. A changed copy shares the
+/// namespaces in which nothing changed.
 #[derive(Debug)]
-pub struct ObjectMap<T>(Arc<BTreeMap<Str, ByName<T>>>);
+pub struct ObjectMap<T>(Arc<BTreeMap<Str, Arc<ByName<T>>>>);
 
 type ByName<T> = BTreeMap<Str, Arc<Held<T>>>;
 
@@ -74,18 +76,19 @@ impl<T> ObjectMap<T> {
 
     /// All objects, ordered by namespace and name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Held<T>>> {
-        self.0.values().flat_map(BTreeMap::values)
+        self.0.values().flat_map(|names| names.values())
     }
 
     /// The objects of one namespace, ordered by name.
     pub fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Held<T>>> {
-        self.0.get(namespace).into_iter().flat_map(BTreeMap::values)
+        let names = self.0.get(namespace).into_iter();
+        names.flat_map(|names| names.values())
     }
 
     /// Number of objects.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.values().map(BTreeMap::len).sum()
+        self.0.values().map(|names| names.len()).sum()
     }
 
     /// True without objects.
@@ -101,10 +104,8 @@ impl<T> ObjectMap<T> {
     }
 
     fn insert(&mut self, namespace: &str, name: &str, held: Arc<Held<T>>) {
-        Arc::make_mut(&mut self.0)
-            .entry(namespace.into())
-            .or_default()
-            .insert(name.into(), held);
+        let names = Arc::make_mut(&mut self.0).entry(namespace.into());
+        Arc::make_mut(names.or_default()).insert(name.into(), held);
     }
 
     fn remove(&mut self, namespace: &str, name: &str) {
@@ -113,6 +114,7 @@ impl<T> ObjectMap<T> {
         }
         let map = Arc::make_mut(&mut self.0);
         if let Some(names) = map.get_mut(namespace) {
+            let names = Arc::make_mut(names);
             names.remove(name);
             if names.is_empty() {
                 map.remove(namespace);
@@ -130,8 +132,15 @@ impl<T> ObjectMap<T> {
                 object: ObjectRef::new(kind, namespace, name),
             });
         };
+        let is_shared = |namespace: &Str| match (self.0.get(namespace), old.0.get(namespace)) {
+            (Some(names), Some(before)) => Arc::ptr_eq(names, before),
+            _ => false,
+        };
         for (namespace, names) in &*self.0 {
-            for (name, held) in names {
+            if is_shared(namespace) {
+                continue;
+            }
+            for (name, held) in &**names {
                 match old.get(namespace, name) {
                     None => note(ChangeKind::Added, namespace, name),
                     Some(before) if !Arc::ptr_eq(before, held) => {
@@ -142,6 +151,9 @@ impl<T> ObjectMap<T> {
             }
         }
         for (namespace, names) in &*old.0 {
+            if is_shared(namespace) {
+                continue;
+            }
             for name in names.keys() {
                 if self.get(namespace, name).is_none() {
                     note(ChangeKind::Removed, namespace, name);
@@ -239,6 +251,14 @@ macro_rules! set {
                 }
             }
 
+            /// All objects, kind by kind.
+            #[must_use]
+            pub fn objects(&self) -> Vec<Object> {
+                let mut all = Vec::with_capacity(self.len());
+                $(all.extend(self.$map.iter().map(|held| Object::from(held.object.clone())));)+
+                all
+            }
+
             /// Number of objects.
             #[must_use]
             pub fn len(&self) -> usize {
@@ -261,6 +281,8 @@ set! {
     deployments: Deployment;
     /// Services.
     services: Service;
+    /// Endpoints of Services without a selector.
+    endpoint_slices: EndpointSlice;
     /// Network policies.
     network_policies: NetworkPolicy;
     /// Virtual services.
@@ -291,6 +313,10 @@ set! {
     authorization_policies: AuthorizationPolicy;
     /// Rate limits.
     rate_limit_policies: RateLimitPolicy;
+    /// Istio's Gateways.
+    istio_gateways: IstioGateway;
+    /// Secrets; only those that gateways name are used.
+    secrets: Secret;
 }
 
 impl ObjectSet {

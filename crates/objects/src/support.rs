@@ -112,8 +112,21 @@ const GATEWAY: &[Gap] = &[
     gap("spec.addresses"),
     gap("spec.allowedListeners"),
     gap("spec.defaultScope"),
-    gap("spec.listeners[].tls"),
+    gap("spec.tls"),
     gap("spec.infrastructure.parametersRef"),
+];
+
+const ISTIO_GATEWAY: &[Gap] = &[
+    gap("spec.servers[].bind"),
+    gap("spec.servers[].tls.serverCertificate"),
+    gap("spec.servers[].tls.privateKey"),
+    gap("spec.servers[].tls.caCertificates"),
+    gap("spec.servers[].tls.caCrl"),
+    gap("spec.servers[].tls.tlsCertificates"),
+    gap("spec.servers[].tls.subjectAltNames"),
+    gap("spec.servers[].tls.verifyCertificateSpki"),
+    gap("spec.servers[].tls.verifyCertificateHash"),
+    gap("spec.servers[].tls.cipherSuites"),
 ];
 
 const HTTP_ROUTE: &[Gap] = &[
@@ -134,6 +147,7 @@ fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
         Kind::AuthorizationPolicy => &[("", POLICY_OF_WAYPOINTS)],
         Kind::ServiceEntry => &[("", SERVICE_ENTRY)],
         Kind::Gateway => &[("", GATEWAY)],
+        Kind::IstioGateway => &[("", ISTIO_GATEWAY)],
         Kind::HttpRoute | Kind::GrpcRoute => &[("", HTTP_ROUTE)],
         _ => &[],
     }

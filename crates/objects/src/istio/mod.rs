@@ -6,6 +6,7 @@
 
 mod authorization_policy;
 mod destination_rule;
+mod gateway;
 mod peer_authentication;
 mod service_entry;
 mod traffic_policy;
@@ -21,6 +22,7 @@ pub use authorization_policy::{
     TargetReference, To,
 };
 pub use destination_rule::{DestinationRuleSpec, Subset};
+pub use gateway::{GatewaySpec, Server, ServerPort, ServerTls, ServerTlsMode, TlsVersion};
 pub use peer_authentication::{MutualTls, MutualTlsMode, PeerAuthenticationSpec};
 pub use service_entry::{
     EntryPort, LabelsSelector, Location, Resolution, ServiceEntrySpec, WorkloadEntrySpec,
@@ -64,6 +66,8 @@ pub type DestinationRule = Resource<DestinationRuleSpec>;
 pub type ServiceEntry = Resource<ServiceEntrySpec>;
 /// `networking.istio.io` WorkloadEntry.
 pub type WorkloadEntry = Resource<WorkloadEntrySpec>;
+/// `networking.istio.io` Gateway; the name is taken by the Gateway API's.
+pub type IstioGateway = Resource<GatewaySpec>;
 /// `security.istio.io` AuthorizationPolicy.
 pub type AuthorizationPolicy = Resource<AuthorizationPolicySpec>;
 /// `security.istio.io` PeerAuthentication.

@@ -36,7 +36,7 @@ impl Row {
 #[rustfmt::skip]
 pub(super) const VIRTUAL_SERVICE: &[Row] = &[
     row("hosts", 'A', "The services the rules are about; short names are of the object's namespace", &["short_names_resolve_in_their_namespace", "match/hosts of another service do not count"]),
-    row("gateways", 'A', "Where the rules count; `mesh` is meant where nothing is said", &[]).but("gateways other than `mesh` are not served"),
+    row("gateways", 'A', "Where the rules count; `mesh` is meant where nothing is said", &["s060_a_gateway_serves_its_hosts_on_port_30000_of_every_node", "rules_for_other_gateways_are_not_for_this_one"]),
     row("exportTo", 'B', "Namespaces that may use the rules", &["objects_are_there_for_the_namespaces_they_name"]),
     row("http", 'A', "Rules for requests, the first that matches counts", &["match/blocks and order"]),
     row("tls", 'B', "Rules for TLS that is not ended here, by server name", &["tls_goes_where_its_server_name_says"]),
@@ -196,20 +196,20 @@ pub(super) const DESTINATION_RULE: &[Row] = &[
 // One row a line, however long.
 #[rustfmt::skip]
 pub(super) const ISTIO_GATEWAY: &[Row] = &[
-    row("selector", 'B', "Pods it configures", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].port", 'B', "Port to listen on", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].bind", 'C', "Address to listen on", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].hosts", 'B', "Hosts that are shown", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].name", 'C', "Name in logs", &[]).but("an ingress gateway is not there yet"),
+    row("selector", 'B', "Pods it configures", &["s060_a_gateway_serves_its_hosts_on_port_30000_of_every_node"]),
+    row("servers[].port", 'B', "Port to listen on", &["s060_a_gateway_serves_its_hosts_on_port_30000_of_every_node"]),
+    row("servers[].bind", 'C', "Address to listen on", &[]).but("it listens on every address of its pods"),
+    row("servers[].hosts", 'B', "Hosts that are shown", &["hosts_of_a_gateway_and_of_its_routes_have_to_meet"]),
+    row("servers[].name", 'C', "Name in logs", &[]),
     row("servers[].defaultEndpoint", 'C', "Never implemented anywhere", &[]).not_here("no implementation has it"),
-    row("servers[].tls.httpsRedirect", 'B', "Sends callers to https", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.mode", 'B', "How TLS ends", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.credentialName", 'B', "Secret with keys", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.credentialNames", 'C', "Several Secrets", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.subjectAltNames", 'B', "Names callers may have", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.minProtocolVersion", 'B', "Oldest TLS", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.maxProtocolVersion", 'B', "Newest TLS", &[]).but("an ingress gateway is not there yet"),
-    row("servers[].tls.cipherSuites", 'C', "Suites of TLS 1.2", &[]).but("an ingress gateway is not there yet"),
+    row("servers[].tls.httpsRedirect", 'B', "Sends callers to https", &["callers_are_sent_to_https"]),
+    row("servers[].tls.mode", 'B', "How TLS ends", &["keys_are_told_to_the_gateway_that_names_them_and_to_nobody_else"]).but("not AUTO_PASSTHROUGH, ISTIO_MUTUAL"),
+    row("servers[].tls.credentialName", 'B', "Secret with keys", &["keys_are_told_to_the_gateway_that_names_them_and_to_nobody_else"]).but("not with an API server yet, only from folders of objects"),
+    row("servers[].tls.credentialNames", 'C', "Several Secrets", &["each_server_name_gets_its_certificate"]),
+    row("servers[].tls.subjectAltNames", 'B', "Names callers may have", &[]),
+    row("servers[].tls.minProtocolVersion", 'B', "Oldest TLS", &[]),
+    row("servers[].tls.maxProtocolVersion", 'B', "Newest TLS", &[]),
+    row("servers[].tls.cipherSuites", 'C', "Suites of TLS 1.2", &[]),
 ];
 
 // One row a line, however long.
@@ -229,7 +229,7 @@ pub(super) const SERVICE_ENTRY: &[Row] = &[
 // One row a line, however long.
 #[rustfmt::skip]
 pub(super) const HTTP_ROUTE: &[Row] = &[
-    row("parentRefs", 'A', "The Services it is about; with a port, one port of them", &["parents_that_are_not_there_are_told", "a_consumer_route_is_for_its_namespace_and_a_port_for_its_port"]).but("Gateways and ServiceEntries are not parents yet"),
+    row("parentRefs", 'A', "The Services it is about; with a port, one port of them", &["parents_that_are_not_there_are_told", "a_consumer_route_is_for_its_namespace_and_a_port_for_its_port"]).but("ServiceEntries are not parents yet"),
     row("hostnames", 'A', "Not looked at for Services: calls are told by address", &["http_routes_do_what_the_conformance_suite_for_meshes_asks"]),
     row("rules[].name", 'A', "Name of a rule in logs", &["filters_limits_and_retries"]),
     row("rules[].matches[].path", 'A', "Path: equal, its first elements, or a pattern", &["the_more_exact_rule_comes_first_across_routes", "route/paths"]),
@@ -266,7 +266,7 @@ pub(super) const WORKLOAD_ENTRY: &[Row] = &[
 // One row a line, however long.
 #[rustfmt::skip]
 pub(super) const TLS_ROUTE: &[Row] = &[
-    row("parentRefs", 'B', "The Services it is about; with a port, one port of them", &["opaque_routes_of_ports_and_callers_leave_the_rest_as_it_was"]).but("Gateways and ServiceEntries are not parents yet"),
+    row("parentRefs", 'B', "The Services it is about; with a port, one port of them", &["opaque_routes_of_ports_and_callers_leave_the_rest_as_it_was"]).but("ServiceEntries are not parents yet"),
     row("hostnames", 'B', "Server names, of a TLSRoute", &["tcp_and_tls_routes_are_rules_for_opaque_connections"]),
     row("rules[].name", 'C', "Name of a rule", &[]).not_here("logs of connections name no rule"),
     row("rules[].backendRefs", 'B', "Destinations with weights; of other namespaces with a ReferenceGrant", &["tcp_and_tls_routes_are_rules_for_opaque_connections"]),

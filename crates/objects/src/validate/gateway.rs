@@ -12,7 +12,8 @@ pub(super) fn check(spec: &GatewaySpec, report: &mut Report) {
         spec.gateway_class_name.as_str(),
         labels::WAYPOINT_CLASS | labels::ISTIO_WAYPOINT_CLASS
     );
-    if !is_waypoint && !spec.gateway_class_name.is_empty() {
+    let is_edge = spec.gateway_class_name == labels::GATEWAY_CLASS;
+    if !is_waypoint && !is_edge && !spec.gateway_class_name.is_empty() {
         let message = format!("gateways of class {:?}", spec.gateway_class_name);
         report.unsupported("spec.gatewayClassName", &message);
     }
@@ -30,6 +31,19 @@ pub(super) fn check(spec: &GatewaySpec, report: &mut Report) {
                 &field,
                 "a waypoint listens on port 15008 with protocol HBONE only",
             );
+        }
+        if is_edge {
+            let known = ["HTTP", "HTTPS", "TLS", "TCP"];
+            if !known.contains(&listener.protocol.as_str()) {
+                report.unsupported(format!("{field}.protocol"), &listener.protocol);
+            }
+            let own = [ports::ADMIN, ports::HBONE, ports::METRICS, ports::READINESS];
+            if own.iter().any(|own| i32::from(*own) == listener.port) {
+                let message = format!("port {} is the gateway's own", listener.port);
+                report.error(format!("{field}.port"), message);
+            }
+        } else if listener.tls.is_some() {
+            report.unsupported(format!("{field}.tls"), "tls of a waypoint's listener");
         }
         let routes = listener.allowed_routes.as_ref();
         if let Some(namespaces) = routes.and_then(|routes| routes.namespaces.as_ref()) {

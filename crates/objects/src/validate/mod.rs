@@ -3,6 +3,7 @@
 mod authorization;
 mod destination_rule;
 mod gateway;
+mod istio_gateway;
 mod kubernetes;
 mod network_policy;
 mod peer_authentication;
@@ -53,6 +54,7 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::ServiceEntry(object) => service_entry::check(&object.spec, &mut report),
         Object::WorkloadEntry(object) => service_entry::endpoint(&object.spec, &mut report),
         Object::Gateway(object) => gateway::check(&object.spec, &mut report),
+        Object::IstioGateway(object) => istio_gateway::check(&object.spec, &mut report),
         Object::HttpRoute(object) => route::http(&object.spec, &mut report),
         Object::GrpcRoute(object) => route::grpc(&object.spec, &mut report),
         Object::TcpRoute(object) => route::tcp(&object.spec, &mut report),
@@ -68,7 +70,10 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::Namespace(object) => {
             report.label("metadata.name", "a namespace: no dots", object.name());
         }
-        Object::Node(_) | Object::ServiceAccount(_) => {}
+        Object::Node(_)
+        | Object::ServiceAccount(_)
+        | Object::Secret(_)
+        | Object::EndpointSlice(_) => {}
     }
     report.0
 }

@@ -36,9 +36,6 @@ pub(super) fn check(spec: &VirtualServiceSpec, report: &mut Report) {
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
         report.error("spec", "needs at least one rule in http, tls or tcp");
     }
-    if !spec.applies_to_mesh() {
-        report.unsupported("spec.gateways", "rules for gateways other than mesh");
-    }
     for (index, route) in spec.http.iter().enumerate() {
         http_route(&format!("spec.http[{index}]"), route, report);
     }
