@@ -91,7 +91,13 @@ fn way(
         .unwrap_or_else(|never| match never {});
     let to = match &from {
         Target::Outer => vec![SocketAddr::from(([172, 30, 0, 1], port))],
-        Target::Node(_) => vec![SocketAddr::new(LOOPBACK, port)],
+        Target::Node(name) => {
+            // Its own programs on the loopback, Services' node ports at its address.
+            let own = status.nodes.iter().find(|node| node.name == *name);
+            let own = own.map(|node| node.address);
+            let both = [Some(LOOPBACK), own].into_iter().flatten();
+            both.map(|ip| SocketAddr::new(ip, port)).collect()
+        }
         Target::Pod(name) => {
             let own = status.pods.iter().find(|pod| {
                 pod.name == *name || format!("{}/{}", pod.namespace, pod.name) == *name

@@ -71,6 +71,8 @@ pub(crate) struct Forward {
     pub(crate) ip: Ipv4Addr,
     pub(crate) transport: Transport,
     pub(crate) port: u16,
+    /// The same at every node's own addresses.
+    pub(crate) node_port: Option<u16>,
     pub(crate) endpoints: Vec<(Ipv4Addr, u16)>,
 }
 
@@ -113,12 +115,21 @@ impl Cluster {
                     ip,
                     transport,
                     port: number,
+                    node_port: node_port(&view.service, port.node_port),
                     endpoints,
                 });
             }
         }
         found
     }
+}
+
+/// The port of a Service of a type that has one; it is as written, none is given out.
+fn node_port(service: &Service, written: Option<i32>) -> Option<u16> {
+    let spec = service.spec.as_ref()?;
+    let has = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+    let port = u16::try_from(written.filter(|_| has)?).ok()?;
+    (port != 0).then_some(port)
 }
 
 /// As Kubernetes selects: same namespace, every label of a selector that is not empty.

@@ -6,6 +6,9 @@ use std::fmt::Write;
 use crate::cluster::{Cluster, Forward};
 use crate::plan::SERVICE_CIDR;
 
+/// Mark of connections that came by a node's own port.
+const BY_NODE_PORT: u32 = 0x4e50;
+
 /// The service rules of a node: a new connection to a service address goes to one of the ready
 /// endpoints by chance; without one it is refused. Table and hooks stay where they are and only
 /// rules are replaced, so that translated connections go on.
@@ -17,6 +20,7 @@ pub(crate) fn services(cluster: &Cluster, node: &str) -> String {
          add chain ip lab_services postrouting { type nat hook postrouting priority srcnat; }\n\
          add chain ip lab_services forward { type filter hook forward priority filter; }\n\
          add chain ip lab_services local { type filter hook output priority filter; }\n\
+         add chain ip lab_services nodes { type filter hook input priority filter; }\n\
          add chain ip lab_services choose\n\
          add chain ip lab_services refuse\n\
          flush table ip lab_services\n",
@@ -44,6 +48,33 @@ pub(crate) fn services(cluster: &Cluster, node: &str) -> String {
             forward.port
         );
         rule(&mut text, chain, &format!("{matched} {action}"));
+        if let Some(port) = forward.node_port.filter(|_| !node.is_empty()) {
+            let word = forward.transport.word();
+            let matched =
+                format!("ip daddr != 127.0.0.0/8 fib daddr type local {word} dport {port}");
+            let (chains, action) = match chain {
+                "choose" => (
+                    ["prerouting", "output"],
+                    format!("ct mark set {BY_NODE_PORT} {action}"),
+                ),
+                // What is for the node itself is not forwarded.
+                _ => (["nodes", "nodes"], action),
+            };
+            rule(&mut text, chains[0], &format!("{matched} {action}"));
+            if chains[0] != chains[1] {
+                rule(&mut text, chains[1], &format!("{matched} {action}"));
+            }
+        }
+    }
+    // Answers of pods elsewhere have to come back through this node.
+    let here = cluster.pods.iter().filter(|pod| pod.node == node);
+    for pod in here {
+        let own = format!("ct mark {BY_NODE_PORT} ip daddr {} accept", pod.ip);
+        rule(&mut text, "postrouting", &own);
+    }
+    if !node.is_empty() {
+        let elsewhere = format!("ct mark {BY_NODE_PORT} masquerade");
+        rule(&mut text, "postrouting", &elsewhere);
     }
     // A pod that reaches itself through a service must see another source than itself.
     for pod in cluster.pods.iter().filter(|pod| pod.node == node) {
@@ -104,9 +135,13 @@ mod tests {
     }
 
     fn rules(pods: Vec<PodView>) -> String {
+        let ports = json!({"selector": {"app": "x"}, "ports": [{"port": 80, "targetPort": "web"}]});
+        rules_of(pods, &ports)
+    }
+
+    fn rules_of(pods: Vec<PodView>, spec: &serde_json::Value) -> String {
         let service: Service = serde_json::from_value(json!({
-            "metadata": {"name": "s", "namespace": "a"},
-            "spec": {"selector": {"app": "x"}, "ports": [{"port": 80, "targetPort": "web"}]}}))
+            "metadata": {"name": "s", "namespace": "a"}, "spec": spec}))
         .unwrap();
         let cluster = Cluster {
             pods,
@@ -141,6 +176,22 @@ mod tests {
         assert!(none.contains(
             "refuse ip daddr 10.96.1.1 tcp dport 80 reject with icmp port-unreachable\n"
         ));
+    }
+
+    #[test]
+    fn a_node_port_leads_to_the_same_endpoints() {
+        let text = rules_of(
+            vec![pod(2, true)],
+            &json!({"type": "NodePort", "selector": {"app": "x"},
+                "ports": [{"port": 80, "targetPort": "web", "nodePort": 30000}]}),
+        );
+        let marked = "ip daddr != 127.0.0.0/8 fib daddr type local tcp dport 30000 ct mark set 20048 dnat to 10.244.1.2:8080";
+        assert!(text.contains(&format!("prerouting {marked}\n")), "{text}");
+        assert!(text.contains("postrouting ct mark 20048 ip daddr 10.244.1.2 accept\n"));
+        assert!(
+            text.contains("postrouting ct mark 20048 masquerade\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -138,8 +138,14 @@ pub(super) fn unserved(service: &Service) -> Vec<String> {
             service.name()
         ));
     };
-    if matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer")) {
-        say("the lab serves its cluster address only, no node ports or load balancers");
+    let mut ports = spec.ports.iter().flatten();
+    let has_node_port = ports.any(|port| port.node_port.is_some_and(|number| number != 0));
+    match spec.type_.as_deref() {
+        Some("NodePort" | "LoadBalancer") if !has_node_port => {
+            say("the lab gives out no node ports: name one (spec.ports[].nodePort)");
+        }
+        Some("LoadBalancer") => say("the lab has no load balancers, only its node ports"),
+        _ => {}
     }
     if spec.session_affinity.as_deref() == Some("ClientIP") {
         say("sessionAffinity is not kept for callers outside the mesh");
