@@ -46,6 +46,64 @@ pub struct Config {
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15014")]
     pub monitoring: SocketAddr,
 
+    /// Further address, for probes only: /ready, as Istio has it on 8080
+    #[arg(long, value_name = "IP:PORT")]
+    pub health: Option<SocketAddr>,
+
+    /// Address for the admission webhook, over TLS: the API server asks there before it stores an
+    /// object
+    #[arg(long, value_name = "IP:PORT", requires = "kubernetes")]
+    pub webhook: Option<SocketAddr>,
+
+    /// ValidatingWebhookConfiguration that the webhook is registered in; it has to be there
+    #[arg(long, value_name = "NAME", default_value = "isobar-validator")]
+    pub webhook_configuration: String,
+
+    /// Where the API server finds the webhook; by default port 443 of the Service isobard in the root
+    /// namespace
+    #[arg(long, value_name = "URL")]
+    pub webhook_url: Option<String>,
+
+    /// What becomes of objects that the API server cannot ask about, once it was seen to ask: Fail
+    /// refuses them, Ignore lets them in
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value = "Fail",
+        value_parser = ["Fail", "Ignore"]
+    )]
+    pub webhook_failure_policy: String,
+
+    /// Name of this control plane where there are several: with one, only objects of Istio's API whose
+    /// label istio.io/rev has it, or that have no such label, count
+    #[arg(long, env = "REVISION", default_value = "")]
+    pub revision: String,
+
+    /// Another name of the revision, for Gateways of waypoints; may be given several times
+    #[arg(long, value_name = "TAG")]
+    pub revision_tag: Vec<String>,
+
+    /// Label selectors, a YAML list: only objects of namespaces that one of them takes count
+    #[arg(long, env = "DISCOVERY_SELECTORS", value_name = "YAML")]
+    pub discovery_selectors: Option<String>,
+
+    /// Run waypoints beside Istio's own control plane and do nothing else: certify nobody, serve no
+    /// node proxy, write nothing on objects of others
+    #[arg(long, requires = "kubernetes")]
+    pub waypoints_only: bool,
+
+    /// With --waypoints-only: where waypoints get their certificates
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "https://istiod.istio-system.svc:15012"
+    )]
+    pub authority_address: String,
+
+    /// Namespace of this control plane itself; by default the root namespace
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
     /// JSON Web Key Set that verifies bound service account tokens
     #[arg(long, value_name = "FILE", required_unless_present_any = ["validate", "kubernetes"])]
     pub token_keys: Option<PathBuf>,
@@ -119,4 +177,11 @@ pub struct Config {
     /// `text` or `json`
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: String,
+}
+
+impl Config {
+    /// Namespace of this control plane itself.
+    pub(crate) fn own_namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(&self.root_namespace)
+    }
 }

@@ -23,6 +23,7 @@ pub fn imagined(objects: &ObjectSet) -> ObjectSet {
     let pods = WaypointPods {
         image: "isobar/waypoint".to_owned(),
         control_plane: None,
+        ..WaypointPods::default()
     };
     for facts in plan(&set, &settings(), &KeptKeys::default()).gateways {
         for object in waypoint_objects(&set, &facts, &pods) {

@@ -9,6 +9,7 @@
 
 mod admission;
 mod auth;
+mod authority;
 mod ca;
 mod config;
 mod controller;
@@ -18,17 +19,20 @@ mod metrics;
 mod model;
 mod monitoring;
 mod process;
+mod reach;
 mod server;
 #[cfg(test)]
 mod server_tests;
 mod surroundings;
 mod told;
 mod validation;
+mod webhook;
 mod xds;
 
 pub use config::Config;
 pub use imagined::imagined;
-pub use model::{OutboundTraffic, PortRules, Remedy, ShutDoor};
+pub use model::{OutboundTraffic, PortRules, Remedy, Severity, ShutDoor, Verdict};
 pub use process::run;
-pub use told::{Told, ToldWaypoint, shut_doors, told};
+pub use told::{Told, ToldWaypoint, shut_doors, told, verdicts};
 pub use validation::validate;
+pub use webhook::answer_reviews;

@@ -1,8 +1,10 @@
 //! Health, metrics and what the control plane knows, over plain HTTP on 15014.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::StatusCode;
 use isobar_objects::{Finding, Published};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Call, Ready, Registry, Reply, Routes, standard};
@@ -10,9 +12,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::engine::Planned;
-use crate::xds::catalog::{Catalog, Resources, version_text};
+use crate::xds::catalog::{Catalog, version_text};
 use crate::xds::clients::{ClientState, Clients, KindState};
 use crate::xds::kind::Kind;
+use crate::xds::resources::Resources;
 use crate::xds::session::Progress;
 
 /// What the pages show.
@@ -29,7 +32,7 @@ pub(crate) struct Pages {
 pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogControl) -> Routes {
     let (sync, findings, labels, config) = (pages.clone(), pages.clone(), pages.clone(), pages);
     let routes = Routes::new()
-        .merge(standard::readiness(ready))
+        .merge(health(ready))
         .merge(standard::metrics(registry))
         .get("/debug/syncz", move |_| {
             let page = sync.syncz();
@@ -46,11 +49,27 @@ pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogCo
         .get("/debug/config", move |call| {
             let page = config.config(&call);
             async move { Reply::json(&page) }
+        });
+    standard::index(standard::logging(routes, log), "isobard")
+}
+
+/// What probes ask: `/ready`, where Istio has it, `/healthz/ready` and `/version`.
+pub(crate) fn health(ready: Ready) -> Routes {
+    let state = ready.clone();
+    standard::readiness(ready)
+        .get("/ready", move |_| {
+            let pending = state.pending();
+            async move {
+                if pending.is_empty() {
+                    return Reply::text(StatusCode::OK, "ready\n");
+                }
+                let text = format!("not ready, pending: {}\n", pending.join(", "));
+                Reply::text(StatusCode::SERVICE_UNAVAILABLE, text)
+            }
         })
         .get("/version", |_| async {
             Reply::json(&json!({ "version": env!("CARGO_PKG_VERSION") }))
-        });
-    standard::index(standard::logging(routes, log), "isobard")
+        })
 }
 
 impl Pages {
@@ -113,16 +132,13 @@ impl Pages {
     fn config(&self, call: &Call) -> Value {
         let catalog = self.catalogs.borrow().clone();
         let all = |resources: &Resources| -> Value {
-            resources
+            let sorted: BTreeMap<_, _> = resources
                 .values()
-                .map(|resource| {
-                    (
-                        resource.name.to_string(),
-                        version_text(resource.version).into(),
-                    )
-                })
-                .collect::<serde_json::Map<String, Value>>()
-                .into()
+                .map(|resource| (resource.name.to_string(), resource.version))
+                .collect();
+            let shown = sorted.into_iter();
+            let shown = shown.map(|(name, version)| (name, version_text(version).into()));
+            shown.collect::<serde_json::Map<String, Value>>().into()
         };
         let wanted = call.query_value("waypoint");
         let waypoints: serde_json::Map<String, Value> = catalog

@@ -15,13 +15,14 @@ use tokio::sync::watch;
 use crate::auth::{Authenticator, TokenReviewer};
 use crate::ca::{CertificateService, Roster, Rules};
 use crate::config::Config;
-use crate::controller::{Controller, WaypointPods};
+use crate::controller::{Controller, Scaling, WaypointPods};
 use crate::engine::{Engine, Planned};
 use crate::metrics::Metrics;
 use crate::model::{KeptKeys, Settings};
 use crate::monitoring::{self, Pages};
-use crate::server::{self, ServerCertificates};
-use crate::surroundings::Surroundings;
+use crate::server::{self, ServerCertificates, Speaks};
+use crate::surroundings::{MANAGER, Surroundings};
+use crate::webhook;
 use crate::xds::catalog::Catalog;
 use crate::xds::clients::Clients;
 use crate::xds::service::DiscoveryService;
@@ -70,7 +71,7 @@ async fn start(
     let ready = Ready::new();
     let (objects_gate, listener_gate) = (ready.gate("objects"), ready.gate("listener"));
     let around = Surroundings::find(scope, config, state).await?;
-    let authority = around.authority.clone();
+    let authorities = Arc::clone(&around.authorities);
     let (authenticator, rules) = authentication(config, around.reviewer.clone())?;
 
     let (catalogs, catalog) = watch::channel(Arc::new(Catalog::default()));
@@ -81,11 +82,9 @@ async fn start(
         clients: clients.clone(),
         catalogs: catalog.clone(),
         plans: plan.clone(),
-        objects: around.source.subscribe(),
+        objects: around.objects.clone(),
     };
-    let routes = monitoring::routes(pages, ready, &registry, log.clone());
-    let monitoring = HttpServer::bind("monitoring", &[config.monitoring], routes)?;
-    scope.spawn("monitoring", monitoring.run(scope.lifetime()));
+    monitor(scope, config, pages, ready, &registry, log)?;
 
     let engine = Engine {
         settings: settings(config),
@@ -95,6 +94,7 @@ async fn start(
         metrics: metrics.clone(),
         kept_keys: KeptKeys::default(),
     };
+    webhook::start(scope, serving, config, &around, &metrics).await?;
     follow_objects(scope, config, around, engine, plan);
     let mut first = catalog.clone();
     scope.spawn("first plan", async move {
@@ -103,11 +103,12 @@ async fn start(
         }
     });
     let certificates = CertificateService {
-        authority: authority.clone(),
+        authorities: authorities.subscribe(),
         authenticator: authenticator.clone(),
         rules,
         rosters: roster,
         metrics: metrics.clone(),
+        pace: crate::ca::Pace::default(),
     };
     let discovery = DiscoveryService {
         authenticator,
@@ -120,9 +121,37 @@ async fn start(
         .await
         .with_context(|| format!("listening on {}", config.listen))?;
     tracing::info!(address = %config.listen, "serving discovery and certificates");
-    let names = server_names(config);
-    serve(serving, listener, names, authority, certificates, discovery)?;
+    let (names, authorities) = (server_names(config), authorities.subscribe());
+    // Beside another control plane nobody is certified here.
+    let certificates = (!config.waypoints_only).then_some(certificates);
+    serve(
+        serving,
+        listener,
+        names,
+        authorities,
+        certificates,
+        discovery,
+    )?;
     listener_gate.pass();
+    Ok(())
+}
+
+/// Health, metrics and debug pages.
+fn monitor(
+    scope: &Scope,
+    config: &Config,
+    pages: Pages,
+    ready: Ready,
+    registry: &Registry,
+    log: &logging::LogControl,
+) -> Result<()> {
+    if let Some(address) = config.health {
+        let health = HttpServer::bind("health", &[address], monitoring::health(ready.clone()))?;
+        scope.spawn("health", health.run(scope.lifetime()));
+    }
+    let routes = monitoring::routes(pages, ready, registry, log.clone());
+    let monitoring = HttpServer::bind("monitoring", &[config.monitoring], routes)?;
+    scope.spawn("monitoring", monitoring.run(scope.lifetime()));
     Ok(())
 }
 
@@ -134,25 +163,37 @@ fn follow_objects(
     engine: Engine,
     plan: watch::Receiver<Option<Planned>>,
 ) {
-    let controller = Controller::new(
+    let mut controller = Controller::new(
         around.writer,
         around.earlier,
-        around.leads,
+        around.leads.clone(),
         waypoint_pods(config),
-    );
-    let objects = around.source.subscribe();
-    scope.spawn("engine", engine.run(objects, scope.lifetime()));
+    )
+    .only_waypoints(config.waypoints_only);
+    if let Some(cluster) = around.cluster {
+        let (own, classes) = (config.own_namespace(), config.waypoint_class.clone());
+        let scaling = Scaling::new(cluster, MANAGER, own, classes);
+        controller = controller.with_parameters(scaling.parameters());
+        let running = scaling.run(plan.clone(), around.leads, scope.lifetime());
+        scope.spawn("scaling", running);
+    }
+    scope.spawn("engine", engine.run(around.objects, scope.lifetime()));
     scope.spawn("objects", around.source.run(scope.lifetime()));
     scope.spawn("controller", controller.run(plan, scope.lifetime()));
 }
 
 /// Waypoints look for the control plane in the usual namespace by themselves.
 fn waypoint_pods(config: &Config) -> WaypointPods {
-    let namespace = &config.root_namespace;
+    let namespace = config.own_namespace();
+    let is_elsewhere = config.waypoints_only || namespace != DEFAULT_ROOT_NAMESPACE;
     WaypointPods {
         image: config.waypoint_image.clone(),
-        control_plane: (namespace != DEFAULT_ROOT_NAMESPACE)
+        control_plane: is_elsewhere
             .then(|| format!("https://isobard.{namespace}.svc:{}", config.listen.port())),
+        authority: config
+            .waypoints_only
+            .then(|| config.authority_address.clone()),
+        ..WaypointPods::default()
     }
 }
 
@@ -160,7 +201,11 @@ fn authentication(
     config: &Config,
     reviewer: Arc<dyn TokenReviewer>,
 ) -> Result<(Authenticator, Rules)> {
-    let node_accounts: Arc<[NamespacedName]> = node_accounts(config)?.into();
+    let node_accounts: Arc<[NamespacedName]> = match config.waypoints_only {
+        // Node proxies are another control plane's.
+        true => Arc::default(),
+        false => node_accounts(config)?.into(),
+    };
     let rules = Rules {
         trust_domain: config.trust_domain.as_str().into(),
         node_accounts: node_accounts.clone(),
@@ -173,11 +218,12 @@ pub(crate) fn serve(
     scope: &Scope,
     listener: TcpListener,
     names: Vec<String>,
-    authority: Arc<Authority>,
-    certificates: CertificateService,
+    authorities: watch::Receiver<Arc<Authority>>,
+    certificates: impl Into<Option<CertificateService>>,
     discovery: DiscoveryService,
 ) -> Result<()> {
-    let server = ServerCertificates::issue(authority, names).context("the server certificate")?;
+    let server = ServerCertificates::issue(authorities, names, Speaks::Http2)
+        .context("the server certificate")?;
     let tls = server.current();
     scope.spawn("server certificate", server.renew(scope.lifetime()));
     let connections = server::connections(scope, listener, tls);
@@ -186,7 +232,7 @@ pub(crate) fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
-        .add_service(IstioCertificateServiceServer::new(certificates))
+        .add_optional_service(certificates.into().map(IstioCertificateServiceServer::new))
         .add_service(discovery);
     let life = scope.lifetime();
     scope.spawn("grpc", async move {
@@ -199,7 +245,7 @@ pub(crate) fn serve(
     Ok(())
 }
 
-fn server_names(config: &Config) -> Vec<String> {
+pub(crate) fn server_names(config: &Config) -> Vec<String> {
     let given = config.tls_san.iter().cloned();
     SERVER_NAMES
         .into_iter()

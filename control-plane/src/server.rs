@@ -14,7 +14,7 @@ use isobar_tls::ca::{Authority, AuthorityError};
 use isobar_tls::control::{self, ControlServer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
@@ -39,23 +39,33 @@ pub(crate) struct Connection {
     peer: SocketAddr,
 }
 
-/// The server's certificate, made anew every day.
+/// What is spoken on a listener's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// The server's certificate, made anew every day, and when there is another authority.
 pub(crate) struct ServerCertificates {
-    authority: Arc<Authority>,
+    authority: watch::Receiver<Arc<Authority>>,
     names: Vec<String>,
+    speaks: Speaks,
     current: Arc<ArcSwap<ControlServer>>,
 }
 
 impl ServerCertificates {
     /// The first certificate for `names`.
     pub(crate) fn issue(
-        authority: Arc<Authority>,
+        authority: watch::Receiver<Arc<Authority>>,
         names: Vec<String>,
+        speaks: Speaks,
     ) -> Result<Self, AuthorityError> {
-        let first = issue(&authority, &names)?;
+        let first = issue(&authority.borrow(), &names, speaks)?;
         Ok(Self {
             authority,
             names,
+            speaks,
             current: Arc::new(ArcSwap::from_pointee(first)),
         })
     }
@@ -66,13 +76,21 @@ impl ServerCertificates {
     }
 
     /// Makes certificates until `life` ends.
-    pub(crate) async fn renew(self, life: Lifetime) {
+    pub(crate) async fn renew(mut self, life: Lifetime) {
         loop {
+            let another = async {
+                // Without a sender it stays the one it is.
+                if self.authority.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
                 () = life.draining() => return,
                 () = tokio::time::sleep(CERTIFICATE_RENEWAL) => {}
+                () = another => {}
             }
-            match issue(&self.authority, &self.names) {
+            let authority = self.authority.borrow().clone();
+            match issue(&authority, &self.names, self.speaks) {
                 Ok(next) => self.current.store(Arc::new(next)),
                 Err(error) => tracing::error!(%error, "the server certificate was not renewed"),
             }
@@ -80,9 +98,16 @@ impl ServerCertificates {
     }
 }
 
-fn issue(authority: &Authority, names: &[String]) -> Result<ControlServer, AuthorityError> {
+fn issue(
+    authority: &Authority,
+    names: &[String],
+    speaks: Speaks,
+) -> Result<ControlServer, AuthorityError> {
     let certificate = authority.issue_server(names, CERTIFICATE_LIFE)?;
-    Ok(control::server_config(&certificate)?)
+    Ok(match speaks {
+        Speaks::Http1 => control::web_server_config(&certificate)?,
+        Speaks::Http2 => control::server_config(&certificate)?,
+    })
 }
 
 /// Connections after their TLS handshake, until `life` drains.

@@ -10,7 +10,7 @@ use isobar_kubernetes::{
     Cluster, KubernetesSource, KubernetesWriter, RootMaps, SourceOptions, keep_authority,
 };
 use isobar_objects::{
-    DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter,
+    DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter, Published,
 };
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
@@ -18,28 +18,34 @@ use isobar_types::Str;
 use tokio::sync::watch;
 
 use crate::auth::{ClusterReviewer, JwksReviewer, TokenReviewer};
+use crate::authority::{Authorities, of_files};
 use crate::config::Config;
-use crate::controller::Earlier;
+use crate::controller::{Earlier, OWN_ROOTS};
+use crate::reach::Reach;
 
 /// Directory below the overlay root that belongs to this process.
 const OVERLAY: &str = "control-plane";
 /// File in the state directory that keeps the last good version of every object.
 const LAST_GOOD: &str = "last-good-objects.json";
 /// Who we are to the API server's record of who wrote which field.
-const MANAGER: &str = "isobar";
+pub(crate) const MANAGER: &str = "isobar";
 /// The lease of the replica that writes.
 const LEASE: &str = "isobar-control-plane";
 
 /// What a control plane stands in.
 pub(crate) struct Surroundings {
     pub(crate) source: Box<dyn ObjectSource>,
+    /// What counts of the source.
+    pub(crate) objects: watch::Receiver<Arc<Published>>,
     pub(crate) writer: Arc<dyn ObjectWriter>,
     /// How to find what earlier lives of this process wrote.
     pub(crate) earlier: Earlier,
     /// True while this replica is the one that writes.
     pub(crate) leads: watch::Receiver<bool>,
     pub(crate) reviewer: Arc<dyn TokenReviewer>,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) authorities: Arc<Authorities>,
+    /// The API server, if there is one.
+    pub(crate) cluster: Option<Cluster>,
 }
 
 impl Surroundings {
@@ -51,12 +57,12 @@ impl Surroundings {
         if config.kubernetes {
             in_a_cluster(scope, config, state).await
         } else {
-            in_folders(config, state)
+            in_folders(scope, config, state)
         }
     }
 }
 
-fn in_folders(config: &Config, state: &Path) -> Result<Surroundings> {
+fn in_folders(scope: &Scope, config: &Config, state: &Path) -> Result<Surroundings> {
     let (Some(overlay), Some(keys)) = (&config.overlay, &config.token_keys) else {
         bail!("--overlay and --token-keys are needed with --objects");
     };
@@ -68,48 +74,98 @@ fn in_folders(config: &Config, state: &Path) -> Result<Surroundings> {
     let own = overlay.join(OVERLAY);
     let trust_domain: Str = config.trust_domain.as_str().into();
     let issuer = config.token_issuer.clone();
+    let objects = narrowed(scope, config, &source)?;
     Ok(Surroundings {
         source: Box::new(source),
+        objects,
         writer: Arc::new(OverlayWriter::new(&own)?),
         earlier: Earlier::InFolder(own),
         // There is one writer of a folder.
         leads: watch::channel(true).1,
         reviewer: Arc::new(JwksReviewer::new(keys.clone(), issuer, trust_domain)),
-        authority: Arc::new(authority(config, state)?),
+        authorities: authorities(scope, config, state)?,
+        cluster: None,
     })
 }
 
 async fn in_a_cluster(scope: &Scope, config: &Config, state: &Path) -> Result<Surroundings> {
+    if config.waypoints_only {
+        allow_waypoints_only(config)?;
+    }
     let cluster = Cluster::infer().await?;
+    let own = config.own_namespace();
     if config.ca_dir.is_none() {
         let make = || -> Result<()> { Ok(Authority::load_or_create(state).map(drop)?) };
-        keep_authority(&cluster, &config.root_namespace, state, make)
+        keep_authority(&cluster, own, state, make)
             .await
             .context("the authority's secret")?;
     }
-    let authority = Arc::new(authority(config, state)?);
+    let authorities = authorities(scope, config, state)?;
     let source = KubernetesSource::new(cluster.clone(), SourceOptions::default());
-    let candidate = Candidate::new(
-        cluster.clone(),
-        &config.root_namespace,
-        LEASE,
-        &replica(),
-        Timing::default(),
-    );
+    let candidate = Candidate::new(cluster.clone(), own, LEASE, &replica(), Timing::default());
     let leads = candidate.leads();
     scope.spawn("election", candidate.run(scope.lifetime()));
-    let maps = RootMaps::new(cluster.clone(), MANAGER, authority.roots());
-    let objects = source.subscribe();
-    scope.spawn("roots", maps.run(objects, leads.clone(), scope.lifetime()));
+    if config.ca_dir.is_none() {
+        let followed = Arc::clone(&authorities).follow_secret(
+            cluster.clone(),
+            own.to_owned(),
+            state.to_owned(),
+            leads.clone(),
+            scope.lifetime(),
+        );
+        scope.spawn("authority", followed);
+    }
+    let mut maps = RootMaps::new(cluster.clone(), MANAGER, authorities.roots());
+    if config.waypoints_only {
+        maps = maps.named(OWN_ROOTS);
+    }
+    let objects = narrowed(scope, config, &source)?;
+    scope.spawn(
+        "roots",
+        maps.run(objects.clone(), leads.clone(), scope.lifetime()),
+    );
     let trust_domain: Str = config.trust_domain.as_str().into();
     Ok(Surroundings {
         source: Box::new(source),
+        objects,
         writer: Arc::new(KubernetesWriter::new(cluster.clone(), MANAGER)),
         earlier: Earlier::OfClasses(config.waypoint_class.clone()),
         leads,
-        reviewer: Arc::new(ClusterReviewer::new(cluster, trust_domain)),
-        authority,
+        reviewer: Arc::new(ClusterReviewer::new(cluster.clone(), trust_domain)),
+        authorities,
+        cluster: Some(cluster),
     })
+}
+
+/// What counts of the source, as it changes.
+fn narrowed(
+    scope: &Scope,
+    config: &Config,
+    source: &impl ObjectSource,
+) -> Result<watch::Receiver<Arc<Published>>> {
+    let (reach, objects) = (Reach::of(config)?, source.subscribe());
+    if reach.is_everything() {
+        return Ok(objects);
+    }
+    let (sender, narrowed) = watch::channel(Arc::default());
+    scope.spawn("reach", reach.follow(objects, sender, scope.lifetime()));
+    Ok(narrowed)
+}
+
+/// Beside another control plane nothing of its own may be taken over.
+fn allow_waypoints_only(config: &Config) -> Result<()> {
+    if config.own_namespace() == config.root_namespace {
+        bail!(
+            "--waypoints-only needs a namespace of its own: {} is the one of Istio's control plane \
+             (--namespace, --root-namespace)",
+            config.root_namespace
+        );
+    }
+    let istios = isobar_types::labels::ISTIO_WAYPOINT_CLASS;
+    if config.waypoint_class.iter().any(|class| class == istios) {
+        bail!("--waypoints-only cannot have the class {istios}: it is Istio's");
+    }
+    Ok(())
 }
 
 /// A name that no other replica has: that of the pod, and another one each life.
@@ -119,16 +175,15 @@ fn replica() -> String {
 }
 
 /// The authority, and its roots in the state directory where clients look for them.
-fn authority(config: &Config, state: &Path) -> Result<Authority> {
+fn authorities(scope: &Scope, config: &Config, state: &Path) -> Result<Arc<Authorities>> {
     std::fs::create_dir_all(state).with_context(|| state.display().to_string())?;
     let Some(dir) = &config.ca_dir else {
-        return Ok(Authority::load_or_create(state)?);
+        let authority = Authority::load_or_create(state)?;
+        return Ok(Arc::new(Authorities::new(authority)));
     };
-    let authority = Authority::from_intermediate(dir)?;
-    let path = state.join("root-cert.pem");
-    let temporary = state.join(".root-cert.pem.new");
-    std::fs::write(&temporary, authority.roots())
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .with_context(|| path.display().to_string())?;
-    Ok(authority)
+    let authorities = Arc::new(Authorities::new(of_files(dir, state)?));
+    let followed = Arc::clone(&authorities);
+    let followed = followed.follow_files(dir.clone(), state.to_owned(), scope.lifetime());
+    scope.spawn("authority", followed);
+    Ok(authorities)
 }

@@ -1,6 +1,7 @@
 //! The Deployment, Service and ServiceAccount of a waypoint, and its Gateway's status.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use isobar_objects::gateway_api::Gateway;
 use isobar_objects::{
@@ -10,6 +11,8 @@ use isobar_types::{CLUSTER_DOMAIN, labels, ports};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::edge;
+use super::parameters::{Overlay, Parameters};
 use crate::model::{GatewayFacts, MANAGED, MANAGER, Verdict, account_of, is_managed};
 
 pub(super) const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
@@ -28,14 +31,23 @@ pub(super) struct Rendered {
 }
 
 /// What the pods of all waypoints have in common.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct WaypointPods {
     /// Their image.
     pub(crate) image: String,
     /// Where the control plane is, unless that is where a waypoint looks by itself.
     pub(crate) control_plane: Option<String>,
+    /// Where certificates come from, if another authority than the control plane's has them: the
+    /// control plane is verified by roots of its own then.
+    pub(crate) authority: Option<String>,
+    /// What is laid over the objects of single waypoints.
+    pub(crate) parameters: Arc<Parameters>,
 }
 
+/// Map with the control plane's own roots, where another authority has the usual one, and where it is
+/// mounted.
+pub(crate) const OWN_ROOTS: &str = "isobar-ca-root-cert";
+const OWN_ROOTS_AT: &str = "/var/run/secrets/isobar";
 /// User and group of the pods.
 const USER: u32 = 1337;
 
@@ -53,6 +65,13 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
     };
     let mut conflicts = Vec::new();
     let mut objects = Vec::new();
+    let overlay = pods.parameters.overlays.get(&facts.key);
+    let laid = |key: &str, mut value: Value| {
+        overlay
+            .unwrap_or(&Overlay::default())
+            .apply(key, &mut value);
+        value
+    };
     let account = account_of(gateway);
     if gateway.annotation(labels::FOR_SERVICE_ACCOUNT) == Some(account) {
         // Its certificate would be that of the workloads it guards.
@@ -62,15 +81,24 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
             .get(namespace, account)
             .map(|o| o.labels()),
     ) {
-        objects.extend(object::<ServiceAccount>(service_account(gateway, account)));
+        objects.extend(object::<ServiceAccount>(laid(
+            "serviceAccount",
+            service_account(gateway, account),
+        )));
     }
     if free(set.services.get(namespace, name).map(|o| o.labels())) {
-        objects.extend(object::<Service>(service(gateway)));
+        objects.extend(object::<Service>(laid(
+            "service",
+            edge::service(service(gateway), facts),
+        )));
     } else {
         conflicts.push(format!("Service {namespace}/{name}"));
     }
     if free(set.deployments.get(namespace, name).map(|o| o.labels())) {
-        objects.extend(object::<Deployment>(deployment(gateway, account, pods)));
+        objects.extend(object::<Deployment>(laid(
+            "deployment",
+            edge::deployment(deployment(gateway, account, pods), facts),
+        )));
     } else {
         conflicts.push(format!("Deployment {namespace}/{name}"));
     }
@@ -80,7 +108,13 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
     }
     Rendered {
         objects,
-        verdicts: verdicts(&reference, gateway, facts, &conflicts),
+        verdicts: verdicts(
+            &reference,
+            gateway,
+            facts,
+            &conflicts,
+            pods.parameters.mistakes.get(&facts.key),
+        ),
         status: json!({ "status": { "addresses": addresses(set, facts) } }),
         gateway: reference,
     }
@@ -109,6 +143,7 @@ fn verdicts(
     gateway: &Gateway,
     facts: &GatewayFacts,
     conflicts: &[String],
+    mistake: Option<&String>,
 ) -> Vec<Verdict> {
     let listens = gateway
         .spec
@@ -122,6 +157,11 @@ fn verdicts(
             conflicts.join(", ")
         );
         Verdict::fails(reference.clone(), "Accepted", "Conflict", text)
+    } else if let Some(mistake) = mistake {
+        let text = format!("{mistake}; what was in force before stays");
+        Verdict::fails(reference.clone(), "Accepted", "InvalidParameters", text)
+    } else if let Some(listeners) = &facts.listeners {
+        edge::accepted(reference, listeners)
     } else if listens {
         Verdict::holds(reference.clone(), "Accepted", "Accepted", "a waypoint")
     } else {
@@ -161,7 +201,7 @@ fn addresses(set: &ObjectSet, facts: &GatewayFacts) -> Value {
     all.into()
 }
 
-fn metadata(gateway: &Gateway, name: &str) -> Value {
+pub(super) fn metadata(gateway: &Gateway, name: &str) -> Value {
     let infrastructure = gateway.spec.infrastructure.clone().unwrap_or_default();
     let mut all = infrastructure.labels;
     all.extend(own_labels(gateway));
@@ -253,7 +293,7 @@ fn deployment(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
 
 /// The mesh's roots and a token for its authority are mounted where the program looks for them.
 fn pod(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
-    let volumes = json!([
+    let mut volumes = json!([
         {
             "name": "token",
             "projected": { "sources": [{ "serviceAccountToken": {
@@ -262,6 +302,18 @@ fn pod(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
         },
         { "name": "roots", "configMap": { "name": "istio-ca-root-cert" } },
     ]);
+    let mut mounts = json!([
+        { "name": "token", "mountPath": "/var/run/secrets/tokens", "readOnly": true },
+        { "name": "roots", "mountPath": "/var/run/secrets/istio", "readOnly": true },
+    ]);
+    if let (true, Some(volumes), Some(mounts)) = (
+        pods.authority.is_some(),
+        volumes.as_array_mut(),
+        mounts.as_array_mut(),
+    ) {
+        volumes.push(json!({ "name": "own-roots", "configMap": { "name": OWN_ROOTS } }));
+        mounts.push(json!({ "name": "own-roots", "mountPath": OWN_ROOTS_AT, "readOnly": true }));
+    }
     json!({
         "serviceAccountName": account,
         // It speaks to the control plane, never to the API server.
@@ -289,10 +341,7 @@ fn pod(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
                 "readOnlyRootFilesystem": true,
                 "capabilities": { "drop": ["ALL"] },
             },
-            "volumeMounts": [
-                { "name": "token", "mountPath": "/var/run/secrets/tokens", "readOnly": true },
-                { "name": "roots", "mountPath": "/var/run/secrets/istio", "readOnly": true },
-            ],
+            "volumeMounts": mounts,
         }],
         "volumes": volumes,
     })
@@ -310,7 +359,14 @@ fn environment(gateway: &Gateway, pods: &WaypointPods) -> Vec<Value> {
         field("NODE_NAME", "spec.nodeName"),
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
     ];
-    own.into_iter().chain(server).collect()
+    let authority = pods.authority.iter().flat_map(|address| {
+        let roots = format!("{OWN_ROOTS_AT}/root-cert.pem");
+        [
+            json!({ "name": "CA_ADDRESS", "value": address }),
+            json!({ "name": "XDS_ROOT_CA", "value": roots }),
+        ]
+    });
+    own.into_iter().chain(server).chain(authority).collect()
 }
 
 #[cfg(test)]

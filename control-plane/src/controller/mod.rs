@@ -1,23 +1,28 @@
 //! What the control plane writes back: waypoint deployments, statuses, latches.
 
 mod desired;
+mod edge;
 mod gateway;
 mod memory;
+mod parameters;
+mod scaling;
 mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_objects::{Object, ObjectRef, ObjectSet, ObjectWriter, WriteError};
+use isobar_objects::{Kind, Object, ObjectRef, ObjectSet, ObjectWriter, WriteError};
 use isobar_runtime::Lifetime;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::engine::Planned;
-use crate::model::GatewayFacts;
-pub(crate) use gateway::WaypointPods;
+use crate::model::{GatewayFacts, Verdict};
+pub(crate) use gateway::{OWN_ROOTS, WaypointPods};
 pub(crate) use memory::Earlier;
+pub(crate) use parameters::Parameters;
+pub(crate) use scaling::Scaling;
 use status::Transitions;
 
 /// Deployment, Service and account of a waypoint, as the controller would write them.
@@ -27,6 +32,15 @@ pub(crate) fn waypoint_objects(
     pods: &WaypointPods,
 ) -> Vec<Object> {
     gateway::render(set, facts, pods).objects
+}
+
+/// What a waypoint's Gateway would be told.
+pub(crate) fn waypoint_verdicts(
+    set: &ObjectSet,
+    facts: &GatewayFacts,
+    pods: &WaypointPods,
+) -> Vec<Verdict> {
+    gateway::render(set, facts, pods).verdicts
 }
 
 /// Pause after a failed write, before everything is tried again.
@@ -50,6 +64,9 @@ pub(crate) struct Controller {
     written: Option<BTreeMap<ObjectRef, Wanted>>,
     transitions: Transitions,
     pods: WaypointPods,
+    parameters: Option<watch::Receiver<Arc<Parameters>>>,
+    /// Waypoints and nothing else: another control plane writes the rest.
+    only_waypoints: bool,
 }
 
 impl Controller {
@@ -68,18 +85,39 @@ impl Controller {
             written: None,
             transitions: Transitions::default(),
             pods,
+            parameters: None,
+            only_waypoints: false,
         }
+    }
+
+    /// The same, following what ConfigMaps say about waypoints.
+    pub(crate) fn with_parameters(mut self, parameters: watch::Receiver<Arc<Parameters>>) -> Self {
+        self.parameters = Some(parameters);
+        self
+    }
+
+    /// The same, writing waypoints and their Gateways only.
+    pub(crate) const fn only_waypoints(mut self, only: bool) -> Self {
+        self.only_waypoints = only;
+        self
     }
 
     /// Follows plans until `life` ends. Plans that come while it writes are merged: only the latest
     /// counts.
     pub(crate) async fn run(mut self, mut plans: watch::Receiver<Option<Planned>>, life: Lifetime) {
         let mut leads = self.leads.clone();
+        let mut parameters = self
+            .parameters
+            .clone()
+            .unwrap_or_else(|| watch::channel(Arc::default()).1);
         loop {
+            self.pods.parameters = parameters.borrow_and_update().clone();
             let planned = plans.borrow_and_update().clone();
             let leading = *leads.borrow_and_update();
             let complete = match planned {
-                Some(planned) if leading => self.follow(&planned).await,
+                Some(planned) if leading && self.knows_parameters(&planned) => {
+                    self.follow(&planned).await
+                }
                 _ => true,
             };
             if !leading {
@@ -89,15 +127,31 @@ impl Controller {
                 () = life.draining() => return,
                 changed = plans.changed() => if changed.is_err() { return },
                 Ok(()) = leads.changed() => {}
+                Ok(()) = parameters.changed() => {}
                 () = tokio::time::sleep(RETRY), if !complete => {}
             }
         }
     }
 
+    /// False while it is not known yet what the ConfigMaps of a Gateway say: without them its pods
+    /// would be made, and then made again.
+    fn knows_parameters(&self, planned: &Planned) -> bool {
+        let known = &self.pods.parameters.overlays;
+        let mut all = planned.plan.gateways.iter();
+        self.parameters.is_none() || all.all(|facts| known.contains_key(&facts.key))
+    }
+
     /// Writes the difference; false if something has to be tried again.
     async fn follow(&mut self, planned: &Planned) -> bool {
         let now = jiff::Timestamp::now();
-        let wanted = desired::desired(planned, &self.pods, &mut self.transitions, now);
+        let mut wanted = desired::desired(planned, &self.pods, &mut self.transitions, now);
+        if self.only_waypoints {
+            wanted.retain(|object, want| {
+                let is_gateway = object.known() == Some(Kind::Gateway);
+                want.patch.take_if(|_| !is_gateway);
+                is_gateway || want.object.is_some()
+            });
+        }
         let mut written = match self.written.take() {
             Some(written) => written,
             None => self.earlier.find(&planned.published.objects),

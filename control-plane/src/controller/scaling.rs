@@ -23,6 +23,9 @@ use crate::model::{MANAGED, MANAGER as CONTROLLER, is_managed};
 
 /// How often ConfigMaps are read again, whoever changed them.
 const AGAIN: Duration = Duration::from_secs(10);
+/// The same after a failure, and failures after which waypoints are run without.
+const SOON: Duration = Duration::from_secs(1);
+const MOST: u32 = 5;
 /// Label of a ConfigMap in the root namespace that counts for every Gateway of a class.
 const DEFAULTS: &str = "gateway.istio.io/defaults-for-class";
 /// What may be asked for, by key of the ConfigMap.
@@ -79,12 +82,18 @@ impl Scaling {
         mut leads: watch::Receiver<bool>,
         life: Lifetime,
     ) {
+        let mut failures = 0;
         loop {
             let planned = plans.borrow_and_update().clone();
             let is_leader = *leads.borrow_and_update();
             if let Some(planned) = planned.filter(|_| is_leader) {
-                if let Err(error) = self.read(&planned).await {
-                    tracing::warn!(%error, "parameters of waypoints could not be read");
+                match self.read(&planned).await {
+                    Ok(()) => failures = 0,
+                    Err(error) => {
+                        failures += 1;
+                        tracing::warn!(%error, "parameters of waypoints could not be read");
+                        self.do_without(&planned, failures);
+                    }
                 }
                 if let Err(error) = self.write(&planned).await {
                     tracing::warn!(%error, "scalers of waypoints could not be written");
@@ -96,7 +105,7 @@ impl Scaling {
                 () = life.draining() => return,
                 changed = plans.changed() => if changed.is_err() { return },
                 changed = leads.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(if failures == 0 { AGAIN } else { SOON }) => {}
             }
         }
     }
@@ -159,6 +168,24 @@ impl Scaling {
             is_new
         });
         Ok(())
+    }
+
+    /// A waypoint whose ConfigMaps cannot be read has to run all the same.
+    fn do_without(&self, planned: &Planned, failures: u32) {
+        if failures < MOST {
+            return;
+        }
+        self.parameters.send_if_modified(|known| {
+            let gateways = planned.plan.gateways.iter().map(|facts| &facts.key);
+            let missing: Vec<_> = gateways
+                .filter(|key| !known.overlays.contains_key(key))
+                .cloned()
+                .collect();
+            let unknown = !missing.is_empty();
+            let overlays = &mut Arc::make_mut(known).overlays;
+            overlays.extend(missing.into_iter().map(|key| (key, Overlay::default())));
+            unknown
+        });
     }
 
     async fn write(&mut self, planned: &Planned) -> Result<(), ExtraError> {

@@ -62,6 +62,7 @@ fn controller(dir: &Path) -> Controller {
     let pods = WaypointPods {
         image: "image".to_owned(),
         control_plane: None,
+        ..WaypointPods::default()
     };
     Controller::new(writer, earlier, watch::channel(true).1, pods)
 }

@@ -51,6 +51,7 @@ pub(crate) const FAMILY: [Source; 3] = [
         "templates/rolebinding.yaml",
         "templates/service.yaml",
         "templates/serviceaccount.yaml",
+        "templates/validatingwebhookconfiguration.yaml",
     ),
     chart!(
         "node",

@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 /// Kinds in the order in which Helm installs them; others come last, by name.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "PriorityClass",
     "Namespace",
     "NetworkPolicy",
@@ -20,6 +20,7 @@ const ORDER: [&str; 18] = [
     "Pod",
     "Deployment",
     "HorizontalPodAutoscaler",
+    "ValidatingWebhookConfiguration",
 ];
 
 /// An object that a chart renders to.

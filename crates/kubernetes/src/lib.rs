@@ -8,13 +8,17 @@
 //! * [`Events`]: tells people what happened to an object.
 //! * [`election`]: which of several replicas writes.
 //! * [`Cluster::page`]: what a pod's own pages say, through the server.
-//! * [`TokenReviews`], [`keep_authority`], [`RootMaps`]: what a certificate authority needs of it.
+//! * [`TokenReviews`], [`keep_authority`], [`refresh_authority`], [`RootMaps`]: what a certificate
+//!   authority needs of it.
+//! * [`Webhook`]: being asked before objects are stored.
 
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod config_maps;
 pub mod election;
 mod events;
+mod extras;
 mod install;
 mod pages;
 mod presence;
@@ -23,16 +27,20 @@ mod roots;
 mod secret;
 mod source;
 mod watch;
+mod webhook;
 mod wire;
 mod writer;
 
 pub use cluster::{Cluster, ConnectError};
+pub use config_maps::{ConfigMapError, Texts};
 pub use events::{EventWriter, Events, Note, Pace};
+pub use extras::{Extra, ExtraError, ExtraRef};
 pub use install::{Applying, InstallError, Installer};
 pub use pages::PageError;
 pub use presence::Presence;
 pub use review::{ReviewError, ReviewedPod, ReviewedToken, TokenReviews};
 pub use roots::RootMaps;
-pub use secret::{SecretError, keep_authority};
+pub use secret::{SecretError, keep_authority, refresh_authority};
 pub use source::{KubernetesSource, SourceOptions};
+pub use webhook::{Webhook, WebhookAddress, WebhookOptions};
 pub use writer::KubernetesWriter;

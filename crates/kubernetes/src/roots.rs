@@ -26,23 +26,32 @@ const AGAIN: Duration = Duration::from_secs(60);
 pub struct RootMaps {
     cluster: Cluster,
     manager: String,
-    roots: String,
+    name: &'static str,
+    roots: watch::Receiver<Arc<str>>,
 }
 
 impl RootMaps {
-    /// Distributes `roots` (PEM), as `manager`.
+    /// Distributes the latest `roots` (PEM), as `manager`.
     #[must_use]
-    pub fn new(cluster: Cluster, manager: &str, roots: &str) -> Self {
+    pub fn new(cluster: Cluster, manager: &str, roots: watch::Receiver<Arc<str>>) -> Self {
         Self {
             cluster,
             manager: manager.to_owned(),
-            roots: roots.to_owned(),
+            name: NAME,
+            roots,
         }
+    }
+
+    /// The same into maps of another name.
+    #[must_use]
+    pub const fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
     }
 
     /// Follows the namespaces of `objects` until `life` ends; writes only while `leads` is true.
     pub async fn run(
-        self,
+        mut self,
         mut objects: watch::Receiver<Arc<Published>>,
         mut leads: watch::Receiver<bool>,
         life: Lifetime,
@@ -51,6 +60,10 @@ impl RootMaps {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
         loop {
             let mut is_complete = true;
+            if self.roots.has_changed().unwrap_or_default() {
+                written.clear();
+            }
+            let roots = self.roots.borrow_and_update().clone();
             let published = objects.borrow_and_update().clone();
             if *leads.borrow_and_update() && published.synced {
                 let namespaces: BTreeSet<String> = published
@@ -66,7 +79,7 @@ impl RootMaps {
                     if written.contains(&namespace) {
                         continue;
                     }
-                    match self.write(&namespace).await {
+                    match self.write(&namespace, &roots).await {
                         Ok(()) => drop(written.insert(namespace)),
                         Err(error) => {
                             is_complete = false;
@@ -85,22 +98,23 @@ impl RootMaps {
                 () = life.draining() => return,
                 changed = objects.changed() => if changed.is_err() { return },
                 changed = leads.changed() => if changed.is_err() { return },
+                Ok(()) = self.roots.changed() => written.clear(),
                 () = tokio::time::sleep(pause) => if is_complete { written.clear() },
             }
         }
     }
 
-    async fn write(&self, namespace: &str) -> Result<(), kube::Error> {
+    async fn write(&self, namespace: &str, roots: &str) -> Result<(), kube::Error> {
         let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client(), namespace);
-        let data = BTreeMap::from([(FILE, &self.roots)]);
+        let data = BTreeMap::from([(FILE, roots)]);
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": { "name": NAME, "labels": { "istio.io/config": "true" } },
+            "metadata": { "name": self.name, "labels": { "istio.io/config": "true" } },
             "data": data,
         });
         let params = PatchParams::apply(&self.manager).force();
-        maps.patch(NAME, &params, &Patch::Apply(map)).await?;
+        maps.patch(self.name, &params, &Patch::Apply(map)).await?;
         Ok(())
     }
 }

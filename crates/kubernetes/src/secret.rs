@@ -80,6 +80,57 @@ where
     }
 }
 
+/// Takes the cluster's authority over into `dir` again, as another replica may have renewed it; then
+/// `renew` may put newer files there, and says so: they become the secret, unless another replica was
+/// faster.
+///
+/// # Errors
+/// As [`keep_authority`], and when there is no secret.
+pub async fn refresh_authority<E>(
+    cluster: &Cluster,
+    namespace: &str,
+    dir: &Path,
+    renew: impl FnOnce() -> Result<bool, E>,
+) -> Result<(), E>
+where
+    E: From<SecretError>,
+{
+    let secrets: Api<Secret> = Api::namespaced(cluster.client(), namespace);
+    let server = |error| SecretError::Server {
+        namespace: namespace.to_owned(),
+        error: Box::new(error),
+    };
+    let found = secrets.get(NAME).await.map_err(server)?;
+    lay_out(&found, namespace, dir)?;
+    if !renew()? {
+        return Ok(());
+    }
+    let newer = pick_up(namespace, dir)?;
+    let replaced = Secret {
+        data: found.data.clone().map(|mut data| {
+            data.extend(newer.data.unwrap_or_default());
+            data
+        }),
+        ..found
+    };
+    // The version read goes with it: of two that renew it at once, one is refused.
+    match secrets
+        .replace(NAME, &PostParams::default(), &replaced)
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            // What is not stored may not be signed with.
+            let now = secrets.get(NAME).await.map_err(server)?;
+            lay_out(&now, namespace, dir)?;
+            match error {
+                kube::Error::Api(status) if status.code == 409 => Ok(()),
+                error => Err(server(error).into()),
+            }
+        }
+    }
+}
+
 fn lay_out(secret: &Secret, namespace: &str, dir: &Path) -> Result<(), SecretError> {
     let data = secret.data.as_ref();
     // The key first: a certificate without its key would be taken for an authority.

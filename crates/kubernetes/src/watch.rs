@@ -19,6 +19,9 @@ const MISSING: Duration = Duration::from_secs(2);
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
 
+/// Slices that the controller makes from selectors say nothing new, and change with every pod.
+const BY_HAND: &str = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io";
+
 /// What a watch has to tell.
 pub(crate) enum Notice {
     /// All objects of the kind.
@@ -117,6 +120,9 @@ impl Watch {
         let mut config = watcher::Config::default().page_size(PAGE);
         if let Some(fields) = &self.fields {
             config = config.fields(fields);
+        }
+        if self.kind == Kind::EndpointSlice {
+            config = config.labels(BY_HAND);
         }
         let mut events = pin!(watcher(objects, config));
         // All objects take force together: a list that breaks off leaves the last one.

@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, NodeStatus, Pod, PodSpec, PodStatus};
 use serde_json::Value;
 
 use crate::finding::{Finding, Severity};
@@ -49,17 +49,37 @@ impl ServedObject {
         &self.reference
     }
 
+    /// The object; `None` if it is not valid.
+    #[must_use]
+    pub const fn object(&self) -> Option<&Object> {
+        self.object.as_ref()
+    }
+
     /// What is wrong with it or worth knowing.
     #[must_use]
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// What only matters to whoever runs the pod is forgotten; most of a pod's size.
+    /// What only matters to whoever runs pods is forgotten: most of a pod's size, and most of what
+    /// changes in it, in Nodes and in Deployments. The version goes with it, or nothing that is kept
+    /// would ever be as before.
     #[must_use]
     pub fn slim(mut self) -> Self {
-        if let Some(Object::Pod(pod)) = &mut self.object {
-            slim_pod(pod);
+        match &mut self.object {
+            Some(Object::Pod(pod)) => slim_pod(pod),
+            Some(Object::Deployment(deployment)) => deployment.status = None,
+            Some(Object::Node(node)) => {
+                let addresses = node.status.take().and_then(|status| status.addresses);
+                node.status = addresses.map(|addresses| NodeStatus {
+                    addresses: Some(addresses),
+                    ..NodeStatus::default()
+                });
+            }
+            _ => return self,
+        }
+        if let Some(object) = &mut self.object {
+            object.head_mut().resource_version = None;
         }
         self
     }
@@ -148,6 +168,23 @@ mod tests {
         assert!(read.object.is_some(), "{:?}", read.findings);
         assert!(read.findings.iter().all(|one| !one.is_error()));
         assert_eq!(read.findings.len(), 2);
+    }
+
+    #[test]
+    fn a_heartbeat_changes_nothing_that_is_kept() {
+        let node = |version: &str, time: &str| {
+            let value = json!({
+                "metadata": {"name": "n", "resourceVersion": version, "labels": {"a": "b"}},
+                "status": {
+                    "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+                    "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": time}],
+                },
+            });
+            ServedObject::read(Kind::Node, &value).slim().object
+        };
+        let first = node("1", "2026-01-01T00:00:00Z");
+        assert!(first.is_some());
+        assert_eq!(first, node("2", "2026-01-01T00:00:10Z"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the certificate authority needs of an API server.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -105,7 +106,8 @@ fn replicas_share_one_authority_and_its_roots_reach_every_namespace() {
         let objects = source.subscribe();
         scope.spawn("source", Box::new(source).run(scope.lifetime()));
         let (lead, leads) = watch::channel(false);
-        let maps = RootMaps::new(server.cluster(), "isobar", &roots);
+        let (trust, trusted) = watch::channel(Arc::from(&*roots));
+        let maps = RootMaps::new(server.cluster(), "isobar", trusted);
         scope.spawn("maps", maps.run(objects.clone(), leads, scope.lifetime()));
         let map = async |namespace: &str| {
             let maps: Api<ConfigMap> = Api::namespaced(server.cluster().client(), namespace);
@@ -124,6 +126,16 @@ fn replicas_share_one_authority_and_its_roots_reach_every_namespace() {
             .await?;
         }
         ensure!(map("kube-public").await?.is_none());
+
+        // Others take force everywhere.
+        trust.send_replace(Arc::from("others"));
+        for namespace in ["shop", "later"] {
+            eventually("the new roots are there", async || {
+                ensure!(map(namespace).await?.as_deref() == Some("others"));
+                Ok(())
+            })
+            .await?;
+        }
         scope.shutdown(Duration::from_secs(1)).await;
         Ok(())
     });

@@ -24,6 +24,17 @@ const SETTINGS: &[&[&str]] = &[
         "control-plane.gatewayClass=false",
     ],
     &[
+        "control-plane.webhook.enabled=false",
+        "control-plane.revision=v2",
+        "control-plane.revisionTags={stable,prod}",
+    ],
+    &[
+        "control-plane.webhook.failurePolicy=Ignore",
+        "control-plane.waypointsOnly=true",
+        "control-plane.istio.namespace=istio-other",
+        "control-plane.discoverySelectors={a,b}",
+    ],
+    &[
         "control-plane.ca.secret=cacerts",
         "control-plane.networkPolicy.enabled=true",
     ],

@@ -21,10 +21,12 @@ fn rendered(yaml: &str) -> Rendered {
         },
         ready: false,
         programmed: false,
+        listeners: None,
     };
     let pods = WaypointPods {
         image: "isobar/waypoint".to_owned(),
         control_plane: None,
+        ..WaypointPods::default()
     };
     render(&objects(yaml), &facts, &pods)
 }
@@ -123,6 +125,7 @@ fn a_waypoints_pod_has_what_it_needs_and_may_do_nothing() {
     let pods = WaypointPods {
         image: "registry.example/waypoint:1".to_owned(),
         control_plane: Some("https://isobard.mesh.svc:15012".to_owned()),
+        ..WaypointPods::default()
     };
     let set = objects(&gateway("", LISTENER));
     let pod = pod(set.gateways.get("shop", "wp").unwrap(), "wp", &pods);

@@ -22,6 +22,10 @@ pub(super) const OBJECTS: &[(Kind, &str)] = &[
         Kind::Service,
         "{spec: {ports: [{port: 80}], selector: {a: b}}}",
     ),
+    (
+        Kind::EndpointSlice,
+        "{addressType: IPv4, endpoints: [{addresses: [192.0.2.1]}]}",
+    ),
     (Kind::NetworkPolicy, "{spec: {podSelector: {}}}"),
     (
         Kind::VirtualService,
@@ -57,6 +61,10 @@ pub(super) const OBJECTS: &[(Kind, &str)] = &[
         "{spec: {hostnames: [x.example], rules: [{backendRefs: [{name: x, port: 80}]}]}}",
     ),
     (Kind::WorkloadEntry, "{spec: {address: 10.9.9.9}}"),
+    (
+        Kind::IstioGateway,
+        "{spec: {selector: {a: b}, servers: [{port: {number: 80, protocol: HTTP}, hosts: [x.example]}]}}",
+    ),
     (
         Kind::ReferenceGrant,
         "{spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}],
