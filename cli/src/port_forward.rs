@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::arguments::Global;
 
@@ -21,6 +21,8 @@ pub(crate) struct Forwarded {
     /// Where it is here.
     pub(crate) address: SocketAddr,
     child: Child,
+    /// A line for each connection comes here; kubectl ends when nobody takes them.
+    out: BufReader<ChildStdout>,
 }
 
 impl Forwarded {
@@ -60,7 +62,11 @@ impl Forwarded {
         let mut lines = BufReader::new(out);
         let heard = tokio::time::timeout(PATIENCE, lines.read_line(&mut line)).await;
         match (heard, told(&line)) {
-            (Ok(Ok(_)), Some(address)) => Ok(Self { address, child }),
+            (Ok(Ok(_)), Some(address)) => Ok(Self {
+                address,
+                child,
+                out: lines,
+            }),
             (Err(_), _) => bail!("kubectl forwards nothing after {PATIENCE:?}"),
             _ => {
                 let mut error = String::new();
@@ -78,6 +84,7 @@ impl Forwarded {
 
     /// Waits until kubectl ends by itself.
     pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
+        tokio::io::copy(&mut self.out, &mut tokio::io::sink()).await?;
         let status = self.child.wait().await?;
         bail!("kubectl ended: {status}")
     }

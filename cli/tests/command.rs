@@ -106,7 +106,7 @@ fn files_are_analysed_with_codes_and_pages() {
     write(
         "b.yaml",
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r, namespace: shop}\n\
-         spec: {hosts: [nowhere], htpp: []}\n",
+         spec: {hosts: [x], htpp: [], http: [{route: [{destination: {host: x}}]}]}\n",
     );
     let (code, out, _) = isobar(&["analyze", path]);
     assert_eq!(code, 1, "{out}");

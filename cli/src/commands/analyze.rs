@@ -177,10 +177,10 @@ fn render(found: &[Diagnosis], objects: usize) -> String {
 pub(super) fn value(one: &Diagnosis) -> Value {
     let object = one.object.as_ref().map(|object| {
         json!({
-            "group": object.group,
-            "kind": object.kind,
-            "namespace": object.namespace,
-            "name": object.name,
+            "group": &*object.group,
+            "kind": &*object.kind,
+            "namespace": &*object.namespace,
+            "name": &*object.name,
         })
     });
     json!({

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use isobar_objects::{Object, ObjectHead as _, ObjectSet};
+use isobar_objects::{Object, ObjectSet};
 use serde_json::{Value, json};
 
 use self::archive::Report;

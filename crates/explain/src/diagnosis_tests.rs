@@ -92,7 +92,7 @@ fn what_runs_is_held_against_what_is_asked() {
     let pod = |name: &str, annotation: &str, label: &str| {
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{{label}}}, \
-             annotations: {{{annotation}}}}}\nspec: {{nodeName: n, containers: [{{name: c, image: i}}]}}\n\
+             annotations: {{{annotation}}}}}\nspec: {{nodeName: node-1, containers: [{{name: c, image: i}}]}}\n\
              status: {{phase: Running, podIP: 10.244.1.9, podIPs: [{{ip: 10.244.1.9}}]}}\n"
         )
     };

@@ -118,7 +118,7 @@ async fn at_api_server(part: &[Step]) -> Result<()> {
     let served = ["wait", "--for=condition=Established", "-f", &needed];
     server.kubectl(&served).await?;
     let config = server.admin()?;
-    let run = async |line: &str| desk.run(line, &[("KUBECONFIG", &config)]).await;
+    let run = async |line: &str| desk.run(line, &[("KUBECONFIG", config.as_path())]).await;
     follow(part, &desk.folder, run).await
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn collect(
 ) -> anyhow::Result<()> {
     let status = lab.status().await?;
     report.value("lab.json", serde_json::to_value(&status)?);
-    let ask = async |from: Target, to, path: &str| {
+    let ask = async |from: Target, to: SocketAddr, path: &str| {
         let asked = tokio::time::timeout(limit, text_page(lab, from, to, path)).await;
         asked.with_context(|| format!("no answer within {limit:?}"))?
     };

@@ -32,7 +32,8 @@ static TOKENS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(text).expect("a valid expression")
 });
 static SCHEMES: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"(?i)\b(bearer|basic) +[A-Za-z0-9._~+/=-]{6,}").expect("a valid expression")
+    let text = r#"(?i)\b(authorization["']?\s*[:=]\s*["']?basic|bearer) +[A-Za-z0-9._~+/=-]{6,}"#;
+    Regex::new(text).expect("a valid expression")
 });
 static PAIRS: LazyLock<Regex> = LazyLock::new(|| {
     let names = SECRET_NAMES.join("|");
