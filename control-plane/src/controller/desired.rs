@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::status::Transitions;
-use super::{Wanted, WaypointPods, gateway};
+use super::{Wanted, WaypointPods, edge, gateway};
 use crate::engine::Planned;
 use crate::model::{BOUND_ACCOUNT, Verdict};
 
@@ -39,6 +39,9 @@ pub(super) fn desired(
             wanted.entry(reference).or_default().object = Some(object);
         }
         patch(&mut wanted, &rendered.gateway, &rendered.status);
+        if let Some(listeners) = edge::listeners(set, facts, now) {
+            patch(&mut wanted, &rendered.gateway, &listeners);
+        }
         verdicts.extend(rendered.verdicts);
     }
     conditions(&mut wanted, planned, &verdicts, transitions, now);

@@ -6,6 +6,7 @@ use isobar_proto::isobar::v1::waypoint::Traffic;
 use isobar_proto::istio::workload::{GatewayAddress, NamespacedHostname, gateway_address};
 use isobar_types::{Identity, NamespacedName, Str, labels, ports};
 
+use super::ingress::{self, Edge};
 use super::pods::PodFacts;
 use super::settings::Settings;
 
@@ -30,11 +31,13 @@ pub(crate) enum TrafficKind {
     Workload,
 }
 
-/// A Gateway that is a waypoint.
+/// A Gateway that is a waypoint, or what stands at the edge of the mesh.
 #[derive(Debug)]
 pub(crate) struct WaypointGateway<'a> {
-    /// The object.
-    pub(crate) gateway: &'a Gateway,
+    /// The object; none where Istio's Gateways select pods.
+    pub(crate) gateway: Option<&'a Gateway>,
+    /// Set for what takes callers from outside, and nothing else.
+    pub(crate) edge: Option<Edge<'a>>,
     /// `namespace/name`.
     pub(crate) key: NamespacedName,
     /// Traffic it takes.
@@ -75,9 +78,8 @@ pub(crate) fn waypoints<'a>(
         .gateways
         .iter()
         .filter(|gateway| {
-            settings
-                .waypoint_classes
-                .contains(&gateway.spec.gateway_class_name)
+            let class = &gateway.spec.gateway_class_name;
+            settings.waypoint_classes.contains(class) || class == labels::GATEWAY_CLASS
         })
         .map(|gateway| read(&gateway.object, settings))
         .map(|waypoint| (waypoint.key.clone(), waypoint))
@@ -90,8 +92,12 @@ pub(crate) fn waypoints<'a>(
             waypoint.pods.push(pod.key.clone());
             waypoint.ready |= pod.ready;
             waypoint.programmed |= pod.ready;
+            if let Some(edge) = &mut waypoint.edge {
+                edge.labels.clone_from(pod.labels);
+            }
         }
     }
+    all.extend(ingress::of_istio(set, pods, settings));
     all
 }
 
@@ -128,8 +134,13 @@ fn read<'a>(gateway: &'a Gateway, settings: &Settings) -> WaypointGateway<'a> {
         namespace: gateway.namespace().into(),
         name: gateway.name().into(),
     };
+    let edge = gateway.spec.gateway_class_name == labels::GATEWAY_CLASS;
     WaypointGateway {
-        traffic: traffic(gateway.label(labels::WAYPOINT_FOR)),
+        traffic: match edge {
+            true => ingress::TRAFFIC,
+            false => traffic(gateway.label(labels::WAYPOINT_FOR)),
+        },
+        edge: edge.then(Edge::default),
         hostname: settings.hostname(&key.namespace, &key.name),
         identity: Identity::new(
             settings.trust_domain.clone(),
@@ -143,7 +154,7 @@ fn read<'a>(gateway: &'a Gateway, settings: &Settings) -> WaypointGateway<'a> {
         ready: false,
         programmed: gateway.is_programmed(),
         allowed: allowed(gateway),
-        gateway,
+        gateway: Some(gateway),
         key,
     }
 }
@@ -175,6 +186,25 @@ fn allowed(gateway: &Gateway) -> Allowed<'_> {
         (FromNamespaces::Selector, Some(selector)) => Allowed::Selector(selector),
         (FromNamespaces::Selector | FromNamespaces::None, _) => Allowed::Nobody,
         (FromNamespaces::Same, _) => Allowed::Same,
+    }
+}
+
+impl<'a> WaypointGateway<'a> {
+    /// What Istio's Gateways make of some pods.
+    pub(super) fn at_edge(key: NamespacedName, identity: Identity, edge: Edge<'a>) -> Self {
+        Self {
+            gateway: None,
+            edge: Some(edge),
+            traffic: ingress::TRAFFIC,
+            hostname: String::new(),
+            identity,
+            for_account: None,
+            pods: Vec::new(),
+            ready: false,
+            programmed: false,
+            allowed: Allowed::Nobody,
+            key,
+        }
     }
 }
 

@@ -105,7 +105,7 @@ impl Targets {
     }
 }
 
-fn convert(policy: &AuthorizationPolicy) -> wire::Authorization {
+pub(super) fn convert(policy: &AuthorizationPolicy) -> wire::Authorization {
     use wire::authorization::Action as Out;
 
     let spec = &policy.spec;

@@ -4,6 +4,7 @@ mod authorization;
 mod delegate;
 mod destination_rule;
 mod hosts;
+mod ingress;
 mod rate_limit;
 mod routes;
 mod scope;
@@ -16,7 +17,7 @@ mod visibility;
 
 pub(crate) use authorization::{Targets, targets};
 pub(crate) use hosts::{Hosts, exactness};
-pub(crate) use routes::{ParentStatus, RouteStatus};
+pub(crate) use routes::{ListenersTold, ParentStatus, RouteStatus};
 pub(crate) use scope::{EndpointLabels, KeptKeys, Scoping, plan_waypoint};
 pub(crate) use served::{Owner, Served};
 pub(crate) use target_refs::Places;

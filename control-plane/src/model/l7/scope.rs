@@ -14,34 +14,36 @@ use super::super::workloads::uid;
 use super::authorization::Targets;
 use super::hosts::{Hosts, exactness};
 use super::rate_limit::{self, Rates};
-use super::routes::{Overridden, RouteStatus, ServiceRoutes, service_routes};
+use super::routes::{ListenersTold, Overridden, RouteStatus, ServiceRoutes, service_routes};
 use super::served::Served;
 use super::target_refs::Places;
 use super::visibility::Visible;
-use super::{destination_rule, virtual_service};
+use super::{destination_rule, ingress, virtual_service};
 
 /// Condition type for what waypoints do with a route or rule.
-const CONDITION: &str = "isobar.dev/Accepted";
+pub(super) const CONDITION: &str = "isobar.dev/Accepted";
 
 /// Everything that is scoped to waypoints, converted once.
 pub(crate) struct Scoping<'a> {
-    settings: &'a Settings,
+    pub(super) set: &'a ObjectSet,
+    pub(super) hosts: &'a Hosts,
+    pub(super) settings: &'a Settings,
     places: Places<'a>,
     elsewhere: &'a EndpointLabels,
     pods: &'a [PodFacts<'a>],
     routes: Vec<Visible<wire::VirtualService>>,
     rules: Vec<Visible<wire::DestinationRule>>,
-    targets: &'a [Targets],
-    gateway_api: ServiceRoutes,
-    rates: Vec<Rates>,
+    pub(super) targets: &'a [Targets],
+    pub(super) gateway_api: ServiceRoutes,
+    pub(super) rates: Vec<Rates>,
 }
 
 impl<'a> Scoping<'a> {
     /// Converts routes and rules; tells what is not honoured in them.
     pub(crate) fn new(
-        set: &ObjectSet,
+        set: &'a ObjectSet,
         places: Places<'a>,
-        hosts: &Hosts,
+        hosts: &'a Hosts,
         (pods, elsewhere): (&'a [PodFacts<'a>], &'a EndpointLabels),
         targets: &'a [Targets],
         verdicts: &mut Vec<Verdict>,
@@ -58,9 +60,11 @@ impl<'a> Scoping<'a> {
         let mut routes = Vec::new();
         for object in set.virtual_services.iter() {
             if !object.spec.applies_to_mesh() {
+                verdicts.push(ingress::verdict(object, set, hosts, places.gateways));
                 continue;
             }
-            let converted = virtual_service::convert(object, set, hosts);
+            let scope = virtual_service::Scope::Mesh;
+            let converted = virtual_service::convert(object, set, hosts, scope);
             let unknown = unknown_subsets(&converted.wire, &rules);
             verdicts.push(if converted.problems.is_empty() {
                 match unknown {
@@ -80,6 +84,8 @@ impl<'a> Scoping<'a> {
             });
         }
         Self {
+            set,
+            hosts,
             settings: places.settings,
             places,
             elsewhere,
@@ -87,7 +93,7 @@ impl<'a> Scoping<'a> {
             gateway_api: service_routes(
                 set,
                 hosts,
-                places.services,
+                (places.services, places.gateways),
                 &overridden(&routes, places.services),
             ),
             routes,
@@ -97,9 +103,9 @@ impl<'a> Scoping<'a> {
         }
     }
 
-    /// What is to be told about the routes of the Gateway API.
-    pub(crate) fn route_statuses(self) -> Vec<RouteStatus> {
-        self.gateway_api.statuses
+    /// What is to be told about the routes of the Gateway API, and about listeners at the edge.
+    pub(crate) fn told(self) -> (Vec<RouteStatus>, ListenersTold) {
+        (self.gateway_api.statuses, self.gateway_api.listeners)
     }
 }
 
@@ -123,7 +129,7 @@ fn overridden(routes: &[Visible<wire::VirtualService>], services: &[ServicePlan]
     }
 }
 
-fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
+pub(super) fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
     if unsupported.is_empty() {
         return Verdict::holds(object, CONDITION, "Accepted", "served to its waypoints");
     }
@@ -138,6 +144,9 @@ pub(crate) fn plan_waypoint(
     scoping: &Scoping<'_>,
     kept_keys: Option<&BTreeSet<String>>,
 ) -> WaypointPlan {
+    if waypoint.edge.is_some() {
+        return ingress::plan_edge(waypoint, scoping, kept_keys);
+    }
     let served = scoping.places.served();
     let served: Vec<Served<'_>> = served
         .filter(|one| one.waypoints.contains(&waypoint.key))
@@ -170,12 +179,14 @@ pub(crate) fn plan_waypoint(
                 .as_deref()
                 .unwrap_or_default()
                 .to_owned(),
+            ..wire::Waypoint::default()
         },
         labels: labels(&label_keys, scoping),
         label_keys,
         routes,
         rules,
         authorizations,
+        credentials: Vec::new(),
         rate_limits: rates.into_iter().map(|(_, wire)| wire).collect(),
     }
 }
@@ -230,9 +241,9 @@ fn routes_for(
 }
 
 /// Services the waypoint may send requests to, by namespace and host name.
-type Reached = BTreeSet<(String, String)>;
+pub(super) type Reached = BTreeSet<(String, String)>;
 
-fn reached(served: &[Served<'_>], routes: &[wire::VirtualService]) -> Reached {
+pub(super) fn reached(served: &[Served<'_>], routes: &[wire::VirtualService]) -> Reached {
     let pair = |service: &wire::ServiceRef| (service.namespace.clone(), service.hostname.clone());
     let mut hosts: Reached = served.iter().map(|one| pair(&one.reference())).collect();
     let destinations = routes.iter().flat_map(destinations);
@@ -285,7 +296,7 @@ fn unknown_subsets(
 
 /// For each reachable service, the rules that count, of those the waypoint may see: those of the waypoint's namespace, else of the
 /// service's, else of the root namespace; among them the most exact host.
-fn rules_for(
+pub(super) fn rules_for(
     waypoint: &WaypointGateway<'_>,
     reached: &Reached,
     scoping: &Scoping<'_>,
@@ -330,7 +341,7 @@ fn rules_for(
 }
 
 /// Label keys that some rule or subset names.
-fn label_keys(
+pub(super) fn label_keys(
     routes: &[wire::VirtualService],
     rules: &[wire::DestinationRule],
 ) -> BTreeSet<String> {
@@ -371,7 +382,7 @@ fn compared(rule: &wire::DestinationRule) -> impl Iterator<Item = String> {
         .map(|entry| entry.split('=').next().unwrap_or(entry).to_owned())
 }
 
-fn labels(keys: &BTreeSet<String>, scoping: &Scoping<'_>) -> Vec<wire::WorkloadLabels> {
+pub(super) fn labels(keys: &BTreeSet<String>, scoping: &Scoping<'_>) -> Vec<wire::WorkloadLabels> {
     if keys.is_empty() {
         return Vec::new();
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use isobar_objects::gateway_api::Gateway;
 use isobar_objects::istio::TargetReference;
 use isobar_proto::isobar::v1::ServiceRef;
 use isobar_types::NamespacedName;
@@ -99,7 +100,8 @@ impl Chosen {
             {
                 let class = &reference.name;
                 let all = places.gateways.values();
-                let of_class = all.filter(|g| g.gateway.spec.gateway_class_name == *class);
+                let is = |own: &Gateway| own.spec.gateway_class_name == *class;
+                let of_class = all.filter(|g| g.gateway.is_some_and(is));
                 self.gateways.extend(of_class.map(|g| g.key.clone()));
             }
             ("gateway.networking.k8s.io", "GatewayClass") => {

@@ -25,9 +25,38 @@ pub(super) struct Converted {
     pub(super) problems: Vec<String>,
 }
 
+/// For whom rules are converted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scope<'a> {
+    /// Waypoints.
+    Mesh,
+    /// The pods of Istio's Gateway of this namespace and name, to which the object is bound.
+    Gateway(&'a str, &'a str),
+}
+
+impl Scope<'_> {
+    /// True for what names this scope, or inherits it.
+    fn takes(self, gateways: &[String], place: &str) -> bool {
+        let named = |word: &String| match self {
+            Self::Mesh => word == "mesh",
+            Self::Gateway(namespace, name) => match word.split_once('/') {
+                Some((".", own)) => place == namespace && own == name,
+                Some((other, own)) => other == namespace && own == name,
+                None => place == namespace && word == name,
+            },
+        };
+        gateways.is_empty() || gateways.iter().any(named)
+    }
+}
+
 /// Converts one object. A rule or match that cannot be expressed refuses or never matches.
-pub(super) fn convert(object: &VirtualService, set: &ObjectSet, hosts: &Hosts) -> Converted {
-    let mut reader = Reader::new(hosts, object.namespace());
+pub(super) fn convert(
+    object: &VirtualService,
+    set: &ObjectSet,
+    hosts: &Hosts,
+    scope: Scope<'_>,
+) -> Converted {
+    let mut reader = Reader::new(hosts, object.namespace(), scope);
     let spec = &object.spec;
     let mut wire = wire::VirtualService {
         namespace: object.namespace().to_owned(),
@@ -67,18 +96,16 @@ pub(super) fn convert(object: &VirtualService, set: &ObjectSet, hosts: &Hosts) -
 struct Reader<'a> {
     hosts: &'a Hosts,
     namespace: &'a str,
+    scope: Scope<'a>,
     unsupported: Vec<String>,
     problems: Vec<String>,
     at: String,
 }
 
-fn in_mesh(gateways: &[String]) -> bool {
-    gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh")
-}
-
 impl<'a> Reader<'a> {
-    const fn new(hosts: &'a Hosts, namespace: &'a str) -> Self {
+    const fn new(hosts: &'a Hosts, namespace: &'a str, scope: Scope<'a>) -> Self {
         Self {
+            scope,
             hosts,
             namespace,
             unsupported: Vec::new(),
@@ -96,7 +123,7 @@ impl<'a> Reader<'a> {
         let matches: Vec<_> = route
             .matches
             .iter()
-            .filter(|one| in_mesh(&one.gateways))
+            .filter(|one| self.scope.takes(&one.gateways, self.namespace))
             .map(http_match)
             .collect();
         if matches.is_empty() && !route.matches.is_empty() {
@@ -172,7 +199,7 @@ impl<'a> Reader<'a> {
     /// The rules of a delegate; names in it are those of its own namespace. One that hands over in
     /// turn is refused, so that there are no circles.
     fn rules_of(&mut self, found: &VirtualService) -> Vec<wire::HttpRoute> {
-        let mut reader = Reader::new(self.hosts, found.namespace());
+        let mut reader = Reader::new(self.hosts, found.namespace(), self.scope);
         let mut rules = Vec::new();
         for (index, route) in found.spec.http.iter().enumerate() {
             let (namespace, name) = (found.namespace(), found.name());
@@ -309,7 +336,7 @@ impl<'a> Reader<'a> {
         let matches: Vec<_> = route
             .matches
             .iter()
-            .filter(|one| in_mesh(&one.gateways))
+            .filter(|one| self.scope.takes(&one.gateways, self.namespace))
             .map(|one| wire::TlsMatch {
                 sni_hosts: one.sni_hosts.clone(),
                 l4: Some(wire::L4Match {
@@ -332,7 +359,11 @@ impl<'a> Reader<'a> {
 
     fn tcp(&self, route: &from::TcpRoute) -> Option<wire::TcpRoute> {
         let mut matches = Vec::new();
-        for one in route.matches.iter().filter(|one| in_mesh(&one.gateways)) {
+        for one in route
+            .matches
+            .iter()
+            .filter(|one| self.scope.takes(&one.gateways, self.namespace))
+        {
             matches.push(wire::L4Match {
                 destination_subnets: one.destination_subnets.clone(),
                 port: one.port.unwrap_or_default(),

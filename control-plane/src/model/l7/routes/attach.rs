@@ -9,10 +9,12 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 use wire::http_route::Action;
 
+use super::super::super::gateways::Gateways;
 use super::super::super::services::ServicePlan;
 use super::super::super::verdict::{Severity, Verdict};
 use super::super::hosts::Hosts;
 use super::convert::{self, Converted, Entry, OpaqueRule, Rank};
+use super::edge::{EdgeRules, Edges, ListenersTold};
 use super::references::{Problem, References, key_of};
 
 /// What is told about one route.
@@ -65,6 +67,10 @@ pub(in super::super) struct ServiceRoutes {
     pub(in super::super) rules: BTreeMap<NamespacedName, wire::VirtualService>,
     /// In the order of kinds and names.
     pub(in super::super) statuses: Vec<RouteStatus>,
+    /// Of Gateways at the edge.
+    pub(in super::super) edges: BTreeMap<NamespacedName, Vec<EdgeRules>>,
+    /// What is told about their listeners.
+    pub(in super::super) listeners: ListenersTold,
 }
 
 /// Services that VirtualServices route: their requests, and their opaque connections.
@@ -75,37 +81,40 @@ pub(in super::super) struct Overridden {
 }
 
 /// One route, of any kind.
-struct Route {
-    object: ObjectRef,
+pub(super) struct Route {
+    pub(super) object: ObjectRef,
     /// It is not about requests.
-    opaque: bool,
-    namespace: String,
+    pub(super) opaque: bool,
+    pub(super) namespace: String,
+    /// Hosts that it is for, where it is attached to a Gateway.
+    pub(super) hostnames: Vec<String>,
     created: i64,
     parents: Vec<ParentReference>,
     entries: Vec<Entry>,
     rules: Vec<OpaqueRule>,
-    accepted: Option<Problem>,
-    resolved: Option<Problem>,
+    pub(super) accepted: Option<Problem>,
+    pub(super) resolved: Option<Problem>,
 }
 
-/// A route at a Service.
-struct Attachment<'a> {
-    route: &'a Route,
+/// A route at a Service, or at a host of a listener.
+pub(super) struct Attachment<'a> {
+    pub(super) route: &'a Route,
     /// For callers of this namespace only.
-    consumer: Option<&'a str>,
+    pub(super) consumer: Option<&'a str>,
     /// 0: every port.
-    port: u32,
+    pub(super) port: u32,
 }
 
 /// Reads all routes. `overridden` are the Services that a VirtualService routes: its rules count.
 pub(in super::super) fn service_routes(
     set: &ObjectSet,
     hosts: &Hosts,
-    services: &[ServicePlan],
+    (services, gateways): (&[ServicePlan], &Gateways<'_>),
     overridden: &Overridden,
 ) -> ServiceRoutes {
     let references = References::new(set, hosts, services);
     let routes = read(set, &references);
+    let mut edges = Edges::new(set, gateways);
     let mut attached: BTreeMap<&NamespacedName, Vec<Attachment<'_>>> = BTreeMap::new();
     let mut statuses = Vec::new();
     for route in &routes {
@@ -116,6 +125,7 @@ pub(in super::super) fn service_routes(
         let mut parents = Vec::new();
         for parent in &route.parents {
             if !is_service(parent) {
+                parents.extend(edges.attach(parent, route));
                 continue;
             }
             let placed = place(parent, route, &references);
@@ -149,21 +159,27 @@ pub(in super::super) fn service_routes(
     ServiceRoutes {
         rules: rules.collect(),
         statuses,
+        edges: edges.rules(),
+        listeners: edges.told(),
     }
 }
 
 fn read(set: &ObjectSet, references: &References<'_>) -> Vec<Route> {
     let http = set.http_routes.iter().map(|object| {
         let converted = convert::http(object, references);
-        Route::new(&object.object, &object.spec.parent_refs, converted)
+        let hosts = &object.spec.hostnames;
+        Route::new(&object.object, &object.spec.parent_refs, converted).of(hosts)
     });
     let grpc = set.grpc_routes.iter().map(|object| {
         let converted = convert::grpc(object, references);
-        Route::new(&object.object, &object.spec.parent_refs, converted)
+        let hosts = &object.spec.hostnames;
+        Route::new(&object.object, &object.spec.parent_refs, converted).of(hosts)
     });
     let tls = set.tls_routes.iter().map(|object| {
         let converted = convert::tls(object, references);
-        Route::new(&object.object, &object.spec.parent_refs, converted).opaque()
+        let hosts = &object.spec.hostnames;
+        let route = Route::new(&object.object, &object.spec.parent_refs, converted);
+        route.of(hosts).opaque()
     });
     let tcp = set.tcp_routes.iter().map(|object| {
         let converted = convert::tcp(object, references);
@@ -177,6 +193,7 @@ impl Route {
         Self {
             object: object.reference(),
             opaque: false,
+            hostnames: Vec::new(),
             namespace: object.namespace().to_owned(),
             created: object.created(),
             parents: parents.to_vec(),
@@ -185,6 +202,11 @@ impl Route {
             accepted: converted.accepted,
             resolved: converted.resolved,
         }
+    }
+
+    fn of(mut self, hostnames: &[String]) -> Self {
+        self.hostnames = hostnames.to_vec();
+        self
     }
 
     fn opaque(mut self) -> Self {
@@ -320,7 +342,9 @@ fn consumers<'a>(attached: &[&Attachment<'a>]) -> BTreeSet<&'a str> {
 
 /// Rules for opaque connections: those of callers' own namespaces first, the more exact server name
 /// first, then the older route. What no rule of a port takes is refused.
-fn connections(attached: &[&Attachment<'_>]) -> (Vec<wire::TlsRoute>, Vec<wire::TcpRoute>) {
+pub(super) fn connections(
+    attached: &[&Attachment<'_>],
+) -> (Vec<wire::TlsRoute>, Vec<wire::TcpRoute>) {
     let (mut tls, mut tcp) = (Vec::new(), Vec::new());
     let places = consumers(attached).into_iter().map(Some).chain([None]);
     for consumer in places {
@@ -368,9 +392,40 @@ fn connections(attached: &[&Attachment<'_>]) -> (Vec<wire::TlsRoute>, Vec<wire::
 
 /// Rules in their order of precedence, then a refusal of what none of them takes.
 fn put(attached: &[&Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire::HttpRoute>) {
-    let mine: Vec<_> = attached.iter().filter(|a| a.consumer == consumer).collect();
+    let mine = attached.iter().filter(|a| a.consumer == consumer);
+    let mine: Vec<&Attachment<'_>> = mine.copied().collect();
+    in_order(&mine, consumer, http);
+    let ports: BTreeSet<u32> = mine.iter().map(|a| a.port).collect();
+    for port in ports {
+        let mut block = wire::HttpMatch::default();
+        narrow(&mut block, port, consumer);
+        http.push(wire::HttpRoute {
+            name: "no route".to_owned(),
+            matches: vec![block],
+            action: Some(Action::DirectResponse(wire::DirectResponse {
+                status: 404,
+                body: Vec::new(),
+            })),
+            ..wire::HttpRoute::default()
+        });
+    }
+}
+
+fn narrow(block: &mut wire::HttpMatch, port: u32, consumer: Option<&str>) {
+    block.port = port;
+    consumer
+        .unwrap_or_default()
+        .clone_into(&mut block.source_namespace);
+}
+
+/// Rules in their order of precedence.
+pub(super) fn in_order(
+    mine: &[&Attachment<'_>],
+    consumer: Option<&str>,
+    http: &mut Vec<wire::HttpRoute>,
+) {
     let mut ordered: Vec<(Order<'_>, &Entry, u32)> = Vec::new();
-    for attachment in &mine {
+    for attachment in mine {
         let route = attachment.route;
         for (place, entry) in route.entries.iter().enumerate() {
             let order = (
@@ -384,32 +439,12 @@ fn put(attached: &[&Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire
         }
     }
     ordered.sort_by(|a, b| a.0.cmp(&b.0));
-    let narrowed = |block: &mut wire::HttpMatch, port: u32| {
-        block.port = port;
-        consumer
-            .unwrap_or_default()
-            .clone_into(&mut block.source_namespace);
-    };
     for (_, entry, port) in ordered {
         let mut rule = entry.rule.clone();
         rule.matches
             .iter_mut()
-            .for_each(|block| narrowed(block, port));
+            .for_each(|block| narrow(block, port, consumer));
         http.push(rule);
-    }
-    let ports: BTreeSet<u32> = mine.iter().map(|a| a.port).collect();
-    for port in ports {
-        let mut block = wire::HttpMatch::default();
-        narrowed(&mut block, port);
-        http.push(wire::HttpRoute {
-            name: "no route".to_owned(),
-            matches: vec![block],
-            action: Some(Action::DirectResponse(wire::DirectResponse {
-                status: 404,
-                body: Vec::new(),
-            })),
-            ..wire::HttpRoute::default()
-        });
     }
 }
 

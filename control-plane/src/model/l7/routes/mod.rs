@@ -3,11 +3,13 @@
 
 mod attach;
 mod convert;
+mod edge;
 mod filters;
 mod references;
 
 pub(super) use attach::{Overridden, ServiceRoutes, service_routes};
 pub(crate) use attach::{ParentStatus, RouteStatus};
+pub(crate) use edge::ListenersTold;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,197 @@
+//! What gateways at the edge of the mesh are told: their ports, and the rules that are bound to them.
+
+mod credentials;
+mod hosts;
+mod servers;
+mod virtual_services;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_proto::isobar::v1 as wire;
+use isobar_types::labels;
+
+use super::super::gateways::WaypointGateway;
+use super::super::plan::WaypointPlan;
+use super::authorization;
+use super::scope::{Scoping, label_keys, labels, reached, rules_for};
+pub(super) use hosts::meet;
+pub(super) use servers::{ApiServers, api_servers};
+use servers::{Server, istio_servers};
+pub(super) use virtual_services::verdict;
+
+/// The key of the rules for a host of a listener; no service has a name with a bar in it.
+pub(super) fn rules_key(namespace: &str, listener: &str, host: &str) -> wire::ServiceRef {
+    wire::ServiceRef {
+        namespace: namespace.to_owned(),
+        hostname: format!("{listener}|{host}"),
+    }
+}
+
+/// What one gateway is told.
+pub(super) fn plan_edge(
+    waypoint: &WaypointGateway<'_>,
+    scoping: &Scoping<'_>,
+    kept_keys: Option<&BTreeSet<String>>,
+) -> WaypointPlan {
+    let namespace = &*waypoint.key.namespace;
+    let mut listeners = Listeners::new(namespace);
+    let mut routes = Vec::new();
+    match waypoint.gateway {
+        Some(gateway) => {
+            let servers = api_servers(gateway, scoping.set);
+            for (_, server) in servers.good() {
+                listeners.open(server);
+            }
+            let attached = scoping.gateway_api.edges.get(&waypoint.key);
+            for rules in attached.into_iter().flatten() {
+                if let Some(parent) = listeners.show(&rules.listener, &rules.host, false) {
+                    routes.push(wire::VirtualService {
+                        parents: vec![parent],
+                        ..rules.rules.clone()
+                    });
+                }
+            }
+        }
+        None => {
+            let servers = istio_servers(waypoint, scoping.set);
+            for server in &servers {
+                listeners.open(server);
+            }
+            routes = virtual_services::bound(waypoint, &servers, scoping, &mut listeners);
+        }
+    }
+    let listeners = listeners.done();
+    let reached = reached(&[], &routes);
+    let rules = rules_for(waypoint, &reached, scoping);
+    let through = through_waypoint(&reached, scoping);
+    let rates = scoping.rates.iter().filter_map(|rates| {
+        let wire = rates.for_waypoint(&waypoint.key, &[])?;
+        Some((rates, wire))
+    });
+    let rates: Vec<_> = rates.collect();
+    let mut label_keys = label_keys(&routes, &rules);
+    label_keys.extend(rates.iter().flat_map(|(r, _)| r.label_keys().cloned()));
+    label_keys.extend(kept_keys.into_iter().flatten().cloned());
+    WaypointPlan {
+        key: waypoint.key.clone(),
+        credentials: credentials::named(&listeners, scoping.set),
+        waypoint: wire::Waypoint {
+            namespace: namespace.to_owned(),
+            name: waypoint.key.name.to_string(),
+            traffic: waypoint.traffic.into(),
+            hostname: waypoint.hostname.clone(),
+            listeners,
+            through_waypoint: through,
+            ..wire::Waypoint::default()
+        },
+        labels: labels(&label_keys, scoping),
+        label_keys,
+        routes,
+        rules,
+        authorizations: policies(waypoint, scoping),
+        rate_limits: rates.into_iter().map(|(_, wire)| wire).collect(),
+    }
+}
+
+/// Policies that name the gateway, and those that select its pods: no node proxy stands before these
+/// ports, so they are kept here or nowhere.
+fn policies(waypoint: &WaypointGateway<'_>, scoping: &Scoping<'_>) -> Vec<wire::Authorization> {
+    let named = scoping.targets.iter();
+    let mut all: Vec<_> = named
+        .filter_map(|targets| targets.for_waypoint(&waypoint.key, &[]))
+        .collect();
+    let own = waypoint.edge.as_ref().map(|edge| &edge.labels);
+    for policy in scoping.set.authorization_policies.iter() {
+        let place = policy.namespace();
+        let counts =
+            place == &*waypoint.key.namespace || place == &*scoping.settings.root_namespace;
+        let selector = policy.spec.selector.as_ref();
+        let chosen = selector.is_none_or(|s| own.is_some_and(|own| s.selects(own)));
+        if counts && chosen && policy.spec.targets().next().is_none() {
+            all.push(wire::Authorization {
+                whole_waypoint: true,
+                ..authorization::convert(policy)
+            });
+        }
+    }
+    all
+}
+
+/// Those whose label, or whose Namespace's, asks for it.
+fn through_waypoint(
+    reached: &BTreeSet<(String, String)>,
+    scoping: &Scoping<'_>,
+) -> Vec<wire::ServiceRef> {
+    let asks = |labels: &BTreeMap<String, String>| {
+        let word = labels.get(labels::INGRESS_USE_WAYPOINT);
+        word.map(|word| word == "true")
+    };
+    let wanted = reached.iter().filter(|(namespace, hostname)| {
+        let set: &ObjectSet = scoping.set;
+        let key = scoping.hosts.service(hostname);
+        let own = key.and_then(|key| set.services.get(&key.namespace, &key.name));
+        let own = own.and_then(|service| asks(service.labels()));
+        let place = set.namespaces.get("", namespace);
+        own.or_else(|| asks(place?.labels())).unwrap_or(false)
+    });
+    let wanted = wanted.map(|(namespace, hostname)| wire::ServiceRef {
+        namespace: namespace.clone(),
+        hostname: hostname.clone(),
+    });
+    wanted.collect()
+}
+
+/// Listeners in the making. What is spoken in the clear on one port is one listener.
+struct Listeners<'a> {
+    namespace: &'a str,
+    all: BTreeMap<String, wire::Listener>,
+}
+
+impl<'a> Listeners<'a> {
+    const fn new(namespace: &'a str) -> Self {
+        Self {
+            namespace,
+            all: BTreeMap::new(),
+        }
+    }
+
+    fn open(&mut self, server: &Server) {
+        let protocol = server.protocol.into();
+        let opened = self.all.entry(server.name.clone());
+        opened.or_insert_with(|| wire::Listener {
+            name: server.name.clone(),
+            port: u32::from(server.bind),
+            service_port: u32::from(server.port),
+            protocol,
+            server_names: server.hosts.iter().map(|one| one.host.clone()).collect(),
+            tls: server.tls.clone(),
+            virtual_hosts: Vec::new(),
+        });
+        if server.https_redirect {
+            for shown in &server.hosts {
+                self.show(&server.name, &shown.host, true);
+            }
+        }
+    }
+
+    /// Shows a host there; the key of its rules.
+    fn show(&mut self, listener: &str, host: &str, https: bool) -> Option<wire::ServiceRef> {
+        let key = rules_key(self.namespace, listener, host);
+        let listener = self.all.get_mut(listener)?;
+        let known = listener.virtual_hosts.iter_mut().find(|h| h.host == host);
+        match known {
+            Some(known) => known.https_redirect |= https,
+            None => listener.virtual_hosts.push(wire::VirtualHost {
+                host: host.to_owned(),
+                rules: Some(key.clone()),
+                https_redirect: https,
+            }),
+        }
+        Some(key)
+    }
+
+    fn done(self) -> Vec<wire::Listener> {
+        self.all.into_values().collect()
+    }
+}

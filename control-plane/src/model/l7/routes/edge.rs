@@ -1,0 +1,307 @@
+//! Routes attached to Gateways at the edge of the mesh: which listeners take them, and the rules of each
+//! host there.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use isobar_objects::gateway_api::{FromNamespaces, Gateway, Listener, ParentReference};
+use isobar_objects::{Kind, ObjectHead, ObjectSet, selectors};
+use isobar_proto::isobar::v1 as wire;
+use isobar_types::NamespacedName;
+use wire::listener::Protocol;
+
+use super::super::super::gateways::Gateways;
+use super::super::super::plan::ListenerFacts;
+use super::super::ingress::{ApiServers, api_servers, meet};
+use super::attach::{Attachment, ParentStatus, Route, RouteCondition, connections, in_order};
+use super::references::{Problem, key_of};
+
+/// What is told about listeners, by Gateway.
+pub(crate) type ListenersTold = BTreeMap<NamespacedName, Vec<ListenerFacts>>;
+
+/// The rules for one host of one listener.
+#[derive(Debug, Clone)]
+pub(in super::super) struct EdgeRules {
+    /// The listener, as it is told on the wire.
+    pub(in super::super) listener: String,
+    pub(in super::super) host: String,
+    /// Without parents.
+    pub(in super::super) rules: wire::VirtualService,
+}
+
+/// The Gateways at the edge, and what is attached to them.
+pub(super) struct Edges<'a> {
+    set: &'a ObjectSet,
+    all: BTreeMap<&'a NamespacedName, (&'a Gateway, ApiServers)>,
+    hung: BTreeMap<&'a NamespacedName, Vec<Hung<'a>>>,
+    counts: BTreeMap<(NamespacedName, String), usize>,
+}
+
+/// A route at a listener.
+struct Hung<'a> {
+    route: &'a Route,
+    listener: String,
+    host: String,
+}
+
+impl<'a> Edges<'a> {
+    pub(super) fn new(set: &'a ObjectSet, gateways: &'a Gateways<'a>) -> Self {
+        let edges = gateways.values().filter(|one| one.edge.is_some());
+        let all = edges.filter_map(|one| {
+            let gateway = one.gateway?;
+            Some((&one.key, (gateway, api_servers(gateway, set))))
+        });
+        Self {
+            set,
+            all: all.collect(),
+            hung: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Attaches a route; what is to be told, if the parent is a Gateway here.
+    pub(super) fn attach(
+        &mut self,
+        parent: &ParentReference,
+        route: &'a Route,
+    ) -> Option<ParentStatus> {
+        let gateway = parent.kind.as_deref().is_none_or(|kind| kind == "Gateway");
+        let group = parent.group.as_deref();
+        if !gateway || group.is_some_and(|group| group != Kind::Gateway.group()) {
+            return None;
+        }
+        let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
+        let wanted = key_of(namespace, &parent.name);
+        let (key, (gateway, servers)) = self.all.get_key_value(&wanted)?;
+        let taken = take(parent, route, gateway, servers, self.set);
+        if let Ok(places) = &taken {
+            let mut names: Vec<_> = places.iter().map(|(name, ..)| name.clone()).collect();
+            names.dedup();
+            for name in names {
+                *self.counts.entry((wanted.clone(), name)).or_default() += 1;
+            }
+            let hung = self.hung.entry(key).or_default();
+            hung.extend(places.iter().map(|(_, listener, host)| Hung {
+                route,
+                listener: listener.clone(),
+                host: host.clone(),
+            }));
+        }
+        Some(ParentStatus {
+            parent: parent.clone(),
+            conditions: conditions(route, taken.err()),
+        })
+    }
+
+    /// The rules of every host, by Gateway.
+    pub(super) fn rules(&self) -> BTreeMap<NamespacedName, Vec<EdgeRules>> {
+        let all = self.hung.iter();
+        all.map(|(key, hung)| ((*key).clone(), rules_of(key, hung)))
+            .collect()
+    }
+
+    /// What is told about the listeners.
+    pub(super) fn told(&self) -> ListenersTold {
+        let all = self.all.iter().map(|(key, (gateway, servers))| {
+            let listeners = gateway.spec.listeners.iter();
+            let facts = listeners.map(|listener| {
+                let server = servers.0.get(&listener.name);
+                let counted = ((*key).clone(), listener.name.clone());
+                ListenerFacts {
+                    name: listener.name.clone(),
+                    port: u16::try_from(listener.port).unwrap_or_default(),
+                    kinds: kinds(&listener.protocol),
+                    attached: self.counts.get(&counted).copied().unwrap_or_default(),
+                    problem: server.and_then(|server| server.as_ref().err().cloned()),
+                }
+            });
+            ((*key).clone(), facts.collect())
+        });
+        all.collect()
+    }
+}
+
+/// Kinds of routes that a listener takes.
+fn kinds(protocol: &str) -> &'static [&'static str] {
+    match protocol {
+        "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
+        "TLS" => &["TLSRoute"],
+        "TCP" => &["TCPRoute"],
+        _ => &[],
+    }
+}
+
+/// Listener by its own name and that on the wire, and host.
+type Place = (String, String, String);
+
+/// The listeners and hosts where a route counts.
+fn take(
+    parent: &ParentReference,
+    route: &Route,
+    gateway: &Gateway,
+    servers: &ApiServers,
+    set: &ObjectSet,
+) -> Result<Vec<Place>, Problem> {
+    let problem = |reason, message| Problem { reason, message };
+    let meant = gateway.spec.listeners.iter().filter(|listener| {
+        let section = parent.section_name.as_deref();
+        let port = parent.port.map(i32::from);
+        section.is_none_or(|name| name == listener.name)
+            && port.is_none_or(|port| port == listener.port)
+    });
+    let meant: Vec<&Listener> = meant.collect();
+    let key = key_of(gateway.namespace(), gateway.name());
+    if meant.is_empty() {
+        let text = format!("Gateway {key} has no such listener");
+        return Err(problem("NoMatchingParent", text));
+    }
+    let allowed: Vec<_> = meant
+        .iter()
+        .filter(|listener| allows(listener, gateway, route, set))
+        .collect();
+    if allowed.is_empty() {
+        let text = format!("no listener of Gateway {key} allows this route");
+        return Err(problem("NotAllowedByListeners", text));
+    }
+    let mut places = Vec::new();
+    let mut met = false;
+    for listener in allowed {
+        let own = listener.hostname.as_deref().filter(|h| !h.is_empty());
+        let any = ["*".to_owned()];
+        let hosts = match &route.hostnames[..] {
+            [] => &any[..],
+            some => some,
+        };
+        let both = hosts
+            .iter()
+            .filter_map(|host| meet(own.unwrap_or("*"), host));
+        let both: BTreeSet<String> = both.collect();
+        met |= !both.is_empty();
+        let Some(Ok(server)) = servers.0.get(&listener.name) else {
+            continue;
+        };
+        let opaque = matches!(server.protocol(), Protocol::Tls | Protocol::Tcp);
+        let both = both.into_iter().map(|host| match opaque {
+            true => "*".to_owned(),
+            false => host,
+        });
+        let both: BTreeSet<String> = both.collect();
+        let name = server.listener();
+        places.extend(
+            both.into_iter()
+                .map(|h| (listener.name.clone(), name.to_owned(), h)),
+        );
+    }
+    if !met {
+        let text = format!("no listener of Gateway {key} is for a host of this route");
+        return Err(problem("NoMatchingListenerHostname", text));
+    }
+    Ok(places)
+}
+
+fn allows(listener: &Listener, gateway: &Gateway, route: &Route, set: &ObjectSet) -> bool {
+    let kind = &*route.object.kind;
+    let rules = listener.allowed_routes.as_ref();
+    let named = rules.map_or(&[][..], |rules| &rules.kinds);
+    let right = |one: &isobar_objects::gateway_api::RouteKind| {
+        let group = one.group.as_deref();
+        one.kind == kind && group.is_none_or(|group| group == Kind::HttpRoute.group())
+    };
+    if !kinds(&listener.protocol).contains(&kind) || !(named.is_empty() || named.iter().any(right))
+    {
+        return false;
+    }
+    let namespaces = rules.and_then(|rules| rules.namespaces.as_ref());
+    let from = namespaces.map(|one| one.from).unwrap_or_default();
+    match from {
+        FromNamespaces::All => true,
+        FromNamespaces::Same => route.namespace == gateway.namespace(),
+        FromNamespaces::None => false,
+        FromNamespaces::Selector => {
+            let selector = namespaces.and_then(|one| one.selector.as_ref());
+            let place = set.namespaces.get("", &route.namespace);
+            selector
+                .zip(place)
+                .is_some_and(|(selector, place)| selectors::selects(selector, place.labels()))
+        }
+    }
+}
+
+fn conditions(route: &Route, problem: Option<Problem>) -> Vec<RouteCondition> {
+    let told = |condition, problem: Option<&Problem>, well: (&'static str, &str)| RouteCondition {
+        condition,
+        holds: problem.is_none(),
+        reason: problem.map_or(well.0, |problem| problem.reason),
+        message: problem
+            .map_or(well.1, |problem| problem.message.as_str())
+            .to_owned(),
+    };
+    let accepted = problem.as_ref().or(route.accepted.as_ref());
+    let resolved = route.resolved.as_ref();
+    vec![
+        told("Accepted", accepted, ("Accepted", "attached")),
+        told(
+            "ResolvedRefs",
+            resolved,
+            ("ResolvedRefs", "every destination is there"),
+        ),
+        told(
+            "Programmed",
+            problem.as_ref(),
+            ("Programmed", "told to the pods of the Gateway"),
+        ),
+    ]
+}
+
+/// How exact a host is; the greater comes first.
+fn exactness(host: &str) -> usize {
+    match host.strip_prefix('*') {
+        None => usize::MAX,
+        Some(end) => end.len(),
+    }
+}
+
+/// For each host of each listener the rules of every route that takes it, those for the more exact host
+/// first.
+fn rules_of(gateway: &NamespacedName, hung: &[Hung<'_>]) -> Vec<EdgeRules> {
+    let places: BTreeSet<(&str, &str)> = hung.iter().map(|h| (&*h.listener, &*h.host)).collect();
+    let rules = places.into_iter().map(|(listener, host)| {
+        let here = hung.iter().filter(|one| one.listener == listener);
+        let takes = here.filter(|one| meet(&one.host, host).as_deref() == Some(host));
+        let mut by_host: BTreeMap<Reverse<usize>, Vec<Attachment<'_>>> = BTreeMap::new();
+        for one in takes {
+            let attached = by_host.entry(Reverse(exactness(&one.host))).or_default();
+            if attached
+                .iter()
+                .all(|have| !std::ptr::eq(have.route, one.route))
+            {
+                attached.push(Attachment {
+                    route: one.route,
+                    consumer: None,
+                    port: 0,
+                });
+            }
+        }
+        let mut rules = wire::VirtualService {
+            namespace: gateway.namespace.to_string(),
+            // No object has a colon in its name.
+            name: format!("{}:{listener}:{host}", gateway.name),
+            hosts: vec![host.to_owned()],
+            ..wire::VirtualService::default()
+        };
+        for attached in by_host.values() {
+            let (opaque, requests): (Vec<_>, Vec<_>) =
+                attached.iter().partition(|a| a.route.opaque);
+            in_order(&requests, None, &mut rules.http);
+            let (tls, tcp) = connections(&opaque);
+            rules.tls.extend(tls);
+            rules.tcp.extend(tcp);
+        }
+        EdgeRules {
+            listener: listener.to_owned(),
+            host: host.to_owned(),
+            rules,
+        }
+    });
+    rules.collect()
+}
