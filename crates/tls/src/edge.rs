@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use boring::x509::X509;
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
@@ -31,15 +32,18 @@ impl EdgeCertificate {
     /// When one of them cannot be read, or the key is not the certificate's.
     pub fn from_pem(chain: &str, key: &str) -> Result<Self, CryptoFailure> {
         let chain = pem::certificates(chain).map_err(CryptoFailure::of("read the chain"))?;
-        let key = PrivateKey::from_pem(key)?.to_der()?;
+        let key = PrivateKey::from_pem(key)?;
+        let leaf = chain.first().map_or(&[][..], |leaf| leaf.as_ref());
+        let public = X509::from_der(leaf).and_then(|leaf| leaf.public_key());
+        let public = public.map_err(CryptoFailure::of("read the certificate"))?;
+        if !public.public_eq(key.pkey()) {
+            let text = "the key is not that of the certificate";
+            return Err(CryptoFailure::new("match key and certificate", text));
+        }
         let provider = provider_outwards();
-        let key = provider.key_provider.load_private_key(key);
+        let key = provider.key_provider.load_private_key(key.to_der()?);
         let key = key.map_err(CryptoFailure::of("load the key"))?;
-        let shown = CertifiedKey::new(chain, key);
-        shown
-            .keys_match()
-            .map_err(CryptoFailure::of("match key and certificate"))?;
-        Ok(Self(Arc::new(shown)))
+        Ok(Self(Arc::new(CertifiedKey::new(chain, key))))
     }
 
     fn is_for(&self, name: &ServerName<'_>) -> bool {
