@@ -26,6 +26,10 @@ pub struct LiveSet {
     settled: Vec<Finding>,
     changed: bool,
     routes_changed: bool,
+    /// Something that the next two follow from is otherwise than when they were made.
+    stale: bool,
+    told: Arc<Vec<Finding>>,
+    hidden: Obscured,
 }
 
 impl LiveSet {
@@ -43,10 +47,10 @@ impl LiveSet {
             findings,
         } = served;
         if findings.is_empty() {
-            self.changed |= self.findings.remove(&reference).is_some();
+            self.stale |= self.findings.remove(&reference).is_some();
         } else if self.findings.get(&reference) != Some(&findings) {
             self.findings.insert(reference.clone(), findings);
-            self.changed = true;
+            self.stale = true;
         }
         match object {
             None => {}
@@ -57,13 +61,14 @@ impl LiveSet {
 
     /// Forgets an object.
     pub fn remove(&mut self, object: &ObjectRef) {
-        self.changed |= self.findings.remove(object).is_some();
+        self.stale |= self.findings.remove(object).is_some();
         if self.routes.remove(object).is_some() {
             self.routes_changed = true;
         }
         if self.set.contains(object) {
             self.set.remove(object);
             self.changed = true;
+            self.stale |= object.known().is_none_or(is_referred_to);
             self.routes_changed |= object.known() == Some(Kind::Service);
         }
     }
@@ -91,11 +96,26 @@ impl LiveSet {
         if std::mem::take(&mut self.routes_changed) {
             self.settle();
             self.changed = true;
+            self.stale = true;
+        }
+        if std::mem::take(&mut self.stale) {
+            self.tell();
+            self.changed = true;
         }
         if !std::mem::take(&mut self.changed) {
             return None;
         }
         self.set.version += 1;
+        Some(Published {
+            objects: Arc::new(self.set.clone()),
+            hidden: self.hidden.clone(),
+            findings: self.told.clone(),
+            synced: true,
+        })
+    }
+
+    /// Collects what there is to say about objects.
+    fn tell(&mut self) {
         let mut findings: Vec<Finding> = self.findings.values().flatten().cloned().collect();
         findings.extend(self.settled.iter().cloned());
         findings.extend(validate_set(&self.set, Extent::Mesh));
@@ -104,12 +124,8 @@ impl LiveSet {
             findings.iter().any(Finding::is_error) && !self.set.contains(object)
         });
         let hidden = never_good.map(|(object, _)| Hidden::One(object.clone()));
-        Some(Published {
-            objects: Arc::new(self.set.clone()),
-            hidden: Obscured(Arc::new(hidden.collect())),
-            findings: Arc::new(findings),
-            synced: true,
-        })
+        self.hidden = Obscured(Arc::new(hidden.collect()));
+        self.told = Arc::new(findings);
     }
 
     fn route(&mut self, reference: ObjectRef, object: VirtualService) {
@@ -125,6 +141,8 @@ impl LiveSet {
             return;
         }
         self.changed = true;
+        let is_good_now = || self.findings.contains_key(&object.reference());
+        self.stale |= is_referred_to(object.kind()) || is_good_now();
         // Short host names of routes are resolved against services.
         self.routes_changed |= object.kind() == Kind::Service && !self.routes.is_empty();
         self.set.insert(object, origin);
@@ -166,6 +184,14 @@ impl LiveSet {
         }
         self.claims = claims;
     }
+}
+
+/// False for kinds that no rule about several objects reads: what changes most.
+const fn is_referred_to(kind: Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::Pod | Kind::Node | Kind::Deployment | Kind::EndpointSlice
+    )
 }
 
 #[cfg(test)]
@@ -232,6 +258,31 @@ mod tests {
             .collect();
         use crate::ChangeKind::{Added, Removed};
         assert_eq!(words, [(Added, "c"), (Removed, "a")]);
+    }
+
+    #[test]
+    fn findings_are_made_anew_when_something_they_follow_from_changes() {
+        let pod = |node: &str| {
+            let value = json!({
+                "metadata": {"name": "p", "namespace": "shop"},
+                "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]},
+            });
+            ServedObject::read(Kind::Pod, &value)
+        };
+        let service = json!({
+            "metadata": {"name": "cart", "namespace": "shop"},
+            "spec": {"ports": [{"port": 80}]},
+        });
+        let mut live = LiveSet::new();
+        live.put(route("r", "cart", "2026-01-01T00:00:00Z"));
+        live.put(pod("a"));
+        let first = live.publish().unwrap();
+        assert!(!first.findings.is_empty(), "there is no Service cart");
+        live.put(pod("b"));
+        let second = live.publish().unwrap();
+        assert!(Arc::ptr_eq(&first.findings, &second.findings));
+        live.put(ServedObject::read(Kind::Service, &service));
+        assert!(live.publish().unwrap().findings.is_empty());
     }
 
     #[test]
