@@ -12,10 +12,13 @@ type Labels = Vec<(&'static str, &'static str)>;
 pub(crate) struct Metrics {
     certificates: Family<Labels, Counter>,
     plans: Counter,
+    patches: Counter,
+    serialised: Family<Labels, Counter>,
     plan_micros: Gauge,
     resources: Family<Labels, Gauge>,
     pushes: Family<Labels, Counter>,
     rejects: Family<Labels, Counter>,
+    validations: Family<Labels, Counter>,
     clients: Arc<Gauge>,
 }
 
@@ -33,6 +36,16 @@ impl Metrics {
                 "isobar_plans",
                 "Plans made from objects",
                 Counter::default(),
+            ),
+            patches: registry.register(
+                "isobar_plans_patched",
+                "Plans of which only changed pods were made anew",
+                Counter::default(),
+            ),
+            serialised: registry.register(
+                "isobar_xds_serialisations",
+                "Resources serialised, by type; once for all clients",
+                Family::default(),
             ),
             plan_micros: registry.register(
                 "isobar_plan_duration_microseconds",
@@ -54,6 +67,11 @@ impl Metrics {
                 "Responses refused by clients, by type",
                 Family::default(),
             ),
+            validations: registry.register(
+                "isobar_validations",
+                "Objects judged for the API server, by result",
+                Family::default(),
+            ),
             clients: Arc::new(clients),
         }
     }
@@ -66,11 +84,32 @@ impl Metrics {
             .inc();
     }
 
-    /// A plan took so long.
-    pub(crate) fn planned(&self, took: std::time::Duration) {
+    /// A plan took so long; `is_patch` if only changed pods were planned.
+    pub(crate) fn planned(&self, took: std::time::Duration, is_patch: bool) {
         self.plans.inc();
+        if is_patch {
+            self.patches.inc();
+        }
         self.plan_micros
             .set(i64::try_from(took.as_micros()).unwrap_or(i64::MAX));
+    }
+
+    /// A resource was serialised.
+    pub(crate) fn serialised(&self, kind: &'static str) {
+        self.serialised.get_or_create(&vec![("type", kind)]).inc();
+    }
+
+    /// Resources serialised so far.
+    #[cfg(test)]
+    pub(crate) fn serialisations(&self, kind: &'static str) -> u64 {
+        let labels = vec![("type", kind)];
+        self.serialised.get_or_create(&labels).get()
+    }
+
+    /// Plans so far of which only changed pods were made.
+    #[cfg(test)]
+    pub(crate) fn patches(&self) -> u64 {
+        self.patches.get()
     }
 
     /// So many resources of a type are served.
@@ -88,6 +127,14 @@ impl Metrics {
     /// A client refused something.
     pub(crate) fn rejected(&self, kind: &'static str) {
         self.rejects.get_or_create(&vec![("type", kind)]).inc();
+    }
+
+    /// An object was let in or refused.
+    pub(crate) fn validated(&self, allowed: bool) {
+        let result = if allowed { "allowed" } else { "refused" };
+        self.validations
+            .get_or_create(&vec![("result", result)])
+            .inc();
     }
 
     /// A client came or went.

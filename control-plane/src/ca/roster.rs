@@ -1,4 +1,5 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use isobar_types::Str;
 
@@ -13,33 +14,104 @@ pub(crate) struct PodRecord {
     pub(crate) account: Str,
 }
 
-/// Pods that are pending or running, and which accounts live on which node.
+/// Pods that are pending or running, and which accounts live on which node. A changed copy shares
+/// the namespaces in which nothing changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Roster {
-    /// By `namespace/name`.
+    namespaces: BTreeMap<Str, Arc<Residents>>,
+}
+
+/// The pods of one namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Residents {
     pods: BTreeMap<Str, PodRecord>,
-    /// (node, namespace, account) of every pod that has a node.
-    accounts: BTreeSet<(Str, Str, Str)>,
+    /// Number of pods by node and account; of those that have a node.
+    accounts: BTreeMap<(Str, Str), usize>,
 }
 
 impl Roster {
-    /// Adds a pod that is pending or running; finished pods must not be added.
+    /// Adds a pod that is pending or running, or replaces it; finished pods must not be added.
     pub(crate) fn insert(&mut self, namespace: &str, name: &str, pod: PodRecord) {
-        if !pod.node.is_empty() {
-            self.accounts
-                .insert((pod.node.clone(), namespace.into(), pod.account.clone()));
+        if self.pod(namespace, name) == Some(&pod) {
+            return;
         }
-        self.pods.insert(format!("{namespace}/{name}").into(), pod);
+        let here = self.namespaces.entry(namespace.into()).or_default();
+        let here = Arc::make_mut(here);
+        here.remove(name);
+        if !pod.node.is_empty() {
+            let place = (pod.node.clone(), pod.account.clone());
+            *here.accounts.entry(place).or_default() += 1;
+        }
+        here.pods.insert(name.into(), pod);
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn remove(&mut self, namespace: &str, name: &str) {
+        if self.pod(namespace, name).is_none() {
+            return;
+        }
+        let Some(here) = self.namespaces.get_mut(namespace) else {
+            return;
+        };
+        let here = Arc::make_mut(here);
+        here.remove(name);
+        if here.pods.is_empty() {
+            self.namespaces.remove(namespace);
+        }
     }
 
     /// The pod of that name.
     pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<&PodRecord> {
-        self.pods.get(format!("{namespace}/{name}").as_str())
+        self.namespaces.get(namespace)?.pods.get(name)
     }
 
     /// True if a pod of that account lives on that node.
     pub(crate) fn runs(&self, node: &str, namespace: &str, account: &str) -> bool {
-        self.accounts
-            .contains(&(node.into(), namespace.into(), account.into()))
+        let here = self.namespaces.get(namespace);
+        here.is_some_and(|here| here.accounts.contains_key(&(node.into(), account.into())))
+    }
+}
+
+impl Residents {
+    fn remove(&mut self, name: &str) {
+        let Some(pod) = self.pods.remove(name) else {
+            return;
+        };
+        let place = (pod.node, pod.account);
+        if let Some(count) = self.accounts.get_mut(&place) {
+            *count -= 1;
+            if *count == 0 {
+                self.accounts.remove(&place);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_lives_on_a_node_as_long_as_a_pod_of_it_does() {
+        let record = |node: &str| PodRecord {
+            uid: "u".into(),
+            node: node.into(),
+            account: "a".into(),
+        };
+        let mut roster = Roster::default();
+        roster.insert("shop", "p", record("n"));
+        roster.insert("shop", "q", record("n"));
+        roster.insert("shop", "r", record(""));
+        let before = roster.clone();
+        roster.remove("shop", "p");
+        assert!(roster.runs("n", "shop", "a"));
+        roster.insert("shop", "q", record("m"));
+        assert!(!roster.runs("n", "shop", "a") && roster.runs("m", "shop", "a"));
+        assert!(!roster.runs("", "shop", "a"));
+        for name in ["q", "r", "r"] {
+            roster.remove("shop", name);
+        }
+        assert_eq!(roster, Roster::default());
+        assert!(before.runs("n", "shop", "a") && before.pod("shop", "p").is_some());
     }
 }

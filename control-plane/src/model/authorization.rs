@@ -112,6 +112,27 @@ impl<'a> L4Policies<'a> {
         all
     }
 
+    /// Only what decides about pods of one namespace; messages are left out.
+    pub(crate) fn selecting(set: &'a ObjectSet, root: &str, namespace: &str) -> Self {
+        let mut all = Self {
+            root: root.to_owned(),
+            wire: Vec::new(),
+            selective: BTreeMap::new(),
+        };
+        let own = set.authorization_policies.in_namespace(namespace);
+        let of_root = set.authorization_policies.in_namespace(root);
+        for policy in own.chain(of_root.filter(|_| namespace != root)) {
+            if let Some(selector) = &policy.spec.selector
+                && convert(policy, root).wire.is_some()
+            {
+                let key = format!("{}/{}", policy.namespace(), policy.name());
+                let entry = all.selective.entry(policy.namespace()).or_default();
+                entry.push((selector, key));
+            }
+        }
+        all
+    }
+
     /// Keys of the policies whose selector takes the pod: those of its namespace and of the root.
     pub(crate) fn keys_for(&self, pod: &PodFacts<'_>) -> Vec<String> {
         let namespace = &*pod.key.namespace;

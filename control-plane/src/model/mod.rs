@@ -3,11 +3,13 @@
 mod authorization;
 mod bindings;
 mod gateways;
+mod ingress;
 mod l7;
 mod labels;
 mod network_policy;
 mod outbound;
 mod passage;
+mod patch;
 mod peer_authentication;
 mod plan;
 mod pods;
@@ -15,6 +17,7 @@ mod selection;
 mod service_entries;
 mod services;
 mod settings;
+mod slices;
 mod traversal;
 mod verdict;
 mod workloads;
@@ -22,14 +25,18 @@ mod workloads;
 pub(crate) use gateways::{MANAGED, MANAGER, account_of, is_managed};
 pub(crate) use l7::{KeptKeys, ParentStatus};
 pub use network_policy::{Remedy, ShutDoor};
-pub(crate) use plan::{GatewayFacts, Plan, WaypointPlan, plan};
+pub(crate) use patch::{Kept, Outcome, Patch};
+pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;
 pub(crate) use settings::Settings;
 pub use settings::{OutboundTraffic, PortRules};
-pub(crate) use verdict::Verdict;
+pub use verdict::{Severity, Verdict};
+pub(crate) use workloads::WorkloadPlan;
 
 #[cfg(test)]
 pub(crate) mod golden_tests;
+#[cfg(test)]
+mod ingress_tests;
 #[cfg(test)]
 mod l7_tests;
 #[cfg(test)]

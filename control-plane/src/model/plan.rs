@@ -6,8 +6,9 @@ use isobar_proto::istio::{security, workload};
 use isobar_types::{Identity, NamespacedName, Str};
 
 use super::authorization::L4Policies;
-use super::bindings::Bindings;
+use super::bindings::{AccountBinding, Bindings};
 use super::gateways::{Gateways, denied_address, waypoints};
+use super::ingress;
 use super::l7::{self, Hosts, KeptKeys, RouteStatus, Scoping};
 use super::network_policy::{NetworkPolicies, Remedy};
 use super::outbound;
@@ -18,15 +19,16 @@ use super::selection::Selection;
 use super::service_entries::{Allocated, Entries, EntryPlan};
 use super::services::{self, ServicePlan};
 use super::settings::Settings;
+use super::slices;
 use super::traversal;
 use super::verdict::Verdict;
-use super::workloads::{Memberships, WorkloadPlan, plan_workload, ports_of};
+use super::workloads::{Memberships, WorkloadPlan, plan_workload};
 use crate::ca::{PodRecord, Roster};
 
 /// Everything that follows from one set of objects.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// Services, those of waypoints first.
+    /// Services, ordered by key.
     pub(crate) services: Vec<ServicePlan>,
     /// Hosts of ServiceEntries, one service each.
     pub(crate) entries: Vec<workload::Service>,
@@ -46,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) gateways: Vec<GatewayFacts>,
     /// Who lives where, for the certificate authority.
     pub(crate) roster: Roster,
+    /// What accounts say about waypoints, where it is in force.
+    pub(crate) accounts: BTreeMap<NamespacedName, AccountBinding>,
     /// Latch annotation each account has to carry; none takes it away.
     pub(crate) latches: BTreeMap<NamespacedName, Option<Str>>,
     /// What to tell about routes of the Gateway API.
@@ -69,6 +73,8 @@ pub(crate) struct WaypointPlan {
     pub(crate) rules: Vec<isobar::DestinationRule>,
     /// Policies.
     pub(crate) authorizations: Vec<isobar::Authorization>,
+    /// What its listeners show to callers: for this one's eyes only.
+    pub(crate) credentials: Vec<isobar::Credential>,
     /// Rate limits.
     pub(crate) rate_limits: Vec<isobar::RateLimitPolicy>,
     /// Values of the label keys that are named.
@@ -99,6 +105,23 @@ pub(crate) struct GatewayFacts {
     pub(crate) ready: bool,
     /// It was Programmed before, or is ready now.
     pub(crate) programmed: bool,
+    /// Its listeners, where it stands at the edge of the mesh.
+    pub(crate) listeners: Option<Vec<ListenerFacts>>,
+}
+
+/// A listener of a Gateway at the edge as the controller sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListenerFacts {
+    /// Its name.
+    pub(crate) name: String,
+    /// The port.
+    pub(crate) port: u16,
+    /// Kinds of routes that it takes.
+    pub(crate) kinds: &'static [&'static str],
+    /// Routes that are attached.
+    pub(crate) attached: usize,
+    /// Why it is not served, by a word of the Gateway API and a sentence.
+    pub(crate) problem: Option<(&'static str, String)>,
 }
 
 /// Plans everything. Pure: the same objects give the same plan. `kept_keys` are label keys that
@@ -126,7 +149,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
     let peers = PeerAuthentications::read(set, &settings.root_namespace);
-    let memberships = memberships(set, &members, &services, &entries.of_pods(&pods));
+    let memberships = memberships(set, &pods, &members, &services, &entries);
     let network = NetworkPolicies::read(&selection, &pods, &memberships, &mut verdicts);
     let policies = Policies {
         l4: &l4,
@@ -146,6 +169,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     let outbound = outbound::policies(set, settings, &hosts, &reached, &mut verdicts);
     let elsewhere = std::mem::take(&mut entries.workloads);
     workloads.extend(elsewhere.into_iter().map(WorkloadPlan::elsewhere));
+    workloads.extend(slices::workloads(set, &services, settings));
     let scoping = Scoping::new(
         set,
         places(&services, &entries, &selection),
@@ -155,15 +179,16 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         &mut verdicts,
     );
     let waypoints = plan_waypoints(&gateways, &scoping, kept_keys);
-    let routes = scoping.route_statuses();
+    let (routes, listeners) = scoping.told();
     verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
     verdicts.sort_unstable();
     verdicts.dedup();
     Plan {
         waypoints,
         instances: instances(&workloads, &pods, &gateways),
-        gateways: gateways.values().map(facts).collect(),
+        gateways: facts_of(&gateways, listeners),
         roster: roster(&pods),
+        accounts: bindings.accounts,
         latches: bindings.latches,
         authorizations,
         outbound,
@@ -272,35 +297,31 @@ fn only_through(workloads: &[WorkloadPlan]) -> BTreeSet<traversal::Wanted> {
         .collect()
 }
 
-/// By pod, the Services and ServiceEntries (`of_entries`) that it is an endpoint of.
+/// By pod, the Services and ServiceEntries that it is an endpoint of.
 fn memberships(
     set: &ObjectSet,
+    pods: &[PodFacts<'_>],
     members: &services::Members<'_>,
     services: &[ServicePlan],
-    of_entries: &[(NamespacedName, String, workload::PortList)],
+    entries: &Entries<'_>,
 ) -> Memberships {
     let mut endpoint_of = Memberships::new();
-    for (pod, name, ports) in of_entries {
-        let of = endpoint_of.entry(pod.clone()).or_default();
-        of.ports.insert(name.clone(), ports.clone());
+    for (pod, name, ports) in entries.of_pods(pods) {
+        endpoint_of
+            .entry(pod)
+            .or_default()
+            .ports
+            .insert(name, ports);
     }
+    slices::join(set, services, pods, &mut endpoint_of);
     for service in services {
         let object = set.services.get(&service.key.namespace, &service.key.name);
         let (Some(object), Some(pods)) = (object, members.get(&service.key)) else {
             continue;
         };
-        let name = format!("{}/{}", service.key.namespace, service.wire.hostname);
-        for pod in pods {
-            let foreign = service
-                .only_account
-                .as_ref()
-                .is_some_and(|account| *account != pod.account);
-            if !foreign {
-                let ports = ports_of(pod, object);
-                let of = endpoint_of.entry(pod.key.clone()).or_default();
-                of.ports.insert(name.clone(), ports);
-                of.waypoints.add(service, &object.object);
-            }
+        for pod in pods.iter().filter(|pod| service.takes(pod)) {
+            let of = endpoint_of.entry(pod.key.clone()).or_default();
+            of.join(pod, service, object);
         }
     }
     endpoint_of
@@ -348,26 +369,35 @@ fn instances(
                 identity: gateways.get(gateway)?.identity.clone(),
             })
         })
+        .chain(ingress::instances(pods, gateways))
         .collect()
 }
 
-fn facts(waypoint: &super::gateways::WaypointGateway<'_>) -> GatewayFacts {
-    GatewayFacts {
+/// Objects of the Gateway API; what Istio's Gateways make of pods has none to be told on.
+fn facts_of(gateways: &Gateways<'_>, mut listeners: l7::ListenersTold) -> Vec<GatewayFacts> {
+    let objects = gateways.values().filter(|one| one.gateway.is_some());
+    let facts = objects.map(|waypoint| GatewayFacts {
         key: waypoint.key.clone(),
         ready: waypoint.ready,
         programmed: waypoint.programmed,
-    }
+        listeners: listeners.remove(&waypoint.key),
+    });
+    facts.collect()
 }
 
 fn roster(pods: &[PodFacts<'_>]) -> Roster {
     let mut roster = Roster::default();
     for pod in pods {
-        let record = PodRecord {
-            uid: pod.uid.into(),
-            node: pod.node.into(),
-            account: pod.account.clone(),
-        };
-        roster.insert(&pod.key.namespace, &pod.key.name, record);
+        roster.insert(&pod.key.namespace, &pod.key.name, record(pod));
     }
     roster
+}
+
+/// What the certificate authority has to know of a pod.
+pub(super) fn record(pod: &PodFacts<'_>) -> PodRecord {
+    PodRecord {
+        uid: pod.uid.into(),
+        node: pod.node.into(),
+        account: pod.account.clone(),
+    }
 }

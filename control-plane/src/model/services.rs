@@ -44,6 +44,12 @@ pub(crate) struct ServicePlan {
 }
 
 impl ServicePlan {
+    /// True for a pod that, if selected, is an endpoint: it runs as the account that is asked for.
+    pub(crate) fn takes(&self, pod: &PodFacts<'_>) -> bool {
+        let only = self.only_account.as_ref();
+        only.is_none_or(|account| *account == pod.account)
+    }
+
     /// As waypoints see it.
     pub(crate) fn served(&self) -> Served<'_> {
         Served {

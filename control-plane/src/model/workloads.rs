@@ -11,11 +11,11 @@ use super::gateways::{TrafficKind, instance_of};
 use super::labels::{canonical_name, canonical_revision, workload_name};
 use super::pods::PodFacts;
 use super::selection::{Selected, Selection, Source};
-use super::services::{app_protocol, octets};
+use super::services::{ServicePlan, app_protocol, octets};
 use super::traversal::{self, ServiceWaypoints};
 
 /// One pod as it is published.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct WorkloadPlan {
     /// The message.
     pub(crate) wire: wire::Workload,
@@ -48,6 +48,20 @@ pub(crate) struct Membership {
     pub(crate) ports: BTreeMap<String, wire::PortList>,
     /// Their waypoints.
     pub(crate) waypoints: ServiceWaypoints,
+}
+
+impl Membership {
+    /// Adds a Service that the pod is an endpoint of.
+    pub(crate) fn join(
+        &mut self,
+        pod: &PodFacts<'_>,
+        service: &ServicePlan,
+        object: &isobar_objects::Service,
+    ) {
+        let name = format!("{}/{}", service.key.namespace, service.wire.hostname);
+        self.ports.insert(name, ports_of(pod, object));
+        self.waypoints.add(service, object);
+    }
 }
 
 /// The Services of every pod that is an endpoint of one.
@@ -159,7 +173,7 @@ fn select(pod: &PodFacts<'_>, selection: &Selection<'_>) -> (Selected, Option<So
 }
 
 /// The ports of a Service as this pod has them; a named port the pod does not have is left out.
-pub(crate) fn ports_of(pod: &PodFacts<'_>, service: &isobar_objects::Service) -> wire::PortList {
+fn ports_of(pod: &PodFacts<'_>, service: &isobar_objects::Service) -> wire::PortList {
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
     let ports = ports
         .into_iter()

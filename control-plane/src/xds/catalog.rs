@@ -9,6 +9,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::kind::Kind;
 use super::names::AddressNames;
+use super::resources::Resources;
 use crate::auth::Caller;
 
 /// Field number of `resources` in `DeltaDiscoveryResponse`.
@@ -28,9 +29,6 @@ pub(crate) struct Resource {
     /// Order inside one response; lower goes first.
     pub(crate) rank: u8,
 }
-
-/// Resources of one kind in one scope, by name.
-pub(crate) type Resources = BTreeMap<Str, Arc<Resource>>;
 
 impl Resource {
     /// Serialises `message` under `name`.
@@ -53,6 +51,11 @@ impl Resource {
             needs: Box::default(),
             rank: 0,
         }
+    }
+
+    /// True if nobody who holds one has to be sent the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.version == other.version && self.needs == other.needs && self.rank == other.rank
     }
 
     /// The same resource in other words on the wire.
@@ -151,32 +154,5 @@ impl Catalog {
                 Some(&waypoint[kind.index()])
             }
         }
-    }
-}
-
-/// Merges freshly made resources with the previous ones: what did not change keeps its allocation,
-/// and a map in which nothing changed keeps its own, so that sessions can compare pointers.
-pub(crate) fn share(previous: &Arc<Resources>, fresh: Vec<Resource>) -> Arc<Resources> {
-    let mut changed = previous.len() != fresh.len();
-    let map: Resources = fresh
-        .into_iter()
-        .map(|resource| match previous.get(&resource.name) {
-            Some(old)
-                if old.version == resource.version
-                    && old.needs == resource.needs
-                    && old.rank == resource.rank =>
-            {
-                (old.name.clone(), old.clone())
-            }
-            _ => {
-                changed = true;
-                (resource.name.clone(), Arc::new(resource))
-            }
-        })
-        .collect();
-    if changed {
-        Arc::new(map)
-    } else {
-        previous.clone()
     }
 }

@@ -4,6 +4,8 @@ use isobar_proto::type_url;
 /// referred to comes before what refers to it. Removals go the other way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
+    /// What a gateway shows to callers from outside, for that gateway alone.
+    Credential,
     /// The waypoint's own description.
     Waypoint,
     /// L4 policies, for node proxies.
@@ -26,7 +28,8 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind, in sending order.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Credential,
         Self::Waypoint,
         Self::Authorization,
         Self::OutboundPolicy,
@@ -43,6 +46,7 @@ impl Kind {
 
     /// What a waypoint is expected to subscribe to.
     pub(crate) const WAYPOINT: &[Self] = &[
+        Self::Credential,
         Self::Waypoint,
         Self::Authorization,
         Self::WaypointAuthorization,
@@ -61,6 +65,7 @@ impl Kind {
     /// The type URL on the wire.
     pub(crate) const fn url(self) -> &'static str {
         match self {
+            Self::Credential => type_url::CREDENTIAL,
             Self::Waypoint => type_url::WAYPOINT,
             Self::Authorization => type_url::AUTHORIZATION,
             Self::OutboundPolicy => type_url::OUTBOUND_POLICY,
@@ -81,6 +86,7 @@ impl Kind {
     /// A short name for tables and metrics.
     pub(crate) const fn label(self) -> &'static str {
         match self {
+            Self::Credential => "Credential",
             Self::Waypoint => "Waypoint",
             Self::Authorization => "Authorization",
             Self::OutboundPolicy => "OutboundPolicy",

@@ -6,11 +6,14 @@
 pub(crate) mod catalog;
 pub(crate) mod clients;
 mod codec;
+mod held;
 pub(crate) mod kind;
 mod names;
+pub(crate) mod resources;
 pub(crate) mod service;
 pub(crate) mod session;
 mod stream;
+pub(crate) mod subscription;
 
 #[cfg(test)]
 mod on_demand_tests;

@@ -11,7 +11,8 @@ use isobar_proto::istio::workload::{Address, address};
 use isobar_types::Str;
 use prost::Message;
 
-use super::catalog::{Resource, Resources};
+use super::catalog::Resource;
+use super::resources::Resources;
 
 /// What leads to which resource. Made when the first client asks by name.
 #[derive(Debug, Default)]
@@ -29,7 +30,8 @@ impl AddressNames {
     /// Reads all resources.
     pub(crate) fn of(all: &Resources) -> Self {
         let mut names = Self::default();
-        for (name, resource) in all {
+        for resource in all.values() {
+            let name = &resource.name;
             let Some((_, address)) = content(resource) else {
                 continue;
             };

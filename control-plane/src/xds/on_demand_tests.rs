@@ -9,8 +9,9 @@ use isobar_proto::istio::workload::{
 };
 use prost::Message;
 
-use super::catalog::{Catalog, Resource, Scope, share};
+use super::catalog::{Catalog, Resource, Scope};
 use super::kind::Kind;
+use super::resources::share;
 use super::session::{Response, Session};
 
 const CART: &str = "shop/cart.shop.svc.cluster.local";

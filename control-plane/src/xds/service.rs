@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use futures_util::stream::BoxStream;
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_runtime::Lifetime;
 use tokio::sync::watch;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::metadata::MetadataMap;
+use tonic::server::NamedService;
 use tonic::{Request, Status, Streaming};
 
 use super::catalog::Catalog;
 use super::clients::{ClientState, Clients};
-use super::codec::SharedBytesCodec;
+use super::codec::{RequestDecoder, body};
 use super::kind::Kind;
-use super::session::{Response, Session};
+use super::session::Session;
 use super::stream::{Driver, end_of_stream, responses};
 use crate::auth::{Authenticator, Caller};
 use crate::metrics::Metrics;
@@ -56,7 +56,7 @@ impl tower::Service<http::Request<Body>> for DiscoveryService {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let method = Open(self.clone());
+        let service = self.clone();
         Box::pin(async move {
             if request.uri().path() != METHOD {
                 return Ok(Status::unimplemented(
@@ -64,22 +64,22 @@ impl tower::Service<http::Request<Body>> for DiscoveryService {
                 )
                 .into_http());
             }
-            let mut grpc = Grpc::new(SharedBytesCodec).max_decoding_message_size(LONGEST_REQUEST);
-            Ok(grpc.streaming(method, request).await)
+            let (parts, content) = request.into_parts();
+            let limit = Some(LONGEST_REQUEST);
+            let requests = Streaming::new_request(RequestDecoder, content, None, limit);
+            let headers = MetadataMap::from_headers(parts.headers);
+            let request = Request::from_parts(headers, parts.extensions, requests);
+            Ok(match service.open(request).await {
+                Ok(body) => {
+                    let mut response = http::Response::new(body);
+                    let kind = http::HeaderValue::from_static("application/grpc");
+                    let headers = response.headers_mut();
+                    headers.insert(http::header::CONTENT_TYPE, kind);
+                    response
+                }
+                Err(status) => status.into_http(),
+            })
         })
-    }
-}
-
-struct Open(DiscoveryService);
-
-impl StreamingService<DeltaDiscoveryRequest> for Open {
-    type Response = Response;
-    type ResponseStream = BoxStream<'static, Result<Response, Status>>;
-    type Future = BoxFuture<Result<tonic::Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move { service.open(request).await })
     }
 }
 
@@ -87,7 +87,7 @@ impl DiscoveryService {
     async fn open(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<tonic::Response<BoxStream<'static, Result<Response, Status>>>, Status> {
+    ) -> Result<Body, Status> {
         let caller = self
             .authenticator
             .authenticate(request.metadata())
@@ -125,7 +125,7 @@ impl DiscoveryService {
             metrics: self.metrics.clone(),
             end: end_of_stream(now),
         };
-        Ok(tonic::Response::new(Box::pin(responses(driver))))
+        Ok(body(responses(driver)))
     }
 }
 

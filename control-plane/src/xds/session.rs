@@ -1,18 +1,16 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_types::Str;
 
-use super::catalog::{Catalog, Resource, Resources, Scope};
+use super::catalog::{Catalog, Resource, Scope};
 use super::kind::Kind;
-use super::names::{AddressNames, with_aliases};
+use super::subscription::{InFlight, MAX_NAMES, Subscription};
 
 /// How long the first addresses wait for a client to subscribe to the kinds that go before them.
 pub(crate) const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(1);
-/// Names one client may ask for by name, per kind.
-const MAX_NAMES: usize = 65_536;
 
 /// Why a session ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +33,7 @@ pub(crate) struct Response {
     /// Version of the catalog it was made from, for display.
     pub(crate) revision: u64,
     /// Added or changed, in sending order.
-    pub(crate) resources: Vec<Arc<Resource>>,
+    pub(crate) resources: Arc<[Arc<Resource>]>,
     /// Names the client must forget; clients apply them after the resources.
     pub(crate) removed: Vec<Str>,
 }
@@ -49,49 +47,6 @@ pub(crate) struct Session {
     started: Instant,
     subscriptions: [Option<Subscription>; Kind::ALL.len()],
     nonces: u64,
-}
-
-/// State of one type in one session.
-#[derive(Debug, Default)]
-pub(crate) struct Subscription {
-    wildcard: bool,
-    names: BTreeSet<Str>,
-    /// Names that an answer is owed for, even if the client holds what they lead to.
-    asked: BTreeSet<Str>,
-    /// Names asked for that do not exist, and of which the client has been told so.
-    absent: HashSet<Str>,
-    /// Versions the client has acknowledged, or claimed when it connected.
-    held: HashMap<Str, u64>,
-    /// Versions the client has refused.
-    rejected: HashMap<Str, u64>,
-    in_flight: Option<InFlight>,
-    pending: Pending,
-    answered: bool,
-    settled_once: bool,
-    /// Last time the client acknowledged.
-    pub(crate) acked: Option<Instant>,
-    /// Revision last acknowledged.
-    pub(crate) acked_revision: u64,
-    /// Text of the last refusal, until the next acknowledgement.
-    pub(crate) error: Option<String>,
-}
-
-/// What the client does not hold as it is, kept until either side changes.
-#[derive(Debug, Default)]
-struct Pending {
-    /// What it was compared with; none when it has to be compared again.
-    with: Option<Arc<Resources>>,
-    adds: Vec<Arc<Resource>>,
-    gone: Vec<Str>,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    nonce: String,
-    revision: u64,
-    sent: Instant,
-    resources: Vec<(Str, u64)>,
-    removed: Vec<Str>,
 }
 
 /// How far one type has come, for `isobar status`.
@@ -135,7 +90,10 @@ impl Session {
         let slot = &mut self.subscriptions[kind.index()];
         let first = slot.is_none();
         let subscription = slot.get_or_insert_default();
-        subscription.pending.with = None;
+        let asks = &request.resource_names_subscribe;
+        if first || !asks.is_empty() || !request.resource_names_unsubscribe.is_empty() {
+            subscription.pending.with = None;
+        }
         if first {
             subscription.wildcard = request.resource_names_subscribe.is_empty();
             subscription.claim(request);
@@ -225,21 +183,22 @@ impl Session {
             kind,
             nonce: format!("{:x}-{}", catalog.revision, self.nonces),
             revision: catalog.revision,
-            resources: difference.resources,
+            resources: difference.resources.into(),
             removed: difference.removed,
         };
         let subscription = self.subscriptions[kind.index()].as_mut()?;
         let response = subscription.personal(response, catalog);
         subscription.answered = true;
+        // The answer decides whether they are still to be sent.
+        for resource in &*response.resources {
+            subscription.pending.adds.remove(&resource.name);
+        }
         subscription.in_flight = Some(InFlight {
             nonce: response.nonce.clone(),
             revision: response.revision,
             sent: now,
-            resources: response
-                .resources
-                .iter()
-                .map(|r| (r.name.clone(), r.version))
-                .collect(),
+            with: subscription.pending.with.clone(),
+            resources: response.resources.clone(),
             removed: response.removed.clone(),
         });
         Some(response)
@@ -305,7 +264,7 @@ impl Session {
         let pending = self.subscription(kind).map(|state| &state.pending.adds);
         pending
             .into_iter()
-            .flatten()
+            .flat_map(BTreeMap::values)
             .filter(|resource| !self.withheld(resource, catalog))
             .cloned()
             .collect()
@@ -314,7 +273,7 @@ impl Session {
     fn has_additions(&self, kind: Kind, catalog: &Catalog) -> bool {
         self.subscription(kind).is_some_and(|state| {
             let adds = &state.pending.adds;
-            adds.iter()
+            adds.values()
                 .any(|resource| !self.withheld(resource, catalog))
         })
     }
@@ -328,203 +287,12 @@ impl Session {
         resource
             .needs
             .iter()
-            .any(|key| catalog.authorizations.contains_key(key) && !policies.held.contains_key(key))
+            .any(|key| catalog.authorizations.contains_key(key) && policies.held.get(key).is_none())
     }
 
     fn removals(&self, kind: Kind) -> Vec<Str> {
         self.subscription(kind)
-            .map(|state| state.pending.gone.clone())
+            .map(|state| state.pending.gone.iter().cloned().collect())
             .unwrap_or_default()
-    }
-}
-
-impl Subscription {
-    /// Age of what has been sent and not been answered.
-    pub(crate) fn waiting_since(&self) -> Option<Instant> {
-        self.in_flight.as_ref().map(|flight| flight.sent)
-    }
-
-    /// Number of resources the client holds.
-    pub(crate) fn held(&self) -> usize {
-        self.held.len()
-    }
-
-    fn compare(&mut self, all: &Arc<Resources>, names: Option<&AddressNames>, node: Option<&str>) {
-        if let Some(with) = &self.pending.with
-            && Arc::ptr_eq(with, all)
-        {
-            return;
-        }
-        let none = AddressNames::default();
-        let names = names.unwrap_or(&none);
-        let exists = |name: &Str| names.called(all, name).next().is_some();
-        self.absent.retain(|name| !exists(name));
-        let adds = if self.wildcard {
-            let changed = all.values().filter(|resource| self.wants(resource));
-            changed.cloned().collect()
-        } else {
-            self.named(all, names, node)
-        };
-        let gone = self.held.keys().filter(|name| !all.contains_key(*name));
-        let unknown = self
-            .names
-            .iter()
-            .filter(|name| !exists(name) && !self.absent.contains(*name))
-            .filter(|name| !self.held.contains_key(*name));
-        let mut gone: Vec<Str> = gone.chain(unknown).cloned().collect();
-        gone.sort_unstable();
-        self.pending = Pending {
-            with: Some(all.clone()),
-            adds,
-            gone,
-        };
-    }
-
-    /// True if the client neither holds nor refuses this version.
-    fn wants(&self, resource: &Resource) -> bool {
-        let version = Some(&resource.version);
-        self.held.get(&resource.name) != version && self.rejected.get(&resource.name) != version
-    }
-
-    /// What to send a client that asks by name: what the names lead to and the workloads of services
-    /// among it, those of its node, and what it holds besides.
-    fn named(
-        &self,
-        all: &Resources,
-        names: &AddressNames,
-        node: Option<&str>,
-    ) -> Vec<Arc<Resource>> {
-        let mut adds = BTreeMap::new();
-        for name in &self.names {
-            let owed = self.asked.contains(name);
-            for resource in names.called(all, name) {
-                if owed || self.wants(resource) {
-                    adds.insert(&resource.name, resource);
-                }
-                let members = names.members(all, &resource.name);
-                adds.extend(members.filter(|r| self.wants(r)).map(|r| (&r.name, r)));
-            }
-        }
-        let here = node.into_iter().flat_map(|node| names.on_node(all, node));
-        let held = self.held.keys().filter_map(|name| all.get(name));
-        let more = here.chain(held).filter(|r| self.wants(r));
-        adds.extend(more.map(|r| (&r.name, r)));
-        adds.into_values().cloned().collect()
-    }
-
-    /// Notes which names `response` answers, and says so in it.
-    fn personal(&mut self, mut response: Response, catalog: &Catalog) -> Response {
-        if response.kind != Kind::Address || self.wildcard {
-            self.asked.clear();
-            return response;
-        }
-        let sent: HashSet<_> = response.resources.iter().map(|r| &r.name).collect();
-        let names = catalog.address_names();
-        self.asked.retain(|name| {
-            let mut leads_to = names.called(&catalog.addresses, name).peekable();
-            match leads_to.peek() {
-                Some(_) => !leads_to.all(|resource| sent.contains(&resource.name)),
-                None => !response.removed.contains(name),
-            }
-        });
-        for resource in &mut response.resources {
-            *resource = with_aliases(resource, &self.names);
-        }
-        response
-    }
-
-    /// What a client that asks by name says it holds, it asks for; without a version it only asks.
-    fn adopt(&mut self, request: &DeltaDiscoveryRequest) {
-        for (name, version) in &request.initial_resource_versions {
-            let name: Str = name.as_str().into();
-            if version.is_empty() {
-                self.held.remove(&name);
-                self.asked.insert(name.clone());
-            }
-            self.names.insert(name);
-        }
-    }
-
-    fn claim(&mut self, request: &DeltaDiscoveryRequest) {
-        for (name, version) in &request.initial_resource_versions {
-            // A version that is not ours can equal none of ours; 0 stands for it.
-            let version = u64::from_str_radix(version, 16).unwrap_or(0);
-            self.held.insert(name.as_str().into(), version);
-        }
-    }
-
-    fn change(&mut self, request: &DeltaDiscoveryRequest, first: bool) -> Result<(), SessionError> {
-        for name in &request.resource_names_subscribe {
-            if name == "*" {
-                self.wildcard = true;
-            } else {
-                let name: Str = name.as_str().into();
-                self.absent.remove(&name);
-                if !first || !self.held.contains_key(&name) {
-                    self.asked.insert(name.clone());
-                }
-                self.names.insert(name);
-            }
-        }
-        for name in &request.resource_names_unsubscribe {
-            if name == "*" {
-                self.wildcard = false;
-            } else {
-                self.names.remove(name.as_str());
-                self.absent.remove(name.as_str());
-                self.asked.remove(name.as_str());
-                if !self.wildcard {
-                    self.held.remove(name.as_str());
-                }
-            }
-        }
-        if self.names.len() > MAX_NAMES {
-            return Err(SessionError::TooManyNames);
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, request: &DeltaDiscoveryRequest, now: Instant) {
-        if request.response_nonce.is_empty() {
-            return;
-        }
-        let Some(flight) = self
-            .in_flight
-            .take_if(|flight| flight.nonce == request.response_nonce)
-        else {
-            return;
-        };
-        self.settled_once = true;
-        for name in flight.removed {
-            self.held.remove(&name);
-            self.rejected.remove(&name);
-            if self.names.contains(&name) {
-                self.absent.insert(name);
-            }
-        }
-        let Some(error) = &request.error_detail else {
-            for (name, version) in flight.resources {
-                self.rejected.remove(&name);
-                self.held.insert(name, version);
-            }
-            self.acked = Some(now);
-            self.acked_revision = flight.revision;
-            self.error = (!self.rejected.is_empty())
-                .then(|| self.error.take())
-                .flatten();
-            return;
-        };
-        // Clients apply what they can and name what they refuse. One that names nothing we sent
-        // is taken to have refused everything.
-        let named = |name: &str| error.message.contains(name);
-        let any = flight.resources.iter().any(|(name, _)| named(name));
-        for (name, version) in flight.resources {
-            if !any || named(&name) {
-                self.rejected.insert(name, version);
-            } else {
-                self.held.insert(name, version);
-            }
-        }
-        self.error = Some(error.message.clone());
     }
 }

@@ -5,8 +5,9 @@ use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_proto::google::rpc::Status;
 use isobar_proto::istio::workload::Workload;
 
-use super::catalog::{Catalog, Resource, Resources, Scope, WaypointResources, version_text};
+use super::catalog::{Catalog, Resource, Scope, WaypointResources, version_text};
 use super::kind::Kind;
+use super::resources::Resources;
 use super::session::{Progress, Response, Session};
 
 /// A resource whose content is `text`, naming the policies in `needs`.
@@ -22,7 +23,7 @@ fn resource(kind: Kind, name: &str, text: &str, needs: &[&str]) -> Arc<Resource>
 }
 
 fn resources(all: Vec<Arc<Resource>>) -> Arc<Resources> {
-    Arc::new(all.into_iter().map(|r| (r.name.clone(), r)).collect())
+    Arc::new(all.into_iter().collect())
 }
 
 struct World {
@@ -253,7 +254,7 @@ fn world_response(kind: Kind) -> Response {
         kind,
         nonce: String::new(),
         revision: 0,
-        resources: Vec::new(),
+        resources: Arc::default(),
         removed: Vec::new(),
     }
 }
@@ -326,6 +327,7 @@ fn a_waypoint_sees_its_own_and_in_order() {
     assert_eq!(
         world.settle(),
         [
+            "Credential +[] -[]",
             "Waypoint +[\"ns/wp\"] -[]",
             "Authorization +[\"ns/a\"] -[]",
             "WaypointAuthorization +[\"ns/p\"] -[]",

@@ -44,7 +44,7 @@ pub(crate) fn end_of_stream(now: Instant) -> Instant {
     now + MAX_AGE - jitter
 }
 
-/// The responses of `driver`, as a stream that ends when the session does.
+/// The responses of `driver`, and at the end why it is one.
 pub(crate) fn responses(driver: Driver) -> impl Stream<Item = Result<Response, Status>> + Send {
     futures_util::stream::unfold(Some(driver), |driver| async move {
         let mut driver = driver?;
@@ -52,7 +52,7 @@ pub(crate) fn responses(driver: Driver) -> impl Stream<Item = Result<Response, S
             Ok(Some(response)) => Some((Ok(response), Some(driver))),
             Ok(None) => {
                 tracing::info!(identity = %driver.caller.identity, "discovery stream closed");
-                None
+                Some((Err(Status::new(Code::Ok, "")), None))
             }
             Err(status) => {
                 tracing::warn!(
@@ -172,8 +172,8 @@ impl Driver {
             progress: self.session.progress(kind, catalog),
             revision: subscription.map_or(0, |s| s.acked_revision),
             acked: subscription.and_then(|s| s.acked),
-            waiting: subscription.and_then(super::session::Subscription::waiting_since),
-            held: subscription.map_or(0, super::session::Subscription::held),
+            waiting: subscription.and_then(super::subscription::Subscription::waiting_since),
+            held: subscription.map_or(0, super::subscription::Subscription::held),
             error: subscription.and_then(|s| s.error.clone()),
         }
     }

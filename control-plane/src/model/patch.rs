@@ -1,0 +1,355 @@
+//! Plans brought up to date where only pods have changed.
+//!
+//! Pods come, go and become ready all the time; everything else changes when somebody changes it.
+//! What one pod decides about others is little: whether a waypoint is ready, who is admitted by
+//! selectors of NetworkPolicies, which account a bound Service has, what is told about policies. Where
+//! a change touches none of that, only the pod itself is planned again; otherwise everything is. The
+//! rule is always [`plan`](super::plan): the same comes out, and tests hold this against it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use isobar_objects::{Change, Held, Kind, ObjectHead, ObjectRef, ObjectSet, Pod};
+use isobar_types::{NamespacedName, labels};
+use xxhash_rust::xxh64::xxh64;
+
+use super::authorization::L4Policies;
+use super::bindings::Bindings;
+use super::gateways::waypoints;
+use super::peer_authentication::PeerAuthentications;
+use super::plan::{Plan, record};
+use super::pods::PodFacts;
+use super::selection::Selection;
+use super::services::{ServicePlan, selects};
+use super::settings::Settings;
+use super::slices;
+use super::workloads::{Membership, WorkloadPlan, plan_workload, uid};
+use crate::ca::PodRecord;
+
+/// With more pods at once, planning everything is no more work.
+const MOST: usize = 512;
+
+/// What is kept of a plan to bring it up to date.
+pub(crate) struct Kept {
+    objects: Arc<ObjectSet>,
+    services: Arc<Plan>,
+    bindings: Bindings,
+    /// Pods that a Gateway may be ready by.
+    of_waypoints: Vec<NamespacedName>,
+    /// How many workloads have the same to do with waypoints and policies.
+    relations: HashMap<u64, usize>,
+}
+
+/// What follows from changed pods.
+pub(crate) struct Patch {
+    /// The pods.
+    pub(crate) pods: Vec<PatchedPod>,
+    /// Objects besides pods have changed that nothing is served from.
+    pub(crate) others: bool,
+}
+
+/// One changed pod.
+pub(crate) struct PatchedPod {
+    /// `namespace/name`.
+    pub(crate) key: NamespacedName,
+    /// Name of its workload.
+    pub(crate) uid: String,
+    /// What becomes of its workload.
+    pub(crate) workload: Outcome,
+    /// Its labels, while it has an address.
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+    /// For the certificate authority; none for one that has finished or is gone.
+    pub(crate) record: Option<PodRecord>,
+}
+
+/// What becomes of a workload.
+pub(crate) enum Outcome {
+    /// It stays as it was.
+    Same,
+    /// It is new or another.
+    Put(Box<WorkloadPlan>),
+    /// It is gone.
+    Gone,
+}
+
+/// What a pod is planned with, the same for all pods of a namespace.
+struct Surroundings<'a> {
+    selection: &'a Selection<'a>,
+    l4: L4Policies<'a>,
+    peers: &'a PeerAuthentications<'a>,
+}
+
+impl Kept {
+    /// Keeps what is needed of a plan that was just made from `objects`. `workloads` are its.
+    pub(crate) fn of(
+        objects: Arc<ObjectSet>,
+        plan: Arc<Plan>,
+        (workloads, any_waypoint): (&[WorkloadPlan], bool),
+    ) -> Self {
+        let mut relations = HashMap::new();
+        let related = workloads.iter();
+        for relation in related.filter_map(|one| relation(one, any_waypoint)) {
+            *relations.entry(relation).or_default() += 1;
+        }
+        let pods = objects.pods.iter();
+        let labelled = pods.filter(|pod| serves_others(pod.labels(), &objects));
+        Self {
+            of_waypoints: labelled.map(|pod| key(&pod.reference())).collect(),
+            bindings: Bindings {
+                accounts: plan.accounts.clone(),
+                ..Bindings::default()
+            },
+            services: plan,
+            relations,
+            objects,
+        }
+    }
+
+    /// The plan this is about; what is told to proxies is not in it any more.
+    pub(crate) const fn plan(&self) -> &Arc<Plan> {
+        &self.services
+    }
+
+    /// What follows from `objects`, which are the new ones; `None` if everything has to be planned,
+    /// and then this must not be used any more. `network_key` finds the key of the policy made from
+    /// NetworkPolicies that a workload has now.
+    pub(crate) fn patch(
+        &mut self,
+        objects: &Arc<ObjectSet>,
+        settings: &Settings,
+        network_key: impl Fn(&str) -> Option<String>,
+    ) -> Option<Patch> {
+        let before = std::mem::replace(&mut self.objects, objects.clone());
+        let changes = objects.changes_since(&before);
+        let is_pod = |change: &Change| change.object.known() == Some(Kind::Pod);
+        let (pods, others): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(is_pod);
+        if pods.len() > MOST || !others.iter().all(|one| is_apart(one, &before, objects)) {
+            return None;
+        }
+        let of_waypoints = self.of_waypoints.iter().filter_map(|key| {
+            let pod = objects.pods.get(&key.namespace, &key.name)?;
+            PodFacts::read(&pod.object)
+        });
+        let of_waypoints: Vec<PodFacts<'_>> = of_waypoints.collect();
+        let gateways = waypoints(objects, &of_waypoints, settings);
+        let selection = Selection {
+            set: objects,
+            settings,
+            gateways: &gateways,
+            bindings: &self.bindings,
+        };
+        let peers = PeerAuthentications::read(objects, &settings.root_namespace);
+        let any = !gateways.is_empty();
+        let mut changed: HashMap<u64, isize> = HashMap::new();
+        let mut patched = Vec::with_capacity(pods.len());
+        for change in &pods {
+            let object = &change.object;
+            let (old, new) = (held(&before, object), held(objects, object));
+            let facts = [old, new].map(|pod| pod.and_then(|pod| PodFacts::read(&pod.object)));
+            let [old, new] = &facts;
+            if !self.is_alone(old.as_ref(), new.as_ref(), objects)
+                || slices::name_pods(objects, &object.namespace)
+            {
+                return None;
+            }
+            let uid = uid(&settings.cluster_id, &key(object));
+            let network = match objects.network_policies.is_empty() {
+                true => None,
+                false => network_key(&uid),
+            };
+            let around = Surroundings {
+                selection: &selection,
+                l4: L4Policies::selecting(objects, &settings.root_namespace, &object.namespace),
+                peers: &peers,
+            };
+            let planned = |pod: &PodFacts<'_>| self.planned(pod, network.as_ref(), &around);
+            let was = old.as_ref().and_then(planned);
+            let is = new.as_ref().and_then(planned);
+            for (workload, count) in [(&was, -1), (&is, 1)] {
+                let relation = workload.as_ref().and_then(|one| relation(one, any));
+                if let Some(relation) = relation {
+                    *changed.entry(relation).or_default() += count;
+                }
+            }
+            patched.push(patched_pod(key(object), uid, (was, is), new.as_ref()));
+        }
+        self.follow(changed).then_some(Patch {
+            pods: patched,
+            others: !others.is_empty(),
+        })
+    }
+
+    /// True if what became of this pod decides about nothing but itself.
+    fn is_alone(
+        &self,
+        old: Option<&PodFacts<'_>>,
+        new: Option<&PodFacts<'_>>,
+        set: &ObjectSet,
+    ) -> bool {
+        let both = [old, new].into_iter().flatten();
+        let Some(any) = old.or(new) else {
+            return true;
+        };
+        let namespace = &any.key.namespace;
+        let pair = old.zip(new);
+        let same = |is_same: fn(&PodFacts<'_>, &PodFacts<'_>) -> bool| {
+            pair.is_some_and(|(old, new)| is_same(old, new))
+        };
+        let of_waypoint = both.clone().any(|pod| serves_others(pod.labels, set));
+        // Whose endpoint it is, and as which account.
+        let selected_as_before =
+            same(|old, new| old.labels == new.labels && old.account == new.account);
+        let is_bound = || {
+            let mut bound = self.bindings.accounts.keys();
+            bound.any(|account| account.namespace == *namespace)
+        };
+        // What it is to NetworkPolicies, as the pod they select and as a caller.
+        let same_neighbour = selected_as_before
+            && same(|old, new| {
+                old.ips == new.ips
+                    && old.pod.spec == new.pod.spec
+                    && old.pod.metadata.annotations == new.pod.metadata.annotations
+            });
+        let has_entries = || {
+            let mut entries = set.service_entries.iter();
+            entries.any(|entry| {
+                let selects = entry.spec.workload_selector.is_some();
+                selects && entry.namespace() == &**namespace
+            })
+        };
+        // An entry must not describe the address of another namespace's pod.
+        let same_address =
+            same(|old, new| old.ips == new.ips && old.host_network() == new.host_network());
+        let describes = || {
+            let mut entries = set.service_entries.iter();
+            entries.any(|entry| !entry.spec.addresses.is_empty())
+        };
+        !of_waypoint
+            && (selected_as_before || !is_bound())
+            && (same_neighbour || set.network_policies.is_empty())
+            && !has_entries()
+            && (same_address || !describes())
+    }
+
+    fn planned(
+        &self,
+        pod: &PodFacts<'_>,
+        network: Option<&String>,
+        around: &Surroundings<'_>,
+    ) -> Option<WorkloadPlan> {
+        let set = around.selection.set;
+        let mut of = Membership::default();
+        for service in set.services.in_namespace(&pod.key.namespace) {
+            if selects(service, pod.labels)
+                && let Some(plan) = self.service(service.namespace(), service.name())
+                && plan.takes(pod)
+            {
+                of.join(pod, plan, service);
+            }
+        }
+        let mut policies = around.l4.keys_for(pod);
+        policies.extend(around.peers.key_for(pod));
+        policies.extend(network.cloned());
+        plan_workload(pod, of, policies, around.selection)
+    }
+
+    fn service(&self, namespace: &str, name: &str) -> Option<&ServicePlan> {
+        let all = &self.services.services;
+        let wanted = (namespace, name);
+        let at = all.binary_search_by(|one| (&*one.key.namespace, &*one.key.name).cmp(&wanted));
+        all.get(at.ok()?)
+    }
+
+    /// Counts relations anew; false if one is new or was the last of its kind: what is told about
+    /// policies, and which of them there are, may then be otherwise.
+    fn follow(&mut self, changed: HashMap<u64, isize>) -> bool {
+        for (relation, by) in changed.into_iter().filter(|(_, by)| *by != 0) {
+            let count = self.relations.entry(relation).or_default();
+            let next = count.saturating_add_signed(by);
+            if *count == 0 || next == 0 {
+                return false;
+            }
+            *count = next;
+        }
+        true
+    }
+}
+
+fn patched_pod(
+    key: NamespacedName,
+    uid: String,
+    (was, is): (Option<WorkloadPlan>, Option<WorkloadPlan>),
+    new: Option<&PodFacts<'_>>,
+) -> PatchedPod {
+    let workload = match (was, is) {
+        (None, None) => Outcome::Same,
+        (Some(_), None) => Outcome::Gone,
+        (Some(was), Some(is)) if was.wire == is.wire => Outcome::Same,
+        (_, Some(is)) => Outcome::Put(Box::new(is)),
+    };
+    PatchedPod {
+        key,
+        uid,
+        workload,
+        labels: new
+            .filter(|pod| !pod.ips.is_empty())
+            .map(|pod| pod.labels.clone()),
+        record: new.map(record),
+    }
+}
+
+fn held<'s>(set: &'s ObjectSet, object: &ObjectRef) -> Option<&'s Held<Pod>> {
+    let pod = set.pods.get(&object.namespace, &object.name);
+    pod.map(|pod| &**pod)
+}
+
+fn key(object: &ObjectRef) -> NamespacedName {
+    NamespacedName {
+        namespace: object.namespace.clone(),
+        name: object.name.clone(),
+    }
+}
+
+/// True for the labels of a pod that may be a waypoint's or at the edge of the mesh.
+fn serves_others(all: &BTreeMap<String, String>, set: &ObjectSet) -> bool {
+    let selected = |selector: &BTreeMap<String, String>| {
+        let mut wanted = selector.iter();
+        wanted.all(|(key, value)| all.get(key) == Some(value))
+    };
+    let mut edges = set.istio_gateways.iter();
+    all.contains_key(labels::GATEWAY_NAME) || edges.any(|edge| selected(&edge.spec.selector))
+}
+
+/// True for changes that nothing follows from: of Deployments, whose pods count, and of Nodes that
+/// are where they were.
+fn is_apart(change: &Change, old: &ObjectSet, new: &ObjectSet) -> bool {
+    match change.object.known() {
+        Some(Kind::Deployment) => true,
+        Some(Kind::Node) => {
+            let labels = |set: &ObjectSet| set.labels(&change.object).cloned();
+            labels(old).is_some() && labels(old) == labels(new)
+        }
+        _ => false,
+    }
+}
+
+/// What a workload has to do with waypoints and policies, as a number; the same for those that have
+/// the same. None where there is nothing of the kind.
+fn relation(workload: &WorkloadPlan, any_waypoint: bool) -> Option<u64> {
+    let wire = &workload.wire;
+    if (!any_waypoint && workload.only_through.is_none()) || workload.instance_of.is_some() {
+        return None;
+    }
+    let services: Vec<&String> = wire.services.keys().collect();
+    let text = format!(
+        "{:?}",
+        (
+            &wire.namespace,
+            &wire.authorization_policies,
+            &wire.waypoint,
+            services,
+            &workload.only_through,
+        )
+    );
+    Some(xxh64(text.as_bytes(), 0))
+}
