@@ -26,6 +26,10 @@ pub fn beside(set: &ObjectSet, object: &Object) -> Vec<Finding> {
         let refused = refused.filter(|(refused, _)| *refused == reference);
         findings.extend(refused.map(|(_, finding)| finding.about(&reference)));
     }
+    // It is in no file.
+    for finding in &mut findings {
+        (finding.file, finding.line) = (None, None);
+    }
     findings
 }
 
@@ -57,6 +61,7 @@ mod tests {
                 .any(|one| one.message.contains("already routed by")),
             "{told:?}"
         );
+        assert!(told.iter().all(|one| one.file.is_none()), "{told:?}");
         let again = beside(&set, &route("a", Some("2026-01-01T00:00:00Z")));
         assert!(!again.iter().any(Finding::is_error), "{again:?}");
     }

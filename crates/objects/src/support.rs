@@ -113,7 +113,6 @@ const GATEWAY: &[Gap] = &[
     gap("spec.allowedListeners"),
     gap("spec.defaultScope"),
     gap("spec.tls"),
-    gap("spec.infrastructure.parametersRef"),
 ];
 
 const ISTIO_GATEWAY: &[Gap] = &[
