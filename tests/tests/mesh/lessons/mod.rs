@@ -4,6 +4,7 @@
 mod destinations;
 mod discovery;
 mod failures;
+mod gateways;
 mod grpc;
 mod steering;
 
