@@ -74,6 +74,15 @@ fn listeners(admin: &Admin, view: &View, services: &[std::sync::Arc<Service>]) -
         "port": admin.config.hbone.port(),
         "protocol": "HBONE",
     })];
+    let edge = view.tables.waypoint().map_or(&[][..], |own| &own.listeners);
+    out.extend(edge.iter().map(|listener| {
+        json!({
+            "name": &*listener.name,
+            "address": admin.config.hbone.ip().to_string(),
+            "port": listener.port,
+            "protocol": format!("{:?}", listener.protocol).to_uppercase(),
+        })
+    }));
     for service in services {
         for (port, target) in service.ports.iter() {
             out.push(json!({

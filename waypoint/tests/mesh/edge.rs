@@ -8,6 +8,7 @@ use isobar_route::ListenerProtocol;
 use isobar_tls::ca::Authority;
 use isobar_tls::outwards::{self, Within};
 use isobar_waypoint::{edge, listener};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -209,6 +210,41 @@ fn a_certificate_is_replaced_between_two_handshakes_and_a_bad_one_changes_nothin
         assert!(meet(&old, "svc").await.is_none());
         // Who was there before stays.
         assert_eq!(client.get("/").await.status, 200);
+    });
+}
+
+/// What comes back for these bytes, until the gateway closes.
+async fn raw(at: SocketAddr, bytes: &[u8]) -> String {
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    tcp.write_all(bytes).await.unwrap();
+    let mut reply = Vec::new();
+    // A reset is an end too.
+    let _ = tcp.read_to_end(&mut reply).await;
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+#[test]
+fn what_is_ambiguous_or_no_tls_gets_no_further() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let (at, open_in_clear) = open(&bed, |port| {
+            listener_of(proto::listener::Protocol::Http, port, "svc")
+        });
+        rules(&bed);
+        let both = b"POST / HTTP/1.1\r\nhost: svc\r\ncontent-length: 4\r\n\
+            transfer-encoding: chunked\r\nconnection: close\r\n\r\n0\r\n\r\n";
+        assert!(raw(at, both).await.starts_with("HTTP/1.1 400"));
+        let twice = b"GET / HTTP/1.1\r\nhost: svc\r\nhost: other\r\nconnection: close\r\n\r\n";
+        assert!(raw(at, twice).await.starts_with("HTTP/1.1 400"));
+        let connect = b"CONNECT svc:80 HTTP/1.1\r\nhost: svc\r\nconnection: close\r\n\r\n";
+        assert!(raw(at, connect).await.starts_with("HTTP/1.1 400"));
+        drop(open_in_clear);
+        let (at, _open) = open(&bed, |port| {
+            let mut made = listener_of(proto::listener::Protocol::Https, port, "svc");
+            made.tls = Some(proto::ListenerTls::default());
+            made
+        });
+        assert_eq!(raw(at, b"GET / HTTP/1.1\r\nhost: svc\r\n\r\n").await, "");
     });
 }
 

@@ -175,19 +175,9 @@ impl ApiServers {
 }
 
 impl Server {
-    /// The host that it is for.
-    pub(in super::super) fn host(&self) -> &str {
-        self.hosts.first().map_or("*", |shown| &shown.host)
-    }
-
     /// Its listener's name on the wire.
     pub(in super::super) fn listener(&self) -> &str {
         &self.name
-    }
-
-    /// The port.
-    pub(in super::super) const fn number(&self) -> u16 {
-        self.port
     }
 
     /// What is spoken.
