@@ -190,8 +190,13 @@ impl Session {
         let response = subscription.personal(response, catalog);
         subscription.answered = true;
         // The answer decides whether they are still to be sent.
-        for resource in &*response.resources {
-            subscription.pending.adds.remove(&resource.name);
+        let adds = &mut subscription.pending.adds;
+        if adds.len() == response.resources.len() {
+            adds.clear();
+        } else {
+            for resource in &*response.resources {
+                adds.remove(&resource.name);
+            }
         }
         subscription.in_flight = Some(InFlight {
             nonce: response.nonce.clone(),
