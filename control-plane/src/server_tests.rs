@@ -105,6 +105,7 @@ impl Server {
         let authenticator = Authenticator::new(Arc::new(reviewer), node_accounts.clone());
         let authority = Arc::new(Authority::generate("test").unwrap());
         let roots = authority.roots().to_owned();
+        let authorities = watch::channel(authority).1;
         let metrics = Metrics::new(&Registry::new());
         let scope = Scope::new("test");
         let (catalogs, catalog) = watch::channel(Arc::new(Catalog::default()));
@@ -121,7 +122,7 @@ impl Server {
         scope.spawn("engine", engine.run(source, scope.lifetime()));
         let clients = Clients::default();
         let certificates = CertificateService {
-            authority: authority.clone(),
+            authorities: authorities.clone(),
             authenticator: authenticator.clone(),
             rules: Rules {
                 trust_domain: "cluster.local".into(),
@@ -129,6 +130,7 @@ impl Server {
             },
             rosters: roster,
             metrics: metrics.clone(),
+            pace: crate::ca::Pace::default(),
         };
         let discovery = DiscoveryService {
             authenticator,
@@ -140,7 +142,15 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let names = vec!["127.0.0.1".to_owned()];
-        serve(&scope, listener, names, authority, certificates, discovery).unwrap();
+        serve(
+            &scope,
+            listener,
+            names,
+            authorities,
+            certificates,
+            discovery,
+        )
+        .unwrap();
         Self {
             scope,
             issuer,
@@ -405,6 +415,7 @@ async fn waypoints_get_their_own_by_who_they_are() {
     assert_eq!(
         seen,
         [
+            (Kind::Credential, 0),
             (Kind::Waypoint, 1),
             (Kind::Authorization, 1),
             (Kind::WaypointAuthorization, 0),

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isobar_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
 use isobar_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
@@ -8,7 +8,7 @@ use isobar_types::Identity;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::{Refusal, Roster, Rules};
+use super::{Pace, Refusal, Roster, Rules};
 use crate::auth::{Authenticator, Caller};
 use crate::metrics::Metrics;
 
@@ -19,11 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Hands out certificates.
 pub(crate) struct CertificateService {
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) authorities: watch::Receiver<Arc<Authority>>,
     pub(crate) authenticator: Authenticator,
     pub(crate) rules: Rules,
     pub(crate) rosters: watch::Receiver<Arc<Roster>>,
     pub(crate) metrics: Metrics,
+    pub(crate) pace: Pace,
 }
 
 #[tonic::async_trait]
@@ -50,6 +51,18 @@ impl CertificateService {
             .inspect_err(|status| {
                 tracing::warn!(reason = status.message(), "certificate refused");
             })?;
+        self.pace.ask(&caller, Instant::now()).map_err(|wait| {
+            tracing::warn!(
+                caller = %caller.identity,
+                node = caller.node.as_deref().unwrap_or("-"),
+                "certificate refused: the caller asks too often",
+            );
+            Status::resource_exhausted(format!(
+                "too many certificate requests of {}: ask again in {} ms",
+                caller.identity,
+                wait.as_millis(),
+            ))
+        })?;
         let request = request.into_inner();
         let requested = impersonated(&request)?;
         let identity = self
@@ -65,8 +78,8 @@ impl CertificateService {
                 Status::permission_denied(refusal.to_string())
             })?;
         let ttl = life(request.validity_duration);
-        let cert_chain = self
-            .authority
+        let authority = self.authorities.borrow().clone();
+        let cert_chain = authority
             .sign(&request.csr, &identity, ttl)
             .map_err(|error| signing_status(&error))?;
         tracing::info!(
@@ -167,7 +180,7 @@ mod tests {
         let account: Arc<[NamespacedName]> = vec![NamespacedName::parse("s/zt").unwrap()].into();
         let (sender, rosters) = watch::channel(Arc::new(Roster::default()));
         let service = CertificateService {
-            authority: Arc::new(Authority::generate("test").unwrap()),
+            authorities: watch::channel(Arc::new(Authority::generate("test").unwrap())).1,
             authenticator: Authenticator::new(Arc::new(Nobody), account.clone()),
             rules: Rules {
                 trust_domain: "cluster.local".into(),
@@ -175,6 +188,7 @@ mod tests {
             },
             rosters,
             metrics: Metrics::new(&Registry::new()),
+            pace: Pace::default(),
         };
         let caller = Caller {
             identity: Identity::new("cluster.local", "s", "zt"),
