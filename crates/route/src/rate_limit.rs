@@ -1,3 +1,5 @@
+mod words;
+
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
@@ -50,6 +52,8 @@ enum Key {
     Identity,
     Namespace,
     Address,
+    /// The host asked for, which HTTP/2 does not write as a header.
+    Host,
     Header(HeaderName),
     Query(String),
     Path,
@@ -150,6 +154,7 @@ impl RateLimit {
                 },
                 Key::Namespace => caller.namespace().hash(into),
                 Key::Address => caller.ip.hash(into),
+                Key::Host => call.authority.hash(into),
                 Key::Header(name) => header_value(name, call).hash(into),
                 Key::Query(name) => query_value(call.query, name).hash(into),
                 Key::Path => call.path.hash(into),
@@ -190,6 +195,11 @@ impl Key {
                 CallerPart::Namespace => Self::Namespace,
                 CallerPart::Address => Self::Address,
             },
+            Kind::Header(name)
+                if name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority") =>
+            {
+                Self::Host
+            }
             Kind::Header(name) => Self::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
             Kind::QueryParam(name) => Self::Query(name.clone()),
             Kind::Path(true) => Self::Path,
@@ -321,6 +331,25 @@ mod tests {
                 hash(limit, base.0, base.1, base.2) != hash(limit, other.0, other.1, other.2)
             });
             assert_eq!(apart, told, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn the_host_is_the_authority_whatever_the_headers_say() {
+        for name in ["host", "Host", ":authority"] {
+            let kind = Kind::Header(name.into());
+            let limit = limit(|l| l.keys = vec![proto::rate_limit::Key { kind: Some(kind) }]);
+            let hash = |authority: &'static str, header: &'static str| {
+                let mut headers = HeaderMap::new();
+                headers.insert("host", HeaderValue::from_static(header));
+                let mut call = call("/", &headers);
+                call.authority = authority;
+                let mut into = DefaultHasher::new();
+                limit.key(&call, &caller(), &mut into);
+                into.finish()
+            };
+            assert_eq!(hash("a", "x"), hash("a", "y"), "{name}");
+            assert_ne!(hash("a", "x"), hash("b", "x"), "{name}");
         }
     }
 
