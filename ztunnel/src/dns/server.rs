@@ -28,6 +28,9 @@ use crate::proxy::{Pod, World};
 
 /// Queries and connections of one pod served at once; more wait in the socket.
 const AT_ONCE: usize = 512;
+/// Addresses in one answer: those of a headless service with more pods would not fit a message. Which
+/// ones is chosen anew each time.
+const MOST_ADDRESSES: usize = 512;
 /// A client that sends nothing for that long is dropped.
 const IDLE: Duration = Duration::from_secs(5);
 /// Largest datagram.
@@ -259,6 +262,7 @@ impl Server {
             addresses(&snapshot, &rules, found.service, v6)
         };
         shuffle(&mut list);
+        list.truncate(MOST_ADDRESSES);
         let result = if list.is_empty() {
             "no records"
         } else {
