@@ -9,20 +9,30 @@ use isobar_tests::{ApiServer, kube_tools};
 
 mod authority;
 mod charts;
+mod control_plane;
 mod definitions;
 mod election;
 mod enrolment;
+mod events;
+mod fixture;
 mod install;
+mod isobard;
 mod lessons;
+mod network_policy;
 mod outage;
 mod page;
+mod plugin;
 mod presence;
 mod rights;
 mod scale;
 mod server;
 mod shop;
 mod source;
+/// The lessons of the lab, word for word: only `kubectl apply` and `kubectl delete` change anything.
+#[path = "../mesh/lessons/mod.rs"]
+mod taught;
 mod waypoints;
+mod webhook;
 mod writer;
 
 /// One at a time: a server keeps a core busy while it starts.

@@ -4,6 +4,7 @@
 //! with the program's own code what needs it. The deed that fails then is printed beside the right; a
 //! right without such a deed fails the test, and so does a deed that fails while nothing is missing.
 
+mod deeds;
 mod objects;
 
 use std::path::Path;
@@ -14,8 +15,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use isobar_chart::{Chart, Manifest, Release, Values};
 use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_kubernetes::{
-    Applying, Cluster, Installer, KubernetesSource, KubernetesWriter, Presence, RootMaps,
-    SourceOptions, TokenReviews, keep_authority,
+    Applying, Cluster, EventWriter, Extra, Installer, KubernetesSource, KubernetesWriter, Note,
+    Pace, Presence, RootMaps, SourceOptions, TokenReviews, keep_authority, refresh_authority,
 };
 use isobar_objects::{
     Kind, ObjectRef, ObjectSource as _, ObjectWriter as _, Published, read_value,
@@ -60,12 +61,20 @@ enum Deed {
     Review,
     /// Put the roots into a namespace.
     DistributeRoots,
-    /// Make the authority and keep it.
+    /// Make the authority, keep it, and renew it.
     KeepAuthority,
     /// Become the writer and stay it.
     Lead,
+    /// Read what ConfigMaps say about waypoints.
+    ReadParameters,
+    /// Make a scaler or a budget, change it, find it and remove it.
+    Scale(Extra),
+    /// Register the webhook and see that it is asked.
+    Register,
     /// See whether its own DaemonSet is to stay.
     SeeDaemonSet,
+    /// Tell people twice what happened to a pod.
+    Note,
 }
 
 impl Deed {
@@ -82,7 +91,12 @@ impl Deed {
             Self::DistributeRoots => vec!["configmaps"],
             Self::KeepAuthority => vec!["secrets"],
             Self::Lead => vec!["leases"],
+            Self::ReadParameters => vec!["configmaps"],
+            Self::Scale(Extra::Scaler) => vec!["horizontalpodautoscalers"],
+            Self::Scale(Extra::Budget) => vec!["poddisruptionbudgets"],
+            Self::Register => vec!["validatingwebhookconfigurations", "ratelimitpolicies"],
             Self::SeeDaemonSet => vec!["daemonsets"],
+            Self::Note => vec!["events"],
         }
     }
 }
@@ -272,15 +286,39 @@ impl Stage {
                 self.remove(&secret).await?;
                 let folder: &Path = &self.folder;
                 let make = || -> Result<()> { Ok(Authority::load_or_create(folder).map(drop)?) };
-                keep_authority(&self.account, HOME, folder, make).await
+                keep_authority(&self.account, HOME, folder, make).await?;
+                refresh_authority(&self.account, HOME, folder, || anyhow::Ok(true)).await
             }
             Deed::Lead => self.lead(scope).await,
+            Deed::ReadParameters => {
+                self.account.config_maps(HOME, "a=b").await?;
+                Ok(self.account.config_map("shop", "x").await.map(drop)?)
+            }
+            Deed::Scale(kind) => self.scale(kind).await,
+            Deed::Register => self.register(scope).await,
             Deed::SeeDaemonSet => {
                 let seen = self.account.daemon_set(HOME, "isobar-cni").await;
                 ensure!(seen == Presence::Gone, "{seen:?}");
                 Ok(())
             }
+            Deed::Note => self.note().await,
         }
+    }
+
+    async fn note(&self) -> Result<()> {
+        let pace = Pace {
+            again: Duration::ZERO,
+            ..Pace::default()
+        };
+        let (_events, mut writer) = EventWriter::new(self.account.clone(), "test", "x", pace);
+        let note = Note {
+            about: reference(Kind::Pod),
+            uid: "1".to_owned(),
+            reason: "Test",
+            message: "m".to_owned(),
+        };
+        writer.write(&note).await?;
+        Ok(writer.write(&note).await?)
     }
 
     async fn follow(&self, kind: Kind, scope: &Scope) -> Result<()> {
@@ -306,7 +344,11 @@ impl Stage {
     async fn distribute(&self, scope: &Scope) -> Result<()> {
         let map = named("v1", "ConfigMap", "shop", "istio-ca-root-cert");
         self.remove(&map).await?;
-        let maps = RootMaps::new(self.account.clone(), "isobar", "roots");
+        let maps = RootMaps::new(
+            self.account.clone(),
+            "isobar",
+            watch::channel("roots".into()).1,
+        );
         let leads = watch::channel(true).1;
         scope.spawn(
             "maps",
@@ -456,7 +498,7 @@ fn the_control_plane_needs_each_of_its_rights() {
     run(async |server| {
         let scope = Scope::new("test");
         let stage = stage(server, &scope, "isobard").await?;
-        let followed = Kind::ALL.iter().map(|kind| Deed::Follow(*kind));
+        let followed = SourceOptions::default().kinds.into_iter().map(Deed::Follow);
         let told = TOLD.iter().map(|kind| Deed::Tell(*kind));
         let made = MADE.iter().map(|kind| Deed::Make(*kind));
         let others = [
@@ -464,6 +506,10 @@ fn the_control_plane_needs_each_of_its_rights() {
             Deed::DistributeRoots,
             Deed::KeepAuthority,
             Deed::Lead,
+            Deed::Register,
+            Deed::ReadParameters,
+            Deed::Scale(Extra::Scaler),
+            Deed::Scale(Extra::Budget),
         ]
         .into_iter();
         let deeds = followed.chain(told).chain(made).chain(others).collect();
@@ -484,6 +530,8 @@ fn the_node_agent_needs_each_of_its_rights() {
             Deed::Follow(Kind::Namespace),
             Deed::Follow(Kind::Pod),
             Deed::Annotate(Kind::Pod),
+            Deed::Tell(Kind::Pod),
+            Deed::Note,
             Deed::SeeDaemonSet,
         ];
         let done = stage
@@ -507,6 +555,7 @@ fn an_account_may_do_nothing_else() {
             Deed::DistributeRoots,
             Deed::KeepAuthority,
             Deed::Lead,
+            Deed::Register,
         ] {
             ensure!(
                 stage.perform(deed).await.is_err(),
