@@ -230,6 +230,16 @@ fn populate(stage: &Stage) {
         "many.ns.svc.cluster.local",
         &many,
     ))]);
+    let crowd: Vec<_> = (0..5_000)
+        .map(|n| format!("10.98.{}.{}", n / 256, n % 256))
+        .collect();
+    let crowd: Vec<_> = crowd.iter().map(String::as_str).collect();
+    stage.mesh.put([Type::Service(addressed(
+        "crowd",
+        "ns",
+        "crowd.ns.svc.cluster.local",
+        &crowd,
+    ))]);
     endpoints(stage);
 }
 
@@ -402,6 +412,10 @@ async fn cut_and_streamed(resolver: &Resolver<'_>) {
     let answers = resolver.over_tcp(&[many, big, web]).await;
     let counts: Vec<_> = answers.iter().map(|a| a.answers.len()).collect();
     assert_eq!(counts, [60, 100, 1]);
+    // More addresses than a message holds.
+    let crowd = question("crowd.", RecordType::A);
+    let answers = resolver.over_tcp(&[crowd]).await;
+    assert_eq!(answers[0].answers.len(), 512);
 }
 
 async fn counted(stage: &Stage) {
