@@ -200,7 +200,7 @@ pub(super) const ISTIO_GATEWAY: &[Row] = &[
     row("servers[].port", 'B', "Port to listen on", &["s060_a_gateway_serves_its_hosts_on_port_30000_of_every_node"]),
     row("servers[].bind", 'C', "Address to listen on", &[]).but("it listens on every address of its pods"),
     row("servers[].hosts", 'B', "Hosts that are shown", &["hosts_of_a_gateway_and_of_its_routes_have_to_meet"]),
-    row("servers[].name", 'C', "Name in logs", &[]),
+    row("servers[].name", 'C', "Name in logs", &[]).but("logs name the Gateway and the place of the server"),
     row("servers[].defaultEndpoint", 'C', "Never implemented anywhere", &[]).not_here("no implementation has it"),
     row("servers[].tls.httpsRedirect", 'B', "Sends callers to https", &["callers_are_sent_to_https"]),
     row("servers[].tls.mode", 'B', "How TLS ends", &["keys_are_told_to_the_gateway_that_names_them_and_to_nobody_else"]).but("not AUTO_PASSTHROUGH, ISTIO_MUTUAL"),
