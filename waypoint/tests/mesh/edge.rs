@@ -231,9 +231,9 @@ fn what_is_ambiguous_or_no_tls_gets_no_further() {
             listener_of(proto::listener::Protocol::Http, port, "svc")
         });
         rules(&bed);
-        let both = b"POST / HTTP/1.1\r\nhost: svc\r\ncontent-length: 4\r\n\
-            transfer-encoding: chunked\r\nconnection: close\r\n\r\n0\r\n\r\n";
-        assert!(raw(at, both).await.starts_with("HTTP/1.1 400"));
+        let coded = b"POST / HTTP/1.1\r\nhost: svc\r\ntransfer-encoding: chunked, identity\r\n\
+            connection: close\r\n\r\nabc";
+        assert!(raw(at, coded).await.starts_with("HTTP/1.1 400"));
         let twice = b"GET / HTTP/1.1\r\nhost: svc\r\nhost: other\r\nconnection: close\r\n\r\n";
         assert!(raw(at, twice).await.starts_with("HTTP/1.1 400"));
         let connect = b"CONNECT svc:80 HTTP/1.1\r\nhost: svc\r\nconnection: close\r\n\r\n";

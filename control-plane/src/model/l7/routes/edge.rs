@@ -89,7 +89,7 @@ impl<'a> Edges<'a> {
         }
         Some(ParentStatus {
             parent: parent.clone(),
-            conditions: conditions(route, taken.err()),
+            conditions: conditions(route, taken.as_ref().err()),
         })
     }
 
@@ -227,7 +227,7 @@ fn allows(listener: &Listener, gateway: &Gateway, route: &Route, set: &ObjectSet
     }
 }
 
-fn conditions(route: &Route, problem: Option<Problem>) -> Vec<RouteCondition> {
+fn conditions(route: &Route, problem: Option<&Problem>) -> Vec<RouteCondition> {
     let told = |condition, problem: Option<&Problem>, well: (&'static str, &str)| RouteCondition {
         condition,
         holds: problem.is_none(),
@@ -236,7 +236,7 @@ fn conditions(route: &Route, problem: Option<Problem>) -> Vec<RouteCondition> {
             .map_or(well.1, |problem| problem.message.as_str())
             .to_owned(),
     };
-    let accepted = problem.as_ref().or(route.accepted.as_ref());
+    let accepted = problem.or(route.accepted.as_ref());
     let resolved = route.resolved.as_ref();
     vec![
         told("Accepted", accepted, ("Accepted", "attached")),
@@ -247,7 +247,7 @@ fn conditions(route: &Route, problem: Option<Problem>) -> Vec<RouteCondition> {
         ),
         told(
             "Programmed",
-            problem.as_ref(),
+            problem,
             ("Programmed", "told to the pods of the Gateway"),
         ),
     ]
