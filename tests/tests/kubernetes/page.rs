@@ -64,10 +64,8 @@ impl Desk {
         use std::os::unix::fs::PermissionsExt as _;
         let path = self.programs.join(name);
         std::fs::write(&path, text)?;
-        Ok(std::fs::set_permissions(
-            path,
-            PermissionsExt::from_mode(0o755),
-        )?)
+        let executable = std::fs::Permissions::from_mode(0o755);
+        Ok(std::fs::set_permissions(path, executable)?)
     }
 
     /// Types a line into a shell.
@@ -92,6 +90,15 @@ impl Desk {
     }
 }
 
+/// The client, which is one of several programs in one file.
+fn kubectl() -> Result<String> {
+    let tools = kube_tools()?;
+    Ok(format!(
+        "#!/bin/sh\nexec {} kubectl \"$@\"\n",
+        tools.display()
+    ))
+}
+
 /// Follows a part at an API server of its own.
 async fn at_api_server(part: &[Step]) -> Result<()> {
     let server = ApiServer::start().await?;
@@ -107,7 +114,7 @@ async fn at_api_server(part: &[Step]) -> Result<()> {
         ),
     )?;
     desk.program("kubectl-isobar", &desk.programs.join("isobar"))?;
-    desk.program("kubectl", &kube_tools()?)?;
+    desk.script("kubectl", &kubectl()?)?;
     desk.program("helm", &helm_tool())?;
     // What the pages say that a cluster needs.
     let needed = desk
@@ -124,9 +131,8 @@ async fn at_api_server(part: &[Step]) -> Result<()> {
 
 /// Follows a part in a lab whose objects are in an API server.
 async fn in_cluster(part: &[Step]) -> Result<()> {
-    let tools = kube_tools()?;
     let options = MeshOptions {
-        api_server: Some(tools.clone()),
+        api_server: Some(kube_tools()?),
         ..MeshOptions::default()
     };
     let empty = "apiVersion: v1\nkind: Namespace\nmetadata: {name: empty}\n";
@@ -136,7 +142,7 @@ async fn in_cluster(part: &[Step]) -> Result<()> {
     let config = folder.join("admin-6443.kubeconfig");
     let inner = desk.programs.join("inner");
     std::fs::create_dir(&inner)?;
-    std::os::unix::fs::symlink(&tools, inner.join("kubectl"))?;
+    desk.script("inner/kubectl", &kubectl()?)?;
     let isobar = binaries()?.join("isobar");
     std::os::unix::fs::symlink(&isobar, inner.join("kubectl-isobar"))?;
     let (isobar, lab) = (isobar.display(), mesh.name());

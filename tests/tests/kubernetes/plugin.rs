@@ -31,7 +31,13 @@ fn kubectl_finds_it_and_it_speaks_of_itself_so() {
     run(async |server| {
         let programs = server.folder().join("programs");
         std::fs::create_dir(&programs)?;
-        std::os::unix::fs::symlink(kube_tools()?, programs.join("kubectl"))?;
+        let script = format!(
+            "#!/bin/sh\nexec {} kubectl \"$@\"\n",
+            kube_tools()?.display()
+        );
+        std::fs::write(programs.join("kubectl"), script)?;
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(programs.join("kubectl"), executable)?;
         let isobar = binaries()?.join("isobar");
         std::os::unix::fs::symlink(isobar, programs.join("kubectl-isobar"))?;
         let plugins = kubectl(server, &programs, &["plugin", "list"]).await?;
