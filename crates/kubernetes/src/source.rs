@@ -17,7 +17,7 @@ const WAITING: usize = 1024;
 /// What a source reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceOptions {
-    /// Kinds that are watched. Default all.
+    /// Kinds that are watched. Default all but Secrets.
     pub kinds: Vec<Kind>,
     /// Only pods of this node. Default all pods.
     pub node: Option<String>,
@@ -25,10 +25,16 @@ pub struct SourceOptions {
     pub slim: bool,
 }
 
+/// Who wants everybody's keys has to say so.
+fn without_secrets() -> Vec<Kind> {
+    let all = Kind::ALL.iter().copied();
+    all.filter(|kind| *kind != Kind::Secret).collect()
+}
+
 impl Default for SourceOptions {
     fn default() -> Self {
         Self {
-            kinds: Kind::ALL.to_vec(),
+            kinds: without_secrets(),
             node: None,
             slim: true,
         }
