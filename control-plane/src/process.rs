@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use isobar_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use isobar_runtime::Scope;
 use isobar_telemetry::logging::{self, LogConfig, LogFormat};
-use isobar_telemetry::{HttpServer, Ready, Registry};
+use isobar_telemetry::{Gate, HttpServer, Ready, Registry};
 use isobar_tls::ca::Authority;
 use isobar_types::{CLUSTER_DOMAIN, DEFAULT_ROOT_NAMESPACE, NamespacedName};
 use tokio::net::TcpListener;
@@ -96,12 +96,7 @@ async fn start(
     };
     webhook::start(scope, serving, config, &around, &metrics).await?;
     follow_objects(scope, config, around, engine, plan);
-    let mut first = catalog.clone();
-    scope.spawn("first plan", async move {
-        if first.wait_for(|catalog| catalog.revision > 0).await.is_ok() {
-            objects_gate.pass();
-        }
-    });
+    open_with_first_plan(scope, catalog.clone(), objects_gate);
     let certificates = CertificateService {
         authorities: authorities.subscribe(),
         authenticator: authenticator.clone(),
@@ -134,6 +129,19 @@ async fn start(
     )?;
     listener_gate.pass();
     Ok(())
+}
+
+/// Passes the gate when there is something to serve.
+fn open_with_first_plan(scope: &Scope, mut catalogs: watch::Receiver<Arc<Catalog>>, gate: Gate) {
+    scope.spawn("first plan", async move {
+        if catalogs
+            .wait_for(|catalog| catalog.revision > 0)
+            .await
+            .is_ok()
+        {
+            gate.pass();
+        }
+    });
 }
 
 /// Health, metrics and debug pages.
