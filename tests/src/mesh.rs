@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -12,6 +13,15 @@ use crate::traces::{prefix, scratch};
 use crate::wait::eventually;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// The API server of meshes that do not name one, if there is to be one.
+static API_SERVER: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on the objects of every mesh of this process are in a real API server: `tools` is the
+/// program that is etcd, kube-apiserver and kubectl.
+pub fn over_api_server(tools: PathBuf) {
+    // The first one stays; there is only one.
+    let _ = API_SERVER.set(tools);
+}
 
 /// A mesh in a lab of its own. Dropping it ends the lab and removes everything.
 #[derive(Debug)]
@@ -101,7 +111,8 @@ impl Mesh {
         config.programs = options.programs;
         config.program_env = options.program_env;
         config.nodes = options.nodes.unwrap_or(config.nodes);
-        config.api_server.clone_from(&options.api_server);
+        let api_server = options.api_server.or_else(|| API_SERVER.get().cloned());
+        config.api_server.clone_from(&api_server);
         let root = config.root.clone();
         isobar_lab::up(config, |_| {})
             .await
@@ -112,7 +123,7 @@ impl Mesh {
             root,
             objects,
             lab,
-            api_server: options.api_server,
+            api_server,
             keep: false,
         };
         if mesh.api_server.is_some() {

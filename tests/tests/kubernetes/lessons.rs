@@ -50,8 +50,8 @@ fn a_label_enrols_and_its_removal_gives_back() {
             let since = Instant::now();
             mesh.settled(POD, then).await?;
             let took = since.elapsed();
-            // The bar is 2 s on a quiet machine, and 2 s more are given to callers when leaving.
-            ensure!(took < Duration::from_secs(6), "{then} after {took:?}");
+            println!("{then} after {took:?}");
+            ensure!(took < Duration::from_secs(2), "{then} after {took:?}");
         }
         mesh.down()
     });

@@ -19,6 +19,15 @@ pub(crate) struct Shop {
 
 /// Starts one; with `enrolled` its namespace is in the mesh.
 pub(crate) async fn shop(enrolled: bool) -> Result<Shop> {
+    let options = MeshOptions {
+        api_server: Some(kube_tools()?),
+        ..MeshOptions::default()
+    };
+    shop_with(options, enrolled).await
+}
+
+/// As [`shop`], with options.
+pub(crate) async fn shop_with(options: MeshOptions, enrolled: bool) -> Result<Shop> {
     let labels: &[(&str, &str)] = match enrolled {
         true => &[("istio.io/dataplane-mode", "ambient")],
         false => &[],
@@ -43,10 +52,6 @@ pub(crate) async fn shop(enrolled: bool) -> Result<Shop> {
         service("shop", "server", "server", 80, false),
         service("shop", "vault", "vault", 80, false),
     ]);
-    let options = MeshOptions {
-        api_server: Some(kube_tools()?),
-        ..MeshOptions::default()
-    };
     let mesh = Mesh::start_with(options, &[("shop.yaml", &text)]).await?;
     for pod in ["shop/client", "shop/server", "shop/vault"] {
         mesh.settled(pod, if enrolled { "enrolled" } else { "plain" })
