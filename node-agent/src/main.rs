@@ -241,7 +241,8 @@ async fn surroundings(
         let options = SourceOptions {
             kinds: vec![Kind::Namespace, Kind::Pod],
             node: Some(arguments.node.clone()),
-            ..SourceOptions::default()
+            // Probes say which ports the node is let through to.
+            slim: false,
         };
         let source = KubernetesSource::new(cluster.clone(), options);
         let writer = KubernetesWriter::new(cluster.clone(), MANAGER);
