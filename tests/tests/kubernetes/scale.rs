@@ -185,7 +185,7 @@ impl ControlPlane {
         let life = scope.lifetime();
         scope.spawn("counter", async move {
             tokio::select! {
-                ended = client.run() => eprintln!("a client ended: {ended:?}"),
+                Err(error) = client.run() => eprintln!("a client ended: {error:#}"),
                 () = life.stopped() => {}
             }
         });

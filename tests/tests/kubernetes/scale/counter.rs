@@ -2,7 +2,7 @@
 //! control plane that is measured.
 
 use std::convert::Infallible;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use isobar_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use isobar_proto::istio::workload::{Address, address};
 use isobar_proto::type_url::{ADDRESS, AUTHORIZATION};
-use isobar_tls::control;
+use isobar_tls::{ClientStream, control};
 use prost::Message as _;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,10 @@ use tokio::sync::{mpsc, watch};
 const METHOD: &str = "https://127.0.0.1/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// What may be under way to it: everything there is, several times.
 const WINDOW: u32 = 64 << 20;
+
+/// Attempts to connect, and the pause between them.
+const ATTEMPTS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a client was told.
 #[derive(Debug, Clone, Default)]
@@ -47,10 +51,7 @@ pub(super) struct Counter {
 impl Counter {
     /// Connects, and takes what comes until the connection ends.
     pub(super) async fn run(self) -> Result<()> {
-        let tls = control::client_config(&self.roots, None)?;
-        let tcp = TcpStream::connect(&self.address).await?;
-        tcp.set_nodelay(true)?;
-        let stream = TokioIo::new(tls.connect(tcp, "127.0.0.1").await?);
+        let stream = TokioIo::new(self.connected().await?);
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
@@ -76,6 +77,22 @@ impl Counter {
         let connection = async { connection.await.context("the connection") };
         future::try_join(told, connection).await?;
         Ok(())
+    }
+
+    /// A connection; one address has so many handshakes at once, and the others come again.
+    async fn connected(&self) -> Result<ClientStream<TcpStream>> {
+        let tls = control::client_config(&self.roots, None)?;
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let tcp = TcpStream::connect(&self.address).await?;
+            tcp.set_nodelay(true)?;
+            match tls.connect(tcp, "127.0.0.1").await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(error),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        bail!("never connected: {last:?}")
     }
 
     async fn take(
