@@ -21,6 +21,10 @@ use served::Press;
 /// Changes that come together are planned together: after the first, this long.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
+/// A plan that was made of everything is brought up to date for so long; the next change then plans
+/// everything again, so that no mistake in that can last.
+const WHOLE: Duration = Duration::from_secs(300);
+
 /// A plan and the objects it was made from.
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
@@ -68,7 +72,8 @@ impl Engine {
         let started = Instant::now();
         let objects = published.objects.len();
         let catalog = self.catalogs.borrow().clone();
-        let patch = kept.and_then(|mut kept| {
+        let recent = kept.filter(|kept| kept.age() < WHOLE);
+        let patch = recent.and_then(|mut kept| {
             let network = |uid: &str| network_key(&catalog, uid);
             let patch = kept.patch(&published.objects, &self.settings, network)?;
             Some((kept, patch))

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use isobar_objects::{Change, Held, Kind, ObjectHead, ObjectRef, ObjectSet, Pod};
 use isobar_types::{NamespacedName, labels};
@@ -31,6 +32,7 @@ const MOST: usize = 512;
 
 /// What is kept of a plan to bring it up to date.
 pub(crate) struct Kept {
+    planned: Instant,
     objects: Arc<ObjectSet>,
     services: Arc<Plan>,
     bindings: Bindings,
@@ -94,6 +96,7 @@ impl Kept {
         let pods = objects.pods.iter();
         let labelled = pods.filter(|pod| serves_others(pod.labels(), &objects));
         Self {
+            planned: Instant::now(),
             of_waypoints: labelled.map(|pod| key(&pod.reference())).collect(),
             bindings: Bindings {
                 accounts: plan.accounts.clone(),
@@ -103,6 +106,11 @@ impl Kept {
             relations,
             objects,
         }
+    }
+
+    /// Since everything was planned.
+    pub(crate) fn age(&self) -> Duration {
+        self.planned.elapsed()
     }
 
     /// The plan this is about; what is told to proxies is not in it any more.

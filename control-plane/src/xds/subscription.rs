@@ -318,7 +318,7 @@ impl Subscription {
         };
         // Clients apply what they can and name what they refuse. One that names nothing we sent
         // is taken to have refused everything.
-        let named = |name: &str| error.message.contains(name);
+        let named = |name: &str| names(&error.message, name);
         let any = flight.resources.iter().any(|one| named(&one.name));
         for resource in &*flight.resources {
             let (name, version) = (resource.name.clone(), resource.version);
@@ -329,5 +329,37 @@ impl Subscription {
             }
         }
         self.error = Some(error.message.clone());
+    }
+}
+
+/// True if `text` has `name` as a whole, not as a part of a longer name.
+fn names(text: &str, name: &str) -> bool {
+    let of_name = |c: char| c.is_alphanumeric() || "-_/.".contains(c);
+    let mut found = text.match_indices(name);
+    found.any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let mut after = text[at + name.len()..].chars();
+        let goes_on = match after.next() {
+            // The end of a sentence, or more of the name.
+            Some('.') => after.next().is_some_and(of_name),
+            next => next.is_some_and(of_name),
+        };
+        !goes_on && !before.is_some_and(of_name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names;
+
+    #[test]
+    fn a_refusal_is_about_whole_names() {
+        let text = "shop/cart-2: no such port. K//Pod/shop/pay, `a/b.c`; last web/all.";
+        for name in ["shop/cart-2", "K//Pod/shop/pay", "a/b.c", "web/all"] {
+            assert!(names(text, name), "{name}");
+        }
+        for name in ["shop/cart", "cart-2", "shop/pay", "a/b", "web"] {
+            assert!(!names(text, name), "{name}");
+        }
     }
 }
