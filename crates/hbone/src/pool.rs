@@ -21,6 +21,9 @@ pub(crate) use entry::Slot;
 use crate::{ConnectHeaders, Http2, Timeouts, TunnelError, TunnelStream};
 use entry::{Entry, Turn};
 
+/// A request that was not processed is sent no oftener.
+const MOST_SENT: u32 = 4;
+
 /// What makes two connections share a tunnel (as Istio's ztunnel does).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
@@ -96,8 +99,8 @@ impl Pool {
     }
 
     /// Opens a stream for `headers` on a tunnel of `key`, dialling one if there is none with room.
-    /// A request that a reused tunnel did not process, because it was going away or had died
-    /// unnoticed, is sent once more on another.
+    /// A request that the peer certainly did not process, because it was going away, is sent again on
+    /// another, a few times; one on a reused tunnel that had died unnoticed, once more.
     ///
     /// # Errors
     /// As [`TunnelError`] says. A failed dial is told to all who wait for it.
@@ -109,20 +112,19 @@ impl Pool {
         key: &TunnelKey,
         headers: &ConnectHeaders,
     ) -> Result<TunnelStream, TunnelError> {
-        let mut again = true;
+        let mut sent = 0;
         loop {
             let slot = self.slot(key).await?;
             let reused = slot.is_reused();
             match open::connect(slot, key.to, headers, &self.0.options.timeouts).await {
                 Ok(stream) => return Ok(stream),
                 Err(open::Failure { error, unprocessed }) => {
-                    if !(again
-                        && (unprocessed || reused && matches!(error, TunnelError::Lost { .. })))
-                    {
+                    sent += 1;
+                    let died = reused && sent == 1 && matches!(error, TunnelError::Lost { .. });
+                    if !died && !(unprocessed && sent < MOST_SENT) {
                         return Err(error);
                     }
                     tracing::debug!(to = %key.to, %error, "the tunnel ended under a request; once more");
-                    again = false;
                 }
             }
         }

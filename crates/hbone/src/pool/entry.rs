@@ -22,7 +22,13 @@ struct Dial {
     last: u64,
     /// The last attempt that failed, and how.
     failed: Option<(u64, TunnelError)>,
+    /// Attempts in a row that ended in order before the peer had said anything.
+    goodbyes: u32,
 }
+
+/// So many of these are followed by another attempt: a process that ends may have taken the
+/// connection a moment before its successor would have.
+const MOST_GOODBYES: u32 = 3;
 
 /// What a caller that wants a slot has to do.
 pub(crate) enum Turn {
@@ -106,6 +112,20 @@ impl Entry {
         }
         drop(dial);
         self.notify();
+    }
+
+    /// The peer's SETTINGS have arrived.
+    pub(crate) fn settled(&self) {
+        self.dial.borrow_mut().goodbyes = 0;
+        self.notify();
+    }
+
+    /// A tunnel ended in order before its peer had said anything. True if who waits for it may try
+    /// again.
+    pub(crate) fn said_goodbye(&self) -> bool {
+        let mut dial = self.dial.borrow_mut();
+        dial.goodbyes += 1;
+        dial.goodbyes <= MOST_GOODBYES
     }
 
     /// A tunnel ended before its peer had said anything: all who wait for it are told why.

@@ -49,6 +49,8 @@ pub(crate) enum Ending {
     Refused(Arc<HandshakeError>),
     /// The peer's SETTINGS did not come in time.
     Unsettled,
+    /// The peer ended it in order: it takes no new streams, but another process at its address may.
+    Closed,
     /// Anything else.
     Lost(String),
 }
@@ -65,6 +67,10 @@ impl Ending {
                 to,
                 stage: Stage::Settings,
                 after: timeouts.settings,
+            },
+            Self::Closed => TunnelError::Lost {
+                to,
+                detail: "the peer closed it".to_owned(),
             },
             Self::Lost(detail) => TunnelError::Lost {
                 to,
@@ -304,7 +310,10 @@ impl Driver {
             if !tunnel.is_settled()
                 && let Some(entry) = self.entry.upgrade()
             {
-                entry.never_settled(ending.error(self.key.to, &self.timeouts));
+                let is_goodbye = matches!(ending, Ending::Closed);
+                if !(is_goodbye && entry.said_goodbye()) {
+                    entry.never_settled(ending.error(self.key.to, &self.timeouts));
+                }
             }
             *tunnel.ended.borrow_mut() = Some(ending);
             self.leave(&tunnel);
@@ -320,7 +329,7 @@ impl Driver {
             .upgrade()
             .is_none_or(|tunnel| tunnel.is_settled());
         match result {
-            Ok(()) => Ending::Lost("the peer closed it".to_owned()),
+            Ok(()) => Ending::Closed,
             // Nothing but TLS has spoken yet, and what it said was no I/O failure: an alert.
             Err(error)
                 if !settled
@@ -374,7 +383,7 @@ impl Driver {
             tunnel.settled.set(true);
         }
         if let Some(entry) = self.entry.upgrade() {
-            entry.notify();
+            entry.settled();
         }
     }
 

@@ -381,3 +381,48 @@ async fn check_36_after_a_goodbye_the_next_request_takes_a_new_tunnel() {
     })
     .await;
 }
+
+/// Takes the connection and ends it in order before it has said anything.
+async fn goodbye(tls: isobar_tls::ServerTls, tcp: tokio::net::TcpStream) {
+    if let Ok((mut io, _)) = tls.accept(tcp).await {
+        // It may be gone already.
+        let _ = io.shutdown().await;
+        let _ = io.read_to_end(&mut Vec::new()).await;
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_tunnel_that_says_goodbye_takes_the_next() {
+    local(async {
+        for (goodbyes, expect) in [(1, true), (3, true), (usize::MAX, false)] {
+            let rig = Rig::new();
+            let tls = rig.server_tls("cart");
+            let seen = Rc::new(std::cell::Cell::new(0));
+            let count = Rc::clone(&seen);
+            let address = rig
+                .raw(move |tcp| {
+                    count.set(count.get() + 1);
+                    let (tls, leaves) = (tls.clone(), count.get() <= goodbyes);
+                    async move {
+                        if leaves {
+                            goodbye(tls, tcp).await;
+                        } else {
+                            serve_at_most(tls, tcp, 200).await;
+                        }
+                    }
+                })
+                .await;
+            let (key, headers) = (key(address), headers());
+            let opens: Vec<_> = (0..50).map(|_| rig.pool.open(&key, &headers)).collect();
+            let streams = join_all(opens).await;
+            let good = streams.iter().filter(|one| one.is_ok()).count();
+            assert_eq!(good == 50, expect, "{goodbyes} goodbyes: {good}");
+            if !expect {
+                assert_eq!(good, 0);
+                let dials = seen.get();
+                assert!((4..=16).contains(&dials), "{dials} dials");
+            }
+        }
+    })
+    .await;
+}
