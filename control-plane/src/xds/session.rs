@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use isobar_types::Str;
+use isobar_types::{Str, converted};
 
 use super::catalog::{Catalog, Resource, Scope};
 use super::kind::Kind;
@@ -228,15 +228,19 @@ impl Session {
         let mut resources = self.additions(kind, catalog);
         resources.sort_by(|a, b| (a.rank, &a.name).cmp(&(b.rank, &b.name)));
         let removed = if self.may_remove(kind, catalog) {
-            self.removals(kind)
+            self.removals(kind, catalog)
         } else {
             Vec::new()
         };
         Difference { resources, removed }
     }
 
-    /// Removals of a kind wait until the kinds after it are up to date.
+    /// Removals of a kind wait until the kinds after it are up to date: also those that wait for a
+    /// policy themselves, for until then the client has workloads that name what is to go.
     fn may_remove(&self, kind: Kind, catalog: &Catalog) -> bool {
+        if kind == Kind::Authorization && self.waits_for_policies(catalog) {
+            return false;
+        }
         Kind::ALL[kind.index() + 1..].iter().all(|later| {
             self.subscription(*later).is_none_or(|state| {
                 state.in_flight.is_none() && !self.has_additions(*later, catalog)
@@ -295,9 +299,40 @@ impl Session {
             .any(|key| catalog.authorizations.contains_key(key) && policies.held.get(key).is_none())
     }
 
-    fn removals(&self, kind: Kind) -> Vec<Str> {
-        self.subscription(kind)
-            .map(|state| state.pending.gone.iter().cloned().collect())
-            .unwrap_or_default()
+    /// True if an address waits for a policy that the client has not refused.
+    fn waits_for_policies(&self, catalog: &Catalog) -> bool {
+        let Some(policies) = self.subscription(Kind::Authorization) else {
+            return false;
+        };
+        let is_due = |key: &Str| {
+            catalog.authorizations.contains_key(key)
+                && policies.held.get(key).is_none()
+                && !policies.rejected.contains_key(key)
+        };
+        self.subscription(Kind::Address).is_some_and(|state| {
+            let adds = state.pending.adds.values();
+            adds.flat_map(|resource| &resource.needs).any(is_due)
+        })
+    }
+
+    fn removals(&self, kind: Kind, catalog: &Catalog) -> Vec<Str> {
+        let Some(state) = self.subscription(kind) else {
+            return Vec::new();
+        };
+        // A client that refuses a policy keeps the workloads of before, and what those name has to
+        // stay with it. What is made for workloads is in force for nobody else.
+        let keeps = kind == Kind::Authorization
+            && self.subscription(Kind::Address).is_some_and(|addresses| {
+                let mut adds = addresses.pending.adds.values();
+                adds.any(|resource| self.withheld(resource, catalog))
+            });
+        let of_workloads = |name: &Str| {
+            let name = name.split_once('/').map_or(&**name, |(_, name)| name);
+            name.starts_with(converted::NETWORK_POLICY) || name.starts_with(converted::WAYPOINT)
+        };
+        let gone = state.pending.gone.iter();
+        gone.filter(|name| !(keeps && of_workloads(name)))
+            .cloned()
+            .collect()
     }
 }

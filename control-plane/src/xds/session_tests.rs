@@ -219,6 +219,35 @@ fn a_refused_policy_keeps_back_what_names_it() {
 }
 
 #[test]
+fn a_policy_goes_only_after_its_successor_is_in_force() {
+    let (p, q) = (
+        "ns/converted_network_policy_p",
+        "ns/converted_network_policy_q",
+    );
+    for refused in [false, true] {
+        let mut world = World::node();
+        world.put(Kind::Authorization, &[(p, "1", &[]), ("ns/all", "1", &[])]);
+        world.put(Kind::Address, &[("w", "1", &[p])]);
+        world.subscribe(Kind::Authorization);
+        world.subscribe(Kind::Address);
+        world.settle();
+        world.put(Kind::Authorization, &[(q, "1", &[])]);
+        world.put(Kind::Address, &[("w", "2", &[q])]);
+        let first = world.next().unwrap();
+        assert_eq!(shown(&first), format!("Authorization +[{q:?}] -[]"));
+        assert!(world.next().is_none());
+        world.answer(&first, refused.then_some(&format!("{q}: no") as &str));
+        let both = format!("Authorization +[] -[\"ns/all\", {p:?}]");
+        // What is made for workloads stays with one that names it, whatever else goes.
+        let expected = match refused {
+            true => vec!["Authorization +[] -[\"ns/all\"]"],
+            false => vec!["Address +[\"w\"] -[]", &both],
+        };
+        assert_eq!(world.settle(), expected);
+    }
+}
+
+#[test]
 fn one_response_at_a_time_and_changes_merge_behind_it() {
     let mut world = World::node();
     world.subscribe(Kind::Authorization);
