@@ -6,6 +6,7 @@ use http::StatusCode;
 use tokio::time::timeout;
 
 use super::entry::Slot;
+use super::tunnel::Ending;
 use crate::headers::Baggage;
 use crate::stream::Place;
 use crate::{ConnectHeaders, Stage, Timeouts, TunnelError, TunnelStream};
@@ -91,11 +92,17 @@ async fn failed(
     slot.condemn();
     // With a polite goodbye the connection lives on for other streams; otherwise it is over, and
     // its driver knows best why.
+    let mut left = false;
     let error = if !error.is_io() {
         TunnelError::Lost { to, detail }
     } else {
-        slot.tunnel().ending().await.error(to, timeouts)
+        let ending = slot.tunnel().ending().await;
+        // A process that ends may have the connection but not what comes on it. A server begins with
+        // its SETTINGS (RFC 9113 section 3.4), so one that left without has begun nothing.
+        left = matches!(ending, Ending::Closed) && !slot.tunnel().is_settled();
+        ending.error(to, timeouts)
     };
-    let unprocessed = (unsent || going_away) && matches!(error, TunnelError::Lost { .. });
+    let is_lost = matches!(error, TunnelError::Lost { .. });
+    let unprocessed = (unsent || going_away || left) && is_lost;
     Failure { error, unprocessed }
 }
