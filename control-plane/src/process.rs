@@ -29,6 +29,10 @@ use crate::xds::service::DiscoveryService;
 
 /// Names every server certificate carries.
 const SERVER_NAMES: [&str; 2] = ["istiod.istio-system.svc", "isobard.istio-system.svc"];
+
+/// What the control plane and the node agent run as.
+const OWN_ACCOUNTS: [&str; 3] = ["isobard", "istiod", "isobar-cni"];
+
 /// How long clients may take to leave.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// HTTP/2 PING on discovery connections, and how long its answer may take.
@@ -270,9 +274,21 @@ fn settings(config: &Config) -> Settings {
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: CLUSTER_DOMAIN.into(),
         waypoint_classes: config.waypoint_class.clone(),
+        own_accounts: own_accounts(config),
         outbound: config.outbound_traffic_policy,
         port_rules: config.port_rules,
     }
+}
+
+/// Accounts of the node proxies, and those that the parts of the mesh have beside this control plane.
+fn own_accounts(config: &Config) -> Vec<NamespacedName> {
+    let nodes = config.trusted_node_account.iter();
+    let nodes = nodes.filter_map(|text| NamespacedName::parse(text));
+    let own = OWN_ACCOUNTS.into_iter().map(|name| NamespacedName {
+        namespace: config.own_namespace().into(),
+        name: name.into(),
+    });
+    nodes.chain(own).collect()
 }
 
 fn node_accounts(config: &Config) -> Result<Vec<NamespacedName>> {

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use isobar_objects::ObjectSet;
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
+use isobar_types::NamespacedName;
 
 use crate::controller::{WaypointPods, waypoint_verdicts};
 use crate::model::{KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, Verdict, plan};
@@ -101,6 +102,9 @@ pub(crate) fn settings() -> Settings {
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
         waypoint_classes: vec!["isobar-waypoint".into()],
+        own_accounts: NamespacedName::parse("istio-system/ztunnel")
+            .into_iter()
+            .collect(),
         outbound: OutboundTraffic::AllowAny,
         port_rules: PortRules::Enforce,
     }

@@ -93,7 +93,7 @@ pub(crate) fn waypoints<'a>(
             waypoint.ready |= pod.ready;
             waypoint.programmed |= pod.ready;
             if let Some(edge) = &mut waypoint.edge {
-                edge.labels.clone_from(pod.labels);
+                edge.labels.insert(pod.labels.clone());
             }
         }
     }

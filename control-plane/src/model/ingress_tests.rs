@@ -1,7 +1,7 @@
 use isobar_proto::isobar::v1 as wire;
 use isobar_tls::ca::Authority;
 
-use super::golden_tests::{namespace, planned, pod, reasons};
+use super::golden_tests::{gateway, namespace, planned, pod, reasons, waypoint_pod};
 use super::{Plan, WaypointPlan};
 
 const SERVICE: &str = "---
@@ -272,4 +272,97 @@ fn policies_that_select_a_gateways_pods_are_kept_by_it() {
         .map(|one| (&*one.name, one.whole_waypoint))
         .collect();
     assert_eq!(names, [("edge", true)]);
+}
+
+#[test]
+fn a_gateway_takes_no_pod_of_others() {
+    const NAME: &str = "gateway.networking.k8s.io/gateway-name: wp";
+    let waypoint = format!("{}{}", gateway("wp", ""), waypoint_pod("wp", true));
+    let selecting = istio_gateway("front", NAME, &http("'*'"));
+    let gateways = |plan: &Plan| {
+        let all = plan.instances.iter();
+        let all = all.map(|one| format!("{} {}", one.pod, one.gateway));
+        all.collect::<Vec<_>>()
+    };
+    let plan = planned(&format!("{waypoint}{selecting}"));
+    assert_eq!(gateways(&plan), ["shop/wp-pod shop/wp"]);
+    // Nor by another label, nor from another namespace.
+    let tunnel = istio_gateway("front", "networking.istio.io/tunnel: http", &http("'*'"));
+    let plan = planned(&format!("{waypoint}{tunnel}"));
+    assert_eq!(gateways(&plan), ["shop/wp-pod shop/wp"]);
+    let here = istio_gateway("front", "istio: edge", &http("'*'"));
+    let there = here.replace("namespace: shop", "namespace: web");
+    assert!(gateways(&shop(&there)).is_empty());
+    assert_eq!(gateways(&shop(&here)).len(), 1);
+    // Nor what runs as a part of the mesh; other pods beside it are like any.
+    let plan = |account: &str| {
+        let pod = pod("edge-1", account, "istio: edge", true);
+        planned(&format!("{pod}{here}").replace("namespace: shop", "namespace: istio-system"))
+    };
+    assert!(gateways(&plan("ztunnel")).is_empty());
+    assert_eq!(gateways(&plan("edge")).len(), 1);
+}
+
+#[test]
+fn another_gateway_or_rollout_leaves_a_pod_its_name() {
+    let front = istio_gateway("front", "istio: edge", &http("'a.example'"));
+    let more = istio_gateway("back", "tier: one", &http("'b.example'"));
+    let rollout = istio_gateway("rollout", "pod-template-hash: x1", &http("'*'"));
+    let pod = |name: &str, labels: &str| pod(name, "edge", &format!("istio: edge, {labels}"), true);
+    let pods = format!(
+        "{}{}{}",
+        pod("edge-a", "tier: one, pod-template-hash: x1"),
+        pod("edge-b", "tier: one, pod-template-hash: x2"),
+        pod("edge-c", "tier: two, pod-template-hash: x3"),
+    );
+    let before = planned(&format!("{pods}{front}"));
+    let after = planned(&format!("{pods}{front}{more}{rollout}"));
+    let scopes = |plan: &Plan| {
+        let all = plan.instances.iter();
+        let mut all: Vec<_> = all
+            .map(|one| (one.pod.name.to_string(), one.gateway.clone()))
+            .collect();
+        all.sort();
+        all
+    };
+    let (before, told) = (scopes(&before), scopes(&after));
+    assert_eq!(before, told);
+    assert_eq!(told.len(), 3);
+    assert_eq!(told[0].1, told[1].1);
+    assert_ne!(told[1].1, told[2].1, "other labels, another group");
+}
+
+#[test]
+fn policies_are_kept_whichever_pod_of_a_gateway_they_select() {
+    let policy = |name: &str, version: &str, action: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{{version}}}}}, action: {action}, rules: [{{}}]}}\n"
+        )
+    };
+    let pod = |name: &str, version: &str| {
+        let labels = format!("gateway.networking.k8s.io/gateway-name: front, version: {version}");
+        pod(name, "front", &labels, true)
+    };
+    let kept = |policies: &str| {
+        let pods = format!("{}{}", pod("front-a", "v1"), pod("front-b", "v2"));
+        let plan = shop(&format!("{API}{pods}{policies}"));
+        let mut edges = plan.waypoints.iter();
+        let edge = edges.find(|one| &*one.key.name == "front").unwrap();
+        let all = edge.authorizations.iter();
+        all.map(|one| format!("{} {}", one.name, one.rules.len()))
+            .collect::<Vec<_>>()
+    };
+    let (one, two) = ("version: v1", "version: v2");
+    assert_eq!(kept(&policy("first", one, "DENY")), ["first 1"]);
+    assert_eq!(kept(&policy("last", two, "DENY")), ["last 1"]);
+    assert!(kept(&policy("none", "version: v3", "DENY")).is_empty());
+    assert_eq!(kept(&policy("only", one, "ALLOW")), ["only 1"]);
+    // Who may come to one of them must not come to the other.
+    let both = [policy("a", one, "ALLOW"), policy("b", two, "ALLOW")].concat();
+    assert_eq!(kept(&both), ["a 0", "b 0"]);
+    let name = "gateway.networking.k8s.io/gateway-name: front";
+    let both = [policy("a", name, "ALLOW"), policy("b", two, "ALLOW")].concat();
+    assert_eq!(kept(&both), ["a 1", "b 0"]);
 }

@@ -17,6 +17,7 @@ use xxhash_rust::xxh64::xxh64;
 use super::authorization::L4Policies;
 use super::bindings::Bindings;
 use super::gateways::waypoints;
+use super::ingress;
 use super::peer_authentication::PeerAuthentications;
 use super::plan::{Plan, record};
 use super::pods::PodFacts;
@@ -94,7 +95,7 @@ impl Kept {
             *relations.entry(relation).or_default() += 1;
         }
         let pods = objects.pods.iter();
-        let labelled = pods.filter(|pod| serves_others(pod.labels(), &objects));
+        let labelled = pods.filter(|pod| serves_others(pod.namespace(), pod.labels(), &objects));
         Self {
             planned: Instant::now(),
             of_waypoints: labelled.map(|pod| key(&pod.reference())).collect(),
@@ -203,7 +204,9 @@ impl Kept {
         let same = |is_same: fn(&PodFacts<'_>, &PodFacts<'_>) -> bool| {
             pair.is_some_and(|(old, new)| is_same(old, new))
         };
-        let of_waypoint = both.clone().any(|pod| serves_others(pod.labels, set));
+        let of_waypoint = both
+            .clone()
+            .any(|pod| serves_others(namespace, pod.labels, set));
         // Whose endpoint it is, and as which account.
         let selected_as_before =
             same(|old, new| old.labels == new.labels && old.account == new.account);
@@ -319,13 +322,9 @@ fn key(object: &ObjectRef) -> NamespacedName {
 }
 
 /// True for the labels of a pod that may be a waypoint's or at the edge of the mesh.
-fn serves_others(all: &BTreeMap<String, String>, set: &ObjectSet) -> bool {
-    let selected = |selector: &BTreeMap<String, String>| {
-        let mut wanted = selector.iter();
-        wanted.all(|(key, value)| all.get(key) == Some(value))
-    };
-    let mut edges = set.istio_gateways.iter();
-    all.contains_key(labels::GATEWAY_NAME) || edges.any(|edge| selected(&edge.spec.selector))
+fn serves_others(namespace: &str, all: &BTreeMap<String, String>, set: &ObjectSet) -> bool {
+    let mut edges = set.istio_gateways.in_namespace(namespace);
+    all.contains_key(labels::GATEWAY_NAME) || edges.any(|edge| ingress::selects(&edge.object, all))
 }
 
 /// True for changes that nothing follows from: of Deployments, whose pods count, and of Nodes that

@@ -350,7 +350,7 @@ fn instances(
         .iter()
         .map(|pod| ((&*pod.key.namespace, &*pod.key.name), pod.uid))
         .collect();
-    workloads
+    let mut all: Vec<InstancePlan> = workloads
         .iter()
         .filter_map(|workload| {
             let gateway = workload.instance_of.as_ref()?;
@@ -369,8 +369,11 @@ fn instances(
                 identity: gateways.get(gateway)?.identity.clone(),
             })
         })
-        .chain(ingress::instances(pods, gateways))
-        .collect()
+        .collect();
+    let own: BTreeSet<NamespacedName> = all.iter().map(|one| one.pod.clone()).collect();
+    // What the Gateway API makes of a pod stays.
+    all.extend(ingress::instances(pods, gateways).filter(|one| !own.contains(&one.pod)));
+    all
 }
 
 /// Objects of the Gateway API; what Istio's Gateways make of pods has none to be told on.

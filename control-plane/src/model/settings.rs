@@ -1,4 +1,4 @@
-use isobar_types::Str;
+use isobar_types::{NamespacedName, Str};
 
 /// Settings of the mesh that decide what objects mean.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub(crate) struct Settings {
     pub(crate) cluster_domain: Str,
     /// Gateway classes of waypoints this control plane runs.
     pub(crate) waypoint_classes: Vec<String>,
+    /// Accounts of the mesh's own parts: a pod of these is nobody's gateway.
+    pub(crate) own_accounts: Vec<NamespacedName>,
     /// Where workloads may go, where a namespace does not say.
     pub(crate) outbound: OutboundTraffic,
     /// What becomes of NetworkPolicies inside tunnels, where a namespace does not say.

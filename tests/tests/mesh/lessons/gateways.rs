@@ -46,7 +46,7 @@ spec:
 const GATEWAY: &str = "\
 apiVersion: networking.istio.io/v1
 kind: Gateway
-metadata: {name: test-gateway, namespace: shop}
+metadata: {name: test-gateway, namespace: edge}
 spec:
   selector: {istio: ingressgateway}
   servers:
@@ -59,7 +59,7 @@ kind: VirtualService
 metadata: {name: page, namespace: shop}
 spec:
   hosts: [mydomain.example]
-  gateways: [test-gateway]
+  gateways: [edge/test-gateway]
   http: [{route: [{destination: {host: server, port: {number: 80}}}]}]
 ---
 apiVersion: networking.istio.io/v1
@@ -192,7 +192,7 @@ kind: VirtualService
 metadata: {name: nginx-service, namespace: shop}
 spec:
   hosts: [mydomain.example]
-  gateways: [shop/test-gateway]
+  gateways: [edge/test-gateway]
   http: [{route: [{destination: {host: svc-clusterip, port: {number: 80}}}]}]
 ";
 
@@ -226,7 +226,7 @@ fn secret(authority: &Authority, name: &str, host: &str) -> Result<String> {
 const SECURE: &str = "\
 apiVersion: networking.istio.io/v1
 kind: Gateway
-metadata: {name: test-gateway, namespace: shop}
+metadata: {name: test-gateway, namespace: edge}
 spec:
   selector: {istio: ingressgateway}
   servers:

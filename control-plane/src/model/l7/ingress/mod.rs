@@ -95,26 +95,57 @@ pub(super) fn plan_edge(
 }
 
 /// Policies that name the gateway, and those that select its pods: no node proxy stands before these
-/// ports, so they are kept here or nowhere.
+/// ports, so they are kept here or nowhere. All pods are told the same, so a policy that selects one of
+/// them counts for all; but what lets callers into one pod must not let them into another one that has
+/// rules of its own, so there it lets in nobody.
 fn policies(waypoint: &WaypointGateway<'_>, scoping: &Scoping<'_>) -> Vec<wire::Authorization> {
+    let allows = |one: &wire::Authorization| {
+        one.action() == wire::authorization::Action::Allow && !one.dry_run
+    };
     let named = scoping.targets.iter();
     let mut all: Vec<_> = named
         .filter_map(|targets| targets.for_waypoint(&waypoint.key, &[]))
         .collect();
-    let own = waypoint.edge.as_ref().map(|edge| &edge.labels);
+    let pods: Vec<&BTreeMap<String, String>> =
+        waypoint.edge.iter().flat_map(|edge| &edge.labels).collect();
+    let mut guarded = vec![all.iter().any(allows); pods.len()];
+    let mut selecting = Vec::new();
     for policy in scoping.set.authorization_policies.iter() {
         let place = policy.namespace();
         let counts =
             place == &*waypoint.key.namespace || place == &*scoping.settings.root_namespace;
-        let selector = policy.spec.selector.as_ref();
-        let chosen = selector.is_none_or(|s| own.is_some_and(|own| s.selects(own)));
-        if counts && chosen && policy.spec.targets().next().is_none() {
-            all.push(wire::Authorization {
-                whole_waypoint: true,
-                ..authorization::convert(policy)
-            });
+        if !counts || policy.spec.targets().next().is_some() {
+            continue;
         }
+        let selector = policy.spec.selector.as_ref();
+        let selects =
+            |labels: &&BTreeMap<String, String>| selector.is_none_or(|s| s.selects(labels));
+        let chosen: Vec<bool> = pods.iter().map(selects).collect();
+        if selector.is_some() && !chosen.contains(&true) {
+            continue;
+        }
+        let wire = wire::Authorization {
+            whole_waypoint: true,
+            ..authorization::convert(policy)
+        };
+        if allows(&wire) {
+            for (guarded, chosen) in guarded.iter_mut().zip(&chosen) {
+                *guarded |= *chosen;
+            }
+        }
+        selecting.push((wire, chosen));
     }
+    all.extend(selecting.into_iter().map(|(mut wire, chosen)| {
+        let others = guarded.iter().zip(&chosen);
+        if allows(&wire)
+            && others
+                .into_iter()
+                .any(|(guarded, chosen)| *guarded && !chosen)
+        {
+            wire.rules.clear();
+        }
+        wire
+    }));
     all
 }
 
