@@ -149,7 +149,7 @@ const TABLE: &[CodeEntry] = &[
     entry(211, "PartiallyInvalid", "spec.targetRefs", "some targets of the policy are not there; it is in force for the others", "correct or remove those targets"),
     entry(212, "UnsupportedValue", "spec", "a value that cannot be honoured where the object applies", "write a value that the finding names, or see docs/features.md"),
     entry(213, "UnknownSubset", "spec.http[].route[].destination.subset", "a subset that no DestinationRule makes; calls there are answered 503", "add the subset to a DestinationRule of that host"),
-    entry(214, "Conflicted", "spec.parentRefs", "a VirtualService routes the same Service, and counts", "remove one of the two"),
+    entry(214, "Conflicted", "spec.parentRefs", "something else is for the same, and counts: a VirtualService of the Service, or an older Gateway with the host or port", "remove one of the two"),
     entry(215, "NoWaypoint", "spec.parentRefs", "a route of a Service that no waypoint serves: nobody applies it", "bind the Service or its namespace to a waypoint with `isobar waypoint apply`"),
     entry(216, "NoMatchingParent", "spec.parentRefs", "the Service or port that a route is for is not there", "correct namespace, name and port or sectionName"),
     entry(217, "BackendNotFound", "spec.rules[].backendRefs", "a Service or port that a route leads to is not there; calls are answered 500", "correct the name and port, or apply the Service"),

@@ -83,6 +83,7 @@ impl<'a> Scoping<'a> {
                 export_to: object.spec.export_to.clone(),
             });
         }
+        verdicts.extend(ingress::told(set, places.gateways));
         Self {
             set,
             hosts,

@@ -17,6 +17,14 @@ pub(in super::super) fn meet(one: &str, other: &str) -> Option<String> {
     }
 }
 
+/// How exact a host is.
+pub(in super::super) fn exactness(host: &str) -> usize {
+    match host.strip_prefix('*') {
+        None => usize::MAX,
+        Some(end) => end.len(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::meet;

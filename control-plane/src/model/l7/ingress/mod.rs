@@ -1,8 +1,11 @@
 //! What gateways at the edge of the mesh are told: their ports, and the rules that are bound to them.
 
+mod claims;
 mod credentials;
 mod hosts;
 mod servers;
+#[cfg(test)]
+mod tests;
 mod virtual_services;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,12 +13,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use isobar_types::labels;
+use wire::listener::Protocol;
 
 use super::super::gateways::WaypointGateway;
 use super::super::plan::WaypointPlan;
 use super::authorization;
 use super::scope::{Scoping, label_keys, labels, reached, rules_for};
-pub(super) use hosts::meet;
+use claims::Claims;
+pub(super) use hosts::{exactness, meet};
+pub(super) use servers::told;
 pub(super) use servers::{ApiServers, api_servers};
 use servers::{Server, istio_servers};
 pub(super) use virtual_services::verdict;
@@ -37,12 +43,10 @@ pub(super) fn plan_edge(
     let namespace = &*waypoint.key.namespace;
     let mut listeners = Listeners::new(namespace);
     let mut routes = Vec::new();
-    match waypoint.gateway {
+    let claims = match waypoint.gateway {
         Some(gateway) => {
             let servers = api_servers(gateway, scoping.set);
-            for (_, server) in servers.good() {
-                listeners.open(server);
-            }
+            listeners.open_all(servers.good(), &servers.closed);
             let attached = scoping.gateway_api.edges.get(&waypoint.key);
             for rules in attached.into_iter().flatten() {
                 if let Some(parent) = listeners.show(&rules.listener, &rules.host, false) {
@@ -52,15 +56,16 @@ pub(super) fn plan_edge(
                     });
                 }
             }
+            servers.claims
         }
         None => {
             let servers = istio_servers(waypoint, scoping.set);
-            for server in &servers {
-                listeners.open(server);
-            }
+            listeners.open_all(servers.served.iter(), &servers.closed);
             routes = virtual_services::bound(waypoint, &servers, scoping, &mut listeners);
+            servers.claims
         }
-    }
+    };
+    listeners.guard(&claims);
     let listeners = listeners.done();
     let reached = reached(&[], &routes);
     let rules = rules_for(waypoint, &reached, scoping);
@@ -163,6 +168,11 @@ fn through_waypoint(
         let key = scoping.hosts.service(hostname);
         let own = key.and_then(|key| set.services.get(&key.namespace, &key.name));
         let own = own.and_then(|service| asks(service.labels()));
+        let own = own.or_else(|| {
+            let entries = set.service_entries.in_namespace(namespace);
+            let mut named = entries.filter(|one| one.spec.hosts.contains(hostname));
+            named.find_map(|entry| asks(entry.labels()))
+        });
         let place = set.namespaces.get("", namespace);
         own.or_else(|| asks(place?.labels())).unwrap_or(false)
     });
@@ -184,6 +194,44 @@ impl<'a> Listeners<'a> {
         Self {
             namespace,
             all: BTreeMap::new(),
+        }
+    }
+
+    /// Opens what is served. What is refused is closed where others share its port: TLS for its hosts ends
+    /// there with nobody.
+    fn open_all<'s>(&mut self, served: impl Iterator<Item = &'s Server>, closed: &[Server]) {
+        for server in served {
+            self.open(server);
+        }
+        for server in closed {
+            if self
+                .all
+                .values()
+                .any(|one| one.port == u32::from(server.bind))
+            {
+                self.open(server);
+            }
+        }
+    }
+
+    /// Hosts that are taken elsewhere on a port do not get the answers of wider hosts here.
+    fn guard(&mut self, claims: &Claims) {
+        let mut missing = Vec::new();
+        for listener in self.all.values() {
+            let http = [Protocol::Http.into(), Protocol::Https.into()];
+            let port = u16::try_from(listener.port).unwrap_or_default();
+            let shown = &listener.virtual_hosts;
+            for host in claims.hosts(port) {
+                let covered =
+                    |one: &wire::VirtualHost| meet(&one.host, host).as_deref() == Some(host);
+                let known = shown.iter().any(|one| one.host == host);
+                if http.contains(&listener.protocol) && !known && shown.iter().any(covered) {
+                    missing.push((listener.name.clone(), host.to_owned()));
+                }
+            }
+        }
+        for (listener, host) in missing {
+            self.show(&listener, &host, false);
         }
     }
 

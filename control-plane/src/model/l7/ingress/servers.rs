@@ -1,16 +1,19 @@
 //! Ports of a gateway, of Istio's Gateways and of the Gateway API's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::gateway_api::{Gateway, Listener};
 use isobar_objects::istio::{self, IstioGateway, ServerTlsMode, TlsVersion};
-use isobar_objects::{Kind, ObjectHead, ObjectSet, pods};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, pods};
 use isobar_proto::isobar::v1 as wire;
 use serde::Deserialize;
 use wire::listener::Protocol;
 use wire::listener_tls::ClientCertificate;
 
-use super::super::super::gateways::WaypointGateway;
+use super::super::super::gateways::{Gateways, WaypointGateway};
+use super::super::super::verdict::Verdict;
+use super::super::scope::CONDITION;
+use super::claims::Claims;
 use super::credentials;
 
 /// A port, and the hosts that are shown there.
@@ -38,48 +41,115 @@ pub(in super::super) struct Shown {
     pub(super) only: Option<String>,
 }
 
-/// The servers of all of Istio's Gateways that select the pods. A Gateway's port is that of the Service
-/// in front of them.
-pub(super) fn istio_servers(waypoint: &WaypointGateway<'_>, set: &ObjectSet) -> Vec<Server> {
+/// What Istio's Gateways make of some pods.
+pub(super) struct IstioServers {
+    pub(super) served: Vec<Server>,
+    /// What is taken and refused: nobody else's wider host answers there.
+    pub(super) closed: Vec<Server>,
+    pub(super) claims: Claims,
+    /// What is not served, by the Gateway's namespace and name.
+    pub(super) told: Vec<((String, String), Flaw)>,
+}
+
+/// The servers of all of Istio's Gateways that select the pods, the oldest Gateway first. A Gateway's port
+/// is that of the Service in front of them.
+pub(super) fn istio_servers(waypoint: &WaypointGateway<'_>, set: &ObjectSet) -> IstioServers {
     let gateways = waypoint.edge.iter().flat_map(|edge| &edge.istio);
-    let mut all = Vec::new();
+    let mut gateways: Vec<_> = gateways.collect();
+    gateways.sort_by_key(|one| (one.created(), one.namespace(), one.name()));
+    let mut all = IstioServers {
+        served: Vec::new(),
+        closed: Vec::new(),
+        claims: Claims::new(true),
+        told: Vec::new(),
+    };
     for gateway in gateways {
+        let own = (gateway.namespace().to_owned(), gateway.name().to_owned());
         for (index, server) in gateway.spec.servers.iter().enumerate() {
-            all.extend(istio_server(waypoint, gateway, index, server, set));
+            let Some((server, refused)) = istio_server(waypoint, gateway, index, server, set)
+            else {
+                continue;
+            };
+            let of = format!("Gateway {}/{}", own.0, own.1);
+            let (server, lost) = all.claims.settle(server, &of);
+            let flaws = refused.clone().into_iter().chain(lost);
+            let at =
+                |(word, text): Flaw| (own.clone(), (word, format!("servers[{index}]: {text}")));
+            all.told.extend(flaws.map(at));
+            match refused {
+                Some(_) => all.closed.extend(server),
+                None => all.served.extend(server.into_iter().flat_map(apart)),
+            }
         }
     }
     all
 }
 
+/// What is told about Istio's Gateways that pods have.
+pub(in super::super) fn told(set: &ObjectSet, gateways: &Gateways<'_>) -> Vec<Verdict> {
+    let mut all: BTreeMap<(String, String), BTreeSet<Flaw>> = BTreeMap::new();
+    for waypoint in gateways.values() {
+        for gateway in waypoint.edge.iter().flat_map(|edge| &edge.istio) {
+            let own = (gateway.namespace().to_owned(), gateway.name().to_owned());
+            all.entry(own).or_default();
+        }
+        for (own, flaw) in istio_servers(waypoint, set).told {
+            all.entry(own).or_default().insert(flaw);
+        }
+    }
+    let all = all.into_iter().map(|((namespace, name), flaws)| {
+        let object = ObjectRef::new(Kind::IstioGateway, &namespace, &name);
+        let reason = match flaws.first() {
+            None => return Verdict::holds(object, CONDITION, "Accepted", "served by its pods"),
+            Some((word, _)) if word.ends_with("Conflict") => "Conflicted",
+            Some((word, _)) => *word,
+        };
+        let texts: Vec<&str> = flaws.iter().map(|(_, text)| text.as_str()).collect();
+        Verdict::fails(object, CONDITION, reason, texts.join("; "))
+    });
+    all.collect()
+}
+
+/// Hosts whose TLS is passed on are listeners of their own: the server name says whose rules count.
+fn apart(server: Server) -> Vec<Server> {
+    let mut hosts: BTreeMap<String, Vec<Shown>> = BTreeMap::new();
+    for shown in &server.hosts {
+        let same = hosts.entry(shown.host.clone()).or_default();
+        same.push(shown.clone());
+    }
+    if server.protocol != Protocol::Tls || hosts.len() < 2 {
+        return vec![server];
+    }
+    let all = hosts.into_iter().map(|(host, hosts)| Server {
+        // No object has a colon in its name.
+        name: format!("{}:{host}", server.name),
+        hosts,
+        ..server.clone()
+    });
+    all.collect()
+}
+
+/// A server, and why it is refused, if it is.
 fn istio_server(
     waypoint: &WaypointGateway<'_>,
     gateway: &IstioGateway,
     index: usize,
     server: &istio::Server,
     set: &ObjectSet,
-) -> Option<Server> {
+) -> Option<(Server, Option<Flaw>)> {
     let port = u16::try_from(server.port.number).ok().filter(|p| *p != 0)?;
     let bind = bind(waypoint, port, set);
-    let protocol = match server.port.protocol.to_ascii_uppercase().as_str() {
-        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Protocol::Http,
-        word @ ("HTTPS" | "TLS") => match server.tls.as_ref()?.mode {
-            ServerTlsMode::Passthrough => Protocol::Tls,
-            ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
-                if word == "HTTPS" =>
-            {
-                Protocol::Https
-            }
-            // TLS that ends before what is no HTTP, or the mesh's own: told by the validation.
-            _ => return None,
-        },
-        "TCP" | "MONGO" => Protocol::Tcp,
+    let tls = server.tls.as_ref();
+    let (protocol, refused) = match server.port.protocol.to_ascii_uppercase().as_str() {
+        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => (Protocol::Http, None),
+        word @ ("HTTPS" | "TLS") => in_tls(word, tls),
+        "TCP" | "MONGO" => (Protocol::Tcp, None),
         _ => return None,
     };
     let own = (gateway.namespace().to_owned(), gateway.name().to_owned());
-    let tls = server.tls.as_ref();
     let hosts = server.hosts.iter().map(|host| shown(host, &own.0));
     let hosts: Vec<_> = hosts.collect();
-    Some(Server {
+    let server = Server {
         name: match protocol {
             Protocol::Http | Protocol::Tcp => format!("port-{bind}"),
             Protocol::Https | Protocol::Tls => format!("{}.{}-{index}", own.0, own.1),
@@ -93,7 +163,44 @@ fn istio_server(
         bind,
         protocol,
         hosts,
-    })
+    };
+    Some((server, refused))
+}
+
+/// What becomes of TLS, and why it is refused.
+fn in_tls(word: &str, tls: Option<&istio::ServerTls>) -> (Protocol, Option<Flaw>) {
+    let refused = |text: &str| {
+        let text = format!("{text}: nothing is served there");
+        (Protocol::Tls, Some(("UnsupportedValue", text)))
+    };
+    let Some(tls) = tls else {
+        return refused("TLS is not described");
+    };
+    let limits = [
+        ("subjectAltNames", tls.subject_alt_names.is_empty()),
+        ("caCrl", tls.ca_crl.is_empty()),
+        (
+            "verifyCertificateSpki",
+            tls.verify_certificate_spki.is_empty(),
+        ),
+        (
+            "verifyCertificateHash",
+            tls.verify_certificate_hash.is_empty(),
+        ),
+    ];
+    let limit = limits.iter().find(|(_, empty)| !empty);
+    match (tls.mode, limit) {
+        (ServerTlsMode::Passthrough, _) => (Protocol::Tls, None),
+        // Without it callers would be let in that are not meant to be.
+        (_, Some((field, _))) => refused(&format!("tls.{field} is not honoured")),
+        (ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual, None)
+            if word == "HTTPS" =>
+        {
+            (Protocol::Https, None)
+        }
+        // TLS that ends before what is no HTTP, or the mesh's own.
+        _ => refused("this mode of TLS is not honoured"),
+    }
 }
 
 /// `ns/host`, `./host`, `*/host` or a host.
@@ -160,17 +267,22 @@ fn bind(waypoint: &WaypointGateway<'_>, port: u16, set: &ObjectSet) -> u16 {
     found.unwrap_or(port)
 }
 
-/// The listeners of a Gateway by name, each as a server or as a word and a sentence why it is none.
-pub(in super::super) struct ApiServers(pub(in super::super) BTreeMap<String, Result<Server, Flaw>>);
+/// The listeners of a Gateway.
+pub(in super::super) struct ApiServers {
+    /// By name, each as a server or as a word and a sentence why it is none.
+    pub(in super::super) all: BTreeMap<String, Result<Server, Flaw>>,
+    /// What is taken and refused.
+    pub(super) closed: Vec<Server>,
+    pub(in super::super) claims: Claims,
+}
 
 /// Why a listener is not served: a word of the Gateway API, and a sentence.
 pub(in super::super) type Flaw = (&'static str, String);
 
 impl ApiServers {
     /// Those that are served.
-    pub(super) fn good(&self) -> impl Iterator<Item = (&String, &Server)> {
-        let all = self.0.iter();
-        all.filter_map(|(name, server)| Some((name, server.as_ref().ok()?)))
+    pub(super) fn good(&self) -> impl Iterator<Item = &Server> {
+        self.all.values().filter_map(|server| server.as_ref().ok())
     }
 }
 
@@ -186,11 +298,34 @@ impl Server {
     }
 }
 
-/// Reads the listeners of a Gateway of the Gateway API.
+/// Reads the listeners of a Gateway of the Gateway API; of two that want the same the first is served.
 pub(in super::super) fn api_servers(gateway: &Gateway, set: &ObjectSet) -> ApiServers {
-    let listeners = gateway.spec.listeners.iter();
-    let read = listeners.map(|one| (one.name.clone(), api_server(gateway, one, set)));
-    ApiServers(read.collect())
+    let mut all = BTreeMap::new();
+    let mut closed = Vec::new();
+    let mut claims = Claims::new(false);
+    for listener in &gateway.spec.listeners {
+        if all.contains_key(&listener.name) {
+            continue;
+        }
+        let read = api_server(gateway, listener, set).and_then(|(server, refused)| {
+            let of = format!("listener {}", listener.name);
+            let (server, lost) = claims.settle(server, &of);
+            match (server, refused.or(lost)) {
+                (Some(server), None) => Ok(server),
+                (server, Some(flaw)) => {
+                    closed.extend(server);
+                    Err(flaw)
+                }
+                (None, None) => Err(("Invalid", "it has no host".to_owned())),
+            }
+        });
+        all.insert(listener.name.clone(), read);
+    }
+    ApiServers {
+        all,
+        closed,
+        claims,
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -198,6 +333,7 @@ pub(in super::super) fn api_servers(gateway: &Gateway, set: &ObjectSet) -> ApiSe
 struct ApiTls {
     mode: Option<String>,
     certificate_refs: Vec<CertificateRef>,
+    frontend_validation: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -209,31 +345,32 @@ struct CertificateRef {
     namespace: Option<String>,
 }
 
-fn api_server(gateway: &Gateway, listener: &Listener, set: &ObjectSet) -> Result<Server, Flaw> {
+/// A listener, and why it is refused, if it is.
+fn api_server(
+    gateway: &Gateway,
+    listener: &Listener,
+    set: &ObjectSet,
+) -> Result<(Server, Option<Flaw>), Flaw> {
     let port = u16::try_from(listener.port).ok().filter(|port| *port != 0);
     let port = port.ok_or(("PortUnavailable", format!("{} is no port", listener.port)))?;
-    let tls = listener.tls.clone().unwrap_or_default();
-    let tls: ApiTls = match tls {
-        serde_json::Value::Null => ApiTls::default(),
-        some => serde_json::from_value(some)
-            .map_err(|error| ("Invalid", format!("tls cannot be read: {error}")))?,
-    };
-    let protocol = match (listener.protocol.as_str(), tls.mode.as_deref()) {
-        ("HTTP", _) => Protocol::Http,
-        ("HTTPS", None | Some("Terminate")) => Protocol::Https,
-        ("TLS", Some("Passthrough")) => Protocol::Tls,
-        ("TCP", _) => Protocol::Tcp,
-        (other, mode) => {
-            let text = format!("protocol {other} with TLS mode {mode:?} is not served");
+    let (protocol, ends) = match listener.protocol.as_str() {
+        "HTTP" => (Protocol::Http, Ok(None)),
+        "TCP" => (Protocol::Tcp, Ok(None)),
+        "HTTPS" | "TLS" => match api_tls(gateway, listener, set) {
+            Ok(Some(tls)) => (Protocol::Https, Ok(Some(tls))),
+            other => (Protocol::Tls, other),
+        },
+        other => {
+            let text = format!("protocol {other} is not served");
             return Err(("UnsupportedProtocol", text));
         }
     };
-    let ends = match protocol {
-        Protocol::Https => Some(certificates(gateway, &tls, set)?),
-        Protocol::Http | Protocol::Tls | Protocol::Tcp => None,
+    let (ends, refused) = match ends {
+        Ok(ends) => (ends, None),
+        Err(flaw) => (None, Some(flaw)),
     };
     let host = listener.hostname.as_deref().filter(|host| !host.is_empty());
-    Ok(Server {
+    let server = Server {
         name: match protocol {
             Protocol::Http => format!("port-{port}"),
             Protocol::Https | Protocol::Tls | Protocol::Tcp => {
@@ -250,7 +387,37 @@ fn api_server(gateway: &Gateway, listener: &Listener, set: &ObjectSet) -> Result
         }],
         tls: ends,
         https_redirect: false,
-    })
+    };
+    Ok((server, refused))
+}
+
+/// How TLS of a listener ends; none where it is passed on.
+fn api_tls(
+    gateway: &Gateway,
+    listener: &Listener,
+    set: &ObjectSet,
+) -> Result<Option<wire::ListenerTls>, Flaw> {
+    let tls: ApiTls = match listener.tls.clone().unwrap_or_default() {
+        serde_json::Value::Null => ApiTls::default(),
+        some => serde_json::from_value(some)
+            .map_err(|error| ("Invalid", format!("tls cannot be read: {error}")))?,
+    };
+    match (listener.protocol.as_str(), tls.mode.as_deref()) {
+        ("TLS", Some("Passthrough")) => return Ok(None),
+        ("HTTPS", None | Some("Terminate")) => {}
+        (other, mode) => {
+            let text = format!("protocol {other} with TLS mode {mode:?} is not served");
+            return Err(("UnsupportedProtocol", text));
+        }
+    }
+    let whole = gateway.spec.tls.as_ref();
+    let whole = whole.and_then(|tls| tls.get("frontend"));
+    // Without it callers would be let in that are not meant to be.
+    if tls.frontend_validation.is_some() || whole.is_some_and(|one| !one.is_null()) {
+        let text = "certificates of callers are not verified here yet: nothing is served";
+        return Err(("Invalid", text.to_owned()));
+    }
+    certificates(gateway, &tls, set).map(Some)
 }
 
 fn certificates(

@@ -1,5 +1,7 @@
 //! VirtualServices that are bound to Istio's Gateways.
 
+use std::collections::BTreeSet;
+
 use isobar_objects::istio::VirtualService;
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
@@ -11,7 +13,8 @@ use super::super::hosts::Hosts;
 use super::super::scope::{CONDITION, Scoping, accepted};
 use super::super::virtual_service::{self, Scope};
 use super::super::visibility::is_exported;
-use super::servers::Server;
+use super::claims::Claims;
+use super::servers::{IstioServers, Server};
 use super::{Listeners, meet};
 
 /// True if `word` in an object of `place` names the Gateway.
@@ -26,7 +29,7 @@ fn names(word: &str, place: &str, (namespace, name): (&str, &str)) -> bool {
 /// Rules for the hosts that a Gateway's servers and their own hosts have in common.
 pub(super) fn bound(
     waypoint: &WaypointGateway<'_>,
-    servers: &[Server],
+    servers: &IstioServers,
     scoping: &Scoping<'_>,
     listeners: &mut Listeners<'_>,
 ) -> Vec<wire::VirtualService> {
@@ -47,37 +50,104 @@ pub(super) fn bound(
             let scope = Scope::Gateway(gateway.0, gateway.1);
             let wire = virtual_service::convert(object, scoping.set, scoping.hosts, scope).wire;
             let mine = servers
+                .served
                 .iter()
                 .filter(|s| (s.of.0.as_str(), s.of.1.as_str()) == **gateway);
-            let mut parents = Vec::new();
+            let mut places = Places::default();
             for server in mine {
-                parents.extend(shown(server, object, &wire, listeners));
-            }
-            if parents.is_empty() {
-                continue;
+                let claims = &servers.claims;
+                shown(server, claims, object, &wire, listeners, &mut places);
             }
             // Bound to several it has other rules at each.
             let name = match own.len() {
                 1 => wire.name.clone(),
                 _ => format!("{}:{}.{}", wire.name, gateway.0, gateway.1),
             };
-            routes.push(wire::VirtualService {
-                name,
-                parents,
-                ..wire
-            });
+            routes.extend(places.rules(wire, &name));
         }
     }
     routes
 }
 
-/// The places of one server where the rules count.
+/// Where rules count.
+#[derive(Default)]
+struct Places {
+    parents: Vec<wire::ServiceRef>,
+    /// Where TLS is passed on, and the server names that the rules may be for there.
+    passed: Vec<wire::ServiceRef>,
+    names: BTreeSet<String>,
+}
+
+impl Places {
+    fn rules(self, wire: wire::VirtualService, name: &str) -> Vec<wire::VirtualService> {
+        let mut all = Vec::new();
+        if !self.passed.is_empty() {
+            all.push(wire::VirtualService {
+                // No object has a colon in its name.
+                name: match self.parents.is_empty() {
+                    true => name.to_owned(),
+                    false => format!("{name}:tls"),
+                },
+                parents: self.passed,
+                tls: narrowed(&wire.tls, &self.names),
+                // They would take every server name.
+                tcp: Vec::new(),
+                ..wire.clone()
+            });
+        }
+        if !self.parents.is_empty() {
+            all.push(wire::VirtualService {
+                name: name.to_owned(),
+                parents: self.parents,
+                ..wire
+            });
+        }
+        all
+    }
+}
+
+/// The rules for server names that they may be for.
+fn narrowed(rules: &[wire::TlsRoute], names: &BTreeSet<String>) -> Vec<wire::TlsRoute> {
+    let any = ["*".to_owned()];
+    let narrow = |block: &wire::TlsMatch| {
+        let wanted = match &block.sni_hosts[..] {
+            [] => &any[..],
+            some => some,
+        };
+        let both = wanted
+            .iter()
+            .flat_map(|one| names.iter().filter_map(move |name| meet(one, name)));
+        let both: BTreeSet<String> = both.collect();
+        (!both.is_empty()).then(|| wire::TlsMatch {
+            sni_hosts: both.into_iter().collect(),
+            l4: block.l4.clone(),
+        })
+    };
+    let every = [wire::TlsMatch::default()];
+    let rules = rules.iter().filter_map(|rule| {
+        let blocks = match &rule.matches[..] {
+            [] => &every[..],
+            some => some,
+        };
+        let matches: Vec<_> = blocks.iter().filter_map(narrow).collect();
+        (!matches.is_empty()).then(|| wire::TlsRoute {
+            matches,
+            ..rule.clone()
+        })
+    });
+    rules.collect()
+}
+
+/// Adds the places of one server where the rules count: for a host only where the port has no more exact
+/// one for it.
 fn shown(
     server: &Server,
+    claims: &Claims,
     object: &VirtualService,
     wire: &wire::VirtualService,
     listeners: &mut Listeners<'_>,
-) -> Vec<wire::ServiceRef> {
+    places: &mut Places,
+) {
     let there = server.hosts.iter().filter(|shown| {
         let only = shown.only.as_deref();
         only.is_none_or(|only| only == object.namespace())
@@ -87,23 +157,32 @@ fn shown(
     let hosts: Vec<&str> = written
         .chain(wire.hosts.iter().map(String::as_str))
         .collect();
-    let both = there.flat_map(|shown| hosts.iter().filter_map(|host| meet(&shown.host, host)));
-    let mut both: Vec<String> = both.collect();
-    both.sort_unstable();
-    both.dedup();
+    let both = there.flat_map(|shown| {
+        let both = hosts.iter().filter_map(|host| meet(&shown.host, host));
+        both.filter(|host| {
+            let opaque = server.protocol == Protocol::Tcp;
+            opaque || claims.is_for(server.bind, &shown.host, host)
+        })
+    });
+    let both: BTreeSet<String> = both.collect();
     match server.protocol {
         Protocol::Http | Protocol::Https => {
             let keys = both
                 .iter()
                 .map(|host| listeners.show(&server.name, host, server.https_redirect));
-            keys.flatten().collect()
+            places.parents.extend(keys.flatten());
         }
         // Which server name it is is for the rules to say.
-        Protocol::Tls | Protocol::Tcp if both.is_empty() => Vec::new(),
-        Protocol::Tls | Protocol::Tcp => listeners
-            .show(&server.name, "*", false)
-            .into_iter()
-            .collect(),
+        Protocol::Tls | Protocol::Tcp if both.is_empty() => {}
+        Protocol::Tls => {
+            places
+                .passed
+                .extend(listeners.show(&server.name, "*", false));
+            places.names.extend(both);
+        }
+        Protocol::Tcp => places
+            .parents
+            .extend(listeners.show(&server.name, "*", false)),
     }
 }
 

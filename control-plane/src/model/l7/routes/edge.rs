@@ -12,7 +12,7 @@ use wire::listener::Protocol;
 
 use super::super::super::gateways::Gateways;
 use super::super::super::plan::ListenerFacts;
-use super::super::ingress::{ApiServers, api_servers, meet};
+use super::super::ingress::{ApiServers, api_servers, exactness, meet};
 use super::attach::{Attachment, ParentStatus, Route, RouteCondition, connections, in_order};
 use super::references::{Problem, key_of};
 
@@ -40,6 +40,8 @@ pub(super) struct Edges<'a> {
 /// A route at a listener.
 struct Hung<'a> {
     route: &'a Route,
+    /// The listener's own name: what hangs at one does not count at others.
+    section: String,
     listener: String,
     host: String,
 }
@@ -81,8 +83,9 @@ impl<'a> Edges<'a> {
                 *self.counts.entry((wanted.clone(), name)).or_default() += 1;
             }
             let hung = self.hung.entry(key).or_default();
-            hung.extend(places.iter().map(|(_, listener, host)| Hung {
+            hung.extend(places.iter().map(|(section, listener, host)| Hung {
                 route,
+                section: section.clone(),
                 listener: listener.clone(),
                 host: host.clone(),
             }));
@@ -105,7 +108,7 @@ impl<'a> Edges<'a> {
         let all = self.all.iter().map(|(key, (gateway, servers))| {
             let listeners = gateway.spec.listeners.iter();
             let facts = listeners.map(|listener| {
-                let server = servers.0.get(&listener.name);
+                let server = servers.all.get(&listener.name);
                 let counted = ((*key).clone(), listener.name.clone());
                 ListenerFacts {
                     name: listener.name.clone(),
@@ -176,10 +179,18 @@ fn take(
             .iter()
             .filter_map(|host| meet(own.unwrap_or("*"), host));
         let both: BTreeSet<String> = both.collect();
-        met |= !both.is_empty();
-        let Some(Ok(server)) = servers.0.get(&listener.name) else {
+        let Some(Ok(server)) = servers.all.get(&listener.name) else {
+            met |= !both.is_empty();
             continue;
         };
+        // A host counts at the most exact listener of the port only: who is let in there was decided there.
+        let own = own.unwrap_or("*").to_ascii_lowercase();
+        let port = u16::try_from(listener.port).unwrap_or_default();
+        let exact = both
+            .into_iter()
+            .filter(|host| servers.claims.is_for(port, &own, host));
+        let both: BTreeSet<String> = exact.collect();
+        met |= !both.is_empty();
         let opaque = matches!(server.protocol(), Protocol::Tls | Protocol::Tcp);
         let both = both.into_iter().map(|host| match opaque {
             true => "*".to_owned(),
@@ -253,20 +264,15 @@ fn conditions(route: &Route, problem: Option<&Problem>) -> Vec<RouteCondition> {
     ]
 }
 
-/// How exact a host is; the greater comes first.
-fn exactness(host: &str) -> usize {
-    match host.strip_prefix('*') {
-        None => usize::MAX,
-        Some(end) => end.len(),
-    }
-}
-
 /// For each host of each listener the rules of every route that takes it, those for the more exact host
 /// first.
 fn rules_of(gateway: &NamespacedName, hung: &[Hung<'_>]) -> Vec<EdgeRules> {
-    let places: BTreeSet<(&str, &str)> = hung.iter().map(|h| (&*h.listener, &*h.host)).collect();
-    let rules = places.into_iter().map(|(listener, host)| {
-        let here = hung.iter().filter(|one| one.listener == listener);
+    let places = hung.iter().map(|h| (&*h.listener, &*h.section, &*h.host));
+    let places: BTreeSet<(&str, &str, &str)> = places.collect();
+    let rules = places.into_iter().map(|(listener, section, host)| {
+        let here = hung
+            .iter()
+            .filter(|one| one.listener == listener && one.section == section);
         let takes = here.filter(|one| meet(&one.host, host).as_deref() == Some(host));
         let mut by_host: BTreeMap<Reverse<usize>, Vec<Attachment<'_>>> = BTreeMap::new();
         for one in takes {
