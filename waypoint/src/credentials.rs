@@ -16,7 +16,7 @@ use isobar_xds::{Rejected, ResourceHandler, decode};
 /// The newest credentials. Cheap to clone; readers never wait.
 #[derive(Clone, Default)]
 pub struct Credentials {
-    shared: Arc<ArcSwap<HashMap<Str, Arc<Credential>>>>,
+    shared: Arc<ArcSwap<Held>>,
 }
 
 impl fmt::Debug for Credentials {
@@ -25,19 +25,25 @@ impl fmt::Debug for Credentials {
     }
 }
 
+#[derive(Clone, Default)]
+struct Held {
+    version: Version,
+    by_name: HashMap<Str, Arc<Credential>>,
+}
+
 struct Credential {
     shown: Option<EdgeCertificate>,
     /// PEM; empty where there is none.
     authority: String,
 }
 
-/// One set of credentials; another one is another allocation.
-pub(crate) type Version = usize;
+/// Counts changes: the address of a set would come again with one that is allocated later.
+pub(crate) type Version = u64;
 
 impl Credentials {
     /// Changes whenever a credential does.
     pub(crate) fn version(&self) -> Version {
-        Arc::as_ptr(&self.shared.load()) as Version
+        self.shared.load().version
     }
 
     /// How TLS of a listener ends now.
@@ -45,7 +51,8 @@ impl Credentials {
     /// # Errors
     /// Names what is missing.
     pub(crate) fn server(&self, tls: &ListenerTls) -> Result<EdgeServer, String> {
-        let all = self.shared.load();
+        let held = self.shared.load();
+        let all = &held.by_name;
         let named = tls.credentials.iter();
         let shown = named.filter_map(|name| all.get(name)?.shown.clone());
         let shown: Vec<_> = shown.collect();
@@ -91,18 +98,23 @@ impl Credentials {
             shown,
             authority: from.authority.clone(),
         };
-        let mut next = HashMap::clone(&self.shared.load());
+        let mut next = Held::clone(&self.shared.load());
         let name = format!("{}/{}", from.namespace, from.name);
-        next.insert(name.into(), Arc::new(credential));
-        self.shared.store(Arc::new(next));
+        next.by_name.insert(name.into(), Arc::new(credential));
+        self.put(next);
         Ok(())
     }
 
     fn remove(&self, name: &str) {
-        let mut next = HashMap::clone(&self.shared.load());
-        if next.remove(name).is_some() {
-            self.shared.store(Arc::new(next));
+        let mut next = Held::clone(&self.shared.load());
+        if next.by_name.remove(name).is_some() {
+            self.put(next);
         }
+    }
+
+    fn put(&self, mut next: Held) {
+        next.version += 1;
+        self.shared.store(Arc::new(next));
     }
 }
 
@@ -132,5 +144,28 @@ impl ResourceHandler for Handler {
             }
         }
         rejected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_version_comes_again() {
+        let credentials = Credentials::default();
+        let of = |authority: usize| proto::Credential {
+            namespace: "ns".into(),
+            name: "page".into(),
+            authority: authority.to_string(),
+            ..proto::Credential::default()
+        };
+        let mut seen = std::collections::BTreeSet::from([credentials.version()]);
+        for turn in 0..100 {
+            credentials.upsert(&of(turn)).unwrap();
+            assert!(seen.insert(credentials.version()));
+        }
+        credentials.remove("ns/page");
+        assert!(seen.insert(credentials.version()));
     }
 }

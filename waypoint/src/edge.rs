@@ -33,6 +33,10 @@ use crate::stream::{AnyStream, Rewound};
 use crate::target::{Addressed, Target, TargetRefusal};
 use crate::world::{Own, View};
 
+mod room;
+
+pub use room::Room;
+
 /// Connections that may be open on one port of one worker; further ones are closed.
 const OPEN: usize = 10_000;
 /// For a caller to say hello and to end the handshake.
@@ -125,10 +129,14 @@ pub async fn accept(
             worker.metrics.refused(Reason::Overload);
             continue;
         };
+        let Some(share) = worker.world.room.enter(peer.ip()) else {
+            worker.metrics.refused(Reason::Overload);
+            continue;
+        };
         let served = connection(worker.clone(), tcp, peer, port, known.clone(), life.clone());
         worker.scope.spawn("connection from outside", async move {
             served.await;
-            drop(place);
+            drop((place, share));
         });
     }
 }
@@ -151,7 +159,7 @@ async fn connection(
     };
     let view = worker.world.view();
     let here = at(&view, port);
-    if let Some(clear) = here.iter().find(|one| !in_tls(one)) {
+    if let Some(clear) = clear(&here) {
         let session = session(&worker, peer, clear);
         return session.serve(tcp).await;
     }
@@ -217,6 +225,13 @@ const fn in_tls(listener: &Listener) -> bool {
     )
 }
 
+/// The listener for callers without TLS: none on a port where some listener has TLS, or what only it
+/// may show were there for everybody.
+fn clear(here: &[Arc<Listener>]) -> Option<&Arc<Listener>> {
+    let secured = here.iter().any(|one| in_tls(one));
+    here.first().filter(|_| !secured)
+}
+
 fn info(view: &View) -> Option<&Arc<WaypointInfo>> {
     view.tables.waypoint()
 }
@@ -229,7 +244,10 @@ pub(crate) fn at(view: &View, port: u16) -> Vec<Arc<Listener>> {
 
 fn session(worker: &Rc<Worker>, peer: Peer, listener: &Arc<Listener>) -> Rc<Session> {
     let addressed = addressed(worker.world.own.ip, listener.clone());
-    Session::new(worker.clone(), peer, addressed)
+    let session = Session::new(worker.clone(), peer, addressed);
+    // Who comes from outside may not keep a connection without asking for something.
+    session.heads.expected();
+    session
 }
 
 /// A listener as what a connection is for.
@@ -308,8 +326,31 @@ pub(crate) fn disclaim(parts: &mut Parts, listener: &Listener, peer: &Peer) {
 pub(crate) struct Decided {
     /// By the rules for its host.
     pub(crate) rules: HttpDecision,
-    /// It has to come again in TLS, to this place.
-    pub(crate) https: Option<HeaderValue>,
+    /// What its caller is told instead, once it may come in.
+    pub(crate) instead: Option<Instead>,
+}
+
+/// A request that has to come again in another way.
+pub(crate) enum Instead {
+    /// In TLS, to this place.
+    Https(HeaderValue),
+    /// On a connection whose handshake was for its host.
+    Misdirected,
+}
+
+/// Whether another listener of the port is meant by the host of a request than the one whose handshake
+/// it was: that one may ask for another certificate of its callers, or for one at all.
+fn misdirected(view: &View, listener: &Listener, authority: &str) -> bool {
+    if listener.protocol != ListenerProtocol::Https {
+        return false;
+    }
+    let (host, _) = path::split_port(authority);
+    let own = listener.takes(Some(host));
+    let here = at(view, listener.port);
+    let mut others = here
+        .iter()
+        .filter(|one| in_tls(one) && one.name != listener.name);
+    others.any(|one| one.takes(Some(host)) > own)
 }
 
 /// A listener that callers of the mesh reach in a tunnel, with the identity that they have there.
@@ -317,8 +358,7 @@ pub(crate) fn in_tunnels(view: &View, own: &Own, to: SocketAddr) -> Option<Arc<L
     if to.ip() != own.ip {
         return None;
     }
-    let mut here = at(view, to.port()).into_iter();
-    here.find(|one| !in_tls(one))
+    clear(&at(view, to.port())).cloned()
 }
 
 /// Finds the rules for the host of a request.
@@ -330,8 +370,12 @@ pub(crate) fn decide(
 ) -> Decided {
     let mut decided = Decided {
         rules: HttpDecision::NoRoute,
-        https: None,
+        instead: None,
     };
+    if misdirected(view, listener, call.authority) {
+        decided.instead = Some(Instead::Misdirected);
+        return decided;
+    }
     let now = now(view, listener).ok();
     let Some(host) = now.and_then(|now| now.host(call.authority)) else {
         return decided;
@@ -342,7 +386,7 @@ pub(crate) fn decide(
             .query
             .map_or(String::new(), |query| format!("?{query}"));
         let place = format!("https://{name}{}{query}", call.path);
-        decided.https = HeaderValue::from_str(&place).ok();
+        decided.instead = HeaderValue::from_str(&place).ok().map(Instead::Https);
         return decided;
     }
     match match_http(&view.tables, &host.rules, call, caller) {

@@ -70,6 +70,7 @@ impl Feed {
                 Box::new(Handler {
                     kind,
                     feed: self.clone(),
+                    described: Vec::new(),
                 }) as Box<dyn ResourceHandler>
             })
             .collect()
@@ -89,6 +90,9 @@ enum Kind {
 struct Handler {
     kind: Kind,
     feed: Feed,
+    /// Descriptions of this waypoint by name, the one in force last. When its name changes there are
+    /// two for a while: the new one comes before the old one goes.
+    described: Vec<(String, proto::Waypoint)>,
 }
 
 impl ResourceHandler for Handler {
@@ -124,7 +128,7 @@ impl ResourceHandler for Handler {
 }
 
 impl Handler {
-    fn upsert(&self, draft: &mut Draft, resource: &Resource) -> Result<(), String> {
+    fn upsert(&mut self, draft: &mut Draft, resource: &Resource) -> Result<(), String> {
         match self.kind {
             Kind::Policy => {
                 let message: proto::Authorization = decode(resource)?;
@@ -134,7 +138,10 @@ impl Handler {
             }
             Kind::Waypoint => {
                 let message: proto::Waypoint = decode(resource)?;
-                draft.set_waypoint(&message).map_err(|e| e.to_string())
+                draft.set_waypoint(&message).map_err(|e| e.to_string())?;
+                self.described.retain(|(name, _)| *name != resource.name);
+                self.described.push((resource.name.clone(), message));
+                Ok(())
             }
             Kind::RateLimits => {
                 let message: proto::RateLimitPolicy = decode(resource)?;
@@ -168,14 +175,30 @@ impl Handler {
         }
     }
 
-    fn remove(&self, draft: &mut Draft, name: &str) {
+    fn remove(&mut self, draft: &mut Draft, name: &str) {
         match self.kind {
             Kind::Policy => draft.remove_policy(name),
-            Kind::Waypoint => draft.clear_waypoint(),
+            Kind::Waypoint => self.undescribe(draft, name),
             Kind::RateLimits => draft.remove_rate_limits(name),
             Kind::Labels => draft.remove_labels(name),
             Kind::DestinationRule => draft.remove_destination_rule(name),
             Kind::VirtualService => draft.remove_virtual_service(name),
+        }
+    }
+
+    /// Forgets the description of that name, no other: what is in force under another one stays.
+    fn undescribe(&mut self, draft: &mut Draft, name: &str) {
+        let in_force = self.described.last().is_some_and(|(last, _)| last == name);
+        self.described.retain(|(known, _)| known != name);
+        if !in_force {
+            return;
+        }
+        draft.clear_waypoint();
+        if let Some((name, rest)) = self.described.last()
+            && let Err(error) = draft.set_waypoint(rest)
+        {
+            // Not to be: it was usable when it came.
+            tracing::warn!(name, "the description that is left is not usable: {error}");
         }
     }
 }
@@ -187,4 +210,57 @@ fn named(resource: &Resource, namespace: &str, name: &str) -> Result<(), String>
         return Ok(());
     }
     Err(format!("the resource's content is named {content:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use prost_types::Any;
+
+    use super::*;
+
+    fn described(name: &str) -> Resource {
+        let message = proto::Waypoint {
+            namespace: "ns".into(),
+            name: name.into(),
+            traffic: proto::waypoint::Traffic::All.into(),
+            ..proto::Waypoint::default()
+        };
+        Resource {
+            name: format!("ns/{name}"),
+            resource: Some(Any {
+                type_url: type_url::WAYPOINT.into(),
+                value: message.encode_to_vec(),
+            }),
+            ..Resource::default()
+        }
+    }
+
+    #[test]
+    fn only_the_description_of_that_name_is_removed() {
+        let feed = Feed::default();
+        let mut handlers = feed.handlers();
+        let handler = handlers
+            .iter_mut()
+            .find(|one| one.type_url() == type_url::WAYPOINT)
+            .unwrap();
+        let known = || feed.load().waypoint().map(|own| own.name.name.to_string());
+        let mut step = |updates: &[&str], removed: &[&str]| {
+            let updates: Vec<_> = updates.iter().map(|name| described(name)).collect();
+            let removed: Vec<_> = removed.iter().map(|name| format!("ns/{name}")).collect();
+            assert!(handler.apply(&updates, &removed).is_empty());
+            known()
+        };
+        assert_eq!(step(&["old"], &[]).as_deref(), Some("old"));
+        // The new name comes first, and the old one is removed later.
+        assert_eq!(step(&["new"], &[]).as_deref(), Some("new"));
+        assert_eq!(step(&[], &["old"]).as_deref(), Some("new"));
+        // Both at once.
+        assert_eq!(step(&["newer"], &["new"]).as_deref(), Some("newer"));
+        // There and back again, before the first was removed.
+        assert_eq!(step(&["other"], &[]).as_deref(), Some("other"));
+        assert_eq!(step(&[], &["other"]).as_deref(), Some("newer"));
+        assert_eq!(step(&[], &["unknown"]).as_deref(), Some("newer"));
+        assert_eq!(step(&[], &["newer"]), None);
+    }
 }

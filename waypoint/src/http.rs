@@ -112,6 +112,11 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
                 connection.as_mut().graceful_shutdown();
             }
             () = session.cut.notified() => return,
+            // Here it is only ever the first one that is awaited.
+            () = session.heads.late() => {
+                tracing::debug!("a first request took too long to come");
+                return;
+            }
         }
     }
 }

@@ -62,7 +62,7 @@ pub struct Session {
     pub(crate) cut: Notify,
     /// Told when its connection should take no further requests.
     pub(crate) leave: Notify,
-    /// Over HTTP/1.1: the request heads that are on their way.
+    /// The request heads that are on their way over HTTP/1.1, and the first one from outside.
     pub(crate) heads: Heads,
     /// When what is open must end, as the target is not this waypoint's any more.
     ends: Cell<Option<Instant>>,

@@ -14,6 +14,7 @@ use isobar_xds::Store;
 
 use crate::cluster::Clusters;
 use crate::credentials::Credentials;
+use crate::edge::Room;
 use crate::feed::Feed;
 use crate::names::Names;
 use crate::rates::Rates;
@@ -50,6 +51,8 @@ pub struct World {
     pub rates: Rates,
     /// What a gateway shows to callers from outside.
     pub credentials: Credentials,
+    /// How many callers from outside may be there, on all workers.
+    pub room: Room,
     /// Where endpoints are that are told by a host name, for all workers.
     pub names: Names,
 }
@@ -77,6 +80,7 @@ impl World {
             clusters: Clusters::default(),
             rates: Rates::default(),
             credentials: Credentials::default(),
+            room: Room::default(),
         }
     }
 

@@ -362,14 +362,17 @@ fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Place, Local> 
         None => format!("inbound-vip|{port}|http|{host}"),
     };
     flow.exchange.service = Some(to.service.clone());
-    if let Target::Listener(_) = addressed.target {
-        let through = edge::through(&flow.session.worker, &flow.view, &to.service, port);
-        let through = through.map_err(|(reason, why)| Local::no_waypoint(reason, why))?;
-        if let Some(waypoint) = through {
-            return Ok(Place::Pod(waypoint));
-        }
-    }
-    Ok(Place::Cluster(to))
+    let waypoint = waypoint(&flow.session, &flow.view, &to)?;
+    Ok(waypoint.map_or(Place::Cluster(to), Place::Pod))
+}
+
+/// A pod of the waypoint that callers from outside reach this destination through, where they do.
+fn waypoint(session: &Session, view: &View, to: &Destination) -> Result<Option<Endpoint>, Local> {
+    let Target::Listener(_) = session.addressed.target else {
+        return Ok(None);
+    };
+    let through = edge::through(&session.worker, view, &to.service, to.port);
+    through.map_err(|(reason, why)| Local::no_waypoint(reason, why))
 }
 
 /// The service that a target names, or the one that was addressed, with its rules.
@@ -473,10 +476,16 @@ impl Copies<'_> {
         let own = session.addressed.service();
         let own = own.map(|own| &**own);
         let to = destination(session, self.view, own, Some(&mirror.target)).ok()?;
-        let source = session.source(self.caller);
-        let endpoint = mirror::endpoint(session, &to.wanted(source, &[]))?;
-        let how = to.how();
-        let place = Place::Cluster(to);
+        // No copy goes around a waypoint that the request itself would go through.
+        let (endpoint, place) = match waypoint(session, self.view, &to).ok()? {
+            Some(waypoint) => (waypoint.clone(), Place::Pod(waypoint)),
+            None => {
+                let source = session.source(self.caller);
+                let endpoint = mirror::endpoint(session, &to.wanted(source, &[]))?;
+                (endpoint, Place::Cluster(to))
+            }
+        };
+        let how = place.how();
         let speak = speak(&place, session, self.asked);
         let facts = OfRequest::new(session, self.asked, exchange.at, self.taken);
         let head = head(facts, self.edits, &exchange.request.path, speak).ok()?;

@@ -1,4 +1,4 @@
-//! How long a request's head may take over HTTP/1.1.
+//! How long a request's head may take over HTTP/1.1, and the first one of a caller from outside.
 //!
 //! The limit that hyper has runs from the request before, so it is the limit of an idle connection. A
 //! head that has begun holds memory, and gets less time.
@@ -40,6 +40,11 @@ impl Heads {
         if !self.serving.get() && self.since.get().is_none() {
             self.since.set(Some(Instant::now()));
         }
+    }
+
+    /// The first head is awaited from now on, whether or not something of it comes.
+    pub(crate) fn expected(&self) {
+        self.since.set(Some(Instant::now()));
     }
 
     /// A head is complete.
@@ -153,6 +158,17 @@ mod tests {
         assert!(!ends(&heads).await);
         heads.read(1);
         assert!(ends(&heads).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_head_that_is_expected_can_be_late_before_it_begins() {
+        let heads = Heads::default();
+        heads.expected();
+        assert!(ends(&heads).await);
+        heads.expected();
+        heads.arrived();
+        heads.over(100, 0);
+        assert!(!ends(&heads).await, "only the first one is awaited");
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use super::reply::{self, Local};
 use super::sanitise::{self, REQUEST_ID};
 use super::standing::{Asked, Standing};
 use crate::attribution::Attributed;
-use crate::edge;
+use crate::edge::{self, Instead};
 use crate::observation;
 use crate::session::Session;
 use crate::target::Target;
@@ -118,7 +118,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 /// Route, then policy: a caller that may not come in does not learn which routes there are.
 async fn decide(mut flow: Flow) -> Response<ReplyBody> {
     let tables = &flow.view.tables;
-    let mut https = None;
+    let mut instead = None;
     let decision = match &flow.session.addressed.target {
         Target::Service(service) => {
             let call = flow.asked.call(&flow.session);
@@ -128,7 +128,7 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
         Target::Listener(listener) => {
             let call = flow.asked.call(&flow.session);
             let decided = edge::decide(&flow.view, listener, &call, &flow.caller.caller);
-            https = decided.https;
+            instead = decided.instead;
             decided.rules
         }
     };
@@ -146,8 +146,10 @@ async fn decide(mut flow: Flow) -> Response<ReplyBody> {
             return Local::denied(denied.code_detail()).respond(flow.exchange);
         }
     }
-    if let Some(place) = https {
-        return Local::moved(place).respond(flow.exchange);
+    match instead {
+        None => {}
+        Some(Instead::Https(place)) => return Local::moved(place).respond(flow.exchange),
+        Some(Instead::Misdirected) => return Local::misdirected().respond(flow.exchange),
     }
     let taken = match decision {
         HttpDecision::Default => None,

@@ -67,6 +67,12 @@ impl Local {
         local
     }
 
+    /// The host has a listener of its own on that port, and the handshake was another's.
+    pub(super) fn misdirected() -> Self {
+        let status = StatusCode::MISDIRECTED_REQUEST;
+        Self::new(status, Reason::NoRoute, "misdirected_request", "")
+    }
+
     /// The waypoint that stands before the destination cannot be reached.
     pub(super) fn no_waypoint(reason: Reason, why: String) -> Self {
         let mut local = Self::no_endpoint(why);

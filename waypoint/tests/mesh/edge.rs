@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isobar_proto::isobar::v1 as proto;
+use isobar_proto::isobar::v1::listener_tls::ClientCertificate;
 use isobar_route::ListenerProtocol;
 use isobar_tls::ca::Authority;
 use isobar_tls::outwards::{self, Within};
@@ -51,13 +52,17 @@ fn open(bed: &Bed, make: impl FnOnce(u16) -> proto::Listener) -> (SocketAddr, wa
 }
 
 fn describe(bed: &Bed, listener: proto::Listener) {
+    describe_all(bed, vec![listener]);
+}
+
+fn describe_all(bed: &Bed, listeners: Vec<proto::Listener>) {
     bed.tables(|tables| {
         tables
             .set_waypoint(&proto::Waypoint {
                 namespace: "default".into(),
                 name: "wp".into(),
                 traffic: proto::waypoint::Traffic::None.into(),
-                listeners: vec![listener],
+                listeners,
                 ..proto::Waypoint::default()
             })
             .unwrap();
@@ -66,12 +71,16 @@ fn describe(bed: &Bed, listener: proto::Listener) {
 
 /// Everything of host `svc` goes to the service's port.
 fn rules(bed: &Bed) {
+    rules_for(bed, &["svc"]);
+}
+
+fn rules_for(bed: &Bed, hosts: &[&str]) {
     let mut destination = to("", 1);
     if let Some(destination) = &mut destination.destination {
         destination.port = 8080;
     }
     let mut rules = virtual_service(vec![forward("all", vec![destination])]);
-    rules.parents = vec![rules_of("svc")];
+    rules.parents = hosts.iter().map(|host| rules_of(host)).collect();
     bed.tables(|tables| tables.upsert_virtual_service(&rules).unwrap());
 }
 
@@ -210,6 +219,68 @@ fn a_certificate_is_replaced_between_two_handshakes_and_a_bad_one_changes_nothin
         assert!(meet(&old, "svc").await.is_none());
         // Who was there before stays.
         assert_eq!(client.get("/").await.status, 200);
+    });
+}
+
+#[test]
+fn a_handshake_for_one_listener_is_none_for_another() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let (wide, admin) = ("*.corp.example", "admin.corp.example");
+        let in_tls = |port, host: &str, client: ClientCertificate| {
+            let mut made = listener_of(proto::listener::Protocol::Https, port, host);
+            made.name = host.into();
+            made.tls = Some(proto::ListenerTls {
+                credentials: vec!["default/page".into()],
+                client: client.into(),
+                client_authority: "default/page-cacert".into(),
+                ..proto::ListenerTls::default()
+            });
+            made
+        };
+        let (at, _open) = open(&bed, |port| in_tls(port, wide, ClientCertificate::None));
+        let both = vec![
+            in_tls(at.port(), wide, ClientCertificate::None),
+            in_tls(at.port(), admin, ClientCertificate::Required),
+        ];
+        describe_all(&bed, both);
+        rules_for(&bed, &[wide, admin]);
+        let authority = Authority::generate("any").unwrap();
+        let page = credential(&authority, "x.corp.example");
+        bed.worker.world.credentials.upsert(&page).unwrap();
+        let none: [&str; 0] = [];
+        let tls = outwards::client_config(authority.roots(), &none, None).unwrap();
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let stream = tls.connect(tcp, "x.corp.example", Within::Http1).await;
+        let mut client = bed.client_over(stream.unwrap()).await;
+        for (host, status) in [
+            ("x.corp.example", 200),
+            ("y.corp.example:443", 200),
+            ("admin.corp.example", 421),
+            ("ADMIN.corp.example.:443", 421),
+            ("other.example", 404),
+        ] {
+            let request = http::Request::get("/").header("host", host);
+            let request = request.body(http_body_util::Full::default()).unwrap();
+            assert_eq!(client.send(request).await.unwrap().status, status, "{host}");
+        }
+    });
+}
+
+#[test]
+fn a_port_with_tls_serves_nobody_in_the_clear() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let in_clear = |port| listener_of(proto::listener::Protocol::Http, port, "svc");
+        let (at, _open) = open(&bed, in_clear);
+        rules(&bed);
+        let get = b"GET / HTTP/1.1\r\nhost: svc\r\nconnection: close\r\n\r\n";
+        assert!(raw(at, get).await.starts_with("HTTP/1.1 200"));
+        let mut in_tls = listener_of(proto::listener::Protocol::Https, at.port(), "svc");
+        in_tls.name = "secured".into();
+        in_tls.tls = Some(proto::ListenerTls::default());
+        describe_all(&bed, vec![in_clear(at.port()), in_tls]);
+        assert_eq!(raw(at, get).await, "");
     });
 }
 
