@@ -121,7 +121,7 @@ impl Pool {
                 Err(open::Failure { error, unprocessed }) => {
                     sent += 1;
                     let died = reused && sent == 1 && matches!(error, TunnelError::Lost { .. });
-                    if !died && !(unprocessed && sent < MOST_SENT) {
+                    if !(died || unprocessed && sent < MOST_SENT) {
                         return Err(error);
                     }
                     tracing::debug!(to = %key.to, %error, "the tunnel ended under a request; once more");
