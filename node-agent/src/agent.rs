@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::backend::{BackendError, kernel, take_over};
 use crate::board::{PodView, Standing};
-use crate::desire::{Desire, NodeDefaults, advertised, desire, probed};
+use crate::desire::{NodeDefaults, advertised, desire, probed};
 use crate::discovery::{self, Discovery};
 use crate::pod::{Driver, Order, Services};
 use crate::probes::blocking;
@@ -116,7 +116,7 @@ impl Agent {
             pod.orders.send_if_modified(|order| {
                 // While nothing is known, for example during deletion, the last wish stays.
                 let stays = matches!((&*order, &next), (Order::Be(_), Order::Wait(_)));
-                let changed = !stays && !same(order, &next);
+                let changed = !stays && *order != next;
                 if changed {
                     *order = next;
                 }
@@ -243,18 +243,6 @@ impl Agent {
         }
         self.problems = problems;
     }
-}
-
-/// The annotation is ours: that it changed is no new wish.
-fn same(a: &Order, b: &Order) -> bool {
-    let (Order::Be(a), Order::Be(b)) = (a, b) else {
-        return a == b;
-    };
-    let strip = |wish: &Desire| Desire {
-        annotated: false,
-        ..wish.clone()
-    };
-    strip(a) == strip(b)
 }
 
 /// Removes what the agent wrote into every pod and into the node: only on request, because open

@@ -35,8 +35,8 @@ pub struct Desire {
     pub wishes: Wishes,
     /// What in its annotations could not be followed, in words.
     pub problems: Vec<String>,
-    /// The annotation says now that it is redirected.
-    pub annotated: bool,
+    /// What its object says now.
+    pub advertised: Box<Advertised>,
 }
 
 /// Why nothing can be said about a pod now.
@@ -136,7 +136,7 @@ pub fn desire(
             probes: probed_ports(pod),
         },
         problems,
-        annotated: is_annotated(published, sandbox),
+        advertised: Box::new(advertised(published, sandbox)),
     })
 }
 
@@ -278,7 +278,7 @@ mod tests {
             }
         );
         assert_eq!(found.problems.len(), 2);
-        assert!(!found.annotated);
+        assert!(!found.advertised.annotated);
     }
 
     #[test]

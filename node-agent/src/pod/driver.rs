@@ -1,3 +1,4 @@
+mod drift;
 mod telling;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use isobar_runtime::Backoff;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::drift::Drift;
 use super::events::KernelEvents;
 use super::machine::{Facts, Goal, Rules, Step, next};
 use super::observe::{Observation, Observer};
@@ -116,6 +118,10 @@ pub struct Driver {
     annotated: bool,
     /// The condition on its object.
     condition: Option<Condition>,
+    /// Whether its object says what was written.
+    drift: Drift,
+    /// Somebody else wrote the annotation.
+    foreign: bool,
     /// Its object may not have been known when `annotated` was set.
     unsure: bool,
     /// When its rules were last seen in force; none once they were seen not to be.
@@ -173,6 +179,8 @@ impl Driver {
             account,
             annotated: advertised.annotated,
             condition: advertised.condition,
+            drift: Drift::default(),
+            foreign: false,
             unsure: false,
             in_force: None,
             failing: None,
@@ -226,7 +234,7 @@ impl Driver {
                 }
                 Order::Be(desire) => {
                     if std::mem::take(&mut self.unsure) {
-                        self.annotated = desire.annotated;
+                        self.annotated = desire.advertised.annotated;
                     }
                     match self.advance(&desire).await {
                         Ok(pause) => {
@@ -265,8 +273,14 @@ impl Driver {
             .map_err(|error| (LOOK, error.into()))?;
         let step = next(desire.goal, &facts);
         if step == Step::Rest {
+            let verify = self.services.timing.verify;
+            let left = self.drifted(desire);
+            let annotated = self.annotated;
+            if next(desire.goal, &Facts { annotated, ..facts }) != Step::Rest {
+                return Ok(Pause::None);
+            }
             self.rest(desire).await.map_err(|error| ("answer", error))?;
-            return Ok(Pause::For(self.services.timing.verify));
+            return Ok(Pause::For(left.map_or(verify, |left| left.min(verify))));
         }
         self.show(standing_before(desire.goal, step), &desire.why);
         let name = name_of(step);

@@ -140,6 +140,44 @@ fn rules_that_somebody_removed_are_written_again() {
     });
 }
 
+#[test]
+fn annotations_that_somebody_changed_are_mended() {
+    alone(async {
+        let shop = shop(true).await?;
+        let mesh = &shop.mesh;
+        let key = "ambient.istio.io/redirection";
+        let annotated = async |wanted: &str, change: &str| {
+            mesh.kubectl(&[
+                "annotate",
+                "--overwrite",
+                "pod",
+                "server",
+                "-n",
+                "shop",
+                change,
+            ])?;
+            let what = format!("after {change} the annotation is {wanted:?}");
+            let ((), took) = eventually_within(&what, REPAIR, async || {
+                let found = annotation(mesh, "server")?;
+                ensure!(found == wanted, "{found:?}");
+                Ok(())
+            })
+            .await?;
+            println!("{what} after {took:?}");
+            anyhow::Ok(())
+        };
+        condition_is(mesh, "server", "TrueRedirected").await?;
+        annotated("enabled", &format!("{key}-")).await?;
+        annotated("enabled", &format!("{key}=disabled")).await?;
+        mesh.settled("shop/server", "enrolled").await?;
+        condition_is(mesh, "server", "TrueRedirected").await?;
+        labelled(mesh, false).await?;
+        annotated("", &format!("{key}=enabled")).await?;
+        mesh.settled("shop/server", "plain").await?;
+        shop.mesh.down()
+    });
+}
+
 /// A shop whose agents' `nft` fails as long as the file `fails` is in the folder.
 async fn with_failing_tool(folder: &std::path::Path) -> Result<Shop> {
     let tool = folder.join("nft");

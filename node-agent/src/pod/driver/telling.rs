@@ -1,5 +1,7 @@
 //! What a pod's task says to others: annotation, condition, events, status page.
 
+use std::time::Duration;
+
 use isobar_kubernetes::Note;
 use isobar_types::labels;
 use serde_json::json;
@@ -23,18 +25,49 @@ impl Driver {
         }}});
         self.services.writer.patch(&self.reference, &patch).await?;
         self.annotated = true;
+        self.foreign = false;
         self.retracted = None;
+        self.drift.wrote();
         Ok(())
     }
 
     /// Takes back the annotation and with it everything that was said, the condition too.
     pub(super) async fn retract(&mut self) -> Result<(), StepError> {
         self.services.writer.delete(&self.reference).await?;
+        if self.foreign {
+            // What others wrote is not taken back with ours.
+            let patch = json!({"metadata": {"annotations": {labels::REDIRECTION: null}}});
+            self.services.writer.patch(&self.reference, &patch).await?;
+            self.foreign = false;
+        }
         self.annotated = false;
+        self.drift.wrote();
         self.retracted = Some(Instant::now());
         self.whole = false;
         self.condition = None;
         Ok(())
+    }
+
+    /// Compares what the pod's object says with what was written there. What somebody else changed
+    /// is taken for what is so, and the next look mends it: at once if nothing is left to wait for.
+    /// `None` if all is as written.
+    pub(super) fn drifted(&mut self, desire: &Desire) -> Option<Duration> {
+        let said = &desire.advertised;
+        let annotation = said.annotated != self.annotated;
+        // Elsewhere there is none to keep.
+        let keeps = self.services.reports.conditions && desire.goal == Goal::Enrolled;
+        let condition = keeps && said.condition != self.condition;
+        let left = self.drift.since(annotation || condition)?;
+        if left.is_zero() {
+            tracing::warn!(pod = %self.reference, annotation, condition,
+                "its object does not say what was written: writing it again");
+            self.annotated = said.annotated;
+            self.foreign = said.annotated && annotation;
+            if condition {
+                self.condition.clone_from(&said.condition);
+            }
+        }
+        Some(left)
     }
 
     /// Writes the condition unless it is there. If that fails, the next look tries again: nothing
@@ -50,7 +83,10 @@ impl Driver {
         let status = json!({ "conditions": [next.value()] });
         let written = self.services.writer.patch_status(&self.reference, &status);
         match written.await {
-            Ok(()) => self.condition = Some(next),
+            Ok(()) => {
+                self.condition = Some(next);
+                self.drift.wrote();
+            }
             Err(error) => {
                 tracing::warn!(pod = %self.reference, %error, "the pod's condition cannot be written");
             }

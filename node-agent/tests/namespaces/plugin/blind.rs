@@ -68,6 +68,11 @@ pub(crate) async fn all() {
     );
     std::fs::remove_file(&blind).unwrap();
     advertised(true).await;
+
+    // What somebody else takes away is written again.
+    std::fs::remove_file(node.path("overlay/node-node-1/pod.shop.cart.patch.json")).unwrap();
+    assert!(!node_says(&node));
+    advertised(true).await;
     node.stop(true).await;
 }
 
