@@ -92,6 +92,7 @@ impl Subscription {
                 for name in names {
                     self.look(name, all);
                 }
+                self.forget_refusals(all);
                 self.compared(all);
                 return;
             }
@@ -115,7 +116,19 @@ impl Subscription {
         self.pending.gone = gone.chain(unknown).cloned().collect();
         let adds = adds.into_iter().map(|one| (one.name.clone(), one));
         self.pending.adds = adds.collect();
+        self.forget_refusals(all);
         self.compared(all);
+    }
+
+    /// A refusal of what is gone is over: no acknowledgement will ever come that ends it.
+    fn forget_refusals(&mut self, all: &Resources) {
+        if self.rejected.is_empty() {
+            return;
+        }
+        self.rejected.retain(|name, _| all.contains_key(name));
+        if self.rejected.is_empty() {
+            self.error = None;
+        }
     }
 
     /// True if names play no part: what there is, is what the client should hold.
@@ -350,7 +363,40 @@ fn names(text: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::names;
+    use isobar_proto::istio::workload::Workload;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_ends_with_what_was_refused() {
+        let resource = |name| Arc::new(Resource::new(Kind::Address, name, &Workload::default()));
+        let all: Arc<Resources> = Arc::new(["a", "b"].map(resource).into_iter().collect());
+        for by_name in [false, true] {
+            let mut state = Subscription {
+                wildcard: !by_name,
+                ..Subscription::default()
+            };
+            if by_name {
+                state.names.extend(["a".into(), "b".into()]);
+            }
+            for one in all.values() {
+                state.held.insert(one.name.clone(), one.version);
+            }
+            state.held.remove("b");
+            state.rejected = all
+                .values()
+                .filter(|one| &*one.name == "b")
+                .map(|one| (one.name.clone(), one.version))
+                .collect();
+            state.error = Some("b: too long".to_owned());
+            state.compare(&all, None, None);
+            assert!(state.rejected.len() == 1 && state.error.is_some());
+            assert!(state.pending.adds.is_empty(), "{:?}", state.pending);
+            let fewer = all.patched(Vec::new(), &["b".into()]);
+            state.compare(&fewer, None, None);
+            assert!(state.rejected.is_empty() && state.error.is_none());
+        }
+    }
 
     #[test]
     fn a_refusal_is_about_whole_names() {
