@@ -131,6 +131,31 @@ fn files_are_analysed_with_codes_and_pages() {
 }
 
 #[test]
+fn nothing_to_look_at_is_no_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    std::fs::write(path("notes.txt"), "remember the milk\n").unwrap();
+    std::fs::write(path("broken.yaml"), "kind: [\n").unwrap();
+    std::fs::write(
+        path("good.yaml"),
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+    )
+    .unwrap();
+    for named in [&["empty"][..], &["notes.txt"], &["good.yaml", "notes.txt"]] {
+        let paths: Vec<String> = named.iter().map(|name| path(name)).collect();
+        let arguments: Vec<&str> = ["analyze"]
+            .into_iter()
+            .chain(paths.iter().map(String::as_str))
+            .collect();
+        let (code, out, said) = isobar(&arguments);
+        assert_eq!(code, 2, "{named:?}: {out}{said}");
+        assert!(said.contains("holds no objects"), "{named:?}: {said}");
+    }
+    assert_eq!(isobar(&["analyze", &path("broken.yaml")]).0, 1);
+}
+
+#[test]
 fn the_samples_have_nothing_but_what_they_teach() {
     let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples");
     for (sample, code) in [

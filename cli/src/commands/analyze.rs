@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use isobar_explain::{Diagnosis, Gravity, Lives, diagnose};
-use isobar_objects::{Code, ObjectSource as _, codes};
+use isobar_objects::{Code, Finding, ObjectSource as _, Published, Severity, codes};
 use serde_json::{Value, json};
 
 use super::status::name;
@@ -56,9 +56,24 @@ async fn look(what: &Analyze, global: &Global) -> anyhow::Result<(usize, Vec<Dia
     if let Some(missing) = what.paths.iter().find(|path| !path.exists()) {
         bail!("{} does not exist", missing.display());
     }
+    for path in &what.paths {
+        let held = folders(std::slice::from_ref(path), None)?.subscribe();
+        if is_nothing(&held.borrow()) {
+            bail!("{} holds no objects that can be read", path.display());
+        }
+    }
     let published = folders(&what.paths, None)?.subscribe().borrow().clone();
     let found = diagnose(&published, Lives::No, root);
     Ok((published.objects.len(), found))
+}
+
+/// True if there is neither an object nor anything to say about one.
+fn is_nothing(published: &Published) -> bool {
+    // Text that is not even a map is no attempt at an object.
+    let is_prose = |one: &Finding| one.code == Code::NO_IDENTITY && one.field.is_empty();
+    let is_meant = |one: &Finding| one.severity == Severity::Error && !is_prose(one);
+    let mut findings = published.findings.iter();
+    published.objects.is_empty() && !findings.any(|one| one.object.is_some() || is_meant(one))
 }
 
 /// Number of objects of a mesh, and what there is to say about them and its proxies.

@@ -40,6 +40,19 @@ static PAIRS: LazyLock<Regex> = LazyLock::new(|| {
     let text = format!(r#"(?i)\b([a-z0-9_-]*(?:{names})=)("[^"]*"|[^\s&;,"]+)"#);
     Regex::new(&text).expect("a valid expression")
 });
+/// A flag whose value is the next word.
+static FLAGS: LazyLock<Regex> = LazyLock::new(|| {
+    let names = SECRET_NAMES.join("|");
+    let text = format!(
+        r#"(?i)((?:^|[\s"'])--?[a-z0-9_-]*(?:{names})\s+)(\(left out\)|"[^"]*"|'[^']*'|[^\s-]\S*)"#
+    );
+    Regex::new(&text).expect("a valid expression")
+});
+/// What stands before the host of an address. A password may have an `@` of its own.
+static USERS: LazyLock<Regex> = LazyLock::new(|| {
+    let text = r#"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#"'<>]+@"#;
+    Regex::new(text).expect("a valid expression")
+});
 
 /// Text without keys, tokens, and values of secret names.
 pub(super) fn of_text(text: &str) -> String {
@@ -50,6 +63,12 @@ pub(super) fn of_text(text: &str) -> String {
     });
     let text = PAIRS.replace_all(&text, |found: &Captures<'_>| {
         format!("{}{LEFT_OUT}", &found[1])
+    });
+    let text = FLAGS.replace_all(&text, |found: &Captures<'_>| {
+        format!("{}{LEFT_OUT}", &found[1])
+    });
+    let text = USERS.replace_all(&text, |found: &Captures<'_>| {
+        format!("{}{LEFT_OUT}@", &found[1])
     });
     text.into_owned()
 }
@@ -82,7 +101,7 @@ fn walk(value: &mut Value) {
                 }
             }
         }
-        Value::Array(list) => list.iter_mut().for_each(walk),
+        Value::Array(list) => words(list),
         Value::String(text) => *text = of_text(text),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
@@ -95,6 +114,24 @@ fn environment(value: &mut Value) {
             hide(written);
         }
     }
+}
+
+/// A list may be a command line, in which a flag's value is the next word.
+fn words(list: &mut [Value]) {
+    let mut is_value = false;
+    for one in list {
+        let is_next = one.as_str().is_some_and(is_secret_flag);
+        match is_value && one.is_string() {
+            true => hide(one),
+            false => walk(one),
+        }
+        is_value = is_next;
+    }
+}
+
+fn is_secret_flag(word: &str) -> bool {
+    word.strip_prefix('-')
+        .is_some_and(|name| !name.contains(char::is_whitespace) && is_secret(name))
 }
 
 fn is_secret(name: &str) -> bool {
@@ -142,6 +179,18 @@ mod tests {
                 "--db-password=\"a b\" --x=1".into(),
                 "--db-password=(left out) --x=1",
             ),
+            (
+                "dial postgres://cart:p@ss@db:5432/x?y=a@b failed".into(),
+                "dial postgres://(left out)@db:5432/x?y=a@b failed",
+            ),
+            (
+                "see https://example.org/@team".into(),
+                "see https://example.org/@team",
+            ),
+            (
+                "run --db-password hunter2 --token --x".into(),
+                "run --db-password (left out) --token --x",
+            ),
             ("a basic question".into(), "a basic question"),
             (
                 "the secret istio-ca-secret".into(),
@@ -171,7 +220,8 @@ mod tests {
         let mut pod = json!({"kind": "Pod", "spec": {"serviceAccountName": "cart", "containers": [
             {"env": [{"name": "DB", "value": "postgres://u:p@db"},
                      {"name": "K", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}],
-             "args": ["--api-key=hunter2"]}]}});
+             "command": ["serve", "--password", "hunter2", "--port", "8080"],
+             "args": ["--api-key=hunter2", "-token", "--hunter2", "redis://u:hunter2@db"]}]}});
         of_value(&mut pod);
         let text = pod.to_string();
         assert!(
@@ -179,7 +229,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("secretKeyRef") && text.contains("cart"),
+            text.contains("secretKeyRef") && text.contains("cart") && text.contains("8080"),
             "{text}"
         );
         let mut route = json!({"kind": "VirtualService", "spec": {"http": [{"headers": {"request":
