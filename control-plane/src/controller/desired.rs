@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::{Kind, ObjectRef, merge_patch};
 use isobar_types::labels;
@@ -21,19 +21,21 @@ const CONDITIONED: [Kind; 7] = [
     Kind::RateLimitPolicy,
 ];
 
-/// Everything that should be written for one plan.
+/// Everything that should be written for one plan, and what stays as it is.
 pub(super) fn desired(
     planned: &Planned,
     pods: &WaypointPods,
     transitions: &mut Transitions,
     now: Timestamp,
-) -> BTreeMap<ObjectRef, Wanted> {
+) -> (BTreeMap<ObjectRef, Wanted>, BTreeSet<ObjectRef>) {
     let set = &planned.published.objects;
     let plan = &planned.plan;
     let mut wanted: BTreeMap<ObjectRef, Wanted> = BTreeMap::new();
+    let mut kept = BTreeSet::new();
     let mut verdicts: Vec<Verdict> = plan.verdicts.clone();
     for facts in &plan.gateways {
         let rendered = gateway::render(set, facts, pods);
+        kept.extend(rendered.kept);
         for object in rendered.objects {
             let reference = object.reference();
             wanted.entry(reference).or_default().object = Some(object);
@@ -92,7 +94,7 @@ pub(super) fn desired(
         );
     }
     fill(&mut wanted);
-    wanted
+    (wanted, kept)
 }
 
 /// One patch per object carries the same keys whenever it is written, so that a later patch takes

@@ -22,6 +22,8 @@ pub(super) const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-nam
 pub(super) struct Rendered {
     /// Objects of ours.
     pub(super) objects: Vec<Object>,
+    /// Those that stay as they are: what should be in them is not known, or cannot be rendered.
+    pub(super) kept: Vec<ObjectRef>,
     /// The Gateway.
     pub(super) gateway: ObjectRef,
     /// Patch with its status, without the conditions.
@@ -58,63 +60,51 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
     let Some(gateway) = set.gateways.get(namespace, name) else {
         return Rendered {
             objects: Vec::new(),
+            kept: Vec::new(),
             gateway: reference,
             status: json!({}),
             verdicts: Vec::new(),
         };
     };
     let mut conflicts = Vec::new();
-    let mut objects = Vec::new();
-    let overlay = pods.parameters.overlays.get(&facts.key);
-    let laid = |key: &str, mut value: Value| {
-        overlay
-            .unwrap_or(&Overlay::default())
-            .apply(key, &mut value);
-        value
-    };
+    let mut made = Made::of(&pods.parameters, facts);
     let account = account_of(gateway);
     if gateway.annotation(labels::FOR_SERVICE_ACCOUNT) == Some(account) {
         // Its certificate would be that of the workloads it guards.
         conflicts.push(format!("ServiceAccount {namespace}/{account}"));
-    } else if free(
-        set.service_accounts
-            .get(namespace, account)
-            .map(|o| o.labels()),
-    ) {
-        objects.extend(object::<ServiceAccount>(laid(
-            "serviceAccount",
-            service_account(gateway, account),
-        )));
+    } else {
+        let there = set.service_accounts.get(namespace, account);
+        let there = there.map(|one| one.labels());
+        if free(there) {
+            let value = service_account(gateway, account);
+            made.add::<ServiceAccount>("serviceAccount", there.is_some(), value);
+        }
     }
-    if free(set.services.get(namespace, name).map(|o| o.labels())) {
-        objects.extend(object::<Service>(laid(
-            "service",
-            edge::service(service(gateway), facts),
-        )));
+    let there = set.services.get(namespace, name).map(|one| one.labels());
+    if free(there) {
+        let value = edge::service(service(gateway), facts);
+        made.add::<Service>("service", there.is_some(), value);
     } else {
         conflicts.push(format!("Service {namespace}/{name}"));
     }
-    if free(set.deployments.get(namespace, name).map(|o| o.labels())) {
-        objects.extend(object::<Deployment>(laid(
-            "deployment",
-            edge::deployment(deployment(gateway, account, pods), facts),
-        )));
+    let there = set.deployments.get(namespace, name);
+    let there = there.map(|one| one.labels());
+    if free(there) {
+        let value = edge::deployment(deployment(gateway, account, pods), facts);
+        made.add::<Deployment>("deployment", there.is_some(), value);
     } else {
         conflicts.push(format!("Deployment {namespace}/{name}"));
     }
     if !conflicts.is_empty() {
         // Half a waypoint serves nobody, and must not look as if it did.
-        objects.clear();
+        made.objects.clear();
     }
+    let mistake = pods.parameters.mistakes.get(&facts.key);
+    let mistake = mistake.or(made.mistake.as_ref());
     Rendered {
-        objects,
-        verdicts: verdicts(
-            &reference,
-            gateway,
-            facts,
-            &conflicts,
-            pods.parameters.mistakes.get(&facts.key),
-        ),
+        verdicts: verdicts(&reference, gateway, facts, &conflicts, mistake),
+        objects: made.objects,
+        kept: made.kept,
         status: json!({ "status": { "addresses": addresses(set, facts) } }),
         gateway: reference,
     }
@@ -125,17 +115,60 @@ fn free(existing: Option<&BTreeMap<String, String>>) -> bool {
     existing.is_none_or(is_managed)
 }
 
-fn object<T: DeserializeOwned>(value: Value) -> Option<Object>
-where
-    Object: From<T>,
-{
-    match serde_json::from_value::<T>(value) {
-        Ok(object) => Some(object.into()),
-        Err(error) => {
-            tracing::error!(%error, "a waypoint object could not be rendered");
-            None
+/// The objects of one waypoint while they are made.
+struct Made<'a> {
+    overlay: Option<&'a Overlay>,
+    is_known: bool,
+    objects: Vec<Object>,
+    kept: Vec<ObjectRef>,
+    mistake: Option<String>,
+}
+
+impl<'a> Made<'a> {
+    fn of(parameters: &'a Parameters, facts: &GatewayFacts) -> Self {
+        Self {
+            overlay: parameters.overlays.get(&facts.key),
+            is_known: !parameters.unknown.contains(&facts.key),
+            objects: Vec::new(),
+            kept: Vec::new(),
+            mistake: None,
         }
     }
+
+    /// One that is there stays as it is while its parameters are not known: it may have been made with
+    /// others than none. One that cannot be rendered is never one that nobody wants.
+    fn add<T: DeserializeOwned>(&mut self, key: &str, is_there: bool, mut value: Value)
+    where
+        Object: From<T>,
+    {
+        let reference = reference(&value);
+        if is_there && !self.is_known {
+            self.kept.extend(reference);
+            return;
+        }
+        if let Some(overlay) = self.overlay {
+            overlay.apply(key, &mut value);
+        }
+        match serde_json::from_value::<T>(value) {
+            Ok(object) => self.objects.push(object.into()),
+            Err(error) => {
+                tracing::error!(%error, object = ?reference, "a waypoint object could not be rendered");
+                self.mistake = Some(format!("{key}: {error}"));
+                self.kept.extend(reference);
+            }
+        }
+    }
+}
+
+fn reference(value: &Value) -> Option<ObjectRef> {
+    let kind = match value["kind"].as_str()? {
+        "Deployment" => Kind::Deployment,
+        "Service" => Kind::Service,
+        _ => Kind::ServiceAccount,
+    };
+    let metadata = &value["metadata"];
+    let (namespace, name) = (metadata["namespace"].as_str()?, metadata["name"].as_str()?);
+    Some(ObjectRef::new(kind, namespace, name))
 }
 
 fn verdicts(

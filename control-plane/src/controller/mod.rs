@@ -8,7 +8,7 @@ mod parameters;
 mod scaling;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ impl Controller {
     /// Writes the difference; false if something has to be tried again.
     async fn follow(&mut self, planned: &Planned) -> bool {
         let now = jiff::Timestamp::now();
-        let mut wanted = desired::desired(planned, &self.pods, &mut self.transitions, now);
+        let (mut wanted, kept) = desired::desired(planned, &self.pods, &mut self.transitions, now);
         if self.only_waypoints {
             wanted.retain(|object, want| {
                 let is_gateway = object.known() == Some(Kind::Gateway);
@@ -156,26 +156,33 @@ impl Controller {
             Some(written) => written,
             None => self.earlier.find(&planned.published.objects),
         };
-        let complete = self.bring(&mut written, &wanted).await;
+        let complete = self.bring(&mut written, &wanted, &kept).await;
         self.written = Some(written);
         complete
     }
 
+    /// Objects that are `kept` are neither written nor deleted; patches on them are.
     async fn bring(
         &self,
         written: &mut BTreeMap<ObjectRef, Wanted>,
         wanted: &BTreeMap<ObjectRef, Wanted>,
+        kept: &BTreeSet<ObjectRef>,
     ) -> bool {
         let mut complete = true;
         for (object, want) in wanted {
-            if written.get(object) == Some(want) {
+            let is_kept = kept.contains(object);
+            let before = written.get(object);
+            let is_same = match before {
+                Some(before) if is_kept => before.patch == want.patch,
+                before => before == Some(want),
+            };
+            if is_same {
                 continue;
             }
             if !*self.leads.borrow() {
                 return true;
             }
-            let before = written.get(object);
-            let was_whole = before.is_some_and(|before| before.object.is_some());
+            let was_whole = !is_kept && before.is_some_and(|before| before.object.is_some());
             let replaced = match was_whole && want.object.is_none() {
                 // What was ours as a whole is not ours any more: without us it would be gone.
                 true => self.writer.delete(object).await,
@@ -187,7 +194,11 @@ impl Controller {
             };
             match done {
                 Ok(()) => {
-                    written.insert(object.clone(), want.clone());
+                    let entry = written.entry(object.clone()).or_default();
+                    entry.patch.clone_from(&want.patch);
+                    if !is_kept {
+                        entry.object.clone_from(&want.object);
+                    }
                 }
                 Err(error) => {
                     complete = false;
@@ -197,7 +208,7 @@ impl Controller {
         }
         let gone: Vec<ObjectRef> = written
             .keys()
-            .filter(|object| !wanted.contains_key(*object))
+            .filter(|object| !wanted.contains_key(*object) && !kept.contains(*object))
             .cloned()
             .collect();
         for object in gone {

@@ -3,10 +3,13 @@
 //! Only what is about running the pods is taken: where, how many, with how much. Who may write a
 //! ConfigMap must not be able to run a program of their own by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use isobar_objects::merge_patch;
+use isobar_objects::{Deployment, Service, ServiceAccount, merge_patch};
 use isobar_types::NamespacedName;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// Keys of a ConfigMap, which are Istio's, and what may stand in each.
@@ -90,6 +93,8 @@ pub(crate) struct Parameters {
     pub(crate) overlays: BTreeMap<NamespacedName, Overlay>,
     /// What is wrong with them; the overlay before stays.
     pub(crate) mistakes: BTreeMap<NamespacedName, String>,
+    /// Gateways about which nothing good was read yet: what is there for them is not touched.
+    pub(crate) unknown: BTreeSet<NamespacedName>,
 }
 
 impl Overlay {
@@ -118,7 +123,24 @@ impl Overlay {
             check(key, allowed, &value, "")?;
             all.insert(*key, value);
         }
-        Ok(Self(all))
+        let all = Self(all);
+        for key in all.0.keys() {
+            all.fits(key).map_err(|error| format!("{key}: {error}"))?;
+        }
+        Ok(all)
+    }
+
+    /// Whether an object of the kind can be read once this is laid over it.
+    fn fits(&self, key: &str) -> Result<(), serde_json::Error> {
+        let mut object = sample(key);
+        self.apply(key, &mut object);
+        match key {
+            "deployment" => reads::<Deployment>(object),
+            "service" => reads::<Service>(object),
+            "serviceAccount" => reads::<ServiceAccount>(object),
+            "horizontalPodAutoscaler" => reads::<HorizontalPodAutoscaler>(object),
+            _ => reads::<PodDisruptionBudget>(object),
+        }
     }
 
     /// This one over `below`.
@@ -148,8 +170,8 @@ impl Overlay {
         let kept: Vec<_> = places.iter().map(|at| own(object, at)).collect();
         lay(object, &above);
         for (at, kept) in places.iter().zip(kept) {
-            if let (Some(labels), Some(kept)) = (object.pointer_mut(at), kept) {
-                merge_patch(labels, &kept);
+            if let Some(kept) = kept {
+                merge_patch(made(object, at), &kept);
             }
         }
         if key == "deployment" && self.has("horizontalPodAutoscaler") {
@@ -184,14 +206,7 @@ fn lay(object: &mut Value, above: &Value) {
     let Some(Value::Array(given)) = given else {
         return;
     };
-    let mut place = &mut *object;
-    for key in ["spec", "template", "spec"] {
-        if !place[key].is_object() {
-            place[key] = json!({});
-        }
-        place = &mut place[key];
-    }
-    match &mut place["containers"] {
+    match &mut made(object, "/spec/template/spec")["containers"] {
         Value::Array(own) => {
             for one in given {
                 let mut one = one;
@@ -205,10 +220,52 @@ fn lay(object: &mut Value, above: &Value) {
     }
 }
 
+/// The map at a path; it is made where there is none.
+fn made<'a>(object: &'a mut Value, path: &str) -> &'a mut Value {
+    let mut place = object;
+    for key in path.split('/').skip(1) {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[key];
+    }
+    if !place.is_object() {
+        *place = json!({});
+    }
+    place
+}
+
+/// An object as the controller renders it, of the same shape.
+fn sample(key: &str) -> Value {
+    let labels = json!({ "labels": { "a": "b" } });
+    let (version, kind) = match key {
+        "deployment" => ("apps/v1", "Deployment"),
+        "service" => ("v1", "Service"),
+        "serviceAccount" => ("v1", "ServiceAccount"),
+        "horizontalPodAutoscaler" => ("autoscaling/v2", "HorizontalPodAutoscaler"),
+        _ => ("policy/v1", "PodDisruptionBudget"),
+    };
+    let mut object = json!({ "apiVersion": version, "kind": kind, "metadata": labels });
+    if key == "deployment" {
+        object["spec"] = json!({
+            "selector": { "matchLabels": { "a": "b" } },
+            "template": {
+                "metadata": labels,
+                "spec": { "containers": [{ "name": "waypoint" }] },
+            },
+        });
+    }
+    object
+}
+
+fn reads<T: DeserializeOwned>(object: Value) -> Result<(), serde_json::Error> {
+    serde_json::from_value::<T>(object).map(drop)
+}
+
 /// Every path in `value` has to lead to, or go on from, one that is allowed.
 fn check(key: &str, allowed: &[&str], value: &Value, path: &str) -> Result<(), String> {
     if allowed.contains(&path) {
-        return Ok(());
+        return strings(key, value, path);
     }
     let leads = |path: &str| {
         let mut all = allowed.iter();
@@ -217,19 +274,36 @@ fn check(key: &str, allowed: &[&str], value: &Value, path: &str) -> Result<(), S
     if !leads(path) {
         return Err(format!("{key}: {path} may not be set here"));
     }
+    let is_list = path.ends_with("containers");
     match value {
-        Value::Object(map) => each(key, allowed, map, path),
-        Value::Array(list) if path.ends_with("containers") => list.iter().try_for_each(|one| {
+        Value::Object(map) if !is_list => each(key, allowed, map, path),
+        Value::Array(list) if is_list => list.iter().try_for_each(|one| {
             let name = one["name"].as_str().unwrap_or_default();
             if !CONTAINERS.contains(&name) {
                 return Err(format!(
                     "{key}: {path}: the container is called waypoint, not {name:?}"
                 ));
             }
-            check(key, allowed, one, path)
+            let mut map = one.as_object().into_iter();
+            map.try_for_each(|map| each(key, allowed, map, path))
         }),
         Value::Null => Err(format!("{key}: {path} may not be taken away")),
+        _ if is_list => Err(format!("{key}: {path} is not a list")),
         _ => Err(format!("{key}: {path} is not a map")),
+    }
+}
+
+/// Labels and annotations are texts. A merge would take all of them away for a null.
+fn strings(key: &str, value: &Value, path: &str) -> Result<(), String> {
+    if !path.ends_with("metadata.labels") && !path.ends_with("metadata.annotations") {
+        return Ok(());
+    }
+    let Some(map) = value.as_object() else {
+        return Err(format!("{key}: {path} is not a map of texts"));
+    };
+    match map.iter().find(|(_, value)| !value.is_string()) {
+        Some((name, _)) => Err(format!("{key}: {path}: {name} is not a text; quote it")),
+        None => Ok(()),
     }
 }
 
@@ -346,6 +420,76 @@ spec:
         ] {
             let refused = read(key, text).unwrap_err();
             assert!(refused.contains(words), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_no_object_could_be_read_from_is_a_mistake() {
+        for (key, text, words) in [
+            (
+                "deployment",
+                "spec: {replicas: '3'}",
+                "deployment: invalid type",
+            ),
+            ("deployment", "spec: {replicas: 1.5}", "deployment: "),
+            ("deployment", "spec: {strategy: Recreate}", "deployment: "),
+            (
+                "deployment",
+                "spec: {template: {spec: {tolerations: x}}}",
+                "deployment: ",
+            ),
+            (
+                "deployment",
+                "spec: {template: {spec: {containers: {name: waypoint}}}}",
+                "not a list",
+            ),
+            (
+                "deployment",
+                "spec: {template: {spec: {containers: [{name: waypoint, resources: x}]}}}",
+                "deployment: ",
+            ),
+            ("service", "spec: {ipFamilies: IPv4}", "service: "),
+            (
+                "horizontalPodAutoscaler",
+                "spec: {maxReplicas: x}",
+                "horizontalPodAutoscaler: ",
+            ),
+            (
+                "podDisruptionBudget",
+                "spec: {minAvailable: [1]}",
+                "podDisruptionBudget: ",
+            ),
+        ] {
+            let refused = read(key, text).unwrap_err();
+            assert!(refused.contains(words), "{text}: {refused}");
+        }
+        for (key, _) in ALLOWED {
+            for part in ["labels", "annotations"] {
+                for what in ["null", "x", "[a]", "{a: 1}", "{a: true}", "{a: null}"] {
+                    let refused = read(key, &format!("metadata: {{{part}: {what}}}")).unwrap_err();
+                    assert!(refused.contains("text"), "{key} {part} {what}: {refused}");
+                }
+            }
+            assert!(read(key, "metadata: {labels: {a: '1'}}").is_ok(), "{key}");
+        }
+        let pods = "spec: {template: {metadata: {labels: null}}}";
+        assert!(read("deployment", pods).is_err());
+        // A quantity may be a number, as in Kubernetes.
+        let cpu = "{requests: {cpu: 1, memory: 1Gi}}";
+        let cpu = format!(
+            "spec: {{template: {{spec: {{containers: [{{name: waypoint, resources: {cpu}}}]}}}}}}"
+        );
+        assert!(read("deployment", &cpu).is_ok());
+    }
+
+    #[test]
+    fn labels_that_the_mesh_goes_by_stay_whatever_is_laid_over_them() {
+        for labels in [Value::Null, json!("x"), json!({ "own": "2" })] {
+            let over = json!({ "metadata": { "labels": labels } });
+            let overlay = Overlay([("deployment", over)].into());
+            let mut object = deployment();
+            overlay.apply("deployment", &mut object);
+            assert_eq!(object["metadata"]["labels"], json!({ "own": "1" }));
         }
     }
 

@@ -3,11 +3,11 @@
 //! They are no objects of the mesh: nobody watches them. What was written is remembered, and found by
 //! label after a change of the leader.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_kubernetes::{Cluster, ConfigMapError, Extra, ExtraError, ExtraRef};
+use isobar_kubernetes::{Cluster, ConfigMapError, Extra, ExtraError, ExtraRef, Texts};
 use isobar_objects::ObjectHead as _;
 use isobar_objects::gateway_api::Gateway;
 use isobar_runtime::Lifetime;
@@ -23,9 +23,8 @@ use crate::model::{MANAGED, MANAGER as CONTROLLER, is_managed};
 
 /// How often ConfigMaps are read again, whoever changed them.
 const AGAIN: Duration = Duration::from_secs(10);
-/// The same after a failure, and failures after which waypoints are run without.
+/// The same while the server does not answer.
 const SOON: Duration = Duration::from_secs(1);
-const MOST: u32 = 5;
 /// Label of a ConfigMap in the root namespace that counts for every Gateway of a class.
 const DEFAULTS: &str = "gateway.istio.io/defaults-for-class";
 /// What may be asked for, by key of the ConfigMap.
@@ -82,19 +81,12 @@ impl Scaling {
         mut leads: watch::Receiver<bool>,
         life: Lifetime,
     ) {
-        let mut failures = 0;
         loop {
+            let mut answers = true;
             let planned = plans.borrow_and_update().clone();
             let is_leader = *leads.borrow_and_update();
             if let Some(planned) = planned.filter(|_| is_leader) {
-                match self.read(&planned).await {
-                    Ok(()) => failures = 0,
-                    Err(error) => {
-                        failures += 1;
-                        tracing::warn!(%error, "parameters of waypoints could not be read");
-                        self.do_without(&planned, failures);
-                    }
-                }
+                answers = self.read(&planned).await;
                 if let Err(error) = self.write(&planned).await {
                     tracing::warn!(%error, "scalers of waypoints could not be written");
                 }
@@ -105,61 +97,50 @@ impl Scaling {
                 () = life.draining() => return,
                 changed = plans.changed() => if changed.is_err() { return },
                 changed = leads.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(if failures == 0 { AGAIN } else { SOON }) => {}
+                () = tokio::time::sleep(if answers { AGAIN } else { SOON }) => {}
             }
         }
     }
 
-    async fn read(&mut self, planned: &Planned) -> Result<(), ConfigMapError> {
+    /// False if the server does not answer, so that it has to be asked again soon.
+    async fn read(&mut self, planned: &Planned) -> bool {
         let asked = asked(planned);
         let is_known = self
             .asked
             .as_ref()
             .is_some_and(|(before, at)| *before == asked && at.elapsed() < AGAIN);
         if is_known {
-            return Ok(());
+            return true;
         }
-        let mut classes = BTreeMap::new();
+        let mut answers = true;
+        let mut tell = |error: &ConfigMapError| {
+            answers &= error.is_answer();
+            tracing::warn!(%error, "parameters of waypoints could not be read");
+            answers
+        };
+        let mut classes = Ok(BTreeMap::new());
+        let mut own = BTreeMap::new();
         if !asked.is_empty() {
             let found = self.cluster.config_maps(&self.root_namespace, DEFAULTS);
-            for (name, (labels, data)) in found.await? {
-                let class = labels.get(DEFAULTS).cloned().unwrap_or_default();
-                // The first by name, where there are several.
-                classes.entry(class).or_insert((name, Overlay::read(&data)));
+            classes = found.await;
+        }
+        let mut goes_on = classes.as_ref().map_err(&mut tell).err() != Some(false);
+        for (key, (_, name)) in &asked {
+            let Some(Ok(name)) = name else { continue };
+            if !goes_on {
+                break;
             }
+            let found = self.cluster.config_map(&key.namespace, name).await;
+            goes_on = found.as_ref().map_err(&mut tell).err() != Some(false);
+            own.insert(key.clone(), found);
         }
-        let last = self.parameters.borrow().clone();
-        let mut next = Parameters::default();
-        for (key, (class, own)) in &asked {
-            let of_class = match classes.get(class) {
-                Some((name, Err(error))) => {
-                    Err(format!("ConfigMap {}/{name}: {error}", self.root_namespace))
-                }
-                Some((_, Ok(overlay))) => Ok(overlay.clone()),
-                None => Ok(Overlay::default()),
-            };
-            let of_gateway = match own {
-                None => Ok(Overlay::default()),
-                Some(Err(error)) => Err(error.clone()),
-                Some(Ok(name)) => {
-                    let found = self.cluster.config_map(&key.namespace, name).await?;
-                    let place = format!("ConfigMap {}/{name}", key.namespace);
-                    found.map_or_else(
-                        || Err(format!("{place} is not there")),
-                        |data| Overlay::read(&data).map_err(|error| format!("{place}: {error}")),
-                    )
-                }
-            };
-            let overlay = match of_class.and_then(|below| Ok(of_gateway?.over(&below))) {
-                Ok(overlay) => overlay,
-                Err(error) => {
-                    next.mistakes.insert(key.clone(), error);
-                    last.overlays.get(key).cloned().unwrap_or_default()
-                }
-            };
-            next.overlays.insert(key.clone(), overlay);
-        }
-        self.asked = Some((asked, Instant::now()));
+        let found = Found {
+            classes,
+            own,
+            root_namespace: &self.root_namespace,
+        };
+        let next = found.settle(&asked, &self.parameters.borrow().clone());
+        self.asked = answers.then(|| (asked, Instant::now()));
         self.parameters.send_if_modified(|known| {
             let is_new = **known != next;
             if is_new {
@@ -167,34 +148,18 @@ impl Scaling {
             }
             is_new
         });
-        Ok(())
-    }
-
-    /// A waypoint whose ConfigMaps cannot be read has to run all the same.
-    fn do_without(&self, planned: &Planned, failures: u32) {
-        if failures < MOST {
-            return;
-        }
-        self.parameters.send_if_modified(|known| {
-            let gateways = planned.plan.gateways.iter().map(|facts| &facts.key);
-            let missing: Vec<_> = gateways
-                .filter(|key| !known.overlays.contains_key(key))
-                .cloned()
-                .collect();
-            let unknown = !missing.is_empty();
-            let overlays = &mut Arc::make_mut(known).overlays;
-            overlays.extend(missing.into_iter().map(|key| (key, Overlay::default())));
-            unknown
-        });
+        answers
     }
 
     async fn write(&mut self, planned: &Planned) -> Result<(), ExtraError> {
-        let wanted = wanted(planned, &self.parameters.borrow().clone());
+        let parameters = self.parameters.borrow().clone();
+        let wanted = wanted(planned, &parameters);
+        let spared = spared(planned, &parameters);
         let mut written = match self.written.take() {
             Some(written) => written,
             None => self.earlier().await?,
         };
-        let done = self.bring(&mut written, wanted).await;
+        let done = self.bring(&mut written, wanted, &spared).await;
         self.written = Some(written);
         done
     }
@@ -204,11 +169,12 @@ impl Scaling {
         &self,
         written: &mut BTreeMap<ExtraRef, Value>,
         wanted: BTreeMap<ExtraRef, Value>,
+        spared: &BTreeSet<NamespacedName>,
     ) -> Result<(), ExtraError> {
         let mut failed = None;
         let gone: Vec<ExtraRef> = written
             .keys()
-            .filter(|object| !wanted.contains_key(*object))
+            .filter(|object| !wanted.contains_key(*object) && !is_of(object, spared))
             .cloned()
             .collect();
         for object in gone {
@@ -247,6 +213,102 @@ impl Scaling {
     }
 }
 
+/// What the server said about ConfigMaps.
+struct Found<'a, E> {
+    /// Labels and texts of those for classes, by name.
+    classes: Result<BTreeMap<String, (Texts, Texts)>, E>,
+    /// Gateways' own; one that is missing here was not asked for.
+    own: BTreeMap<NamespacedName, Result<Option<Texts>, E>>,
+    root_namespace: &'a str,
+}
+
+impl<E: std::fmt::Display> Found<'_, E> {
+    /// What holds now. A Gateway about which nothing good is known keeps what held before, and no
+    /// other Gateway hears of it.
+    fn settle(&self, asked: &Asked, last: &Parameters) -> Parameters {
+        let mut classes = BTreeMap::new();
+        let listed = self.classes.as_ref().map_err(ToString::to_string);
+        for (name, (labels, data)) in listed.iter().copied().flatten() {
+            let class = labels.get(DEFAULTS).cloned().unwrap_or_default();
+            let place = format!("ConfigMap {}/{name}", self.root_namespace);
+            let read = || Overlay::read(data).map_err(|error| format!("{place}: {error}"));
+            // The first by name, where there are several.
+            classes.entry(class).or_insert_with(read);
+        }
+        let mut next = Parameters::default();
+        for (key, (class, own)) in asked {
+            let of_class = match &listed {
+                Ok(_) => classes
+                    .get(class)
+                    .cloned()
+                    .unwrap_or_else(|| Ok(Overlay::default())),
+                Err(error) => Err(error.clone()),
+            };
+            let of_gateway = match own {
+                None => Ok(Overlay::default()),
+                Some(Err(error)) => Err(error.clone()),
+                Some(Ok(name)) => self.own(key, name),
+            };
+            let overlay = match of_class.and_then(|below| Ok(of_gateway?.over(&below))) {
+                Ok(overlay) => overlay,
+                Err(error) => {
+                    next.mistakes.insert(key.clone(), error);
+                    let known = last.overlays.get(key);
+                    let known = known.filter(|_| !last.unknown.contains(key)).cloned();
+                    known.unwrap_or_else(|| {
+                        next.unknown.insert(key.clone());
+                        Overlay::default()
+                    })
+                }
+            };
+            next.overlays.insert(key.clone(), overlay);
+        }
+        next
+    }
+
+    fn own(&self, key: &NamespacedName, name: &str) -> Result<Overlay, String> {
+        let place = format!("ConfigMap {}/{name}", key.namespace);
+        match self.own.get(key) {
+            Some(Ok(Some(data))) => {
+                Overlay::read(data).map_err(|error| format!("{place}: {error}"))
+            }
+            Some(Ok(None)) => Err(format!("{place} is not there")),
+            Some(Err(error)) => Err(format!("{place} cannot be read: {error}")),
+            None => Err(format!(
+                "{place} cannot be read: the API server does not answer"
+            )),
+        }
+    }
+}
+
+/// The name goes into the path of a request: a DNS subdomain leads nowhere else.
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    text.len() <= 253
+        && text.split('.').all(|part| {
+            let mut bytes = part.bytes();
+            bytes.all(|byte| plain(byte) || byte == b'-')
+                && part.bytes().next().is_some_and(plain)
+                && part.bytes().next_back().is_some_and(plain)
+        })
+}
+
+fn is_of(object: &ExtraRef, gateways: &BTreeSet<NamespacedName>) -> bool {
+    gateways.contains(&NamespacedName {
+        namespace: object.namespace.as_str().into(),
+        name: object.name.as_str().into(),
+    })
+}
+
+/// Gateways whose scalers and budgets stay: it is not known whether they are wanted.
+fn spared(planned: &Planned, parameters: &Parameters) -> BTreeSet<NamespacedName> {
+    let gateways = planned.plan.gateways.iter().map(|facts| &facts.key);
+    let unread = |key: &&NamespacedName| {
+        parameters.unknown.contains(*key) || !parameters.overlays.contains_key(*key)
+    };
+    gateways.filter(unread).cloned().collect()
+}
+
 fn asked(planned: &Planned) -> Asked {
     let set = &planned.published.objects;
     let gateways = planned.plan.gateways.iter().filter_map(|facts| {
@@ -254,7 +316,11 @@ fn asked(planned: &Planned) -> Asked {
         let own = gateway.spec.infrastructure.as_ref();
         let own = own.and_then(|own| own.parameters_ref.as_ref());
         let own = own.map(|own| match (&*own.group, &*own.kind) {
-            ("", "ConfigMap") => Ok(own.name.clone()),
+            ("", "ConfigMap") if is_name(&own.name) => Ok(own.name.clone()),
+            ("", "ConfigMap") => Err(format!(
+                "parametersRef: {:?} is no name of a ConfigMap",
+                own.name
+            )),
             (group, kind) => Err(format!(
                 "parametersRef must name a ConfigMap of the core group, not {kind} of {group:?}"
             )),
@@ -306,4 +372,122 @@ fn base(gateway: &Gateway, kind: Extra) -> Value {
         "metadata": metadata(gateway, gateway.name()),
         "spec": spec,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> NamespacedName {
+        NamespacedName {
+            namespace: "shop".into(),
+            name: name.into(),
+        }
+    }
+
+    fn texts(text: &str) -> Texts {
+        [("podDisruptionBudget".to_owned(), text.to_owned())].into()
+    }
+
+    fn asked_by(names: &[&str]) -> Asked {
+        let all = names.iter().map(|name| {
+            let own = Some(Ok((*name).to_owned()));
+            (key(name), ("isobar-waypoint".to_owned(), own))
+        });
+        all.collect()
+    }
+
+    fn found(own: &[(&str, Result<Option<Texts>, &'static str>)]) -> Found<'static, &'static str> {
+        Found {
+            classes: Ok(BTreeMap::new()),
+            own: own
+                .iter()
+                .cloned()
+                .map(|(name, one)| (key(name), one))
+                .collect(),
+            root_namespace: "istio-system",
+        }
+    }
+
+    const GOOD: &str = "spec: {minAvailable: 1}";
+
+    #[test]
+    fn one_gateways_trouble_is_its_own() {
+        let names = ["bad", "good", "gone", "refused", "unasked"];
+        let asked = asked_by(&names);
+        let troubled = || {
+            found(&[
+                ("bad", Ok(Some(texts("spec: {minAvailable: [1]}")))),
+                ("good", Ok(Some(texts(GOOD)))),
+                ("gone", Ok(None)),
+                ("refused", Err("forbidden")),
+            ])
+        };
+        // A new leader knows nothing of them, and must not take anything away.
+        let first = troubled().settle(&asked, &Parameters::default());
+        assert!(first.overlays[&key("good")].has("podDisruptionBudget"));
+        assert_eq!(first.overlays.len(), names.len());
+        for name in ["bad", "gone", "refused", "unasked"] {
+            assert!(first.mistakes.contains_key(&key(name)), "{name}");
+            assert!(first.unknown.contains(&key(name)), "{name}");
+        }
+        assert!(!first.unknown.contains(&key("good")));
+        // Nothing becomes known by asking again.
+        assert_eq!(troubled().settle(&asked, &first), first);
+
+        let well = names.map(|name| (name, Ok(Some(texts(GOOD)))));
+        let well = found(&well).settle(&asked, &first);
+        assert!(well.mistakes.is_empty() && well.unknown.is_empty());
+        let later = troubled().settle(&asked, &well);
+        assert_eq!(later.overlays, well.overlays);
+        assert!(later.unknown.is_empty());
+        assert_eq!(later.mistakes.len(), 4);
+    }
+
+    #[test]
+    fn without_the_classes_everything_stays() {
+        let asked = asked_by(&["wp"]);
+        let well = found(&[("wp", Ok(Some(texts(GOOD))))]).settle(&asked, &Parameters::default());
+        let mut lost = found(&[("wp", Ok(None))]);
+        lost.classes = Err("no answer");
+        let later = lost.settle(&asked, &well);
+        assert_eq!(later.overlays, well.overlays);
+        assert_eq!(later.mistakes[&key("wp")], "no answer");
+    }
+
+    #[test]
+    fn a_name_leads_to_nothing_but_a_config_map() {
+        for good in ["size", "a.b-c.0", "x"] {
+            assert!(is_name(good), "{good}");
+        }
+        let long = "a".repeat(254);
+        for bad in [
+            "",
+            "..",
+            "a/b",
+            "../secrets/s",
+            "a b",
+            "A",
+            "-a",
+            "a-",
+            "a?b",
+            "a%2fb",
+            "a\n",
+            &long,
+        ] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn extras_of_a_gateway_are_found_by_its_name() {
+        let object = |name: &str| ExtraRef {
+            kind: Extra::Scaler,
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        let spared = [key("wp")].into();
+        assert!(is_of(&object("wp"), &spared));
+        assert!(!is_of(&object("other"), &spared));
+    }
 }

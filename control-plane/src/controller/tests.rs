@@ -110,3 +110,42 @@ async fn a_name_that_somebody_else_takes_over_keeps_nothing_of_ours_but_the_patc
         assert_eq!(files, BTreeSet::from(expect.map(str::to_owned)));
     }
 }
+
+#[tokio::test]
+async fn what_is_kept_is_neither_written_nor_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut controller = controller(dir);
+    let yaml = format!("{NAMESPACE}{}", gateway("wp"));
+    follow(&mut controller, dir, &yaml).await;
+    let before = std::fs::read(dir.join("service.shop.wp.json")).unwrap();
+    let mut written = controller.written.take().unwrap();
+    let service = ObjectRef::new(Kind::Service, "shop", "wp");
+    let kept = BTreeSet::from([service.clone()]);
+    assert!(
+        controller
+            .bring(&mut written, &BTreeMap::new(), &kept)
+            .await
+    );
+    assert!(written[&service].object.is_some());
+    assert_eq!(
+        std::fs::read(dir.join("service.shop.wp.json")).unwrap(),
+        before
+    );
+    // A patch onto it is written beside it.
+    let patch = serde_json::json!({ "metadata": { "annotations": { "a": "b" } } });
+    let patched = Wanted {
+        object: None,
+        patch: Some(patch),
+    };
+    let wanted = BTreeMap::from([(service.clone(), patched)]);
+    assert!(controller.bring(&mut written, &wanted, &kept).await);
+    assert!(written[&service].object.is_some() && written[&service].patch.is_some());
+    assert!(dir.join("service.shop.wp.json").exists());
+    assert!(
+        controller
+            .bring(&mut written, &BTreeMap::new(), &BTreeSet::new())
+            .await
+    );
+    assert!(!dir.join("service.shop.wp.json").exists());
+}

@@ -13,14 +13,14 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use isobar_kubernetes::{Webhook, WebhookAddress, WebhookOptions};
 use isobar_runtime::{Lifetime, Scope};
 use isobar_tls::ca::Authority;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_stream::StreamExt as _;
 
 use crate::config::Config;
@@ -36,6 +36,14 @@ const LONGEST: usize = 4 << 20;
 /// Limit of a request's head, and of everything else until its answer.
 const HEAD: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(8);
+/// Bytes of questions that are held at once, read or not: of small ones, and of all others. Who sends
+/// large ones only does not keep the usual ones out.
+const SMALL: usize = 256 << 10;
+const OF_SMALL: usize = 8 << 20;
+const OF_LARGE: usize = 24 << 20;
+/// What is waited for a place among them, and then for the question, which its asker has whole.
+const WAITING: Duration = Duration::from_secs(2);
+const READING: Duration = Duration::from_secs(3);
 /// Objects that are judged at once.
 const AT_ONCE: usize = 2;
 /// Connections that are served at once; more wait.
@@ -49,6 +57,8 @@ struct Desk {
     judge: Judge,
     metrics: Metrics,
     places: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
 }
 
 /// Serves the webhook and registers it, if the configuration asks for it.
@@ -122,11 +132,7 @@ pub(crate) fn serve(
     let certificates = ServerCertificates::issue(authority, names, Speaks::Http1)?;
     let mut connections = server::connections(scope, listener, certificates.current());
     scope.spawn("webhook certificate", certificates.renew(scope.lifetime()));
-    let desk = Arc::new(Desk {
-        judge,
-        metrics,
-        places: Arc::new(Semaphore::new(AT_ONCE)),
-    });
+    let desk = Arc::new(Desk::new(judge, metrics));
     let life = scope.lifetime();
     scope.spawn("webhook", async move {
         let open = Scope::new("webhook connections");
@@ -192,6 +198,17 @@ async fn converse(connection: Connection, desk: Arc<Desk>, life: Lifetime) {
 }
 
 impl Desk {
+    fn new(judge: Judge, metrics: Metrics) -> Self {
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self {
+            judge,
+            metrics,
+            places: semaphore(AT_ONCE),
+            small: semaphore(OF_SMALL),
+            large: semaphore(OF_LARGE),
+        }
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != "/validate" {
             return reply(StatusCode::NOT_FOUND, "text/plain", "not found\n");
@@ -206,15 +223,54 @@ impl Desk {
         })
     }
 
-    async fn consider(&self, body: Incoming) -> Response<Full<Bytes>> {
-        let refused = |status, text: String| reply(status, "text/plain", text);
-        let body = match Limited::new(body, LONGEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                let text = format!("longer than {LONGEST} bytes\n");
-                return refused(StatusCode::PAYLOAD_TOO_LARGE, text);
+    /// The bytes of a question and their part of the budget, or why there are none.
+    async fn read<B>(&self, body: B) -> Result<(Bytes, OwnedSemaphorePermit), (StatusCode, String)>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let too_long = || {
+            let text = format!("longer than {LONGEST} bytes\n");
+            (StatusCode::PAYLOAD_TOO_LARGE, text)
+        };
+        // Who does not say how long it is counts as the longest.
+        let length = body.size_hint().upper().unwrap_or(LONGEST as u64);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length > LONGEST {
+            return Err(too_long());
+        }
+        let of = if length <= SMALL {
+            &self.small
+        } else {
+            &self.large
+        };
+        let part = u32::try_from(length.max(1)).unwrap_or(u32::MAX);
+        let part = tokio::time::timeout(WAITING, Arc::clone(of).acquire_many_owned(part)).await;
+        let Ok(Ok(part)) = part else {
+            let text = "too many questions at once\n".to_owned();
+            return Err((StatusCode::SERVICE_UNAVAILABLE, text));
+        };
+        let body = Limited::new(body, length).collect();
+        match tokio::time::timeout(READING, body).await {
+            Ok(Ok(body)) => Ok((body.to_bytes(), part)),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_long()),
+            Ok(Err(error)) => Err((StatusCode::BAD_REQUEST, format!("{error}\n"))),
+            Err(_) => {
+                let text = "the question does not arrive\n".to_owned();
+                Err((StatusCode::REQUEST_TIMEOUT, text))
             }
-            Err(error) => return refused(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
+    }
+
+    async fn consider<B>(&self, body: B) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let refused = |status, text: String| reply(status, "text/plain", text);
+        let (body, part) = match self.read(body).await {
+            Ok(read) => read,
+            Err((status, text)) => return refused(status, text),
         };
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
             return refused(StatusCode::SERVICE_UNAVAILABLE, "ending\n".to_owned());
@@ -223,7 +279,7 @@ impl Desk {
         // Off the threads that serve discovery; the place is taken until it is done, waited for or not.
         let judged = tokio::task::spawn_blocking(move || {
             let answer = judge.answer(&body);
-            drop(place);
+            drop((body, part, place));
             answer
         });
         match judged.await {
@@ -250,4 +306,57 @@ fn reply(
     let value = header::HeaderValue::from_static(content_type);
     response.headers_mut().insert(header::CONTENT_TYPE, value);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
+    use super::*;
+
+    fn desk() -> Desk {
+        let judge = Judge {
+            objects: watch::channel(Arc::default()).1,
+            waypoint_classes: Vec::new(),
+            refuses: true,
+        };
+        Desk::new(judge, Metrics::new(&isobar_telemetry::Registry::new()))
+    }
+
+    /// A question of no known length that never ends.
+    fn endless() -> impl Body<Data = Bytes, Error = Infallible> {
+        StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn questions_are_bounded_before_they_are_read() {
+        let desk = desk();
+        let hogs = (0..OF_LARGE / LONGEST).map(|_| desk.consider(endless()));
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(desk.large.available_permits(), 0);
+            let large = Full::new(Bytes::from(vec![b' '; SMALL + 1]));
+            let late = desk.consider(large).await;
+            assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
+            // A usual one is answered all the same.
+            let usual = desk.consider(Full::new(Bytes::from("{}"))).await;
+            assert_eq!(usual.status(), StatusCode::BAD_REQUEST);
+        };
+        let (hogs, ()) =
+            futures_util::future::join(futures_util::future::join_all(hogs), late).await;
+        for hog in hogs {
+            assert_eq!(hog.status(), StatusCode::REQUEST_TIMEOUT);
+        }
+        assert_eq!(desk.large.available_permits(), OF_LARGE);
+        assert_eq!(desk.small.available_permits(), OF_SMALL);
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_too_long_is_not_read() {
+        let long = Full::new(Bytes::from(vec![b' '; LONGEST + 1]));
+        let answer = desk().consider(long).await;
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
 }

@@ -16,6 +16,17 @@ pub struct ConfigMapError {
     error: Box<kube::Error>,
 }
 
+impl ConfigMapError {
+    /// True if the server has answered: others may be asked for.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            *self.error,
+            kube::Error::Api(_) | kube::Error::SerdeError(_) | kube::Error::BuildRequest(_)
+        )
+    }
+}
+
 impl Cluster {
     /// The texts of a ConfigMap; `None` if there is none.
     ///

@@ -205,6 +205,10 @@ impl Webhook {
 
 const REVISION: &str = "istio.io/rev";
 const NAME: &str = "validation.isobar.dev";
+/// The group with objects of many controllers.
+const SHARED: &str = "gateway.networking.k8s.io";
+/// Nothing is asked about deletions, which have no object.
+const STAYS: &str = "object == null || !has(object.metadata.deletionTimestamp)";
 
 fn is_ours(message: &str) -> bool {
     message.contains(NAME) && message.contains("denied the request")
@@ -213,15 +217,20 @@ fn is_ours(message: &str) -> bool {
 impl WebhookOptions {
     fn wanted(&self, uid: &str, roots: &str, is_asked: bool) -> Value {
         let mut hooks = Vec::new();
+        let mut add = |name: &str, selector: &Value| {
+            hooks.extend(self.hook(name, roots, is_asked, selector, false));
+            let shared = format!("gateway-api.{name}");
+            hooks.extend(self.hook(&shared, roots, is_asked, selector, true));
+        };
         if self.revision.is_empty() {
-            hooks.push(self.hook(NAME, roots, is_asked, &json!({})));
+            add(NAME, &json!({}));
         } else {
             let none =
                 json!({ "matchExpressions": [{ "key": REVISION, "operator": "DoesNotExist" }] });
             let own = json!({ "matchLabels": { REVISION: self.revision } });
             let named = |word: &str| format!("{word}.{NAME}");
-            hooks.push(self.hook(&named("unlabelled"), roots, is_asked, &none));
-            hooks.push(self.hook(&named("revision"), roots, is_asked, &own));
+            add(&named("unlabelled"), &none);
+            add(&named("revision"), &own);
         }
         json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
@@ -232,7 +241,20 @@ impl WebhookOptions {
         })
     }
 
-    fn hook(&self, name: &str, roots: &str, is_asked: bool, selector: &Value) -> Value {
+    /// About kinds of the Gateway API if `is_shared`: other controllers have such objects too, and
+    /// must not be held up while nobody of us can be asked. `None` without any.
+    fn hook(
+        &self,
+        name: &str,
+        roots: &str,
+        is_asked: bool,
+        selector: &Value,
+        is_shared: bool,
+    ) -> Option<Value> {
+        let rules = self.rules(is_shared);
+        if rules.is_empty() {
+            return None;
+        }
         let mut client = match &self.address {
             WebhookAddress::Service { namespace, name } => json!({ "service": {
                 "namespace": namespace, "name": name, "port": 443, "path": "/validate",
@@ -240,21 +262,26 @@ impl WebhookOptions {
             WebhookAddress::Url(url) => json!({ "url": url }),
         };
         client["caBundle"] = STANDARD.encode(roots).into();
-        json!({
+        let is_needed = is_asked && self.is_needed && !is_shared;
+        Some(json!({
             "name": name,
             "clientConfig": client,
-            "rules": self.rules(),
+            "rules": rules,
             "objectSelector": selector,
-            "failurePolicy": if is_asked && self.is_needed { "Fail" } else { "Ignore" },
+            // What is going has to lose its finalizers, whether anybody can be asked or not.
+            "matchConditions": [{ "name": "stays", "expression": STAYS }],
+            "failurePolicy": if is_needed { "Fail" } else { "Ignore" },
             "matchPolicy": "Equivalent",
             "sideEffects": "None",
             "timeoutSeconds": PATIENCE,
             "admissionReviewVersions": ["v1"],
-        })
+        }))
     }
 
-    fn rules(&self) -> Vec<Value> {
-        let rules = self.kinds.iter().map(|kind| {
+    fn rules(&self, is_shared: bool) -> Vec<Value> {
+        let kinds = self.kinds.iter();
+        let kinds = kinds.filter(|kind| (kind.group() == SHARED) == is_shared);
+        let rules = kinds.map(|kind| {
             json!({
                 "operations": ["CREATE", "UPDATE"],
                 "apiGroups": [kind.group()],
@@ -296,6 +323,27 @@ mod tests {
         };
         let easy = easy.wanted("u", "roots", true);
         assert_eq!(easy["webhooks"][0]["failurePolicy"], "Ignore");
+    }
+
+    #[test]
+    fn what_others_own_too_is_never_held_up() {
+        for (revision, count) in [("", 2), ("v2", 4)] {
+            let mut options = options(revision);
+            options.kinds.extend([Kind::HttpRoute, Kind::Gateway]);
+            let wanted = options.wanted("u", "roots", true);
+            let hooks = wanted["webhooks"].as_array().unwrap();
+            assert_eq!(hooks.len(), count);
+            for hook in hooks {
+                let shared = hook["name"].as_str().unwrap().starts_with("gateway-api.");
+                let policy = if shared { "Ignore" } else { "Fail" };
+                assert_eq!(hook["failurePolicy"], policy);
+                for rule in hook["rules"].as_array().unwrap() {
+                    assert_eq!(rule["apiGroups"][0] == SHARED, shared, "{rule}");
+                }
+                let condition = hook["matchConditions"][0]["expression"].as_str().unwrap();
+                assert!(condition.contains("deletionTimestamp"));
+            }
+        }
     }
 
     #[test]

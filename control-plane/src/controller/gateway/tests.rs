@@ -14,6 +14,10 @@ fn gateway(annotations: &str, listener: &str) -> String {
 const LISTENER: &str = "{name: mesh, port: 15008, protocol: HBONE}";
 
 fn rendered(yaml: &str) -> Rendered {
+    rendered_with(yaml, Parameters::default())
+}
+
+fn rendered_with(yaml: &str, parameters: Parameters) -> Rendered {
     let facts = GatewayFacts {
         key: NamespacedName {
             namespace: "shop".into(),
@@ -25,7 +29,7 @@ fn rendered(yaml: &str) -> Rendered {
     };
     let pods = WaypointPods {
         image: "isobar/waypoint".to_owned(),
-        control_plane: None,
+        parameters: Arc::new(parameters),
         ..WaypointPods::default()
     };
     render(&objects(yaml), &facts, &pods)
@@ -150,4 +154,56 @@ fn a_waypoints_pod_has_what_it_needs_and_may_do_nothing() {
         container["securityContext"]["capabilities"]["drop"][0],
         "ALL"
     );
+}
+
+#[test]
+fn what_is_there_stays_while_its_parameters_are_not_known() {
+    let mine = "labels: {gateway.istio.io/managed: istio.io-mesh-controller}";
+    let there = format!(
+        "{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: wp, namespace: shop, {mine}}}\n\
+         spec: {{ports: [{{port: 15008}}]}}\n",
+        gateway("", LISTENER)
+    );
+    let key = NamespacedName {
+        namespace: "shop".into(),
+        name: "wp".into(),
+    };
+    let parameters = Parameters {
+        overlays: [(key.clone(), Overlay::default())].into(),
+        mistakes: [(key.clone(), "wrong".to_owned())].into(),
+        unknown: [key].into(),
+    };
+    let kept = rendered_with(&there, parameters);
+    assert_eq!(kept.kept, [ObjectRef::new(Kind::Service, "shop", "wp")]);
+    // What is missing is made: it has to run.
+    let kinds: Vec<_> = kept.objects.iter().map(Object::kind).collect();
+    assert_eq!(kinds, [Kind::ServiceAccount, Kind::Deployment]);
+    assert_eq!(
+        conditions(&kept)[0],
+        ("Accepted", false, "InvalidParameters")
+    );
+}
+
+#[test]
+fn what_cannot_be_rendered_is_kept_and_told() {
+    let parameters = Parameters::default();
+    let facts = GatewayFacts {
+        key: NamespacedName {
+            namespace: "shop".into(),
+            name: "wp".into(),
+        },
+        ready: true,
+        programmed: true,
+        listeners: None,
+    };
+    let mut made = Made::of(&parameters, &facts);
+    let wrong = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": { "name": "wp", "namespace": "shop" },
+        "spec": { "replicas": "3" },
+    });
+    made.add::<Deployment>("deployment", true, wrong);
+    assert!(made.objects.is_empty());
+    assert_eq!(made.kept, [ObjectRef::new(Kind::Deployment, "shop", "wp")]);
+    assert!(made.mistake.unwrap().contains("deployment: "));
 }
