@@ -49,7 +49,8 @@ fn a_retry_goes_elsewhere_with_the_whole_body() {
             .await;
         routes(&bed, retrying(1, "503"));
         let mut client = bed.client("client").await;
-        for _ in 0..10 {
+        // Which endpoint is first is chance: of so many some are.
+        for _ in 0..40 {
             let answer = client.send(post(100_000)).await.unwrap();
             assert_eq!(answer.body, "a /up 100000");
             assert!(bed.line().await.contains("\" 200 - via_upstream"));
