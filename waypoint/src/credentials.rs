@@ -1,4 +1,5 @@
-//! What a gateway shows to callers from outside: certificates with their keys, by name. They stand
+//! What a gateway shows to callers from outside, and what rules show to servers outside: certificates
+//! with their keys, by name. They stand
 //! beside the tables, so that no dump and no log of those can hold a key.
 
 use std::collections::HashMap;
@@ -12,11 +13,18 @@ use isobar_route::ListenerTls;
 use isobar_tls::edge::{Clients, EdgeCertificate, EdgeServer, server_config};
 use isobar_types::Str;
 use isobar_xds::{Rejected, ResourceHandler, decode};
+use tokio::sync::watch;
 
 /// The newest credentials. Cheap to clone; readers never wait.
 #[derive(Clone, Default)]
 pub struct Credentials {
-    shared: Arc<ArcSwap<Held>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    held: ArcSwap<Held>,
+    version: watch::Sender<Version>,
 }
 
 impl fmt::Debug for Credentials {
@@ -33,6 +41,8 @@ struct Held {
 
 struct Credential {
     shown: Option<EdgeCertificate>,
+    /// The same as PEM: chain and key.
+    pair: Option<(String, String)>,
     /// PEM; empty where there is none.
     authority: String,
 }
@@ -43,7 +53,23 @@ pub(crate) type Version = u64;
 impl Credentials {
     /// Changes whenever a credential does.
     pub(crate) fn version(&self) -> Version {
-        self.shared.load().version
+        self.shared.held.load().version
+    }
+
+    /// Tells of changes, once they are in place.
+    pub(crate) fn versions(&self) -> watch::Receiver<Version> {
+        self.shared.version.subscribe()
+    }
+
+    /// Whether there is a certificate that a listener could show.
+    pub(crate) fn any_for(&self, tls: &ListenerTls) -> bool {
+        let held = self.shared.held.load();
+        let mut named = tls.credentials.iter();
+        named.any(|name| {
+            held.by_name
+                .get(name)
+                .is_some_and(|one| one.shown.is_some())
+        })
     }
 
     /// How TLS of a listener ends now.
@@ -51,7 +77,7 @@ impl Credentials {
     /// # Errors
     /// Names what is missing.
     pub(crate) fn server(&self, tls: &ListenerTls) -> Result<EdgeServer, String> {
-        let held = self.shared.load();
+        let held = self.shared.held.load();
         let all = &held.by_name;
         let named = tls.credentials.iter();
         let shown = named.filter_map(|name| all.get(name)?.shown.clone());
@@ -66,15 +92,29 @@ impl Credentials {
                 credential.ok_or_else(|| format!("{name} has no authority of callers"))?;
             Ok::<_, String>((&credential.authority, *required))
         });
+        let names: Vec<&str> = tls.client_names.iter().map(|name| &**name).collect();
         let clients = match &signer {
             None => None,
             Some(Err(why)) => return Err(why.clone()),
             Some(Ok((authority, required))) => Some(Clients {
                 authority,
+                names: &names,
                 required: *required,
             }),
         };
         server_config(shown, clients, (tls.tls13, tls.tls12)).map_err(|error| error.to_string())
+    }
+
+    /// The certificate and the key to show to servers, as PEM.
+    pub(crate) fn identity(&self, name: &str) -> Option<(String, String)> {
+        self.shared.held.load().by_name.get(name)?.pair.clone()
+    }
+
+    /// Whoever signs the certificates of servers, as PEM.
+    pub(crate) fn authority(&self, name: &str) -> Option<String> {
+        let held = self.shared.held.load();
+        let authority = &held.by_name.get(name)?.authority;
+        (!authority.is_empty()).then(|| authority.clone())
     }
 
     /// Takes credentials from discovery.
@@ -94,11 +134,15 @@ impl Credentials {
             let read = EdgeCertificate::from_pem(&from.chain, &from.key);
             Some(read.map_err(|error| error.to_string())?)
         };
+        let pair = shown
+            .is_some()
+            .then(|| (from.chain.clone(), from.key.clone()));
         let credential = Credential {
             shown,
+            pair,
             authority: from.authority.clone(),
         };
-        let mut next = Held::clone(&self.shared.load());
+        let mut next = Held::clone(&self.shared.held.load());
         let name = format!("{}/{}", from.namespace, from.name);
         next.by_name.insert(name.into(), Arc::new(credential));
         self.put(next);
@@ -106,7 +150,7 @@ impl Credentials {
     }
 
     fn remove(&self, name: &str) {
-        let mut next = Held::clone(&self.shared.load());
+        let mut next = Held::clone(&self.shared.held.load());
         if next.by_name.remove(name).is_some() {
             self.put(next);
         }
@@ -114,7 +158,9 @@ impl Credentials {
 
     fn put(&self, mut next: Held) {
         next.version += 1;
-        self.shared.store(Arc::new(next));
+        let version = next.version;
+        self.shared.held.store(Arc::new(next));
+        self.shared.version.send_replace(version);
     }
 }
 

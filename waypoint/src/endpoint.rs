@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use isobar_route::{LoadBalancer, Place, Preference, Session, Subset, TrafficRules, Warmup};
 use isobar_runtime::LocalScope;
 use isobar_state::balance::{self, Candidate, Purpose, next_dice};
-use isobar_state::{Service, Workload};
+use isobar_state::{Service, TunnelProtocol, Workload};
 use isobar_types::{NetworkAddress, Reason, Str};
 
 use crate::cluster::{self, Cluster, ClusterKey, Clusters};
@@ -81,6 +81,10 @@ impl NoEndpoint {
         Self {
             reason: Reason::NoHealthyUpstream,
             detail: match wanted.subset {
+                _ if key.hostname.starts_with("*.") => format!(
+                    "{:?} is no host outside the mesh that service {key} stands for",
+                    wanted.asked.unwrap_or_default()
+                ),
                 Some(subset) => format!(
                     "subset {} of service {key} has no ready endpoint",
                     subset.name
@@ -123,6 +127,8 @@ pub struct Wanted<'a> {
     /// The address the caller dialled, if it is one of this service: for services whose addresses
     /// stand for themselves.
     pub dialled: Option<IpAddr>,
+    /// The host that the request is for, where the service stands for all of a domain.
+    pub asked: Option<&'a str>,
     /// Stands for the endpoint that the caller should stay with.
     pub session: Option<u64>,
     /// Any random number.
@@ -239,23 +245,27 @@ impl Turns {
             detail: refusal.detail,
         });
         let mut candidates = allowed(view, wanted, all.map_err(Unchosen::None)?);
-        let resolved = self.resolver.resolve(view, &mut candidates);
+        let resolved = self.resolver.resolve(view, &mut candidates, wanted.asked);
         let found = resolved.endpoints.iter();
         candidates.extend(found.map(|(endpoint, port)| Candidate {
             endpoint,
             port: *port,
         }));
+        let none = || {
+            let none = NoEndpoint::of(wanted);
+            match resolved.missing.is_empty() {
+                true => Unchosen::None(none),
+                false => Unchosen::Names(resolved.missing.clone(), none),
+            }
+        };
+        if wanted.rules.balancer() == LoadBalancer::Passthrough {
+            return self.as_dialled(view, wanted, candidates).ok_or_else(none);
+        }
         // Before anything else leaves some of them out: who comes back from there is not new.
         let new = new_ones(view, wanted, &candidates);
         leave_out(view, wanted, &mut candidates);
-        let fresh = |all: &mut Vec<Candidate<'_>>| {
-            let is = |c: &Candidate<'_>| !wanted.tried.contains(&c.endpoint.workload.uid);
-            if !wanted.tried.is_empty() && all.iter().any(is) {
-                all.retain(is);
-            }
-        };
         if wanted.remote {
-            fresh(&mut candidates);
+            fresh(wanted, &mut candidates);
         }
         // Where a try has failed is no place to stay.
         let stays = staying(wanted, &candidates).filter(|_| wanted.tried.is_empty());
@@ -263,16 +273,41 @@ impl Turns {
             return Ok(stays);
         }
         nearest(view, wanted, &mut candidates);
-        fresh(&mut candidates);
+        fresh(wanted, &mut candidates);
         self.pick(&candidates, wanted, new.as_ref())
             .and_then(|c| endpoint_of(c, wanted.source))
-            .ok_or_else(|| {
-                let none = NoEndpoint::of(wanted);
-                match resolved.missing.is_empty() {
-                    true => Unchosen::None(none),
-                    false => Unchosen::Names(resolved.missing.clone(), none),
-                }
-            })
+            .ok_or_else(none)
+    }
+
+    /// For rules that say PASSTHROUGH: the endpoint at the address that was dialled. An address of the
+    /// service itself is dialled as it is where all its endpoints are outside the mesh; otherwise it
+    /// stands for any of them, as it does without a waypoint.
+    fn as_dialled(
+        &self,
+        view: &View,
+        wanted: &Wanted<'_>,
+        mut candidates: Vec<Candidate<'_>>,
+    ) -> Option<Endpoint> {
+        if let Some(ip) = wanted.dialled {
+            let at = |c: &&Candidate<'_>| c.endpoint.workload.addresses.contains(&ip);
+            if let Some(dialled) = candidates.iter().find(at) {
+                return Some(Endpoint {
+                    workload: dialled.endpoint.workload.clone(),
+                    address: SocketAddr::new(ip, dialled.port),
+                });
+            }
+        }
+        let mut all = view.snapshot.endpoints(&wanted.service.key);
+        let outside = all.all(|one| {
+            let workload = &one.workload;
+            workload.tunnel == TunnelProtocol::None && workload.node.is_empty()
+        });
+        if outside && wanted.dialled.is_some_and(|ip| !is_given_out(ip)) {
+            return self.itself(view, wanted).ok();
+        }
+        fresh(wanted, &mut candidates);
+        let any = balance::pick(&candidates, wanted.dice)?;
+        endpoint_of(any, wanted.source)
     }
 
     /// The address that was dialled, for services whose addresses stand for themselves.
@@ -341,7 +376,7 @@ impl Turns {
         match wanted.rules.balancer() {
             // Consecutive numbers as dice give every endpoint its turns in order.
             LoadBalancer::RoundRobin => balance::pick(pool, self.turn(wanted)),
-            LoadBalancer::Random => balance::pick(pool, dice),
+            LoadBalancer::Random | LoadBalancer::Passthrough => balance::pick(pool, dice),
             LoadBalancer::LeastRequest => {
                 let one = balance::pick(pool, dice)?;
                 let two = balance::pick(pool, next_dice(dice))?;
@@ -378,6 +413,23 @@ impl Turns {
         let count = busy.entry(uid.clone()).or_default().clone();
         count.set(count.get() + 1);
         Busy(count)
+    }
+}
+
+/// Leaves out those that were tried, unless nothing else is left.
+fn fresh(wanted: &Wanted<'_>, all: &mut Vec<Candidate<'_>>) {
+    let is = |c: &Candidate<'_>| !wanted.tried.contains(&c.endpoint.workload.uid);
+    if !wanted.tried.is_empty() && all.iter().any(is) {
+        all.retain(is);
+    }
+}
+
+/// True for addresses that the control plane gives to hosts without one: nobody is there. The ranges are
+/// Istio's.
+fn is_given_out(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[..2] == [240, 240],
+        IpAddr::V6(ip) => ip.segments()[..3] == [0x2001, 2, 0],
     }
 }
 

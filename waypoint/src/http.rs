@@ -8,6 +8,7 @@ mod heads;
 mod limit;
 mod mirror;
 mod pipeline;
+mod place;
 mod rate;
 mod reply;
 mod sanitise;

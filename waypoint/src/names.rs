@@ -1,5 +1,5 @@
-//! Host names of endpoints outside the cluster, and where they are. Names come from configuration,
-//! never from requests.
+//! Host names of endpoints outside the cluster, and where they are. Names come from configuration, or
+//! from requests within a domain that configuration names: only so many are remembered.
 //!
 //! An answer counts as long as its TTL says, within bounds. After that it goes on being used while a
 //! new one is asked for; one that is much older is waited for. Where there is no answer the last good
@@ -26,6 +26,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 const OLD: Duration = Duration::from_secs(60);
 /// Names that nobody asked about for so long are forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// Most names that are remembered; beyond that the one that was asked about least lately goes.
+const MOST: usize = 4096;
 
 /// Names and their addresses, for all workers of a process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -35,6 +37,7 @@ pub struct Names(Arc<Shared>);
 struct Shared {
     servers: Vec<SocketAddr>,
     v6: bool,
+    this_machine: bool,
     known: Mutex<HashMap<Str, Arc<Name>>>,
 }
 
@@ -72,8 +75,33 @@ impl Names {
         Self(Arc::new(Shared {
             servers,
             v6,
+            this_machine: false,
             known: Mutex::default(),
         }))
+    }
+
+    /// The same, with nothing known yet, where hosts that callers name may be on this machine too: in
+    /// tests, where everything is.
+    #[must_use]
+    pub fn with_this_machine(&self) -> Self {
+        Self(Arc::new(Shared {
+            servers: self.0.servers.clone(),
+            v6: self.0.v6,
+            this_machine: true,
+            known: Mutex::default(),
+        }))
+    }
+
+    /// False for addresses that a host which a caller names must not have: those that mean something
+    /// else on each machine, or nobody.
+    #[must_use]
+    pub(crate) fn takes(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let special = match ip {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0,
+            IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_unspecified(),
+        };
+        !special && !ip.is_multicast() && (self.0.this_machine || !ip.is_loopback())
     }
 
     /// Asks the name servers of this process's `resolv.conf`; none if it cannot be read.
@@ -158,11 +186,24 @@ impl Names {
             return Arc::clone(entry);
         }
         let now = Instant::now();
-        known.retain(|_, entry| {
+        let used = |entry: &Arc<Name>| {
             let answer = entry.answer.lock().unwrap_or_else(PoisonError::into_inner);
-            let used = answer.as_ref().map(|answer| answer.used);
-            Arc::strong_count(entry) > 1 || used.is_some_and(|at| now < at + FORGOTTEN)
+            answer.as_ref().map(|answer| answer.used)
+        };
+        known.retain(|_, entry| {
+            Arc::strong_count(entry) > 1 || used(entry).is_some_and(|at| now < at + FORGOTTEN)
         });
+        if known.len() >= MOST {
+            // What is being asked for goes last.
+            let age = |entry| {
+                let used = used(entry);
+                (used.is_none(), used)
+            };
+            let all = known.iter().map(|(name, entry)| (age(entry), name));
+            if let Some(oldest) = all.min().map(|(_, name)| name.clone()) {
+                known.remove(&oldest);
+            }
+        }
         Arc::clone(known.entry(name.into()).or_default())
     }
 }

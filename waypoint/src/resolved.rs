@@ -14,6 +14,8 @@ use crate::world::View;
 
 /// Stands between the uid of a workload and the address of one of its endpoints.
 const MARK: char = '#';
+/// Begins the host name of what stands for all of a domain.
+const WILDCARD: &str = "*.";
 
 /// Names as one worker looks at them.
 #[derive(Debug)]
@@ -37,8 +39,14 @@ impl Resolver {
     }
 
     /// Takes out of `candidates` those without an address, and those that are told as something
-    /// outside while their address is that of a pod of the mesh: what they are instead.
-    pub(crate) fn resolve(&self, view: &View, candidates: &mut Vec<Candidate<'_>>) -> Resolved {
+    /// outside while their address is that of a pod of the mesh: what they are instead. `asked` is the
+    /// host that the request is for: what stands for all of a domain is that host then.
+    pub(crate) fn resolve(
+        &self,
+        view: &View,
+        candidates: &mut Vec<Candidate<'_>>,
+        asked: Option<&str>,
+    ) -> Resolved {
         let mut resolved = Resolved::default();
         // Pods are on a node; what is told by ServiceEntries and WorkloadEntries is not.
         let is_itself = |c: &Candidate<'_>| {
@@ -67,16 +75,49 @@ impl Resolver {
                         continue;
                     }
                 },
+                None if workload.hostname.starts_with(WILDCARD) => {
+                    self.of_domain(view, &candidate, asked, &mut resolved);
+                    continue;
+                }
                 None => self.addresses(&workload.hostname, &mut resolved.missing),
             };
             for ip in addresses.iter() {
-                let one = at(candidate.endpoint, *ip);
+                let one = at(candidate.endpoint, "", *ip);
                 let one = meshed(view, &one, *ip).unwrap_or(one);
                 resolved.endpoints.push((one, candidate.port));
             }
         }
         *candidates = left;
         resolved
+    }
+
+    /// The endpoints of one host of a domain. Hosts are named by callers here, and their addresses by
+    /// whoever has the domain: neither reaches what is the mesh's own, or this machine's.
+    fn of_domain(
+        &self,
+        view: &View,
+        candidate: &Candidate<'_>,
+        asked: Option<&str>,
+        resolved: &mut Resolved,
+    ) {
+        let workload = &candidate.endpoint.workload;
+        let Some(name) = asked.and_then(|asked| in_domain(asked, &workload.hostname)) else {
+            return;
+        };
+        for ip in self.addresses(&name, &mut resolved.missing).iter() {
+            let place = NetworkAddress::new(workload.network.clone(), *ip);
+            let snapshot = &view.snapshot;
+            let service = snapshot.service_by_vip(&place, None);
+            let of_mesh = !snapshot.workloads_at(&place).is_empty()
+                || service.is_some_and(|service| service.vips.contains(&place));
+            if of_mesh || !self.names.takes(*ip) {
+                tracing::debug!(%name, %ip, "a host outside the mesh has an address that is not");
+                continue;
+            }
+            // Two hosts of one address are two endpoints.
+            let one = at(candidate.endpoint, &format!("{name}{MARK}"), *ip);
+            resolved.endpoints.push((one, candidate.port));
+        }
     }
 
     /// What is known of a name; asks for it where that is due.
@@ -112,11 +153,22 @@ impl Resolver {
     }
 }
 
-fn at(endpoint: &Endpoint, ip: IpAddr) -> Endpoint {
+/// A host as it is asked for by DNS, if it is one of the domain that `pattern` stands for.
+fn in_domain(asked: &str, pattern: &str) -> Option<Str> {
+    let asked = asked.trim_end_matches('.').to_ascii_lowercase();
+    let own = asked.strip_suffix(pattern.strip_prefix('*')?)?;
+    let good = |label: &str| {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(fits)
+    };
+    (asked.len() <= 253 && own.split('.').all(good)).then(|| asked.into())
+}
+
+fn at(endpoint: &Endpoint, name: &str, ip: IpAddr) -> Endpoint {
     let workload = &endpoint.workload;
     Endpoint {
         workload: Arc::new(Workload {
-            uid: format!("{}{MARK}{ip}", workload.uid).into(),
+            uid: format!("{}{MARK}{name}{ip}", workload.uid).into(),
             addresses: vec![ip].into(),
             ..Workload::clone(workload)
         }),
@@ -142,4 +194,31 @@ fn meshed(view: &View, endpoint: &Endpoint, ip: IpAddr) -> Option<Endpoint> {
 /// The uid that the mesh knows a workload by.
 pub(crate) fn told(uid: &str) -> &str {
     uid.split_once(MARK).map_or(uid, |(told, _)| told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hosts_of_the_domain_are_asked_for() {
+        let within = |asked| in_domain(asked, "*.example.com").map(|name| name.to_string());
+        for (asked, name) in [
+            ("a.example.com", Some("a.example.com")),
+            ("A.b.Example.com.", Some("a.b.example.com")),
+            ("_x.example.com", Some("_x.example.com")),
+            ("example.com", None),
+            (".example.com", None),
+            ("a..example.com", None),
+            ("aexample.com", None),
+            ("a.example.com.evil", None),
+            ("a/b.example.com", None),
+            ("a b.example.com", None),
+            ("", None),
+        ] {
+            assert_eq!(within(asked).as_deref(), name, "{asked}");
+        }
+        let long = format!("{}.example.com", "a".repeat(64));
+        assert_eq!(within(&long), None);
+    }
 }

@@ -319,7 +319,7 @@ pub fn worker(
     let live: Rc<Live> = Rc::default();
     upstreams.spawn("policies", live.clone().watch(world.clone()));
     Rc::new(Worker {
-        pool: Pool::new(dialer, upstreams.clone()),
+        pool: Pool::new(dialer, upstreams.clone(), world.credentials.clone()),
         turns: Turns::new(&world, upstreams.clone()),
         upstreams,
         own_workload,

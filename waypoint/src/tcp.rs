@@ -29,7 +29,7 @@ use crate::outlier::Outcome;
 use crate::session::{Session, until};
 use crate::stream::{AnyStream, Stream};
 use crate::target::Target;
-use crate::upstream::{How, Tls};
+use crate::upstream::{How, Preface, Tls};
 use crate::world::View;
 
 /// Endpoints tried after the first.
@@ -134,8 +134,16 @@ fn observe(session: &Session, view: &View, caller: &Attributed, facts: &Facts) {
 impl Facts {
     fn tls(&self) -> Option<Tls> {
         let rules = self.rules.tls()?.clone();
-        let host = self.service.as_ref()?.key.hostname.clone();
+        let service = self.service.as_ref()?;
+        let asked = self.asked(service).map(Str::from);
+        let host = asked.unwrap_or_else(|| service.key.hostname.clone());
         Some(Tls { rules, host })
+    }
+
+    /// What a client of TLS asks for, where the service stands for all of a domain.
+    fn asked(&self, service: &Service) -> Option<&str> {
+        let many = service.key.hostname.starts_with("*.");
+        self.server_name.as_deref().filter(|_| many)
     }
 
     fn call(&self, destination: SocketAddr) -> TcpCall<'_> {
@@ -176,6 +184,11 @@ async fn open(
             limits,
             cluster: None,
             tls: facts.tls(),
+            preface: facts.rules.proxy.map(|version| Preface {
+                version,
+                source: session.peer.address,
+                destination: session.addressed.destination,
+            }),
         };
         let opened = session.worker.pool.open(&endpoint, &how, Within::Anything);
         let opened = opened.await;
@@ -291,6 +304,7 @@ async fn endpoint(
         tried,
         remote: false,
         dialled: addressed.dialled(service),
+        asked: facts.asked(service),
         session: None,
         dice: rand::random(),
     };

@@ -3,8 +3,10 @@
 mod dial;
 mod origin;
 mod pool;
+mod preface;
 
 pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
 pub use origin::{Origin, Origins, Tls};
 pub use pool::{How, InUse, Pool, SendError, Sent, Version};
 pub(crate) use pool::{LocalExecutor, chain};
+pub use preface::Preface;

@@ -1,4 +1,4 @@
-//! PROXY protocol version 2, for applications behind a tunnel that want to know who called.
+//! PROXY protocol, for applications behind a tunnel that want to know who called.
 //!
 //! Layout after HAProxy's specification of the protocol (`proxy-protocol.txt`, §2.2): signature, version
 //! and command, family, length, addresses, then type-length-value records.
@@ -73,6 +73,21 @@ impl ProxyHeader {
         bytes.extend(length.to_be_bytes());
         bytes.extend(body);
         Ok(bytes)
+    }
+
+    /// The same as a line of text (version 1), which has no place for the identity. If one address is
+    /// IPv4 and the other IPv6, both are written as IPv6.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let (from, to) = (self.source, self.destination);
+        let ports = format!("{} {}", from.port(), to.port());
+        match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => format!("PROXY TCP4 {from} {to} {ports}\r\n"),
+            (from, to) => {
+                let (from, to) = (mapped(from), mapped(to));
+                format!("PROXY TCP6 {from} {to} {ports}\r\n")
+            }
+        }
     }
 
     /// Reads a header and says how many bytes it has. Records of other types are skipped.
@@ -182,6 +197,22 @@ mod tests {
             assert_eq!(bytes[13..16], [family, 0, length]);
             assert_eq!(bytes.len(), 16 + usize::from(length));
             assert_eq!(ProxyHeader::parse(&bytes), Ok((sent, bytes.len())));
+        }
+    }
+
+    #[test]
+    fn as_text_it_is_one_line() {
+        for (sent, line) in [
+            (
+                header("10.1.2.9:1", "10.96.4.4:80", Some("spiffe://td/ns/a/sa/b")),
+                "PROXY TCP4 10.1.2.9 10.96.4.4 1 80\r\n",
+            ),
+            (
+                header("[fd00::9]:1", "10.96.4.4:2", None),
+                "PROXY TCP6 fd00::9 ::ffff:10.96.4.4 1 2\r\n",
+            ),
+        ] {
+            assert_eq!(sent.line(), line);
         }
     }
 

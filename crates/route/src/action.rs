@@ -9,7 +9,7 @@ use crate::pattern::Pattern;
 use crate::text::TextMatch;
 
 /// What a rule does with a request that matched it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Sends it to one of these.
     Forward(Vec<Weighted>),
@@ -20,7 +20,7 @@ pub enum Action {
 }
 
 /// One destination and its share.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Weighted {
     /// Where to.
     pub target: Target,
@@ -30,6 +30,39 @@ pub struct Weighted {
     pub request: HeaderEdits,
     /// Edits of the reply's headers.
     pub response: HeaderEdits,
+    /// What else is done for this destination only; most have nothing.
+    pub own: Option<Box<OwnFilters>>,
+}
+
+/// What is done with requests for one destination of a rule.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct OwnFilters {
+    /// In place of the rule's.
+    pub rewrite: Option<Rewrite>,
+    /// The caller is sent there, and nothing goes to the destination.
+    pub redirect: Option<Redirect>,
+    /// Copies besides the rule's.
+    pub mirrors: Vec<Mirror>,
+}
+
+impl Weighted {
+    /// Changes before forwarding, where they are not the rule's.
+    #[must_use]
+    pub fn rewrite(&self) -> Option<&Rewrite> {
+        self.own.as_ref()?.rewrite.as_ref()
+    }
+
+    /// Where callers are sent in place of the destination.
+    #[must_use]
+    pub fn redirect(&self) -> Option<&Redirect> {
+        self.own.as_ref()?.redirect.as_ref()
+    }
+
+    /// Copies besides the rule's.
+    #[must_use]
+    pub fn mirrors(&self) -> &[Mirror] {
+        self.own.as_ref().map_or(&[], |own| &own.mirrors)
+    }
 }
 
 /// A destination that gets copies of requests; nobody waits for its answers.
@@ -409,6 +442,7 @@ mod tests {
                 weight: *weight,
                 request: HeaderEdits::default(),
                 response: HeaderEdits::default(),
+                own: None,
             })
             .collect()
     }

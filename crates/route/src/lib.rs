@@ -42,8 +42,8 @@ mod unsupported;
 mod virtual_service;
 
 pub use action::{
-    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Preflight, Redirect,
-    RedirectFrom, Rewrite, Target, Weighted, choose,
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, OwnFilters, Preflight,
+    Redirect, RedirectFrom, Rewrite, Target, Weighted, choose,
 };
 pub use authorization::{Denied, MatchedRule, Permit, Policy, authorize_http, authorize_tcp};
 pub use call::{Caller, HttpCall, Labels, TcpCall};
@@ -63,8 +63,8 @@ pub use tcp::{L4Match, TcpDecision, TcpRoute, match_tcp};
 pub use text::{TextMatch, ValueMatch};
 pub use tls::{Origination, TlsRules};
 pub use traffic::{
-    Balancing, Keepalive, LoadBalancer, OutlierRules, PoolRules, RetryBudget, Speak, Traffic,
-    TrafficRules, Warmup,
+    Balancing, Keepalive, LoadBalancer, OutlierRules, PoolRules, ProxyVersion, RetryBudget, Speak,
+    Traffic, TrafficRules, Warmup,
 };
-pub use unsupported::{unsupported, unsupported_in_destination_rule};
+pub use unsupported::unsupported;
 pub use virtual_service::{HttpMatch, HttpRoute, VirtualService};

@@ -15,14 +15,16 @@ pub struct SessionRules {
     by: By,
     /// Life of a session, whatever happens in it.
     pub lifetime: Option<Duration>,
+    /// A session ends when nothing was asked for so long.
+    pub idle: Option<Duration>,
 }
 
 /// By what callers show their session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum By {
     Header(HeaderName),
-    /// Its name, and what follows name and value where it is given out.
-    Cookie(String, String),
+    /// Its name, and whether browsers keep it for the session's life.
+    Cookie(String, bool),
 }
 
 /// Where a session is, as its caller shows it. It names nothing, and nobody but us can make use of it.
@@ -34,6 +36,8 @@ pub struct Session {
     pub destination: u64,
     /// Seconds since the epoch at which it ends; 0: it does not.
     pub ends: u64,
+    /// Seconds since the epoch at which it ends unless something is asked before; 0: it does not.
+    pub idle: u64,
 }
 
 impl Session {
@@ -55,31 +59,32 @@ impl Session {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let mut next = || u64::from_str_radix(parts.next()?, 16).ok();
-        let session = Self {
+        let mut session = Self {
             endpoint: next()?,
             destination: next()?,
             ends: next()?,
+            idle: 0,
         };
+        if let Some(idle) = parts.next() {
+            session.idle = u64::from_str_radix(idle, 16).ok()?;
+        }
         parts.next().is_none().then_some(session)
     }
 }
 
 impl SessionRules {
     pub(crate) fn compile(from: &proto::Session) -> Result<Self, FieldError> {
-        let lifetime = duration(from.lifetime.as_ref(), "session.lifetime")?;
         // A cookie's name is a token, as a header's is.
         let name = header_name(&from.name, "session.name")?;
-        let by = if from.header {
-            By::Header(name)
-        } else {
-            let kept = lifetime.filter(|_| from.permanent);
-            let kept = kept.map(|life| format!("; Max-Age={}", life.as_secs()));
-            By::Cookie(
-                from.name.clone(),
-                format!("{}; Path=/; HttpOnly", kept.unwrap_or_default()),
-            )
-        };
-        Ok(Self { by, lifetime })
+        Ok(Self {
+            by: if from.header {
+                By::Header(name)
+            } else {
+                By::Cookie(from.name.clone(), from.permanent)
+            },
+            lifetime: duration(from.lifetime.as_ref(), "session.lifetime")?,
+            idle: duration(from.idle.as_ref(), "session.idle")?,
+        })
     }
 
     /// The session of a request, if it shows one that goes on. `now` in seconds since the epoch.
@@ -90,21 +95,39 @@ impl SessionRules {
             By::Cookie(name, _) => cookie(headers, name)?,
         };
         let session = Session::parse(std::str::from_utf8(text).ok()?)?;
-        let bounded = self.lifetime.is_none_or(|life| {
-            // Nobody gives themselves more time than there is.
-            session.ends > now && session.ends <= now + life.as_secs().max(1)
-        });
-        (bounded && (session.ends == 0 || session.ends > now)).then_some(session)
+        // Nobody gives themselves more time than there is.
+        let within = |at: u64, most: Option<Duration>| match most {
+            Some(most) => at > now && at <= now + most.as_secs().max(1),
+            None => at == 0 || at > now,
+        };
+        (within(session.ends, self.lifetime) && within(session.idle, self.idle)).then_some(session)
     }
 
-    /// The header of a reply that tells a caller its session.
+    /// The header of a reply that tells a caller its session; `before` is the one that goes on.
     #[must_use]
-    pub fn give(&self, endpoint: u64, destination: u64, now: u64) -> (HeaderName, HeaderValue) {
-        let ends = self.lifetime.map_or(0, |life| now + life.as_secs().max(1));
-        let value = format!("{endpoint:x}-{destination:x}-{ends:x}");
+    pub fn give(
+        &self,
+        before: Option<Session>,
+        (endpoint, destination): (u64, u64),
+        now: u64,
+    ) -> (HeaderName, HeaderValue) {
+        let from_now = |time: Option<Duration>| time.map_or(0, |time| now + time.as_secs().max(1));
+        let ends = before.map_or_else(|| from_now(self.lifetime), |before| before.ends);
+        let mut value = format!("{endpoint:x}-{destination:x}-{ends:x}");
+        if self.idle.is_some() {
+            value.push_str(&format!("-{:x}", from_now(self.idle)));
+        }
         let (name, text) = match &self.by {
             By::Header(name) => (name.clone(), value),
-            By::Cookie(name, with) => (SET_COOKIE, format!("{name}={value}{with}")),
+            By::Cookie(name, permanent) => {
+                let kept = Some(ends.saturating_sub(now)).filter(|left| *permanent && *left > 0);
+                let kept = kept.map(|left| format!("; Max-Age={left}"));
+                let with = kept.unwrap_or_default();
+                (
+                    SET_COOKIE,
+                    format!("{name}={value}{with}; Path=/; HttpOnly"),
+                )
+            }
         };
         let value = HeaderValue::from_str(&text);
         (name, value.expect("a token and what follows a cookie"))
@@ -123,8 +146,31 @@ mod tests {
             header,
             lifetime: lifetime.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
             permanent,
+            idle: None,
         })
         .unwrap()
+    }
+
+    #[test]
+    fn a_session_ends_when_nothing_is_asked_for_a_while() {
+        let mut rules = rules(true, Some(100), false);
+        rules.idle = Some(Duration::from_secs(10));
+        let shown = |value: &HeaderValue, now| {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static("x-s"), value.clone())]);
+            rules.shown(&headers, now)
+        };
+        let (_, first) = rules.give(None, (1, 2), 1000);
+        let before = shown(&first, 1009).unwrap();
+        assert_eq!((before.ends, before.idle), (1100, 1010));
+        assert_eq!(shown(&first, 1010), None);
+        // Each answer gives more time, of the session's whole life no more than there was.
+        let (_, second) = rules.give(Some(before), (1, 2), 1009);
+        let later = shown(&second, 1018).unwrap();
+        assert_eq!((later.ends, later.idle), (1100, 1019));
+        // Without the time, or with more of it than there is, it is nobody's session.
+        for text in ["1-2-44c", "1-2-44c-ffff"] {
+            assert_eq!(shown(&HeaderValue::from_static(text), 1000), None, "{text}");
+        }
     }
 
     #[test]
@@ -146,7 +192,7 @@ mod tests {
                 "; Max-Age=60; Path=/; HttpOnly",
             ),
         ] {
-            let (name, value) = rules.give(at, to, 1000);
+            let (name, value) = rules.give(None, (at, to), 1000);
             let line = format!("{name} {}", value.to_str().unwrap());
             assert!(line.contains(text), "{line}");
             let shown = value

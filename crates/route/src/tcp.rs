@@ -10,7 +10,7 @@ use crate::table::Tables;
 use crate::virtual_service::{FieldError, VirtualService, compile_destinations, port};
 
 /// A compiled TLS or TCP rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TcpRoute {
     /// One must match; empty matches everything.
     pub matches: Vec<L4Match>,

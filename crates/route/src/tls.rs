@@ -25,6 +25,12 @@ pub struct TlsRules {
     pub identity: Option<(Str, Str)>,
     /// It cannot be done as it is written: why nothing is sent.
     pub refuse: Option<Str>,
+    /// Credential with the chain and the key to show, in place of files.
+    pub credential: Option<Str>,
+    /// Credential with the roots, in place of a file.
+    pub authority: Option<Str>,
+    /// The server's certificate is not looked at.
+    pub unverified: bool,
 }
 
 impl Origination {
@@ -51,6 +57,9 @@ impl Origination {
             roots: text(&from.ca_certificates),
             identity,
             refuse: text(&from.refuse),
+            credential: text(&from.credential),
+            authority: text(&from.authority),
+            unverified: from.unverified,
         })))
     }
 }

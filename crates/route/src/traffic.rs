@@ -23,6 +23,17 @@ pub struct TrafficRules {
     pub retry_budget: Option<RetryBudget>,
     /// TLS towards endpoints.
     pub tls: Option<Origination>,
+    /// Endpoints are told who called, before any other byte.
+    pub proxy: Option<ProxyVersion>,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// How an endpoint is chosen.
@@ -48,6 +59,8 @@ pub enum LoadBalancer {
     LeastRequest,
     /// By chance.
     Random,
+    /// The one whose address was dialled, or none at all: nothing else is looked at.
+    Passthrough,
 }
 
 /// Slow start of endpoints that are new.
@@ -183,6 +196,11 @@ impl Traffic {
             return self.clone();
         };
         let mut ports = subset.ports.clone();
+        for (_, rules) in &mut ports {
+            if rules.proxy.is_none() && self.all.proxy.is_some() {
+                Arc::make_mut(rules).proxy = self.all.proxy;
+            }
+        }
         for (number, rules) in &self.ports {
             if subset.own_at(*number).is_none() {
                 ports.push((*number, Arc::new(subset.all.or(rules))));
@@ -195,18 +213,23 @@ impl Traffic {
     }
 
     pub(crate) fn compile(from: &proto::TrafficPolicy) -> Result<Self, FieldError> {
+        let all = compile_blocks(from)?;
         let mut ports: Vec<(u16, Arc<TrafficRules>)> = Vec::with_capacity(from.port_level.len());
         for (at, one) in from.port_level.iter().enumerate() {
             let under = |e: FieldError| e.under(&format!("portLevelSettings[{at}]"));
             let number = port(one.port, "port.number").map_err(under)?;
             let policy = one.policy.clone().unwrap_or_default();
-            let rules = compile_blocks(&policy).map_err(under)?;
+            // There is no such field for ports: an endpoint that waits for the line would hang.
+            let rules = TrafficRules {
+                proxy: all.proxy,
+                ..compile_blocks(&policy).map_err(under)?
+            };
             if ports.iter().all(|(have, _)| *have != number) {
                 ports.push((number, Arc::new(rules)));
             }
         }
         Ok(Self {
-            all: Arc::new(compile_blocks(from)?),
+            all: Arc::new(all),
             ports,
         })
     }
@@ -220,6 +243,7 @@ impl TrafficRules {
             outliers: self.outliers.or(other.outliers),
             retry_budget: self.retry_budget.or(other.retry_budget),
             tls: self.tls.clone().or_else(|| other.tls.clone()),
+            proxy: self.proxy.or(other.proxy),
         }
     }
 
@@ -264,6 +288,11 @@ fn compile_blocks(from: &proto::TrafficPolicy) -> Result<TrafficRules, FieldErro
             least: budget.min_concurrency.unwrap_or(3),
         }),
         tls: from.tls.as_ref().map(Origination::compile).transpose()?,
+        proxy: match from.proxy_protocol() {
+            proto::traffic_policy::ProxyProtocol::None => None,
+            proto::traffic_policy::ProxyProtocol::V1 => Some(ProxyVersion::V1),
+            proto::traffic_policy::ProxyProtocol::V2 => Some(ProxyVersion::V2),
+        },
     })
 }
 
@@ -275,8 +304,8 @@ fn compile_balancing(from: &proto::TrafficPolicy) -> Result<Option<Balancing>, F
         From::RoundRobin => Some(LoadBalancer::RoundRobin),
         From::LeastRequest => Some(LoadBalancer::LeastRequest),
         From::Random => Some(LoadBalancer::Random),
-        // PASSTHROUGH would go round the mesh; the pods of the service are balanced instead.
-        From::Unspecified | From::Passthrough => None,
+        From::Passthrough => Some(LoadBalancer::Passthrough),
+        From::Unspecified => None,
     };
     let extra = from.consistent_hash.is_some() || from.locality.is_some() || from.warmup.is_some();
     if named == From::Unspecified && !extra {
@@ -421,6 +450,46 @@ mod tests {
         assert_eq!(limits(&subset, 82), (None, None));
         assert_eq!(subset.at(81).balancer(), LoadBalancer::Random);
         assert_eq!(service.overlaid(None), service);
+    }
+
+    #[test]
+    fn every_port_and_subset_is_told_who_called() {
+        let mut top = pool(1, 2);
+        top.proxy_protocol = proto::traffic_policy::ProxyProtocol::V1.into();
+        top.port_level = vec![proto::PortTrafficPolicy {
+            port: 80,
+            policy: Some(pool(5, 0)),
+        }];
+        let service = Traffic::compile(&top).unwrap();
+        let mut own = pool(7, 0);
+        own.port_level = vec![proto::PortTrafficPolicy {
+            port: 82,
+            policy: None,
+        }];
+        let silent = service.overlaid(Some(&Traffic::compile(&own).unwrap()));
+        own.proxy_protocol = proto::traffic_policy::ProxyProtocol::V2.into();
+        let other = service.overlaid(Some(&Traffic::compile(&own).unwrap()));
+        for port in [80, 81, 82] {
+            assert_eq!(service.at(port).proxy, Some(ProxyVersion::V1), "{port}");
+            assert_eq!(silent.at(port).proxy, Some(ProxyVersion::V1), "{port}");
+            assert_eq!(other.at(port).proxy, Some(ProxyVersion::V2), "{port}");
+        }
+    }
+
+    #[test]
+    fn a_subset_may_end_the_tls_that_its_service_asks_for() {
+        let with = |off: bool| proto::TrafficPolicy {
+            tls: Some(proto::EndpointTls {
+                off,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let service = Traffic::compile(&with(false)).unwrap();
+        assert!(service.at(1).tls().is_some());
+        let off = Traffic::compile(&with(true)).unwrap();
+        assert!(service.overlaid(Some(&off)).at(1).tls().is_none());
+        assert!(off.overlaid(Some(&service)).at(1).tls().is_some());
     }
 
     #[test]

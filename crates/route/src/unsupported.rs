@@ -40,27 +40,6 @@ fn header_commands(headers: Option<&proto::Headers>, here: &str, out: &mut Vec<S
     }
 }
 
-/// Fields of a `DestinationRule` that are accepted and not honoured, by path.
-#[must_use]
-pub fn unsupported_in_destination_rule(object: &proto::DestinationRule) -> Vec<String> {
-    let mut out = Vec::new();
-    let top = object.traffic_policy.as_ref();
-    traffic(top, "trafficPolicy", &mut out);
-    for (at, subset) in object.subsets.iter().enumerate() {
-        let here = format!("subsets[{at}].trafficPolicy");
-        traffic(subset.traffic_policy.as_ref(), &here, &mut out);
-    }
-    out
-}
-
-fn traffic(policy: Option<&proto::TrafficPolicy>, here: &str, out: &mut Vec<String>) {
-    use proto::traffic_policy::LoadBalancer;
-    let Some(policy) = policy else { return };
-    if policy.load_balancer == i32::from(LoadBalancer::Passthrough) {
-        out.push(format!("{here}.loadBalancer.simple"));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,8 +6,8 @@ use isobar_proto::isobar::v1 as proto;
 use isobar_types::{NamespacedHostname, NamespacedName};
 
 use crate::action::{
-    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Redirect, Rewrite, Target,
-    Weighted,
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, OwnFilters, Redirect,
+    Rewrite, Target, Weighted,
 };
 use crate::call::Labels;
 use crate::finder::Finder;
@@ -216,24 +216,7 @@ fn compile_action(from: Option<&proto::http_route::Action>) -> Result<Action, Fi
         Some(From::Forward(forward)) => {
             compile_destinations(&forward.destinations, "route").map(Action::Forward)
         }
-        Some(From::Redirect(to)) => {
-            let code = if to.code == 0 { 301 } else { to.code };
-            if !matches!(code, 301 | 302 | 303 | 307 | 308) {
-                return Err(FieldError::new(
-                    "redirect.redirectCode",
-                    format!("{code} is not a redirect"),
-                ));
-            }
-            Ok(Action::Redirect(Redirect {
-                uri: given(&to.uri),
-                authority: given(&to.authority),
-                scheme: given(&to.scheme),
-                port: Some(port(to.port, "redirect.port")?).filter(|p| *p != 0),
-                code: u16::try_from(code).unwrap_or(301),
-                prefix_rewrite: given(&to.prefix_rewrite),
-                port_from_request: to.port_from_request,
-            }))
-        }
+        Some(From::Redirect(to)) => compile_redirect(to).map(Action::Redirect),
         Some(From::DirectResponse(reply)) => Ok(Action::Direct(DirectResponse {
             status: u16::try_from(reply.status)
                 .ok()
@@ -251,6 +234,38 @@ fn compile_action(from: Option<&proto::http_route::Action>) -> Result<Action, Fi
             "no route, redirect or directResponse",
         )),
     }
+}
+
+fn compile_redirect(to: &proto::HttpRedirect) -> Result<Redirect, FieldError> {
+    let code = if to.code == 0 { 301 } else { to.code };
+    if !matches!(code, 301 | 302 | 303 | 307 | 308) {
+        return Err(FieldError::new(
+            "redirect.redirectCode",
+            format!("{code} is not a redirect"),
+        ));
+    }
+    Ok(Redirect {
+        uri: given(&to.uri),
+        authority: given(&to.authority),
+        scheme: given(&to.scheme),
+        port: Some(port(to.port, "redirect.port")?).filter(|p| *p != 0),
+        code: u16::try_from(code).unwrap_or(301),
+        prefix_rewrite: given(&to.prefix_rewrite),
+        port_from_request: to.port_from_request,
+    })
+}
+
+/// What is for one destination only, if anything is.
+fn compile_own(from: &proto::WeightedDestination) -> Result<Option<Box<OwnFilters>>, FieldError> {
+    if from.rewrite.is_none() && from.redirect.is_none() && from.mirrors.is_empty() {
+        return Ok(None);
+    }
+    let rewrite = from.rewrite.as_ref();
+    Ok(Some(Box::new(OwnFilters {
+        rewrite: rewrite.map(|r| compile_rewrite(Some(r))).transpose()?,
+        redirect: from.redirect.as_ref().map(compile_redirect).transpose()?,
+        mirrors: compile_mirrors(&from.mirrors)?,
+    })))
 }
 
 /// A single destination without a weight gets everything; of several, weight 0 gets none.
@@ -275,6 +290,7 @@ pub(crate) fn compile_destinations(
             weight,
             request,
             response,
+            own: compile_own(entry).map_err(|e| e.under(&here))?,
         });
     }
     if out.is_empty() {

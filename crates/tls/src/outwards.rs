@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -47,12 +48,29 @@ pub fn client_config(
     if added == 0 {
         return Err(CryptoFailure::new(what, "none of them can be used"));
     }
+    client(store, rule(names)?, identity)
+}
+
+/// As [`client_config`], for whatever server there is: nothing of its certificate is looked at. For those
+/// alone who have asked for exactly that.
+///
+/// # Errors
+/// When the chain or the key cannot be read.
+pub fn unverified(identity: Option<ClientIdentity<'_>>) -> Result<OutwardClient, CryptoFailure> {
+    client(RootCertStore::empty(), ServerRule::Anyone, identity)
+}
+
+fn client(
+    roots: RootCertStore,
+    rule: ServerRule,
+    identity: Option<ClientIdentity<'_>>,
+) -> Result<OutwardClient, CryptoFailure> {
     let provider = provider_outwards();
     let verifier = ServerVerifier {
         provider: Arc::clone(&provider),
-        roots: Arc::new(store),
+        roots: Arc::new(roots),
         revocations: crate::Revocations::default(),
-        rule: rule(names)?,
+        rule,
     };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -78,6 +96,14 @@ fn rule(names: &[impl AsRef<str>]) -> Result<ServerRule, CryptoFailure> {
     if names.is_empty() {
         return Ok(ServerRule::Host { alternative: None });
     }
+    let (hosts, uris) = apart(names)?;
+    Ok(ServerRule::OneOf(hosts, uris))
+}
+
+/// Host names and addresses, and URIs.
+pub(crate) fn apart(
+    names: &[impl AsRef<str>],
+) -> Result<(Vec<ServerName<'static>>, Vec<String>), CryptoFailure> {
     let (mut hosts, mut uris) = (Vec::new(), Vec::new());
     for name in names {
         let name = name.as_ref();
@@ -87,7 +113,7 @@ fn rule(names: &[impl AsRef<str>]) -> Result<ServerRule, CryptoFailure> {
             hosts.push(server_name(name)?);
         }
     }
-    Ok(ServerRule::OneOf(hosts, uris))
+    Ok((hosts, uris))
 }
 
 impl OutwardClient {
@@ -208,6 +234,22 @@ mod tests {
                 .await
                 .is_none()
         );
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_it_gets_any_server() {
+        let authority = Authority::generate("outside").unwrap();
+        let clients = Authority::generate("clients").unwrap();
+        let server = old_server(&authority, &clients);
+        let own = clients.issue_server(&["me".to_owned()], DAY).unwrap();
+        let key = own.key.to_pem().unwrap();
+        let identity = ClientIdentity {
+            chain: &own.chain,
+            key: &key,
+        };
+        let client = unverified(Some(identity)).unwrap();
+        let agreed = shake(&client, &server, "new.example", Within::Http1).await;
+        assert_eq!(agreed.as_deref(), Some(&b"http/1.1"[..]));
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Sending a request on: destination, rewriting, endpoint, tries, response.
 
-use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{
@@ -14,18 +12,18 @@ use ::http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use isobar_route::{
-    Action, HashKey, HeaderEdits, HttpRoute, Mirror, Retries, Speak, Subset, Taken,
-    Target as RouteTarget, TrafficRules, Weighted, choose,
+    Action, HeaderEdits, HttpRoute, Mirror, Retries, Rewrite, Speak, Taken, Weighted, choose,
 };
-use isobar_state::{AppProtocol, Service, Workload};
-use isobar_types::{Reason, Str};
+use isobar_state::AppProtocol;
+use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::Exchange;
 use super::facts::OfRequest;
 use super::limit::Limit;
 use super::mirror;
-use super::pipeline::Flow;
+use super::pipeline::{self, Flow};
+use super::place::{Place, destination, place, sticky, waypoint};
 use super::reply::{self, Local};
 use super::sanitise;
 use super::standing::{Asked, Side, Standing};
@@ -34,83 +32,13 @@ use super::tries::Sending;
 use super::upgrade;
 use super::upload::RequestBody;
 use crate::attribution::Attributed;
-use crate::cluster::Cluster;
-use crate::edge;
-use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::Mirrored;
 use crate::session::Session;
-use crate::target::Target;
-use crate::upstream::{self, How, Tls};
+use crate::upstream;
 use crate::world::View;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
-
-/// Where the tries may go.
-pub(super) enum Place {
-    Pod(Endpoint),
-    Cluster(Destination),
-}
-
-/// A service or subset, and what its rules say.
-pub(super) struct Destination {
-    pub(super) service: Arc<Service>,
-    pub(super) port: u16,
-    subset: Option<Arc<Subset>>,
-    rules: Arc<TrafficRules>,
-    cluster: Option<Arc<Cluster>>,
-    hash: Option<u64>,
-    dialled: Option<IpAddr>,
-    session: Option<u64>,
-}
-
-impl Destination {
-    /// A choice among all its endpoints.
-    pub(super) fn wanted<'a>(&'a self, source: &'a Workload, tried: &'a [Str]) -> Wanted<'a> {
-        Wanted {
-            service: &self.service,
-            port: self.port,
-            subset: self.subset.as_deref(),
-            rules: &self.rules,
-            cluster: self.cluster.as_ref(),
-            hash: self.hash,
-            source,
-            tried,
-            remote: false,
-            dialled: self.dialled,
-            session: self.session,
-            dice: rand::random(),
-        }
-    }
-
-    fn how(&self) -> How {
-        How {
-            limits: self.rules.limits(),
-            cluster: self.cluster.clone(),
-            tls: self.rules.tls().map(|rules| Tls {
-                rules: rules.clone(),
-                host: self.service.key.hostname.clone(),
-            }),
-        }
-    }
-}
-
-impl Place {
-    /// Rules and memory, where there are limits or outliers to look at.
-    pub(super) fn limited(&self) -> Option<(&TrafficRules, &Arc<Cluster>, &Service)> {
-        let Self::Cluster(to) = self else {
-            return None;
-        };
-        Some((&to.rules, to.cluster.as_ref()?, &to.service))
-    }
-
-    pub(super) fn how(&self) -> How {
-        match self {
-            Self::Pod(_) => How::default(),
-            Self::Cluster(to) => to.how(),
-        }
-    }
-}
 
 /// The head that every try sends. What the caller asked stays as it was, for policies to be asked
 /// again; each try edits its own copy.
@@ -178,23 +106,28 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
         Ok(destined) => destined,
         Err(local) => return local.respond(flow.exchange),
     };
+    if let (Some(to), Some(taken)) = (chosen.and_then(Weighted::redirect), &taken) {
+        return pipeline::redirected(to, &flow, taken).respond(flow.exchange);
+    }
     let cookie = sticky(&mut place, &flow);
-    let of_route = route.map(|r| &r.request).into_iter();
-    let edits: Vec<&HeaderEdits> = of_route.chain(chosen.map(|c| &c.request)).collect();
+    let edits = edits_of(route, chosen);
     let (asked, session) = (flow.asked.clone(), flow.session.clone());
     let taken = taken.as_ref();
     let speak = speak(&place, &flow.session, &asked);
     let facts = OfRequest::new(&session, &asked, flow.exchange.at, taken);
-    let head = match head(facts, &edits, &flow.exchange.request.path, speak) {
+    let rewrite = rewrite_of(route, chosen);
+    let head = match head(facts, (&edits, rewrite), &flow.exchange.request.path, speak) {
         Ok(head) => head,
         Err(local) => return local.respond(flow.exchange),
     };
     let mut limit = limit_of(route, &flow.exchange);
     let rules = rules_of(route);
-    let mirrors = route.map_or(&[][..], |r| &r.mirrors[..]);
-    let changes = asked.clean.upgrade.is_some();
-    let upgrade = flow.upgrade.take().filter(|_| changes);
-    take_body(flow.body, &flow.exchange, speak, rules, mirrors);
+    let mirrors = mirrors_of(route, chosen);
+    let upgrade = flow
+        .upgrade
+        .take()
+        .filter(|_| asked.clean.upgrade.is_some());
+    take_body(flow.body, &flow.exchange, speak, rules, &mirrors);
     let Some(standing) = flow.exchange.standing.clone() else {
         // Unreachable: only what is permitted comes here.
         return Local::denied("not_decided".to_owned()).respond(flow.exchange);
@@ -211,10 +144,7 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
     };
     let sent = tokio::select! {
         biased;
-        () = standing.until_ending(Side::Reply) => {
-            flow.exchange.standing = None;
-            Err(standing.ending().map_or_else(Local::caller_gone, Local::ending))
-        }
+        () = standing.until_ending(Side::Reply) => Err(ended(&mut flow.exchange, &standing)),
         sent = sending.tries(&head) => sent,
     };
     let copies = Copies {
@@ -224,9 +154,10 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
         asked: &asked,
         taken,
         edits: &edits,
+        rewrite,
         standing: &standing,
     };
-    copies.send(mirrors, &flow.exchange, sent.as_ref().err());
+    copies.send(&mirrors, &flow.exchange, sent.as_ref().err());
     flow.exchange.progress.settle();
     let mut response = match sent {
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -235,17 +166,49 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
         Ok(response) => response,
         Err(local) => return local.respond(flow.exchange),
     };
-    if let Some(cookie) = cookie {
-        response.headers_mut().append(SET_COOKIE, cookie);
-    }
     stay.tell(chosen, &flow.exchange, response.headers_mut());
-    pass_on(response, limit, flow.exchange)
+    pass_on(response, cookie, limit, flow.exchange)
 }
 
 /// The retries of a rule, or the mesh's where it says nothing.
 fn rules_of(route: Option<&HttpRoute>) -> &Retries {
     let rules = route.and_then(|r| r.retries.as_ref());
     rules.unwrap_or_else(|| Retries::of_mesh())
+}
+
+/// What becomes of a request that may not go on.
+fn ended(exchange: &mut Exchange, standing: &Standing) -> Local {
+    exchange.standing = None;
+    let ending = standing.ending();
+    ending.map_or_else(Local::caller_gone, Local::ending)
+}
+
+/// Header edits of the rule, then those of the destination that was chosen.
+fn edits_of<'a>(
+    route: Option<&'a HttpRoute>,
+    chosen: Option<&'a Weighted>,
+) -> Vec<&'a HeaderEdits> {
+    let of_route = route.into_iter().map(|route| &route.request);
+    of_route
+        .chain(chosen.map(|chosen| &chosen.request))
+        .collect()
+}
+
+/// The rewrite of the destination that was chosen, else that of the rule.
+fn rewrite_of<'a>(
+    route: Option<&'a HttpRoute>,
+    chosen: Option<&'a Weighted>,
+) -> Option<&'a Rewrite> {
+    let own = chosen.and_then(Weighted::rewrite);
+    own.or(route.map(|route| &route.rewrite))
+}
+
+/// Where copies go: those of the rule, and those of the destination that was chosen.
+fn mirrors_of<'a>(route: Option<&'a HttpRoute>, chosen: Option<&'a Weighted>) -> Vec<&'a Mirror> {
+    let of_route = route.into_iter().flat_map(|route| &route.mirrors);
+    of_route
+        .chain(chosen.into_iter().flat_map(Weighted::mirrors))
+        .collect()
 }
 
 /// The time that all tries of a rule have.
@@ -260,7 +223,7 @@ fn take_body(
     exchange: &Exchange,
     speak: upstream::Version,
     rules: &Retries,
-    mirrors: &[Mirror],
+    mirrors: &[&Mirror],
 ) {
     if !body.is_end_stream() {
         let h2 = speak == upstream::Version::H2;
@@ -313,9 +276,13 @@ fn weighted(route: &HttpRoute) -> Result<Option<(usize, &Weighted)>, Local> {
 /// The endpoint's response as the caller gets it.
 fn pass_on(
     mut response: Response<Incoming>,
+    cookie: Option<HeaderValue>,
     limit: Option<Limit>,
     mut exchange: Exchange,
 ) -> Response<ReplyBody> {
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
     let took = exchange.started.elapsed();
     exchange.upstream_time = Some(took);
     finish_headers(response.headers_mut(), took);
@@ -337,113 +304,6 @@ fn finish_headers(headers: &mut HeaderMap, took: Duration) {
     headers.insert(SERVICE_TIME, HeaderValue::from(millis));
 }
 
-/// Finds what a destination names.
-fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Place, Local> {
-    let addressed = &flow.session.addressed;
-    let own = match (&addressed.target, target) {
-        (Target::Workload(workload), _) => {
-            let uid = workload.uid.clone();
-            flow.exchange.cluster = format!("encap|{}", addressed.destination);
-            // The pod as it is now: it may have gone, or left the mesh.
-            let now = flow.view.snapshot.workload_by_uid(&uid);
-            let workload = now.ok_or_else(|| Local::no_endpoint(format!("pod {uid} is gone")))?;
-            return Ok(Place::Pod(Endpoint {
-                workload: workload.clone(),
-                address: addressed.destination,
-            }));
-        }
-        (Target::Service(service), _) => Some(service.clone()),
-        (Target::Listener(_), _) => None,
-    };
-    let to = destination(&flow.session, &flow.view, own.as_deref(), target)?;
-    let (port, host) = (to.port, &to.service.key.hostname);
-    flow.exchange.cluster = match &to.subset {
-        Some(subset) => format!("inbound-vip|{port}|http/{}|{host}", subset.name),
-        None => format!("inbound-vip|{port}|http|{host}"),
-    };
-    flow.exchange.service = Some(to.service.clone());
-    let waypoint = waypoint(&flow.session, &flow.view, &to)?;
-    Ok(waypoint.map_or(Place::Cluster(to), Place::Pod))
-}
-
-/// A pod of the waypoint that callers from outside reach this destination through, where they do.
-fn waypoint(session: &Session, view: &View, to: &Destination) -> Result<Option<Endpoint>, Local> {
-    let Target::Listener(_) = session.addressed.target else {
-        return Ok(None);
-    };
-    let through = edge::through(&session.worker, view, &to.service, to.port);
-    through.map_err(|(reason, why)| Local::no_waypoint(reason, why))
-}
-
-/// The service that a target names, or the one that was addressed, with its rules.
-fn destination(
-    session: &Session,
-    view: &View,
-    own: Option<&Service>,
-    target: Option<&RouteTarget>,
-) -> Result<Destination, Local> {
-    if let Some(status) = target.and_then(|t| t.refuse) {
-        return Err(Local::refused(status, target.map_or("", |t| &*t.host)));
-    }
-    let key = match target {
-        None => own
-            .map(|own| &own.key)
-            .ok_or_else(|| Local::no_cluster("no destination is named".into()))?,
-        Some(target) => target.service.as_ref().ok_or_else(|| {
-            Local::no_cluster(format!("the destination {:?} is not known", &*target.host))
-        })?,
-    };
-    let service = view
-        .snapshot
-        .service(key)
-        .cloned()
-        .ok_or_else(|| Local::no_cluster(format!("service {key} is not known")))?;
-    let asked = session.addressed.destination.port();
-    let ports = service.ports.iter().map(|(port, _)| port);
-    let port = target.map_or(asked, |target| target.port_of(ports, asked));
-    let name = target.and_then(|t| t.subset.as_deref());
-    let tables = &view.tables;
-    let subset =
-        match name {
-            None => None,
-            Some(name) => Some(tables.subset(key, name).cloned().ok_or_else(|| {
-                Local::no_cluster(format!("service {key} has no subset {name:?}"))
-            })?),
-        };
-    let rules = tables.traffic(key, subset.as_deref(), port).clone();
-    let turns = &session.worker.turns;
-    let cluster = turns.cluster(&rules, &service, subset.as_deref(), port);
-    Ok(Destination {
-        dialled: session.addressed.dialled(&service),
-        service,
-        port,
-        subset,
-        rules,
-        cluster,
-        hash: None,
-        session: None,
-    })
-}
-
-/// Finds what of the request decides where it goes, if something does. The `set-cookie` of a caller
-/// that had no cookie yet.
-fn sticky(place: &mut Place, flow: &Flow) -> Option<HeaderValue> {
-    let Place::Cluster(to) = place else {
-        return None;
-    };
-    let key = to.rules.balancing.as_ref()?.hash.as_ref()?;
-    let asked = &flow.asked;
-    let ip = flow.session.peer.address.ip();
-    to.hash = key.of(&asked.headers, asked.clean.query.as_deref(), ip);
-    let HashKey::Cookie(cookie) = key else {
-        return None;
-    };
-    let given = cookie.give(rand::random()).filter(|_| to.hash.is_none());
-    let (hash, header) = given?;
-    to.hash = Some(hash);
-    Some(header)
-}
-
 /// What copies of a request are made from.
 struct Copies<'a> {
     session: &'a Rc<Session>,
@@ -453,12 +313,13 @@ struct Copies<'a> {
     taken: Option<&'a Taken>,
     /// Of the rule and the destination that the request itself goes to.
     edits: &'a [&'a HeaderEdits],
+    rewrite: Option<&'a Rewrite>,
     standing: &'a Rc<Standing>,
 }
 
 impl Copies<'_> {
     /// Sends those that dice choose, unless the request may not be where it was going either.
-    fn send(&self, mirrors: &[Mirror], exchange: &Exchange, failed: Option<&Local>) {
+    fn send(&self, mirrors: &[&Mirror], exchange: &Exchange, failed: Option<&Local>) {
         let denied = failed.is_some_and(|local| local.reason == Reason::PolicyDenied);
         if denied || self.standing.ending().is_some() {
             return;
@@ -475,7 +336,8 @@ impl Copies<'_> {
         let session = self.session;
         let own = session.addressed.service();
         let own = own.map(|own| &**own);
-        let to = destination(session, self.view, own, Some(&mirror.target)).ok()?;
+        let from = (&**session, self.asked);
+        let to = destination(from, self.view, own, Some(&mirror.target)).ok()?;
         // No copy goes around a waypoint that the request itself would go through.
         let (endpoint, place) = match waypoint(session, self.view, &to).ok()? {
             Some(waypoint) => (waypoint.clone(), Place::Pod(waypoint)),
@@ -488,7 +350,8 @@ impl Copies<'_> {
         let how = place.how();
         let speak = speak(&place, session, self.asked);
         let facts = OfRequest::new(session, self.asked, exchange.at, self.taken);
-        let head = head(facts, self.edits, &exchange.request.path, speak).ok()?;
+        let edits = (self.edits, self.rewrite);
+        let head = head(facts, edits, &exchange.request.path, speak).ok()?;
         let body = exchange.progress.whole()?.next_try(self.standing.clone());
         mirror::send(session, endpoint, speak, head.request(body), how);
         Some(())
@@ -521,12 +384,11 @@ fn speak(place: &Place, session: &Session, asked: &Asked) -> upstream::Version {
 /// Path, authority and headers as the endpoint gets them.
 fn head<'a>(
     facts: OfRequest<'a>,
-    edits: &'a [&'a HeaderEdits],
+    (edits, rewrite): (&'a [&'a HeaderEdits], Option<&Rewrite>),
     original: &str,
     speak: upstream::Version,
 ) -> Result<Head<'a>, Local> {
     let (asked, taken) = (facts.asked, facts.taken);
-    let rewrite = taken.map(|t| &t.route().rewrite);
     let matched = taken.and_then(|t| t.block()).and_then(|b| b.uri.as_ref());
     let rewritten = rewrite.and_then(|r| r.path(&asked.clean.path, matched));
     let original = rewritten

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use isobar_route::{
-    AbortWith, Action, HttpDecision, Preflight, RedirectFrom, Taken, match_http, observe_http,
+    AbortWith, Action, HttpDecision, Preflight, Redirect, RedirectFrom, Taken, match_http,
+    observe_http,
 };
 use isobar_types::Reason;
 
@@ -213,23 +214,7 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
         }
     }
     match &route.action {
-        Action::Redirect(to) => {
-            let clean = &flow.asked.clean;
-            let place = to.location(&RedirectFrom {
-                scheme: clean.scheme,
-                authority: &clean.authority,
-                path: &clean.path,
-                query: clean.query.as_deref(),
-                port: flow.session.addressed.destination.port(),
-                matched: taken.block().and_then(|block| block.uri.as_ref()),
-            });
-            let status = StatusCode::from_u16(to.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-            let mut local = Local::new(status, Reason::Complete, "direct_response", "");
-            if let Ok(place) = HeaderValue::from_str(&place) {
-                local.headers.insert(::http::header::LOCATION, place);
-            }
-            local.respond(flow.exchange)
-        }
+        Action::Redirect(to) => redirected(to, &flow, &taken).respond(flow.exchange),
         Action::Direct(direct) => {
             let status = StatusCode::from_u16(direct.status).unwrap_or(StatusCode::OK);
             let mut local = Local::new(status, Reason::Complete, "direct_response", "");
@@ -238,6 +223,25 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
         }
         Action::Forward(_) => forward(flow, Some(taken)).await,
     }
+}
+
+/// Tells the caller where to ask instead.
+pub(super) fn redirected(to: &Redirect, flow: &Flow, taken: &Taken) -> Local {
+    let clean = &flow.asked.clean;
+    let place = to.location(&RedirectFrom {
+        scheme: clean.scheme,
+        authority: &clean.authority,
+        path: &clean.path,
+        query: clean.query.as_deref(),
+        port: flow.session.addressed.destination.port(),
+        matched: taken.block().and_then(|block| block.uri.as_ref()),
+    });
+    let status = StatusCode::from_u16(to.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    let mut local = Local::new(status, Reason::Complete, "direct_response", "");
+    if let Ok(place) = HeaderValue::from_str(&place) {
+        local.headers.insert(::http::header::LOCATION, place);
+    }
+    local
 }
 
 fn abort(with: AbortWith) -> Local {

@@ -25,7 +25,7 @@ impl<'a> Stay<'a> {
         }
     }
 
-    /// Tells a caller its session, where that is not the one it showed.
+    /// Tells a caller its session, where that is not the one it showed or has more time now.
     pub(super) fn tell(
         &self,
         chosen: Option<&Weighted>,
@@ -39,8 +39,10 @@ impl<'a> Stay<'a> {
         let at = Session::endpoint(&endpoint.workload.uid);
         let to = Session::destination(&chosen.target);
         let same = |shown: Session| (shown.endpoint, shown.destination) == (at, to);
-        if !self.shown.is_some_and(same) {
-            let (name, value) = rules.give(at, to, self.now);
+        let goes_on = self.shown.filter(|shown| same(*shown));
+        // One that ends when it is idle is told again: this very answer gives it more time.
+        if goes_on.is_none() || rules.idle.is_some() {
+            let (name, value) = rules.give(goes_on, (at, to), self.now);
             headers.append(name, value);
         }
     }

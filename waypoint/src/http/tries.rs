@@ -13,8 +13,9 @@ use isobar_types::{Reason, Str};
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
-use super::forward::{Head, Place};
+use super::forward::Head;
 use super::limit::Limit;
+use super::place::Place;
 use super::reply::Local;
 use super::standing::Standing;
 use super::upload::RequestBody;

@@ -135,3 +135,24 @@ fn the_other_family_counts_where_there_is_none_of_the_own() {
         assert!(Names::new(Vec::new(), false).ask("a").await.is_empty());
     });
 }
+
+#[test]
+fn hosts_that_callers_name_are_not_on_this_machine() {
+    let names = Names::new(Vec::new(), false);
+    for (ip, taken) in [
+        ("127.0.0.1", false),
+        ("::1", false),
+        ("::ffff:127.0.0.1", false),
+        ("169.254.169.254", false),
+        ("fe80::1", false),
+        ("0.0.0.0", false),
+        ("::", false),
+        ("224.0.0.1", false),
+        ("255.255.255.255", false),
+        ("192.0.2.1", true),
+        ("10.0.0.1", true),
+        ("2001:db8::1", true),
+    ] {
+        assert_eq!(names.takes(ip.parse().unwrap()), taken, "{ip}");
+    }
+}

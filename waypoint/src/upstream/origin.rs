@@ -10,6 +10,7 @@ use isobar_tls::https::ClientIdentity;
 use isobar_tls::outwards::{self, OutwardClient, Within};
 use isobar_types::{Reason, Str};
 
+use crate::credentials::Credentials;
 use crate::stream::AnyStream;
 use crate::upstream::DialFailure;
 
@@ -40,8 +41,8 @@ pub struct Origin {
 }
 
 /// What was made of rules, for one worker.
-#[derive(Default)]
 pub struct Origins {
+    credentials: Credentials,
     made: RefCell<HashMap<Arc<TlsRules>, Rc<Made>>>,
     generation: Cell<u64>,
 }
@@ -51,13 +52,15 @@ struct Made {
     files: Files,
     generation: u64,
     looked: Cell<Instant>,
+    /// Of the credentials, when they were looked at.
+    version: Cell<u64>,
 }
 
-/// Contents of the files that a rule names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Contents of the files or credentials that a rule names.
+#[derive(Clone, PartialEq, Eq)]
 struct Files {
-    /// Those of the system where the rule names no file.
-    roots: String,
+    /// Those of the system where the rule names none; `None`: no certificate is looked at.
+    roots: Option<String>,
     identity: Option<(String, String)>,
 }
 
@@ -69,8 +72,18 @@ fn failure(detail: String) -> DialFailure {
 }
 
 impl Origins {
+    /// Nothing made yet.
+    pub(super) fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            made: RefCell::default(),
+            generation: Cell::default(),
+        }
+    }
+
     /// TLS as the rules ask for it, made of their files as they are now or were a moment ago. Files
-    /// that cannot be read or used any more leave what was made of them before.
+    /// that cannot be read or used any more leave what was made of them before; credentials that are
+    /// taken away do not.
     ///
     /// # Errors
     /// When it cannot be begun as it is asked for.
@@ -93,14 +106,16 @@ impl Origins {
     }
 
     async fn made(&self, rules: &Arc<TlsRules>) -> Result<Rc<Made>, DialFailure> {
+        let version = self.credentials.version();
         let before = self.made.borrow().get(rules).cloned();
         if let Some(made) = before
             .as_ref()
-            .filter(|made| made.looked.get().elapsed() < LOOK)
+            .filter(|made| made.looked.get().elapsed() < LOOK && made.version.get() == version)
         {
             return Ok(Rc::clone(made));
         }
-        let made = Files::read(rules).await.and_then(|files| {
+        let read = Files::read(rules, &self.credentials).await;
+        let made = read.and_then(|files| {
             let same = before.as_ref().filter(|made| made.files == files);
             match same {
                 Some(made) => Ok(Rc::clone(made)),
@@ -109,13 +124,14 @@ impl Origins {
         });
         let made = match (made, before) {
             (Ok(made), _) => made,
-            (Err(why), Some(before)) => {
+            (Err(why), Some(before)) if rules.credential.is_none() && rules.authority.is_none() => {
                 tracing::warn!("what was read before goes on being used: {why}");
                 before
             }
-            (Err(why), None) => return Err(failure(why)),
+            (Err(why), _) => return Err(failure(why)),
         };
         made.looked.set(Instant::now());
+        made.version.set(version);
         let mut all = self.made.borrow_mut();
         if all.len() > MOST {
             all.retain(|rules, _| Arc::strong_count(rules) > 1);
@@ -127,30 +143,38 @@ impl Origins {
     fn make(&self, rules: &TlsRules, files: Files) -> Result<Rc<Made>, String> {
         let identity = files.identity.as_ref();
         let identity = identity.map(|(chain, key)| ClientIdentity { chain, key });
-        let client = outwards::client_config(&files.roots, &rules.names, identity);
+        let client = match &files.roots {
+            Some(roots) => outwards::client_config(roots, &rules.names, identity),
+            None => outwards::unverified(identity),
+        };
         self.generation.set(self.generation.get() + 1);
         Ok(Rc::new(Made {
             client: client.map_err(|e| e.to_string())?,
             files,
             generation: self.generation.get(),
             looked: Cell::new(Instant::now()),
+            version: Cell::default(),
         }))
     }
 }
 
 impl Files {
-    async fn read(rules: &TlsRules) -> Result<Self, String> {
-        let roots = match &rules.roots {
-            Some(path) => file(path).await?,
-            None => {
+    async fn read(rules: &TlsRules, credentials: &Credentials) -> Result<Self, String> {
+        let gone = |name: &str| format!("there is no usable credential {name}");
+        let roots = match (&rules.authority, &rules.roots) {
+            _ if rules.unverified => None,
+            (Some(name), _) => Some(credentials.authority(name).ok_or_else(|| gone(name))?),
+            (None, Some(path)) => Some(file(path).await?),
+            (None, None) => {
                 let read = tokio::task::spawn_blocking(isobar_tls::system_roots).await;
                 let read = read.map_err(|e| e.to_string())?;
-                read.map_err(|e| e.to_string())?
+                Some(read.map_err(|e| e.to_string())?)
             }
         };
-        let identity = match &rules.identity {
-            Some((chain, key)) => Some((file(chain).await?, file(key).await?)),
-            None => None,
+        let identity = match (&rules.credential, &rules.identity) {
+            (Some(name), _) => Some(credentials.identity(name).ok_or_else(|| gone(name))?),
+            (None, Some((chain, key))) => Some((file(chain).await?, file(key).await?)),
+            (None, None) => None,
         };
         Ok(Self { roots, identity })
     }

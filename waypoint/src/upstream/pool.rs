@@ -18,10 +18,11 @@ use isobar_tls::outwards::Within;
 use isobar_types::{Reason, Str};
 
 use crate::cluster::{Cluster, Load};
+use crate::credentials::Credentials;
 use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::{AnyStream, Pinned};
-use crate::upstream::{Dial, DialFailure, Origin, Origins, Tls};
+use crate::upstream::{Dial, DialFailure, Origin, Origins, Preface, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -53,6 +54,7 @@ struct Key {
     address: SocketAddr,
     tunnel: TunnelProtocol,
     tls: Option<(Str, u64)>,
+    preface: Option<Preface>,
 }
 
 type Sender1 = http1::SendRequest<RequestBody>;
@@ -69,6 +71,8 @@ pub struct How {
     pub cluster: Option<Arc<Cluster>>,
     /// TLS towards the endpoint, if this waypoint begins it.
     pub tls: Option<Tls>,
+    /// What the endpoint is told about the caller, if it is.
+    pub preface: Option<Preface>,
 }
 
 impl How {
@@ -186,15 +190,16 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
 }
 
 impl Pool {
-    /// An empty pool; connections live in `scope`.
+    /// An empty pool; connections live in `scope`, and TLS of their own is begun with `credentials`
+    /// where rules name them.
     #[must_use]
-    pub fn new(dialer: Rc<dyn Dial>, scope: Rc<LocalScope>) -> Self {
+    pub fn new(dialer: Rc<dyn Dial>, scope: Rc<LocalScope>, credentials: Credentials) -> Self {
         Self {
             dialer,
             scope,
             idle: RefCell::default(),
             shared: RefCell::default(),
-            origins: Origins::default(),
+            origins: Origins::new(credentials),
         }
     }
 
@@ -224,7 +229,10 @@ impl Pool {
     ) -> Result<AnyStream, DialFailure> {
         let limits = &how.limits;
         let dial = async {
-            let stream = self.dialer.dial(to, limits.keepalive).await?;
+            let mut stream = self.dialer.dial(to, limits.keepalive).await?;
+            if let Some(preface) = &how.preface {
+                preface.send(&mut stream).await?;
+            }
             match origin {
                 Some(origin) => origin.begin(stream, within).await,
                 None => Ok(stream),
@@ -280,6 +288,7 @@ impl Pool {
             address: to.address,
             tunnel: to.workload.tunnel,
             tls: origin.as_ref().map(Origin::mark),
+            preface: how.preface,
         };
         let way = Way { to, how, origin };
         match version {

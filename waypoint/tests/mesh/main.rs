@@ -16,5 +16,6 @@ mod scale_in;
 mod sessions;
 mod steady;
 mod tcp;
+mod towards;
 mod translation;
 mod withdrawn;

@@ -15,10 +15,10 @@ use tokio::net::TcpListener;
 
 use crate::bed::*;
 
-const NAME: &str = "out.example";
-const AT: &str = "240.240.0.1:80";
+pub(crate) const NAME: &str = "out.example";
+pub(crate) const AT: &str = "240.240.0.1:80";
 
-fn outside(protocol: wire::AppProtocol, target: u16) -> wire::Service {
+pub(crate) fn outside(protocol: wire::AppProtocol, target: u16) -> wire::Service {
     wire::Service {
         name: "out".into(),
         hostname: NAME.into(),
@@ -32,7 +32,7 @@ fn outside(protocol: wire::AppProtocol, target: u16) -> wire::Service {
     }
 }
 
-fn network(address: &[u8], length: Option<u32>) -> wire::NetworkAddress {
+pub(crate) fn network(address: &[u8], length: Option<u32>) -> wire::NetworkAddress {
     wire::NetworkAddress {
         network: String::new(),
         address: address.to_vec(),
@@ -41,7 +41,7 @@ fn network(address: &[u8], length: Option<u32>) -> wire::NetworkAddress {
 }
 
 /// An endpoint of it by host name, or by address.
-fn endpoint(name: &str, target: u16) -> wire::Workload {
+pub(crate) fn endpoint(name: &str, target: u16) -> wire::Workload {
     let ip = name.parse::<IpAddr>().ok();
     let ports = vec![wire::Port {
         service_port: 80,
@@ -70,7 +70,7 @@ fn endpoint(name: &str, target: u16) -> wire::Workload {
 }
 
 /// Two back ends with the same port.
-async fn twins(bed: &Bed) -> u16 {
+pub(crate) async fn twins(bed: &Bed) -> u16 {
     for _ in 0..20 {
         let one = TcpListener::bind("127.0.2.1:0").await.unwrap();
         let port = one.local_addr().unwrap().port();
@@ -83,7 +83,7 @@ async fn twins(bed: &Bed) -> u16 {
     panic!("no port is free twice");
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
@@ -179,7 +179,7 @@ fn out() -> proto::ServiceRef {
     }
 }
 
-fn rule(bed: &Bed, policy: proto::TrafficPolicy) {
+pub(crate) fn rule(bed: &Bed, policy: proto::TrafficPolicy) {
     let rule = proto::DestinationRule {
         namespace: "default".into(),
         name: "out".into(),
@@ -190,7 +190,7 @@ fn rule(bed: &Bed, policy: proto::TrafficPolicy) {
     bed.tables(|t| t.upsert_destination_rule(&rule).unwrap());
 }
 
-fn tls(bed: &Bed, tls: proto::EndpointTls) {
+pub(crate) fn tls(bed: &Bed, tls: proto::EndpointTls) {
     rule(
         bed,
         proto::TrafficPolicy {
@@ -208,7 +208,7 @@ fn trusting(roots: &Path) -> proto::EndpointTls {
 }
 
 /// Speaks HTTP/2 in TLS.
-async fn secure(bed: &Bed, authority: &Authority, names: &[&str]) -> SocketAddr {
+pub(crate) async fn secure(bed: &Bed, authority: &Authority, names: &[&str]) -> SocketAddr {
     let day = Duration::from_secs(86_400);
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let certificate = authority.issue_server(&names, day).unwrap();
@@ -365,7 +365,7 @@ fn a_later_try_may_leave_the_locality() {
                         ..Default::default()
                     }),
                     weight: 1,
-                    headers: None,
+                    ..Default::default()
                 }],
             }));
             route.retries = Some(proto::Retries {

@@ -55,6 +55,38 @@ fn a_session_stays_with_its_endpoint_until_that_is_gone() {
 }
 
 #[test]
+fn a_session_that_may_end_is_given_more_time_by_each_answer() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let minute = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        bed.tables(|t| {
+            t.upsert_destination_rule(&subsets()).unwrap();
+            let rule = proto::HttpRoute {
+                session: Some(proto::Session {
+                    name: "x-kept".into(),
+                    header: true,
+                    lifetime: minute(600),
+                    idle: minute(60),
+                    ..Default::default()
+                }),
+                ..forward("kept", vec![to("v1", 1)])
+            };
+            t.upsert_virtual_service(&virtual_service(vec![rule]))
+                .unwrap();
+        });
+        let mut client = bed.client("client").await;
+        let first = client.get("/").await.headers["x-kept"].clone();
+        let first = first.to_str().unwrap();
+        let again = client.with("/", &[("x-kept", first)]).await;
+        let again = again.headers["x-kept"].to_str().unwrap();
+        let end = |text: &str| text.split('-').nth(2).unwrap().to_owned();
+        // It is told again, and ends no later for that.
+        assert_eq!(again.split('-').count(), 4, "{again}");
+        assert_eq!(end(first), end(again));
+    });
+}
+
+#[test]
 fn a_session_may_be_shown_by_a_header() {
     run(|bed| async move {
         for (name, version) in [("a", "v1"), ("b", "v2"), ("c", "v2")] {

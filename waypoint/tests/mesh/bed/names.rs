@@ -21,7 +21,7 @@ pub(crate) fn serve(scope: &LocalScope) -> (Names, Zone) {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
     let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
-    let names = Names::new(vec![socket.local_addr().unwrap()], false);
+    let names = Names::new(vec![socket.local_addr().unwrap()], false).with_this_machine();
     let zone = Zone::default();
     let known = Arc::clone(&zone);
     scope.spawn("name server", async move {
