@@ -12,8 +12,10 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that are worth a system call. More does not pay: the kernel cuts at 64 KiB.
-const ENOUGH: usize = 64 * 1024;
+use crate::settings::{AROUND, DATA_MAX, TOGETHER};
+
+/// Bytes that are worth a system call. More does not pay: the kernel cuts below 64 KiB.
+const ENOUGH: usize = TOGETHER * (DATA_MAX + AROUND);
 /// Records that are worth one, however small: TLS offers at most 64 at once.
 const RECORDS: usize = 32;
 
@@ -207,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    const RECORD: usize = 16 * 1024;
+    const RECORD: usize = DATA_MAX + AROUND;
 
     /// A socket that takes everything and remembers each call.
     #[derive(Default, Clone)]
@@ -305,6 +307,17 @@ mod tests {
             Poll::Ready(())
         })
         .await;
+    }
+
+    #[test]
+    fn what_leaves_together_is_one_packet_of_the_kernel() {
+        // Segments of MTU 1450 and 1500, IPv4 and IPv6, with timestamps and without.
+        for segment in [1398, 1400, 1428, 1440, 1448, 1460] {
+            // 64 KiB less what the kernel keeps for headers (MAX_TCP_HEADER), in whole segments.
+            let packet = (65_535 - 320) / segment * segment;
+            assert!(ENOUGH <= packet, "{segment}: {ENOUGH} in {packet}");
+            assert!(ENOUGH > packet - packet / 50, "{segment}: {packet}");
+        }
     }
 
     #[tokio::test]

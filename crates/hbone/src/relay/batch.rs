@@ -4,10 +4,13 @@ use std::io::IoSlice;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
+use crate::settings::{DATA_MAX, TOGETHER};
+
 /// Smallest and largest read from an endpoint, in bytes. A connection starts small and grows while
-/// its reads come back full: many idle or chatty connections must not hold large buffers.
+/// its reads come back full: many idle or chatty connections must not hold large buffers. The
+/// largest is cut into full frames without a rest.
 const READ_MIN: usize = 4 * 1024;
-const READ_MAX: usize = 256 * 1024;
+const READ_MAX: usize = 4 * TOGETHER * DATA_MAX;
 /// Largest chunk that is copied to join another to it.
 const JOIN_MAX: usize = 4 * 1024;
 /// What all reads of a thread may take above the smallest: one bulk stream gets the largest reads,
