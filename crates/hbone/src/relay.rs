@@ -115,14 +115,14 @@ pub async fn relay_counted<A: Endpoint, B: Endpoint>(
 ) -> Result<(), RelayError> {
     let (mut up, mut down) = (Way::default(), Way::default());
     let end = poll_fn(|cx| {
-        let sent = up.poll(cx, downstream, upstream, &progress.sent);
+        let sent = up.poll(cx, downstream, upstream, &progress.sent, down.is_done());
         if let Poll::Ready(Err((at, source))) = sent {
             return Poll::Ready(Err(RelayError {
                 side: at.side(RelaySide::Downstream),
                 source,
             }));
         }
-        let received = down.poll(cx, upstream, downstream, &progress.received);
+        let received = down.poll(cx, upstream, downstream, &progress.received, up.is_done());
         if let Poll::Ready(Err((at, source))) = received {
             return Poll::Ready(Err(RelayError {
                 side: at.side(RelaySide::Upstream),
@@ -184,16 +184,23 @@ enum State {
 }
 
 impl Way {
+    const fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    /// `last`: the other direction has ended.
     fn poll<S: Endpoint, T: Endpoint>(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
         target: &mut T,
         count: &Cell<u64>,
+        last: bool,
     ) -> Poll<Result<(), (At, io::Error)>> {
         for _ in 0..STEPS {
             match self.state {
                 State::Done => return Poll::Ready(Ok(())),
+                State::Ending if last && target.finishes_when_dropped() => self.state = State::Done,
                 State::Ending => match target.poll_finish(cx) {
                     Poll::Ready(Ok(())) => self.state = State::Done,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err((At::Target, error))),

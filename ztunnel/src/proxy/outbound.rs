@@ -89,13 +89,14 @@ impl Failed {
 /// Serves one connection to its end.
 pub(super) async fn serve(worker: Rc<PodWorker>, tcp: TcpStream, client: SocketAddr) {
     let since = Instant::now();
-    let (Ok(destination), Ok(local)) = (original_dst(&tcp), local_addr(&tcp)) else {
+    let Ok(destination) = original_dst(&tcp) else {
         // Gone before it was looked at.
         return;
     };
-    if destination == local && worker.world.config.ports.is_reserved(local.port()) {
+    let reserved_port = worker.world.config.ports.is_reserved(destination.port());
+    if reserved_port && local_addr(&tcp).is_ok_and(|local| local == destination) {
         // Not redirected: somebody dialled our own port, and would be sent round for ever.
-        let refused = reserved(local.port());
+        let refused = reserved(destination.port());
         return worker.tell_refused(Direction::Outbound, client, destination, &refused);
     }
     carry(&worker, tcp, client, destination, since).await;

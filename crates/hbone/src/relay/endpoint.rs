@@ -29,6 +29,12 @@ pub trait Endpoint: Unpin {
     /// Ends this direction; the other stays open.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// True if the peer sees the same orderly end when the endpoint is dropped after its own end was
+    /// received: what is dropped next need not be finished first.
+    fn finishes_when_dropped(&self) -> bool {
+        false
+    }
+
     /// `bytes` of what was received here have been sent on the other side.
     fn passed_on(&mut self, bytes: usize) {
         let _ = bytes;
@@ -95,6 +101,11 @@ impl Endpoint for TcpStream {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             other => Poll::Ready(other),
         }
+    }
+
+    fn finishes_when_dropped(&self) -> bool {
+        // Closing sends FIN; a reset it is only with bytes unread, and there are none after the end.
+        true
     }
 
     fn reset(&mut self) {
