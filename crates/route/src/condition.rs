@@ -482,6 +482,9 @@ mod tests {
         assert!(yes("/{**}/z", "/a/z/b/z"));
         assert!(!yes("/{**}/z", "/a/z/b"));
         assert!(yes("/{**}/x/{*}", "/x/x/y"));
+        // What was matched before the stars is not matched again.
+        assert!(yes("/a/{**}/c", "/a/a/c"));
+        assert!(yes("{**}/x", "/x"));
         assert!(template("/a{*}").is_err());
         assert!(template("/{*}b/c").is_err());
     }

@@ -212,6 +212,13 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_the_same_in_every_version() {
+        assert_eq!(mix(0, b""), 0xefd0_1f60_ba99_2926);
+        assert_eq!(mix(0, b"ann"), 0x6ef4_c3ab_a814_f113);
+        assert_eq!(mix(7, b"10.0.0.1:8080"), 0xeb79_2405_0836_0a31);
+    }
+
+    #[test]
     fn keys_spread_by_weight_and_few_move() {
         let owner = |key: u64, all: &[(&'static str, u32)]| {
             let best = |a: &&(&str, u32), b: &&(&str, u32)| {

@@ -204,6 +204,36 @@ mod tests {
     }
 
     #[test]
+    fn a_place_of_no_share_is_as_if_it_were_not_named() {
+        let rules = LocalityRules::compile(&proto::LocalityBalancing {
+            distribute: vec![proto::locality_balancing::Distribute {
+                from: "r".into(),
+                to: [("r/z".to_owned(), 0), ("r/*".to_owned(), 100)].into(),
+            }],
+            ..Default::default()
+        });
+        assert_eq!(rank(&rules, "r/z", "r/z"), Preference::Share(1, 100));
+    }
+
+    #[test]
+    fn labels_of_a_place_are_the_place() {
+        for (key, same, other) in [
+            ("topology.kubernetes.io/region", "r/y/t", "q/z/s"),
+            ("topology.kubernetes.io/zone", "q/z/t", "r/y/s"),
+            ("topology.istio.io/subzone", "q/y/s", "r/z/t"),
+        ] {
+            let rules = LocalityRules::compile(&proto::LocalityBalancing {
+                failover_priority: vec![key.into()],
+                ..Default::default()
+            });
+            assert_eq!(rank(&rules, "r/z/s", same), Preference::Rank(0), "{key}");
+            assert_eq!(rank(&rules, "r/z/s", other), Preference::Rank(5), "{key}");
+            // Nobody is where nobody is.
+            assert_eq!(rank(&rules, "//", "//"), Preference::Rank(5), "{key}");
+        }
+    }
+
+    #[test]
     fn labels_are_compared_in_order() {
         let rules = LocalityRules::compile(&proto::LocalityBalancing {
             failover_priority: vec!["topology.kubernetes.io/region".into(), "tier=gold".into()],

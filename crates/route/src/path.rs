@@ -222,6 +222,24 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_path_is_not_copied() {
+        assert!(matches!(normalise("/a/b"), Ok(Cow::Borrowed("/a/b"))));
+    }
+
+    #[test]
+    fn ports_come_after_the_host() {
+        for (given, host, port) in [
+            ("a", "a", None),
+            ("a:80", "a", Some("80")),
+            ("[fd00::1]:80", "[fd00::1]", Some("80")),
+            ("[fd00::1]", "[fd00::1]", None),
+            ("fd00::1", "fd00::1", None),
+        ] {
+            assert_eq!(split_port(given), (host, port), "{given}");
+        }
+    }
+
+    #[test]
     fn one_view_of_a_host() {
         for (given, seen) in [
             ("Example.COM", "example.com"),

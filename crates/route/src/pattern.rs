@@ -349,31 +349,58 @@ impl<'a> Translator<'a> {
                 ']' if !first => break,
                 '[' => match self.posix_class() {
                     Some(name) => self.out.push_str(&name),
-                    None => self.out.push_str(r"\["),
+                    None => self.member_or_range(c)?,
                 },
-                '\\' => {
-                    let c = self.rest.next().ok_or("a backslash at the end")?;
-                    match c {
-                        'd' => self.out.push_str("0-9"),
-                        'w' => self.out.push_str("0-9A-Za-z_"),
-                        's' => self.out.push_str(r"\t\n\x0c\r "),
-                        'D' => self.out.push_str("[^0-9]"),
-                        'W' => self.out.push_str("[^0-9A-Za-z_]"),
-                        'S' => self.out.push_str(r"[^\t\n\x0c\r ]"),
-                        other => self.plain_escape(other)?,
-                    }
-                }
-                // A single hyphen is a range; two in a row would be a set difference to `regex`.
-                '-' if self.peek() == Some('-') && !first => self.out.push_str(r"\-"),
-                '-' => self.out.push('-'),
-                '^' => self.out.push_str(r"\^"),
-                other => self
-                    .out
-                    .push_str(&regex::escape(other.encode_utf8(&mut [0; 4]))),
+                '\\' => match self.perl_class() {
+                    Some(text) => self.out.push_str(text),
+                    None => self.member_or_range(c)?,
+                },
+                other => self.member_or_range(other)?,
             }
             first = false;
         }
         self.out.push(']');
+        Ok(())
+    }
+
+    /// `\d` and its like inside of brackets, after the backslash was read.
+    fn perl_class(&mut self) -> Option<&'static str> {
+        let text = match self.peek()? {
+            'd' => "0-9",
+            'w' => "0-9A-Za-z_",
+            's' => r"\t\n\x0c\r ",
+            'D' => "[^0-9]",
+            'W' => "[^0-9A-Za-z_]",
+            'S' => r"[^\t\n\x0c\r ]",
+            _ => return None,
+        };
+        self.rest.next();
+        Some(text)
+    }
+
+    /// One member of a class, of which `c` was read, or a range that starts with it. RE2 reads a range
+    /// wherever a hyphen stands between two members, be these hyphens themselves; the hyphens that are
+    /// members are escaped, as two in a row would be a set difference to `regex`.
+    fn member_or_range(&mut self, c: char) -> Result<(), String> {
+        let unicode_class = c == '\\' && matches!(self.peek(), Some('p' | 'P'));
+        self.member(c)?;
+        let mut ahead = self.rest.clone();
+        if unicode_class || ahead.next() != Some('-') || matches!(ahead.next(), Some(']') | None) {
+            return Ok(());
+        }
+        self.rest.next();
+        self.out.push('-');
+        let high = self.rest.next().ok_or("a character class without an end")?;
+        self.member(high)
+    }
+
+    fn member(&mut self, c: char) -> Result<(), String> {
+        if c == '\\' {
+            let escaped = self.rest.next().ok_or("a backslash at the end")?;
+            return self.plain_escape(escaped);
+        }
+        let text = regex::escape(c.encode_utf8(&mut [0; 4]));
+        self.out.push_str(&text);
         Ok(())
     }
 

@@ -359,6 +359,23 @@ mod tests {
     }
 
     #[test]
+    fn other_hosts_are_tried_unless_the_same_will_do() {
+        assert!(rules("").other_hosts);
+        let same = proto::Retries {
+            same_hosts: true,
+            ..Default::default()
+        };
+        assert!(!Retries::compile(&same).unwrap().other_hosts);
+    }
+
+    #[test]
+    fn words_that_never_hold_here_take_the_default_away() {
+        for on in ["retriable-headers", "http3-post-connect-failure"] {
+            assert!(!rules(on).wants_after(TryFailure::BeforeRequest), "{on}");
+        }
+    }
+
+    #[test]
     fn an_unknown_word_is_an_error() {
         let from = proto::Retries {
             attempts: 1,

@@ -5,6 +5,8 @@ use crate::{Observed, Outcome, observe_http};
 use proto::authorization::Action;
 use proto::value_match::MatchType;
 
+mod conditions;
+
 fn service() -> NamespacedHostname {
     NamespacedHostname::parse("default/svc").unwrap()
 }

@@ -128,6 +128,41 @@ fn the_first_rule_that_matches_wins() {
 }
 
 #[test]
+fn what_took_a_request_is_named_with_the_match_that_held() {
+    let named = |name: &str, path: &str| proto::HttpMatch {
+        name: name.into(),
+        ..uri(MatchType::Exact(path.into()))
+    };
+    let tables = tables(&[object(
+        "vs",
+        1,
+        vec![
+            rule("r", vec![named("", "/1"), named("m", "/2")]),
+            rule("", vec![named("m", "/3"), named("", "/4")]),
+            rule("all", vec![]),
+        ],
+    )]);
+    let headers = HeaderMap::new();
+    for (path, name, block) in [
+        ("/1", "r", Some("")),
+        ("/2", "r.m", Some("m")),
+        ("/3", "m", Some("m")),
+        ("/4", "default/vs/http[1]", Some("")),
+        ("/5", "all", None),
+    ] {
+        let decision = match_http(&tables, &service(), &call(path, &headers), &caller());
+        let HttpDecision::Taken(taken) = decision else {
+            panic!("{path} was not taken");
+        };
+        let held = taken.block();
+        assert_eq!(taken.name(), name, "{path}");
+        assert_eq!(held.map(|b| b.name.as_str()), block, "{path}");
+        let is_own = |b: &HttpMatch| b.holds(&call(path, &headers), &caller());
+        assert!(held.is_none_or(is_own) && held.is_none_or(|b| b.uri.is_some()));
+    }
+}
+
+#[test]
 fn an_authority_is_told_by_case() {
     let block = proto::HttpMatch {
         authority: Some(text(MatchType::Exact("Shop".into()))),
@@ -210,6 +245,27 @@ fn source_conditions_use_identity_and_known_labels() {
         ..caller()
     };
     assert!(!m.holds(&at, &stranger));
+}
+
+#[test]
+fn a_header_that_is_missing_is_empty_unless_its_presence_is_the_question() {
+    let without = |kind| proto::HttpMatch {
+        without_headers: BTreeMap::from([("x-a".into(), text(kind))]),
+        ..Default::default()
+    };
+    let empty = HeaderMap::new();
+    let mut there = HeaderMap::new();
+    there.insert("x-a", HeaderValue::from_static("1"));
+    for (kind, missing, with) in [
+        (MatchType::Exact("1".into()), true, false),
+        (MatchType::Exact("2".into()), true, true),
+        (MatchType::Exact("".into()), false, true),
+        (MatchType::Present(true), true, false),
+    ] {
+        let block = crate::virtual_service::compile_match(&without(kind.clone())).unwrap();
+        let holds = |headers: &HeaderMap| block.holds(&call("/", headers), &caller());
+        assert_eq!((holds(&empty), holds(&there)), (missing, with), "{kind:?}");
+    }
 }
 
 #[test]

@@ -65,3 +65,69 @@ fn rewriting_uses_re2_group_names() {
         b"/v1/api/instance/foo$"
     );
 }
+
+#[test]
+fn limits_are_reached_before_they_are_passed() {
+    assert!(full(&"a".repeat(1024), &"a".repeat(1024)));
+    assert!(full("a{1000}", &"a".repeat(1000)));
+    assert!(full("a{2,}", "aaa") && !full("a{2,}", "a"));
+    assert!(Pattern::full("a{1,1001}").is_err());
+}
+
+#[test]
+fn a_hyphen_is_a_range_where_re2_reads_one() {
+    for (pattern, yes, no) in [
+        ("[+--]", "+,-", "a."),
+        ("[--9]", "-./5", "a"),
+        ("[a-]", "a-", "b"),
+        ("[-a]", "a-", "b"),
+        ("[a-c-e]", "abc-e", "d"),
+        (r"[\d-z]", "5-z", "a"),
+        (r"[\x41-\x43]", "ABC", "D-"),
+        (r"[\--9]", "-.5", "a"),
+        (r"[\p{Greek}-z]", "α-z", "ay"),
+        (r"[\s-]", " \t-", "a"),
+        (r"[\S]", "a-", " \t"),
+        (r"[\W]", "-. ", "a_7"),
+        ("[!-^]", "!9A]^", "_a"),
+    ] {
+        for (values, holds) in [(yes, true), (no, false)] {
+            for value in values.chars() {
+                let held = full(pattern, &value.to_string());
+                assert_eq!(held, holds, "{pattern} {value}");
+            }
+        }
+    }
+    for backwards in ["[a--]", "[z-a]"] {
+        assert!(Pattern::full(backwards).is_err(), "{backwards}");
+    }
+}
+
+#[test]
+fn named_classes_may_be_turned_round() {
+    assert!(full("[[:^alpha:]]+", "12") && !full("[[:^alpha:]]", "a"));
+}
+
+#[test]
+fn a_backslash_before_anything_else_stays() {
+    let pattern = Pattern::search("b(.)").unwrap();
+    for (replacement, result) in [(r"[\1]", "a[c]"), (r"\\1", r"a\1"), (r"\x", r"a\x")] {
+        let replaced = pattern.replace_all("abc", replacement);
+        assert_eq!(String::from_utf8_lossy(&replaced), result, "{replacement}");
+    }
+}
+
+#[test]
+fn a_pattern_is_what_was_written() {
+    let (one, other) = (Pattern::full("a+").unwrap(), Pattern::full("b+").unwrap());
+    assert_eq!((one.text(), &*one.to_string()), ("a+", "a+"));
+    assert_eq!(one, one.clone());
+    assert_ne!(one, other);
+    let problem = |text: &str| Pattern::full(text).unwrap_err().problem;
+    let open = "an opening parenthesis without a closing one";
+    assert_eq!(problem("(a"), open);
+    // The last line of what the engine says.
+    let unknown = problem(r"\p{Nobody}");
+    assert!(unknown.contains("property") && !unknown.starts_with("error"));
+    assert_eq!(unknown.lines().count(), 1);
+}

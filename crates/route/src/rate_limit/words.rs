@@ -52,3 +52,76 @@ impl Key {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+    use isobar_proto::isobar::v1 as proto;
+    use proto::rate_limit::{Caller as CallerPart, key::Kind};
+
+    use super::*;
+    use crate::http_match::tests::{call, caller};
+
+    fn by(kinds: &[Kind]) -> RateLimit {
+        let key = |kind: &Kind| proto::rate_limit::Key {
+            kind: Some(kind.clone()),
+        };
+        let from = proto::RateLimit {
+            requests: 10,
+            keys: kinds.iter().map(key).collect(),
+            ..Default::default()
+        };
+        RateLimit::compile(&from, 0).unwrap()
+    }
+
+    #[test]
+    fn a_limit_says_how_many_and_how_often() {
+        assert_eq!(by(&[]).to_string(), "10 at once, then one each 100ms");
+    }
+
+    #[test]
+    fn a_count_is_named_by_what_is_shared() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-user", HeaderValue::from_static("ann"));
+        let call = call("/a", &headers);
+        let part = |part: CallerPart| Kind::Caller(part.into());
+        let mut nobody = caller();
+        nobody.identity = None;
+        for (kind, known, unknown) in [
+            (
+                part(CallerPart::Identity),
+                "caller spiffe://cluster.local/ns/default/sa/client",
+                "address 10.0.0.9",
+            ),
+            (
+                part(CallerPart::Namespace),
+                "callers of namespace \"default\"",
+                "callers of namespace none",
+            ),
+            (
+                part(CallerPart::Address),
+                "address 10.0.0.9",
+                "address 10.0.0.9",
+            ),
+        ] {
+            let limit = by(&[kind]);
+            assert_eq!(limit.counted_by(&call, &caller()), known);
+            assert_eq!(limit.counted_by(&call, &nobody), unknown);
+        }
+        for (kind, words) in [
+            (Kind::Header("host".into()), "host \"svc:8080\""),
+            (Kind::Header("x-user".into()), "header x-user \"ann\""),
+            (Kind::Header("x-other".into()), "header x-other none"),
+            (Kind::QueryParam("q".into()), "query parameter q \"1\""),
+            (Kind::QueryParam("p".into()), "query parameter p none"),
+            (Kind::Path(true), "path /a"),
+        ] {
+            assert_eq!(by(&[kind]).counted_by(&call, &caller()), words);
+        }
+        let both = by(&[Kind::Path(true), Kind::QueryParam("q".into())]);
+        let words = both.counted_by(&call, &caller());
+        assert_eq!(words, "path /a, query parameter q \"1\"");
+        let none = by(&[]).counted_by(&call, &caller());
+        assert_eq!(none, "one count for all requests");
+    }
+}

@@ -88,3 +88,5 @@ fn host_in_header_operations_is_a_new_authority() {
     assert_eq!(edits.authority.as_deref(), Some("other"));
     assert_eq!(edits.set.len(), 1);
 }
+
+mod fields;
