@@ -256,6 +256,11 @@ impl Avoided {
         Self(out)
     }
 
+    #[cfg(test)]
+    pub(crate) fn all_of(places: &[Place]) -> Self {
+        Self(places.to_vec())
+    }
+
     pub(crate) fn contains(&self, workload: &Workload) -> bool {
         self.0.iter().any(|place| place.is(workload))
     }

@@ -55,3 +55,40 @@ impl Ranges {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_is_asked_for_as_long_as_a_range_has_it() {
+        let range = |text: &str| text.parse::<IpNet>().expect("a range");
+        let network = Str::from("n");
+        let mut all = Ranges::default();
+        let lengths = |all: &Ranges| {
+            let kinds = all.lengths.iter().map(|((_, v4), lengths)| {
+                let lengths = lengths.iter().map(|(length, count)| (*length, *count));
+                (*v4, lengths.collect::<Vec<_>>())
+            });
+            kinds.collect::<Vec<_>>()
+        };
+        for text in ["10.1.0.0/16", "10.2.0.0/16", "10.0.0.0/8", "fd00::/16"] {
+            all.count(&network, range(text));
+        }
+        let v6 = (false, vec![(16, 1)]);
+        assert_eq!(
+            lengths(&all),
+            [v6.clone(), (true, vec![(8, 1), (16, 2)])],
+            "counted by family"
+        );
+        all.discount(&network, range("10.1.0.0/16"));
+        assert_eq!(lengths(&all), [v6.clone(), (true, vec![(8, 1), (16, 1)])]);
+        all.discount(&network, range("10.2.0.0/16"));
+        assert_eq!(lengths(&all), [v6.clone(), (true, vec![(8, 1)])]);
+        all.discount(&network, range("10.0.0.0/8"));
+        assert_eq!(lengths(&all), [v6]);
+        // One that was never counted changes nothing.
+        all.discount(&Str::from("other"), range("10.0.0.0/8"));
+        assert_eq!(lengths(&all).len(), 1);
+    }
+}

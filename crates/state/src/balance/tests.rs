@@ -364,3 +364,44 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_endpoint_that_is_left_out_is_counted() {
+    let member = |name: &str, address: &str, ports: &[(u32, u32)]| {
+        of_workload(serves(
+            pod("default", name, address),
+            "default",
+            "web",
+            ports,
+        ))
+    };
+    // The service's port has a name, and two pods do not have a port of that name.
+    let snapshot = mesh(&[
+        of_service(service("default", "web", "10.96.0.1", &[(80, 0)])),
+        member("a", "10.0.0.1", &[]),
+        member("b", "10.0.0.2", &[]),
+        member("c", "10.0.0.3", &[(80, 8080)]),
+        member("d", "10.0.0.4", &[(80, 8080)]),
+    ]);
+    let web = snapshot.services().next().unwrap();
+    let source = converted(&pod("default", "s", "10.0.0.9"));
+    let out = ["c", "d"].map(|name| {
+        let uid = crate::testing::uid("default", name);
+        crate::outlier::Place::from(&**snapshot.workload_by_uid(&uid).unwrap())
+    });
+    let avoided = Avoided::all_of(&out);
+    let refusal = endpoints_but(&snapshot, web, 80, &source, Purpose::Call, &avoided).unwrap_err();
+    assert_eq!(
+        refusal.detail,
+        "service default/web has no usable endpoint for port 80: of 4 endpoints 0 not ready, 0 \
+         of capacity 0, 2 without that port, 0 not reachable from here, 2 out after failed \
+         connections (outlierDetection)"
+    );
+}
+
+#[test]
+fn a_second_throw_is_that_of_splitmix64() {
+    assert_eq!(next_dice(0), 0xe220_a839_7b1d_cdaf);
+    assert_eq!(next_dice(1), 0x910a_2dec_8902_5cc1);
+    assert_eq!(next_dice(u64::MAX), 0xe4d9_7177_1b65_2c20);
+}

@@ -290,3 +290,29 @@ fn r_16_a_caller_reaches_the_pod_and_nothing_else() {
     }
     println!("R-16: {asked} authorities over pods of both families, as written");
 }
+
+#[test]
+fn a_host_name_is_as_long_as_names_may_be() {
+    let authority = |length| Authority::parse(&format!("{}:80", "a".repeat(length)));
+    assert!(authority(253).is_ok());
+    assert!(authority(254).is_err() && authority(300).is_err());
+}
+
+#[test]
+fn a_waypoint_is_known_by_its_name_or_by_its_address() {
+    let mut objects = waypoint_objects("default", "wp", "10.96.0.9", "10.0.0.50");
+    objects.push(of_service(wire::Service {
+        waypoint: waypoint("default", "wp"),
+        ..service("default", "web", "10.96.0.1", &[(80, 8080)])
+    }));
+    objects.push(of_workload(pod("default", "a", "10.0.0.1")));
+    let snapshot = mesh(&objects);
+    let asked = |name, local| {
+        let workload = snapshot.workload_by_uid(&uid("default", name)).unwrap();
+        is_waypoint_of(&snapshot, workload, ip(local), "", ip("10.96.0.1"))
+    };
+    assert!(asked("wp", "10.0.0.50"));
+    assert!(asked("wp", "10.0.0.51"), "an address that is not known yet");
+    assert!(asked("a", "10.0.0.50"), "another form of the same pod");
+    assert!(!asked("a", "10.0.0.1"));
+}

@@ -249,3 +249,91 @@ fn a_waypoint_may_be_named_by_address() {
         assert!(hop.contains("10.0.0.50:15008"), "{hop}");
     }
 }
+
+#[test]
+fn a_waypoint_is_told_the_one_form_of_an_address() {
+    let mut objects = waypoint_objects("default", "wp", "10.96.0.9", "10.0.0.50");
+    objects.push(of_service(wire::Service {
+        waypoint: waypoint("default", "wp"),
+        ..web(&[(80, 8080)])
+    }));
+    let hop = said(call(&with_client(objects), "[::ffff:10.96.0.1]:80", 1));
+    let tunnel = "HBONE to waypoint default/wp at 10.0.0.50:15008 for 10.96.0.1:80";
+    assert_eq!(hop, tunnel);
+}
+
+/// A call of a client whose own network is not the node's, which is called `far`.
+fn from_far(mut web: wire::Service, vip_network: &str) -> Result<NextHop, Refusal> {
+    web.addresses[0].network = vip_network.to_owned();
+    let snapshot = with_client(vec![of_service(web), of_workload(web_pod())]);
+    let source = snapshot
+        .local_workload("node-1", "default", "client", "client")
+        .unwrap();
+    let call = OutboundCall {
+        source,
+        source_ip: ip(CLIENT),
+        destination: at("10.96.0.1:80"),
+        network: "far",
+        crosses_networks: false,
+        ejections: None,
+    };
+    route(&snapshot, &call, 1)
+}
+
+#[test]
+fn an_address_means_what_it_is_on_the_callers_network() {
+    let own = said(from_far(web(&[(80, 8080)]), ""));
+    let tunnel = "HBONE to default/web-1 at 10.0.0.1:15008 for 10.0.0.1:8080";
+    assert_eq!(own, tunnel);
+    let (reason, why) = refused(from_far(web(&[(80, 8080)]), "far"));
+    assert_eq!(reason, Reason::NoHealthyUpstream);
+    assert_eq!(why, "service default/web is not on the caller's network");
+    let itself = wire::Service {
+        load_balancing: Some(wire::LoadBalancing {
+            mode: wire::load_balancing::Mode::Passthrough.into(),
+            ..Default::default()
+        }),
+        ..web(&[(80, 8080)])
+    };
+    let passed = said(from_far(itself, "far"));
+    assert_eq!(passed, "passthrough to 10.96.0.1:80");
+}
+
+#[test]
+fn an_endpoint_without_an_address_of_the_services_family_is_named() {
+    let v4 = wire::Service {
+        ip_families: wire::IpFamilies::Ipv4Only.into(),
+        ..web(&[(80, 8080)])
+    };
+    let pod = wire::Workload {
+        addresses: vec![bytes("fd00::1")],
+        ..web_pod()
+    };
+    let snapshot = with_client(vec![of_service(v4), of_workload(pod)]);
+    let (reason, why) = refused(call(&snapshot, "10.96.0.1:80", 1));
+    assert_eq!(reason, Reason::NoHealthyUpstream);
+    assert_eq!(why, "workload default/web-1 has no address");
+}
+
+#[test]
+fn who_has_chosen_the_endpoint_is_told() {
+    let told = |objects: Vec<wire::Address>, to: &str| {
+        let hop = call(&with_client(objects), to, 1).unwrap();
+        let service = hop.service().map(|s| s.name.to_string());
+        let chosen = hop.chosen();
+        let chosen = chosen.map(|(s, w)| format!("{} of {}", w.display_name(), s.name));
+        (service, chosen)
+    };
+    let objects = || vec![of_service(web(&[(80, 8080)])), of_workload(web_pod())];
+    let of_web = Some("default/web-1 of web".to_owned());
+    let balanced = (Some("web".to_owned()), of_web);
+    assert_eq!(told(objects(), "10.96.0.1:80"), balanced);
+    assert_eq!(told(objects(), "10.0.0.1:8080"), (None, None));
+    assert_eq!(told(vec![], "1.2.3.4:443"), (None, None));
+    let mut through = waypoint_objects("default", "wp", "10.96.0.9", "10.0.0.50");
+    through.push(of_service(wire::Service {
+        waypoint: waypoint("default", "wp"),
+        ..web(&[(80, 8080)])
+    }));
+    assert_eq!(told(through, "10.96.0.1:80"), (None, None));
+}
