@@ -33,8 +33,10 @@ use crate::stream::{AnyStream, Rewound};
 use crate::target::{Addressed, Target, TargetRefusal};
 use crate::world::{Own, View};
 
+mod leave;
 mod room;
 
+pub(crate) use leave::again;
 pub use room::Room;
 
 /// Connections that may be open on one port of one worker; further ones are closed.
@@ -161,7 +163,7 @@ async fn connection(
     let here = at(&view, port);
     if let Some(clear) = clear(&here) {
         let session = session(&worker, peer, clear);
-        return session.serve(tcp).await;
+        return leave::serve(session, tcp).await;
     }
     let hello = tokio::select! {
         hello = tokio::time::timeout(HANDSHAKE, hello(&mut tcp)) => hello,
@@ -196,7 +198,7 @@ async fn connection(
     match tokio::time::timeout(HANDSHAKE, server.accept(stream)).await {
         Ok(Ok(stream)) => {
             let stream: AnyStream = Box::new(stream);
-            session(&worker, peer, listener).serve(stream).await;
+            leave::serve(session(&worker, peer, listener), stream).await;
         }
         Ok(Err(error)) => tracing::debug!(%address, %error, "a handshake failed"),
         Err(_) => tracing::debug!(%address, "a handshake took too long"),

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
 use crate::attribution::{Attributed, Peer, attribute, attribute_in_time};
+use crate::credentials::Version;
 use crate::edge;
 use crate::endpoint::{Endpoint, Turns};
 use crate::http::{Heads, Live};
@@ -70,9 +71,9 @@ pub struct Session {
     served: RefCell<Option<Served>>,
 }
 
-/// Whether the target is this waypoint's, as of some versions of snapshot and tables.
+/// Whether the target is this waypoint's, as of some versions of snapshot, tables and credentials.
 struct Served {
-    versions: (u64, u64),
+    versions: (u64, u64, Version),
     verdict: Result<(), TargetRefusal>,
 }
 
@@ -162,13 +163,15 @@ impl Session {
     /// # Errors
     /// What the new tunnel would be told.
     pub fn still_served(&self, view: &View) -> Result<(), TargetRefusal> {
-        let versions = (view.snapshot.version(), view.tables.version());
+        let world = &self.worker.world;
+        let (snapshot, tables) = (view.snapshot.version(), view.tables.version());
+        let versions = (snapshot, tables, world.credentials.version());
         if let Some(served) = &*self.served.borrow()
             && served.versions == versions
         {
             return served.verdict.clone();
         }
-        let verdict = target::again(view, &self.worker.world.own, &self.addressed, &self.peer);
+        let verdict = target::again(view, world, &self.addressed, &self.peer);
         if verdict.is_ok() {
             self.ends.set(None);
         }

@@ -132,16 +132,21 @@ pub async fn resolve_in_time(
 ///
 /// # Errors
 /// As [`resolve`] would say now.
-pub fn again(view: &View, own: &Own, before: &Addressed, peer: &Peer) -> Result<(), TargetRefusal> {
+pub fn again(
+    view: &View,
+    world: &World,
+    before: &Addressed,
+    peer: &Peer,
+) -> Result<(), TargetRefusal> {
     if let Target::Listener(listener) = &before.target {
-        return edge::now(view, listener).map(|_| ());
+        return edge::again(view, &world.credentials, listener);
     }
     if let Target::Workload(workload) = &before.target
         && view.snapshot.workload_by_uid(&workload.uid).is_none()
     {
         return Ok(());
     }
-    let now = resolve(view, own, &before.authority, peer.namespace())?;
+    let now = resolve(view, &world.own, &before.authority, peer.namespace())?;
     let same = match (&before.target, &now.target) {
         (Target::Service(before), Target::Service(now)) => before.key == now.key,
         (Target::Workload(before), Target::Workload(now)) => before.uid == now.uid,

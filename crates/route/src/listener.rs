@@ -55,6 +55,8 @@ pub struct ListenerTls {
     pub credentials: Vec<Str>,
     /// Name of what signs callers' certificates, and whether they must have one; `None`: not asked.
     pub clients: Option<(Str, bool)>,
+    /// Names of which a caller's certificate must have one; empty: any.
+    pub client_names: Vec<Str>,
     /// TLS 1.3 may be spoken.
     pub tls13: bool,
     /// TLS 1.2 may be spoken.
@@ -191,9 +193,32 @@ impl ListenerTls {
         Ok(Self {
             credentials: from.credentials.iter().map(|n| n.as_str().into()).collect(),
             clients,
+            client_names: from
+                .client_names
+                .iter()
+                .map(|n| n.as_str().into())
+                .collect(),
             tls13: !from.only_tls12,
             tls12: !from.only_tls13,
         })
+    }
+}
+
+impl ListenerTls {
+    /// Whether every caller that `before` let in would be let in as well, by the certificates that
+    /// callers have to show.
+    #[must_use]
+    pub fn admits_all_of(&self, before: &Self) -> bool {
+        match (&self.clients, &before.clients) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some((now, required)), Some((then, was_required))) => {
+                let named = &self.client_names;
+                now == then
+                    && (!required || *was_required)
+                    && (named.is_empty() || *named == before.client_names)
+            }
+        }
     }
 }
 
@@ -255,5 +280,29 @@ mod tests {
         assert!(error.field.ends_with("client_authority"), "{error}");
         from.protocol = 99;
         assert!(Listener::compile(&from, "edge/gw").is_err());
+    }
+
+    #[test]
+    fn who_was_let_in_without_what_is_asked_for_now_would_not_be() {
+        let tls = |clients: Option<(&str, bool)>, names: &[&str]| ListenerTls {
+            credentials: Vec::new(),
+            clients: clients.map(|(name, required)| (name.into(), required)),
+            client_names: names.iter().map(|name| (*name).into()).collect(),
+            tls13: true,
+            tls12: true,
+        };
+        let (none, may, must) = (None, Some(("a", false)), Some(("a", true)));
+        for (now, before, admits) in [
+            (tls(none, &[]), tls(must, &[]), true),
+            (tls(may, &[]), tls(must, &[]), true),
+            (tls(may, &[]), tls(none, &[]), false),
+            (tls(must, &[]), tls(may, &[]), false),
+            (tls(must, &[]), tls(must, &["x"]), true),
+            (tls(must, &["x"]), tls(must, &[]), false),
+            (tls(must, &["x"]), tls(must, &["x"]), true),
+            (tls(Some(("b", true)), &[]), tls(must, &[]), false),
+        ] {
+            assert_eq!(now.admits_all_of(&before), admits, "{now:?} {before:?}");
+        }
     }
 }

@@ -12,6 +12,8 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
+use crate::callers::NamedCallers;
+use crate::outwards::apart;
 use crate::provider::{key_log, provider_outwards};
 use crate::{CryptoFailure, HandshakeError, PrivateKey, ServerStream, pem};
 
@@ -58,6 +60,8 @@ impl EdgeCertificate {
 pub struct Clients<'a> {
     /// PEM certificates of whoever signs callers' certificates.
     pub authority: &'a str,
+    /// Host names, addresses or URIs of which a caller's certificate must have one; empty: any.
+    pub names: &'a [&'a str],
     /// Callers without a certificate are turned away.
     pub required: bool,
 }
@@ -102,7 +106,14 @@ pub fn server_config(
             } else {
                 verifier.allow_unauthenticated()
             };
-            builder.with_client_cert_verifier(verifier.build().map_err(CryptoFailure::of(what))?)
+            let chain = verifier.build().map_err(CryptoFailure::of(what))?;
+            builder.with_client_cert_verifier(match clients.names {
+                [] => chain,
+                names => {
+                    let (hosts, uris) = apart(names)?;
+                    Arc::new(NamedCallers { chain, hosts, uris })
+                }
+            })
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(ByName(certificates)));
@@ -194,6 +205,7 @@ mod tests {
         let rule = |required| {
             let rule = Clients {
                 authority: clients.roots(),
+                names: &[],
                 required,
             };
             // A client of TLS 1.3 is done before it hears of the refusal.
@@ -212,6 +224,66 @@ mod tests {
         assert!(!meet(&rule(true), &plain, "a.example").await);
         assert!(meet(&rule(false), &plain, "a.example").await);
         assert!(!meet(&rule(false), &with(&authority), "a.example").await);
+    }
+
+    #[tokio::test]
+    async fn callers_have_one_of_the_names_that_are_asked_for() {
+        let authority = Authority::generate("test").unwrap();
+        let clients = Authority::generate("clients").unwrap();
+        let (chain, key) = certificate(&authority, "a.example");
+        let shown = EdgeCertificate::from_pem(&chain, &key).unwrap();
+        let server = |names: &[&str]| {
+            let rule = Clients {
+                authority: clients.roots(),
+                names,
+                required: false,
+            };
+            // A client of TLS 1.3 is done before it hears of the refusal.
+            server_config(vec![shown.clone()], Some(rule), (false, true))
+        };
+        let none: [&str; 0] = [];
+        let (chain, key) = certificate(&clients, "client.example");
+        let identity = ClientIdentity {
+            chain: &chain,
+            key: &key,
+        };
+        let caller = outwards::client_config(authority.roots(), &none, Some(identity)).unwrap();
+        let nobody = outwards::client_config(authority.roots(), &none, None).unwrap();
+        for (names, good) in [
+            (&["client.example"][..], true),
+            (&["spiffe://a/b", "client.example"], true),
+            (&["other.example"], false),
+            (&["spiffe://client.example/"], false),
+            (&["10.0.0.1"], false),
+        ] {
+            let server = server(names).unwrap();
+            assert_eq!(meet(&server, &caller, "a.example").await, good, "{names:?}");
+            assert!(meet(&server, &nobody, "a.example").await, "who shows none");
+        }
+        assert!(server(&["not a name"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn versions_of_tls_are_those_that_are_let_in() {
+        let authority = Authority::generate("test").unwrap();
+        let (chain, key) = certificate(&authority, "a.example");
+        let shown = EdgeCertificate::from_pem(&chain, &key).unwrap();
+        let none: [&str; 0] = [];
+        let client = outwards::client_config(authority.roots(), &none, None).unwrap();
+        for (versions, spoken) in [
+            ((true, true), rustls::ProtocolVersion::TLSv1_3),
+            ((true, false), rustls::ProtocolVersion::TLSv1_3),
+            ((false, true), rustls::ProtocolVersion::TLSv1_2),
+        ] {
+            let server = server_config(vec![shown.clone()], None, versions).unwrap();
+            let (near, far) = duplex(64 * 1024);
+            let opened = client.connect(near, "a.example", Within::Http2);
+            let (served, opened) = tokio::join!(server.accept(far), opened);
+            assert!(opened.is_ok());
+            let stream = served.unwrap();
+            assert_eq!(stream.get_ref().1.protocol_version(), Some(spoken));
+        }
+        assert!(server_config(vec![shown], None, (false, false)).is_err());
     }
 
     #[test]

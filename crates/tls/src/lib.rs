@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ca;
+mod callers;
 mod certificate;
 pub mod control;
 pub mod csr;

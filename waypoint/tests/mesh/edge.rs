@@ -334,6 +334,67 @@ fn a_listener_that_is_gone_takes_no_more_requests() {
         let own = known.waypoint().unwrap();
         assert_eq!(own.listeners[0].protocol, ListenerProtocol::Http);
         bed.describe("");
-        assert_eq!(client.get("/").await.status, 503);
+        let request = http::Request::get("/").header("host", "svc");
+        let request = request.body(http_body_util::Full::default()).unwrap();
+        // The connection ends by itself; whoever asks before that is told.
+        if let Ok(answer) = client.send(request).await {
+            assert_eq!(answer.status, 503);
+        }
+    });
+}
+
+/// Less than the time that requests on their way are given.
+const SOON: Duration = Duration::from_secs(3);
+
+#[test]
+fn connections_that_nobody_could_open_any_more_are_ended() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let secured = |port: u16, client: ClientCertificate| {
+            let mut made = listener_of(proto::listener::Protocol::Https, port, "svc");
+            made.tls = Some(proto::ListenerTls {
+                credentials: vec!["default/page".into()],
+                client: client.into(),
+                client_authority: "default/page-cacert".into(),
+                ..proto::ListenerTls::default()
+            });
+            made
+        };
+        let (at, _open) = open(&bed, |port| secured(port, ClientCertificate::None));
+        rules(&bed);
+        let authority = Authority::generate("any").unwrap();
+        let credentials = &bed.worker.world.credentials;
+        let page = credential(&authority, "svc");
+        credentials.upsert(&page).unwrap();
+        let none: [&str; 0] = [];
+        let tls = outwards::client_config(authority.roots(), &none, None).unwrap();
+        // A connection on which something was asked, and that waits.
+        let idle = async || {
+            let tcp = TcpStream::connect(at).await.unwrap();
+            let mut stream = tls.connect(tcp, "svc", Within::Http1).await.unwrap();
+            let request = b"GET / HTTP/1.1\r\nhost: svc\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.windows(4).any(|four| four == b"\r\n\r\n") {
+                assert!(stream.read_buf(&mut seen).await.unwrap() > 0);
+            }
+            assert!(seen.starts_with(b"HTTP/1.1 200"));
+            stream
+        };
+        let mut waiting = idle().await;
+        let mut rest = Vec::new();
+        let early = Duration::from_millis(200);
+        let end = tokio::time::timeout(early, waiting.read_to_end(&mut rest));
+        assert!(end.await.is_err(), "while all is well it stays");
+        describe(&bed, secured(at.port(), ClientCertificate::Required));
+        let end = tokio::time::timeout(SOON, waiting.read_to_end(&mut rest));
+        assert!(end.await.is_ok(), "a certificate is asked for now");
+
+        describe(&bed, secured(at.port(), ClientCertificate::None));
+        let mut waiting = idle().await;
+        let gone = ["default/page".to_owned()];
+        assert!(credentials.handler().apply(&[], &gone).is_empty());
+        let end = tokio::time::timeout(SOON, waiting.read_to_end(&mut rest));
+        assert!(end.await.is_ok(), "there is no certificate any more");
     });
 }
