@@ -228,3 +228,102 @@ spec: {{targetRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: out
         ["AncestorNotBound"]
     );
 }
+
+fn secret(name: &str, place: &str, entries: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {place}}}\n\
+         stringData: {{{entries}}}\n"
+    )
+}
+
+fn destination_rule(place: &str, policy: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+         metadata: {{name: out, namespace: {place}}}\n\
+         spec: {{host: cart.shop.svc.cluster.local, trafficPolicy: {{{policy}}}}}\n"
+    )
+}
+
+#[test]
+fn keys_of_a_rule_are_told_to_the_waypoint_of_its_namespace() {
+    let rule = destination_rule("shop", "tls: {mode: SIMPLE, credentialName: keys}");
+    let object = "DestinationRule shop/out";
+    let told = |plan: &Plan| {
+        let all = plan.waypoints[0].credentials.iter();
+        let all = all.map(|one| format!("{}/{} {}", one.namespace, one.name, one.authority));
+        all.collect::<Vec<_>>()
+    };
+    let plan = shop(&format!(
+        "{rule}{}",
+        secret("keys", "shop", "ca.crt: roots, tls.key: key")
+    ));
+    assert_eq!(told(&plan), ["shop/keys-cacert roots"]);
+    assert!(
+        plan.waypoints[0].credentials[0].key.is_empty(),
+        "nobody asked for it"
+    );
+    assert_eq!(reasons(&plan, object), ["Accepted"]);
+    for (secrets, what) in [
+        (String::new(), "it is not there"),
+        (secret("keys", "shop", "tls.crt: x"), "it holds no roots"),
+        (
+            secret("keys", "web", "ca.crt: roots"),
+            "it is another namespace's",
+        ),
+    ] {
+        let plan = shop(&format!("{rule}{secrets}"));
+        assert!(told(&plan).is_empty(), "{what}");
+        assert_eq!(reasons(&plan, object), ["InvalidCertificateRef"], "{what}");
+    }
+    let mutual = destination_rule("shop", "tls: {mode: MUTUAL, credentialName: keys}");
+    let pair = secret(
+        "keys",
+        "shop",
+        "tls.crt: chain, tls.key: key, ca.crt: roots",
+    );
+    let plan = shop(&format!("{mutual}{pair}"));
+    let of = |at: usize| plan.waypoints[0].credentials[at].clone();
+    assert_eq!(
+        (&*of(0).name, &*of(0).chain, &*of(0).key),
+        ("keys", "chain", "key")
+    );
+    assert_eq!(
+        (&*of(1).name, &*of(1).authority, &*of(1).key),
+        ("keys-cacert", "roots", "")
+    );
+}
+
+#[test]
+fn keys_stay_in_the_namespace_of_their_rule() {
+    let root = "istio-system";
+    let rule = destination_rule(root, "tls: {mode: MUTUAL, credentialName: keys}");
+    let place = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system}\n";
+    let secrets = secret("keys", root, "tls.crt: chain, tls.key: key, ca.crt: roots");
+    let plan = shop(&format!("{place}{rule}{secrets}"));
+    let waypoint = &plan.waypoints[0];
+    assert_eq!(waypoint.rules.len(), 1, "the rule itself is told");
+    assert!(waypoint.credentials.is_empty());
+    let policy = waypoint.rules[0].traffic_policy.clone().unwrap();
+    let tls = policy.tls.unwrap();
+    assert!(tls.refuse.contains("credentialName"), "{tls:?}");
+    assert!(
+        tls.credential.is_empty() && tls.authority.is_empty(),
+        "{tls:?}"
+    );
+}
+
+#[test]
+fn who_called_is_told_as_the_rule_says() {
+    use wire::traffic_policy::ProxyProtocol;
+    for (version, told) in [
+        ("proxyProtocol: {version: V2}", ProxyProtocol::V2),
+        ("proxyProtocol: {version: V1}", ProxyProtocol::V1),
+        ("proxyProtocol: {}", ProxyProtocol::V1),
+        ("loadBalancer: {simple: PASSTHROUGH}", ProxyProtocol::None),
+    ] {
+        let plan = shop(&destination_rule("shop", version));
+        let policy = plan.waypoints[0].rules[0].traffic_policy.clone().unwrap();
+        assert_eq!(policy.proxy_protocol(), told, "{version}");
+        assert_eq!(reasons(&plan, "DestinationRule shop/out"), ["Accepted"]);
+    }
+}

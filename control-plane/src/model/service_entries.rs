@@ -206,7 +206,7 @@ fn wants_address(claim: &Claim<'_>) -> bool {
     entry.spec.addresses.is_empty()
         && entry.spec.resolution != Resolution::None
         && entry.label(OPT_OUT) != Some("false")
-        && !claim.host.contains('*')
+        && (!claim.host.contains('*') || entry.spec.resolution == Resolution::DynamicDns)
 }
 
 fn plan<'a>(
@@ -247,6 +247,14 @@ fn plan<'a>(
         ..wire::Service::default()
     };
     let waypoints = choose_waypoint(&mut wire, entry, selection, problems);
+    if claim.host.contains('*') && spec.resolution == Resolution::DynamicDns && waypoints.is_empty()
+    {
+        let text = format!(
+            "host {} needs a waypoint: it finds out which host a call is for",
+            claim.host
+        );
+        problems.add(entry, "NoWaypoint", text);
+    }
     EntryPlan {
         wire,
         key: key(entry),

@@ -25,11 +25,15 @@ pub(super) fn convert(object: &DestinationRule, hosts: &Hosts) -> Converted {
         subsets.push(wire::Subset {
             name: subset.name.clone(),
             labels: subset.labels.clone(),
-            traffic_policy: policy(subset.traffic_policy.as_ref(), &at, &mut unsupported),
+            traffic_policy: policy(
+                (subset.traffic_policy.as_ref(), object.namespace()),
+                &at,
+                &mut unsupported,
+            ),
         });
     }
     let traffic_policy = policy(
-        spec.traffic_policy.as_ref(),
+        (spec.traffic_policy.as_ref(), object.namespace()),
         "trafficPolicy",
         &mut unsupported,
     );
@@ -45,12 +49,11 @@ pub(super) fn convert(object: &DestinationRule, hosts: &Hosts) -> Converted {
         host: hosts.resolve(&spec.host, object.namespace()),
         ..wire::DestinationRule::default()
     };
-    unsupported.extend(isobar_route::unsupported_in_destination_rule(&wire));
     Converted { wire, unsupported }
 }
 
 fn policy(
-    from: Option<&from::TrafficPolicy>,
+    (from, namespace): (Option<&from::TrafficPolicy>, &str),
     at: &str,
     unsupported: &mut Vec<String>,
 ) -> Option<wire::TrafficPolicy> {
@@ -61,7 +64,6 @@ fn policy(
         }
     };
     note("tunnel", from.tunnel.is_some());
-    note("proxyProtocol", from.proxy_protocol.is_some());
     tls_gaps(from.tls.as_ref(), "", &mut note);
     zone_aware(from.load_balancer.as_ref(), "", &mut note);
     let budget = from.retry_budget.as_ref();
@@ -78,7 +80,7 @@ fn policy(
                 port.load_balancer.as_ref(),
                 port.connection_pool.as_ref(),
                 port.outlier_detection.as_ref(),
-                port.tls.as_ref(),
+                (port.tls.as_ref(), namespace),
             )),
         });
     }
@@ -88,16 +90,17 @@ fn policy(
             min_concurrency: budget.min_retry_concurrency,
         }),
         port_level,
+        proxy_protocol: proxy_protocol(from.proxy_protocol.as_ref()).into(),
         ..traffic_policy::blocks(
             from.load_balancer.as_ref(),
             from.connection_pool.as_ref(),
             from.outlier_detection.as_ref(),
-            from.tls.as_ref(),
+            (from.tls.as_ref(), namespace),
         )
     })
 }
 
-/// What of it is not honoured; the first two have calls refused, the last is taken more strictly.
+/// What of it is not honoured: it has calls refused.
 fn tls_gaps(tls: Option<&from::TlsSettings>, place: &str, note: &mut impl FnMut(&str, bool)) {
     let Some(tls) = tls.filter(|tls| {
         let mode = tls.mode;
@@ -106,10 +109,17 @@ fn tls_gaps(tls: Option<&from::TlsSettings>, place: &str, note: &mut impl FnMut(
         return;
     };
     let gap = |field: &str| format!("{place}tls.{field}");
-    note(&gap("credentialName"), !tls.credential_name.is_empty());
     note(&gap("caCrl"), !tls.ca_crl.is_empty());
-    let blind = tls.insecure_skip_verify == Some(true);
-    note(&gap("insecureSkipVerify"), blind);
+}
+
+/// Version 1 where none is written, as in Istio.
+fn proxy_protocol(from: Option<&from::ProxyProtocol>) -> wire::traffic_policy::ProxyProtocol {
+    use wire::traffic_policy::ProxyProtocol;
+    match from.map(|protocol| &*protocol.version) {
+        None => ProxyProtocol::None,
+        Some("V2") => ProxyProtocol::V2,
+        Some(_) => ProxyProtocol::V1,
+    }
 }
 
 fn zone_aware(

@@ -1,6 +1,8 @@
 //! What waypoints are told: routes, rules and policies of the services they serve, nothing else.
 
+mod around;
 mod authorization;
+mod credentials;
 mod delegate;
 mod destination_rule;
 mod hosts;
@@ -15,6 +17,7 @@ mod traffic_policy;
 mod virtual_service;
 mod visibility;
 
+pub(crate) use around::around;
 pub(crate) use authorization::{Targets, targets};
 pub(crate) use hosts::{Hosts, exactness};
 pub(crate) use routes::{ListenersTold, ParentStatus, RouteStatus};

@@ -7,11 +7,11 @@ use isobar_types::NamespacedName;
 use super::super::gateways::WaypointGateway;
 use super::super::plan::WaypointPlan;
 use super::super::pods::PodFacts;
-use super::super::services::ServicePlan;
 use super::super::settings::Settings;
 use super::super::verdict::{Severity, Verdict};
 use super::super::workloads::uid;
 use super::authorization::Targets;
+use super::credentials::{self, keep_home, with_rules};
 use super::hosts::{Hosts, exactness};
 use super::rate_limit::{self, Rates};
 use super::routes::{ListenersTold, Overridden, RouteStatus, ServiceRoutes, service_routes};
@@ -28,7 +28,7 @@ pub(crate) struct Scoping<'a> {
     pub(super) set: &'a ObjectSet,
     pub(super) hosts: &'a Hosts,
     pub(super) settings: &'a Settings,
-    places: Places<'a>,
+    pub(super) places: Places<'a>,
     elsewhere: &'a EndpointLabels,
     pods: &'a [PodFacts<'a>],
     routes: Vec<Visible<wire::VirtualService>>,
@@ -51,7 +51,17 @@ impl<'a> Scoping<'a> {
         let mut rules = Vec::new();
         for object in set.destination_rules.iter() {
             let converted = destination_rule::convert(object, hosts);
-            verdicts.push(accepted(object.reference(), &converted.unsupported));
+            let unusable = credentials::problems(&converted.wire, set);
+            verdicts.push(
+                match unusable.is_empty() || !converted.unsupported.is_empty() {
+                    true => accepted(object.reference(), &converted.unsupported),
+                    false => {
+                        let (object, text) = (object.reference(), unusable.join("; "));
+                        Verdict::fails(object, CONDITION, "InvalidCertificateRef", text)
+                            .severity(Severity::Warning)
+                    }
+                },
+            );
             rules.push(Visible {
                 wire: converted.wire,
                 export_to: object.spec.export_to.clone(),
@@ -91,12 +101,7 @@ impl<'a> Scoping<'a> {
             places,
             elsewhere,
             pods,
-            gateway_api: service_routes(
-                set,
-                hosts,
-                (places.services, places.gateways),
-                &overridden(&routes, places.services),
-            ),
+            gateway_api: service_routes(set, hosts, places, &overridden(&routes, places)),
             routes,
             rules,
             targets,
@@ -110,19 +115,20 @@ impl<'a> Scoping<'a> {
     }
 }
 
-/// Services that a VirtualService routes.
-fn overridden(routes: &[Visible<wire::VirtualService>], services: &[ServicePlan]) -> Overridden {
+/// Hosts that a VirtualService routes.
+fn overridden(routes: &[Visible<wire::VirtualService>], places: Places<'_>) -> Overridden {
     let claimed = |about: fn(&wire::VirtualService) -> bool| {
-        let claimed = services.iter().filter(|service| {
-            let hostname = &service.wire.hostname;
+        let claimed = places.served().filter(|service| {
+            let hostname = service.hostname();
             let mut routes = routes.iter();
             routes.any(|route| {
                 let mut hosts = route.wire.hosts.iter();
-                let own = route.wire.namespace == *service.key.namespace;
+                let own = route.wire.namespace == *service.namespace();
                 own && about(&route.wire) && hosts.any(|host| exactness(host, hostname).is_some())
             })
         });
-        claimed.map(|service| service.key.clone()).collect()
+        let key = |one: Served<'_>| (one.namespace().to_owned(), one.hostname().to_owned());
+        claimed.map(key).collect()
     };
     Overridden {
         requests: claimed(|route| !route.http.is_empty()),
@@ -160,14 +166,10 @@ pub(crate) fn plan_waypoint(
         .iter()
         .filter_map(|targets| targets.for_waypoint(&waypoint.key, &served))
         .collect();
-    let rates = scoping.rates.iter().filter_map(|rates| {
-        let wire = rates.for_waypoint(&waypoint.key, &served)?;
-        Some((rates, wire))
-    });
-    let rates: Vec<_> = rates.collect();
-    let mut label_keys = label_keys(&routes, &rules);
-    label_keys.extend(rates.iter().flat_map(|(r, _)| r.label_keys().cloned()));
+    let (rate_limits, mut label_keys) = rate_limits(&waypoint.key, &served, scoping);
+    label_keys.extend(named_keys(&routes, &rules));
     label_keys.extend(kept_keys.into_iter().flatten().cloned());
+    let credentials = with_rules(Vec::new(), &rules, scoping.set);
     WaypointPlan {
         key: waypoint.key.clone(),
         waypoint: wire::Waypoint {
@@ -187,8 +189,8 @@ pub(crate) fn plan_waypoint(
         routes,
         rules,
         authorizations,
-        credentials: Vec::new(),
-        rate_limits: rates.into_iter().map(|(_, wire)| wire).collect(),
+        credentials,
+        rate_limits,
     }
 }
 
@@ -232,7 +234,11 @@ fn routes_for(
         Some(wire::VirtualService { parents, ..route })
     });
     let attached = served.iter().filter_map(|service| {
-        let rules = scoping.gateway_api.rules.get(service.service()?)?.clone();
+        let key = (
+            service.namespace().to_owned(),
+            service.hostname().to_owned(),
+        );
+        let rules = scoping.gateway_api.rules.get(&key)?.clone();
         Some(wire::VirtualService {
             parents: vec![service.reference()],
             ..rules
@@ -259,7 +265,9 @@ fn destinations(route: &wire::VirtualService) -> impl Iterator<Item = &wire::Des
             Some(wire::http_route::Action::Forward(forward)) => &forward.destinations[..],
             _ => &[],
         };
-        let mirrors = http.mirrors.iter().filter_map(|m| m.destination.as_ref());
+        let own = forward.iter().flat_map(|d| &d.mirrors);
+        let mirrors = http.mirrors.iter().chain(own);
+        let mirrors = mirrors.filter_map(|m| m.destination.as_ref());
         let forward = forward.iter().filter_map(|d| d.destination.as_ref());
         forward.chain(mirrors)
     });
@@ -335,14 +343,31 @@ pub(super) fn rules_for(
     services
         .into_iter()
         .filter_map(|(at, services)| {
-            let rule = scoping.rules.get(at)?.wire.clone();
+            let mut rule = scoping.rules.get(at)?.wire.clone();
+            keep_home(&mut rule, &waypoint.key.namespace);
             Some(wire::DestinationRule { services, ..rule })
         })
         .collect()
 }
 
+/// Limits that a waypoint keeps, and the label keys that they name.
+pub(super) fn rate_limits(
+    waypoint: &NamespacedName,
+    served: &[Served<'_>],
+    scoping: &Scoping<'_>,
+) -> (Vec<wire::RateLimitPolicy>, BTreeSet<String>) {
+    let (mut limits, mut keys) = (Vec::new(), BTreeSet::new());
+    for rates in &scoping.rates {
+        if let Some(wire) = rates.for_waypoint(waypoint, served) {
+            limits.push(wire);
+            keys.extend(rates.label_keys().cloned());
+        }
+    }
+    (limits, keys)
+}
+
 /// Label keys that some rule or subset names.
-pub(super) fn label_keys(
+pub(super) fn named_keys(
     routes: &[wire::VirtualService],
     rules: &[wire::DestinationRule],
 ) -> BTreeSet<String> {

@@ -42,14 +42,6 @@ impl<'a> Served<'a> {
             hostname: self.wire.hostname.clone(),
         }
     }
-
-    /// Its key, if it is a Service.
-    pub(crate) const fn service(&self) -> Option<&'a NamespacedName> {
-        match self.owner {
-            Owner::Service(key) => Some(key),
-            Owner::Entry(_) => None,
-        }
-    }
 }
 
 impl std::fmt::Display for Owner<'_> {

@@ -3,6 +3,7 @@ use isobar_objects::istio::{H2UpgradePolicy, SimpleBalancer, TlsMode};
 use isobar_proto::isobar::v1 as wire;
 use wire::traffic_policy::LoadBalancer;
 
+use super::credentials;
 use super::string_match::duration;
 
 /// The blocks that a port's policy has too.
@@ -10,7 +11,7 @@ pub(super) fn blocks(
     balancer: Option<&from::LoadBalancer>,
     pool: Option<&from::ConnectionPool>,
     outliers: Option<&from::OutlierDetection>,
-    tls: Option<&from::TlsSettings>,
+    (tls, namespace): (Option<&from::TlsSettings>, &str),
 ) -> wire::TrafficPolicy {
     let hash = balancer.and_then(|b| b.consistent_hash.as_ref());
     wire::TrafficPolicy {
@@ -22,7 +23,7 @@ pub(super) fn blocks(
         warmup: balancer.and_then(warmup),
         connection_pool: pool.map(connection_pool),
         outlier_detection: outliers.map(outlier_detection),
-        tls: tls.map(endpoint_tls),
+        tls: tls.map(|tls| endpoint_tls(tls, namespace)),
         ..wire::TrafficPolicy::default()
     }
 }
@@ -155,7 +156,7 @@ fn outlier_detection(from: &from::OutlierDetection) -> wire::OutlierDetection {
 
 /// TLS that waypoints begin. What is missing for it has calls refused: they would go out otherwise
 /// than its author means.
-fn endpoint_tls(from: &from::TlsSettings) -> wire::EndpointTls {
+fn endpoint_tls(from: &from::TlsSettings, namespace: &str) -> wire::EndpointTls {
     let begun = matches!(from.mode, Some(TlsMode::Simple | TlsMode::Mutual));
     if !begun {
         return wire::EndpointTls {
@@ -164,35 +165,36 @@ fn endpoint_tls(from: &from::TlsSettings) -> wire::EndpointTls {
         };
     }
     let mutual = from.mode == Some(TlsMode::Mutual);
-    let shown = |file: &String| match mutual {
-        true => file.clone(),
-        false => String::new(),
-    };
-    let refuse = if !from.credential_name.is_empty() {
-        "tls.credentialName is not supported at waypoints: name files instead"
-    } else if !from.ca_crl.is_empty() {
+    let unverified = from.insecure_skip_verify == Some(true);
+    let by_name = !from.credential_name.is_empty();
+    let files = [&from.client_certificate, &from.private_key];
+    let incomplete = files.iter().any(|file| file.is_empty());
+    let refuse = if !from.ca_crl.is_empty() {
         "tls.caCrl is not supported"
-    } else if mutual && (from.client_certificate.is_empty() || from.private_key.is_empty()) {
+    } else if mutual && !by_name && incomplete {
         "tls.mode MUTUAL needs clientCertificate and privateKey"
     } else {
         ""
     };
-    let complete = refuse.is_empty();
+    // Files do not count beside a Secret, nor does half of what is needed.
+    let shown = |file: &String, counts: bool| match counts && !by_name && refuse.is_empty() {
+        true => file.clone(),
+        false => String::new(),
+    };
+    let named = |counts: bool, name: fn(&str, &str) -> String| match counts && by_name {
+        true => name(namespace, &from.credential_name),
+        false => String::new(),
+    };
     wire::EndpointTls {
         off: false,
         sni: from.sni.clone(),
         subject_alt_names: from.subject_alt_names.clone(),
-        ca_certificates: from.ca_certificates.clone(),
-        client_certificate: if complete {
-            shown(&from.client_certificate)
-        } else {
-            String::new()
-        },
-        private_key: if complete {
-            shown(&from.private_key)
-        } else {
-            String::new()
-        },
+        ca_certificates: shown(&from.ca_certificates, !unverified),
+        client_certificate: shown(&from.client_certificate, mutual),
+        private_key: shown(&from.private_key, mutual),
+        credential: named(mutual, credentials::identity),
+        authority: named(!unverified, credentials::authority),
+        unverified,
         refuse: refuse.to_owned(),
     }
 }
@@ -237,7 +239,7 @@ mod tests {
             sni: "a.example".into(),
             ..from::TlsSettings::default()
         };
-        let made = endpoint_tls(&mutual);
+        let made = endpoint_tls(&mutual, "ns");
         assert_eq!(
             (&*made.client_certificate, &*made.private_key),
             ("/c", "/k")
@@ -250,15 +252,8 @@ mod tests {
             mode: Some(TlsMode::Simple),
             ..mutual.clone()
         };
-        assert!(endpoint_tls(&simple).client_certificate.is_empty());
+        assert!(endpoint_tls(&simple, "ns").client_certificate.is_empty());
         for (bad, word) in [
-            (
-                from::TlsSettings {
-                    credential_name: "s".into(),
-                    ..simple.clone()
-                },
-                "credentialName",
-            ),
             (
                 from::TlsSettings {
                     ca_crl: "/l".into(),
@@ -274,7 +269,7 @@ mod tests {
                 "privateKey",
             ),
         ] {
-            let made = endpoint_tls(&bad);
+            let made = endpoint_tls(&bad, "ns");
             assert!(
                 made.refuse.contains(word) && made.client_certificate.is_empty(),
                 "{made:?}"
@@ -282,12 +277,46 @@ mod tests {
         }
         for mode in [None, Some(TlsMode::Disable), Some(TlsMode::IstioMutual)] {
             assert!(
-                endpoint_tls(&from::TlsSettings {
-                    mode,
-                    ..mutual.clone()
-                })
+                endpoint_tls(
+                    &from::TlsSettings {
+                        mode,
+                        ..mutual.clone()
+                    },
+                    "ns"
+                )
                 .off
             );
         }
+    }
+
+    #[test]
+    fn a_secret_takes_the_place_of_files() {
+        let mutual = from::TlsSettings {
+            mode: Some(TlsMode::Mutual),
+            credential_name: "kubernetes://keys".into(),
+            client_certificate: "/c".into(),
+            ca_certificates: "/r".into(),
+            ..from::TlsSettings::default()
+        };
+        let of = |from: &from::TlsSettings| {
+            let made = endpoint_tls(from, "ns");
+            let files = [&made.ca_certificates, &made.client_certificate];
+            assert!(files.iter().all(|file| file.is_empty()), "{made:?}");
+            assert!(!made.off && made.refuse.is_empty(), "{made:?}");
+            (made.credential, made.authority, made.unverified)
+        };
+        let both = ("ns/keys".to_owned(), "ns/keys-cacert".to_owned(), false);
+        assert_eq!(of(&mutual), both);
+        let simple = from::TlsSettings {
+            mode: Some(TlsMode::Simple),
+            ..mutual
+        };
+        let roots = (String::new(), both.1, false);
+        assert_eq!(of(&simple), roots);
+        let blind = from::TlsSettings {
+            insecure_skip_verify: Some(true),
+            ..simple
+        };
+        assert_eq!(of(&blind), (String::new(), String::new(), true));
     }
 }

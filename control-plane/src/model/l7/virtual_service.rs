@@ -258,6 +258,7 @@ impl<'a> Reader<'a> {
                     destination: Some(self.destination(&route.destination)),
                     weight: if alone && weight == 0 { 100 } else { weight },
                     headers: route.headers.as_ref().map(headers),
+                    ..wire::WeightedDestination::default()
                 }
             })
             .collect()

@@ -13,9 +13,10 @@ use super::super::gateways::TrafficKind;
 use super::super::l7::EndpointLabels;
 use super::super::labels::{canonical_name, canonical_revision};
 use super::super::pods::PodFacts;
-use super::super::selection::Selection;
+use super::super::selection::{Selected, Selection};
 use super::super::services::{app_protocol, octets, protocol, selects};
-use super::{EntryPlan, Problems, key};
+use super::super::verdict::{Severity, Verdict};
+use super::{CONDITION, EntryPlan, Problems, key};
 
 /// Service ports by `namespace/hostname`.
 type Ports = BTreeMap<String, wire::PortList>;
@@ -47,7 +48,10 @@ pub(super) fn workloads(
             continue;
         }
         if spec.endpoints.is_empty() && spec.resolution.is_dns() {
-            for service in services {
+            // What stands for all of a domain is nothing that a node proxy could look up.
+            let known =
+                |one: &&&wire::Service| !one.hostname.contains('*') || one.waypoint.is_some();
+            for service in services.iter().filter(known) {
                 let host = WorkloadEntrySpec {
                     address: service.hostname.clone(),
                     ..WorkloadEntrySpec::default()
@@ -73,8 +77,8 @@ pub(super) fn workloads(
                 again += 1;
             }
             let of = (entry.reference(), entry.namespace());
-            if let Some(reference) = waypoint(of, endpoint, selection) {
-                workload.waypoint = Some(reference);
+            if let Some(selected) = waypoint(of, endpoint, selection) {
+                workload.waypoint = selected.address;
             }
             if !endpoint.labels.is_empty() {
                 let labels = endpoint.labels.clone();
@@ -84,7 +88,10 @@ pub(super) fn workloads(
         }
     }
     for object in selection.set.workload_entries.iter() {
-        if let Some(workload) = of_its_own(object, services, selection) {
+        let own = of_its_own(object, services, selection);
+        problems.told.push(verdict(object, own.as_ref()));
+        if let Some((workload, bound)) = own {
+            problems.told.extend(bound);
             let labels = object.labels().clone().into_iter();
             let labels = labels.chain(object.spec.labels.clone()).collect();
             found.labels.insert(workload.uid.clone(), labels);
@@ -100,7 +107,7 @@ fn of_its_own(
     object: &WorkloadEntry,
     services: &[EntryPlan<'_>],
     selection: &Selection<'_>,
-) -> Option<wire::Workload> {
+) -> Option<(wire::Workload, Option<Verdict>)> {
     let spec = &object.spec;
     if spec.address.starts_with("unix://") {
         return None;
@@ -128,8 +135,28 @@ fn of_its_own(
     };
     let uid = format!("networking.istio.io/WorkloadEntry/{namespace}/{name}");
     let mut workload = message((namespace, name, &uid), &endpoint, ports, selection);
-    workload.waypoint = waypoint((object.reference(), namespace), &endpoint, selection);
-    Some(workload)
+    let selected = waypoint((object.reference(), namespace), &endpoint, selection);
+    let bound = selected.and_then(|selected| {
+        workload.waypoint = selected.address;
+        selected.verdict
+    });
+    Some((workload, bound))
+}
+
+/// What becomes of a WorkloadEntry.
+fn verdict(object: &WorkloadEntry, own: Option<&(wire::Workload, Option<Verdict>)>) -> Verdict {
+    let reference = object.reference();
+    let Some((workload, _)) = own else {
+        let text = format!("{} is left out: nothing reaches it", object.spec.address);
+        return Verdict::fails(reference, CONDITION, "UnsupportedValue", text)
+            .severity(Severity::Warning);
+    };
+    let of: Vec<&str> = workload.services.keys().map(String::as_str).collect();
+    let text = match &of[..] {
+        [] => "known to node proxies; no Service and no ServiceEntry selects it".to_owned(),
+        all => format!("known to node proxies as an endpoint of {}", all.join(", ")),
+    };
+    Verdict::holds(reference, CONDITION, "Accepted", text)
 }
 
 /// The ports of a Service as an endpoint that is no pod has them: by name, else by number.
@@ -232,14 +259,13 @@ fn waypoint(
     (object, namespace): (ObjectRef, &str),
     endpoint: &WorkloadEntrySpec,
     selection: &Selection<'_>,
-) -> Option<wire::GatewayAddress> {
+) -> Option<Selected> {
     let account = match &*endpoint.service_account {
         "" => "default",
         name => name,
     };
     let reference = selection.for_workload(&endpoint.labels, namespace, account)?;
-    let selected = selection.resolve(&reference, TrafficKind::Workload, namespace, object);
-    selected.address
+    Some(selection.resolve(&reference, TrafficKind::Workload, namespace, object))
 }
 
 fn ports(entry: &ServiceEntry, endpoint: &WorkloadEntrySpec, of: &[&wire::Service]) -> Ports {

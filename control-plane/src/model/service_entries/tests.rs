@@ -381,3 +381,38 @@ fn workload_entries_are_endpoints_of_what_selects_them() {
     let named = &named.unwrap().wire;
     assert_eq!((&*named.network, named.capacity), ("away", Some(3)));
 }
+
+#[test]
+fn what_stands_for_a_domain_has_an_address_and_needs_a_waypoint() {
+    let spec = format!("hosts: [\"*.a.example\", b.example], resolution: DYNAMIC_DNS, {HTTPS}");
+    let of = |more: &str| {
+        let labels = if more.is_empty() {
+            ""
+        } else {
+            "istio.io/use-waypoint: wp"
+        };
+        planned(&format!(
+            "{}{more}{}",
+            namespace(labels),
+            entry("d", "", &spec)
+        ))
+    };
+    for (more, reason) in [
+        (String::new(), "NoWaypoint"),
+        (gateway("wp", ""), "Accepted"),
+    ] {
+        let plan = of(&more);
+        assert!(
+            reasons(&plan, "ServiceEntry shop/d").contains(&reason),
+            "{reason}"
+        );
+        let lines = told(&plan);
+        assert!(lines[0].starts_with("*.a.example [\"240.240."), "{lines:?}");
+        let at = |host: &str| {
+            let start = format!("{UID}/d/{host} {host} ");
+            lines.iter().any(|line| line.starts_with(&start))
+        };
+        assert!(at("b.example"), "{lines:?}");
+        assert_eq!(at("*.a.example"), reason == "Accepted", "{lines:?}");
+    }
+}

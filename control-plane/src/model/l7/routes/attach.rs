@@ -1,28 +1,28 @@
-//! Which Service a route is attached to, and the order of all rules of one Service.
+//! Which Service or ServiceEntry a route is attached to, and the order of all rules of one host.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::gateway_api::ParentReference;
-use isobar_objects::{ObjectHead, ObjectRef, ObjectSet};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 use wire::http_route::Action;
 
-use super::super::super::gateways::Gateways;
-use super::super::super::services::ServicePlan;
 use super::super::super::verdict::{Severity, Verdict};
 use super::super::hosts::Hosts;
+use super::super::served::{Owner, Served};
+use super::super::target_refs::Places;
 use super::convert::{self, Converted, Entry, OpaqueRule, Rank};
 use super::edge::{EdgeRules, Edges, ListenersTold};
-use super::references::{Problem, References, key_of};
+use super::references::{HostKey, Problem, References, key_of, key_of_host};
 
 /// What is told about one route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteStatus {
     /// The route.
     pub(crate) object: ObjectRef,
-    /// Of each Service it names.
+    /// Of each parent it names.
     pub(crate) parents: Vec<ParentStatus>,
 }
 
@@ -60,11 +60,11 @@ impl RouteStatus {
     }
 }
 
-/// All routes: the rules of each Service, and what is told about each route.
+/// All routes: the rules of each host, and what is told about each route.
 #[derive(Debug, Default)]
 pub(in super::super) struct ServiceRoutes {
-    /// By Service; `parents` is filled in per waypoint.
-    pub(in super::super) rules: BTreeMap<NamespacedName, wire::VirtualService>,
+    /// By host; `parents` is filled in per waypoint.
+    pub(in super::super) rules: BTreeMap<HostKey, wire::VirtualService>,
     /// In the order of kinds and names.
     pub(in super::super) statuses: Vec<RouteStatus>,
     /// Of Gateways at the edge.
@@ -73,11 +73,11 @@ pub(in super::super) struct ServiceRoutes {
     pub(in super::super) listeners: ListenersTold,
 }
 
-/// Services that VirtualServices route: their requests, and their opaque connections.
+/// Hosts that VirtualServices route: their requests, and their opaque connections.
 #[derive(Debug, Default)]
 pub(in super::super) struct Overridden {
-    pub(in super::super) requests: BTreeSet<NamespacedName>,
-    pub(in super::super) connections: BTreeSet<NamespacedName>,
+    pub(in super::super) requests: BTreeSet<HostKey>,
+    pub(in super::super) connections: BTreeSet<HostKey>,
 }
 
 /// One route, of any kind.
@@ -96,7 +96,7 @@ pub(super) struct Route {
     pub(super) resolved: Option<Problem>,
 }
 
-/// A route at a Service, or at a host of a listener.
+/// A route at a Service, a host of a ServiceEntry, or a host of a listener.
 pub(super) struct Attachment<'a> {
     pub(super) route: &'a Route,
     /// For callers of this namespace only.
@@ -105,17 +105,24 @@ pub(super) struct Attachment<'a> {
     pub(super) port: u32,
 }
 
-/// Reads all routes. `overridden` are the Services that a VirtualService routes: its rules count.
+/// Where a route is attached: a Service, or each host of a ServiceEntry.
+struct Placed<'a> {
+    hosts: Vec<Served<'a>>,
+    /// 0: every port.
+    port: u32,
+}
+
+/// Reads all routes. `overridden` are the hosts that a VirtualService routes: its rules count.
 pub(in super::super) fn service_routes(
     set: &ObjectSet,
     hosts: &Hosts,
-    (services, gateways): (&[ServicePlan], &Gateways<'_>),
+    places: Places<'_>,
     overridden: &Overridden,
 ) -> ServiceRoutes {
-    let references = References::new(set, hosts, services);
+    let references = References::new(set, hosts, places);
     let routes = read(set, &references);
-    let mut edges = Edges::new(set, gateways);
-    let mut attached: BTreeMap<&NamespacedName, Vec<Attachment<'_>>> = BTreeMap::new();
+    let mut edges = Edges::new(set, places.gateways);
+    let mut attached: BTreeMap<HostKey, (Served<'_>, Vec<Attachment<'_>>)> = BTreeMap::new();
     let mut statuses = Vec::new();
     for route in &routes {
         let overridden = match route.opaque {
@@ -124,25 +131,29 @@ pub(in super::super) fn service_routes(
         };
         let mut parents = Vec::new();
         for parent in &route.parents {
-            if !is_service(parent) {
+            let Some(kind) = ParentKind::of(parent) else {
                 parents.extend(edges.attach(parent, route));
                 continue;
-            }
-            let placed = place(parent, route, &references);
+            };
+            let placed = place((kind, parent), route, &references);
             parents.push(ParentStatus {
                 parent: parent.clone(),
                 conditions: conditions(route, &placed, overridden),
             });
-            let Ok((service, port)) = placed else {
+            let Ok(placed) = placed else {
                 continue;
             };
-            if !overridden.contains(&service.key) {
-                let foreign = *route.namespace != *service.key.namespace;
-                attached.entry(&service.key).or_default().push(Attachment {
-                    route,
-                    consumer: foreign.then_some(&*route.namespace),
-                    port,
-                });
+            for host in placed.hosts {
+                let key = key_of_host(&host);
+                if !overridden.contains(&key) {
+                    let foreign = *route.namespace != *host.namespace();
+                    let (_, at) = attached.entry(key).or_insert_with(|| (host, Vec::new()));
+                    at.push(Attachment {
+                        route,
+                        consumer: foreign.then_some(&*route.namespace),
+                        port: placed.port,
+                    });
+                }
             }
         }
         if !parents.is_empty() {
@@ -152,9 +163,9 @@ pub(in super::super) fn service_routes(
             });
         }
     }
-    let rules = attached.into_iter().filter_map(|(key, attached)| {
-        let service = references.service(key)?;
-        Some((key.clone(), rules_of(service, &attached)))
+    let rules = attached.into_iter().map(|(key, (host, attached))| {
+        let rules = rules_of(&host, &attached);
+        (key, rules)
     });
     ServiceRoutes {
         rules: rules.collect(),
@@ -215,46 +226,69 @@ impl Route {
     }
 }
 
-pub(super) fn is_service(parent: &ParentReference) -> bool {
-    parent.group.as_deref() == Some("") && parent.kind.as_deref() == Some("Service")
+/// What a route inside the mesh may be attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ParentKind {
+    Service,
+    Entry,
 }
 
-/// The Service and the port, 0 for all.
+impl ParentKind {
+    /// `None` for Gateways and what is unknown.
+    pub(super) fn of(parent: &ParentReference) -> Option<Self> {
+        let kind = parent.kind.as_deref()?;
+        let is = |own: Kind| parent.group.as_deref() == Some(own.group()) && kind == own.as_str();
+        match () {
+            () if is(Kind::Service) => Some(Self::Service),
+            () if is(Kind::ServiceEntry) => Some(Self::Entry),
+            () => None,
+        }
+    }
+}
+
 fn place<'a>(
-    parent: &ParentReference,
+    (kind, parent): (ParentKind, &ParentReference),
     route: &Route,
     references: &References<'a>,
-) -> Result<(&'a ServicePlan, u32), Problem> {
+) -> Result<Placed<'a>, Problem> {
     let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
     let none = |message| Problem {
         reason: "NoMatchingParent",
         message,
     };
     let key = key_of(namespace, &parent.name);
-    let service = references.service(&key);
-    let service = service.ok_or_else(|| none(format!("there is no Service {key}")))?;
+    let (what, hosts) = match kind {
+        ParentKind::Service => (format!("Service {key}"), references.of_service(&key)),
+        ParentKind::Entry => {
+            let hosts = references.of_entry(&key, &route.namespace);
+            (format!("ServiceEntry {key}"), hosts)
+        }
+    };
+    let Some(first) = hosts.first() else {
+        return Err(none(format!("there is no {what}")));
+    };
     let named = match &parent.section_name {
         Some(name) => {
-            let port = references.port_named(&key, name);
-            Some(port.ok_or_else(|| none(format!("Service {key} has no port named {name:?}")))?)
+            let port = references.port_named(kind, &key, name);
+            Some(port.ok_or_else(|| none(format!("{what} has no port named {name:?}")))?)
         }
         None => None,
     };
     let wanted = parent.port.map(u32::from).or(named);
     let Some(port) = wanted else {
-        return Ok((service, 0));
+        return Ok(Placed { hosts, port: 0 });
     };
-    let there = service.wire.ports.iter().any(|p| p.service_port == port);
+    let there = first.wire.ports.iter().any(|p| p.service_port == port);
     if !there || named.is_some_and(|named| named != port) {
-        return Err(none(format!("Service {key} has no port {port}")));
+        return Err(none(format!("{what} has no port {port}")));
     }
-    Ok((service, port))
+    Ok(Placed { hosts, port })
 }
 
 fn conditions(
     route: &Route,
-    placed: &Result<(&ServicePlan, u32), Problem>,
-    overridden: &BTreeSet<NamespacedName>,
+    placed: &Result<Placed<'_>, Problem>,
+    overridden: &BTreeSet<HostKey>,
 ) -> Vec<RouteCondition> {
     let told = |condition, problem: Option<&Problem>, well: (&'static str, &str)| RouteCondition {
         condition,
@@ -264,21 +298,27 @@ fn conditions(
             .map_or(well.1, |problem| problem.message.as_str())
             .to_owned(),
     };
-    let conflict = placed
-        .as_ref()
-        .ok()
-        .filter(|(service, _)| overridden.contains(&service.key))
-        .map(|(service, _)| Problem {
+    let hosts = placed.as_ref().map_or(&[][..], |placed| &placed.hosts);
+    let conflict = hosts
+        .iter()
+        .find(|host| overridden.contains(&key_of_host(host)))
+        .map(|host| Problem {
             reason: "Conflicted",
-            message: format!("a VirtualService routes Service {}", service.key),
+            message: match host.owner {
+                Owner::Service(_) => format!("a VirtualService routes {}", host.owner),
+                Owner::Entry(_) => format!(
+                    "a VirtualService routes host {} of {}",
+                    host.hostname(),
+                    host.owner
+                ),
+            },
         });
-    let unserved = placed
-        .as_ref()
-        .ok()
-        .filter(|(service, _)| service.waypoints.is_empty())
-        .map(|(service, _)| Problem {
+    let unserved = hosts
+        .iter()
+        .find(|host| host.waypoints.is_empty())
+        .map(|host| Problem {
             reason: "NoWaypoint",
-            message: format!("no waypoint serves Service {}", service.key),
+            message: format!("no waypoint serves {}", host.owner),
         });
     let accepted = placed.as_ref().err().or(conflict.as_ref());
     let accepted = accepted.or(route.accepted.as_ref());
@@ -296,14 +336,14 @@ fn conditions(
                 .err()
                 .or(conflict.as_ref())
                 .or(unserved.as_ref()),
-            ("Programmed", "told to the waypoints of the Service"),
+            ("Programmed", "told to the waypoints of the parent"),
         ),
     ]
 }
 
-/// The rules of one Service: those of routes in a caller's own namespace take its place for that
-/// namespace, then those of the Service's own namespace.
-fn rules_of(service: &ServicePlan, attached: &[Attachment<'_>]) -> wire::VirtualService {
+/// The rules of one host: those of routes in a caller's own namespace take its place for that
+/// namespace, then those of the host's own namespace.
+fn rules_of(service: &Served<'_>, attached: &[Attachment<'_>]) -> wire::VirtualService {
     let (opaque, attached): (Vec<&Attachment<'_>>, Vec<_>) =
         attached.iter().partition(|a| a.route.opaque);
     let mut http = Vec::new();
@@ -323,12 +363,14 @@ fn rules_of(service: &ServicePlan, attached: &[Attachment<'_>]) -> wire::Virtual
             destinations: vec![back(service)],
         });
     }
-    let key = &service.key;
     wire::VirtualService {
-        namespace: key.namespace.to_string(),
+        namespace: service.namespace().to_owned(),
         // No object has a colon in its name.
-        name: format!("{}:routes", key.name),
-        hosts: vec![service.wire.hostname.clone()],
+        name: match service.owner {
+            Owner::Service(key) => format!("{}:routes", key.name),
+            Owner::Entry(_) => format!("{}:routes-of-host", service.hostname()),
+        },
+        hosts: vec![service.hostname().to_owned()],
         http,
         tls,
         tcp,
@@ -451,7 +493,7 @@ pub(super) fn in_order(
 /// The more exact rule first, then the older route, then by name, then by place.
 type Order<'a> = (Reverse<Rank>, i64, &'a str, &'a str, usize);
 
-fn itself(service: &ServicePlan) -> wire::HttpRoute {
+fn itself(service: &Served<'_>) -> wire::HttpRoute {
     wire::HttpRoute {
         name: "default".to_owned(),
         action: Some(Action::Forward(wire::HttpForward {
@@ -461,19 +503,16 @@ fn itself(service: &ServicePlan) -> wire::HttpRoute {
     }
 }
 
-/// The Service that was addressed, as a destination.
-fn back(service: &ServicePlan) -> wire::WeightedDestination {
+/// The host that was addressed, as a destination.
+fn back(service: &Served<'_>) -> wire::WeightedDestination {
     let destination = wire::Destination {
-        service: Some(wire::ServiceRef {
-            namespace: service.key.namespace.to_string(),
-            hostname: service.wire.hostname.clone(),
-        }),
-        host: service.wire.hostname.clone(),
+        service: Some(service.reference()),
+        host: service.hostname().to_owned(),
         ..wire::Destination::default()
     };
     wire::WeightedDestination {
         destination: Some(destination),
         weight: 1,
-        headers: None,
+        ..wire::WeightedDestination::default()
     }
 }

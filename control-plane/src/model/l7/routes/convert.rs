@@ -14,7 +14,7 @@ use wire::http_route::Action;
 use wire::string_match::MatchType;
 
 use super::super::string_match::duration;
-use super::attach::is_service;
+use super::attach::ParentKind;
 use super::filters::{Filtered, filtered};
 use super::references::{Problem, References, Referrer, key_of};
 
@@ -111,7 +111,7 @@ pub(super) fn grpc(route: &GrpcRoute, references: &References<'_>) -> Converted 
         let filtered = filtered(&rule.filters, &mut reader);
         let name = name(route.name(), rule.name.as_deref(), at);
         let mut made = reader.rule(name, filtered, &rule.backend_refs);
-        made.session = reader.session(rule.session_persistence.as_ref());
+        made.session = session(rule.session_persistence.as_ref());
         let everything = [GrpcRouteMatch::default()];
         let matches = match &rule.matches[..] {
             [] => &everything[..],
@@ -137,18 +137,14 @@ pub(super) fn tls(route: &TlsRoute, references: &References<'_>) -> Converted {
 }
 
 fn referrer<'a>(kind: Kind, namespace: &'a str, parents: &[ParentReference]) -> Referrer<'a> {
-    let services = parents.iter().filter(|parent| is_service(parent));
+    let parents = parents.iter().filter_map(|parent| {
+        let place = parent.namespace.as_deref().unwrap_or(namespace);
+        Some((ParentKind::of(parent)?, key_of(place, &parent.name)))
+    });
     Referrer {
         kind,
         namespace,
-        parents: services
-            .map(|parent| {
-                key_of(
-                    parent.namespace.as_deref().unwrap_or(namespace),
-                    &parent.name,
-                )
-            })
-            .collect(),
+        parents: parents.collect(),
     }
 }
 
@@ -210,29 +206,8 @@ impl Reader<'_> {
         let timeouts = rule.timeouts.unwrap_or_default();
         made.timeout = timeouts.request.filter(|t| !t.is_zero()).map(duration);
         made.retries = retries(rule.retry.as_ref(), &timeouts);
-        made.session = self.session(rule.session_persistence.as_ref());
+        made.session = session(rule.session_persistence.as_ref());
         made
-    }
-
-    fn session(&mut self, from: Option<&SessionPersistence>) -> Option<wire::Session> {
-        let from = from?;
-        if from.idle_timeout.is_some() {
-            self.refuse("UnsupportedValue", "sessionPersistence.idleTimeout".into());
-        }
-        let header = from.how == SessionType::Header;
-        let name = from.session_name.clone();
-        let own = if header {
-            SESSION_HEADER
-        } else {
-            SESSION_COOKIE
-        };
-        let cookie = from.cookie_config.unwrap_or_default();
-        Some(wire::Session {
-            name: name.unwrap_or_else(|| own.to_owned()),
-            header,
-            lifetime: from.absolute_timeout.filter(|t| !t.is_zero()).map(duration),
-            permanent: cookie.lifetime_type == SessionLifetime::Permanent,
-        })
     }
 
     /// A rule without its matches.
@@ -259,18 +234,43 @@ impl Reader<'_> {
     fn weighted(&mut self, from: &BackendRef) -> wire::WeightedDestination {
         let mut destination = self.destination(from);
         let own = filtered(&from.filters, self);
-        let edits_only = own.redirect.is_none() && own.rewrite.is_none();
-        if own.refused || !edits_only || !own.mirrors.is_empty() || own.cors.is_some() {
-            let message = format!("filters of destination {:?}: only header edits", from.name);
+        if own.cors.is_some() {
+            // A preflight is answered before a destination is chosen.
+            let message = format!("filter CORS of destination {:?}", from.name);
             self.refuse("UnsupportedValue", message);
+        }
+        if own.refused || own.cors.is_some() {
             destination.refuse = NOT_HONOURED;
         }
         wire::WeightedDestination {
+            // Where nothing may be sent, nobody is sent either.
+            redirect: own.redirect.filter(|_| destination.refuse == 0),
             destination: Some(destination),
             weight: u32::try_from(from.weight.unwrap_or(1)).unwrap_or(0),
             headers: own.headers,
+            rewrite: own.rewrite,
+            mirrors: own.mirrors,
         }
     }
+}
+
+fn session(from: Option<&SessionPersistence>) -> Option<wire::Session> {
+    let from = from?;
+    let header = from.how == SessionType::Header;
+    let name = from.session_name.clone();
+    let own = if header {
+        SESSION_HEADER
+    } else {
+        SESSION_COOKIE
+    };
+    let cookie = from.cookie_config.unwrap_or_default();
+    Some(wire::Session {
+        name: name.unwrap_or_else(|| own.to_owned()),
+        header,
+        lifetime: from.absolute_timeout.filter(|t| !t.is_zero()).map(duration),
+        idle: from.idle_timeout.filter(|t| !t.is_zero()).map(duration),
+        permanent: cookie.lifetime_type == SessionLifetime::Permanent,
+    })
 }
 
 /// Takes a connection and refuses it.
@@ -281,7 +281,7 @@ pub(super) fn nowhere() -> wire::WeightedDestination {
             ..wire::Destination::default()
         }),
         weight: 1,
-        headers: None,
+        ..wire::WeightedDestination::default()
     }
 }
 

@@ -1,5 +1,5 @@
-//! HTTPRoute, GRPCRoute, TCPRoute and TLSRoute attached to Services. A waypoint gets them as the rules of a
-//! VirtualService: one for each Service, since the order of rules goes across routes.
+//! HTTPRoute, GRPCRoute, TCPRoute and TLSRoute attached to Services and ServiceEntries. A waypoint gets them
+//! as the rules of a VirtualService: one for each host, since the order of rules goes across routes.
 
 mod attach;
 mod convert;

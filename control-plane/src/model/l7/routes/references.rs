@@ -5,13 +5,23 @@ use std::collections::BTreeMap;
 use isobar_objects::gateway_api::BackendRef;
 use isobar_objects::{Kind, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
+use isobar_proto::istio::workload::service::Visibility;
 use isobar_types::NamespacedName;
 
+use super::super::super::service_entries::EntryPlan;
 use super::super::super::services::ServicePlan;
 use super::super::hosts::Hosts;
+use super::super::served::Served;
+use super::super::target_refs::Places;
+use super::attach::ParentKind;
 
 /// Status of requests for a destination that is not there (Gateway API, `backendRefs`).
 const NOT_RESOLVED: u32 = 500;
+/// Kind of destinations that are hosts of ServiceEntries, as Istio has it.
+const HOSTNAME: &str = "Hostname";
+
+/// A host: its namespace, and its full name.
+pub(in super::super) type HostKey = (String, String);
 
 /// Why a condition does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +36,8 @@ pub(super) struct Problem {
 pub(super) struct Referrer<'a> {
     pub(super) kind: Kind,
     pub(super) namespace: &'a str,
-    /// Services it is attached to.
-    pub(super) parents: Vec<NamespacedName>,
+    /// What it is attached to.
+    pub(super) parents: Vec<(ParentKind, NamespacedName)>,
 }
 
 /// Everything routes may refer to.
@@ -35,6 +45,11 @@ pub(super) struct References<'a> {
     set: &'a ObjectSet,
     hosts: &'a Hosts,
     services: BTreeMap<&'a NamespacedName, &'a ServicePlan>,
+    entries: &'a [EntryPlan<'a>],
+}
+
+pub(super) fn key_of_host(host: &Served<'_>) -> HostKey {
+    (host.namespace().to_owned(), host.hostname().to_owned())
 }
 
 pub(super) fn key_of(namespace: &str, name: &str) -> NamespacedName {
@@ -45,20 +60,42 @@ pub(super) fn key_of(namespace: &str, name: &str) -> NamespacedName {
 }
 
 impl<'a> References<'a> {
-    pub(super) fn new(set: &'a ObjectSet, hosts: &'a Hosts, services: &'a [ServicePlan]) -> Self {
+    pub(super) fn new(set: &'a ObjectSet, hosts: &'a Hosts, places: Places<'a>) -> Self {
         Self {
             set,
             hosts,
-            services: services.iter().map(|s| (&s.key, s)).collect(),
+            services: places.services.iter().map(|s| (&s.key, s)).collect(),
+            entries: places.entries,
         }
     }
 
-    pub(super) fn service(&self, key: &NamespacedName) -> Option<&'a ServicePlan> {
-        self.services.get(key).copied()
+    /// A Service, if it is there.
+    pub(super) fn of_service(&self, key: &NamespacedName) -> Vec<Served<'a>> {
+        let service = self.services.get(key).copied();
+        service.map(ServicePlan::served).into_iter().collect()
     }
 
-    /// The port of a Service by its name.
-    pub(super) fn port_named(&self, key: &NamespacedName, name: &str) -> Option<u32> {
+    /// The hosts of a ServiceEntry, as far as `from` sees it.
+    pub(super) fn of_entry(&self, key: &NamespacedName, from: &str) -> Vec<Served<'a>> {
+        let seen = |one: &&EntryPlan<'_>| {
+            *key.namespace == *from || one.wire.visibility == i32::from(Visibility::Public)
+        };
+        let own = self.entries.iter().filter(|one| one.key == *key);
+        own.filter(seen).map(EntryPlan::served).collect()
+    }
+
+    /// The port of a Service or ServiceEntry by its name.
+    pub(super) fn port_named(
+        &self,
+        kind: ParentKind,
+        key: &NamespacedName,
+        name: &str,
+    ) -> Option<u32> {
+        if kind == ParentKind::Entry {
+            let entry = self.set.service_entries.get(&key.namespace, &key.name)?;
+            let port = entry.spec.ports.iter().find(|port| port.name == name);
+            return port.map(|port| port.number);
+        }
         let service = self.set.services.get(&key.namespace, &key.name)?;
         let ports = service.spec.as_ref()?.ports.as_ref()?;
         let port = ports.iter().find(|port| port.name.as_deref() == Some(name));
@@ -89,6 +126,9 @@ impl<'a> References<'a> {
         let wrong = |reason, message| Err(Problem { reason, message });
         let group = from.group.as_deref().unwrap_or_default();
         let wanted = from.kind.as_deref().unwrap_or("Service");
+        if group == Kind::ServiceEntry.group() && wanted == HOSTNAME {
+            return self.host(by, from);
+        }
         if !group.is_empty() || wanted != "Service" {
             let message = format!("{wanted} {:?} of group {group:?} is no Service", from.name);
             return wrong("InvalidKind", message);
@@ -96,15 +136,16 @@ impl<'a> References<'a> {
         let place = from.namespace.as_deref().unwrap_or(by.namespace);
         let key = key_of(place, &from.name);
         // Whoever may say where calls for a Service go may also let them go there.
-        let own = place == by.namespace || by.parents.contains(&key);
-        if !own && !self.grants(by, &key) {
+        let parent = (ParentKind::Service, key.clone());
+        let own = place == by.namespace || by.parents.contains(&parent);
+        if !own && !self.grants(by, &key, Kind::Service) {
             let message = format!(
                 "no ReferenceGrant in {place} lets {} use Service {key}",
                 by.namespace
             );
             return wrong("RefNotPermitted", message);
         }
-        let Some(service) = self.service(&key) else {
+        let Some(service) = self.services.get(&key) else {
             return wrong("BackendNotFound", format!("there is no Service {key}"));
         };
         let port = from.port.map_or(0, u32::from);
@@ -123,7 +164,49 @@ impl<'a> References<'a> {
         })
     }
 
-    fn grants(&self, by: &Referrer<'_>, to: &NamespacedName) -> bool {
+    /// A host of a ServiceEntry, by its name: of the route's own namespace first.
+    fn host(&self, by: &Referrer<'_>, from: &BackendRef) -> Result<wire::Destination, Problem> {
+        let wrong = |reason, message| Err(Problem { reason, message });
+        let name = from.name.trim_end_matches('.').to_ascii_lowercase();
+        let place = from.namespace.as_deref();
+        let mut all = self.entries.iter().filter(|entry| {
+            entry.wire.hostname == name && place.is_none_or(|place| *entry.key.namespace == *place)
+        });
+        let own = all
+            .clone()
+            .find(|entry| *entry.key.namespace == *by.namespace);
+        let Some(entry) = own.or_else(|| all.find(|entry| entry.wire.canonical)) else {
+            return wrong(
+                "BackendNotFound",
+                format!("no ServiceEntry has the host {name}"),
+            );
+        };
+        let key = &entry.key;
+        let parent = (ParentKind::Entry, key.clone());
+        let allowed = *key.namespace == *by.namespace
+            || by.parents.contains(&parent)
+            || self.grants(by, key, Kind::ServiceEntry);
+        if !allowed {
+            let message = format!(
+                "no ReferenceGrant in {} lets {} use ServiceEntry {key}",
+                key.namespace, by.namespace
+            );
+            return wrong("RefNotPermitted", message);
+        }
+        let port = from.port.map_or(0, u32::from);
+        if !entry.wire.ports.iter().any(|p| p.service_port == port) {
+            let message = format!("ServiceEntry {key} has no port {port}");
+            return wrong("BackendNotFound", message);
+        }
+        Ok(wire::Destination {
+            service: Some(entry.served().reference()),
+            port,
+            host: from.name.clone(),
+            ..wire::Destination::default()
+        })
+    }
+
+    fn grants(&self, by: &Referrer<'_>, to: &NamespacedName, kind: Kind) -> bool {
         let mut grants = self.set.reference_grants.in_namespace(&to.namespace);
         grants.any(|grant| {
             let from = grant.spec.from.iter().any(|from| {
@@ -134,8 +217,8 @@ impl<'a> References<'a> {
             let mut targets = grant.spec.to.iter();
             from && targets.any(|target| {
                 let named = target.name.as_deref();
-                target.group.is_empty()
-                    && target.kind == "Service"
+                target.group == kind.group()
+                    && target.kind == kind.as_str()
                     && named.is_none_or(|name| name == &*to.name)
             })
         })

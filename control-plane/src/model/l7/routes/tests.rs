@@ -1,3 +1,5 @@
+mod beyond;
+
 use std::fmt::Write as _;
 
 use isobar_proto::isobar::v1 as wire;
@@ -276,6 +278,10 @@ fn what_cannot_be_honoured_answers_500_and_is_told() {
 fn parents_that_are_not_there_are_told() {
     for (parent, conditions) in [
         (
+            "{group: networking.istio.io, kind: ServiceEntry, name: cart}",
+            "Accepted=false(NoMatchingParent)",
+        ),
+        (
             "{group: \"\", kind: Service, name: nosuch}",
             "Accepted=false(NoMatchingParent)",
         ),
@@ -509,11 +515,14 @@ fn sessions_reach_the_waypoint() {
     let plan = plan(&http(
         "name: s",
         "[{backendRefs: [{name: cart, port: 80}], sessionPersistence: {absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}},
-          {matches: [{path: {value: /h}}], backendRefs: [{name: cart, port: 80}], sessionPersistence: {sessionName: x-s, type: Header}}]",
+          {matches: [{path: {value: /h}}], backendRefs: [{name: cart, port: 80}], sessionPersistence: {sessionName: x-s, type: Header, idleTimeout: 5m}}]",
     ));
     let all = plan.waypoints[0].routes.iter().flat_map(|r| &r.http);
     let sessions: Vec<_> = all.filter_map(|r| r.session.clone()).collect();
     let seconds = |at: usize| sessions[at].lifetime.map(|d| d.seconds);
+    assert_eq!(sessions[0].idle.map(|d| d.seconds), Some(300));
+    assert_eq!(sessions[1].idle, None);
+    assert!(told(&plan, "s").contains(WELL));
     assert_eq!(
         (&*sessions[0].name, sessions[0].header, seconds(0)),
         ("x-s", true, None)
