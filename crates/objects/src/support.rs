@@ -34,27 +34,7 @@ const DESTINATION_RULE: &[Gap] = &[gap("spec.workloadSelector")];
 
 /// Below `spec` and below `spec.subsets[]`.
 const TRAFFIC_POLICY: &[Gap] = &[
-    Gap {
-        path: "trafficPolicy.loadBalancer.simple",
-        asks: is_passthrough,
-        hint: "",
-    },
     gap("trafficPolicy.loadBalancer.zoneAwareLbSetting"),
-    Gap {
-        path: "trafficPolicy.tls.mode",
-        asks: is_disabled,
-        hint: "inside the mesh traffic is always mutual TLS",
-    },
-    Gap {
-        path: "trafficPolicy.tls.credentialName",
-        asks: says_something,
-        hint: "name files; calls are refused until then",
-    },
-    Gap {
-        path: "trafficPolicy.tls.insecureSkipVerify",
-        asks: is_on,
-        hint: "certificates are verified: name their roots in caCertificates",
-    },
     Gap {
         path: "trafficPolicy.tls.caCrl",
         asks: says_something,
@@ -63,7 +43,6 @@ const TRAFFIC_POLICY: &[Gap] = &[
     gap("trafficPolicy.outlierDetection.consecutiveErrors"),
     gap("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes"),
     gap("trafficPolicy.tunnel"),
-    gap("trafficPolicy.proxyProtocol"),
     gap("trafficPolicy.retryBudget.budgetInterval"),
 ];
 
@@ -83,12 +62,6 @@ const POLICY_OF_WAYPOINTS: &[Gap] = &[
         hint: "",
     },
 ];
-
-const SERVICE_ENTRY: &[Gap] = &[Gap {
-    path: "spec.resolution",
-    asks: is_dynamic,
-    hint: "list the hosts, with resolution DNS",
-}];
 
 /// Beyond these, of policies that node proxies enforce.
 const POLICY_OF_NODES: &[Gap] = &[
@@ -116,22 +89,47 @@ const GATEWAY: &[Gap] = &[
 ];
 
 const ISTIO_GATEWAY: &[Gap] = &[
-    gap("spec.servers[].bind"),
+    Gap {
+        path: "spec.servers[].bind",
+        asks: is_one_address,
+        hint: "servers listen on every address of their pods: remove it",
+    },
     gap("spec.servers[].tls.serverCertificate"),
     gap("spec.servers[].tls.privateKey"),
     gap("spec.servers[].tls.caCertificates"),
     gap("spec.servers[].tls.caCrl"),
     gap("spec.servers[].tls.tlsCertificates"),
-    gap("spec.servers[].tls.subjectAltNames"),
     gap("spec.servers[].tls.verifyCertificateSpki"),
     gap("spec.servers[].tls.verifyCertificateHash"),
     gap("spec.servers[].tls.cipherSuites"),
 ];
 
 const HTTP_ROUTE: &[Gap] = &[
-    gap("spec.rules[].filters[].externalAuth"),
-    gap("spec.rules[].filters[].extensionRef"),
-    gap("spec.rules[].sessionPersistence.idleTimeout"),
+    Gap {
+        path: "spec.rules[].filters[].externalAuth",
+        asks: says_something,
+        hint: "requests are answered with 500 until it is removed",
+    },
+    Gap {
+        path: "spec.rules[].filters[].extensionRef",
+        asks: says_something,
+        hint: "there is nothing of ours to name; requests are answered with 500 until it is removed",
+    },
+    Gap {
+        path: "spec.rules[].backendRefs[].filters[].cors",
+        asks: says_something,
+        hint: "a preflight is answered before a destination is chosen: write it for the rule",
+    },
+    Gap {
+        path: "spec.rules[].backendRefs[].filters[].externalAuth",
+        asks: says_something,
+        hint: "requests are answered with 500 until it is removed",
+    },
+    Gap {
+        path: "spec.rules[].backendRefs[].filters[].extensionRef",
+        asks: says_something,
+        hint: "there is nothing of ours to name; requests are answered with 500 until it is removed",
+    },
 ];
 
 /// Which tables hold for a kind, each with what its paths begin with.
@@ -144,7 +142,6 @@ fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
             ("spec.subsets[].", TRAFFIC_POLICY),
         ],
         Kind::AuthorizationPolicy => &[("", POLICY_OF_WAYPOINTS)],
-        Kind::ServiceEntry => &[("", SERVICE_ENTRY)],
         Kind::Gateway => &[("", GATEWAY)],
         Kind::IstioGateway => &[("", ISTIO_GATEWAY)],
         Kind::HttpRoute | Kind::GrpcRoute => &[("", HTTP_ROUTE)],
@@ -220,6 +217,10 @@ fn visit(value: &Value, path: &str, so_far: String, found: &mut dyn FnMut(String
     }
 }
 
+fn is_one_address(value: &Value) -> bool {
+    !matches!(value.as_str(), None | Some("" | "0.0.0.0" | "::"))
+}
+
 fn says_something(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -236,22 +237,6 @@ fn is_true(value: &Value) -> bool {
 
 fn is_custom(value: &Value) -> bool {
     value.as_str() == Some("CUSTOM")
-}
-
-fn is_dynamic(value: &Value) -> bool {
-    value.as_str() == Some("DYNAMIC_DNS")
-}
-
-fn is_passthrough(value: &Value) -> bool {
-    value.as_str() == Some("PASSTHROUGH")
-}
-
-fn is_disabled(value: &Value) -> bool {
-    value.as_str() == Some("DISABLE")
-}
-
-fn is_on(value: &Value) -> bool {
-    value.as_bool() == Some(true)
 }
 
 /// Conditions that need tokens or Envoy's own metadata.
@@ -297,10 +282,17 @@ mod tests {
         let rule = json!({"spec": {
             "exportTo": ["*"],
             "trafficPolicy": {"tls": {"mode": "ISTIO_MUTUAL"}, "loadBalancer": {"simple": "RANDOM"}},
-            "subsets": [{"trafficPolicy": {"tls": {"mode": "DISABLE"}}}]}});
+            "subsets": [{"trafficPolicy": {"tls": {"mode": "DISABLE", "caCrl": "/l"}}}]}});
         assert_eq!(
             fields(Kind::DestinationRule, &rule),
-            ["spec.subsets[0].trafficPolicy.tls.mode"]
+            ["spec.subsets[0].trafficPolicy.tls.caCrl"]
+        );
+        let route = json!({"spec": {"rules": [{
+            "filters": [{"type": "CORS", "cors": {"allowOrigins": ["*"]}}],
+            "backendRefs": [{"filters": [{"type": "CORS", "cors": {"allowOrigins": ["*"]}}]}]}]}});
+        assert_eq!(
+            fields(Kind::HttpRoute, &route),
+            ["spec.rules[0].backendRefs[0].filters[0].cors"]
         );
         let policy = json!({"metadata": {"annotations": {"istio.io/dry-run": "true"}},
             "spec": {"action": "CUSTOM", "rules": [{"when": [

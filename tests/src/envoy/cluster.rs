@@ -48,12 +48,19 @@ pub(super) fn policy(
     let mut subsets = rules.iter().flat_map(|rule| &rule.subsets);
     let own = subsets.find(|one| one.name == subset);
     let own = own.and_then(|one| one.traffic_policy.as_ref());
+    // Ports have no such setting of their own.
+    let told = own.map_or(0, |own| own.proxy_protocol);
+    let proxy_protocol = if told == 0 { top.proxy_protocol } else { told };
+    let with = |policy: proto::TrafficPolicy| proto::TrafficPolicy {
+        proxy_protocol,
+        ..policy
+    };
     let inherited = at_port(&top).unwrap_or(top);
     let Some(own) = own else {
-        return inherited;
+        return with(inherited);
     };
     if let Some(own) = at_port(own) {
-        return own;
+        return with(own);
     }
     let balances = own.load_balancer != 0
         || own.consistent_hash.is_some()
@@ -70,6 +77,7 @@ pub(super) fn policy(
         retry_budget: own.retry_budget.or(inherited.retry_budget),
         tls: own.tls.clone().or(inherited.tls),
         port_level: Vec::new(),
+        proxy_protocol,
     }
 }
 
@@ -93,7 +101,7 @@ fn cluster(
     port: &wire::Port,
     subset: Option<&proto::Subset>,
 ) -> Value {
-    use proto::traffic_policy::LoadBalancer;
+    use proto::traffic_policy::{LoadBalancer, ProxyProtocol};
 
     let subset_name = subset.map_or("", |subset| subset.name.as_str());
     let name = cluster_name(mesh, &service.hostname, port.service_port, subset_name);
@@ -103,6 +111,11 @@ fn cluster(
         LoadBalancer::RoundRobin => "ROUND_ROBIN",
         LoadBalancer::Random => "RANDOM",
         _ => "LEAST_REQUEST",
+    };
+    let proxy = match policy.proxy_protocol() {
+        ProxyProtocol::None => None,
+        ProxyProtocol::V1 => Some("V1"),
+        ProxyProtocol::V2 => Some("V2"),
     };
     let pool = policy.connection_pool.unwrap_or_default();
     let http = pool.http.unwrap_or_default();
@@ -135,7 +148,20 @@ fn cluster(
     if let Some(outliers) = &policy.outlier_detection {
         out["outlier_detection"] = outlier_detection(outliers);
     }
+    if let Some(version) = proxy {
+        out["transport_socket"] = who_calls(version);
+    }
     out
+}
+
+/// Tells endpoints who calls before any other byte.
+fn who_calls(version: &str) -> Value {
+    const SOCKETS: &str = "type.googleapis.com/envoy.extensions.transport_sockets";
+    json!({"name": "envoy.transport_sockets.upstream_proxy_protocol", "typed_config": {
+        "@type": format!("{SOCKETS}.proxy_protocol.v3.ProxyProtocolUpstreamTransport"),
+        "config": {"version": version},
+        "transport_socket": {"name": "envoy.transport_sockets.raw_buffer", "typed_config": {
+            "@type": format!("{SOCKETS}.raw_buffer.v3.RawBuffer")}}}})
 }
 
 fn outlier_detection(from: &proto::OutlierDetection) -> Value {

@@ -27,7 +27,7 @@ impl Routes<'_> {
         let mut routes = Vec::new();
         for route in mine.flat_map(|vs| &vs.http) {
             any = true;
-            routes.extend(self.route(route));
+            routes.extend(self.route(&folded(route)));
         }
         if any {
             return routes;
@@ -186,6 +186,25 @@ impl Routes<'_> {
             }
         }]);
     }
+}
+
+/// Filters of a rule's only destination as those of the rule: Envoy has them nowhere else.
+fn folded(from: &proto::HttpRoute) -> proto::HttpRoute {
+    let mut made = from.clone();
+    let Some(Action::Forward(forward)) = &from.action else {
+        return made;
+    };
+    let [only] = &forward.destinations[..] else {
+        return made;
+    };
+    if let Some(to) = &only.redirect {
+        made.action = Some(Action::Redirect(to.clone()));
+    }
+    if only.rewrite.is_some() {
+        made.rewrite.clone_from(&only.rewrite);
+    }
+    made.mirrors.extend(only.mirrors.iter().cloned());
+    made
 }
 
 fn redirect(to: &proto::HttpRedirect, asked: u16) -> Value {

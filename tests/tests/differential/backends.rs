@@ -14,7 +14,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
+use isobar_hbone::ProxyHeader;
 use isobar_runtime::LocalScope;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::objects::Running;
@@ -71,6 +73,8 @@ pub(crate) struct Backends {
     next: Cell<u32>,
 }
 
+/// Header of a request that says what was said of the caller before it.
+const TOLD: HeaderName = HeaderName::from_static("x-told-first");
 /// Between the first part of a body and where it breaks off.
 const BEFORE_CUT: Duration = Duration::from_millis(100);
 /// Endpoints have addresses above this one.
@@ -121,19 +125,30 @@ async fn serve(backend: Backend, listener: TcpListener, scope: Rc<LocalScope>, b
     }
 }
 
-async fn connection(backend: Backend, tcp: TcpStream, book: Book) {
-    let service =
-        hyper::service::service_fn(move |request| answer(backend.clone(), book.clone(), request));
-    let mut preface = [0; 3];
-    while let Ok(count) = tcp.peek(&mut preface).await {
-        if count == 0 {
-            return;
+async fn connection(backend: Backend, mut tcp: TcpStream, book: Book) {
+    let Some(mut preface) = first(&tcp).await else {
+        return;
+    };
+    let caller = match &preface {
+        b"PRO" | b"\r\n\r" => match who_calls(&preface, &mut tcp).await {
+            Ok(caller) => Some(caller),
+            Err(_) => return,
+        },
+        _ => None,
+    };
+    if caller.is_some() {
+        match first(&tcp).await {
+            Some(next) => preface = next,
+            None => return,
         }
-        if count == preface.len() || !b"PRI".starts_with(&preface[..count]) {
-            break;
-        }
-        tokio::task::yield_now().await;
     }
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        if let Some(caller) = &caller {
+            let told = HeaderValue::from_str(caller).unwrap();
+            request.headers_mut().insert(TOLD, told);
+        }
+        answer(backend.clone(), book.clone(), request)
+    });
     let io = TokioIo::new(tcp);
     // Ends with its peer, or when an answer says so.
     if &preface == b"PRI" {
@@ -143,6 +158,45 @@ async fn connection(backend: Backend, tcp: TcpStream, book: Book) {
         let builder = hyper::server::conn::http1::Builder::new();
         let _ = builder.serve_connection(io, service).await;
     }
+}
+
+/// The first bytes that are sent; `None` if nothing is.
+async fn first(tcp: &TcpStream) -> Option<[u8; 3]> {
+    let mut preface = [0; 3];
+    while let Ok(count) = tcp.peek(&mut preface).await {
+        let may_follow = [&b"PRI"[..], b"PRO", b"\r\n\r"];
+        let mut may_follow = may_follow.iter();
+        let waits = may_follow.any(|all| all.starts_with(&preface[..count]));
+        if count == 0 {
+            return None;
+        }
+        if count == preface.len() || !waits {
+            return Some(preface);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+/// The version of the PROXY protocol that comes first, and the caller's address without its port.
+async fn who_calls(preface: &[u8; 3], tcp: &mut TcpStream) -> std::io::Result<String> {
+    let mut all = Vec::new();
+    if preface == b"PRO" {
+        while !all.ends_with(b"\r\n") {
+            all.push(tcp.read_u8().await?);
+        }
+        let line = String::from_utf8_lossy(&all).into_owned();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        return Ok(format!("V1 {} {}", words[1], words[2]));
+    }
+    // The length stands at the end of what is always there.
+    all.resize(16, 0);
+    tcp.read_exact(&mut all).await?;
+    let length = u16::from_be_bytes([all[14], all[15]]);
+    all.resize(16 + usize::from(length), 0);
+    tcp.read_exact(&mut all[16..]).await?;
+    let (header, _) = ProxyHeader::parse(&all).map_err(std::io::Error::other)?;
+    Ok(format!("V2 {}", header.source.ip()))
 }
 
 async fn answer(

@@ -64,7 +64,7 @@ pub enum Resolution {
     Dns,
     /// As [`Self::Dns`], one address at a time.
     DnsRoundRobin,
-    /// By DNS, of the name that the request asks for.
+    /// By DNS, of the name that the request asks for: a host may stand for all of a domain.
     DynamicDns,
 }
 
@@ -72,7 +72,7 @@ impl Resolution {
     /// True if names are resolved by the proxy, which then needs no listed endpoint.
     #[must_use]
     pub const fn is_dns(self) -> bool {
-        matches!(self, Self::Dns | Self::DnsRoundRobin)
+        matches!(self, Self::Dns | Self::DnsRoundRobin | Self::DynamicDns)
     }
 }
 

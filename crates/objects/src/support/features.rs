@@ -115,7 +115,7 @@ pub fn features() -> Vec<Feature> {
                 field: row.field,
                 priority: row.priority,
                 means: row.means,
-                state: state(kind, row),
+                state: state(kind, row, table.rows),
                 note: row.note,
                 shown_by: row.shown_by,
             });
@@ -124,7 +124,7 @@ pub fn features() -> Vec<Feature> {
     all
 }
 
-fn state(kind: Option<Kind>, row: &Row) -> State {
+fn state(kind: Option<Kind>, row: &Row, rows: &[Row]) -> State {
     if !row.applies {
         return State::NotApplicable;
     }
@@ -135,7 +135,17 @@ fn state(kind: Option<Kind>, row: &Row) -> State {
     let own = format!("spec.{}", row.field);
     let gaps = gaps(kind);
     let covered = gaps.iter().any(|gap| is_below(&own, gap));
-    let in_part = gaps.iter().any(|gap| is_below(gap, &own));
+    // What has a row of its own and matters little says so there, not at everything above it.
+    let told_there = |gap: &str| {
+        let field = gap.strip_prefix("spec.").unwrap_or(gap);
+        let field = field.strip_prefix("subsets[].").unwrap_or(field);
+        let mut minor = rows
+            .iter()
+            .filter(|one| one.priority == 'C' || !one.applies);
+        minor.any(|one| is_below(field, one.field) && one.field != row.field)
+    };
+    let mut inner = gaps.iter().filter(|gap| is_below(gap, &own));
+    let in_part = inner.any(|gap| row.priority == 'C' || !told_there(gap));
     match (covered, in_part, row.note.is_empty()) {
         (true, _, true) => State::NotHonoured,
         (true, _, false) | (_, true, _) => State::InPart,
@@ -168,19 +178,35 @@ mod tests {
 
     #[test]
     fn the_state_follows_from_what_objects_are_told() {
-        let of = |field, note| state(Some(Kind::AuthorizationPolicy), &row(field, note));
+        let of = |field, note| state(Some(Kind::AuthorizationPolicy), &row(field, note), &[]);
         assert_eq!(of("rules[].to[].operation.paths", ""), State::Works);
         assert_eq!(of("provider", ""), State::NotHonoured);
         assert_eq!(of("provider.name", ""), State::NotHonoured);
         assert_eq!(of("rules[].from[].source", ""), State::InPart);
         assert_eq!(of("action", "no CUSTOM"), State::InPart);
-        assert_eq!(state(None, &row("x", "")), State::NotHonoured);
+        assert_eq!(state(None, &row("x", ""), &[]), State::NotHonoured);
         let untested = Row {
             shown_by: &[],
             ..row("rules[].to", "")
         };
         let kind = Some(Kind::AuthorizationPolicy);
-        assert_eq!(state(kind, &untested), State::Untested);
+        assert_eq!(state(kind, &untested, &[]), State::Untested);
+    }
+
+    #[test]
+    fn what_is_told_of_a_minor_field_is_not_told_again_of_all_above_it() {
+        let of = |minor: Row| {
+            let rows = [minor];
+            state(Some(Kind::DestinationRule), &row("subsets", ""), &rows)
+        };
+        // Of the fields that are not honoured one has a row of its own here, and the others none.
+        assert_eq!(of(row("trafficPolicy.tunnel", "")), State::InPart);
+        let minor = |priority| Row {
+            priority,
+            ..row("trafficPolicy", "")
+        };
+        assert_eq!(of(minor('C')), State::Works);
+        assert_eq!(of(minor('B')), State::InPart);
     }
 
     #[test]

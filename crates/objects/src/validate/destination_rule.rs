@@ -43,6 +43,12 @@ fn policy(field: &str, policy: Option<&TrafficPolicy>, report: &mut Report) {
     pool(field, policy.connection_pool.as_ref(), report);
     outliers(field, policy.outlier_detection.as_ref(), report);
     tls(field, policy.tls.as_ref(), report);
+    let proxy = policy.proxy_protocol.as_ref();
+    let version = proxy.map_or("", |proxy| &proxy.version);
+    if !matches!(version, "" | "V1" | "V2") {
+        let message = format!("{version:?} is neither V1 nor V2");
+        report.error(format!("{field}.proxyProtocol.version"), message);
+    }
     for (index, port) in policy.port_level_settings.iter().enumerate() {
         let field = format!("{field}.portLevelSettings[{index}]");
         match &port.port {
@@ -59,6 +65,10 @@ fn policy(field: &str, policy: Option<&TrafficPolicy>, report: &mut Report) {
 fn tls(field: &str, tls: Option<&TlsSettings>, report: &mut Report) {
     let Some(tls) = tls else { return };
     let field = format!("{field}.tls");
+    if tls.mode == Some(TlsMode::Disable) {
+        let message = "pods of the mesh are still called with its own mutual TLS";
+        report.warning(format!("{field}.mode"), message);
+    }
     let files = [&tls.client_certificate, &tls.private_key];
     if tls.mode == Some(TlsMode::Mutual) && tls.credential_name.is_empty() {
         for (name, file) in ["clientCertificate", "privateKey"].iter().zip(files) {

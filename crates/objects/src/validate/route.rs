@@ -6,6 +6,7 @@ use crate::gateway_api::{
     ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec, RouteFilter, SessionLifetime,
     SessionPersistence, SessionType, TcpRouteRule, TcpRouteSpec, TlsRouteSpec,
 };
+use crate::kinds::ISTIO_NETWORKING;
 use crate::names;
 
 /// Statuses a redirect may have.
@@ -145,6 +146,12 @@ fn parents(refs: &[ParentReference], report: &mut Report) {
         report.required(&format!("{field}.name"), &parent.name);
         if parent.port == Some(0) {
             report.port(format!("{field}.port"), 0);
+        }
+        let is_entry = parent.kind.as_deref() == Some("ServiceEntry");
+        if is_entry && parent.group.as_deref() != Some(ISTIO_NETWORKING) {
+            let message = format!("a ServiceEntry is of group {ISTIO_NETWORKING}");
+            let finding = crate::finding::Finding::error(format!("{field}.group"), message);
+            report.push(finding.with_hint(format!("write group: {ISTIO_NETWORKING}")));
         }
         let is_service = parent.kind.as_deref() == Some("Service");
         if is_service && parent.group.as_deref() != Some("") {

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use super::virtual_service::host_name;
 use super::{Report, parse_network};
-use crate::istio::{Resolution, ServiceEntrySpec, WorkloadEntrySpec};
+use crate::istio::{Location, Resolution, ServiceEntrySpec, WorkloadEntrySpec};
 use crate::names;
 
 pub(super) fn check(spec: &ServiceEntrySpec, report: &mut Report) {
@@ -29,7 +29,10 @@ fn hosts(spec: &ServiceEntrySpec, report: &mut Report) {
         let field = format!("spec.hosts[{index}]");
         if host == "*" {
             report.error(field, "\"*\" alone is not allowed here");
-        } else if spec.resolution.is_dns() && spec.endpoints.is_empty() && host.contains('*') {
+        } else if matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+            && spec.endpoints.is_empty()
+            && host.contains('*')
+        {
             let message = format!("{host:?} cannot be resolved, and there are no endpoints");
             report.error(field, message);
         } else {
@@ -97,6 +100,14 @@ fn endpoints(spec: &ServiceEntrySpec, report: &mut Report) {
         Resolution::DnsRoundRobin if spec.endpoints.len() > 1 => {
             let message = "resolution DNS_ROUND_ROBIN takes one endpoint";
             report.error("spec.endpoints", message);
+        }
+        Resolution::DynamicDns if listed || spec.workload_selector.is_some() => {
+            let message = "resolution DYNAMIC_DNS takes none: the host that is asked for is one";
+            report.error("spec.endpoints", message);
+        }
+        Resolution::DynamicDns if spec.location == Location::MeshInternal => {
+            let message = "resolution DYNAMIC_DNS is for hosts outside the mesh";
+            report.error("spec.location", message);
         }
         _ => {}
     }

@@ -55,6 +55,8 @@ fn what_is_wrong_in_a_route_is_told_by_field() {
     );
     let parent = "{parentRefs: [{kind: Service, name: a}], rules: []}";
     assert_eq!(fields("GRPCRoute", parent), ["spec.parentRefs[0].group"]);
+    let entry = "{parentRefs: [{kind: ServiceEntry, name: a}], rules: []}";
+    assert_eq!(fields("TCPRoute", entry)[0], "spec.parentRefs[0].group");
     let method = format!("{{{PARENTS}, rules: [{{matches: [{{method: {{}}}}]}}]}}");
     assert_eq!(
         fields("GRPCRoute", &method),

@@ -65,16 +65,31 @@ fn service_entries_that_say_something_else_than_they_mean() {
         fixed("endpoints: [{address: 10.0.0.1, locality: a/b, weight: 2, serviceAccount: x}]"),
         fixed("workloadSelector: {labels: {a: b}}, location: MESH_INTERNAL"),
         entry("{hosts: [\"*.a.b\"], addresses: [10.0.0.0/8]}"),
+        entry(&format!(
+            "{{hosts: [a.b, \"*.a.b\"], resolution: DYNAMIC_DNS, {PORTS}}}"
+        )),
     ] {
         assert!(lines(&fine).is_empty(), "{:?}", lines(&fine));
     }
-    for later in [
-        entry(&format!(
-            "{{hosts: [a.b], resolution: DYNAMIC_DNS, {PORTS}}}"
-        )),
-        fixed("endpoints: [{address: \"unix:///run/x\"}]"),
-    ] {
-        let severities: Vec<_> = findings(&later).iter().map(|f| f.severity).collect();
-        assert_eq!(severities, [Severity::Unsupported]);
-    }
+    let later = fixed("endpoints: [{address: \"unix:///run/x\"}]");
+    let severities: Vec<_> = findings(&later).iter().map(|f| f.severity).collect();
+    assert_eq!(severities, [Severity::Unsupported]);
+}
+
+#[test]
+fn a_host_that_is_found_by_its_callers_has_no_endpoints_and_is_outside() {
+    assert_errors(&[
+        (
+            entry(&format!(
+                "{{hosts: [\"*.a.b\"], resolution: DYNAMIC_DNS, {PORTS}, endpoints: [{{address: c.d}}]}}"
+            )),
+            &["spec.endpoints"],
+        ),
+        (
+            entry(&format!(
+                "{{hosts: [\"*.a.b\"], resolution: DYNAMIC_DNS, {PORTS}, location: MESH_INTERNAL}}"
+            )),
+            &["spec.location"],
+        ),
+    ]);
 }
