@@ -5,27 +5,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use isobar_objects::{Kind, ObjectHead as _, ObjectRef, ObjectSet, Published, selectors};
+use isobar_kubernetes::Names;
+use isobar_objects::{
+    Invalid, Invalids, Kind, ObjectHead, ObjectMap, ObjectRef, ObjectSet, Published, named_secrets,
+    selectors,
+};
 use isobar_runtime::Lifetime;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use tokio::sync::watch;
 
 use crate::config::Config;
-
-/// Label that says which control plane an object is for.
-const REVISION: &str = "istio.io/rev";
+use crate::revision::{LABEL, Revision};
 
 /// What counts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reach {
     /// Labels of namespaces, one of these; all namespaces if there is none.
     selectors: Vec<LabelSelector>,
-    /// Our revision; all revisions if it is empty.
-    revision: String,
-    /// Other names of our revision, for Gateways.
-    tags: Vec<String>,
-    /// Classes of Gateways that are ours.
-    classes: Vec<String>,
+    /// What we are called.
+    revision: Revision,
 }
 
 impl Reach {
@@ -42,9 +40,7 @@ impl Reach {
         };
         Ok(Self {
             selectors,
-            revision: config.revision.clone(),
-            tags: config.revision_tag.clone(),
-            classes: config.waypoint_class.clone(),
+            revision: Revision::of(config),
         })
     }
 
@@ -57,7 +53,7 @@ impl Reach {
     ) {
         loop {
             let published = source.borrow_and_update().clone();
-            sender.send_replace(Arc::new(self.narrow(&published)));
+            sender.send_replace(self.narrow(&published));
             tokio::select! {
                 () = life.stopped() => return,
                 changed = source.changed() => if changed.is_err() { return },
@@ -65,40 +61,74 @@ impl Reach {
         }
     }
 
-    /// True if nothing is left out.
-    pub(crate) fn is_everything(&self) -> bool {
-        self.selectors.is_empty() && self.revision.is_empty()
-    }
-
-    fn narrow(&self, published: &Published) -> Published {
-        let mut set = ObjectSet::clone(&published.objects);
-        let taken = self.namespaces(&set);
+    fn narrow(&self, published: &Arc<Published>) -> Arc<Published> {
+        let objects = &*published.objects;
+        let taken = self.namespaces(objects);
         let is_taken = |namespace: &str| taken.as_ref().is_none_or(|all| all.contains(namespace));
-        let mut left_out = BTreeSet::new();
-        for change in published.objects.changes_since(&ObjectSet::default()) {
-            let object = change.object;
-            let namespace = match object.known() {
-                Some(Kind::Namespace) => &object.name,
-                _ => &object.namespace,
-            };
-            let is_here = namespace.is_empty() || is_taken(namespace);
-            if !(is_here && self.is_of_revision(&published.objects, &object)) {
-                set.remove(&object);
-                left_out.insert(object);
-            }
+        let mut left_out: BTreeSet<ObjectRef> = self.of_others(objects).into_iter().collect();
+        if taken.is_some() {
+            let all = objects.changes_since(&ObjectSet::default()).into_iter();
+            left_out.extend(all.map(|change| change.object).filter(|object| {
+                let namespace = match object.known() {
+                    Some(Kind::Namespace) => &object.name,
+                    _ => &object.namespace,
+                };
+                !namespace.is_empty() && !is_taken(namespace)
+            }));
         }
-        let findings = published.findings.iter().filter(|finding| {
-            let object = finding.object.as_ref();
-            object.is_none_or(|object| {
-                !left_out.contains(object)
-                    && (object.namespace.is_empty() || is_taken(&object.namespace))
-            })
-        });
-        Published {
+        let is_others = |object: &ObjectRef, invalid: &Invalid| {
+            let label = invalid.labels.get(LABEL).map(String::as_str);
+            is_for_one(object) && !self.revision.takes(label)
+        };
+        let invalid = &published.invalid;
+        let others = invalid
+            .iter()
+            .filter(|(object, one)| is_others(object, one));
+        left_out.extend(others.map(|(object, _)| object.clone()));
+        if left_out.is_empty() && taken.is_none() {
+            return Arc::clone(published);
+        }
+        let mut set = ObjectSet::clone(objects);
+        for object in &left_out {
+            set.remove(object);
+        }
+        let counts = |object: &ObjectRef| {
+            !left_out.contains(object)
+                && (object.namespace.is_empty() || is_taken(&object.namespace))
+        };
+        let findings = published.findings.iter();
+        let findings = findings.filter(|finding| finding.object.as_ref().is_none_or(counts));
+        let invalid = Invalids::clone(invalid).into_iter();
+        let invalid = invalid.filter(|(object, _)| counts(object));
+        Arc::new(Published {
             findings: Arc::new(findings.cloned().collect()),
             objects: Arc::new(set),
-            ..published.clone()
-        }
+            invalid: Arc::new(invalid.collect()),
+            ..Published::clone(published)
+        })
+    }
+
+    /// Secrets that Gateways name which count here; both have to be in reach.
+    pub(crate) fn secrets(&self, set: &ObjectSet) -> Names {
+        let taken = self.namespaces(set);
+        let is_taken = |object: &ObjectRef| {
+            let taken = taken.as_ref();
+            taken.is_none_or(|all| all.contains(&*object.namespace))
+        };
+        let named = named_secrets(set).into_iter();
+        let named = named.filter(|one| {
+            let by = &one.by;
+            let is_ours = match by.known() {
+                Some(Kind::Gateway) => self.revision.runs(set, &by.namespace, &by.name),
+                _ => {
+                    let labels = set.labels(by);
+                    let label = labels.and_then(|labels| labels.get(LABEL));
+                    self.revision.takes(label.map(String::as_str))
+                }
+            };
+            is_taken(by) && is_taken(&one.secret) && is_ours
+        });
+        named.map(|one| one.secret).collect()
     }
 
     /// Names of the namespaces that count; `None` if all do.
@@ -113,37 +143,44 @@ impl Reach {
         Some(taken.map(|one| one.name().to_owned()).collect())
     }
 
-    fn is_of_revision(&self, set: &ObjectSet, object: &ObjectRef) -> bool {
-        if self.revision.is_empty() {
-            return true;
-        }
-        let label = |object: &ObjectRef| {
-            let labels = set.labels(object)?;
-            labels.get(REVISION).cloned()
-        };
-        match object.known() {
-            Some(
-                Kind::VirtualService
+    /// Objects of mesh kinds that are for another control plane. Gateways of all count, whoever runs
+    /// them: proxies have to find their waypoints.
+    fn of_others(&self, set: &ObjectSet) -> Vec<ObjectRef> {
+        let mut found = Vec::new();
+        self.find(&set.virtual_services, &mut found);
+        self.find(&set.destination_rules, &mut found);
+        self.find(&set.service_entries, &mut found);
+        self.find(&set.workload_entries, &mut found);
+        self.find(&set.authorization_policies, &mut found);
+        self.find(&set.peer_authentications, &mut found);
+        self.find(&set.rate_limit_policies, &mut found);
+        self.find(&set.istio_gateways, &mut found);
+        found
+    }
+
+    fn find<T: ObjectHead>(&self, all: &ObjectMap<T>, found: &mut Vec<ObjectRef>) {
+        let others = all
+            .iter()
+            .filter(|one| !self.revision.takes(one.label(LABEL)));
+        found.extend(others.map(|one| one.reference()));
+    }
+}
+
+/// True for kinds of which each object is for one control plane or for all.
+fn is_for_one(object: &ObjectRef) -> bool {
+    matches!(
+        object.known(),
+        Some(
+            Kind::VirtualService
                 | Kind::DestinationRule
                 | Kind::ServiceEntry
                 | Kind::WorkloadEntry
                 | Kind::AuthorizationPolicy
                 | Kind::PeerAuthentication
-                | Kind::RateLimitPolicy,
-            ) => label(object).is_none_or(|revision| revision == self.revision),
-            // What is to be run by us: here names of revisions count too, and the namespace's.
-            Some(Kind::Gateway) => {
-                let gateway = set.gateways.get(&object.namespace, &object.name);
-                let is_waypoint =
-                    gateway.is_some_and(|one| self.classes.contains(&one.spec.gateway_class_name));
-                let namespace = ObjectRef::new(Kind::Namespace, "", &object.namespace);
-                let wanted = label(object).or_else(|| label(&namespace));
-                !is_waypoint
-                    || wanted.is_none_or(|name| name == self.revision || self.tags.contains(&name))
-            }
-            _ => true,
-        }
-    }
+                | Kind::RateLimitPolicy
+                | Kind::IstioGateway
+        )
+    )
 }
 
 #[cfg(test)]
@@ -194,7 +231,7 @@ metadata: {name: node-1}
             synced: true,
             ..Published::default()
         };
-        reach.narrow(&published)
+        Published::clone(&reach.narrow(&Arc::new(published)))
     }
 
     fn policies(published: &Published) -> Vec<String> {
@@ -237,20 +274,55 @@ metadata: {name: node-1}
             gateway("mine", &rev("v2")),
             gateway("other", &rev("v1")),
         ];
-        let mut reach = Reach {
-            revision: "v2".to_owned(),
-            classes: vec!["isobar-waypoint".to_owned()],
-            ..Reach::default()
+        for (reach, wanted) in [
+            (
+                Revision::new("v2", &["stable".to_owned()]),
+                ["in/a", "in/b"],
+            ),
+            (Revision::new("v1", &[]), ["in/a", "in/c"]),
+        ] {
+            let reach = Reach {
+                revision: reach,
+                ..Reach::default()
+            };
+            let left = narrowed(&reach, &yaml.concat());
+            assert_eq!(policies(&left), wanted);
+            // Whoever runs a waypoint, proxies have to find it.
+            assert_eq!(left.objects.gateways.len(), 3);
+        }
+        // The one without a name does not have what is for others.
+        let left = narrowed(&Reach::default(), &yaml.concat());
+        assert_eq!(policies(&left), ["in/a"]);
+    }
+
+    #[test]
+    fn only_secrets_of_gateways_in_reach_are_asked_for() {
+        let front = |namespace: &str, rev: &str| {
+            format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: Gateway\n\
+                 metadata: {{name: front, namespace: {namespace}, labels: {{{rev}}}}}\n\
+                 spec:\n  selector: {{a: b}}\n  servers:\n  \
+                 - port: {{number: 443, protocol: HTTPS}}\n    hosts: [a.example]\n    \
+                 tls: {{mode: SIMPLE, credentialName: page}}\n"
+            )
         };
-        let gateways = |reach: &Reach| -> Vec<String> {
-            let left = narrowed(reach, &yaml.concat());
-            // Names of revisions only count for Gateways.
-            assert_eq!(policies(&left), ["in/a", "in/b"]);
-            let all = left.objects.gateways.iter();
-            all.map(|one| one.name().to_owned()).collect()
+        let yaml = [
+            OBJECTS.to_owned(),
+            front("in", "istio.io/rev: v2"),
+            front("new", "istio.io/rev: v1"),
+            front("out", ""),
+        ];
+        let set = objects(&yaml.concat());
+        let names = |reach: &Reach| -> Vec<String> {
+            let all = reach.secrets(&set).into_iter();
+            all.map(|one| one.namespace.to_string()).collect()
         };
-        assert_eq!(gateways(&reach), ["mine"]);
-        reach.tags = vec!["stable".to_owned()];
-        assert_eq!(gateways(&reach), ["by-namespace", "mine"]);
+        let mut reach = Reach::default();
+        assert_eq!(names(&reach), ["out"]);
+        let selectors = "[{matchLabels: {mesh: 'yes'}}, {matchLabels: {team: a}}]";
+        reach.selectors = serde_saphyr::from_str(selectors).unwrap();
+        assert!(names(&reach).is_empty());
+        reach.revision = Revision::new("v2", &[]);
+        assert_eq!(names(&reach), ["in"]);
     }
 }

@@ -11,6 +11,7 @@ use isobar_kubernetes::{
 };
 use isobar_objects::{
     DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter, Published,
+    STRANGERS,
 };
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
@@ -22,6 +23,7 @@ use crate::authority::{Authorities, of_files};
 use crate::config::Config;
 use crate::controller::{Earlier, OWN_ROOTS};
 use crate::reach::Reach;
+use crate::revision::Revision;
 
 /// Directory below the overlay root that belongs to this process.
 const OVERLAY: &str = "control-plane";
@@ -29,7 +31,7 @@ const OVERLAY: &str = "control-plane";
 const LAST_GOOD: &str = "last-good-objects.json";
 /// Who we are to the API server's record of who wrote which field.
 pub(crate) const MANAGER: &str = "isobar";
-/// The lease of the replica that writes.
+/// The lease of the replica that writes; beside other control planes with the revision after it.
 const LEASE: &str = "isobar-control-plane";
 
 /// What a control plane stands in.
@@ -53,9 +55,14 @@ impl Surroundings {
     ///
     /// # Errors
     /// When a directory, a file or the API server cannot be used.
-    pub(crate) async fn find(scope: &Scope, config: &Config, state: &Path) -> Result<Self> {
+    pub(crate) async fn find(
+        scope: &Scope,
+        election: &Scope,
+        config: &Config,
+        state: &Path,
+    ) -> Result<Self> {
         if config.kubernetes {
-            in_a_cluster(scope, config, state).await
+            in_a_cluster(scope, election, config, state).await
         } else {
             in_folders(scope, config, state)
         }
@@ -88,7 +95,12 @@ fn in_folders(scope: &Scope, config: &Config, state: &Path) -> Result<Surroundin
     })
 }
 
-async fn in_a_cluster(scope: &Scope, config: &Config, state: &Path) -> Result<Surroundings> {
+async fn in_a_cluster(
+    scope: &Scope,
+    election: &Scope,
+    config: &Config,
+    state: &Path,
+) -> Result<Surroundings> {
     if config.waypoints_only {
         allow_waypoints_only(config)?;
     }
@@ -101,10 +113,18 @@ async fn in_a_cluster(scope: &Scope, config: &Config, state: &Path) -> Result<Su
             .context("the authority's secret")?;
     }
     let authorities = authorities(scope, config, state)?;
-    let source = KubernetesSource::new(cluster.clone(), SourceOptions::default());
-    let candidate = Candidate::new(cluster.clone(), own, LEASE, &replica(), Timing::default());
+    let reach = Reach::of(config)?;
+    let mut source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
+        .with_secrets(move |objects| reach.secrets(objects));
+    if !config.waypoints_only {
+        // What another control plane honours is not ours to complain of.
+        source = source.with_strangers(STRANGERS);
+    }
+    let revision = Revision::of(config);
+    let (lease, timing) = (revision.suffixed(LEASE), Timing::default());
+    let candidate = Candidate::new(cluster.clone(), own, &lease, &replica(), timing);
     let leads = candidate.leads();
-    scope.spawn("election", candidate.run(scope.lifetime()));
+    election.spawn("candidate", candidate.run(election.lifetime()));
     if config.ca_dir.is_none() {
         let followed = Arc::clone(&authorities).follow_secret(
             cluster.clone(),
@@ -128,8 +148,10 @@ async fn in_a_cluster(scope: &Scope, config: &Config, state: &Path) -> Result<Su
     Ok(Surroundings {
         source: Box::new(source),
         objects,
-        writer: Arc::new(KubernetesWriter::new(cluster.clone(), MANAGER)),
-        earlier: Earlier::OfClasses(config.waypoint_class.clone()),
+        writer: Arc::new(
+            KubernetesWriter::new(cluster.clone(), MANAGER).telling_as(&revision.suffixed(MANAGER)),
+        ),
+        earlier: Earlier::OfClasses(config.waypoint_class.clone(), revision),
         leads,
         reviewer: Arc::new(ClusterReviewer::new(cluster.clone(), trust_domain)),
         authorities,
@@ -144,9 +166,6 @@ fn narrowed(
     source: &impl ObjectSource,
 ) -> Result<watch::Receiver<Arc<Published>>> {
     let (reach, objects) = (Reach::of(config)?, source.subscribe());
-    if reach.is_everything() {
-        return Ok(objects);
-    }
     let (sender, narrowed) = watch::channel(Arc::default());
     scope.spawn("reach", reach.follow(objects, sender, scope.lifetime()));
     Ok(narrowed)

@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use isobar_control_plane::{
-    Severity as Weight, Told, Verdict, imagined, shut_doors, told, verdicts,
+    Missing, Severity as Weight, Told, Verdict, imagined, shut_doors, told, verdicts,
 };
 use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
 use isobar_objects::{
-    Code, Finding, Kind, Namespace, ObjectHead, ObjectRef, ObjectSet, Pod, Published, Severity,
+    Code, Finding, Kind, Namespace, Object, ObjectHead, ObjectRef, ObjectSet, Origin, Pod,
+    Published, Secret, Severity, UNREAD, named_secrets,
 };
 use isobar_types::labels;
 
@@ -84,7 +85,7 @@ pub enum Lives {
 #[must_use]
 pub fn diagnose(published: &Published, lives: Lives, root: &str) -> Vec<Diagnosis> {
     let set = match lives {
-        Lives::Yes => published.objects.as_ref().clone(),
+        Lives::Yes => with_unread(&published.objects),
         Lives::No => imagined(&published.objects),
     };
     let mut all: Vec<Diagnosis> = published.findings.iter().map(of_text).collect();
@@ -99,7 +100,8 @@ pub fn diagnose(published: &Published, lives: Lives, root: &str) -> Vec<Diagnosi
     };
     // Doors are told one by one, with what they lack.
     let judged = verdicts(&set).into_iter();
-    let judged = judged.filter(|v| v.reason != "DoorShut" && !told_in_text(v));
+    let is_door = |v: &Verdict| ["DoorShut", "ProbesShut"].contains(&v.reason);
+    let judged = judged.filter(|v| !is_door(v) && !told_in_text(v));
     all.extend(judged.filter_map(of_verdict));
     all.extend(doors(&set));
     all.extend(unserved(&set, &told(&set)));
@@ -108,6 +110,24 @@ pub fn diagnose(published: &Published, lives: Lives, root: &str) -> Vec<Diagnosi
     all.retain(|one| known.insert(one.clone()));
     all.sort();
     all
+}
+
+/// Nobody asks a cluster for keys to diagnose it: whether Secrets can be used is for the control plane
+/// to say.
+fn with_unread(objects: &ObjectSet) -> ObjectSet {
+    let mut set = objects.clone();
+    if objects.secrets.is_empty() {
+        for named in named_secrets(objects) {
+            let mut secret = Secret {
+                type_: Some(UNREAD.to_owned()),
+                ..Secret::default()
+            };
+            secret.metadata.namespace = Some(named.secret.namespace.to_string());
+            secret.metadata.name = Some(named.secret.name.to_string());
+            set.insert(Object::from(secret), Origin::nowhere());
+        }
+    }
+    set
 }
 
 fn of_text(finding: &Finding) -> Diagnosis {
@@ -163,18 +183,19 @@ fn doors(set: &ObjectSet) -> Vec<Diagnosis> {
         let reference = ObjectRef::new(Kind::NetworkPolicy, policy.namespace(), policy.name());
         remedy.doors.iter().map(move |door| {
             let pods: Vec<&str> = door.pods.iter().map(String::as_str).collect();
-            let message = format!(
-                "port {} is shut for {}: {}",
-                door.port,
-                pods.join(", "),
-                door.consequence
-            );
-            let said = Diagnosis::new(
-                Gravity::Warning,
-                Code::DOOR_SHUT,
-                Some(reference.clone()),
-                message,
-            );
+            let (pods, missing) = (pods.join(", "), door.missing);
+            let (code, what) = match missing {
+                Missing::Port(_) => (
+                    Code::DOOR_SHUT,
+                    format!("port {missing} is shut for {pods}"),
+                ),
+                Missing::Source(_) => (
+                    Code::PROBES_SHUT,
+                    format!("{missing} is not let in to {pods}"),
+                ),
+            };
+            let message = format!("{what}: {}", door.consequence);
+            let said = Diagnosis::new(Gravity::Warning, code, Some(reference.clone()), message);
             Diagnosis {
                 field: door.field.clone(),
                 fix: match is_new {

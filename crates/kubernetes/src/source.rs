@@ -4,11 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_objects::{Kind, LiveSet, ObjectSource, Published};
+use isobar_objects::{Kind, LiveSet, ObjectRef, ObjectSet, ObjectSource, Published, Stranger};
 use isobar_runtime::{Lifetime, Scope};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::cluster::Cluster;
+use crate::named::{Named, Names, Which};
+use crate::strangers::Strangers;
 use crate::watch::{Notice, Watch};
 
 /// Notices that may wait for the one who puts them together.
@@ -50,6 +53,8 @@ impl Default for SourceOptions {
 pub struct KubernetesSource {
     cluster: Cluster,
     options: SourceOptions,
+    secrets: Option<Which>,
+    strangers: &'static [Stranger],
     sender: watch::Sender<Arc<Published>>,
 }
 
@@ -60,8 +65,27 @@ impl KubernetesSource {
         Self {
             cluster,
             options,
+            secrets: None,
+            strangers: &[],
             sender: watch::Sender::default(),
         }
+    }
+
+    /// The same, with the Secrets that something among the objects names, each asked for by its name.
+    #[must_use]
+    pub fn with_secrets(
+        mut self,
+        which: impl Fn(&ObjectSet) -> Names + Send + Sync + 'static,
+    ) -> Self {
+        self.secrets = Some(Which::new(which));
+        self
+    }
+
+    /// The same, with a finding for each object of these kinds, which have no effect.
+    #[must_use]
+    pub const fn with_strangers(mut self, kinds: &'static [Stranger]) -> Self {
+        self.strangers = kinds;
+        self
     }
 
     fn watches(&self, notices: &mpsc::Sender<Notice>) -> Vec<Watch> {
@@ -72,6 +96,7 @@ impl KubernetesSource {
             fields: node
                 .filter(|_| *kind == Kind::Pod)
                 .map(|node| format!("spec.nodeName={node}")),
+            only: None,
             slim: self.options.slim,
             notices: notices.clone(),
         };
@@ -92,9 +117,31 @@ impl ObjectSource for KubernetesSource {
             for watch in self.watches(&notices) {
                 scope.spawn("watch", watch.run());
             }
+            for kind in self.strangers {
+                let strangers = Strangers {
+                    kind: *kind,
+                    client: self.cluster.client(),
+                    notices: notices.clone(),
+                };
+                scope.spawn("strangers", strangers.run());
+            }
+            let named = self
+                .secrets
+                .map(|which| Named::new(which, self.cluster.client(), notices.clone()));
             drop(notices);
+            let collector = Collector {
+                kinds: &self.options.kinds,
+                sender: &self.sender,
+                named,
+                live: LiveSet::new(),
+                listed: BTreeSet::new(),
+                unknown: self.strangers.iter().copied().collect(),
+                next: None,
+                was_complete: false,
+                was_told: false,
+            };
             tokio::select! {
-                () = collect(incoming, &self.options.kinds, &self.sender) => {}
+                () = collector.run(incoming, &scope) => {}
                 () = life.stopped() => {}
             }
             scope.shutdown(Duration::ZERO).await;
@@ -102,41 +149,122 @@ impl ObjectSource for KubernetesSource {
     }
 }
 
-async fn collect(
-    mut incoming: mpsc::Receiver<Notice>,
-    kinds: &[Kind],
-    sender: &watch::Sender<Arc<Published>>,
-) {
-    let mut live = LiveSet::new();
-    let mut listed: BTreeSet<Kind> = BTreeSet::new();
-    let mut batch = Vec::new();
-    let mut was_complete = false;
-    while incoming.recv_many(&mut batch, WAITING).await > 0 {
-        for notice in batch.drain(..) {
-            match notice {
-                Notice::Listed(kind, all) => {
-                    listed.insert(kind);
-                    live.replace(kind, all);
-                }
-                Notice::Present(served) => live.put(*served),
-                Notice::Gone(object) => live.remove(&object),
+/// Puts together what watches tell.
+struct Collector<'a> {
+    kinds: &'a [Kind],
+    sender: &'a watch::Sender<Arc<Published>>,
+    named: Option<Named>,
+    live: LiveSet,
+    listed: BTreeSet<Kind>,
+    /// Kinds without effect of which nothing was heard yet.
+    unknown: BTreeSet<Stranger>,
+    /// What is to be told once the Secrets that are named in it are known.
+    next: Option<Published>,
+    was_complete: bool,
+    was_told: bool,
+}
+
+impl Collector<'_> {
+    async fn run(mut self, mut incoming: mpsc::Receiver<Notice>, scope: &Scope) {
+        let mut batch = Vec::new();
+        loop {
+            let mut kinds = self.kinds.iter();
+            if self.unknown.is_empty() && kinds.all(|kind| self.listed.contains(kind)) {
+                self.gather(scope);
+            }
+            let wait = self.named.as_ref().and_then(Named::wait);
+            let is_over = wait.is_none_or(|end| self.was_told && end <= Instant::now());
+            if is_over {
+                self.tell();
+            }
+            // The first time it waits as for any kind: what was shown before must not be taken back.
+            let wait = wait.filter(|_| self.was_told && self.next.is_some());
+            let received = tokio::select! {
+                received = incoming.recv_many(&mut batch, WAITING) => received,
+                () = until(wait) => continue,
+            };
+            if received == 0 {
+                return;
+            }
+            for notice in batch.drain(..) {
+                self.take(notice);
             }
         }
-        let is_complete = kinds.iter().all(|kind| listed.contains(kind));
-        if !is_complete {
-            continue;
+    }
+
+    fn take(&mut self, notice: Notice) {
+        let is_asked = |object: &ObjectRef| match &self.named {
+            Some(named) if object.known() == Some(Kind::Secret) => named.follows(object),
+            _ => true,
+        };
+        match notice {
+            Notice::Listed(kind, all) => {
+                self.listed.insert(kind);
+                self.live.replace(kind, all);
+            }
+            // A watch that was ended may have said something before.
+            Notice::Present(served) if !is_asked(served.reference()) => {}
+            Notice::Present(served) => self.live.put(*served),
+            Notice::Gone(object) => self.live.remove(&object),
+            Notice::Found(object, found) => {
+                if is_asked(&object) {
+                    match found {
+                        Some(served) => self.live.put(*served),
+                        None => self.live.remove(&object),
+                    }
+                }
+                if let Some(named) = &mut self.named {
+                    named.known(&object);
+                }
+            }
+            Notice::Strangers(kind, all) => {
+                self.unknown.remove(&kind);
+                self.live.replace_strangers(kind, all);
+            }
+            Notice::Stranger(kind, object) => self.live.put_stranger(kind, object),
+            Notice::StrangersUnknown(kind) => {
+                self.unknown.remove(&kind);
+            }
+            Notice::Refused(object) => {
+                if let Some(named) = &mut self.named {
+                    named.known(&object);
+                }
+            }
         }
-        let published = live.publish();
-        if let Some(published) = &published {
-            sender.send_replace(Arc::new(published.clone()));
-        } else if !was_complete {
+    }
+
+    /// Makes what is to be told next.
+    fn gather(&mut self, scope: &Scope) {
+        let mut made = self.live.publish();
+        if made.is_none() && !self.was_complete {
             // An empty cluster is complete too.
-            let synced = true;
-            sender.send_replace(Arc::new(Published {
-                synced,
+            made = Some(Published {
+                synced: true,
                 ..Published::default()
-            }));
+            });
         }
-        was_complete = true;
+        self.was_complete = true;
+        let (Some(published), Some(named)) = (&made, &mut self.named) else {
+            self.next = made.or(self.next.take());
+            return;
+        };
+        for secret in named.follow(&published.objects, scope) {
+            self.live.remove(&secret);
+        }
+        self.next = self.live.publish().or(made);
+    }
+
+    fn tell(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.was_told = true;
+            self.sender.send_replace(Arc::new(next));
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use isobar_objects::{Kind, ObjectRef, ServedObject};
+use isobar_objects::{Kind, ObjectRef, ServedObject, Stranger};
 use isobar_runtime::Backoff;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// The longest of a watch of one object: there may be many, and what is refused stays so for long.
+const PAUSE_OF_ONE: Duration = Duration::from_secs(10);
 /// How often a kind that the server does not have is looked for.
 const MISSING: Duration = Duration::from_secs(2);
 /// Objects in one answer to a list.
@@ -30,6 +32,16 @@ pub(crate) enum Notice {
     Present(Box<ServedObject>),
     /// An object that is gone.
     Gone(ObjectRef),
+    /// What a watch of one object found when it began.
+    Found(ObjectRef, Option<Box<ServedObject>>),
+    /// The server does not let us have the object of such a watch.
+    Refused(ObjectRef),
+    /// All objects of a kind that has no effect.
+    Strangers(Stranger, Vec<ObjectRef>),
+    /// One of them.
+    Stranger(Stranger, ObjectRef),
+    /// The server does not say whether there are any.
+    StrangersUnknown(Stranger),
 }
 
 /// Watches one kind for ever.
@@ -38,6 +50,8 @@ pub(crate) struct Watch {
     pub(crate) client: Client,
     /// Only objects with these fields.
     pub(crate) fields: Option<String>,
+    /// Only this object; nothing is told of others of its kind.
+    pub(crate) only: Option<ObjectRef>,
     /// Forget what only matters to whoever runs pods.
     pub(crate) slim: bool,
     pub(crate) notices: mpsc::Sender<Notice>,
@@ -52,8 +66,9 @@ enum Served {
 impl Watch {
     /// Returns when nobody listens any more.
     pub(crate) async fn run(self) {
-        let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
-        let mut outage = Outage::new(self.kind);
+        let longest = self.only.as_ref().map_or(PAUSE.1, |_| PAUSE_OF_ONE);
+        let mut backoff = Backoff::new(PAUSE.0, longest);
+        let mut outage = Outage::new(self.kind, self.only.clone());
         let mut is_missing = false;
         while !self.notices.is_closed() {
             match self.served().await {
@@ -116,8 +131,15 @@ impl Watch {
 
     /// Follows the kind until the server says that it has none of that name.
     async fn follow(&self, resource: &ApiResource, backoff: &mut Backoff, outage: &mut Outage) {
-        let objects: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+        let client = self.client.clone();
         let mut config = watcher::Config::default().page_size(PAGE);
+        let objects: Api<DynamicObject> = match &self.only {
+            None => Api::all_with(client, resource),
+            Some(only) => {
+                config = config.fields(&format!("metadata.name={}", only.name));
+                Api::namespaced_with(client, &only.namespace, resource)
+            }
+        };
         if let Some(fields) = &self.fields {
             config = config.fields(fields);
         }
@@ -144,7 +166,11 @@ impl Watch {
                     continue;
                 }
                 Some(Ok(Event::InitDone)) => {
-                    Notice::Listed(self.kind, std::mem::take(&mut listing))
+                    let mut all = std::mem::take(&mut listing);
+                    match &self.only {
+                        None => Notice::Listed(self.kind, all),
+                        Some(only) => Notice::Found(only.clone(), all.pop().map(Box::new)),
+                    }
                 }
                 Some(Ok(Event::Apply(object))) => {
                     Notice::Present(Box::new(self.read(resource, object)))
@@ -156,8 +182,14 @@ impl Watch {
                 }
                 Some(Err(error)) => {
                     outage.noted(&error);
+                    if let Some(only) = &self.only
+                        && code(&error) == Some(403)
+                        && self.tell(Notice::Refused(only.clone())).await
+                    {
+                        return;
+                    }
                     tokio::time::sleep(backoff.step(rand::random())).await;
-                    if is_not_found(&error) {
+                    if code(&error) == Some(404) {
                         return;
                     }
                     continue;
@@ -195,34 +227,37 @@ fn definition(kind: Kind) -> String {
     format!("{}.{}", kind.plural(), kind.group())
 }
 
-fn is_not_found(error: &watcher::Error) -> bool {
+/// The status that the server answered with.
+fn code(error: &watcher::Error) -> Option<u16> {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     match error {
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
-            matches!(error, kube::Error::Api(status) if status.code == 404)
-        }
-        WatchError(status) => status.code == 404,
-        watcher::Error::NoResourceVersion => false,
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => match error {
+            kube::Error::Api(status) => Some(status.code),
+            _ => None,
+        },
+        WatchError(status) => Some(status.code),
+        watcher::Error::NoResourceVersion => None,
     }
 }
 
 /// Tells once that the server cannot be reached, and once that it can again.
 struct Outage {
-    kind: Kind,
+    what: String,
     is_on: bool,
 }
 
 impl Outage {
-    const fn new(kind: Kind) -> Self {
-        Self { kind, is_on: false }
+    fn new(kind: Kind, only: Option<ObjectRef>) -> Self {
+        let what = only.map_or_else(|| kind.to_string(), |only| only.to_string());
+        Self { what, is_on: false }
     }
 
     fn noted(&mut self, error: &dyn fmt::Display) {
         if std::mem::replace(&mut self.is_on, true) {
-            tracing::debug!(kind = %self.kind, %error, "watching failed");
+            tracing::debug!(what = self.what, %error, "watching failed");
         } else {
             tracing::warn!(
-                kind = %self.kind, %error,
+                what = self.what, %error,
                 "watching failed; what was read stays in force, trying again",
             );
         }
@@ -230,7 +265,7 @@ impl Outage {
 
     fn over(&mut self) {
         if std::mem::take(&mut self.is_on) {
-            tracing::info!(kind = %self.kind, "watching again");
+            tracing::info!(what = self.what, "watching again");
         }
     }
 }

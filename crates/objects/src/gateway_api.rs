@@ -100,6 +100,42 @@ pub struct Listener {
     pub allowed_routes: Option<AllowedRoutes>,
 }
 
+/// A certificate that a listener shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CertificateRef {
+    /// API group; that of Secrets when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Kind; `Secret` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Namespace; the Gateway's when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+impl CertificateRef {
+    /// True if it names a Secret.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        let group = self.group.as_deref().unwrap_or_default();
+        group.is_empty() && self.kind.as_deref().is_none_or(|kind| kind == "Secret")
+    }
+}
+
+impl Listener {
+    /// Certificates that it names, where these can be read.
+    #[must_use]
+    pub fn certificate_refs(&self) -> Vec<CertificateRef> {
+        let tls = self.tls.as_ref().and_then(|tls| tls.get("certificateRefs"));
+        let refs = tls.cloned().map(serde_json::from_value);
+        refs.and_then(Result::ok).unwrap_or_default()
+    }
+}
+
 /// Who may use a listener.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -1,7 +1,8 @@
-use k8s_openapi::api::core::v1::{Container, NodeStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, NodeStatus, Pod, PodSpec, PodStatus, Secret};
 use serde_json::Value;
 
 use crate::finding::{Finding, Severity};
+use crate::invalid::{Invalid, refusal};
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::Object;
 use crate::read::typed;
@@ -16,6 +17,17 @@ pub struct ServedObject {
     /// `None` when it is not valid.
     pub(crate) object: Option<Object>,
     pub(crate) findings: Vec<Finding>,
+    /// Set when it is not valid.
+    pub(crate) rest: Option<Box<Rest>>,
+}
+
+/// What is kept of an object that is not valid.
+#[derive(Debug, Clone)]
+pub(crate) struct Rest {
+    pub(crate) invalid: Invalid,
+    pub(crate) status: Option<Value>,
+    /// What is in force if no version was ever valid.
+    pub(crate) refusal: Option<Object>,
 }
 
 impl ServedObject {
@@ -33,8 +45,14 @@ impl ServedObject {
         } else {
             checked_by_its_server(kind, value)
         };
+        let rest = object.is_none().then(|| Rest {
+            invalid: Invalid::read(value).because(&findings),
+            status: value.get("status").cloned(),
+            refusal: refusal(kind, value).map(without_ballast),
+        });
         Self {
             object: object.map(without_ballast),
+            rest: rest.map(Box::new),
             findings: findings
                 .into_iter()
                 .map(|finding| finding.about(&reference))
@@ -69,6 +87,7 @@ impl ServedObject {
         match &mut self.object {
             Some(Object::Pod(pod)) => slim_pod(pod),
             Some(Object::Deployment(deployment)) => deployment.status = None,
+            Some(Object::Secret(secret)) => slim_secret(secret),
             Some(Object::Node(node)) => {
                 let addresses = node.status.take().and_then(|status| status.addresses);
                 node.status = addresses.map(|addresses| NodeStatus {
@@ -140,6 +159,15 @@ fn slim_pod(pod: &mut Pod) {
             ..PodStatus::default()
         });
     }
+}
+
+/// Of a Secret only what a listener could show or ask for.
+fn slim_secret(secret: &mut Secret) {
+    let named = ["tls.crt", "tls.key", "ca.crt", "cert", "key", "cacert"];
+    if let Some(data) = &mut secret.data {
+        data.retain(|entry, _| named.contains(&entry.as_str()));
+    }
+    secret.metadata.annotations = None;
 }
 
 fn slim_container(container: Container) -> Container {

@@ -22,6 +22,7 @@ const SETTINGS: &[&[&str]] = &[
     &[
         "control-plane.istiodService=false",
         "control-plane.gatewayClass=false",
+        "control-plane.gatewaySecrets=false",
     ],
     &[
         "control-plane.webhook.enabled=false",

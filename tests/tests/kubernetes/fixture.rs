@@ -7,7 +7,7 @@ mod mesh;
 use anyhow::Result;
 use isobar_tests::{kube_tools, over_api_server};
 
-pub(crate) use mesh::{HTTPBIN, ambient, client, other, server, shop};
+pub(crate) use mesh::{HTTPBIN, ambient, client, hello, other, server, shop};
 
 /// Runs an async test whose meshes have an API server.
 pub(crate) fn run<F: Future<Output = Result<()>>>(test: F) {

@@ -15,6 +15,7 @@ mod election;
 mod enrolment;
 mod events;
 mod fixture;
+mod gateways;
 mod install;
 mod isobard;
 mod lessons;
@@ -23,6 +24,8 @@ mod outage;
 mod page;
 mod plugin;
 mod presence;
+mod proxies;
+mod revisions;
 mod rights;
 mod scale;
 mod server;
@@ -31,6 +34,7 @@ mod source;
 /// The lessons of the lab, word for word: only `kubectl apply` and `kubectl delete` change anything.
 #[path = "../mesh/lessons/mod.rs"]
 mod taught;
+mod told;
 mod waypoints;
 mod webhook;
 mod writer;

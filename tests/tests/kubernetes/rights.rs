@@ -19,7 +19,8 @@ use isobar_kubernetes::{
     Pace, Presence, RootMaps, SourceOptions, TokenReviews, keep_authority, refresh_authority,
 };
 use isobar_objects::{
-    Kind, ObjectRef, ObjectSource as _, ObjectWriter as _, Published, read_value,
+    Kind, ObjectRef, ObjectSource as _, ObjectWriter as _, Published, STRANGERS, Stranger,
+    read_value,
 };
 use isobar_runtime::Scope;
 use isobar_tests::{ApiServer, eventually};
@@ -33,7 +34,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use self::objects::{MADE, OBJECTS, TOLD, named, object, reference};
-use crate::definitions::define;
+use crate::definitions::{define, define_strangers};
 use crate::run;
 
 const HOME: &str = "istio-system";
@@ -55,6 +56,8 @@ enum Deed {
     Tell(Kind),
     /// Write an annotation and take it back.
     Annotate(Kind),
+    /// Change what an object is to be.
+    Change(Kind),
     /// Make an object and remove it.
     Make(Kind),
     /// Ask who a token's bearer is.
@@ -75,6 +78,12 @@ enum Deed {
     SeeDaemonSet,
     /// Tell people twice what happened to a pod.
     Note,
+    /// Follow a Secret that a Gateway names.
+    FollowSecret,
+    /// See that there are objects of a kind without effect, and which come.
+    FollowStranger(&'static [Stranger]),
+    /// Make the class of waypoints again.
+    RestoreClass,
 }
 
 impl Deed {
@@ -84,18 +93,25 @@ impl Deed {
             Self::Follow(kind) if kind.is_custom() => {
                 vec![kind.plural(), "customresourcedefinitions"]
             }
-            Self::Follow(kind) | Self::Tell(kind) | Self::Annotate(kind) | Self::Make(kind) => {
-                vec![kind.plural()]
-            }
+            Self::Follow(kind)
+            | Self::Tell(kind)
+            | Self::Annotate(kind)
+            | Self::Change(kind)
+            | Self::Make(kind) => vec![kind.plural()],
             Self::Review => vec!["tokenreviews"],
             Self::DistributeRoots => vec!["configmaps"],
-            Self::KeepAuthority => vec!["secrets"],
+            Self::KeepAuthority | Self::FollowSecret => vec!["secrets"],
             Self::Lead => vec!["leases"],
             Self::ReadParameters => vec!["configmaps"],
             Self::Scale(Extra::Scaler) => vec!["horizontalpodautoscalers"],
             Self::Scale(Extra::Budget) => vec!["poddisruptionbudgets"],
             Self::Register => vec!["validatingwebhookconfigurations", "ratelimitpolicies"],
             Self::SeeDaemonSet => vec!["daemonsets"],
+            Self::RestoreClass => vec!["gatewayclasses"],
+            Self::FollowStranger(kinds) => {
+                let all = kinds.iter().map(|one| one.plural);
+                all.chain(["customresourcedefinitions"]).collect()
+            }
             Self::Note => vec!["events"],
         }
     }
@@ -263,6 +279,10 @@ impl Stage {
                 writer.patch(&reference, &annotation).await?;
                 Ok(writer.delete(&reference).await?)
             }
+            Deed::Change(kind) => {
+                let change = json!({ "spec": { "activeDeadlineSeconds": 60 } });
+                Ok(writer.patch(&reference(kind), &change).await?)
+            }
             Deed::Make(kind) => {
                 let mut value = object(kind, "made")?;
                 value["metadata"]["labels"] = json!({ "a": "b" });
@@ -302,6 +322,9 @@ impl Stage {
                 Ok(())
             }
             Deed::Note => self.note().await,
+            Deed::FollowSecret => self.follow_secret(scope).await,
+            Deed::FollowStranger(kinds) => self.follow_stranger(kinds, scope).await,
+            Deed::RestoreClass => self.restore_class(&writer).await,
         }
     }
 
@@ -445,6 +468,7 @@ async fn eventually_soon(check: impl AsyncFn() -> Result<bool>) -> Result<()> {
 /// The charts' accounts and roles, an object of each kind, and a cluster as seen by one account.
 async fn stage(server: &ApiServer, scope: &Scope, name: &str) -> Result<Stage> {
     define(server).await?;
+    define_strangers(server).await?;
     server.namespace(HOME).await?;
     server.namespace("shop").await?;
     let mut text = String::new();
@@ -501,10 +525,13 @@ fn the_control_plane_needs_each_of_its_rights() {
         let followed = SourceOptions::default().kinds.into_iter().map(Deed::Follow);
         let told = TOLD.iter().map(|kind| Deed::Tell(*kind));
         let made = MADE.iter().map(|kind| Deed::Make(*kind));
+        let strangers = STRANGERS.chunks(1).map(Deed::FollowStranger);
         let others = [
+            Deed::RestoreClass,
             Deed::Review,
             Deed::DistributeRoots,
             Deed::KeepAuthority,
+            Deed::FollowSecret,
             Deed::Lead,
             Deed::Register,
             Deed::ReadParameters,
@@ -512,7 +539,8 @@ fn the_control_plane_needs_each_of_its_rights() {
             Deed::Scale(Extra::Budget),
         ]
         .into_iter();
-        let deeds = followed.chain(told).chain(made).chain(others).collect();
+        let deeds = followed.chain(told).chain(made).chain(others);
+        let deeds = deeds.chain(strangers).collect();
         let done = stage
             .take_away(&account("control-plane", "isobard", deeds)?)
             .await;
@@ -549,11 +577,13 @@ fn an_account_may_do_nothing_else() {
         let stage = stage(server, &scope, "isobar-cni").await?;
         for deed in [
             Deed::Follow(Kind::Service),
+            Deed::Change(Kind::Pod),
             Deed::Make(Kind::ServiceAccount),
             Deed::Tell(Kind::Gateway),
             Deed::Review,
             Deed::DistributeRoots,
             Deed::KeepAuthority,
+            Deed::FollowSecret,
             Deed::Lead,
             Deed::Register,
         ] {

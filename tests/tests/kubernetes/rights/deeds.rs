@@ -4,16 +4,105 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use isobar_kubernetes::{Applying, Extra, ExtraRef, Webhook, WebhookAddress, WebhookOptions};
-use isobar_objects::Kind;
+use isobar_kubernetes::{
+    Applying, Extra, ExtraRef, KubernetesSource, KubernetesWriter, SourceOptions, Webhook,
+    WebhookAddress, WebhookOptions,
+};
+use isobar_objects::{Kind, ObjectRef, ObjectSource as _, ObjectWriter as _, Stranger, read_value};
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
+use isobar_types::labels;
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::objects::object;
 use super::{HOME, PATIENCE, Stage};
 
 impl Stage {
+    pub(super) async fn follow_secret(&self, scope: &Scope) -> Result<()> {
+        let secret = |value: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Secret",
+                "metadata": { "name": "page", "namespace": "shop" },
+                "stringData": { "ca.crt": value },
+            })
+        };
+        self.remove(&secret("")).await?;
+        self.admin
+            .apply(&secret("one"), Applying::default())
+            .await?;
+        let options = SourceOptions {
+            kinds: Vec::new(),
+            ..SourceOptions::default()
+        };
+        let named = ObjectRef::new(Kind::Secret, "shop", "page");
+        let source = KubernetesSource::new(self.account.clone(), options)
+            .with_secrets(move |_| [named.clone()].into());
+        let mut objects = source.subscribe();
+        scope.spawn("source", Box::new(source).run(scope.lifetime()));
+        for value in ["one", "two"] {
+            if value == "two" {
+                let how = Applying {
+                    force: true,
+                    ..Applying::default()
+                };
+                self.admin.apply(&secret(value), how).await?;
+            }
+            let seen = objects.wait_for(|objects| {
+                let found = objects.objects.secrets.get("shop", "page");
+                let data = found.and_then(|one| one.data.as_ref()?.get("ca.crt").cloned());
+                data.is_some_and(|bytes| bytes.0 == value.as_bytes())
+            });
+            tokio::time::timeout(PATIENCE, seen).await??;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn follow_stranger(
+        &self,
+        kinds: &'static [Stranger],
+        scope: &Scope,
+    ) -> Result<()> {
+        let options = SourceOptions {
+            kinds: Vec::new(),
+            ..SourceOptions::default()
+        };
+        let source = KubernetesSource::new(self.account.clone(), options).with_strangers(kinds);
+        let mut objects = source.subscribe();
+        scope.spawn("source", Box::new(source).run(scope.lifetime()));
+        let stranger = kinds[0];
+        let object = |name: &str| {
+            json!({
+                "apiVersion": format!("{}/v1", stranger.group), "kind": stranger.kind,
+                "metadata": { "name": name, "namespace": "shop" },
+            })
+        };
+        self.remove(&object("later")).await?;
+        // One is found by the list, the other by the watch.
+        self.admin.apply(&object("x"), Applying::default()).await?;
+        tokio::time::timeout(PATIENCE, objects.wait_for(|told| told.synced)).await??;
+        for name in ["x", "later"] {
+            self.admin.apply(&object(name), Applying::default()).await?;
+            let wanted = stranger.object("shop", name);
+            let told = objects.wait_for(|told| {
+                let mut all = told.findings.iter();
+                all.any(|one| one.object.as_ref() == Some(&wanted))
+            });
+            tokio::time::timeout(PATIENCE, told).await??;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn restore_class(&self, writer: &KubernetesWriter) -> Result<()> {
+        let name = labels::WAYPOINT_CLASS;
+        let mut class = object(Kind::GatewayClass, name)?;
+        class["metadata"]["labels"] = json!({ "a": "b" });
+        self.remove(&class).await?;
+        let (made, findings) = read_value(&class);
+        let made = made.with_context(|| format!("{findings:?}"))?;
+        Ok(writer.apply(&made).await?)
+    }
+
     pub(super) async fn scale(&self, kind: Extra) -> Result<()> {
         let object = ExtraRef {
             kind,
@@ -59,7 +148,9 @@ impl Stage {
             manager: "isobar".to_owned(),
             address,
             kinds: vec![Kind::RateLimitPolicy],
-            revision: String::new(),
+            warns: false,
+            revision: "default".to_owned(),
+            is_default: true,
             is_needed: true,
             namespace: HOME.to_owned(),
         };

@@ -83,13 +83,17 @@ pub(super) const TOLD: &[Kind] = &[
     Kind::VirtualService,
     Kind::DestinationRule,
     Kind::ServiceEntry,
+    Kind::WorkloadEntry,
     Kind::Gateway,
+    Kind::GatewayClass,
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TcpRoute,
     Kind::TlsRoute,
     Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
     Kind::RateLimitPolicy,
+    Kind::IstioGateway,
 ];
 /// Kinds that waypoints are made of.
 pub(super) const MADE: &[Kind] = &[Kind::Service, Kind::ServiceAccount, Kind::Deployment];
