@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use isobar_objects::{Kind, ObjectRef, merge_patch};
+use isobar_objects::{Kind, ObjectRef, ObjectSet, Published, merge_patch};
 use isobar_types::labels;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,32 +8,55 @@ use serde_json::{Value, json};
 use super::status::Transitions;
 use super::{Wanted, WaypointPods, edge, gateway};
 use crate::engine::Planned;
-use crate::model::{BOUND_ACCOUNT, Verdict};
+use crate::model::{BOUND_ACCOUNT, Plan, Verdict, invalid};
+use crate::revision::Revision;
 
 /// Kinds whose status carries conditions of ours. Nothing is written on pods and accounts.
-const CONDITIONED: [Kind; 7] = [
+const CONDITIONED: [Kind; 11] = [
     Kind::Service,
     Kind::Gateway,
+    Kind::GatewayClass,
     Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
     Kind::VirtualService,
     Kind::DestinationRule,
     Kind::ServiceEntry,
+    Kind::WorkloadEntry,
     Kind::RateLimitPolicy,
+    Kind::IstioGateway,
 ];
 
-/// Everything that should be written for one plan, and what stays as it is.
+/// What one plan leads to.
+#[derive(Debug, Default)]
+pub(super) struct Desired {
+    /// What should be written.
+    pub(super) wanted: BTreeMap<ObjectRef, Wanted>,
+    /// What stays as it is.
+    pub(super) kept: BTreeSet<ObjectRef>,
+    /// What another control plane writes, whoever wrote it before.
+    pub(super) of_others: BTreeSet<ObjectRef>,
+}
+
+/// Everything that should be written for one plan.
 pub(super) fn desired(
     planned: &Planned,
     pods: &WaypointPods,
     transitions: &mut Transitions,
     now: Timestamp,
-) -> (BTreeMap<ObjectRef, Wanted>, BTreeSet<ObjectRef>) {
+) -> Desired {
     let set = &planned.published.objects;
     let plan = &planned.plan;
     let mut wanted: BTreeMap<ObjectRef, Wanted> = BTreeMap::new();
     let mut kept = BTreeSet::new();
+    let mut of_others = BTreeSet::new();
+    let revision = &pods.revision;
     let mut verdicts: Vec<Verdict> = plan.verdicts.clone();
+    verdicts.retain(|verdict| tells(revision, &planned.published, &verdict.object));
     for facts in &plan.gateways {
+        if !revision.runs(set, &facts.key.namespace, &facts.key.name) {
+            of_others.extend(gateway::made_for(set, &facts.key));
+            continue;
+        }
         let rendered = gateway::render(set, facts, pods);
         kept.extend(rendered.kept);
         for object in rendered.objects {
@@ -46,43 +69,26 @@ pub(super) fn desired(
         }
         verdicts.extend(rendered.verdicts);
     }
+    invalid::contradict(&planned.published.invalid, &mut verdicts);
     conditions(&mut wanted, planned, &verdicts, transitions, now);
-    for route in &plan.routes {
-        let parents = transitions.parents(set, &route.object, &route.parents, now);
+    let told = |object: &ObjectRef| revision.tells(set, object);
+    for route in plan.routes.iter().filter(|route| told(&route.object)) {
+        let published = &planned.published;
+        let parents = transitions.parents(published, &route.object, &route.parents, now);
         patch(
             &mut wanted,
             &route.object,
             &json!({ "status": { "parents": parents } }),
         );
     }
-    for (account, latch) in &plan.latches {
-        let object = ObjectRef::new(Kind::ServiceAccount, &account.namespace, &account.name);
-        let exists = set
-            .service_accounts
-            .get(&account.namespace, &account.name)
-            .is_some();
-        if exists && latch.is_some() {
-            let annotations = json!({ labels::WAYPOINT_LATCHED: latch.as_deref() });
-            patch(
-                &mut wanted,
-                &object,
-                &json!({ "metadata": { "annotations": annotations } }),
-            );
-        }
-    }
-    for service in &plan.services {
-        if let Some(account) = &service.sticky {
-            let object = ObjectRef::new(Kind::Service, &service.key.namespace, &service.key.name);
-            let annotations = json!({ BOUND_ACCOUNT: &**account });
-            patch(
-                &mut wanted,
-                &object,
-                &json!({ "metadata": { "annotations": annotations } }),
-            );
-        }
+    if revision.is_default() {
+        annotations(&mut wanted, set, plan);
     }
     for (entry, addresses) in &plan.allocated {
         let object = ObjectRef::new(Kind::ServiceEntry, &entry.namespace, &entry.name);
+        if !told(&object) {
+            continue;
+        }
         let list = addresses
             .iter()
             .map(|given| json!({ "value": given.value, "host": given.host }));
@@ -94,7 +100,51 @@ pub(super) fn desired(
         );
     }
     fill(&mut wanted);
-    (wanted, kept)
+    Desired {
+        wanted,
+        kept,
+        of_others,
+    }
+}
+
+/// True if what there is to say about the object is for this control plane to write. Nothing is known
+/// of some but that they are not valid.
+fn tells(revision: &Revision, published: &Published, object: &ObjectRef) -> bool {
+    let set = &published.objects;
+    match published.invalid.get(object) {
+        Some(invalid) if !set.contains(object) => revision.tells_one_with(&invalid.labels),
+        _ => revision.tells(set, object),
+    }
+}
+
+/// What is remembered on accounts and Services themselves.
+fn annotations(wanted: &mut BTreeMap<ObjectRef, Wanted>, set: &ObjectSet, plan: &Plan) {
+    for (account, latch) in &plan.latches {
+        let object = ObjectRef::new(Kind::ServiceAccount, &account.namespace, &account.name);
+        let exists = set
+            .service_accounts
+            .get(&account.namespace, &account.name)
+            .is_some();
+        if exists && latch.is_some() {
+            let annotations = json!({ labels::WAYPOINT_LATCHED: latch.as_deref() });
+            patch(
+                wanted,
+                &object,
+                &json!({ "metadata": { "annotations": annotations } }),
+            );
+        }
+    }
+    for service in &plan.services {
+        if let Some(account) = &service.sticky {
+            let object = ObjectRef::new(Kind::Service, &service.key.namespace, &service.key.name);
+            let annotations = json!({ BOUND_ACCOUNT: &**account });
+            patch(
+                wanted,
+                &object,
+                &json!({ "metadata": { "annotations": annotations } }),
+            );
+        }
+    }
 }
 
 /// One patch per object carries the same keys whenever it is written, so that a later patch takes
@@ -141,12 +191,11 @@ fn conditions(
     transitions: &mut Transitions,
     now: Timestamp,
 ) {
-    let set = &planned.published.objects;
     let mut by_object: BTreeMap<&ObjectRef, BTreeMap<&str, Value>> = BTreeMap::new();
     for verdict in verdicts {
         let known = verdict.object.known();
         if known.is_some_and(|kind| CONDITIONED.contains(&kind)) {
-            let condition = transitions.condition(set, verdict, now);
+            let condition = transitions.condition(&planned.published, verdict, now);
             by_object
                 .entry(&verdict.object)
                 .or_default()

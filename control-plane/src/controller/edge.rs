@@ -5,6 +5,7 @@ use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::listeners;
 use crate::model::{GatewayFacts, ListenerFacts, Verdict};
 
 /// Opens the listeners' ports in the Service, which is for callers from outside.
@@ -47,7 +48,7 @@ pub(super) fn deployment(mut deployment: Value, facts: &GatewayFacts) -> Value {
 /// One listener for each port.
 fn distinct(listeners: &[ListenerFacts]) -> Vec<&ListenerFacts> {
     let mut all: Vec<&ListenerFacts> = Vec::new();
-    for listener in listeners.iter().filter(|one| one.problem.is_none()) {
+    for listener in listeners.iter().filter(|one| one.served) {
         if all.iter().all(|have| have.port != listener.port) {
             all.push(listener);
         }
@@ -74,10 +75,13 @@ pub(super) fn accepted(reference: &ObjectRef, listeners: &[ListenerFacts]) -> Ve
     )
 }
 
-/// The status of the listeners. What has not changed keeps its time.
+/// The status of the listeners, of waypoints too. What has not changed keeps its time.
 pub(super) fn listeners(set: &ObjectSet, facts: &GatewayFacts, now: Timestamp) -> Option<Value> {
-    let told = facts.listeners.as_ref()?;
     let gateway = set.gateways.get(&facts.key.namespace, &facts.key.name)?;
+    let (told, ready) = match &facts.listeners {
+        Some(told) => (told.clone(), facts.ready),
+        None => (listeners::of_waypoint(gateway), facts.programmed),
+    };
     let list = told.iter().map(|listener| {
         let kinds = listener.kinds.iter();
         let kinds = kinds.map(|kind| json!({ "group": Kind::HttpRoute.group(), "kind": kind }));
@@ -85,7 +89,7 @@ pub(super) fn listeners(set: &ObjectSet, facts: &GatewayFacts, now: Timestamp) -
             "name": listener.name,
             "supportedKinds": kinds.collect::<Vec<_>>(),
             "attachedRoutes": listener.attached,
-            "conditions": conditions(gateway, listener, facts.ready, now),
+            "conditions": conditions(gateway, listener, ready, now),
         })
     });
     Some(json!({ "status": { "listeners": list.collect::<Vec<_>>() } }))

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Published};
 use isobar_types::labels;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -17,10 +17,11 @@ impl Transitions {
     /// One condition as Kubernetes writes it.
     pub(super) fn condition(
         &mut self,
-        set: &ObjectSet,
+        published: &Published,
         verdict: &Verdict,
         now: Timestamp,
     ) -> Value {
+        let set = &published.objects;
         let key = (verdict.object.clone(), verdict.condition.to_owned());
         let fresh = || {
             (
@@ -41,7 +42,7 @@ impl Transitions {
             "reason": verdict.reason,
             "message": verdict.message,
             "lastTransitionTime": entry.1,
-            "observedGeneration": generation(set, &verdict.object),
+            "observedGeneration": generation(published, &verdict.object),
         })
     }
 }
@@ -50,13 +51,13 @@ impl Transitions {
     /// What is told about a route, by parent, as Kubernetes writes it.
     pub(super) fn parents(
         &mut self,
-        set: &ObjectSet,
+        published: &Published,
         object: &ObjectRef,
         parents: &[ParentStatus],
         now: Timestamp,
     ) -> Value {
-        let told = route_status(set, object);
-        let generation = generation(set, object);
+        let told = route_status(&published.objects, object);
+        let generation = generation(published, object);
         let list = parents.iter().enumerate().map(|(at, parent)| {
             let reference = serde_json::to_value(&parent.parent).unwrap_or_default();
             let own = told.as_ref().and_then(|told| {
@@ -140,11 +141,23 @@ fn status_of(set: &ObjectSet, object: &ObjectRef) -> Option<Value> {
         Kind::ServiceEntry => set.service_entries.get(namespace, name)?.status.clone(),
         Kind::DestinationRule => set.destination_rules.get(namespace, name)?.status.clone(),
         Kind::RateLimitPolicy => set.rate_limit_policies.get(namespace, name)?.status.clone(),
+        Kind::IstioGateway => set.istio_gateways.get(namespace, name)?.status.clone(),
+        Kind::GatewayClass => set.gateway_classes.get("", name)?.status.clone(),
+        Kind::WorkloadEntry => set.workload_entries.get(namespace, name)?.status.clone(),
+        Kind::PeerAuthentication => {
+            let held = set.peer_authentications.get(namespace, name)?;
+            held.status.clone()
+        }
         _ => None,
     }
 }
 
-fn generation(set: &ObjectSet, object: &ObjectRef) -> i64 {
+/// Of the version that was judged, which is not always the one in force.
+fn generation(published: &Published, object: &ObjectRef) -> i64 {
+    if let Some(invalid) = published.invalid.get(object) {
+        return invalid.generation.unwrap_or_default();
+    }
+    let set = &published.objects;
     fn of<T: ObjectHead>(set: &ObjectSet, object: &ObjectRef) -> Option<i64> {
         T::map(set)
             .get(&object.namespace, &object.name)?
@@ -162,6 +175,12 @@ fn generation(set: &ObjectSet, object: &ObjectRef) -> i64 {
             of::<isobar_objects::rate_limit::RateLimitPolicy>(set, object)
         }
         Some(Kind::DestinationRule) => of::<isobar_objects::istio::DestinationRule>(set, object),
+        Some(Kind::PeerAuthentication) => {
+            of::<isobar_objects::istio::PeerAuthentication>(set, object)
+        }
+        Some(Kind::GatewayClass) => of::<isobar_objects::gateway_api::GatewayClass>(set, object),
+        Some(Kind::WorkloadEntry) => of::<isobar_objects::istio::WorkloadEntry>(set, object),
+        Some(Kind::IstioGateway) => of::<isobar_objects::istio::IstioGateway>(set, object),
         Some(Kind::HttpRoute) => of::<isobar_objects::gateway_api::HttpRoute>(set, object),
         Some(Kind::GrpcRoute) => of::<isobar_objects::gateway_api::GrpcRoute>(set, object),
         Some(Kind::TcpRoute) => of::<isobar_objects::gateway_api::TcpRoute>(set, object),

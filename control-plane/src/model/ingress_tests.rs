@@ -122,7 +122,7 @@ fn every_host_of_a_server_that_wants_https_is_sent_there() {
 }
 
 /// A Secret with a certificate of its own.
-fn secret(name: &str, namespace: &str) -> String {
+pub(super) fn secret(name: &str, namespace: &str) -> String {
     let day = std::time::Duration::from_secs(86_400);
     let authority = Authority::generate("test").unwrap();
     let issued = authority

@@ -7,10 +7,10 @@ use isobar_types::{Identity, NamespacedName, Str};
 
 use super::authorization::L4Policies;
 use super::bindings::{AccountBinding, Bindings};
-use super::gateways::{Gateways, denied_address, waypoints};
+use super::gateways::{Gateways, classes, denied_address, waypoints};
 use super::ingress;
 use super::l7::{self, Hosts, KeptKeys, RouteStatus, Scoping};
-use super::network_policy::{NetworkPolicies, Remedy};
+use super::network_policy::{NetworkPolicies, Remedy, Standings};
 use super::outbound;
 use super::passage;
 use super::peer_authentication::PeerAuthentications;
@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) routes: Vec<RouteStatus>,
     /// NetworkPolicies that shut what the mesh needs open, and how they would have to be.
     pub(crate) remedies: Vec<Remedy>,
+    /// What pods are to NetworkPolicies.
+    pub(crate) standings: Standings,
     /// What to tell about objects, sorted.
     pub(crate) verdicts: Vec<Verdict>,
 }
@@ -120,7 +122,9 @@ pub(crate) struct ListenerFacts {
     pub(crate) kinds: &'static [&'static str],
     /// Routes that are attached.
     pub(crate) attached: usize,
-    /// Why it is not served, by a word of the Gateway API and a sentence.
+    /// Callers come in there.
+    pub(crate) served: bool,
+    /// Why it is not served, or not as written, by a word of the Gateway API and a sentence.
     pub(crate) problem: Option<(&'static str, String)>,
 }
 
@@ -128,11 +132,10 @@ pub(crate) struct ListenerFacts {
 /// waypoints were served before; they stay, so that a changed subset never finds its new key
 /// missing.
 pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -> Plan {
-    let pods = set.pods.iter();
-    let pods: Vec<_> = pods.filter_map(|pod| PodFacts::read(&pod.object)).collect();
+    let pods = read_pods(set);
     let gateways = waypoints(set, &pods, settings);
     let mut bindings = Bindings::read(set, &gateways);
-    let mut verdicts = std::mem::take(&mut bindings.verdicts);
+    let mut verdicts = first_verdicts(set, settings, &mut bindings);
     let selection = Selection {
         set,
         settings,
@@ -148,7 +151,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     verdicts.extend(services.iter().flat_map(|service| service.verdicts.clone()));
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
-    let peers = PeerAuthentications::read(set, &settings.root_namespace);
+    let peers = PeerAuthentications::tell(set, &settings.root_namespace, &mut verdicts);
     let memberships = memberships(set, &pods, &members, &services, &entries);
     let network = NetworkPolicies::read(&selection, &pods, &memberships, &mut verdicts);
     let policies = Policies {
@@ -178,11 +181,9 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         &targets,
         &mut verdicts,
     );
-    let waypoints = plan_waypoints(&gateways, &scoping, kept_keys);
+    let waypoints = plan_waypoints(&gateways, &scoping, kept_keys, &mut verdicts);
     let (routes, listeners) = scoping.told();
     verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
-    verdicts.sort_unstable();
-    verdicts.dedup();
     Plan {
         waypoints,
         instances: instances(&workloads, &pods, &gateways),
@@ -198,8 +199,26 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         workloads,
         routes,
         remedies: network.remedies,
-        verdicts,
+        standings: network.standings,
+        verdicts: once_each(verdicts),
     }
+}
+
+fn read_pods(set: &ObjectSet) -> Vec<PodFacts<'_>> {
+    let pods = set.pods.iter();
+    pods.filter_map(|pod| PodFacts::read(&pod.object)).collect()
+}
+
+fn once_each(mut verdicts: Vec<Verdict>) -> Vec<Verdict> {
+    verdicts.sort_unstable();
+    verdicts.dedup();
+    verdicts
+}
+
+/// What there is to say before anything else is planned.
+fn first_verdicts(set: &ObjectSet, settings: &Settings, bindings: &mut Bindings) -> Vec<Verdict> {
+    let told = std::mem::take(&mut bindings.verdicts);
+    told.into_iter().chain(classes(set, settings)).collect()
 }
 
 fn places<'a>(
@@ -219,11 +238,14 @@ fn plan_waypoints(
     gateways: &Gateways<'_>,
     scoping: &Scoping<'_>,
     kept_keys: &KeptKeys,
+    verdicts: &mut Vec<Verdict>,
 ) -> Vec<WaypointPlan> {
-    gateways
+    let waypoints: Vec<_> = gateways
         .values()
         .map(|waypoint| l7::plan_waypoint(waypoint, scoping, kept_keys.get(&waypoint.key)))
-        .collect()
+        .collect();
+    verdicts.extend(l7::around(&waypoints, scoping));
+    waypoints
 }
 
 fn plan_services(

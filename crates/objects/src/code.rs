@@ -47,6 +47,8 @@ impl Code {
     pub const OTHER: Self = Self(299);
     /// A NetworkPolicy shuts what the mesh needs open.
     pub const DOOR_SHUT: Self = Self(301);
+    /// A NetworkPolicy shuts out probes.
+    pub const PROBES_SHUT: Self = Self(304);
     /// In the mesh by label, and not redirected.
     pub const NOT_REDIRECTED: Self = Self(401);
     /// Redirected, and not in the mesh by label.
@@ -150,7 +152,7 @@ const TABLE: &[CodeEntry] = &[
     entry(212, "UnsupportedValue", "spec", "a value that cannot be honoured where the object applies", "write a value that the finding names, or see docs/features.md"),
     entry(213, "UnknownSubset", "spec.http[].route[].destination.subset", "a subset that no DestinationRule makes; calls there are answered 503", "add the subset to a DestinationRule of that host"),
     entry(214, "Conflicted", "spec.parentRefs", "something else is for the same, and counts: a VirtualService of the Service, or an older Gateway with the host or port", "remove one of the two"),
-    entry(215, "NoWaypoint", "spec.parentRefs", "a route of a Service that no waypoint serves: nobody applies it", "bind the Service or its namespace to a waypoint with `isobar waypoint apply`"),
+    entry(215, "NoWaypoint", "spec.parentRefs", "a route of a Service or ServiceEntry that no waypoint serves, or a host for a whole domain without one: nobody applies it", "bind the Service or its namespace to a waypoint with `isobar waypoint apply`"),
     entry(216, "NoMatchingParent", "spec.parentRefs", "the Service or port that a route is for is not there", "correct namespace, name and port or sectionName"),
     entry(217, "BackendNotFound", "spec.rules[].backendRefs", "a Service or port that a route leads to is not there; calls are answered 500", "correct the name and port, or apply the Service"),
     entry(218, "RefNotPermitted", "spec.rules[].backendRefs", "a route leads to another namespace, which does not permit it; calls are answered 500", "apply a ReferenceGrant in that namespace"),
@@ -162,16 +164,18 @@ const TABLE: &[CodeEntry] = &[
     entry(224, "Conflict", "metadata.name", "objects that the waypoint needs are there and somebody else's", "give the Gateway another name"),
     entry(225, "ListenersNotValid", "spec.listeners", "a waypoint without a listener of protocol HBONE on port 15008", "use what `isobar waypoint apply` writes"),
     entry(226, "Pending", "status", "no pod of the waypoint has been ready yet", "look at the pods of its Deployment and their logs"),
-    entry(227, "InvalidCertificateRef", "spec.listeners[].tls.certificateRefs", "a listener's certificate is not there or cannot be used; its handshakes fail", "apply a Secret of type kubernetes.io/tls with a chain and its key"),
+    entry(227, "InvalidCertificateRef", "spec.listeners[].tls.certificateRefs", "a certificate that a listener, server or DestinationRule names is not there or cannot be used; handshakes fail, or go on with the one before", "apply a Secret of type kubernetes.io/tls with a chain and its key"),
     entry(228, "NoMatchingListenerHostname", "spec.hostnames", "no listener of the Gateway has a host name that the route's go with", "correct the host names of route or listener"),
     entry(229, "NotAllowedByListeners", "spec.parentRefs", "no listener of the Gateway admits the route", "widen `allowedRoutes` of the listener, or move the route into its namespace"),
     entry(230, "PortUnavailable", "spec.listeners[].port", "another listener has the port with another protocol, or the mesh needs it itself", "choose another port"),
     entry(231, "UnsupportedProtocol", "spec.listeners[].protocol", "a listener's protocol is none that gateways speak", "use HTTP, HTTPS or TLS"),
+    entry(232, "GatewayGoesAround", "spec.targetRefs", "a gateway sends callers from outside straight to the policy's target, around the waypoint that keeps the policy", "label the Service, the ServiceEntry or its Namespace istio.io/ingress-use-waypoint: \"true\", or write a policy for the gateway as well"),
     entry(299, "Other", "", "something else that the control plane says about the object", "see the finding"),
 
     entry(301, "DoorShut", "spec", "a NetworkPolicy shuts what connections of the mesh need open", "`isobar netpol fix` shows the smallest change, `--apply` makes it"),
     entry(302, "OnlyTunnelPort", "spec.ingress[].ports", "a NetworkPolicy opens 15008, the tunnel, and no port behind it", "name the application's ports beside 15008"),
     entry(303, "TooManyPorts", "spec.ingress[].ports", "a range of ports that is too large to be enforced inside tunnels; its rule opens nothing there", "narrow endPort"),
+    entry(304, "ProbesShut", "spec.ingress", "a NetworkPolicy does not admit the address that probes of pods in the mesh come from; network plugins that go by addresses drop them", "`isobar netpol fix` shows the rule for it, `--apply` adds it"),
 
     entry(401, "NotRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is in the mesh by its labels, but its node agent has not said that its traffic is redirected", "look at the agent of the pod's node: `kubectl logs -n istio-system ds/isobar-cni`"),
     entry(402, "StillRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is redirected although its labels do not ask for it", "wait some seconds; then look at the agent of the pod's node"),
@@ -201,6 +205,7 @@ mod tests {
     #[test]
     fn reasons_and_texts_lead_to_codes() {
         assert_eq!(Code::of_reason("DoorShut"), Code::DOOR_SHUT);
+        assert_eq!(Code::of_reason("ProbesShut"), Code::PROBES_SHUT);
         assert_eq!(Code::of_reason("Sidecar"), Code::OTHER);
         assert_eq!(Code::parse("iso0104"), Some(Code::UNKNOWN_FIELD));
         assert_eq!(Code::parse("ISO9999"), None);

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::kinds::{ObjectRef, join_api_version};
+use crate::kinds::{Kind, ObjectRef, join_api_version};
 use crate::merge::join_patches;
 use crate::object::Object;
 use crate::writer::{ObjectWriter, WriteError};
@@ -136,7 +136,11 @@ impl OverlayWriter {
                 object: object.clone(),
             });
         }
-        let kind = object.kind.to_lowercase();
+        let kind = match object.known() {
+            // Of two kinds of one name the Gateway API's has it.
+            Some(Kind::IstioGateway) => "istiogateway".to_owned(),
+            _ => object.kind.to_lowercase(),
+        };
         let mut stem = if object.namespace.is_empty() {
             format!("{kind}.{}", object.name)
         } else {

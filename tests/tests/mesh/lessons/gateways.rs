@@ -6,42 +6,28 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use isobar_lab::Target;
 use isobar_tests::yaml::{documents, namespace};
-use isobar_tests::{Caller, Mesh, Reply, eventually};
+use isobar_tests::{Caller, Mesh, Reply, eventually, samples};
 use isobar_tls::ca::Authority;
 use isobar_tls::outwards::{self, Within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::fixture::{ambient, run, server};
+use crate::fixture::{ambient, hello, run, server};
 
-/// Pods with the mesh's own program, and port 30000 of every node before them.
-const INGRESS: &str = "\
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: ingress, namespace: edge}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: ingress, namespace: edge}
-spec:
-  replicas: 1
-  selector: {matchLabels: {istio: ingressgateway}}
-  template:
-    metadata:
-      labels: {app: ingress, istio: ingressgateway, istio.io/dataplane-mode: none}
-    spec:
-      serviceAccountName: ingress
-      containers: [{name: gateway, image: isobar/waypoint, ports: [{containerPort: 8080}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: ingress, namespace: edge}
-spec:
-  type: NodePort
-  selector: {istio: ingressgateway}
-  ports:
-  - {name: http, port: 80, targetPort: 8080, nodePort: 30000}
-  - {name: https, port: 443, targetPort: 8443, nodePort: 30443}
-";
+/// The sample's pods with the mesh's own program, and ports of every node before them.
+fn ingress() -> Result<String> {
+    let text = std::fs::read_to_string(samples().join("gateway/ingressgateway.yaml"))?;
+    let changes = [
+        ("istio-ingressgateway", "ingress"),
+        ("namespace: istio-ingress", "namespace: edge"),
+        ("type: LoadBalancer", "type: NodePort"),
+        ("targetPort: 8080", "targetPort: 8080\n    nodePort: 30000"),
+        ("targetPort: 8443", "targetPort: 8443\n    nodePort: 30443"),
+    ];
+    changes.iter().try_fold(text, |text, (from, to)| {
+        ensure!(text.contains(from), "the sample has no {from:?}");
+        Ok(text.replace(from, to))
+    })
+}
 
 const GATEWAY: &str = "\
 apiVersion: networking.istio.io/v1
@@ -92,7 +78,7 @@ fn node(n: u8, port: u16) -> SocketAddr {
 impl Edge {
     /// With pods for Istio's Gateways.
     async fn start(more: &[(&str, &str)]) -> Result<Self> {
-        Self::start_with(INGRESS, more).await
+        Self::start_with(&ingress()?, more).await
     }
 
     async fn start_with(pods: &str, more: &[(&str, &str)]) -> Result<Self> {
@@ -266,11 +252,6 @@ fn s080_tls_ends_at_a_gateway_and_its_secret_is_replaced_under_load() {
             ("secret.yaml", &first),
         ];
         let edge = Edge::start(&files).await?;
-        if edge.mesh.has_api_server() {
-            // Nobody asks an API server for Secrets yet: without a certificate nobody is served.
-            ensure!(secure(&edge, &old, host).await.is_err());
-            return edge.mesh.down();
-        }
         eventually("the page is there over TLS", async || {
             let reply = secure(&edge, &old, host).await?;
             ensure!(reply.starts_with("HTTP/1.1 200"), "{reply}");
@@ -366,6 +347,110 @@ fn s061_the_mesh_runs_the_pods_of_a_gateway_and_tells_how_it_stands() {
             Ok(())
         })
         .await?;
+        edge.mesh.down()
+    });
+}
+
+/// A port each for connections, for gRPC, and for TLS that ends elsewhere: at the control plane, which
+/// has a certificate of its own.
+const OPAQUE: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec:
+  gatewayClassName: isobar
+  listeners:
+  - {name: grpc, port: 80, protocol: HTTP}
+  - {name: tcp, port: 9000, protocol: TCP}
+  - {name: tls, port: 8443, protocol: TLS, tls: {mode: Passthrough}}
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: page, namespace: shop}
+spec:
+  parentRefs: [{name: front, sectionName: tcp}]
+  rules: [{backendRefs: [{name: server, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: greeter, namespace: shop}
+spec:
+  parentRefs: [{name: front, sectionName: grpc}]
+  rules:
+  - matches: [{method: {service: hello.Greeter}}]
+    backendRefs: [{name: svc-hello-v2, port: 8080}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TLSRoute
+metadata: {name: passed, namespace: shop}
+spec:
+  parentRefs: [{name: front, sectionName: tls}]
+  hostnames: [istiod.istio-system.svc]
+  rules: [{backendRefs: [{name: elsewhere, port: 443}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere, namespace: shop}
+spec: {ports: [{name: tls, port: 443, targetPort: 15012}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: elsewhere, namespace: shop, labels: {kubernetes.io/service-name: elsewhere}}
+addressType: IPv4
+ports: [{name: tls, port: 15012}]
+endpoints: [{addresses: [172.30.0.1]}]
+";
+
+#[test]
+fn a_gateway_takes_connections_and_grpc_and_passes_tls_on() {
+    run(async {
+        let files = [("hello.yaml", &*hello("shop")), ("front.yaml", OPAQUE)];
+        let edge = Edge::start_with("", &files).await?;
+        let front = eventually("the Gateway has a Service", async || {
+            edge.mesh.service_ip("shop/front").await
+        })
+        .await?;
+        let inside = Caller::inside(edge.mesh.lab().netns(Target::Node("node-1".into())).await?)?;
+        eventually("a connection is carried", async || {
+            let reply = inside.get((front, 9000).into(), "/ip").await?;
+            ensure!(reply.status == 200, "{reply:?}");
+            Ok(())
+        })
+        .await?;
+        let call = async |path: &str| {
+            let kind = [("content-type", "application/grpc")];
+            let to = (front, 80).into();
+            inside
+                .request(to, "POST", "greeter.example", path, &kind)
+                .await
+        };
+        eventually("gRPC is answered", async || {
+            let reply = call("/hello.Greeter/Hello").await?;
+            ensure!(reply.body.contains("v2"), "{reply:?}");
+            Ok(())
+        })
+        .await?;
+        let reply = call("/other.Service/X").await?;
+        let status = reply.headers.get("grpc-status").context("a status")?;
+        ensure!(status == "12", "no rule takes it: {reply:?}");
+
+        let roots = std::fs::read_to_string(edge.mesh.lab().paths().root_cert())?;
+        let none: [&str; 0] = [];
+        let client = outwards::client_config(&roots, &none, None)?;
+        let meet = async |host: &str| -> Result<()> {
+            let tcp = inside.connect((front, 8443).into()).await?;
+            let opened = client.connect(tcp, host, Within::Http2);
+            tokio::time::timeout(Duration::from_secs(5), opened).await??;
+            Ok(())
+        };
+        eventually("TLS is passed on", async || {
+            meet("istiod.istio-system.svc").await
+        })
+        .await?;
+        ensure!(
+            meet("isobard.istio-system.svc").await.is_err(),
+            "another name of the same certificate"
+        );
         edge.mesh.down()
     });
 }

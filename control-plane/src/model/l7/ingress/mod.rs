@@ -1,7 +1,7 @@
 //! What gateways at the edge of the mesh are told: their ports, and the rules that are bound to them.
 
 mod claims;
-mod credentials;
+pub(super) mod credentials;
 mod hosts;
 mod servers;
 #[cfg(test)]
@@ -18,7 +18,8 @@ use wire::listener::Protocol;
 use super::super::gateways::WaypointGateway;
 use super::super::plan::WaypointPlan;
 use super::authorization;
-use super::scope::{Scoping, label_keys, labels, reached, rules_for};
+use super::credentials::with_rules;
+use super::scope::{Scoping, labels, named_keys, rate_limits, reached, rules_for};
 use claims::Claims;
 pub(super) use hosts::{exactness, meet};
 pub(super) use servers::told;
@@ -70,17 +71,16 @@ pub(super) fn plan_edge(
     let reached = reached(&[], &routes);
     let rules = rules_for(waypoint, &reached, scoping);
     let through = through_waypoint(&reached, scoping);
-    let rates = scoping.rates.iter().filter_map(|rates| {
-        let wire = rates.for_waypoint(&waypoint.key, &[])?;
-        Some((rates, wire))
-    });
-    let rates: Vec<_> = rates.collect();
-    let mut label_keys = label_keys(&routes, &rules);
-    label_keys.extend(rates.iter().flat_map(|(r, _)| r.label_keys().cloned()));
+    let (rate_limits, mut label_keys) = rate_limits(&waypoint.key, &[], scoping);
+    label_keys.extend(named_keys(&routes, &rules));
     label_keys.extend(kept_keys.into_iter().flatten().cloned());
     WaypointPlan {
         key: waypoint.key.clone(),
-        credentials: credentials::named(&listeners, scoping.set),
+        credentials: with_rules(
+            credentials::named(&listeners, scoping.set),
+            &rules,
+            scoping.set,
+        ),
         waypoint: wire::Waypoint {
             namespace: namespace.to_owned(),
             name: waypoint.key.name.to_string(),
@@ -95,7 +95,7 @@ pub(super) fn plan_edge(
         routes,
         rules,
         authorizations: policies(waypoint, scoping),
-        rate_limits: rates.into_iter().map(|(_, wire)| wire).collect(),
+        rate_limits,
     }
 }
 

@@ -1,10 +1,11 @@
 //! Ports of a gateway, of Istio's Gateways and of the Gateway API's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use isobar_objects::gateway_api::{Gateway, Listener};
+use isobar_objects::gateway_api::{CertificateRef, Gateway, Listener};
 use isobar_objects::istio::{self, IstioGateway, ServerTlsMode, TlsVersion};
-use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, pods};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, may_name_secret, pods};
 use isobar_proto::isobar::v1 as wire;
 use serde::Deserialize;
 use wire::listener::Protocol;
@@ -14,7 +15,7 @@ use super::super::super::gateways::{Gateways, WaypointGateway};
 use super::super::super::verdict::Verdict;
 use super::super::scope::CONDITION;
 use super::claims::Claims;
-use super::credentials;
+use super::credentials::{self, Unusable};
 
 /// A port, and the hosts that are shown there.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub(in super::super) struct Server {
     pub(super) hosts: Vec<Shown>,
     pub(super) tls: Option<wire::ListenerTls>,
     pub(super) https_redirect: bool,
+    /// What is wrong with it although it is served.
+    pub(super) flaw: Option<Flaw>,
 }
 
 /// A host, and whose rules count for it.
@@ -72,7 +75,8 @@ pub(super) fn istio_servers(waypoint: &WaypointGateway<'_>, set: &ObjectSet) -> 
             };
             let of = format!("Gateway {}/{}", own.0, own.1);
             let (server, lost) = all.claims.settle(server, &of);
-            let flaws = refused.clone().into_iter().chain(lost);
+            let served = server.as_ref().and_then(|server| server.flaw.clone());
+            let flaws = refused.clone().into_iter().chain(lost).chain(served);
             let at =
                 |(word, text): Flaw| (own.clone(), (word, format!("servers[{index}]: {text}")));
             all.told.extend(flaws.map(at));
@@ -146,25 +150,40 @@ fn istio_server(
         "TCP" | "MONGO" => (Protocol::Tcp, None),
         _ => return None,
     };
+    let refused = refused.or_else(|| elsewhere(&server.bind));
     let own = (gateway.namespace().to_owned(), gateway.name().to_owned());
     let hosts = server.hosts.iter().map(|host| shown(host, &own.0));
     let hosts: Vec<_> = hosts.collect();
+    let ends = tls
+        .filter(|_| protocol == Protocol::Https)
+        .map(|tls| ending(tls, &waypoint.key.namespace));
+    let problems = ends.iter().flat_map(|tls| credentials::problems(tls, set));
+    let problems: Vec<String> = problems.collect();
+    let redirects = protocol == Protocol::Http && tls.is_some_and(|tls| tls.https_redirect);
     let server = Server {
         name: match protocol {
             Protocol::Http | Protocol::Tcp => format!("port-{bind}"),
             Protocol::Https | Protocol::Tls => format!("{}.{}-{index}", own.0, own.1),
         },
-        tls: tls
-            .filter(|_| protocol == Protocol::Https)
-            .map(|tls| ending(tls, &waypoint.key.namespace)),
-        https_redirect: protocol == Protocol::Http && tls.is_some_and(|tls| tls.https_redirect),
+        tls: ends,
+        https_redirect: redirects && refused.is_none(),
         of: own,
         port,
         bind,
         protocol,
         hosts,
+        flaw: (!problems.is_empty()).then(|| ("InvalidCertificateRef", problems.join("; "))),
     };
     Some((server, refused))
+}
+
+/// Pods listen on all of their addresses: a server that is for some of them only is for nobody.
+fn elsewhere(bind: &str) -> Option<Flaw> {
+    let any = ["", "0.0.0.0", "::"];
+    (!any.contains(&bind)).then(|| {
+        let text = format!("bind {bind} is not honoured: nothing is served there");
+        ("UnsupportedValue", text)
+    })
 }
 
 /// What becomes of TLS, and why it is refused.
@@ -176,8 +195,15 @@ fn in_tls(word: &str, tls: Option<&istio::ServerTls>) -> (Protocol, Option<Flaw>
     let Some(tls) = tls else {
         return refused("TLS is not described");
     };
+    let verified = matches!(
+        tls.mode,
+        ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+    );
     let limits = [
-        ("subjectAltNames", tls.subject_alt_names.is_empty()),
+        (
+            "subjectAltNames",
+            verified || tls.subject_alt_names.is_empty(),
+        ),
         ("caCrl", tls.ca_crl.is_empty()),
         (
             "verifyCertificateSpki",
@@ -188,19 +214,37 @@ fn in_tls(word: &str, tls: Option<&istio::ServerTls>) -> (Protocol, Option<Flaw>
             tls.verify_certificate_hash.is_empty(),
         ),
     ];
-    let limit = limits.iter().find(|(_, empty)| !empty);
-    match (tls.mode, limit) {
-        (ServerTlsMode::Passthrough, _) => (Protocol::Tls, None),
+    let limit = limits.iter().find(|(_, honoured)| !honoured);
+    let mut names = tls.subject_alt_names.iter();
+    let odd = names.find(|name| verified && !may_be_shown(name));
+    match (tls.mode, limit, odd) {
+        (ServerTlsMode::Passthrough, ..) => (Protocol::Tls, None),
         // Without it callers would be let in that are not meant to be.
-        (_, Some((field, _))) => refused(&format!("tls.{field} is not honoured")),
-        (ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual, None)
+        (_, Some((field, _)), _) => refused(&format!("tls.{field} is not honoured")),
+        (_, _, Some(name)) => refused(&format!(
+            "{name:?} in tls.subjectAltNames is no host name, address or URI"
+        )),
+        (ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual, ..)
             if word == "HTTPS" =>
         {
             (Protocol::Https, None)
         }
-        // TLS that ends before what is no HTTP, or the mesh's own.
-        _ => refused("this mode of TLS is not honoured"),
+        (ServerTlsMode::IstioMutual, ..) => refused(
+            "mode ISTIO_MUTUAL is not honoured (callers of the mesh come to servers of protocol \
+             HTTP or TCP in its tunnels, with their identity)",
+        ),
+        (ServerTlsMode::AutoPassthrough, ..) => refused("mode AUTO_PASSTHROUGH is not honoured"),
+        _ => refused("TLS that ends before what is no HTTP is not honoured"),
     }
+}
+
+/// Whether a certificate can show this name in a way that is compared here.
+fn may_be_shown(name: &str) -> bool {
+    let label = |label: &str| {
+        let inside = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !label.is_empty() && label.len() < 64 && label.bytes().all(inside)
+    };
+    name.contains("://") || name.parse::<IpAddr>().is_ok() || name.split('.').all(label)
 }
 
 /// `ns/host`, `./host`, `*/host` or a host.
@@ -218,27 +262,22 @@ fn shown(host: &str, own: &str) -> Shown {
 
 /// Secrets lie where the gateway's pods run, not where somebody writes a Gateway.
 fn ending(tls: &istio::ServerTls, namespace: &str) -> wire::ListenerTls {
-    let named = std::iter::once(&tls.credential_name).chain(&tls.credential_names);
-    let named: Vec<_> = named.filter(|name| !name.is_empty()).collect();
-    let first = named.first().map_or("", |name| name.as_str());
-    let authority = match tls.ca_cert_credential_name.as_str() {
-        "" => first,
-        name => name,
-    };
     let client = match tls.mode {
         ServerTlsMode::Mutual => ClientCertificate::Required,
         ServerTlsMode::OptionalMutual => ClientCertificate::Optional,
         _ => ClientCertificate::None,
     };
+    let named = tls.shown().map(|name| credentials::name(namespace, name));
+    let authority = tls.authority();
     wire::ListenerTls {
-        credentials: named
-            .iter()
-            .map(|name| credentials::name(namespace, name))
-            .collect(),
+        credentials: named.collect(),
         client: client.into(),
-        client_authority: match client {
-            ClientCertificate::None => String::new(),
-            _ => credentials::authority(namespace, authority),
+        client_authority: authority
+            .map(|name| credentials::authority(namespace, name))
+            .unwrap_or_default(),
+        client_names: match authority {
+            Some(_) => tls.subject_alt_names.clone(),
+            None => Vec::new(),
         },
         only_tls13: tls.min_protocol_version == TlsVersion::V1_3,
         only_tls12: tls.max_protocol_version == TlsVersion::V1_2,
@@ -292,6 +331,11 @@ impl Server {
         &self.name
     }
 
+    /// What is wrong with it although it is served.
+    pub(in super::super) const fn flaw(&self) -> Option<&Flaw> {
+        self.flaw.as_ref()
+    }
+
     /// What is spoken.
     pub(in super::super) const fn protocol(&self) -> Protocol {
         self.protocol
@@ -336,15 +380,6 @@ struct ApiTls {
     frontend_validation: Option<serde_json::Value>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct CertificateRef {
-    group: Option<String>,
-    kind: Option<String>,
-    name: String,
-    namespace: Option<String>,
-}
-
 /// A listener, and why it is refused, if it is.
 fn api_server(
     gateway: &Gateway,
@@ -357,7 +392,7 @@ fn api_server(
         "HTTP" => (Protocol::Http, Ok(None)),
         "TCP" => (Protocol::Tcp, Ok(None)),
         "HTTPS" | "TLS" => match api_tls(gateway, listener, set) {
-            Ok(Some(tls)) => (Protocol::Https, Ok(Some(tls))),
+            Ok(Some(ends)) => (Protocol::Https, Ok(Some(ends))),
             other => (Protocol::Tls, other),
         },
         other => {
@@ -369,6 +404,7 @@ fn api_server(
         Ok(ends) => (ends, None),
         Err(flaw) => (None, Some(flaw)),
     };
+    let (tls, flaw) = ends.unzip();
     let host = listener.hostname.as_deref().filter(|host| !host.is_empty());
     let server = Server {
         name: match protocol {
@@ -385,18 +421,22 @@ fn api_server(
             host: host.unwrap_or("*").to_ascii_lowercase(),
             only: None,
         }],
-        tls: ends,
+        tls,
         https_redirect: false,
+        flaw: flaw.flatten(),
     };
     Ok((server, refused))
 }
+
+/// How TLS ends, and what is wrong with that although it is served.
+type Ending = (wire::ListenerTls, Option<Flaw>);
 
 /// How TLS of a listener ends; none where it is passed on.
 fn api_tls(
     gateway: &Gateway,
     listener: &Listener,
     set: &ObjectSet,
-) -> Result<Option<wire::ListenerTls>, Flaw> {
+) -> Result<Option<Ending>, Flaw> {
     let tls: ApiTls = match listener.tls.clone().unwrap_or_default() {
         serde_json::Value::Null => ApiTls::default(),
         some => serde_json::from_value(some)
@@ -420,21 +460,16 @@ fn api_tls(
     certificates(gateway, &tls, set).map(Some)
 }
 
-fn certificates(
-    gateway: &Gateway,
-    tls: &ApiTls,
-    set: &ObjectSet,
-) -> Result<wire::ListenerTls, Flaw> {
+fn certificates(gateway: &Gateway, tls: &ApiTls, set: &ObjectSet) -> Result<Ending, Flaw> {
     let invalid = |text: String| ("InvalidCertificateRef", text);
-    let mut named = Vec::new();
+    let (mut named, mut flaw) = (Vec::new(), None);
     for one in &tls.certificate_refs {
-        let group = one.group.as_deref().unwrap_or_default();
-        let kind = one.kind.as_deref().unwrap_or("Secret");
-        if !group.is_empty() || kind != "Secret" {
+        if !one.is_secret() {
+            let kind = one.kind.as_deref().unwrap_or("Secret");
             return Err(invalid(format!("{kind} {:?} is no Secret", one.name)));
         }
         let place = one.namespace.as_deref().unwrap_or(gateway.namespace());
-        if place != gateway.namespace() && !granted(gateway, place, &one.name, set) {
+        if !may_name_secret(set, gateway, place, &one.name) {
             let own = gateway.namespace();
             let text = format!(
                 "no ReferenceGrant in {place} lets {own} use Secret {}",
@@ -442,31 +477,19 @@ fn certificates(
             );
             return Err(("RefNotPermitted", text));
         }
-        credentials::usable(set, place, &one.name).map_err(invalid)?;
+        match credentials::usable(set, place, &one.name) {
+            Ok(()) => {}
+            Err(Unusable::Missing(text)) => return Err(invalid(text)),
+            Err(content) => flaw = Some(invalid(content.text())),
+        }
         named.push(credentials::name(place, &one.name));
     }
     if named.is_empty() {
         return Err(invalid("tls.certificateRefs names no Secret".to_owned()));
     }
-    Ok(wire::ListenerTls {
+    let tls = wire::ListenerTls {
         credentials: named,
         ..wire::ListenerTls::default()
-    })
-}
-
-fn granted(gateway: &Gateway, place: &str, name: &str, set: &ObjectSet) -> bool {
-    let mut grants = set.reference_grants.in_namespace(place);
-    grants.any(|grant| {
-        let mut from = grant.spec.from.iter();
-        let from = from.any(|from| {
-            from.group == Kind::Gateway.group()
-                && from.kind == Kind::Gateway.as_str()
-                && from.namespace == gateway.namespace()
-        });
-        let mut to = grant.spec.to.iter();
-        from && to.any(|to| {
-            let any = to.name.as_deref().is_none_or(|only| only == name);
-            to.group.is_empty() && to.kind == "Secret" && any
-        })
-    })
+    };
+    Ok((tls, flaw))
 }

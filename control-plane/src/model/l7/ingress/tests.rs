@@ -1,6 +1,7 @@
 use isobar_proto::isobar::v1 as wire;
 
 use crate::model::golden_tests::{namespace, planned, pod, reasons};
+use crate::model::ingress_tests::secret;
 use crate::model::{Plan, WaypointPlan};
 
 const SERVICES: &str = "---
@@ -39,6 +40,11 @@ const SIMPLE: &str = "mode: SIMPLE, credentialName: page";
 const MUTUAL: &str = "mode: MUTUAL, credentialName: page";
 
 fn shop(objects: &str) -> Plan {
+    bare(&format!("{}{objects}", secret("page", "shop")))
+}
+
+/// Without a Secret.
+fn bare(objects: &str) -> Plan {
     let edge = pod("edge-1", "edge", "istio: edge", true);
     let web = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n";
     planned(&format!("{}{web}{SERVICES}{edge}{objects}", namespace("")))
@@ -172,7 +178,7 @@ fn rules_count_at_the_most_exact_server_only() {
 #[test]
 fn callers_that_cannot_be_limited_as_written_are_refused() {
     for limit in [
-        "subjectAltNames: [me]",
+        "subjectAltNames: ['me@a.example']",
         "caCrl: /crl",
         "verifyCertificateSpki: [x]",
         "verifyCertificateHash: [x]",
@@ -316,4 +322,148 @@ fn listeners_that_want_the_same_or_limit_callers_are_not_served() {
         ", tls: {frontend: {default: {validation: {caCertificateRefs: []}}}}",
     ));
     assert_eq!(problems(&plan), [Some("Invalid")]);
+}
+
+#[test]
+fn a_server_for_one_address_is_refused() {
+    let at = |bind: &str| {
+        let server = server(80, "HTTP", "'*'", "");
+        let bound = server.replacen('{', &format!("{{bind: '{bind}', "), 1);
+        let own = rules("own", "shop", "a.example", TO_CART);
+        shop(&format!("{}{own}", gateway("old", 1, &bound)))
+    };
+    for all in ["0.0.0.0", "::"] {
+        assert_eq!(reasons(&at(all), "Gateway shop/old"), ["Accepted"]);
+        assert_eq!(parents(&at(all), "own"), ["port-80|a.example"]);
+    }
+    let one = at("127.0.0.1");
+    assert_eq!(reasons(&one, "Gateway shop/old"), ["UnsupportedValue"]);
+    let mut told = one.waypoints.iter();
+    assert!(told.all(|one| one.waypoint.listeners.is_empty() && one.routes.is_empty()));
+}
+
+fn tls(plan: &Plan, name: &str) -> wire::ListenerTls {
+    let mut all = listeners(plan).iter();
+    let found = all.find(|one| one.name == name).unwrap();
+    found.tls.clone().unwrap()
+}
+
+#[test]
+fn names_of_callers_and_versions_are_told() {
+    let names = "subjectAltNames: [me.example, 'spiffe://a/b', 10.0.0.1]";
+    let old = |tls: &str| {
+        let plan = shop(&gateway("old", 1, &server(443, "HTTPS", "a.example", tls)));
+        (plan, "shop.old-0")
+    };
+    let (plan, name) = old(&format!("{MUTUAL}, {names}"));
+    assert_eq!(reasons(&plan, "Gateway shop/old"), ["Accepted"]);
+    let expected = ["me.example", "spiffe://a/b", "10.0.0.1"];
+    assert_eq!(tls(&plan, name).client_names, expected);
+    for (text, only) in [
+        ("minProtocolVersion: TLSV1_3", (true, false)),
+        ("maxProtocolVersion: TLSV1_2", (false, true)),
+        ("minProtocolVersion: TLSV1_2", (false, false)),
+    ] {
+        let (plan, name) = old(&format!("{SIMPLE}, {text}"));
+        let tls = tls(&plan, name);
+        assert_eq!((tls.only_tls13, tls.only_tls12), only, "{text}");
+    }
+    // Callers that show nothing are not verified, by whatever name.
+    let (plan, _) = old(&format!("{SIMPLE}, {names}"));
+    assert_eq!(reasons(&plan, "Gateway shop/old"), ["UnsupportedValue"]);
+}
+
+#[test]
+fn one_name_may_be_a_certificate_and_an_authority() {
+    let plan = bare(&format!(
+        "{}{}{}",
+        secret("page-cacert", "shop"),
+        secret("page", "shop"),
+        gateway(
+            "old",
+            1,
+            &format!(
+                "{}, {}",
+                server(443, "HTTPS", "a.example", MUTUAL),
+                server(
+                    443,
+                    "HTTPS",
+                    "b.example",
+                    "mode: SIMPLE, credentialName: page-cacert"
+                )
+            )
+        ),
+    ));
+    let told = &edge(&plan).credentials;
+    let names: Vec<_> = told.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["page", "page-cacert"]);
+    assert!(told[0].authority.is_empty());
+    let both = &told[1];
+    assert!(both.authority == "authority" && !both.key.is_empty());
+}
+
+#[test]
+fn a_secret_that_is_missing_or_useless_is_told() {
+    let simple = gateway("old", 1, &server(443, "HTTPS", "a.example", SIMPLE));
+    let useless = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: page, namespace: shop}\n\
+         stringData: {tls.crt: x, tls.key: y}\n";
+    for secret in ["", useless] {
+        let plan = bare(&format!("{simple}{secret}"));
+        assert_eq!(
+            reasons(&plan, "Gateway shop/old"),
+            ["InvalidCertificateRef"]
+        );
+        let front = api(
+            "{name: a, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: page}]}}",
+            "",
+        );
+        let plan = bare(&format!("{front}{secret}"));
+        assert_eq!(problems(&plan), [Some("InvalidCertificateRef")]);
+        let mut told = plan.waypoints.iter();
+        let front = told.find(|one| &*one.key.name == "front").unwrap();
+        // Pods go on with what they had only if there is something new, of no use to them.
+        assert_eq!(front.waypoint.listeners.is_empty(), secret.is_empty());
+        let served = plan
+            .gateways
+            .iter()
+            .flat_map(|one| one.listeners.iter().flatten());
+        assert!(
+            served
+                .into_iter()
+                .all(|one| one.served != secret.is_empty())
+        );
+    }
+    let authority = secret("page", "shop").replace("ca.crt", "other");
+    let mutual = gateway("old", 1, &server(443, "HTTPS", "a.example", MUTUAL));
+    let plan = bare(&format!("{mutual}{authority}"));
+    assert_eq!(
+        reasons(&plan, "Gateway shop/old"),
+        ["InvalidCertificateRef"]
+    );
+}
+
+#[test]
+fn a_policy_that_a_gateway_goes_around_is_told() {
+    let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {name: deny, namespace: shop}\n\
+         spec: {targetRefs: [{group: '', kind: Service, name: cart}], action: DENY, rules: [{}]}\n";
+    let front = format!(
+        "{}{}",
+        gateway("old", 1, &server(80, "HTTP", "'*'", "")),
+        rules("own", "shop", "a.example", TO_CART)
+    );
+    let told = |objects: &str| {
+        let reasons = reasons(&shop(objects), "AuthorizationPolicy shop/deny");
+        reasons.contains(&"GatewayGoesAround")
+    };
+    assert!(told(&format!("{policy}{front}")));
+    assert!(!told(policy));
+    let label = "---\napiVersion: v1\nkind: Service\n\
+         metadata: {name: cart, namespace: shop, labels: {istio.io/ingress-use-waypoint: 'true'}}\n\
+         spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{name: http, port: 80}]}\n";
+    assert!(!told(&format!("{policy}{front}{label}")), "{label}");
+    assert!(!told(&format!(
+        "{}{front}",
+        policy.replace("DENY", "AUDIT")
+    )));
 }

@@ -115,7 +115,11 @@ impl<'a> Edges<'a> {
                     port: u16::try_from(listener.port).unwrap_or_default(),
                     kinds: kinds(&listener.protocol),
                     attached: self.counts.get(&counted).copied().unwrap_or_default(),
-                    problem: server.and_then(|server| server.as_ref().err().cloned()),
+                    served: server.is_some_and(Result::is_ok),
+                    problem: server.and_then(|server| match server {
+                        Ok(server) => server.flaw().cloned(),
+                        Err(flaw) => Some(flaw.clone()),
+                    }),
                 }
             });
             ((*key).clone(), facts.collect())

@@ -1,0 +1,61 @@
+//! Policies that callers from outside do not meet: a gateway sends them to the pods, around the waypoint
+//! that keeps the policy.
+
+use std::collections::BTreeMap;
+
+use super::super::plan::WaypointPlan;
+use super::super::verdict::{Severity, Verdict};
+use super::scope::{Scoping, reached};
+
+/// Condition type for policies that a gateway goes around; there while one does.
+const CONDITION: &str = "isobar.dev/AtGateways";
+
+/// What is told about policies whose targets a gateway reaches without their waypoint.
+pub(crate) fn around(waypoints: &[WaypointPlan], scoping: &Scoping<'_>) -> Vec<Verdict> {
+    let mut straight: BTreeMap<(String, String), &WaypointPlan> = BTreeMap::new();
+    let edges = waypoints.iter();
+    for edge in edges.filter(|one| !one.waypoint.listeners.is_empty()) {
+        let through = &edge.waypoint.through_waypoint;
+        let all = reached(&[], &edge.routes).into_iter();
+        let bare = all.filter(|(namespace, hostname)| {
+            let mut through = through.iter();
+            !through.any(|one| one.namespace == *namespace && one.hostname == *hostname)
+        });
+        for host in bare {
+            straight.entry(host).or_insert(edge);
+        }
+    }
+    if straight.is_empty() {
+        return Vec::new();
+    }
+    let targets = scoping.targets.iter().filter(|one| one.restricts);
+    let told = targets.filter_map(|one| {
+        let served = scoping.places.served();
+        let mut served = served.filter(|at| one.chosen.names(at.owner));
+        let (at, edge) = served.find_map(|at| {
+            let host = (at.namespace().to_owned(), at.hostname().to_owned());
+            Some((at, straight.get(&host)?))
+        })?;
+        let text = format!(
+            "{} sends callers from outside straight to {}: they do not meet this policy unless the pods \
+             refuse them; label it or its Namespace istio.io/ingress-use-waypoint: \"true\"",
+            name(edge),
+            at.owner
+        );
+        let object = one.verdict.object.clone();
+        let verdict = Verdict::fails(object, CONDITION, "GatewayGoesAround", text);
+        Some(verdict.severity(Severity::Warning))
+    });
+    told.collect()
+}
+
+/// A Gateway of the Gateway API, or the pods that Istio's select.
+fn name(edge: &WaypointPlan) -> String {
+    match edge.key.name.split_once(':') {
+        None => format!("Gateway {}", edge.key),
+        Some((account, _)) => {
+            let place = &edge.key.namespace;
+            format!("the gateway that runs as {account} in {place}")
+        }
+    }
+}
