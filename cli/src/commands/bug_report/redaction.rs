@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What stands in its place.
 pub(super) const LEFT_OUT: &str = "(left out)";
@@ -93,9 +93,15 @@ pub(super) fn of_value(value: &mut Value) {
 fn walk(value: &mut Value) {
     match value {
         Value::Object(map) => {
+            for field in fields_of_secret(map) {
+                if let Some(below) = map.get_mut(*field) {
+                    hide(below);
+                }
+            }
             for (name, below) in map {
                 match name.as_str() {
                     "env" => environment(below),
+                    "headers" | "withoutHeaders" if below.is_array() => conditions(below),
                     name if is_secret(name) => hide(below),
                     _ => walk(below),
                 }
@@ -104,6 +110,30 @@ fn walk(value: &mut Value) {
         Value::Array(list) => words(list),
         Value::String(text) => *text = of_text(text),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Fields with what a secret is compared with or set to, where another field says that it is one: a
+/// condition of a policy (`key: request.headers[x-token]`), a header of a route (`name: x-token`).
+fn fields_of_secret(map: &Map<String, Value>) -> &'static [&'static str] {
+    let text = |field: &str| map.get(field).and_then(Value::as_str).unwrap_or_default();
+    let attribute = text("key");
+    if attribute.contains('[') && is_secret(attribute.trim_end_matches(']')) {
+        &["values", "notValues"]
+    } else if is_secret(text("name")) {
+        &["value"]
+    } else {
+        &[]
+    }
+}
+
+/// Headers and what is asked of them, in a waypoint's words: `NAME = VALUE`, `NAME prefix VALUE`.
+fn conditions(list: &mut Value) {
+    for one in list.as_array_mut().into_iter().flatten() {
+        match one.as_str().and_then(|text| text.split_once(' ')) {
+            Some((name, _)) if is_secret(name) => *one = format!("{name} {LEFT_OUT}").into(),
+            _ => walk(one),
+        }
     }
 }
 
@@ -240,5 +270,41 @@ mod tests {
             !text.contains("s3cret") && text.contains("/a") && text.contains("x-a"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn policies_and_routes_lose_what_secret_headers_are_compared_with() {
+        let mut policy = json!({"kind": "AuthorizationPolicy", "spec": {"rules": [{"when": [
+            {"key": "request.headers[X-Token]", "values": ["s3cret"]},
+            {"key": "request.headers[authorization]", "notValues": ["s3cret*"]},
+            {"key": "request.auth.claims[api-key]", "values": ["s3cret"]},
+            {"key": "request.headers[end-user]", "values": ["jason"]},
+            {"key": "source.namespace", "values": ["token"]}]}]}});
+        of_value(&mut policy);
+        let text = policy.to_string();
+        assert!(!text.contains("s3cret"), "{text}");
+        assert!(
+            text.contains("X-Token") && text.contains("jason") && text.contains(r#"["token"]"#),
+            "{text}"
+        );
+        let mut route = json!({"kind": "HTTPRoute", "spec": {"rules": [{
+            "matches": [{"headers": [{"name": "x-token", "value": "s3cret"},
+                {"name": "end-user", "value": "jason"}]}],
+            "filters": [{"requestHeaderModifier": {"set": [
+                {"name": "Authorization", "value": "s3cret"}]}}]}]}});
+        of_value(&mut route);
+        let text = route.to_string();
+        assert!(!text.contains("s3cret") && text.contains("jason"), "{text}");
+        // A waypoint's dump.
+        let mut dump = json!({"routes": [{"http": [{"matches": [{
+            "headers": ["x-token = s3cret", "end-user = jason"],
+            "withoutHeaders": ["cookie prefix s3cret"]}]}]}]});
+        of_value(&mut dump);
+        let all = &dump["routes"][0]["http"][0]["matches"][0];
+        assert_eq!(
+            all["headers"],
+            json!(["x-token (left out)", "end-user = jason"])
+        );
+        assert_eq!(all["withoutHeaders"], json!(["cookie (left out)"]));
     }
 }
