@@ -319,6 +319,19 @@ pub(crate) enum WaypointSection {
     All,
 }
 
+const DELETE_HELP: &str = "\
+Nothing is refused on the way, and nothing let through that a policy at the waypoint refuses: while it
+enforces one (an AuthorizationPolicy or a RateLimitPolicy whose targetRefs name it, its class, or a
+Service it serves) the waypoint stays, the policies are named, and the exit code is 1. Then choose:
+
+  --unbind   traffic goes on without these policies
+  --force    the waypoint goes and what was bound to it stays bound, as with kubectl delete gateway:
+             its traffic is refused until a waypoint of this name is there again, or --unbind
+
+Examples:
+  isobar waypoint delete -n hello
+  isobar waypoint delete -n bookinfo bookinfo-reviews-waypoint --unbind";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Waypoint {
     /// Deploy a waypoint, and bind a namespace or a service account to it.
@@ -354,7 +367,8 @@ Examples:
         #[arg(short, long)]
         namespace: Option<String>,
     },
-    /// Unbind what this command bound, wait until proxies know, then delete the waypoint.
+    /// Unbind what `apply` bound, wait until proxies know, then delete the waypoint.
+    #[command(after_help = DELETE_HELP)]
     Delete {
         /// Waypoints.
         #[arg(default_value = "waypoint")]
@@ -362,9 +376,13 @@ Examples:
         /// Every waypoint of the namespace.
         #[arg(long)]
         all: bool,
-        /// Delete although a YAML file still names it: that traffic is then refused.
-        #[arg(long)]
+        /// Delete although traffic is refused then: what YAML files bind to it, and what its policies
+        /// guard, stays bound.
+        #[arg(long, conflicts_with = "unbind")]
         force: bool,
+        /// Unbind although the waypoint enforces policies: traffic goes on without them.
+        #[arg(long)]
+        unbind: bool,
         /// Namespace.
         #[arg(short, long, default_value = "default")]
         namespace: String,
@@ -554,6 +572,7 @@ mod tests {
         assert!(parse("isobar lab up -f d --env RUST_LOG=debug --bin b").is_ok());
         assert!(parse("isobar lab up -f d --env RUST_LOG").is_err());
         assert!(parse("isobar waypoint delete --all").is_ok());
+        assert!(parse("isobar waypoint delete --force --unbind").is_err());
         assert!(parse("isobar pc ztunnel -n hello httpbin").is_ok());
     }
 }

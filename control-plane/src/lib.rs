@@ -33,6 +33,6 @@ pub use config::Config;
 pub use imagined::imagined;
 pub use model::{OutboundTraffic, PortRules, Remedy, Severity, ShutDoor, Verdict};
 pub use process::run;
-pub use told::{Told, ToldWaypoint, shut_doors, told, verdicts};
+pub use told::{Told, ToldWaypoint, guards, shut_doors, told, verdicts};
 pub use validation::validate;
 pub use webhook::answer_reviews;

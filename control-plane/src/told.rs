@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
-use isobar_objects::ObjectSet;
+use isobar_objects::{Kind, ObjectRef, ObjectSet};
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
-use isobar_types::NamespacedName;
+use isobar_types::{NamespacedName, labels};
 
 use crate::controller::{WaypointPods, waypoint_verdicts};
 use crate::model::{KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, Verdict, plan};
@@ -94,6 +94,30 @@ pub fn shut_doors(set: &ObjectSet) -> Vec<Remedy> {
     plan(set, &settings(), &KeptKeys::default()).remedies
 }
 
+/// Policies that a waypoint enforces and that may refuse something: what would be let through without
+/// it. `root_namespace` is where policies for all waypoints are.
+#[must_use]
+pub fn guards(set: &ObjectSet, waypoint: &NamespacedName, root_namespace: &str) -> Vec<ObjectRef> {
+    use isobar::authorization::Action;
+
+    let mut settings = settings();
+    settings.root_namespace = root_namespace.into();
+    let istio = labels::ISTIO_WAYPOINT_CLASS.into();
+    settings.waypoint_classes.push(istio);
+    let plan = plan(set, &settings, &KeptKeys::default());
+    let Some(told) = plan.waypoints.iter().find(|told| told.key == *waypoint) else {
+        return Vec::new();
+    };
+    let refuses =
+        |policy: &&isobar::Authorization| !policy.dry_run && policy.action() != Action::Audit;
+    let policies = told.authorizations.iter().filter(refuses);
+    let policies =
+        policies.map(|one| ObjectRef::new(Kind::AuthorizationPolicy, &one.namespace, &one.name));
+    let limits = told.rate_limits.iter();
+    let limits = limits.map(|one| ObjectRef::new(Kind::RateLimitPolicy, &one.namespace, &one.name));
+    policies.chain(limits).collect()
+}
+
 pub(crate) fn settings() -> Settings {
     Settings {
         trust_domain: isobar_types::DEFAULT_TRUST_DOMAIN.into(),
@@ -132,5 +156,49 @@ mod tests {
         let waypoint = &told.waypoints["shop/wp"];
         assert_eq!(waypoint.virtual_services.len(), 1);
         assert_eq!(waypoint.virtual_services[0].parents.len(), 1);
+    }
+
+    #[test]
+    fn what_a_waypoint_guards_is_known() {
+        let policy = |name: &str, more: &str, kind: &str, target: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                 metadata: {{name: {name}, namespace: shop}}\n\
+                 spec: {{{more}, targetRefs: [{{{kind}, name: {target}}}], \
+                 rules: [{{to: [{{operation: {{paths: [/a]}}}}]}}]}}\n"
+            )
+        };
+        let gateways = "group: gateway.networking.k8s.io, kind: Gateway";
+        let services = "group: '', kind: Service";
+        let yaml = [
+            namespace("istio.io/use-waypoint: wp"),
+            gateway("wp", ""),
+            gateway("other", ""),
+            pod("cart-1", "cart", "app: cart", true),
+            "---\napiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\n\
+             spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{port: 80}]}\n"
+                .to_owned(),
+            policy("whole", "action: DENY", gateways, "wp"),
+            policy("served", "action: ALLOW", services, "cart"),
+            policy("watched", "action: AUDIT", gateways, "wp"),
+            policy("elsewhere", "action: DENY", gateways, "other"),
+            "---\napiVersion: isobar.dev/v1\nkind: RateLimitPolicy\n\
+             metadata: {name: few, namespace: shop}\n\
+             spec: {targetRefs: [{group: '', kind: Service, name: cart}], limits: [{name: all, requests: 1}]}\n"
+                .to_owned(),
+        ];
+        let set = objects(&yaml.concat());
+        let of = |name: &str| -> Vec<String> {
+            let key = NamespacedName::parse(&format!("shop/{name}")).unwrap();
+            let mut names: Vec<String> = guards(&set, &key, "istio-system")
+                .iter()
+                .map(|one| one.name.to_string())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(of("wp"), ["few", "served", "whole"]);
+        assert_eq!(of("other"), ["elsewhere"]);
+        assert!(of("away").is_empty());
     }
 }

@@ -21,6 +21,7 @@ use isobar_objects::{
 use isobar_types::labels;
 use serde_json::Value;
 
+use self::delete::Afterwards;
 use self::tables::{is_waypoint, list_table, status_table, values, waypoints};
 use crate::arguments::{Global, Waypoint};
 use crate::mesh_access::{Following, Mesh, folders, kubernetes_writer};
@@ -46,11 +47,15 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
             all,
             force,
             namespace,
-        } => return place.delete(&namespace, &names, all, force).await,
+        } => {
+            let after = Afterwards::asked(force, unbind);
+            return place.delete(&namespace, &names, all, after).await;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+        root: global.mesh_namespace.clone(),
 /// A mesh with its objects, and how to print.
 struct Place {
     mesh: Mesh,
@@ -64,6 +69,7 @@ struct Objects {
     /// What users say by themselves, without what the mesh and this command add.
     users: Arc<ObjectSet>,
     own: Own,
+            unbind,
     writer: Arc<dyn ObjectWriter>,
 }
 
@@ -74,6 +80,8 @@ enum Own {
     /// These objects, or a part of each.
     Server(BTreeSet<ObjectRef>),
 }
+    /// Namespace of policies for all waypoints.
+    root: String,
 
 impl Objects {
     async fn open(mesh: &Mesh) -> anyhow::Result<Self> {

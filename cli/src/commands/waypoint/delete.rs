@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Origin};
-use isobar_types::labels;
+use isobar_types::{NamespacedName, labels};
 use serde_json::json;
 
 use super::bound::{self, Bindings, bound};
@@ -15,6 +15,28 @@ use crate::output::{Format, complain, print, print_value};
 /// Longest time for proxies to learn of an unbinding before the waypoint goes.
 const UNBIND: Duration = Duration::from_secs(10);
 
+/// What becomes of the traffic of a waypoint that is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Afterwards {
+    /// Policies hold and nothing else is refused, or the waypoint stays.
+    AsBefore,
+    /// It goes on without the waypoint's policies.
+    Unguarded,
+    /// It may be refused.
+    Refused,
+}
+
+impl Afterwards {
+    /// As the flags say.
+    pub(super) const fn asked(force: bool, unbind: bool) -> Self {
+        match (force, unbind) {
+            (true, _) => Self::Refused,
+            (false, true) => Self::Unguarded,
+            (false, false) => Self::AsBefore,
+        }
+    }
+}
+
 impl Place {
     /// Deletes what can be deleted and says why the others stay.
     pub(super) async fn delete(
@@ -22,7 +44,7 @@ impl Place {
         namespace: &str,
         names: &[String],
         all: bool,
-        force: bool,
+        after: Afterwards,
     ) -> anyhow::Result<ExitCode> {
         let names: Vec<String> = if all {
             let objects = self.objects.now();
@@ -37,11 +59,8 @@ impl Place {
         let (mut deleted, mut kept) = (Vec::new(), Vec::new());
         for name in &names {
             let full = format!("{namespace}/{name}");
-            match self.delete_one(namespace, name, force).await {
-                Ok(()) => {
-                    self.say(&format!("waypoint {full} deleted"))?;
-                    deleted.push(full);
-                }
+            match self.delete_one(namespace, name, after).await {
+                Ok(()) => deleted.push(full),
                 Err(error) => {
                     complain(&error);
                     kept.push(json!({ "waypoint": full, "why": format!("{error:#}") }));
@@ -61,26 +80,90 @@ impl Place {
         })
     }
 
-    async fn delete_one(&self, namespace: &str, name: &str, force: bool) -> anyhow::Result<()> {
-        if self.objects.now().gateways.get(namespace, name).is_none() {
-            bail!(self.no_waypoint(&format!("{namespace}/{name}")));
-        }
-        let gateway = ObjectRef::new(Kind::Gateway, namespace, name);
+    async fn delete_one(
+        &self,
+        namespace: &str,
+        name: &str,
+        after: Afterwards,
+    ) -> anyhow::Result<()> {
+        let objects = self.objects.now();
         let found = Bindings::of(&self.objects, namespace, name);
+        if objects.gateways.get(namespace, name).is_none() {
+            return self.release(namespace, name, &found, after).await;
+        }
+        let guards = self.guards(&objects, namespace, name);
+        if !guards.is_empty() && after == Afterwards::AsBefore {
+            bail!(guarded(namespace, name, &guards));
+        }
+        // Past the waypoint its policies hold for nobody.
+        let stays_bound = !guards.is_empty() && after == Afterwards::Refused;
+        let gateway = ObjectRef::new(Kind::Gateway, namespace, name);
         if let Some(held) = self.objects.users.gateways.get(namespace, name) {
             // It stays, so nothing is refused, whoever else names it.
-            self.unbind(namespace, name, &found, true).await?;
+            if !stays_bound {
+                self.unbind(namespace, name, &found, true).await?;
+            }
             self.objects.writer.delete(&gateway).await?;
             bail!(
                 "the Gateway of waypoint {namespace}/{name} is in {}; delete it there",
                 place_of(&held.origin)
             );
         }
-        if !found.yours.is_empty() && !force {
+        let is_forced = after == Afterwards::Refused;
+        if !found.yours.is_empty() && !is_forced {
             bail!(still_named(namespace, name, &found.yours));
         }
-        self.unbind(namespace, name, &found, force).await?;
-        Ok(self.objects.writer.delete(&gateway).await?)
+        if stays_bound {
+            for reference in &found.ours {
+                self.say(&format!(
+                    "{reference} stays bound: its traffic is refused from now on"
+                ))?;
+            }
+        } else {
+            self.unbind(namespace, name, &found, is_forced).await?;
+        }
+        self.objects.writer.delete(&gateway).await?;
+        self.say(&format!("waypoint {namespace}/{name} deleted"))
+    }
+
+    /// Unbinds what is bound to a waypoint that is gone.
+    async fn release(
+        &self,
+        namespace: &str,
+        name: &str,
+        found: &Bindings,
+        after: Afterwards,
+    ) -> anyhow::Result<()> {
+        if found.ours.is_empty() && found.yours.is_empty() {
+            bail!(self.no_waypoint(&format!("{namespace}/{name}")));
+        }
+        if after != Afterwards::Unguarded {
+            let ours: Vec<_> = found.ours.iter().map(ToString::to_string).collect();
+            let yours = bound::text(&found.yours);
+            let all: Vec<String> = ours
+                .into_iter()
+                .chain((!yours.is_empty()).then_some(yours))
+                .collect();
+            bail!(
+                "there is no waypoint {namespace}/{name} any more, and the traffic of what is bound to \
+                 it is refused: {}; --unbind lets it go on without a waypoint",
+                all.join(", ")
+            );
+        }
+        self.unbind(namespace, name, found, false).await?;
+        if !found.yours.is_empty() {
+            bail!(still_named(namespace, name, &found.yours));
+        }
+        Ok(())
+    }
+
+    /// Policies that would hold for nobody without the waypoint.
+    fn guards(&self, objects: &ObjectSet, namespace: &str, name: &str) -> Vec<ObjectRef> {
+        let waypoint = NamespacedName {
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        isobar_explain::guards(objects, &waypoint, &self.root)
     }
 
     /// Takes back the labels this command wrote, and waits until every proxy knows: nothing is
@@ -129,6 +212,16 @@ impl Place {
             )
         })
     }
+}
+
+fn guarded(namespace: &str, name: &str, by: &[ObjectRef]) -> String {
+    let by: Vec<_> = by.iter().map(ToString::to_string).collect();
+    format!(
+        "waypoint {namespace}/{name} enforces {}, which nobody would without it; delete that first, or \
+         say --unbind and traffic goes on without it, or --force and what is bound to the waypoint \
+         stays bound: its traffic is refused then",
+        by.join(", ")
+    )
 }
 
 fn still_named(namespace: &str, name: &str, by: &[(ObjectRef, Origin)]) -> String {
