@@ -3,6 +3,7 @@
 mod inspect;
 mod install;
 mod lab;
+mod proxies;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use isobar_types::DEFAULT_ROOT_NAMESPACE;
 pub(crate) use self::inspect::{Analyze, BugReport, Dashboard, Grafana, Suppressed, Threshold};
 pub(crate) use self::install::{Chosen, Install, Manifest, Uninstall, Upgrade, Writing};
 pub(crate) use self::lab::{Lab, Up};
+pub(crate) use self::proxies::{ProxyConfig, WaypointSection, ZtunnelConfig, ZtunnelSection};
 use crate::output::Format;
 
 /// Isobar: an ambient service mesh, in a lab on this machine or in a Kubernetes cluster.
@@ -29,7 +31,7 @@ Examples:
   isobar lab exec -n hello httpbin -- curl -s http://svc-hello:8080
   isobar status                                 is every proxy in step with the control plane?
   isobar waypoint apply -n hello --enroll-namespace --wait
-  isobar proxy-config ztunnel node-1 workloads  what a node proxy knows
+  isobar ztunnel-config workloads --node node-1 what a node proxy knows
   isobar lab down                               remove everything
   isobar waypoint list --context prod           the mesh of a Kubernetes cluster
   isobar install --dry-run                      what would change in a Kubernetes cluster
@@ -87,7 +89,6 @@ impl Command {
     pub(crate) const fn needs_lab(&self) -> Option<&'static str> {
         match self {
             Self::Lab(_) => Some("lab"),
-            Self::ProxyConfig(_) => Some("proxy-config"),
             _ => None,
         }
     }
@@ -140,6 +141,9 @@ error."
     /// Show what one proxy knows.
     #[command(subcommand, visible_alias = "pc")]
     ProxyConfig(ProxyConfig),
+    /// Show what node proxies know: all of them, or one.
+    #[command(visible_alias = "zc", after_help = proxies::ZTUNNEL_HELP)]
+    ZtunnelConfig(ZtunnelConfig),
     /// Deploy, list and delete waypoints.
     #[command(subcommand)]
     Waypoint(Waypoint),
@@ -254,71 +258,6 @@ pub(crate) struct Explain {
     pub(crate) files: Vec<PathBuf>,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum ProxyConfig {
-    /// A node proxy.
-    #[command(after_help = "\
-Examples:
-  isobar proxy-config ztunnel node-1 workloads
-  isobar proxy-config ztunnel hello/httpbin services    the proxy of that pod's node")]
-    Ztunnel {
-        /// A node, or a pod (its node's proxy is asked).
-        name: String,
-        /// What to show.
-        #[arg(value_enum, default_value_t = ZtunnelSection::All)]
-        what: ZtunnelSection,
-        /// Namespace of the pod.
-        #[arg(short, long)]
-        namespace: Option<String>,
-    },
-    /// A waypoint.
-    #[command(after_help = "\
-Example:
-  isobar proxy-config waypoint -n hello waypoint routes")]
-    Waypoint {
-        /// Gateway or pod.
-        name: String,
-        /// What to show.
-        #[arg(value_enum, default_value_t = WaypointSection::All)]
-        what: WaypointSection,
-        /// Namespace of the waypoint.
-        #[arg(short, long)]
-        namespace: Option<String>,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ZtunnelSection {
-    #[value(alias = "workload", alias = "w")]
-    Workloads,
-    #[value(alias = "service", alias = "s")]
-    Services,
-    #[value(alias = "policy")]
-    Policies,
-    #[value(alias = "certificate", alias = "c")]
-    Certificates,
-    All,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WaypointSection {
-    #[value(alias = "listener")]
-    Listeners,
-    #[value(alias = "route")]
-    Routes,
-    #[value(alias = "cluster")]
-    Clusters,
-    #[value(alias = "endpoint")]
-    Endpoints,
-    #[value(alias = "workload")]
-    Workloads,
-    #[value(alias = "policy")]
-    Policies,
-    #[value(alias = "certificate")]
-    Certificates,
-    All,
-}
-
 const DELETE_HELP: &str = "\
 Nothing is refused on the way, and nothing let through that a policy at the waypoint refuses: while it
 enforces one (an AuthorizationPolicy or a RateLimitPolicy whose targetRefs name it, its class, or a
@@ -352,6 +291,14 @@ Examples:
   isobar waypoint apply -n hello --enroll-namespace --wait
   isobar waypoint apply -n bookinfo --service-account bookinfo-reviews --for all --wait")]
     Apply(Apply),
+    /// Print the objects that `apply` with the same flags would write, and write nothing.
+    #[command(after_help = "\
+No mesh is asked: what objects say that are there already is not in it.
+
+Examples:
+  isobar waypoint generate -n hello
+  isobar waypoint generate -n bookinfo --service-account bookinfo-reviews --for all | kubectl apply -f -")]
+    Generate(Apply),
     /// List waypoints.
     #[command(visible_alias = "ls")]
     List {
@@ -574,5 +521,9 @@ mod tests {
         assert!(parse("isobar waypoint delete --all").is_ok());
         assert!(parse("isobar waypoint delete --force --unbind").is_err());
         assert!(parse("isobar pc ztunnel -n hello httpbin").is_ok());
+        assert!(parse("isobar zc w --node node-1").is_ok());
+        assert!(parse("isobar ztunnel-config policy httpbin -n hello -o json").is_ok());
+        assert!(parse("isobar zc w httpbin --node node-1").is_err());
+        assert!(parse("isobar waypoint generate -n a --enroll-namespace").is_ok());
     }
 }

@@ -87,6 +87,10 @@ async fn in_lab(command: Command, global: arguments::Global) -> anyhow::Result<E
         Command::Lab(lab) => commands::lab::run(lab, &global).await,
         Command::Status { verbose } => commands::status::run(verbose, &global).await,
         Command::ProxyConfig(what) => commands::proxy_config::run(what, &global).await,
+        Command::ZtunnelConfig(what) => commands::proxy_config::of_nodes(&what, &global).await,
+        Command::Waypoint(arguments::Waypoint::Generate(what)) => {
+            commands::waypoint::generate(&what, &global)
+        }
         Command::Waypoint(what) => commands::waypoint::run(what, &global).await,
         Command::Netpol(what) => commands::netpol::run(what, &global).await,
         Command::Explain(what) => commands::explain::run(what, &global).await,

@@ -7,13 +7,18 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use isobar_types::ports;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::arguments::Global;
+use crate::lab_access::get;
 
 /// Until kubectl listens.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// For one page.
+const PAGE: Duration = Duration::from_secs(30);
 
 /// A forwarded port; dropping it ends that.
 #[derive(Debug)]
@@ -88,6 +93,26 @@ impl Forwarded {
         let status = self.child.wait().await?;
         bail!("kubectl ended: {status}")
     }
+}
+
+/// An admin page of a pod, which it shows to its own loopback only.
+pub(crate) async fn admin_page(
+    global: &Global,
+    namespace: &str,
+    pod: &str,
+    path: &str,
+) -> anyhow::Result<String> {
+    let forwarded = Forwarded::start(global, namespace, pod, (0, ports::ADMIN)).await?;
+    let asking = async {
+        let stream = tokio::net::TcpStream::connect(forwarded.address).await?;
+        get(stream, path).await
+    };
+    let body = tokio::time::timeout(PAGE, asking)
+        .await
+        .map_err(|_| anyhow::anyhow!("no answer within {PAGE:?}"))
+        .and_then(|answer| answer)
+        .with_context(|| format!("asking pod {namespace}/{pod} for {path}"))?;
+    Ok(String::from_utf8_lossy(&body).into_owned())
 }
 
 /// The address in `Forwarding from 127.0.0.1:40123 -> 15000`.

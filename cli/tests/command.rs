@@ -28,7 +28,10 @@ fn help_teaches_and_carries_no_colours_into_a_pipe() {
         &["--help"][..],
         &["lab", "exec", "--help"],
         &["waypoint", "apply", "--help"],
+        &["waypoint", "generate", "--help"],
+        &["waypoint", "delete", "--help"],
         &["proxy-config", "ztunnel", "--help"],
+        &["ztunnel-config", "--help"],
         &["install", "--help"],
         &["upgrade", "--help"],
         &["uninstall", "--help"],
@@ -56,6 +59,74 @@ fn version_in_every_form() {
     );
     let yaml = isobar(&["version", "-o", "yaml"]).1;
     assert!(yaml.starts_with("version: "), "{yaml}");
+}
+
+#[test]
+fn a_saved_dump_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("dump.json");
+    let path = file.to_str().unwrap();
+    let dump = r#"{"workloads":[{"name":"cart","namespace":"shop"},{"name":"a","namespace":"b"}]}"#;
+    std::fs::write(&file, dump).unwrap();
+    let narrow = ["zc", "w", "-f", path, "--workload-namespace", "shop"];
+    let (code, out, _) = isobar(&narrow);
+    assert_eq!(code, 0, "{out}");
+    assert!(
+        out.starts_with("NAMESPACE") && out.lines().count() == 2,
+        "{out}"
+    );
+    assert!(out.contains("cart"), "{out}");
+    std::fs::write(&file, "{}").unwrap();
+    let (code, _, err) = isobar(&narrow);
+    assert!(code == 1 && err.contains("config_dump"), "{err}");
+}
+
+#[test]
+fn a_waypoint_is_printed_without_a_mesh() {
+    let line = ["waypoint", "generate", "-n", "shop", "--enroll-namespace"];
+    let (code, out, err) = isobar(&line);
+    assert_eq!(code, 0, "{err}");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), &out).unwrap();
+    let (code, said, _) = isobar(&["validate", dir.path().to_str().unwrap()]);
+    assert_eq!((code, said.as_str()), (0, "2 objects valid\n"), "{out}");
+    let (_, json, _) = isobar(&[&line[..], &["-o", "json"]].concat());
+    let list: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(list["items"][1]["metadata"]["name"], "shop");
+}
+
+/// A plugin is about kubectl's cluster, also where there is none and a lab would be.
+#[test]
+fn a_plugin_never_looks_at_labs() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("kubectl-isobar");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_isobar"), &plugin).unwrap();
+    for line in [
+        "proxy-config ztunnel node-1",
+        "proxy-config waypoint w",
+        "ztunnel-config",
+        "status",
+        "waypoint list",
+        "waypoint delete",
+        "netpol check",
+        "explain a/b c:80",
+        "analyze",
+        "dashboard control-plane",
+    ] {
+        let output = Command::new(&plugin)
+            .args(line.split(' '))
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .env("KUBECONFIG", dir.path().join("none"))
+            .env("HOME", dir.path())
+            .env("ISOBAR_LAB", "mine")
+            .env("ISOBAR_LAB_ROOT", dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{line}");
+        let about_labs = said.contains("isobar lab") || said.contains("lab mine");
+        assert!(!about_labs, "{line}: {said}");
+    }
 }
 
 #[test]

@@ -1,28 +1,32 @@
-//! `isobar proxy-config`.
+//! `isobar proxy-config` and `isobar ztunnel-config`.
 
+mod connections;
+mod merge;
+mod proxies;
 mod waypoint;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use isobar_lab::{LabStatus, PodStatus, Target};
 use serde_json::{Map, Value};
 
-use crate::arguments::{Global, ProxyConfig, WaypointSection, ZtunnelSection};
-use crate::lab_access::{ADMIN, chosen_mesh, page, qualified};
+use self::proxies::Proxies;
+pub(super) use self::proxies::{node_of, waypoint_pod};
+use crate::arguments::{Global, ProxyConfig, WaypointSection, ZtunnelConfig, ZtunnelSection};
 use crate::output::{Format, Table, cell, print, print_value};
 
+/// `isobar proxy-config`.
 pub(crate) async fn run(what: ProxyConfig, global: &Global) -> anyhow::Result<ExitCode> {
-    let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
+    let proxies = Proxies::of(global).await?;
     let (dump, sections) = match what {
         ProxyConfig::Ztunnel {
             name,
             what,
             namespace,
         } => {
-            let node = node_of(&status, &name, namespace.as_deref())?;
-            let dump = page(&lab, Target::node(node), ADMIN, "/config_dump").await?;
+            let dump = proxies.of_node(&name, namespace.as_deref()).await?;
             (dump, names(what, ZtunnelSection::All))
         }
         ProxyConfig::Waypoint {
@@ -30,13 +34,37 @@ pub(crate) async fn run(what: ProxyConfig, global: &Global) -> anyhow::Result<Ex
             what,
             namespace,
         } => {
-            let pod = waypoint_pod(&status, &qualified(namespace.as_deref(), &name))?;
-            let dump = page(&lab, Target::pod(pod), ADMIN, "/config_dump").await?;
+            let dump = proxies.of_waypoint(&name, namespace.as_deref()).await?;
             (dump, names(what, WaypointSection::All))
         }
     };
     show(&dump, &sections, global.output)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `isobar ztunnel-config`.
+pub(crate) async fn of_nodes(what: &ZtunnelConfig, global: &Global) -> anyhow::Result<ExitCode> {
+    let mut dump = match (&what.file, &what.node, &what.pod) {
+        (Some(file), ..) => saved(file)?,
+        (None, Some(node), _) => Proxies::of(global).await?.of_node(node, None).await?,
+        (None, None, Some(pod)) => {
+            let proxies = Proxies::of(global).await?;
+            proxies.of_pod(pod, what.namespace.as_deref()).await?
+        }
+        (None, None, None) => merge::together(Proxies::of(global).await?.of_every_node().await?),
+    };
+    merge::narrow(&mut dump, what);
+    show(&dump, &names(what.what, ZtunnelSection::All), global.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn saved(file: &Path) -> anyhow::Result<Value> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let dump: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    if !dump["workloads"].is_array() {
+        bail!("{} is no page config_dump of a node proxy", file.display());
+    }
+    Ok(dump)
 }
 
 /// Names of the sections that are meant; they are the keys of the dump.
@@ -56,68 +84,10 @@ fn names<T: ValueEnum + PartialEq + Copy>(what: T, all: T) -> Vec<String> {
     }
 }
 
-pub(super) fn node_of(
-    status: &LabStatus,
-    name: &str,
-    namespace: Option<&str>,
-) -> anyhow::Result<String> {
-    let bare = name
-        .strip_prefix("node:")
-        .or_else(|| name.strip_prefix("ztunnel-"))
-        .unwrap_or(name);
-    if status.nodes.iter().any(|node| node.name == bare) {
-        return Ok(bare.to_owned());
-    }
-    let name = qualified(namespace, name);
-    let of_pod =
-        |pod: &&PodStatus| pod.name == name || format!("{}/{}", pod.namespace, pod.name) == name;
-    let mut pods = status.pods.iter().filter(of_pod);
-    match (pods.next(), pods.next()) {
-        (Some(pod), None) => return Ok(pod.node.clone()),
-        (Some(_), Some(_)) => bail!("several namespaces have a pod {name}; choose one with -n"),
-        (None, _) => {}
-    }
-    let nodes: Vec<_> = status.nodes.iter().map(|node| &*node.name).collect();
-    bail!(
-        "{name} is neither a node ({}) nor a pod; `isobar lab status --lab {}` lists them",
-        nodes.join(", "),
-        status.name
-    )
-}
-
-/// The pod that is meant: by its own name, or a ready one of the Gateway by that name.
-pub(super) fn waypoint_pod(status: &LabStatus, name: &str) -> anyhow::Result<String> {
-    let (namespace, bare) = match name.split_once('/') {
-        Some((namespace, bare)) => (Some(namespace), bare),
-        None => (None, name),
-    };
-    let prefix = format!("{bare}-");
-    let mut found: Vec<_> = status
-        .pods
-        .iter()
-        .filter(|pod| namespace.is_none_or(|namespace| pod.namespace == namespace))
-        .filter(|pod| {
-            pod.images
-                .iter()
-                .any(|image| image.contains("isobar/waypoint"))
-        })
-        .filter(|pod| pod.name == bare || pod.name.starts_with(&prefix) && pod.ready)
-        .collect();
-    // A Gateway `a` has pods `a-HASH-ID`; one called `a-b` begins the same way but is longer.
-    found.sort_by_key(|pod| (pod.name.len(), pod.name.clone()));
-    match found.first() {
-        Some(pod) => Ok(format!("{}/{}", pod.namespace, pod.name)),
-        None => bail!(
-            "no waypoint {name} is ready; `isobar waypoint list --lab {}` shows them all",
-            status.name
-        ),
-    }
-}
-
 fn show(dump: &Value, sections: &[String], format: Format) -> anyhow::Result<()> {
     if format != Format::Table {
         if let [section] = sections {
-            return print_value(&dump[section], format);
+            return print_value(&dump[key_of(section)], format);
         }
         return print_value(dump, format);
     }
@@ -134,6 +104,14 @@ fn show(dump: &Value, sections: &[String], format: Format) -> anyhow::Result<()>
     print(&text)
 }
 
+/// Where a dump has a section.
+fn key_of(section: &str) -> &str {
+    match section {
+        "connections" => "workloadState",
+        own => own,
+    }
+}
+
 fn table(section: &str, dump: &Value) -> Table {
     let from_waypoint = dump["proxy"]["kind"] == "waypoint";
     let rows = dump[section]
@@ -146,6 +124,7 @@ fn table(section: &str, dump: &Value) -> Table {
         ("policies", false) => policies(rows),
         ("policies", true) => waypoint::policies(rows),
         ("certificates", _) => certificates(rows),
+        ("connections", _) => connections::table(dump),
         ("listeners", _) => waypoint::listeners(rows),
         ("routes", _) => waypoint::routes(rows),
         ("clusters", _) => waypoint::clusters(rows),
@@ -344,32 +323,6 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_node_by_its_name_or_by_a_pod() {
-        let pod = |namespace: &str, node: &str| {
-            json!({"namespace": namespace, "name": "web", "uid": "u", "node": node, "ip": null,
-                "phase": "Running", "ready": true, "restarts": 0, "images": [], "mesh": "",
-                "message": ""})
-        };
-        let node = |name: &str| json!({"name": name, "address": "172.30.0.11", "pod_cidr": ""});
-        let status: LabStatus = serde_json::from_value(json!({"name": "demo", "ready": true,
-            "mesh": true, "objects": [], "state_dir": "/", "components": [], "findings": [],
-            "services": [], "nodes": [node("node-1"), node("node-2")],
-            "pods": [pod("a", "node-1"), pod("b", "node-2")]}))
-        .unwrap();
-        let of =
-            |name: &str, namespace| node_of(&status, name, namespace).map_err(|e| e.to_string());
-        assert_eq!(of("node:node-2", Some("a")).as_deref(), Ok("node-2"));
-        assert_eq!(of("web", Some("b")).as_deref(), Ok("node-2"));
-        assert_eq!(of("a/web", None).as_deref(), Ok("node-1"));
-        assert!(of("web", None).unwrap_err().contains("-n"));
-        assert!(
-            of("web", Some("c"))
-                .unwrap_err()
-                .contains("isobar lab status --lab demo")
-        );
-    }
-
-    #[test]
     fn a_node_proxy_in_tables() {
         let dump = json!({
             "workloads": [{"namespace": "hello", "name": "httpbin", "workloadIps": ["10.244.1.2"],
@@ -386,6 +339,13 @@ mod tests {
                     "expirationTime": "2001-01-01T00:00:00Z"}],
                  "rootCerts": [{"serialNumber": "2", "validFrom": "2000-01-01T00:00:00Z",
                     "expirationTime": "2900-01-01T00:00:00Z"}]}],
+            "workloadState": {"u": {"state": "Up",
+                "info": {"name": "httpbin", "namespace": "hello", "serviceAccount": "httpbin"},
+                "connections": {
+                    "inbound": [{"src": "10.244.2.9:4000", "originalDst": "10.244.1.2:80",
+                        "actualDst": "10.244.1.2:80", "protocol": "HBONE"}],
+                    "outbound": [{"src": "10.244.1.2:5000", "originalDst": "10.96.0.9:8080",
+                        "actualDst": "10.244.1.2:15008", "protocol": "HBONE"}]}}},
         });
         let text: Vec<String> = names(ZtunnelSection::All, ZtunnelSection::All)
             .iter()

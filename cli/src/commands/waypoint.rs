@@ -19,25 +19,45 @@ use isobar_objects::{
     OverlayWriter, Pod, Service, ServiceAccount,
 };
 use isobar_types::labels;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::delete::Afterwards;
 use self::tables::{is_waypoint, list_table, status_table, values, waypoints};
-use crate::arguments::{Global, Waypoint};
+use crate::arguments::{Apply, Global, Waypoint};
 use crate::mesh_access::{Following, Mesh, folders, kubernetes_writer};
 use crate::output::{Format, Table, print, print_value, say};
 
 const POLL: Duration = Duration::from_millis(100);
+
+/// `isobar waypoint generate`.
+pub(crate) fn generate(apply: &Apply, global: &Global) -> anyhow::Result<ExitCode> {
+    let objects = apply::generated(apply)?;
+    match global.output {
+        Format::Json => {
+            let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+            print_value(&list, Format::Json)?;
+        }
+        Format::Table | Format::Yaml => {
+            for (number, object) in objects.iter().enumerate() {
+                print(if number == 0 { "" } else { "---\n" })?;
+                print_value(object, Format::Yaml)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
 
 pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitCode> {
     let mesh = Mesh::chosen(global).await?;
     let place = Place {
         objects: Objects::open(&mesh).await?,
         mesh,
+        root: global.mesh_namespace.clone(),
         format: global.output,
     };
     match what {
         Waypoint::Apply(apply) => place.apply(&apply).await?,
+        Waypoint::Generate(apply) => return generate(&apply, global),
         Waypoint::List { namespace } => place.list(namespace.as_deref())?,
         Waypoint::Status { name, namespace } => {
             place.status(name.as_deref(), namespace.as_deref())?;
@@ -46,6 +66,7 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
             names,
             all,
             force,
+            unbind,
             namespace,
         } => {
             let after = Afterwards::asked(force, unbind);
@@ -55,11 +76,12 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-        root: global.mesh_namespace.clone(),
 /// A mesh with its objects, and how to print.
 struct Place {
     mesh: Mesh,
     objects: Objects,
+    /// Namespace of policies for all waypoints.
+    root: String,
     format: Format,
 }
 
@@ -69,7 +91,6 @@ struct Objects {
     /// What users say by themselves, without what the mesh and this command add.
     users: Arc<ObjectSet>,
     own: Own,
-            unbind,
     writer: Arc<dyn ObjectWriter>,
 }
 
@@ -80,8 +101,6 @@ enum Own {
     /// These objects, or a part of each.
     Server(BTreeSet<ObjectRef>),
 }
-    /// Namespace of policies for all waypoints.
-    root: String,
 
 impl Objects {
     async fn open(mesh: &Mesh) -> anyhow::Result<Self> {

@@ -11,6 +11,17 @@ pub struct PageError {
     error: Box<kube::Error>,
 }
 
+/// A pod that runs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunningPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Where it runs.
+    pub node: String,
+}
+
 fn failed(what: impl Into<String>) -> impl FnOnce(kube::Error) -> PageError {
     let what = what.into();
     |error| PageError {
@@ -39,8 +50,8 @@ impl Cluster {
         namespace: &str,
         selector: &str,
     ) -> Result<Vec<String>, PageError> {
-        self.selected_pods(namespace, ListParams::default().labels(selector))
-            .await
+        let found = self.find_pods(Some(namespace), selector, "").await?;
+        Ok(found.into_iter().map(|pod| pod.name).collect())
     }
 
     /// The same, of one node only.
@@ -53,18 +64,29 @@ impl Cluster {
         selector: &str,
         node: &str,
     ) -> Result<Vec<String>, PageError> {
-        let selected = ListParams::default().labels(selector);
-        let selected = selected.fields(&format!("spec.nodeName={node}"));
-        self.selected_pods(namespace, selected).await
+        let fields = format!("spec.nodeName={node}");
+        let found = self.find_pods(Some(namespace), selector, &fields).await?;
+        Ok(found.into_iter().map(|pod| pod.name).collect())
     }
 
-    async fn selected_pods(
+    /// Running pods that a label and a field selector select, of one namespace or of all, in order.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn find_pods(
         &self,
-        namespace: &str,
-        selected: ListParams,
-    ) -> Result<Vec<String>, PageError> {
-        let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
-        let what = format!("pods of namespace {namespace}");
+        namespace: Option<&str>,
+        labels: &str,
+        fields: &str,
+    ) -> Result<Vec<RunningPod>, PageError> {
+        let (pods, what): (Api<Pod>, _) = match namespace {
+            Some(one) => (
+                Api::namespaced(self.client(), one),
+                format!("pods of namespace {one}"),
+            ),
+            None => (Api::all(self.client()), "pods of all namespaces".to_owned()),
+        };
+        let selected = ListParams::default().labels(labels).fields(fields);
         let list = pods.list(&selected).await.map_err(failed(what))?;
         let runs = |pod: &Pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_ref());
@@ -72,9 +94,15 @@ impl Cluster {
                 && pod.metadata.deletion_timestamp.is_none()
         };
         let running = list.items.into_iter().filter(runs);
-        let mut names: Vec<String> = running.filter_map(|pod| pod.metadata.name).collect();
-        names.sort();
-        Ok(names)
+        let mut found: Vec<RunningPod> = running
+            .map(|pod| RunningPod {
+                namespace: pod.metadata.namespace.unwrap_or_default(),
+                name: pod.metadata.name.unwrap_or_default(),
+                node: pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),
+            })
+            .collect();
+        found.sort();
+        Ok(found)
     }
 
     /// The server's own version, as `v1.34.0`.

@@ -10,8 +10,7 @@ use isobar_types::{labels, ports};
 use super::Progress;
 use super::archive::Report;
 use crate::arguments::Global;
-use crate::lab_access::get;
-use crate::port_forward::Forwarded;
+use crate::port_forward::admin_page;
 
 /// The parts: folder of the report, label of their pods, port of their metrics.
 const PARTS: [(&str, &str, u16); 2] = [
@@ -105,17 +104,10 @@ impl Asked<'_> {
             let page = self.cluster.page(namespace, pod, port, "/metrics");
             let metrics = self.within(page).await;
             report.page(format!("{part}/{pod}/metrics.txt"), metrics);
-            let dump = self.within(self.dump(namespace, pod)).await;
+            let dump = admin_page(self.global, namespace, pod, "/config_dump");
+            let dump = self.within(dump).await;
             report.page(format!("{part}/{pod}/config_dump.json"), dump);
         }
         self.log(namespace, pod, report).await;
-    }
-
-    async fn dump(&self, namespace: &str, pod: &str) -> anyhow::Result<String> {
-        let ports = (0, ports::ADMIN);
-        let forwarded = Forwarded::start(self.global, namespace, pod, ports).await?;
-        let stream = tokio::net::TcpStream::connect(forwarded.address).await?;
-        let body = get(stream, "/config_dump").await?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
     }
 }

@@ -7,7 +7,7 @@ use isobar_objects::{
     Deployment, Kind, Object, ObjectHead, ObjectRef, ObjectSet, Origin, Service, ServiceAccount,
 };
 use isobar_types::{labels, ports};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bound::{bound, text};
 use super::readiness::Label;
@@ -365,6 +365,28 @@ pub(super) fn gateway(apply: &Apply, name: &str, held: Option<&Gateway>) -> Gate
     gateway
 }
 
+/// What would be written where nothing is yet: the Gateway, and what names it.
+pub(super) fn generated(apply: &Apply) -> anyhow::Result<Vec<Value>> {
+    let name = name_of(apply)?;
+    if apply.wait || apply.overwrite {
+        bail!("generate writes nothing: leave --wait and --overwrite out");
+    }
+    let gateway = Object::from(gateway(apply, &name, None));
+    let mut objects = vec![gateway.to_value()?];
+    for bound in bindings(apply) {
+        let mut object = json!({
+            "apiVersion": "v1",
+            "kind": bound.kind.to_string(),
+            "metadata": { "name": bound.name.to_string(), "labels": { labels::USE_WAYPOINT: name } },
+        });
+        if !bound.namespace.is_empty() {
+            object["metadata"]["namespace"] = json!(bound.namespace.to_string());
+        }
+        objects.push(object);
+    }
+    Ok(objects)
+}
+
 fn service_account(namespace: &str, account: &str, waypoint: &str) -> anyhow::Result<Object> {
     let object: ServiceAccount = serde_json::from_value(json!({
         "metadata": {
@@ -398,6 +420,27 @@ pub(super) mod tests {
         let apply = apply("isobar waypoint apply -n shop --service-account cart --for all");
         let object: Object = gateway(&apply, "cart", None).into();
         insta::assert_snapshot!(serde_json::to_string_pretty(&object.to_value().unwrap()).unwrap());
+    }
+
+    #[test]
+    fn what_would_be_written_is_printed() {
+        let line = "isobar waypoint apply -n shop --service-account cart";
+        let objects = generated(&apply(line)).unwrap();
+        let [gateway, account] = &objects[..] else {
+            panic!("two objects");
+        };
+        assert_eq!(gateway["metadata"]["name"], "cart-waypoint");
+        assert_eq!(gateway["spec"]["gatewayClassName"], labels::WAYPOINT_CLASS);
+        assert_eq!(
+            account["metadata"]["labels"][labels::USE_WAYPOINT],
+            "cart-waypoint"
+        );
+        assert_eq!(account["metadata"]["namespace"], "shop");
+        let line = "isobar waypoint apply -n shop --enroll-namespace";
+        let objects = generated(&apply(line)).unwrap();
+        assert_eq!(objects[1]["kind"], "Namespace");
+        assert!(objects[1]["metadata"].get("namespace").is_none());
+        assert!(generated(&apply(&format!("{line} --wait"))).is_err());
     }
 
     #[test]
