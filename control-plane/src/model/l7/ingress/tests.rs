@@ -406,7 +406,7 @@ fn one_name_may_be_a_certificate_and_an_authority() {
 fn a_secret_that_is_missing_or_useless_is_told() {
     let simple = gateway("old", 1, &server(443, "HTTPS", "a.example", SIMPLE));
     let useless = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: page, namespace: shop}\n\
-         stringData: {tls.crt: x, tls.key: y}\n";
+         stringData: {tls.crt: none, tls.key: none}\n";
     for secret in ["", useless] {
         let plan = bare(&format!("{simple}{secret}"));
         assert_eq!(
