@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 bench-micro interop
+.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 bench-micro interop mutants
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -105,3 +105,7 @@ interop: setup ## Another ztunnel in a mesh of ours: PEER=/path/to/it [PEER_COMM
 	@test -n "$(PEER)" || { echo "pass the other node proxy: make interop PEER=/path/to/ztunnel [PEER_COMMIT=its commit]" >&2; exit 2; }
 	$(CARGO) build --profile $(PROFILE) --workspace --bins
 	PEER_COMMIT="$(PEER_COMMIT)" $(BIN)/isobar-interop --peer $(PEER) --out docs/interop $(INTEROP_ARGS)
+
+mutants: setup ## Break decisions and protocol code in every small way and see the tests fail; hours (MUTANTS_ARGS="--shard 1/20")
+	@$(CARGO) mutants --version >/dev/null 2>&1 || { echo "cargo-mutants is missing: cargo install --locked cargo-mutants" >&2; exit 2; }
+	$(CARGO) mutants --output target/mutants $(MUTANTS_ARGS)
