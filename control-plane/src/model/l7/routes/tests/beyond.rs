@@ -38,7 +38,7 @@ fn every_host_of_a_service_entry_has_its_routes() {
             "HTTPRoute",
             "name: h",
             &of("outside", ""),
-            &to("API.example")
+            &to("api.example")
         ),
         of_kind(
             "TCPRoute",
