@@ -8,7 +8,7 @@ use isobar_types::Reason;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Protocol, Socket, Type};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::listen::{in_namespace, open};
 use crate::tune::transparent;
@@ -172,23 +172,8 @@ impl Failed {
 async fn connect(options: &DialOptions, to: SocketAddr, port: u16) -> Result<TcpStream, Failed> {
     let socket = in_namespace(options.netns.as_ref(), || prepare(options, to, port))
         .map_err(Failed::Socket)?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
-            return Err(Failed::Connect(error));
-        }
-        _ => {}
-    }
-    let stream = TcpStream::from_std(StdTcpStream::from(socket)).map_err(Failed::Socket)?;
-    // On the same machine the other side has answered by now, though the kernel did not say so.
-    // Looked at, it saves a turn of the runtime, and what this task does next joins what it did before.
-    if stream.peer_addr().is_ok() {
-        return Ok(stream);
-    }
-    stream.writable().await.map_err(Failed::Connect)?;
-    match stream.take_error() {
-        Ok(None) => Ok(stream),
-        Ok(Some(error)) | Err(error) => Err(Failed::Connect(error)),
-    }
+    let connect = TcpSocket::from_std_stream(StdTcpStream::from(socket)).connect(to);
+    connect.await.map_err(Failed::Connect)
 }
 
 /// Ports shown together with somebody else's address. They lie above those that a kernel gives to its
