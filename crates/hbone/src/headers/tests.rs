@@ -116,3 +116,48 @@ fn baggage_that_is_too_long_tells_nothing() {
     let long = "y".repeat(8192);
     assert_eq!(told(&format!("service.name=s,{long}")), None);
 }
+
+#[test]
+fn every_key_of_baggage_has_its_place() {
+    let all = Baggage {
+        cluster: Some("east".into()),
+        namespace: Some("web".into()),
+        workload_type: Some(WorkloadType::CronJob),
+        workload: Some("front".into()),
+        service: Some("shop".into()),
+        revision: Some("v2".into()),
+        region: Some("r1".into()),
+        zone: Some("z1".into()),
+    };
+    let text = "k8s.cluster.name=east,k8s.namespace.name=web,k8s.cronjob.name=front,\
+                service.name=shop,service.version=v2,cloud.region=r1,cloud.availability_zone=z1";
+    assert_eq!(Baggage::parse(text), all);
+    assert_eq!(all.to_string(), text);
+    let longest = "y".repeat(8192 - "service.name=s,".len());
+    let read = Baggage::parse(&format!("service.name=s,{longest}"));
+    assert_eq!(read.service.as_deref(), Some("s"));
+}
+
+#[test]
+fn a_trace_context_has_one_form() {
+    let (trace, span) = ("0123456789abcdef0123456789abcdef", "0123456789abcdef");
+    let good = format!("00-{trace}-{span}-01");
+    assert_eq!(TraceParent::parse(&good).unwrap().to_string(), good);
+    for bad in [
+        format!("01-{trace}-{span}-01"),
+        format!("00-{trace}0-{span}-01"),
+        format!("00-{}-{span}-01", &trace[1..]),
+        format!("00-{trace}-{span}0-01"),
+        format!("00-{trace}-{}-01", &span[1..]),
+        format!("00-{trace}-{span}-1"),
+        format!("00-{trace}-{span}-001"),
+        format!("00-{trace}-{span}-01-"),
+        format!("00-{trace}-{span}-0A"),
+        format!("00-{}-{span}-01", trace.to_uppercase()),
+        format!("00-{trace}-+{}-01", &span[1..]),
+        format!("00-{}-{span}-01", "0".repeat(32)),
+        format!("00-{trace}-{}-01", "0".repeat(16)),
+    ] {
+        assert_eq!(TraceParent::parse(&bad), None, "{bad}");
+    }
+}

@@ -240,3 +240,58 @@ impl fmt::Debug for Slot {
         f.write_str("Slot(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(entry: &Rc<Entry>, joined: &mut Option<u64>) -> Turn {
+        entry.turn(joined, 100).expect("no attempt of its failed")
+    }
+
+    #[test]
+    fn one_attempt_runs_for_all_and_fails_for_those_who_wait_for_it() {
+        let entry = Entry::new();
+        assert!(entry.is_empty());
+        let (mut first, mut second) = (None, None);
+        assert!(matches!(turn(&entry, &mut first), Turn::Dial(1)));
+        assert!(!entry.is_empty(), "an attempt is under way");
+        assert!(matches!(turn(&entry, &mut second), Turn::Wait));
+        assert_eq!((first, second), (Some(1), Some(1)));
+        // A task that is dropped has failed as well.
+        drop(AttemptGuard::new(Rc::clone(&entry), 1));
+        assert!(entry.is_empty());
+        for mut joined in [first, second] {
+            let told = entry.turn(&mut joined, 100);
+            assert!(matches!(told, Err(TunnelError::Drained)));
+        }
+        // Who comes later has not waited for it.
+        let mut later = None;
+        assert!(matches!(turn(&entry, &mut later), Turn::Dial(2)));
+    }
+
+    #[test]
+    fn what_ended_unsettled_failed_those_before_the_attempt_that_runs() {
+        let entry = Entry::new();
+        let (mut old, mut new) = (None, None);
+        assert!(matches!(turn(&entry, &mut old), Turn::Dial(1)));
+        entry.dial.borrow_mut().running = None;
+        assert!(matches!(turn(&entry, &mut new), Turn::Dial(2)));
+        entry.never_settled(TunnelError::Drained);
+        assert!(entry.turn(&mut old, 100).is_err());
+        assert!(matches!(turn(&entry, &mut new), Turn::Wait));
+        // With none under way it was the last one.
+        entry.dial.borrow_mut().running = None;
+        entry.never_settled(TunnelError::Drained);
+        assert!(entry.turn(&mut new, 100).is_err());
+    }
+
+    #[test]
+    fn so_many_goodbyes_in_a_row_are_followed_by_another_attempt() {
+        let entry = Entry::new();
+        let three: Vec<bool> = (0..4).map(|_| entry.said_goodbye()).collect();
+        assert_eq!(three, [true, true, true, false]);
+        entry.settled();
+        assert!(entry.said_goodbye());
+    }
+}
