@@ -13,7 +13,8 @@ use crate::cluster::Cluster;
 ///
 /// Whole objects and statuses go by server-side apply as one field manager: what another manager
 /// wrote beside ours stays, above all other controllers' conditions. Labels and annotations of
-/// somebody else's object go by merge patch, which unlike an apply never makes the object. The
+/// somebody else's object go by merge patch, which unlike an apply never makes the object; a pod's
+/// annotations as part of its status, so that nobody needs the right to change pods for them. The
 /// server remembers who wrote what, so that an earlier life's writes can be taken back too. It
 /// remembers fields: a whole object of ours has a label at least.
 #[derive(Debug)]
@@ -108,7 +109,12 @@ impl KubernetesWriter {
             ..PatchParams::default()
         };
         let (api, _) = self.api(object);
-        let done = api.patch(&object.name, &params, &Patch::Merge(patch)).await;
+        let change = Patch::Merge(patch);
+        let done = if goes_with_status(object, patch) {
+            api.patch_status(&object.name, &params, &change).await
+        } else {
+            api.patch(&object.name, &params, &change).await
+        };
         found(object, done.map(drop)).map(drop)
     }
 }
@@ -176,6 +182,7 @@ impl Written {
     /// Whole objects and statuses are applied, everything else is an update.
     fn find(managers: &[ManagedFieldsEntry], ours: &str) -> Self {
         let mut written = Self::default();
+        let mut updated = Vec::new();
         let ours = managers
             .iter()
             .filter(|one| one.manager.as_deref() == Some(ours));
@@ -185,23 +192,35 @@ impl Written {
             match (is_applied, is_status) {
                 (true, true) => written.has_status = true,
                 (true, false) => written.is_whole = true,
-                (false, true) => {}
-                (false, false) => {
-                    let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-                    written.undo = fields.and_then(head_undone);
-                }
+                // Annotations of pods are written through their status.
+                (false, _) => updated.extend(entry.fields_v1.as_ref().map(|fields| &fields.0)),
             }
         }
+        written.undo = head_undone(&updated);
         written
     }
 }
 
-/// The patch that removes the labels and annotations of a field set; it names fields as `f:NAME`.
-fn head_undone(fields: &Value) -> Option<Value> {
+/// True for annotations of a pod, and nothing else: the status carries them too, and who may write the
+/// status of a pod may not change what the pod runs.
+fn goes_with_status(object: &ObjectRef, patch: &Value) -> bool {
+    let is_only = |value: &Value, key: &str| {
+        let fields = value.as_object();
+        fields.is_some_and(|fields| fields.keys().eq([key]))
+    };
+    object.known() == Some(Kind::Pod)
+        && is_only(patch, "metadata")
+        && is_only(&patch["metadata"], "annotations")
+}
+
+/// The patch that removes the labels and annotations of field sets; those name fields as `f:NAME`.
+fn head_undone(sets: &[&Value]) -> Option<Value> {
     let mut head = Map::new();
     for part in ["labels", "annotations"] {
-        let keys = fields["f:metadata"][format!("f:{part}")].as_object();
-        let keys = keys.into_iter().flat_map(Map::keys);
+        let written = sets
+            .iter()
+            .filter_map(|set| set["f:metadata"][format!("f:{part}")].as_object());
+        let keys = written.flat_map(Map::keys);
         let nulls: Map<_, _> = keys
             .filter_map(|key| Some((key.strip_prefix("f:")?.to_owned(), Value::Null)))
             .collect();
@@ -268,17 +287,19 @@ mod tests {
             "f:annotations": {".": {}, "f:isobar.dev/x": {}},
             "f:labels": {"f:l": {}},
         }});
+        let beside = json!({"f:metadata": {"f:annotations": {"f:isobar.dev/y": {}}}});
         let find = |entries: Value| {
             let entries: Vec<ManagedFieldsEntry> = serde_json::from_value(entries).unwrap();
             Written::find(&entries, "isobar")
         };
         let patched = find(json!([
             entry("isobar", "Update", None, &mine),
+            entry("isobar", "Update", Some("status"), &beside),
             entry("isobar", "Apply", Some("status"), &json!({})),
             entry("kubectl", "Apply", None, &json!({})),
         ]));
-        let undo =
-            json!({"metadata": {"labels": {"l": null}, "annotations": {"isobar.dev/x": null}}});
+        let both = json!({"isobar.dev/x": null, "isobar.dev/y": null});
+        let undo = json!({"metadata": {"labels": {"l": null}, "annotations": both}});
         assert_eq!(
             patched,
             Written {
@@ -303,6 +324,23 @@ mod tests {
         assert_eq!(beside_others(&now, &ours), both);
         let left = json!([parent("a", foreign)]);
         assert_eq!(beside_others(&now, &json!({})), left);
+    }
+
+    #[test]
+    fn only_annotations_of_a_pod_go_with_its_status() {
+        let pod = ObjectRef::new(Kind::Pod, "shop", "cart");
+        let annotations = json!({"metadata": {"annotations": {"a": "b"}}});
+        assert!(goes_with_status(&pod, &annotations));
+        let service = ObjectRef::new(Kind::Service, "shop", "cart");
+        assert!(!goes_with_status(&service, &annotations));
+        for more in [
+            json!({"metadata": {"annotations": {}, "labels": {}}}),
+            json!({"metadata": {"annotations": {}}, "spec": {}}),
+            json!({"metadata": {}}),
+            json!(null),
+        ] {
+            assert!(!goes_with_status(&pod, &more), "{more}");
+        }
     }
 
     #[test]
