@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::ca::Roster;
 use crate::metrics::Metrics;
-use crate::model::{Kept, KeptKeys, Patch, Plan, Settings, plan};
+use crate::model::{Kept, KeptKeys, Patch, Plan, Settings, invalid, plan};
 use crate::xds::catalog::Catalog;
 use crate::xds::kind::Kind;
 use served::Press;
@@ -71,11 +71,14 @@ impl Engine {
     fn publish(&mut self, published: Arc<Published>, kept: Option<Kept>) -> Kept {
         let started = Instant::now();
         let objects = published.objects.len();
-        let catalog = self.catalogs.borrow().clone();
-        let recent = kept.filter(|kept| kept.age() < WHOLE);
+        // What is told about an object that is not valid is no change of the objects in force.
+        let is_as_told = self.plans.borrow().as_ref().is_some_and(|planned| {
+            Arc::ptr_eq(&planned.published.invalid, &published.invalid)
+                || planned.published.invalid == published.invalid
+        });
+        let recent = kept.filter(|kept| is_as_told && kept.age() < WHOLE);
         let patch = recent.and_then(|mut kept| {
-            let network = |uid: &str| network_key(&catalog, uid);
-            let patch = kept.patch(&published.objects, &self.settings, network)?;
+            let patch = kept.patch(&published.objects, &self.settings)?;
             Some((kept, patch))
         });
         let is_patch = patch.is_some();
@@ -134,6 +137,12 @@ impl Engine {
     /// Plans everything.
     fn plan(&mut self, published: Arc<Published>) -> Kept {
         let mut plan = plan(&published.objects, &self.settings, &self.kept_keys);
+        invalid::tell(
+            &published.invalid,
+            &self.settings,
+            &mut plan.verdicts,
+            &mut plan.routes,
+        );
         for waypoint in &plan.waypoints {
             self.kept_keys
                 .insert(waypoint.key.clone(), waypoint.label_keys.clone());
@@ -153,6 +162,7 @@ impl Engine {
         self.catalogs.send_replace(Arc::new(catalog));
         // It is in the catalog now, and would be the largest thing in memory.
         let workloads = std::mem::take(&mut plan.workloads);
+        let standings = std::mem::take(&mut plan.standings);
         let any_waypoint = !plan.waypoints.is_empty();
         plan.entries = Vec::new();
         plan.authorizations = Vec::new();
@@ -163,6 +173,7 @@ impl Engine {
             published.objects.clone(),
             plan.clone(),
             (&workloads, any_waypoint),
+            standings,
         );
         self.plans.send_replace(Some(Planned { published, plan }));
         kept
@@ -177,14 +188,4 @@ impl Engine {
             self.metrics.resources(kind.label(), size);
         }
     }
-}
-
-/// Key of the policy made from NetworkPolicies that a workload has, if it has one.
-fn network_key(catalog: &Catalog, uid: &str) -> Option<String> {
-    let needs = &catalog.addresses.get(uid)?.needs;
-    let made = |key: &&isobar_types::Str| {
-        let name = key.split_once('/').map(|(_, name)| name);
-        name.is_some_and(|name| name.starts_with(isobar_types::converted::NETWORK_POLICY))
-    };
-    needs.iter().find(made).map(ToString::to_string)
 }

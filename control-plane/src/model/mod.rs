@@ -4,6 +4,7 @@ mod authorization;
 mod bindings;
 mod gateways;
 mod ingress;
+pub(crate) mod invalid;
 mod l7;
 mod labels;
 mod network_policy;
@@ -24,7 +25,7 @@ mod workloads;
 
 pub(crate) use gateways::{MANAGED, MANAGER, account_of, is_managed};
 pub(crate) use l7::{KeptKeys, ParentStatus};
-pub use network_policy::{Remedy, ShutDoor};
+pub use network_policy::{Dropped, End, Missing, Remedy, ShutDoor, dropped};
 pub(crate) use patch::{Kept, Outcome, Patch};
 pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan};
 pub(crate) use services::BOUND_ACCOUNT;

@@ -3,13 +3,15 @@ use std::sync::Arc;
 
 use crate::claims::{self, Claims, Contender};
 use crate::finding::Finding;
+use crate::invalid::{Instead, Invalid, Invalids, with_status};
 use crate::istio::VirtualService;
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::Object;
 use crate::read::Hidden;
-use crate::served::ServedObject;
+use crate::served::{Rest, ServedObject};
 use crate::set::{ObjectSet, Origin};
 use crate::source::{Obscured, Published};
+use crate::strangers::Stranger;
 use crate::validate::{Extent, validate_set};
 
 /// A set of objects that are told one by one, as an API server does.
@@ -30,6 +32,11 @@ pub struct LiveSet {
     stale: bool,
     told: Arc<Vec<Finding>>,
     hidden: Obscured,
+    /// Versions that are not valid, as their heads say; what counts instead is in `told_invalid`.
+    invalid: Invalids,
+    told_invalid: Arc<Invalids>,
+    /// Of those in the set, the ones that were never valid and refuse everything.
+    refusals: BTreeSet<ObjectRef>,
 }
 
 impl LiveSet {
@@ -45,6 +52,7 @@ impl LiveSet {
             reference,
             object,
             findings,
+            rest,
         } = served;
         if findings.is_empty() {
             self.stale |= self.findings.remove(&reference).is_some();
@@ -52,16 +60,50 @@ impl LiveSet {
             self.findings.insert(reference.clone(), findings);
             self.stale = true;
         }
+        let Some(object) = object else {
+            if let Some(rest) = rest {
+                self.put_invalid(reference, *rest);
+            }
+            return;
+        };
+        self.stale |= self.invalid.remove(&reference).is_some();
+        self.refusals.remove(&reference);
         match object {
-            None => {}
-            Some(Object::VirtualService(object)) => self.route(reference, *object),
-            Some(object) => self.store(object),
+            Object::VirtualService(object) => self.route(reference, *object),
+            object => self.store(object),
+        }
+    }
+
+    /// The last good version stays, and shows what is said about the present one. Where there is none
+    /// a policy refuses everything.
+    fn put_invalid(&mut self, reference: ObjectRef, rest: Rest) {
+        if self.invalid.get(&reference) != Some(&rest.invalid) {
+            self.invalid.insert(reference.clone(), rest.invalid);
+            self.stale = true;
+        }
+        let held = self.set.object(&reference);
+        let held = held.filter(|_| !self.refusals.contains(&reference));
+        match (held, rest.refusal) {
+            // What is told of these depends on who has which host.
+            (Some(Object::VirtualService(_)), _) => {}
+            (Some(held), _) => {
+                if let Some(shown) = with_status(&held, rest.status.as_ref()) {
+                    self.store(shown);
+                }
+            }
+            (None, Some(refusal)) => {
+                self.refusals.insert(reference);
+                self.store(refusal);
+            }
+            (None, None) => {}
         }
     }
 
     /// Forgets an object.
     pub fn remove(&mut self, object: &ObjectRef) {
         self.stale |= self.findings.remove(object).is_some();
+        self.stale |= self.invalid.remove(object).is_some();
+        self.refusals.remove(object);
         if self.routes.remove(object).is_some() {
             self.routes_changed = true;
         }
@@ -91,6 +133,25 @@ impl LiveSet {
         }
     }
 
+    /// There is an object of a kind that has no effect.
+    pub fn put_stranger(&mut self, kind: Stranger, object: ObjectRef) {
+        let finding = kind.finding().about(&object);
+        self.stale |= self.findings.insert(object, vec![finding]).is_none();
+    }
+
+    /// These are all objects of such a kind.
+    pub fn replace_strangers(&mut self, kind: Stranger, all: Vec<ObjectRef>) {
+        let known = self.findings.keys();
+        let known = known.filter(|one| *one.group == *kind.group && *one.kind == *kind.kind);
+        let gone: Vec<ObjectRef> = known.filter(|one| !all.contains(one)).cloned().collect();
+        for object in gone {
+            self.remove(&object);
+        }
+        for object in all {
+            self.put_stranger(kind, object);
+        }
+    }
+
     /// What there is to say if something changed since the last time.
     pub fn publish(&mut self) -> Option<Published> {
         if std::mem::take(&mut self.routes_changed) {
@@ -111,6 +172,7 @@ impl LiveSet {
             hidden: self.hidden.clone(),
             findings: self.told.clone(),
             synced: true,
+            invalid: self.told_invalid.clone(),
         })
     }
 
@@ -121,11 +183,39 @@ impl LiveSet {
         findings.extend(validate_set(&self.set, Extent::Mesh));
         findings.sort_by(|a, b| (&a.object, b.severity).cmp(&(&b.object, a.severity)));
         let never_good = self.findings.iter().filter(|(object, findings)| {
-            findings.iter().any(Finding::is_error) && !self.set.contains(object)
+            findings.iter().any(Finding::is_error)
+                && (!self.set.contains(object) || self.refusals.contains(object))
         });
         let hidden = never_good.map(|(object, _)| Hidden::One(object.clone()));
         self.hidden = Obscured(Arc::new(hidden.collect()));
         self.told = Arc::new(findings);
+        self.told_invalid = Arc::new(self.invalid_now());
+    }
+
+    /// Versions that are not in force: those that are not valid, and routes that have not got their hosts.
+    fn invalid_now(&self) -> Invalids {
+        let refused = self.settled.iter().filter_map(|finding| {
+            let object = finding.object.clone().filter(|_| finding.is_error())?;
+            let head = &self.routes.get(&object)?.metadata;
+            let known = Invalid {
+                generation: head.generation,
+                labels: head.labels.clone().unwrap_or_default(),
+                ..Invalid::default()
+            };
+            Some((object, known.because([finding])))
+        });
+        let all = self.invalid.clone().into_iter().chain(refused);
+        all.map(|(object, invalid)| {
+            let instead = if self.refusals.contains(&object) {
+                Instead::Refusal
+            } else if self.set.contains(&object) {
+                Instead::LastGood
+            } else {
+                Instead::Nothing
+            };
+            (object, invalid.instead(instead))
+        })
+        .collect()
     }
 
     fn route(&mut self, reference: ObjectRef, object: VirtualService) {
@@ -199,6 +289,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::istio::Action;
 
     fn namespace(name: &str) -> ServedObject {
         let value = json!({"metadata": {"name": name}});
@@ -293,21 +384,78 @@ mod tests {
         live.put(policy(json!({"acton": "DENY"})));
         let never = live.publish().unwrap();
         let reference = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p");
-        assert!(never.may_hide(&reference), "nothing is known of it");
+        let refuses = |published: &Published| {
+            let all = published.objects.authorization_policies.iter();
+            let all = all.map(|one| (one.spec.action, one.spec.rules.len()));
+            all.collect::<Vec<_>>() == [(Action::Deny, 1)]
+        };
+        assert!(refuses(&never), "nothing is known of it");
+        let told = |published: &Published| {
+            let told = published.invalid.get(&reference);
+            told.map(|told| (told.instead, told.message.clone()))
+        };
+        let why = "spec.acton: unknown field \"acton\"".to_owned();
+        assert_eq!(told(&never), Some((Instead::Refusal, why.clone())));
 
-        live.put(policy(json!({"action": "DENY", "rules": [{}]})));
+        live.put(policy(json!({"action": "ALLOW", "rules": [{}]})));
         let good = live.publish().unwrap();
+        assert!(good.invalid.is_empty() && !refuses(&good));
         assert!(good.findings.iter().all(|one| !one.is_error()));
         live.put(policy(json!({"acton": "DENY"})));
         let bad = live.publish().unwrap();
         assert_eq!(bad.objects.authorization_policies.len(), 1);
         assert!(bad.findings.iter().any(Finding::is_error));
-        assert!(!bad.may_hide(&reference));
+        assert!(!bad.may_hide(&reference) && !refuses(&bad));
+        assert_eq!(told(&bad), Some((Instead::LastGood, why)));
 
         live.remove(&reference);
         let gone = live.publish().unwrap();
         assert!(gone.objects.authorization_policies.is_empty());
-        assert!(gone.findings.is_empty());
+        assert!(gone.findings.is_empty() && gone.invalid.is_empty());
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told_as_long_as_it_is_there() {
+        let kind = Stranger::find("telemetry.istio.io", "Telemetry").unwrap();
+        let object = kind.object("shop", "t");
+        let mut live = LiveSet::new();
+        live.replace_strangers(kind, vec![object.clone()]);
+        let told = live.publish().unwrap();
+        assert_eq!(told.findings[0].object.as_ref(), Some(&object));
+        assert_eq!(told.findings[0].code, crate::code::Code::NOT_HONOURED);
+        assert!(told.invalid.is_empty() && told.objects.is_empty());
+        live.put_stranger(kind, object.clone());
+        assert!(live.publish().is_none(), "nothing new");
+        live.replace_strangers(kind, Vec::new());
+        assert!(live.publish().unwrap().findings.is_empty());
+        live.put_stranger(kind, object.clone());
+        live.remove(&object);
+        assert!(live.publish().unwrap().findings.is_empty());
+    }
+
+    #[test]
+    fn a_version_that_is_not_valid_brings_its_generation_and_status() {
+        let policy = |generation: i64, action: &str, status: Value| {
+            let value = json!({
+                "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+                "metadata": {"name": "p", "namespace": "shop", "generation": generation},
+                "spec": {"action": action}, "status": status,
+            });
+            ServedObject::read(Kind::AuthorizationPolicy, &value)
+        };
+        let reference = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p");
+        let mut live = LiveSet::new();
+        live.put(policy(1, "ALLOW", json!({"a": 1})));
+        live.put(policy(2, "ALOW", json!({"a": 2})));
+        let second = live.publish().unwrap();
+        assert_eq!(second.invalid[&reference].generation, Some(2));
+        let held = second.objects.authorization_policies.get("shop", "p");
+        let held = &held.unwrap().object;
+        assert_eq!(held.spec.action, Action::Allow, "the last good one");
+        assert_eq!(held.status, Some(json!({"a": 2})));
+        live.put(policy(3, "ALOW", json!({"a": 2})));
+        let third = live.publish().unwrap();
+        assert_eq!(third.invalid[&reference].generation, Some(3));
     }
 
     #[test]

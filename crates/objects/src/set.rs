@@ -234,6 +234,30 @@ macro_rules! set {
                 }
             }
 
+            /// A copy of an object, if it is in the set.
+            #[must_use]
+            pub fn object(&self, object: &ObjectRef) -> Option<Object> {
+                match object.known() {
+                    $(Some(Kind::$kind) => {
+                        let held = self.$map.get(&object.namespace, &object.name)?;
+                        Some(held.object.clone().into())
+                    })+
+                    None => None,
+                }
+            }
+
+            /// Version of the set in which an object last changed, if it is in the set.
+            #[must_use]
+            pub fn last_changed(&self, object: &ObjectRef) -> Option<u64> {
+                match object.known() {
+                    $(Some(Kind::$kind) => {
+                        let held = self.$map.get(&object.namespace, &object.name)?;
+                        Some(held.changed)
+                    })+
+                    None => None,
+                }
+            }
+
             /// Adds an object or replaces the one with its identity.
             pub fn insert(&mut self, object: Object, origin: Origin) {
                 match object {

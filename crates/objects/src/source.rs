@@ -6,6 +6,7 @@ use isobar_runtime::Lifetime;
 use tokio::sync::watch;
 
 use crate::finding::Finding;
+use crate::invalid::Invalids;
 use crate::kinds::ObjectRef;
 use crate::read::Hidden;
 use crate::set::ObjectSet;
@@ -21,6 +22,8 @@ pub struct Published {
     pub synced: bool,
     /// What may be written where nothing could be read.
     pub hidden: Obscured,
+    /// Objects whose present version is not in force, and why.
+    pub invalid: Arc<Invalids>,
 }
 
 impl Published {

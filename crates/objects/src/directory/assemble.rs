@@ -9,6 +9,7 @@ use super::scan::{FileChange, FileId, Scan};
 use crate::claims::{self, Claims, Contender};
 use crate::code::Code;
 use crate::finding::Finding;
+use crate::invalid::{Instead, Invalid, Invalids, refusal};
 use crate::kinds::{Kind, ObjectRef};
 use crate::merge::merge_patch;
 use crate::object::Object;
@@ -67,6 +68,8 @@ struct Built {
     /// Last version of each overlay file that was valid when merged.
     good_overlays: Vec<Arc<RawObject>>,
     object: Option<(Object, Arc<RawObject>)>,
+    /// The object is what stands in for one that was never good.
+    is_refusal: bool,
     findings: Vec<Finding>,
     /// Place among all objects, in the order of files.
     order: usize,
@@ -181,7 +184,11 @@ impl Assembler {
                 std::cmp::Reverse(b.severity),
             ))
         });
+        let invalid = self.built.iter();
+        let invalid = invalid.filter_map(|(object, one)| Some((object.clone(), one.invalid()?)));
+        let invalid: Invalids = invalid.collect();
         let differs = self.published.synced != self.is_complete
+            || *self.published.invalid != invalid
             || self.published.objects.version != self.set.version
             || *self.published.hidden.0 != hidden
             || *self.published.findings != findings;
@@ -191,6 +198,7 @@ impl Assembler {
                 findings: Arc::new(findings),
                 synced: self.is_complete,
                 hidden: Obscured(Arc::new(hidden)),
+                invalid: Arc::new(invalid),
             };
         }
         differs
@@ -221,7 +229,7 @@ impl Assembler {
             hidden.push(Hidden::Any);
         }
         let never_good = |(_, built): &(&ObjectRef, &Built)| {
-            built.object.is_none() && !built.inputs.base.is_empty()
+            (built.object.is_none() || built.is_refusal) && !built.inputs.base.is_empty()
         };
         let never_good = self.built.iter().filter(never_good);
         hidden.extend(never_good.map(|(reference, _)| Hidden::One(reference.clone())));
@@ -410,8 +418,32 @@ impl Built {
                 built.findings.extend(finding);
             }
         }
+        if built.object.is_none()
+            && let Some(raw) = inputs.base.first()
+        {
+            let refusal = refusal(raw.kind, &raw.value);
+            built.object = refusal.map(|object| (object, Arc::clone(raw)));
+            built.is_refusal = built.object.is_some();
+        }
         built.inputs = inputs;
         built
+    }
+
+    /// What is known of the present version if another is in force.
+    fn invalid(&self) -> Option<Invalid> {
+        let raw = self.inputs.base.first()?;
+        let is_good = |good: &Arc<RawObject>| Arc::ptr_eq(good, raw) || good == raw;
+        if self.good_base.as_ref().is_some_and(is_good) {
+            return None;
+        }
+        let own = self.findings.iter();
+        let own = own.filter(|finding| finding.code != Code::DEFINED_TWICE);
+        let instead = match (&self.object, self.is_refusal) {
+            (_, true) => Instead::Refusal,
+            (Some(_), _) => Instead::LastGood,
+            (None, _) => Instead::Nothing,
+        };
+        Some(Invalid::read(&raw.value).because(own).instead(instead))
     }
 
     /// Judges the base by itself, so that no overlay is blamed for it; the last good one stays.

@@ -1,3 +1,4 @@
+mod invalid;
 mod restart;
 
 use std::fs::{self, OpenOptions};

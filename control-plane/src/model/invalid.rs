@@ -1,0 +1,132 @@
+//! What is told about objects whose present version is not in force.
+
+use isobar_objects::{Instead, Invalid, Invalids, Kind, ObjectRef};
+use isobar_types::labels;
+
+use super::l7::RouteStatus;
+use super::settings::Settings;
+use super::verdict::Verdict;
+
+/// Condition of whatever is not valid as it is written.
+const CONDITION: &str = "Accepted";
+/// Its reason.
+const REASON: &str = "Invalid";
+
+/// Says of every object that is not valid what is wrong, and takes back what else would say that its
+/// present version is accepted.
+pub(crate) fn tell(
+    invalid: &Invalids,
+    settings: &Settings,
+    verdicts: &mut Vec<Verdict>,
+    routes: &mut [RouteStatus],
+) {
+    if invalid.is_empty() {
+        return;
+    }
+    contradict(invalid, verdicts);
+    for route in routes {
+        let Some(found) = invalid.get(&route.object) else {
+            continue;
+        };
+        let conditions = route.parents.iter_mut().flat_map(|one| &mut one.conditions);
+        for condition in conditions.filter(|one| one.holds && one.condition == CONDITION) {
+            condition.holds = false;
+            condition.reason = REASON;
+            condition.message = text(found);
+        }
+    }
+    let ours = invalid
+        .iter()
+        .filter(|(object, invalid)| is_ours(object, invalid, settings));
+    verdicts.extend(ours.map(|(object, invalid)| told(object, invalid)));
+    verdicts.sort_unstable();
+    verdicts.dedup();
+}
+
+/// Takes back of `verdicts` what says that the present version of an invalid object is accepted.
+pub(crate) fn contradict(invalid: &Invalids, verdicts: &mut [Verdict]) {
+    for verdict in verdicts {
+        if verdict.holds
+            && verdict.condition.ends_with(CONDITION)
+            && let Some(found) = invalid.get(&verdict.object)
+        {
+            let object = verdict.object.clone();
+            *verdict = Verdict::fails(object, verdict.condition, REASON, text(found));
+        }
+    }
+}
+
+fn told(object: &ObjectRef, invalid: &Invalid) -> Verdict {
+    Verdict::fails(object.clone(), CONDITION, REASON, text(invalid))
+}
+
+fn text(invalid: &Invalid) -> String {
+    let meanwhile = match invalid.instead {
+        Instead::LastGood => "the last valid version stays in force",
+        Instead::Refusal => {
+            "no valid version of it is known here: until there is one, everything is refused to \
+             whom it is about"
+        }
+        Instead::Nothing => "no valid version of it is known here: nothing of it is in force",
+    };
+    format!("{}; {meanwhile}", invalid.message)
+}
+
+/// Objects of the Gateway API have many controllers, and Istio's Gateways are mostly those of its own
+/// ingress: what we do not understand there may be somebody else's.
+fn is_ours(object: &ObjectRef, invalid: &Invalid, settings: &Settings) -> bool {
+    match object.known() {
+        Some(Kind::Gateway) => invalid.class.as_ref().is_some_and(|class| {
+            settings.waypoint_classes.contains(class) || class == labels::GATEWAY_CLASS
+        }),
+        Some(
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::VirtualService
+            | Kind::DestinationRule
+            | Kind::ServiceEntry
+            | Kind::WorkloadEntry
+            | Kind::RateLimitPolicy,
+        ) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::golden_tests::settings;
+
+    #[test]
+    fn an_invalid_version_is_not_accepted_by_anybody() {
+        let policy = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p");
+        let other = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "q");
+        let foreign = ObjectRef::new(Kind::Gateway, "shop", "nginx");
+        let known = |instead| Invalid {
+            message: "spec.rules: no list".to_owned(),
+            class: Some("nginx".to_owned()),
+            instead,
+            ..Invalid::default()
+        };
+        let invalid = Invalids::from([
+            (policy.clone(), known(Instead::Refusal)),
+            (foreign, known(Instead::Nothing)),
+        ]);
+        let accepted = |object: &ObjectRef| {
+            Verdict::holds(object.clone(), "ZtunnelAccepted", "Accepted", "enforced")
+        };
+        let mut verdicts = vec![accepted(&policy), accepted(&other)];
+        tell(&invalid, &settings(), &mut verdicts, &mut []);
+        let found: Vec<_> = verdicts
+            .iter()
+            .map(|one| (&*one.object.name, one.condition, one.holds, one.reason))
+            .collect();
+        let expected = [
+            ("p", "Accepted", false, "Invalid"),
+            ("p", "ZtunnelAccepted", false, "Invalid"),
+            ("q", "ZtunnelAccepted", true, "Accepted"),
+        ];
+        assert_eq!(found, expected);
+        assert!(verdicts[0].message.contains("refused to whom it is about"));
+    }
+}

@@ -1,0 +1,165 @@
+//! Objects whose present version is not valid, and what is in force instead.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::finding::Finding;
+use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule};
+use crate::kinds::{Kind, ObjectRef};
+use crate::object::Object;
+
+/// What is known of a version that is not valid.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Invalid {
+    /// `metadata.generation`; none in files.
+    pub generation: Option<i64>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its class, where it is a Gateway.
+    pub class: Option<String>,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// What counts meanwhile.
+    pub instead: Instead,
+}
+
+/// What counts while an object is not valid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Instead {
+    /// The last version that was valid.
+    LastGood,
+    /// A policy that refuses everything to whom it is about: no version is known to be valid.
+    Refusal,
+    /// Nothing.
+    #[default]
+    Nothing,
+}
+
+/// All of them.
+pub type Invalids = BTreeMap<ObjectRef, Invalid>;
+
+/// Words of findings in a message.
+const TOLD: usize = 3;
+
+impl Invalid {
+    /// What the head of an object says.
+    pub(crate) fn read(value: &Value) -> Self {
+        let head = value.get("metadata");
+        let labels = head.and_then(|head| head.get("labels"));
+        let labels = labels.cloned().map(serde_json::from_value);
+        let class = value.get("spec").and_then(|s| s.get("gatewayClassName"));
+        Self {
+            generation: head.and_then(|head| head.get("generation")?.as_i64()),
+            labels: labels.and_then(Result::ok).unwrap_or_default(),
+            class: class.and_then(Value::as_str).map(str::to_owned),
+            ..Self::default()
+        }
+    }
+
+    /// The same, with what is wrong.
+    pub(crate) fn because<'f>(mut self, findings: impl IntoIterator<Item = &'f Finding>) -> Self {
+        let all = findings.into_iter().filter(|finding| finding.is_error());
+        let all = all.map(|finding| match finding.field.as_str() {
+            "" => finding.message.clone(),
+            field => format!("{field}: {}", finding.message),
+        });
+        self.message = all.take(TOLD).collect::<Vec<_>>().join("; ");
+        self
+    }
+
+    /// The same, with what counts meanwhile.
+    pub(crate) const fn instead(mut self, instead: Instead) -> Self {
+        self.instead = instead;
+        self
+    }
+}
+
+/// What is in force for a policy of which no version is known to be valid: who wanted to refuse
+/// something shall not find everything allowed. Its target is what can be read of it; where that
+/// cannot, it is the whole namespace. Nothing for other kinds.
+pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
+    if kind != Kind::AuthorizationPolicy {
+        return None;
+    }
+    let spec = value.get("spec").unwrap_or(&Value::Null);
+    if spec.get("action").and_then(Value::as_str) == Some("AUDIT") {
+        return None;
+    }
+    let policy = AuthorizationPolicy {
+        api_version: kind.api_version(),
+        kind: kind.as_str().to_owned(),
+        metadata: part(value, "metadata")?,
+        spec: AuthorizationPolicySpec {
+            selector: part(spec, "selector"),
+            target_ref: part(spec, "targetRef"),
+            target_refs: part(spec, "targetRefs").unwrap_or_default(),
+            rules: vec![Rule::default()],
+            action: Action::Deny,
+            provider: None,
+        },
+        status: value.get("status").cloned(),
+    };
+    Some(policy.into())
+}
+
+/// A field that can be read, whatever else is in it.
+fn part<T: DeserializeOwned>(value: &Value, field: &str) -> Option<T> {
+    let value = value.get(field).filter(|value| !value.is_null())?;
+    T::deserialize(value).ok()
+}
+
+/// `object` with what is said about its present version: that comes with every version.
+pub(crate) fn with_status(object: &Object, status: Option<&Value>) -> Option<Object> {
+    let mut value = object.to_value().ok()?;
+    let whole = value.as_object_mut()?;
+    match status {
+        Some(status) => whole.insert("status".to_owned(), status.clone()),
+        None => whole.shift_remove("status"),
+    };
+    Object::deserialize(object.kind(), &value, &crate::strict::Strict::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refused(spec: &Value) -> Option<AuthorizationPolicySpec> {
+        let value = json!({ "metadata": { "name": "p", "namespace": "shop" }, "spec": spec });
+        match refusal(Kind::AuthorizationPolicy, &value)? {
+            Object::AuthorizationPolicy(policy) => Some(policy.spec),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_policy_is_about_is_read_as_far_as_it_can_be() {
+        let cart = json!({ "matchLabels": { "app": "cart" } });
+        let spec = refused(&json!({ "selector": cart, "acton": "ALLOW" })).unwrap();
+        assert_eq!(spec.selector.unwrap().match_labels["app"], "cart");
+        assert_eq!((spec.action, spec.rules.len()), (Action::Deny, 1));
+
+        let service = json!([{ "kind": "Service", "group": "", "name": "cart", "port": 1 }]);
+        let spec = refused(&json!({ "targetRefs": service, "rules": 7 })).unwrap();
+        assert_eq!(spec.target_refs[0].name, "cart");
+
+        let spec = refused(&json!({ "selector": "cart" })).unwrap();
+        assert_eq!(spec.selector, None, "the whole namespace");
+        assert_eq!(refused(&json!({ "action": "AUDIT", "rules": 7 })), None);
+    }
+
+    #[test]
+    fn a_message_has_the_fields() {
+        let findings = [
+            Finding::warning("spec", "unusual"),
+            Finding::error("spec.rules", "no list"),
+            Finding::error("", "nothing"),
+        ];
+        let told = Invalid::read(&json!({ "metadata": { "generation": 4 } })).because(&findings);
+        assert_eq!(told.message, "spec.rules: no list; nothing");
+        assert_eq!(told.generation, Some(4));
+    }
+}
