@@ -9,6 +9,7 @@ use isobar_kubernetes::{Cluster, KubernetesSource, KubernetesWriter, SourceOptio
 use isobar_lab::{Lab, Target};
 use isobar_objects::{
     DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter, Published,
+    STRANGERS,
 };
 use isobar_runtime::Scope;
 use isobar_types::ports;
@@ -20,8 +21,8 @@ use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
 
 /// Who we are to the API server's record of who wrote which field.
 const MANAGER: &str = "isobar-cli";
-/// Label of the control plane's pods.
-const REPLICAS: &str = "app=isobard";
+/// Label of the pods of every control plane, whatever its revision.
+pub(crate) const REPLICAS: &str = "app.kubernetes.io/name=isobard";
 /// For reading every object of a cluster.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -118,7 +119,8 @@ impl Mesh {
         match self {
             Self::Lab { lab, objects } => Following::folders(objects, lab.paths().overlay()),
             Self::Cluster { cluster, .. } => {
-                let source = KubernetesSource::new(cluster.clone(), SourceOptions::default());
+                let source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
+                    .with_strangers(STRANGERS);
                 let mut published = source.subscribe();
                 let scope = Scope::new("objects");
                 scope.spawn("source", Box::new(source).run(scope.lifetime()));

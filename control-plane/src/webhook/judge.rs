@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use isobar_objects::{Finding, Kind, Published, ServedObject, beside};
+use isobar_objects::{Finding, Kind, Published, ServedObject, Stranger, beside};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -108,6 +108,10 @@ impl Judge {
     fn judge(&self, request: &Request) -> Judgement {
         let object = &request.object;
         let is_written = matches!(&*request.operation, "CREATE" | "UPDATE");
+        let stranger = Stranger::find(&request.kind.group, &request.kind.kind);
+        if let Some(stranger) = stranger.filter(|_| is_written && request.sub_resource.is_empty()) {
+            return no_effect(stranger, object);
+        }
         let kind = Kind::find(&request.kind.group, &request.kind.kind);
         let kind = kind.filter(|kind| Self::kinds().any(|judged| judged == *kind));
         let Some(kind) = kind.filter(|_| is_written && request.sub_resource.is_empty()) else {
@@ -184,6 +188,17 @@ impl Judge {
             }
             Some(_) => false,
         })
+    }
+}
+
+/// Whoever writes what has no effect is told so.
+fn no_effect(kind: Stranger, object: &Value) -> Judgement {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+    let finding = kind.finding();
+    let finding = finding.about(&kind.object(text("namespace"), text("name")));
+    Judgement {
+        warnings: vec![cut(told(&finding))],
+        ..Judgement::default()
     }
 }
 
@@ -342,6 +357,20 @@ mod tests {
         );
         assert_eq!(response["allowed"], true);
         assert!(response["warnings"][0].as_str().unwrap().contains("weight"));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_let_in_with_a_warning() {
+        let (group, kind) = ("telemetry.istio.io", "Telemetry");
+        let object = json!({
+            "apiVersion": "telemetry.istio.io/v1", "kind": kind,
+            "metadata": { "name": "t", "namespace": "shop" }, "spec": { "x": 1 },
+        });
+        let response = ask(&judge(), group, kind, &object, &Value::Null);
+        assert_eq!(response["allowed"], true);
+        let warning = response["warnings"][0].as_str().unwrap();
+        assert!(warning.starts_with("Telemetry shop/t: "), "{warning}");
+        assert!(warning.contains("no effect"), "{warning}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The admission webhook on 15017: the API server asks it before it stores an object.
 //!
 //! Nobody proves who asks, so everything is bounded: the size of a question, its time, how many are
-//! judged at once, and how long a connection lives.
+//! judged at once, how long a connection lives, and what one address may have of all that.
 
+mod budget;
 mod judge;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +22,14 @@ use isobar_kubernetes::{Webhook, WebhookAddress, WebhookOptions};
 use isobar_runtime::{Lifetime, Scope};
 use isobar_tls::ca::Authority;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::StreamExt as _;
 
+use self::budget::{Budget, Piece};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::process;
+use crate::revision::Revision;
 use crate::server::{self, Connection, ServerCertificates, Speaks};
 use crate::surroundings::{MANAGER, Surroundings};
 
@@ -39,15 +43,19 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Bytes of questions that are held at once, read or not: of small ones, and of all others. Who sends
 /// large ones only does not keep the usual ones out.
 const SMALL: usize = 256 << 10;
-const OF_SMALL: usize = 8 << 20;
-const OF_LARGE: usize = 24 << 20;
+const OF_SMALL: u32 = 8 << 20;
+const OF_LARGE: u32 = 24 << 20;
+/// Of each the part that one address may have: of large ones two of the longest.
+const PART: u32 = 3;
 /// What is waited for a place among them, and then for the question, which its asker has whole.
 const WAITING: Duration = Duration::from_secs(2);
 const READING: Duration = Duration::from_secs(3);
 /// Objects that are judged at once.
 const AT_ONCE: usize = 2;
-/// Connections that are served at once; more wait.
-const CONNECTIONS: usize = 128;
+/// Connections that are served at once, and those of one address; who asks for more waits a moment. API
+/// servers ask one question at a time on each.
+const CONNECTIONS: u32 = 384;
+const OF_ONE: u32 = 128;
 /// A connection is told to end after this long, and ends after that.
 const AGE: Duration = Duration::from_secs(120);
 const LEAVING: Duration = Duration::from_secs(10);
@@ -57,8 +65,8 @@ struct Desk {
     judge: Judge,
     metrics: Metrics,
     places: Arc<Semaphore>,
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    small: Arc<Budget>,
+    large: Arc<Budget>,
 }
 
 /// Serves the webhook and registers it, if the configuration asks for it.
@@ -84,7 +92,9 @@ pub(crate) async fn start(
         refuses: !config.waypoints_only,
     };
     let own = config.own_namespace();
-    let service = format!("isobard.{own}.svc");
+    let revision = Revision::of(config);
+    let name = revision.suffixed(process::NAME);
+    let service = format!("{name}.{own}.svc");
     let names = process::server_names(config).into_iter().chain([service]);
     let authorities = around.authorities.subscribe();
     serve(
@@ -98,7 +108,7 @@ pub(crate) async fn start(
     let address = config.webhook_url.clone().map_or_else(
         || WebhookAddress::Service {
             namespace: own.to_owned(),
-            name: "isobard".to_owned(),
+            name,
         },
         WebhookAddress::Url,
     );
@@ -107,7 +117,9 @@ pub(crate) async fn start(
         manager: MANAGER.to_owned(),
         address,
         kinds: Judge::kinds().collect(),
-        revision: config.revision.clone(),
+        warns: !config.waypoints_only,
+        revision: revision.name().to_owned(),
+        is_default: revision.is_default(),
         is_needed: config.webhook_failure_policy == "Fail" && !config.waypoints_only,
         namespace: own.to_owned(),
     };
@@ -136,18 +148,20 @@ pub(crate) fn serve(
     let life = scope.lifetime();
     scope.spawn("webhook", async move {
         let open = Scope::new("webhook connections");
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Budget::new(CONNECTIONS, OF_ONE);
         loop {
             let next = tokio::select! {
                 next = connections.next() => next,
                 () = life.draining() => return,
             };
             let Some(Ok(connection)) = next else { return };
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let (desk, life) = (Arc::clone(&desk), life.clone());
+            let (desk, places, life) = (Arc::clone(&desk), Arc::clone(&places), life.clone());
             open.spawn("connection", async move {
+                let address = connection.peer().ip();
+                let Some(place) = places.take(address, 1, WAITING).await else {
+                    tracing::debug!(%address, "too many connections of one address");
+                    return;
+                };
                 converse(connection, desk, life).await;
                 drop(place);
             });
@@ -177,9 +191,10 @@ pub fn answer_reviews(
 }
 
 async fn converse(connection: Connection, desk: Arc<Desk>, life: Lifetime) {
+    let address = connection.peer().ip();
     let service = service_fn(move |request| {
         let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request).await) }
+        async move { Ok::<_, Infallible>(desk.answer(address, request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -199,24 +214,23 @@ async fn converse(connection: Connection, desk: Arc<Desk>, life: Lifetime) {
 
 impl Desk {
     fn new(judge: Judge, metrics: Metrics) -> Self {
-        let semaphore = |permits| Arc::new(Semaphore::new(permits));
         Self {
             judge,
             metrics,
-            places: semaphore(AT_ONCE),
-            small: semaphore(OF_SMALL),
-            large: semaphore(OF_LARGE),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
+            small: Budget::new(OF_SMALL, OF_SMALL / PART),
+            large: Budget::new(OF_LARGE, OF_LARGE / PART),
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, from: IpAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != "/validate" {
             return reply(StatusCode::NOT_FOUND, "text/plain", "not found\n");
         }
         if request.method() != Method::POST {
             return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only POST\n");
         }
-        let answer = tokio::time::timeout(PATIENCE, self.consider(request.into_body())).await;
+        let answer = tokio::time::timeout(PATIENCE, self.consider(from, request.into_body())).await;
         answer.unwrap_or_else(|_| {
             let text = "the object could not be judged in time\n";
             reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain", text)
@@ -224,7 +238,7 @@ impl Desk {
     }
 
     /// The bytes of a question and their part of the budget, or why there are none.
-    async fn read<B>(&self, body: B) -> Result<(Bytes, OwnedSemaphorePermit), (StatusCode, String)>
+    async fn read<B>(&self, from: IpAddr, body: B) -> Result<(Bytes, Piece), (StatusCode, String)>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -245,8 +259,7 @@ impl Desk {
             &self.large
         };
         let part = u32::try_from(length.max(1)).unwrap_or(u32::MAX);
-        let part = tokio::time::timeout(WAITING, Arc::clone(of).acquire_many_owned(part)).await;
-        let Ok(Ok(part)) = part else {
+        let Some(part) = of.take(from, part, WAITING).await else {
             let text = "too many questions at once\n".to_owned();
             return Err((StatusCode::SERVICE_UNAVAILABLE, text));
         };
@@ -262,13 +275,13 @@ impl Desk {
         }
     }
 
-    async fn consider<B>(&self, body: B) -> Response<Full<Bytes>>
+    async fn consider<B>(&self, from: IpAddr, body: B) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let refused = |status, text: String| reply(status, "text/plain", text);
-        let (body, part) = match self.read(body).await {
+        let (body, part) = match self.read(from, body).await {
             Ok(read) => read,
             Err((status, text)) => return refused(status, text),
         };
@@ -330,18 +343,27 @@ mod tests {
         StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>())
     }
 
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    fn large() -> Full<Bytes> {
+        Full::new(Bytes::from(vec![b' '; SMALL + 1]))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn questions_are_bounded_before_they_are_read() {
         let desk = desk();
-        let hogs = (0..OF_LARGE / LONGEST).map(|_| desk.consider(endless()));
+        let many = u8::try_from(OF_LARGE as usize / LONGEST).unwrap();
+        let hogs = (0..many).map(|n| desk.consider(address(n), endless()));
         let late = async {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            assert_eq!(desk.large.available_permits(), 0);
-            let large = Full::new(Bytes::from(vec![b' '; SMALL + 1]));
-            let late = desk.consider(large).await;
+            assert_eq!(desk.large.left(), 0);
+            let late = desk.consider(address(100), large()).await;
             assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
             // A usual one is answered all the same.
-            let usual = desk.consider(Full::new(Bytes::from("{}"))).await;
+            let usual = Full::new(Bytes::from("{}"));
+            let usual = desk.consider(address(0), usual).await;
             assert_eq!(usual.status(), StatusCode::BAD_REQUEST);
         };
         let (hogs, ()) =
@@ -349,14 +371,36 @@ mod tests {
         for hog in hogs {
             assert_eq!(hog.status(), StatusCode::REQUEST_TIMEOUT);
         }
-        assert_eq!(desk.large.available_permits(), OF_LARGE);
-        assert_eq!(desk.small.available_permits(), OF_SMALL);
+        assert_eq!(desk.large.left(), OF_LARGE as usize);
+        assert_eq!(desk.small.left(), OF_SMALL as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_who_asks_slowly_keeps_the_api_server_not_waiting() {
+        let desk = desk();
+        let (stranger, server) = (address(1), address(2));
+        let hogs = (0..50).map(|_| desk.consider(stranger, endless()));
+        let asked = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let begun = tokio::time::Instant::now();
+            for _ in 0..10 {
+                let answer = desk.consider(server, large()).await;
+                assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(1),
+                "{:?}",
+                begun.elapsed()
+            );
+        };
+        futures_util::future::join(futures_util::future::join_all(hogs), asked).await;
+        assert_eq!(desk.large.left(), OF_LARGE as usize);
     }
 
     #[tokio::test]
     async fn a_question_that_is_too_long_is_not_read() {
         let long = Full::new(Bytes::from(vec![b' '; LONGEST + 1]));
-        let answer = desk().consider(long).await;
+        let answer = desk().consider(address(1), long).await;
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
 }

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use isobar_objects::Kind;
-use isobar_runtime::{Backoff, Lifetime};
+use isobar_objects::{Kind, STRANGERS};
+use isobar_runtime::Lifetime;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::cluster::Cluster;
+use crate::rounds::Rounds;
 
 /// How often it is looked at while all is well.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -21,6 +22,8 @@ const TRIES: u32 = 6;
 const MOMENT: Duration = Duration::from_millis(300);
 /// What the API server waits for an answer, in seconds.
 const PATIENCE: u32 = 10;
+/// The same where the answer is only a warning.
+const PATIENCE_OF_WARNINGS: u32 = 2;
 /// The object that is refused, so that we know that we are asked.
 const PROBE: &str = "isobar-webhook-probe";
 
@@ -49,8 +52,12 @@ pub struct WebhookOptions {
     pub address: WebhookAddress,
     /// Kinds that are asked about.
     pub kinds: Vec<Kind>,
-    /// With a revision only its objects and those without one are asked about.
+    /// True if it is asked about kinds that have no effect, too: to warn, and never needed.
+    pub warns: bool,
+    /// Objects whose label names this control plane are asked about.
     pub revision: String,
+    /// True if it is asked about objects that name nobody, too.
+    pub is_default: bool,
     /// Once the server can ask: true if it refuses what it cannot ask about.
     pub is_needed: bool,
     /// Namespace in which it is tried, without making anything.
@@ -89,7 +96,7 @@ impl Webhook {
 
     /// Does so until `life` ends, while `leads` is true.
     pub async fn run(mut self, mut leads: watch::Receiver<bool>, life: Lifetime) {
-        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+        let mut rounds = Rounds::new(Duration::from_millis(500), Duration::from_secs(10), AGAIN);
         loop {
             let mut is_well = true;
             if *leads.borrow_and_update() {
@@ -105,12 +112,7 @@ impl Webhook {
                     false
                 });
             }
-            let pause = if is_well {
-                backoff.reset();
-                AGAIN
-            } else {
-                backoff.step(rand::random())
-            };
+            let pause = rounds.pause(is_well);
             tokio::select! {
                 () = life.draining() => return,
                 changed = leads.changed() => if changed.is_err() { return },
@@ -182,7 +184,7 @@ impl Webhook {
         let objects: Api<DynamicObject> =
             Api::namespaced_with(self.cluster.client(), namespace, &resource);
         let mut probe = DynamicObject::new(PROBE, &resource);
-        if !self.options.revision.is_empty() {
+        if !self.options.is_default {
             let revision = (REVISION.to_owned(), self.options.revision.clone());
             probe.metadata.labels = Some([revision].into());
         }
@@ -221,17 +223,18 @@ impl WebhookOptions {
             hooks.extend(self.hook(name, roots, is_asked, selector, false));
             let shared = format!("gateway-api.{name}");
             hooks.extend(self.hook(&shared, roots, is_asked, selector, true));
+            if self.warns {
+                hooks.push(self.warning(&format!("no-effect.{name}"), roots, selector));
+            }
         };
-        if self.revision.is_empty() {
-            add(NAME, &json!({}));
-        } else {
-            let none =
+        // Of several control planes each object has one that is asked: who is gone holds up its own only.
+        if self.is_default {
+            let nobody =
                 json!({ "matchExpressions": [{ "key": REVISION, "operator": "DoesNotExist" }] });
-            let own = json!({ "matchLabels": { REVISION: self.revision } });
-            let named = |word: &str| format!("{word}.{NAME}");
-            add(&named("unlabelled"), &none);
-            add(&named("revision"), &own);
+            add(NAME, &nobody);
         }
+        let own = json!({ "matchLabels": { REVISION: self.revision } });
+        add(&format!("revision.{NAME}"), &own);
         json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "ValidatingWebhookConfiguration",
@@ -255,17 +258,10 @@ impl WebhookOptions {
         if rules.is_empty() {
             return None;
         }
-        let mut client = match &self.address {
-            WebhookAddress::Service { namespace, name } => json!({ "service": {
-                "namespace": namespace, "name": name, "port": 443, "path": "/validate",
-            } }),
-            WebhookAddress::Url(url) => json!({ "url": url }),
-        };
-        client["caBundle"] = STANDARD.encode(roots).into();
         let is_needed = is_asked && self.is_needed && !is_shared;
         Some(json!({
             "name": name,
-            "clientConfig": client,
+            "clientConfig": self.client(roots),
             "rules": rules,
             "objectSelector": selector,
             // What is going has to lose its finalizers, whether anybody can be asked or not.
@@ -276,6 +272,42 @@ impl WebhookOptions {
             "timeoutSeconds": PATIENCE,
             "admissionReviewVersions": ["v1"],
         }))
+    }
+
+    /// About kinds of which no object has an effect: nothing of them is refused.
+    fn warning(&self, name: &str, roots: &str, selector: &Value) -> Value {
+        let rules = STRANGERS.iter().map(|kind| {
+            json!({
+                "operations": ["CREATE", "UPDATE"],
+                "apiGroups": [kind.group],
+                "apiVersions": ["*"],
+                "resources": [kind.plural],
+                "scope": "*",
+            })
+        });
+        json!({
+            "name": name,
+            "clientConfig": self.client(roots),
+            "rules": rules.collect::<Vec<_>>(),
+            "objectSelector": selector,
+            "matchConditions": [{ "name": "stays", "expression": STAYS }],
+            "failurePolicy": "Ignore",
+            "matchPolicy": "Exact",
+            "sideEffects": "None",
+            "timeoutSeconds": PATIENCE_OF_WARNINGS,
+            "admissionReviewVersions": ["v1"],
+        })
+    }
+
+    fn client(&self, roots: &str) -> Value {
+        let mut client = match &self.address {
+            WebhookAddress::Service { namespace, name } => json!({ "service": {
+                "namespace": namespace, "name": name, "port": 443, "path": "/validate",
+            } }),
+            WebhookAddress::Url(url) => json!({ "url": url }),
+        };
+        client["caBundle"] = STANDARD.encode(roots).into();
+        client
     }
 
     fn rules(&self, is_shared: bool) -> Vec<Value> {
@@ -304,7 +336,9 @@ mod tests {
             manager: "isobar".to_owned(),
             address: WebhookAddress::Url("https://127.0.0.1:1/validate".to_owned()),
             kinds: vec![Kind::VirtualService, Kind::RateLimitPolicy],
+            warns: false,
             revision: revision.to_owned(),
+            is_default: revision == "default",
             is_needed: true,
             namespace: "istio-system".to_owned(),
         }
@@ -312,14 +346,14 @@ mod tests {
 
     #[test]
     fn nothing_is_refused_unseen_before_the_server_was_seen_to_ask() {
-        let before = options("").wanted("u", "roots", false);
+        let before = options("default").wanted("u", "roots", false);
         assert_eq!(before["webhooks"][0]["failurePolicy"], "Ignore");
-        let after = options("").wanted("u", "roots", true);
+        let after = options("default").wanted("u", "roots", true);
         assert_eq!(after["webhooks"][0]["failurePolicy"], "Fail");
         assert_eq!(after["webhooks"][0]["clientConfig"]["caBundle"], "cm9vdHM=");
         let easy = WebhookOptions {
             is_needed: false,
-            ..options("")
+            ..options("default")
         };
         let easy = easy.wanted("u", "roots", true);
         assert_eq!(easy["webhooks"][0]["failurePolicy"], "Ignore");
@@ -327,7 +361,7 @@ mod tests {
 
     #[test]
     fn what_others_own_too_is_never_held_up() {
-        for (revision, count) in [("", 2), ("v2", 4)] {
+        for (revision, count) in [("default", 4), ("v2", 2)] {
             let mut options = options(revision);
             options.kinds.extend([Kind::HttpRoute, Kind::Gateway]);
             let wanted = options.wanted("u", "roots", true);
@@ -347,14 +381,29 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_is_asked_about_its_own_objects_and_those_of_nobody() {
-        let wanted = options("v2").wanted("u", "roots", true);
-        let hooks = wanted["webhooks"].as_array().unwrap();
-        assert_eq!(hooks.len(), 2);
-        assert_eq!(
-            hooks[1]["objectSelector"]["matchLabels"]["istio.io/rev"],
-            "v2"
-        );
+    fn warnings_hold_nobody_up() {
+        let options = WebhookOptions {
+            warns: true,
+            ..options("v2")
+        };
+        let wanted = options.wanted("u", "roots", true);
+        let hook = &wanted["webhooks"][1];
+        assert_eq!(hook["failurePolicy"], "Ignore");
+        assert_eq!(hook["rules"].as_array().unwrap().len(), STRANGERS.len());
+    }
+
+    #[test]
+    fn each_object_has_one_control_plane_that_is_asked_about_it() {
+        let selectors = |revision: &str| -> Vec<Value> {
+            let wanted = options(revision).wanted("u", "roots", true);
+            let hooks = wanted["webhooks"].as_array().unwrap().iter();
+            hooks.map(|hook| hook["objectSelector"].clone()).collect()
+        };
+        let named = |name: &str| json!({ "matchLabels": { "istio.io/rev": name } });
+        let nobody =
+            json!({ "matchExpressions": [{ "key": "istio.io/rev", "operator": "DoesNotExist" }] });
+        assert_eq!(selectors("v2"), [named("v2")]);
+        assert_eq!(selectors("default"), [nobody, named("default")]);
         assert!(is_ours(
             "admission webhook \"revision.validation.isobar.dev\" denied the request: x"
         ));

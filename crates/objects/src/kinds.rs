@@ -2,6 +2,8 @@ use std::fmt;
 
 use isobar_types::Str;
 
+use crate::strangers::{STRANGERS, Stranger};
+
 /// Kinds of objects the mesh reads and uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -326,25 +328,6 @@ pub(crate) enum Recognised {
     Unknown,
 }
 
-/// Kinds of the mesh's own API groups that are known and not honoured yet.
-const NOT_YET: &[(&str, &[&str])] = &[
-    (
-        ISTIO_NETWORKING,
-        &["EnvoyFilter", "ProxyConfig", "Sidecar", "WorkloadGroup"],
-    ),
-    (ISTIO_SECURITY, &["RequestAuthentication"]),
-    ("telemetry.istio.io", &["Telemetry"]),
-    ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
-    (
-        GATEWAY_GROUP,
-        &["BackendTLSPolicy", "ListenerSet", "UDPRoute"],
-    ),
-    (
-        "gateway.networking.x-k8s.io",
-        &["XBackend", "XBackendTrafficPolicy", "XListenerSet", "XMesh"],
-    ),
-];
-
 /// Kinds that users' YAML often holds and that mean nothing to the mesh.
 const UNUSED: &[(&str, &[&str])] = &[
     (
@@ -413,7 +396,7 @@ pub(crate) fn recognise(api_version: &str, kind: &str) -> Recognised {
             .iter()
             .any(|(of, kinds)| *of == group && kinds.contains(&kind))
     };
-    if listed(NOT_YET) {
+    if Stranger::find(group, kind).is_some() {
         Recognised::NotYet
     } else if listed(UNUSED) {
         Recognised::Unused
@@ -426,11 +409,11 @@ pub(crate) fn recognise(api_version: &str, kind: &str) -> Recognised {
 
 /// Words for `kind:` that would have been understood, for suggestions.
 pub(crate) fn known_words() -> impl Iterator<Item = &'static str> {
-    let tables = NOT_YET.iter().chain(UNUSED);
     Kind::ALL
         .iter()
         .map(|kind| kind.as_str())
-        .chain(tables.flat_map(|(_, kinds)| kinds.iter().copied()))
+        .chain(STRANGERS.iter().map(|one| one.kind))
+        .chain(UNUSED.iter().flat_map(|(_, kinds)| kinds.iter().copied()))
 }
 
 #[cfg(test)]

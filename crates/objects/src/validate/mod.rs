@@ -3,6 +3,7 @@
 mod authorization;
 mod destination_rule;
 mod gateway;
+mod ignored;
 mod istio_gateway;
 mod kubernetes;
 mod network_policy;
@@ -45,6 +46,7 @@ pub fn validate(object: &Object) -> Vec<Finding> {
 pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
     let mut report = Report::default();
     head(object, &mut report);
+    ignored::check(object, &mut report);
     match object {
         Object::VirtualService(object) => virtual_service::check(&object.spec, &mut report),
         Object::DestinationRule(object) => destination_rule::check(&object.spec, &mut report),
