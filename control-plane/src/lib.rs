@@ -11,6 +11,7 @@ mod admission;
 mod auth;
 mod authority;
 mod ca;
+mod classes;
 mod config;
 mod controller;
 mod engine;
@@ -19,7 +20,9 @@ mod metrics;
 mod model;
 mod monitoring;
 mod process;
+mod profiling;
 mod reach;
+mod revision;
 mod server;
 #[cfg(test)]
 mod server_tests;
@@ -31,7 +34,9 @@ mod xds;
 
 pub use config::Config;
 pub use imagined::imagined;
-pub use model::{OutboundTraffic, PortRules, Remedy, Severity, ShutDoor, Verdict};
+pub use model::{
+    Dropped, End, Missing, OutboundTraffic, PortRules, Remedy, Severity, ShutDoor, Verdict, dropped,
+};
 pub use process::run;
 pub use told::{Told, ToldWaypoint, guards, shut_doors, told, verdicts};
 pub use validation::validate;

@@ -14,12 +14,14 @@ use tokio::sync::watch;
 
 use crate::auth::{Authenticator, TokenReviewer};
 use crate::ca::{CertificateService, Roster, Rules};
+use crate::classes;
 use crate::config::Config;
-use crate::controller::{Controller, Scaling, WaypointPods};
+use crate::controller::{Controller, Rejected, Scaling, WaypointPods};
 use crate::engine::{Engine, Planned};
 use crate::metrics::Metrics;
 use crate::model::{KeptKeys, Settings};
 use crate::monitoring::{self, Pages};
+use crate::revision::Revision;
 use crate::server::{self, ServerCertificates, Speaks};
 use crate::surroundings::{MANAGER, Surroundings};
 use crate::webhook;
@@ -32,6 +34,8 @@ const SERVER_NAMES: [&str; 2] = ["istiod.istio-system.svc", "isobard.istio-syste
 
 /// What the control plane and the node agent run as.
 const OWN_ACCOUNTS: [&str; 3] = ["isobard", "istiod", "isobar-cni"];
+/// The Service of a control plane, and its account; beside others with the revision after it.
+pub(crate) const NAME: &str = "isobard";
 
 /// How long clients may take to leave.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -49,12 +53,14 @@ pub async fn run(config: Config) -> Result<()> {
     })?;
     let scope = Scope::new("isobard");
     let serving = Scope::new("serving");
-    let result = start(&scope, &serving, &config, &log).await;
+    let election = Scope::new("election");
+    let result = start(&scope, &serving, &election, &config, &log).await;
     if result.is_ok() {
         ended().await?;
         tracing::info!("ending");
     }
-    serving.shutdown(SHUTDOWN).await;
+    // The lease is given back while clients leave, so that another replica need not wait for its end.
+    tokio::join!(election.shutdown(SHUTDOWN), serving.shutdown(SHUTDOWN));
     scope.shutdown(Duration::ZERO).await;
     log.flush();
     result
@@ -63,6 +69,7 @@ pub async fn run(config: Config) -> Result<()> {
 async fn start(
     scope: &Scope,
     serving: &Scope,
+    election: &Scope,
     config: &Config,
     log: &logging::LogControl,
 ) -> Result<()> {
@@ -74,7 +81,7 @@ async fn start(
     let metrics = Metrics::new(&registry);
     let ready = Ready::new();
     let (objects_gate, listener_gate) = (ready.gate("objects"), ready.gate("listener"));
-    let around = Surroundings::find(scope, config, state).await?;
+    let around = Surroundings::find(scope, election, config, state).await?;
     let authorities = Arc::clone(&around.authorities);
     let (authenticator, rules) = authentication(config, around.reviewer.clone())?;
 
@@ -82,11 +89,13 @@ async fn start(
     let (rosters, roster) = watch::channel(Arc::new(Roster::default()));
     let (plans, plan) = watch::channel(None);
     let clients = Clients::default();
+    let rejections = watch::Sender::default();
     let pages = Pages {
         clients: clients.clone(),
         catalogs: catalog.clone(),
         plans: plan.clone(),
         objects: around.objects.clone(),
+        rejected: rejections.subscribe(),
     };
     monitor(scope, config, pages, ready, &registry, log)?;
 
@@ -99,7 +108,7 @@ async fn start(
         kept_keys: KeptKeys::default(),
     };
     webhook::start(scope, serving, config, &around, &metrics).await?;
-    follow_objects(scope, config, around, engine, plan);
+    follow_objects(scope, config, around, engine, (plan, rejections));
     open_with_first_plan(scope, catalog.clone(), objects_gate);
     let certificates = CertificateService {
         authorities: authorities.subscribe(),
@@ -173,21 +182,27 @@ fn follow_objects(
     config: &Config,
     around: Surroundings,
     engine: Engine,
-    plan: watch::Receiver<Option<Planned>>,
+    (plan, rejections): (watch::Receiver<Option<Planned>>, watch::Sender<Rejected>),
 ) {
+    let writer = Arc::clone(&around.writer);
     let mut controller = Controller::new(
         around.writer,
         around.earlier,
         around.leads.clone(),
         waypoint_pods(config),
     )
+    .telling_rejections(rejections)
     .only_waypoints(config.waypoints_only);
     if let Some(cluster) = around.cluster {
         let (own, classes) = (config.own_namespace(), config.waypoint_class.clone());
-        let scaling = Scaling::new(cluster, MANAGER, own, classes);
+        let revision = Revision::of(config);
+        let scaling = Scaling::new(cluster, MANAGER, own, classes, revision);
         controller = controller.with_parameters(scaling.parameters());
-        let running = scaling.run(plan.clone(), around.leads, scope.lifetime());
+        let running = scaling.run(plan.clone(), around.leads.clone(), scope.lifetime());
         scope.spawn("scaling", running);
+        if Revision::of(config).is_default() {
+            classes::keep(scope, around.objects.clone(), around.leads, writer);
+        }
     }
     scope.spawn("engine", engine.run(around.objects, scope.lifetime()));
     scope.spawn("objects", around.source.run(scope.lifetime()));
@@ -197,14 +212,19 @@ fn follow_objects(
 /// Waypoints look for the control plane in the usual namespace by themselves.
 fn waypoint_pods(config: &Config) -> WaypointPods {
     let namespace = config.own_namespace();
-    let is_elsewhere = config.waypoints_only || namespace != DEFAULT_ROOT_NAMESPACE;
+    let revision = Revision::of(config);
+    let is_elsewhere = config.waypoints_only
+        || namespace != DEFAULT_ROOT_NAMESPACE
+        || revision.own_name().is_some();
+    let service = revision.suffixed(NAME);
     WaypointPods {
         image: config.waypoint_image.clone(),
         control_plane: is_elsewhere
-            .then(|| format!("https://isobard.{namespace}.svc:{}", config.listen.port())),
+            .then(|| format!("https://{service}.{namespace}.svc:{}", config.listen.port())),
         authority: config
             .waypoints_only
             .then(|| config.authority_address.clone()),
+        revision,
         ..WaypointPods::default()
     }
 }
@@ -284,7 +304,9 @@ fn settings(config: &Config) -> Settings {
 fn own_accounts(config: &Config) -> Vec<NamespacedName> {
     let nodes = config.trusted_node_account.iter();
     let nodes = nodes.filter_map(|text| NamespacedName::parse(text));
-    let own = OWN_ACCOUNTS.into_iter().map(|name| NamespacedName {
+    let named = OWN_ACCOUNTS.into_iter().map(str::to_owned);
+    let named = named.chain([Revision::of(config).suffixed(NAME)]);
+    let own = named.map(|name| NamespacedName {
         namespace: config.own_namespace().into(),
         name: name.into(),
     });

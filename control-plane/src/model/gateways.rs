@@ -9,6 +9,7 @@ use isobar_types::{Identity, NamespacedName, Str, labels, ports};
 use super::ingress::{self, Edge};
 use super::pods::PodFacts;
 use super::settings::Settings;
+use super::verdict::{Severity, Verdict};
 
 /// Annotation on a Gateway: the account its pods run as, where it is not the Gateway's name.
 const GATEWAY_ACCOUNT: &str = "gateway.istio.io/service-account";
@@ -99,6 +100,35 @@ pub(crate) fn waypoints<'a>(
     }
     all.extend(ingress::of_istio(set, pods, settings));
     all
+}
+
+/// Says of the classes that name this controller that they are served.
+pub(crate) fn classes<'a>(
+    set: &'a ObjectSet,
+    settings: &'a Settings,
+) -> impl Iterator<Item = Verdict> + 'a {
+    let all = set.gateway_classes.iter();
+    let ours = all.filter(|class| class.spec.controller_name == labels::ROUTE_CONTROLLER);
+    ours.map(|class| {
+        let (object, name) = (class.reference(), class.name());
+        let is_waypoint = settings.waypoint_classes.iter().any(|one| one == name);
+        if class.spec.parameters_ref.is_some() {
+            let text = "spec.parametersRef is not honoured: a ConfigMap with the label \
+                        gateway.istio.io/defaults-for-class is";
+            return Verdict::fails(object, "Accepted", "InvalidParameters", text)
+                .severity(Severity::Warning);
+        }
+        if is_waypoint || name == labels::GATEWAY_CLASS {
+            let text = if is_waypoint {
+                "its Gateways are waypoints"
+            } else {
+                "its Gateways stand at the edge of the mesh"
+            };
+            return Verdict::holds(object, "Accepted", "Accepted", text);
+        }
+        let text = "this control plane serves no class of that name";
+        Verdict::fails(object, "Accepted", "Unsupported", text).severity(Severity::Warning)
+    })
 }
 
 /// The waypoint that `pod` is an instance of: by label, and only with the account of that

@@ -7,7 +7,10 @@ use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::istio::security as wire;
 
 use super::pods::PodFacts;
+use super::verdict::{Severity, Verdict};
 
+/// Condition type for what node proxies do with it.
+const CONDITION: &str = "ZtunnelAccepted";
 /// Name of the policy that denies all plaintext, in the root namespace.
 const STRICT_NAME: &str = "istio_converted_static_strict";
 /// Prefix of the name of a policy made from a workload-level object.
@@ -22,7 +25,44 @@ pub(crate) struct PeerAuthentications<'a> {
     any: bool,
 }
 
+/// What becomes of one object; `levels` has the oldest of each namespace so far.
+fn verdict<'a>(
+    object: &'a PeerAuthentication,
+    root: &str,
+    levels: &mut BTreeMap<&'a str, &'a PeerAuthentication>,
+) -> Verdict {
+    let reference = object.reference();
+    let ignored = |reason, text: String| {
+        Verdict::fails(reference.clone(), CONDITION, reason, text).severity(Severity::Warning)
+    };
+    if selector(object).is_some() {
+        if object.namespace() == root {
+            let text = "selectors do not count in the root namespace: nothing of it is in force; put \
+                        it into the namespace of its workloads";
+            return ignored("UnsupportedValue", text.to_owned());
+        }
+    } else if let Some(older) = levels.get(object.namespace()) {
+        let text = format!("{} is older, and counts instead", older.reference());
+        return ignored("Conflict", text);
+    } else {
+        levels.insert(object.namespace(), object);
+    }
+    Verdict::holds(reference, CONDITION, "Accepted", "enforced by node proxies")
+}
+
 impl<'a> PeerAuthentications<'a> {
+    /// The same, telling which objects count.
+    pub(crate) fn tell(set: &'a ObjectSet, root: &str, verdicts: &mut Vec<Verdict>) -> Self {
+        let all = set.peer_authentications.iter();
+        let mut sorted: Vec<&PeerAuthentication> = all.map(|held| &held.object).collect();
+        sorted.sort_by_key(|object| (object.created(), object.name().to_owned()));
+        let mut levels: BTreeMap<&str, &PeerAuthentication> = BTreeMap::new();
+        for object in sorted {
+            verdicts.push(verdict(object, root, &mut levels));
+        }
+        Self::read(set, root)
+    }
+
     /// Reads all objects; where several are of one level the oldest counts.
     pub(crate) fn read(set: &'a ObjectSet, root: &str) -> Self {
         let mut sorted: Vec<&PeerAuthentication> = set

@@ -127,6 +127,47 @@ fn values_switch_parts_on_and_off() {
 }
 
 #[test]
+fn a_revision_is_in_the_name_of_everything() {
+    let plain = render("control-plane", &["control-plane.revision=default"]);
+    assert!(find(&plain, "Deployment", "isobard").is_some());
+    let named = render(
+        "control-plane",
+        &["control-plane.revision=v2,control-plane.gatewayClass=false"],
+    );
+    assert_eq!(named.len() + 1, plain.len());
+    for manifest in &named {
+        assert!(manifest.name().ends_with("-v2"), "{}", manifest.name());
+        let text = manifest.value.to_string();
+        for name in ["isobard\"", "isobar-validator\"", "isobar-control-plane\""] {
+            // The program and its image are called so whatever the revision.
+            let is_pod = manifest.kind() == "Deployment" || name == "isobard\"";
+            assert!(is_pod || !text.contains(name), "{name}: {text}");
+        }
+    }
+    let service = &find(&named, "Service", "isobard-v2").unwrap().value;
+    let pods = &find(&named, "Deployment", "isobard-v2").unwrap().value;
+    let labels = &pods["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(service["spec"]["selector"]["app"], labels["app"]);
+}
+
+#[test]
+fn waypoints_alone_have_no_right_to_write_on_others() {
+    let all = render("control-plane", &["control-plane.waypointsOnly=true"]);
+    let role = &find(&all, "ClusterRole", "isobard").unwrap().value;
+    let rules = role["rules"].as_array().unwrap().iter();
+    let statuses: Vec<String> = rules
+        .filter(|rule| rule["resources"].to_string().contains("/status"))
+        .map(|rule| format!("{}{}", rule["apiGroups"], rule["resources"]))
+        .collect();
+    assert_eq!(
+        statuses,
+        [r#"["gateway.networking.k8s.io"]["gateways/status","gatewayclasses/status"]"#]
+    );
+    let text = role.to_string();
+    assert!(text.contains("isobar-ca-root-cert") && !text.contains("istio-ca-root-cert"));
+}
+
+#[test]
 fn mistakes_in_values_are_named() {
     for (set, words) in [
         ("control-plane.replicas=2", "there is no replicas"),
