@@ -1,7 +1,5 @@
 //! From objects to what is wished of one pod: a pure function.
 
-mod probed;
-
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -13,7 +11,6 @@ use crate::plan::Wishes;
 use crate::pod::machine::Goal;
 use crate::report::{Advertised, Condition};
 use crate::sandbox::Sandbox;
-use probed::probed_ports;
 
 /// Annotation: comma list of interfaces whose arriving TCP counts as outbound.
 const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
@@ -133,7 +130,7 @@ pub fn desire(
             dns,
             inbound,
             reroute,
-            probes: probed_ports(pod),
+            probes: pods::probed_ports(pod),
         },
         problems,
         advertised: Box::new(advertised(published, sandbox)),
@@ -168,7 +165,7 @@ pub fn advertised(published: &Published, sandbox: &Sandbox) -> Advertised {
 #[must_use]
 pub fn probed(published: &Published, sandbox: &Sandbox) -> BTreeSet<u16> {
     object(published, sandbox)
-        .map(probed_ports)
+        .map(pods::probed_ports)
         .unwrap_or_default()
 }
 

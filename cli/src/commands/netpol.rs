@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use isobar_explain::{Remedy, ShutDoor, shut_doors};
+use isobar_explain::{Missing, Remedy, ShutDoor, shut_doors};
 use isobar_objects::{NetworkPolicy, Object, ObjectHead as _, ObjectWriter, WriteError};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -51,7 +51,7 @@ fn table(remedies: &[Remedy], policies: usize) -> String {
             table.row([
                 name(remedy),
                 door.field.clone(),
-                door.port.to_string(),
+                door.missing.to_string(),
                 door.consequence.clone(),
                 some_pods(door),
             ]);
@@ -89,12 +89,16 @@ fn name(remedy: &Remedy) -> String {
 
 fn value(remedy: &Remedy) -> Value {
     let doors = remedy.doors.iter().map(|door| {
-        json!({
+        let mut value = json!({
             "field": door.field,
-            "missingPort": door.port,
             "consequence": door.consequence,
             "pods": door.pods,
-        })
+        });
+        match door.missing {
+            Missing::Port(port) => value["missingPort"] = json!(port),
+            Missing::Source(_) => value["missingSource"] = json!(door.missing.to_string()),
+        }
+        value
     });
     json!({
         "policy": format!("{}/{}", remedy.after.namespace(), remedy.after.name()),

@@ -88,6 +88,27 @@ fn a_shut_door_names_policy_field_and_port() {
 }
 
 #[test]
+fn probes_that_are_shut_out_have_a_code_of_their_own() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: slow, namespace: shop, labels: {app: slow}}\n\
+               spec: {containers: [{name: c, image: i, livenessProbe: {tcpSocket: {port: 8080}}}]}\n";
+    let deny = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\n\
+                spec: {podSelector: {}, policyTypes: [Ingress]}\n";
+    let all = found(&[SHOP, pod, deny], Lives::No);
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(
+        (all[0].code, all[0].gravity),
+        (Code::PROBES_SHUT, Gravity::Warning)
+    );
+    assert_eq!(all[0].field, "spec.ingress[0]");
+    let said = &all[0].message;
+    assert!(
+        said.starts_with("169.254.7.127/32 is not let in to shop/slow: "),
+        "{said}"
+    );
+    assert_eq!(codes(&[SHOP, pod], Lives::No), [""; 0]);
+}
+
+#[test]
 fn what_runs_is_held_against_what_is_asked() {
     let pod = |name: &str, annotation: &str, label: &str| {
         format!(

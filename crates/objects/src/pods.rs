@@ -1,5 +1,7 @@
 //! What others want to know about a pod.
 
+mod probed;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -9,6 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::object::ObjectHead;
+
+pub use probed::probed_ports;
 
 /// Addresses of a pod, in order; `status.podIP` counts where `podIPs` is empty. One that cannot be
 /// parsed makes the list empty, as Istio drops such pods.

@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use isobar_objects::{NetworkPolicy, ObjectHead as _, selectors};
 use isobar_types::{NamespacedName, labels, ports};
 use k8s_openapi::api::networking::v1::{
@@ -17,7 +19,6 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::ports::{is_tcp, opens_tunnel};
 use super::sources::{NAMESPACE_NAME, Neighbours, Sources};
 use super::{is_about_ingress, members};
 use crate::model::gateways::instance_of;
@@ -25,6 +26,10 @@ use crate::model::pods::PodFacts;
 use crate::model::selection::Selection;
 use crate::model::verdict::{Severity, Verdict};
 use crate::model::workloads::{Memberships, waypoints_of};
+use rule::{Rule, rules};
+
+mod probes;
+pub(super) mod rule;
 
 /// Condition type of the verdicts.
 const CONDITION: &str = "isobar.dev/MeshDoors";
@@ -38,12 +43,21 @@ const PODS_NAMED: usize = 3;
 pub struct ShutDoor {
     /// Path of the field that lacks it, `spec.ingress[0].ports`.
     pub field: String,
-    /// The port.
-    pub port: u16,
+    /// What is not let through.
+    pub missing: Missing,
     /// Whose connections are dropped, as a sentence.
     pub consequence: String,
     /// Some of the pods concerned, `namespace/name`.
     pub pods: BTreeSet<String>,
+}
+
+/// What a policy does not let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A port.
+    Port(u16),
+    /// An address that calls.
+    Source(IpAddr),
 }
 
 /// One policy, what it shuts, and how it would have to be.
@@ -56,83 +70,6 @@ pub struct Remedy {
     /// Why.
     pub doors: Vec<ShutDoor>,
 }
-
-/// One direction of a policy's rules, whichever it is.
-trait Rule: Clone {
-    const FIELD: &'static str;
-    fn peers(&self) -> Option<&[NetworkPolicyPeer]>;
-    fn ports(&self) -> Option<&[NetworkPolicyPort]>;
-    fn add(&mut self, port: NetworkPolicyPort);
-    fn new(peers: Option<Vec<NetworkPolicyPeer>>, ports: Vec<NetworkPolicyPort>) -> Self;
-    fn of(spec: &NetworkPolicySpec) -> &[Self];
-    fn of_mut(spec: &mut NetworkPolicySpec) -> &mut Vec<Self>;
-
-    fn opens_tunnel(&self) -> bool {
-        match self.ports() {
-            None | Some([]) => true,
-            Some(ports) => ports.iter().any(opens_tunnel),
-        }
-    }
-
-    /// Opens something that a mesh would carry in a tunnel: TCP, but not to name servers, which node
-    /// proxies answer for.
-    fn opens_tcp(&self) -> bool {
-        let names = Some(IntOrString::Int(i32::from(DNS)));
-        let carried = |port: &NetworkPolicyPort| is_tcp(port) && port.port != names;
-        self.ports()
-            .is_none_or(|ports| ports.is_empty() || ports.iter().any(carried))
-    }
-
-    /// Lets in, or out to, at least those that `other` does.
-    fn covers(&self, other: &Self) -> bool {
-        let all = |peers: Option<&[NetworkPolicyPeer]>| peers.is_none_or(<[_]>::is_empty);
-        let (own, others) = (self.peers(), other.peers());
-        all(own)
-            || !all(others)
-                && others
-                    .into_iter()
-                    .flatten()
-                    .all(|peer| own.into_iter().flatten().any(|have| have == peer))
-    }
-}
-
-macro_rules! rule {
-    ($rule:ty, $field:literal, $list:ident, $peers:ident) => {
-        impl Rule for $rule {
-            const FIELD: &'static str = $field;
-
-            fn peers(&self) -> Option<&[NetworkPolicyPeer]> {
-                self.$peers.as_deref()
-            }
-
-            fn ports(&self) -> Option<&[NetworkPolicyPort]> {
-                self.ports.as_deref()
-            }
-
-            fn add(&mut self, port: NetworkPolicyPort) {
-                self.ports.get_or_insert_default().push(port);
-            }
-
-            fn new(peers: Option<Vec<NetworkPolicyPeer>>, ports: Vec<NetworkPolicyPort>) -> Self {
-                Self {
-                    $peers: peers,
-                    ports: Some(ports),
-                }
-            }
-
-            fn of(spec: &NetworkPolicySpec) -> &[Self] {
-                spec.$list.as_deref().unwrap_or_default()
-            }
-
-            fn of_mut(spec: &mut NetworkPolicySpec) -> &mut Vec<Self> {
-                spec.$list.get_or_insert_default()
-            }
-        }
-    };
-}
-
-rule!(NetworkPolicyIngressRule, "ingress", ingress, from);
-rule!(NetworkPolicyEgressRule, "egress", egress, to);
 
 /// Everything that NetworkPolicies shut and the mesh needs open, by policy.
 pub(crate) fn shut_doors(
@@ -164,6 +101,9 @@ pub(crate) fn shut_doors(
         for alike in classes.values() {
             inspection.alike = alike.iter().map(|pod| pod.key.to_string()).collect();
             inspection.pod(namespace, alike[0]);
+            for pod in alike {
+                inspection.probes(namespace, pod);
+            }
         }
         for pod in pods.iter().filter(|pod| *pod.key.namespace == *namespace) {
             let gateway = instance_of(pod, selection.gateways, selection.settings);
@@ -182,7 +122,12 @@ pub(crate) fn verdicts(remedies: &[Remedy]) -> impl Iterator<Item = Verdict> {
         let object = remedy.before.as_ref()?.reference();
         let doors: Vec<String> = remedy.doors.iter().map(ToString::to_string).collect();
         let text = format!("{}; `isobar netpol fix` shows the change", doors.join("; "));
-        let verdict = Verdict::fails(object, CONDITION, "DoorShut", text);
+        let is_port = |door: &ShutDoor| matches!(door.missing, Missing::Port(_));
+        let reason = match remedy.doors.iter().any(is_port) {
+            true => "DoorShut",
+            false => "ProbesShut",
+        };
+        let verdict = Verdict::fails(object, CONDITION, reason, text);
         Some(verdict.severity(Severity::Warning))
     })
 }
@@ -191,11 +136,14 @@ impl fmt::Display for ShutDoor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             field,
-            port,
+            missing,
             consequence,
             pods,
         } = self;
-        write!(f, "{field} lacks port {port}: {consequence} (pods ")?;
+        match missing {
+            Missing::Port(port) => write!(f, "{field} lacks port {port}: {consequence} (pods ")?,
+            Missing::Source(_) => write!(f, "{field} lacks {missing}: {consequence} (pods ")?,
+        }
         for (at, pod) in pods.iter().take(PODS_NAMED).enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             write!(f, "{comma}{pod}")?;
@@ -203,6 +151,15 @@ impl fmt::Display for ShutDoor {
         match pods.len().checked_sub(PODS_NAMED) {
             None | Some(0) => f.write_str(")"),
             Some(more) => write!(f, " and {more} more)"),
+        }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, "{port}"),
+            Self::Source(address) => write!(f, "{}", IpNet::from(*address)),
         }
     }
 }
@@ -268,7 +225,7 @@ impl Inspection<'_> {
                 }
                 let door = ShutDoor {
                     field: format!("spec.{}[{at}].ports", R::FIELD),
-                    port: ports::HBONE,
+                    missing: Missing::Port(ports::HBONE),
                     consequence: consequence.to_owned(),
                     pods: self.alike.clone(),
                 };
@@ -304,7 +261,7 @@ impl Inspection<'_> {
         let at = rules::<R>(first).len();
         let door = ShutDoor {
             field: format!("spec.{}[{at}]", R::FIELD),
-            port: ports::HBONE,
+            missing: Missing::Port(ports::HBONE),
             consequence: format!(
                 "{calls} its waypoint {waypoint} are dropped: they come from, or go to, the waypoint's pods"
             ),
@@ -340,16 +297,7 @@ impl Inspection<'_> {
                 let mut there = self.pods.iter().filter(named).peekable();
                 listed.namespaces.contains(&waypoint.namespace)
                     || there.peek().is_some()
-                        && there.all(|pod| {
-                            pod.ips.iter().all(|ip| {
-                                let within =
-                                    |(network, but): &(ipnet::IpNet, Vec<ipnet::IpNet>)| {
-                                        network.contains(ip)
-                                            && !but.iter().any(|one| one.contains(ip))
-                                    };
-                                listed.addresses.contains(ip) || listed.blocks.iter().any(within)
-                            })
-                        })
+                        && there.all(|pod| pod.ips.iter().all(|ip| listed.has(*ip)))
             }
         }
     }
@@ -395,7 +343,7 @@ impl Inspection<'_> {
         let at = rules::<NetworkPolicyEgressRule>(first).len();
         let door = ShutDoor {
             field: format!("spec.egress[{at}]"),
-            port: DNS,
+            missing: Missing::Port(DNS),
             consequence: "it cannot look up names".to_owned(),
             pods: self.alike.clone(),
         };
@@ -454,7 +402,7 @@ impl Inspection<'_> {
                 types.push(word.to_owned());
                 remedy.doors.push(ShutDoor {
                     field: field.to_owned(),
-                    port,
+                    missing: Missing::Port(port),
                     consequence,
                     pods: pods.clone(),
                 });
@@ -498,7 +446,7 @@ impl Inspection<'_> {
             doors: Vec::new(),
         });
         let same = |have: &&mut ShutDoor| {
-            have.port == door.port
+            have.missing == door.missing
                 && have.consequence == door.consequence
                 && have.field == door.field
         };
@@ -519,18 +467,14 @@ fn key(policy: &NetworkPolicy) -> NamespacedName {
     }
 }
 
-fn rules<R: Rule>(policy: &NetworkPolicy) -> &[R] {
-    policy.spec.as_ref().map(R::of).unwrap_or_default()
-}
-
-fn selects(policy: &NetworkPolicy, pod: &PodFacts<'_>) -> bool {
+pub(super) fn selects(policy: &NetworkPolicy, pod: &PodFacts<'_>) -> bool {
     let spec = policy.spec.as_ref();
     let selector = spec.and_then(|spec| spec.pod_selector.as_ref());
     selector.is_none_or(|selector| selectors::selects(selector, pod.labels))
 }
 
 /// Without `policyTypes` a policy is about egress if it has rules for it.
-fn is_about_egress(policy: &NetworkPolicy) -> bool {
+pub(super) fn is_about_egress(policy: &NetworkPolicy) -> bool {
     policy.spec.as_ref().is_some_and(|spec| {
         let types = spec.policy_types.as_deref().unwrap_or_default();
         match types {

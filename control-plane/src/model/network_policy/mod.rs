@@ -12,8 +12,10 @@
 
 mod deny;
 mod doors;
+mod plugin;
 mod ports;
 mod sources;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -31,9 +33,11 @@ use super::settings::PortRules;
 use super::verdict::{Severity, Verdict};
 use super::workloads::{Memberships, waypoints_of};
 use deny::{Opening, Unwritable};
-pub use doors::{Remedy, ShutDoor};
+pub use doors::{Missing, Remedy, ShutDoor};
+pub use plugin::{Dropped, End, dropped};
 use ports::{MAX_PORTS, Ports, is_tcp};
-use sources::{Neighbours, Sources};
+use sources::{Neighbours, Sources, are_probes};
+pub(crate) use standing::{Standing, Standings, as_peer};
 
 /// Condition type of the verdicts.
 const CONDITION: &str = "isobar.dev/PortRules";
@@ -45,6 +49,8 @@ pub(crate) struct NetworkPolicies {
     pub(crate) wire: Vec<wire::Authorization>,
     /// What they shut that the mesh needs open.
     pub(crate) remedies: Vec<Remedy>,
+    /// What pods are to them.
+    pub(crate) standings: Standings,
     keys: BTreeMap<NamespacedName, String>,
 }
 
@@ -103,6 +109,11 @@ impl NetworkPolicies {
             all.wire.extend(classes.into_values().flatten());
         }
         verdicts.extend(told.verdicts());
+        for pod in pods {
+            let waypoints = waypoints_of(pod, memberships.get(&pod.key), selection);
+            let standing = Standing::of(set, pod, &waypoints);
+            all.standings.add(&standing, all.keys.get(&pod.key));
+        }
         all
     }
 
@@ -144,14 +155,16 @@ fn members<'a>(
     namespace: &'a str,
     pods: &'a [PodFacts<'a>],
 ) -> impl Iterator<Item = &'a PodFacts<'a>> {
-    let rules = EnrolmentRules::default();
-    let object = set.namespaces.get("", namespace);
     pods.iter()
         .filter(move |pod| *pod.key.namespace == *namespace)
-        .filter(move |pod| {
-            let wanted = enrolment::decide(pod.pod, object.map(|n| &n.object), &rules);
-            pod.redirected() || wanted.is_enrolled()
-        })
+        .filter(move |pod| is_member(set, pod))
+}
+
+fn is_member(set: &ObjectSet, pod: &PodFacts<'_>) -> bool {
+    let namespace = set.namespaces.get("", &pod.key.namespace);
+    let namespace = namespace.map(|held| &held.object);
+    pod.redirected()
+        || enrolment::decide(pod.pod, namespace, &EnrolmentRules::default()).is_enrolled()
 }
 
 fn ingress<'a>(
@@ -196,17 +209,6 @@ impl Ingress<'_> {
         selector.is_none_or(|selector| selectors::selects(selector, pod.labels))
     }
 
-    /// Named ports that its rules mention.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        let ports = self.rules.iter().filter_map(|(_, ports)| *ports).flatten();
-        ports
-            .filter(|port| is_tcp(port))
-            .filter_map(|port| match &port.port {
-                Some(IntOrString::String(name)) => Some(name.as_str()),
-                _ => None,
-            })
-    }
-
     /// True if its rules open 15008 and nothing else that a mesh could carry.
     fn opens_only_tunnel(&self) -> bool {
         let tcp = |ports: &[NetworkPolicyPort]| {
@@ -218,8 +220,22 @@ impl Ingress<'_> {
                         && port.end_port.is_none_or(|end| end == hbone)
                 })
         };
-        !self.rules.is_empty() && self.rules.iter().all(|(_, ports)| ports.is_some_and(&tcp))
+        let mut rules = rules_of(self.policy)
+            .filter(|rule| !are_probes(rule.from.as_deref()))
+            .peekable();
+        rules.peek().is_some() && rules.all(|rule| rule.ports.as_deref().is_some_and(tcp))
     }
+}
+
+/// Named ports that the rules of a policy mention.
+fn names_of(policy: &NetworkPolicy) -> impl Iterator<Item = &str> {
+    let ports = rules_of(policy).flat_map(|rule| &rule.ports).flatten();
+    ports
+        .filter(|port| is_tcp(port))
+        .filter_map(|port| match &port.port {
+            Some(IntOrString::String(name)) => Some(name.as_str()),
+            _ => None,
+        })
 }
 
 /// Pods that the same policies select, for which named ports mean the same numbers, and which have
@@ -231,7 +247,10 @@ fn class_name(
     waypoints: &BTreeSet<NamespacedName>,
 ) -> String {
     let policies: Vec<&str> = selecting.iter().map(|one| one.policy.name()).collect();
-    let names: BTreeSet<&str> = selecting.iter().flat_map(|one| one.names()).collect();
+    let names: BTreeSet<&str> = selecting
+        .iter()
+        .flat_map(|one| names_of(one.policy))
+        .collect();
     let mut name = format!("{}{}", converted::NETWORK_POLICY, policies.join("+"));
     for port in names {
         let number = pod.named_port(port).unwrap_or_default();

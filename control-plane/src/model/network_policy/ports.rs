@@ -42,7 +42,7 @@ impl Ports {
     pub(super) fn opened(list: Option<&[NetworkPolicyPort]>, pod: &PodFacts<'_>) -> Self {
         match list {
             None | Some([]) => Self::all(),
-            Some(list) => Self::of(list.iter().filter_map(|port| range(port, pod))),
+            Some(list) => Self::of(list.iter().filter_map(|port| range(port, Some(pod)))),
         }
     }
 
@@ -137,7 +137,23 @@ pub(super) fn opens_tunnel(port: &NetworkPolicyPort) -> bool {
         }
 }
 
-fn range(port: &NetworkPolicyPort, pod: &PodFacts<'_>) -> Option<(u16, u16)> {
+/// True if a rule's list lets TCP through to a port of `pod`, whatever it is there; a name means
+/// nothing at what is no pod.
+pub(super) fn opens(
+    list: Option<&[NetworkPolicyPort]>,
+    number: u16,
+    pod: Option<&PodFacts<'_>>,
+) -> bool {
+    match list {
+        None | Some([]) => true,
+        Some(list) => list
+            .iter()
+            .filter_map(|port| range(port, pod))
+            .any(|(start, end)| (start..=end).contains(&number)),
+    }
+}
+
+fn range(port: &NetworkPolicyPort, pod: Option<&PodFacts<'_>>) -> Option<(u16, u16)> {
     if !is_tcp(port) {
         return None;
     }
@@ -148,7 +164,7 @@ fn range(port: &NetworkPolicyPort, pod: &PodFacts<'_>) -> Option<(u16, u16)> {
         (Some(IntOrString::Int(start)), Some(end)) => {
             Some((number(*start)?, number(end)?)).filter(|(start, end)| start <= end)
         }
-        (Some(IntOrString::String(name)), _) => pod.named_port(name).map(|port| (port, port)),
+        (Some(IntOrString::String(name)), _) => pod?.named_port(name).map(|port| (port, port)),
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use isobar_objects::{ObjectHead, ObjectSet, selectors};
 use isobar_types::Str;
+use isobar_types::ports::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
@@ -32,6 +33,16 @@ pub(super) struct Listed {
     pub(super) addresses: BTreeSet<IpAddr>,
     /// Networks, each with what is taken out of it.
     pub(super) blocks: Vec<(IpNet, Vec<IpNet>)>,
+}
+
+impl Listed {
+    /// True if the address is that of a pod on the list, or within a network on it.
+    pub(super) fn has(&self, ip: IpAddr) -> bool {
+        let within = |(network, except): &(IpNet, Vec<IpNet>)| {
+            network.contains(&ip) && !except.iter().any(|one| one.contains(&ip))
+        };
+        self.addresses.contains(&ip) || self.blocks.iter().any(within)
+    }
 }
 
 /// Everything that selectors look at.
@@ -107,6 +118,16 @@ impl<'a> Neighbours<'a> {
     }
 }
 
+/// True for a list of peers that names nothing but where the node's probes come from.
+pub(super) fn are_probes(from: Option<&[NetworkPolicyPeer]>) -> bool {
+    let probes = [IpAddr::from(PROBE_SOURCE_V4), PROBE_SOURCE_V6.into()].map(IpNet::from);
+    let is_probe = |peer: &NetworkPolicyPeer| {
+        let network = peer.ip_block.as_ref().and_then(network_of);
+        network.is_some_and(|(network, _)| probes.contains(&network))
+    };
+    from.is_some_and(|peers| !peers.is_empty() && peers.iter().all(is_probe))
+}
+
 /// Every pod of every namespace: that is everybody who can show an identity.
 fn means_every_pod(peer: &NetworkPolicyPeer) -> bool {
     let empty =
@@ -126,7 +147,7 @@ fn addresses<'p>(
 
 /// A network, and the parts of it that are not meant. What is no network lets nobody in; an
 /// exception that is none takes out everything.
-fn network_of(block: &IPBlock) -> Option<(IpNet, Vec<IpNet>)> {
+pub(super) fn network_of(block: &IPBlock) -> Option<(IpNet, Vec<IpNet>)> {
     let network: IpNet = block.cidr.parse().ok()?;
     let except = block.except.iter().flatten();
     let except = except.map(|text| text.parse::<IpNet>().ok());

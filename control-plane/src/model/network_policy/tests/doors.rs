@@ -1,7 +1,7 @@
 //! What policies shut, and that the remedies open just that.
 
 use super::*;
-use crate::model::Remedy;
+use crate::model::{Missing, Remedy};
 
 /// The only remedy.
 fn remedy(plan: &Plan) -> &Remedy {
@@ -42,7 +42,8 @@ fn the_tunnel_is_opened_beside_the_applications_port() {
     let found = remedy(&plan);
     assert_eq!(ports(found, 0), ["TCP Int(8080)", "TCP Int(15008)"]);
     let door = &found.doors[0];
-    assert_eq!((&*door.field, door.port), ("spec.ingress[0].ports", 15008));
+    assert_eq!(&*door.field, "spec.ingress[0].ports");
+    assert_eq!(door.missing, Missing::Port(15008));
     assert!(door.pods.contains("shop/cart-1") && door.pods.len() == 1);
     assert!(
         door.to_string()
@@ -161,14 +162,117 @@ fn egress_needs_the_tunnel_names_and_the_way_to_the_waypoint() {
     ) + &pod("web-1", "web", "app: web", true);
     let plan = planned(&yaml);
     let found = remedy(&plan);
-    let doors: Vec<(&str, u16)> = found.doors.iter().map(|d| (&*d.field, d.port)).collect();
+    let doors = found.doors.iter().map(|d| (&*d.field, d.missing));
     assert_eq!(
-        doors,
+        doors.collect::<Vec<_>>(),
         [
-            ("spec.egress[0].ports", 15008),
-            ("spec.egress[1]", 15008),
-            ("spec.egress[2]", 53)
+            ("spec.egress[0].ports", Missing::Port(15008)),
+            ("spec.egress[1]", Missing::Port(15008)),
+            ("spec.egress[2]", Missing::Port(53))
         ]
     );
     assert!(is_cured(&yaml));
+}
+
+/// `cart-1` and `web-1` of the mesh are probed at their port `web`, 9000; `far-1` is not of the mesh.
+fn probed(policies: &str) -> String {
+    let probe = "image: i, readinessProbe: {httpGet: {path: /, port: web}}";
+    let far = pod(
+        "far-1",
+        "far",
+        "app: far, istio.io/dataplane-mode: none",
+        true,
+    );
+    format!("{}{far}", scenery()).replace("image: i", probe) + policies
+}
+
+#[test]
+fn probes_of_isolated_pods_are_let_in_where_they_come_from() {
+    for (select, shut, pods) in [
+        // Nobody is to come in, and the kubelet is nobody.
+        ("", "[]", 2),
+        ("matchLabels: {app: cart}", "[]", 1),
+        ("matchLabels: {app: far}", "[]", 0),
+        (
+            "",
+            "[{from: [{namespaceSelector: {}}], ports: [{port: 9000}, {port: 15008}]}]",
+            2,
+        ),
+        ("", "[{ports: [{port: 80}, {port: 15008}]}]", 2),
+        (
+            "",
+            "[{from: [{ipBlock: {cidr: 169.254.0.0/16, except: [169.254.7.0/24]}}]}]",
+            2,
+        ),
+        ("", "[{from: [{ipBlock: {cidr: 169.254.0.0/16}}]}]", 0),
+        (
+            "",
+            "[{from: [{ipBlock: {cidr: 169.254.7.127/32}}], ports: [{port: web}]}]",
+            0,
+        ),
+        ("", "[{ports: [{port: web}, {port: 15008}]}]", 0),
+    ] {
+        let yaml = probed(&netpol("p", select, shut));
+        let plan = planned(&yaml);
+        let doors = plan.remedies.iter().flat_map(|remedy| &remedy.doors);
+        let probes: Vec<_> = doors
+            .filter(|door| matches!(door.missing, Missing::Source(_)))
+            .collect();
+        let named: usize = probes.iter().map(|door| door.pods.len()).sum();
+        assert_eq!(
+            (probes.len(), named),
+            (pods.min(1), pods),
+            "{select} {shut}"
+        );
+        assert!(is_cured(&yaml), "{select} {shut}");
+    }
+}
+
+#[test]
+fn the_rule_for_probes_lets_in_nobody_else() {
+    let yaml = probed(&netpol("p", "", "[]"));
+    let plan = planned(&yaml);
+    let found = remedy(&plan);
+    let spec = found.after.spec.as_ref().unwrap();
+    let rule = &spec.ingress.as_ref().unwrap()[0];
+    let block = rule.from.as_ref().unwrap()[0].ip_block.as_ref().unwrap();
+    assert_eq!((&*block.cidr, &rule.ports), ("169.254.7.127/32", &None));
+    let door = &found.doors[0];
+    assert!(
+        door.to_string()
+            .starts_with("spec.ingress[0] lacks 169.254.7.127/32: the kubelet's probes")
+    );
+    assert_eq!(reasons(&plan, MINE), ["ProbesShut", "Enforced"]);
+    // A waypoint still has no business there, and callers of the mesh are refused as before.
+    let cured = with_waypoint(&netpol(
+        "p",
+        "matchLabels: {app: cart}",
+        "[{from: [{ipBlock: {cidr: 169.254.7.127/32}}]}]",
+    ));
+    let plan = planned(&cured);
+    assert_eq!(plan.remedies, []);
+    let denied = converted(&plan);
+    assert_eq!(denied.len(), 1);
+    let clauses = text(&denied[0].rules[0]);
+    assert!(clauses.ends_with("& ip!=169.254.7.127/32"), "{clauses}");
+}
+
+#[test]
+fn what_shuts_more_than_probes_is_told_as_a_shut_door() {
+    let from = "[{from: [{podSelector: {}}], ports: [{port: 9000}]}]";
+    let yaml = probed(&netpol("p", "matchLabels: {app: cart}", from));
+    let plan = planned(&yaml);
+    assert_eq!(reasons(&plan, MINE), ["DoorShut", "Enforced"]);
+    assert_eq!(remedy(&plan).doors.len(), 2);
+    // The policy for all pods is the one for all probes.
+    let wide = netpol("z", "", "[]");
+    let plan = planned(&format!("{yaml}{wide}"));
+    let of = |name: &str| {
+        let mut all = plan.remedies.iter();
+        let found = all.find(|one| one.after.metadata.name.as_deref() == Some(name));
+        let doors = found.map(|one| one.doors.iter().map(|door| door.missing).collect());
+        doors.unwrap_or_else(Vec::new)
+    };
+    assert_eq!(of("p"), [Missing::Port(15008)]);
+    assert!(matches!(of("z")[..], [Missing::Source(_)]), "{:?}", of("z"));
 }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{KeptKeys, Plan, objects, plan, settings};
+use crate::model::{End, dropped};
 
 const TARGET: &str = "10.9.0.1";
 /// The target's port `web`.
@@ -173,6 +174,11 @@ fn pod_text(name: &str, namespace: &str, labels: &str, ip: &str) -> String {
 }
 
 fn world(callers: &[Caller], policies: &[Policy]) -> Plan {
+    let yaml = text(callers, policies);
+    plan(&objects(&yaml), &settings(), &KeptKeys::default())
+}
+
+fn text(callers: &[Caller], policies: &[Policy]) -> String {
     let mut yaml = String::new();
     for name in ["shop", "front", "plain"] {
         let labels = labels_text(&namespace_labels(name));
@@ -192,7 +198,45 @@ fn world(callers: &[Caller], policies: &[Policy]) -> Plan {
     for (index, policy) in policies.iter().enumerate() {
         yaml.push_str(&policy_text(index, policy));
     }
-    plan(&objects(&yaml), &settings(), &KeptKeys::default())
+    yaml
+}
+
+#[test]
+fn a_network_plugin_asks_both_ends_and_only_pods() {
+    let policies = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {name: out, namespace: shop}\n\
+         spec: {podSelector: {matchLabels: {app: left}}, policyTypes: [Egress], egress: [\
+         {to: [{podSelector: {matchLabels: {role: target}}}], ports: [{port: web}]}, \
+         {to: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}\n";
+    let caller = |namespace, app, ip: &str| Caller {
+        namespace,
+        labels: Labels::from([("app", app)]),
+        ip: ip.parse().unwrap(),
+    };
+    let callers = [
+        caller("shop", "left", "10.0.0.1"),
+        caller("front", "left", "10.0.0.2"),
+    ];
+    let set = objects(&(text(&callers, &[]) + policies));
+    let end = |pod, ip: &str| End {
+        pod,
+        ip: ip.parse().unwrap(),
+    };
+    let isolated = end(Some(("shop", "caller0")), "10.0.0.1");
+    let free = end(Some(("front", "caller1")), "10.0.0.2");
+    let target = end(Some(("shop", "target")), TARGET);
+    assert_eq!(dropped(&set, &free, &target, 80), None);
+    assert_eq!(dropped(&set, &isolated, &target, WEB), None);
+    let found = dropped(&set, &isolated, &target, 15008).unwrap();
+    assert!(found.leaving);
+    assert_eq!(
+        found.to_string(),
+        "NetworkPolicy shop/out: no rule lets the caller out on port 15008"
+    );
+    assert!(dropped(&set, &isolated, &free, WEB).is_some());
+    assert_eq!(dropped(&set, &isolated, &isolated, 80), None, "itself");
+    assert_eq!(dropped(&set, &isolated, &end(None, "192.0.2.7"), 443), None);
+    assert!(dropped(&set, &isolated, &end(None, "198.51.100.7"), 443).is_some());
 }
 
 fn snapshot(plan: &Plan) -> Snapshot {
@@ -298,6 +342,24 @@ fn some_callers() -> impl Strategy<Value = Vec<Caller>> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_network_plugin_is_foretold(
+        callers in some_callers(),
+        policies in prop::collection::vec(some_policy(), 0..4),
+    ) {
+        let set = objects(&text(&callers, &policies));
+        let target = End { pod: Some(("shop", "target")), ip: TARGET.parse().unwrap() };
+        for (index, caller) in callers.iter().enumerate() {
+            let name = format!("caller{index}");
+            let from = End { pod: Some((caller.namespace, &name)), ip: caller.ip };
+            for port in PORTS.into_iter().chain([15008]) {
+                let found = dropped(&set, &from, &target, port);
+                let expected = lets_in(&policies, caller, port);
+                prop_assert_eq!(found.is_none(), expected, "{:?} to {}: {:?}", caller, port, found);
+            }
+        }
+    }
 
     #[test]
     fn the_deny_refuses_what_the_policies_forbid(

@@ -1,12 +1,12 @@
 use std::collections::BTreeSet;
 
-use isobar_objects::Pod;
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Probe};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 /// TCP ports at which the kubelet calls the pod: probes and hooks of containers that keep running,
 /// but for those that name another host.
-pub(super) fn probed_ports(pod: &Pod) -> BTreeSet<u16> {
+#[must_use]
+pub fn probed_ports(pod: &Pod) -> BTreeSet<u16> {
     let Some(spec) = &pod.spec else {
         return BTreeSet::new();
     };
