@@ -1,8 +1,9 @@
 //! What node proxies decide: the caller's, and the one at the pod that is reached.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use isobar_control_plane::{End, dropped};
 use isobar_state::balance::{Purpose, endpoints};
 use isobar_state::inbound::{Authority, InboundCall, resolve};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
@@ -132,6 +133,18 @@ fn follow(
     question: &Question,
 ) -> Result<Vec<Way>, QuestionError> {
     let one = |steps, outcome| Ok(vec![Way::new(1.0, steps, outcome)]);
+    let (at, callee) = match hop {
+        NextHop::Passthrough(at) | NextHop::DoubleTunnel { to: at, .. } => (Some(*at), None),
+        NextHop::Direct { to, workload, .. } | NextHop::Tunnel { to, workload, .. } => {
+            (Some(*to), Some(workload))
+        }
+        // Nobody knows its address here.
+        NextHop::Resolve { .. } => (None, None),
+    };
+    let from = (&*caller.workload, caller.ip);
+    if let Some(way) = at.and_then(|at| dropped_on_the_way(world, from, callee, at)) {
+        return Ok(vec![way]);
+    }
     match hop {
         NextHop::Passthrough(address) => one(Vec::new(), Outcome::Leaves { to: *address }),
         NextHop::Direct { to, workload, .. } => one(Vec::new(), reaches(workload, to.port())),
@@ -163,6 +176,34 @@ fn follow(
             Ok(vec![take_tunnel(world, workload, *to, authority, &peer)])
         }
     }
+}
+
+/// What a network plugin drops between two pods, or between one and an address: it sees the tunnel,
+/// and asks NetworkPolicies.
+pub(crate) fn dropped_on_the_way(
+    world: &World,
+    (from, ip): (&Workload, IpAddr),
+    to: Option<&Arc<Workload>>,
+    at: SocketAddr,
+) -> Option<Way> {
+    let from = End {
+        pod: Some((&from.namespace, &from.name)),
+        ip,
+    };
+    let to = End {
+        pod: to.map(|to| (&*to.namespace, &*to.name)),
+        ip: at.ip(),
+    };
+    let dropped = dropped(&world.objects, &from, &to, at.port())?;
+    let step = Step::new("network plugin", "drops it", dropped.to_string());
+    let names: Vec<String> = dropped.policies.iter().map(ToString::to_string).collect();
+    let detail = format!(
+        "the network plugin drops it on port {}: {}",
+        at.port(),
+        names.join(", ")
+    );
+    let outcome = Outcome::closed(Reason::UpstreamConnectTimeout, detail);
+    Some(Way::new(1.0, vec![step], outcome))
 }
 
 /// A tunnel at the pod it was opened to.
@@ -244,6 +285,7 @@ pub(crate) fn outside_the_mesh(world: &World, caller: &Caller, to: &Destination)
     };
     let here = NetworkAddress::new("".into(), to.address.ip());
     let snapshot = &world.snapshot;
+    let from = (&*caller.workload, caller.ip);
     if let Some(service) = snapshot.service_by_vip(&here, None) {
         let port = to.address.port();
         let found = endpoints(snapshot, service, port, &caller.workload, Purpose::Call);
@@ -259,14 +301,18 @@ pub(crate) fn outside_the_mesh(world: &World, caller: &Caller, to: &Destination)
         let arriving = all.iter().filter_map(|candidate| {
             let workload = &candidate.endpoint.workload;
             let at = SocketAddr::new(*workload.addresses.first()?, candidate.port);
-            Some(arrive(world, workload, at, &peer).after(share, &before))
+            let way = dropped_on_the_way(world, from, Some(workload), at)
+                .unwrap_or_else(|| arrive(world, workload, at, &peer));
+            Some(way.after(share, &before))
         });
         return arriving.collect();
     }
     let before = [step("in plain text")];
-    let way = match snapshot.workload_by_address(&here) {
-        Some(workload) => arrive(world, workload, to.address, &peer),
-        None => Way::new(1.0, Vec::new(), Outcome::Leaves { to: to.address }),
+    let known = snapshot.workload_by_address(&here);
+    let way = match (dropped_on_the_way(world, from, known, to.address), known) {
+        (Some(way), _) => way,
+        (None, Some(workload)) => arrive(world, workload, to.address, &peer),
+        (None, None) => Way::new(1.0, Vec::new(), Outcome::Leaves { to: to.address }),
     };
     vec![way.after(1.0, &before)]
 }

@@ -354,6 +354,96 @@ spec: {selector: {app: reviews}, ports: [{name: http, port: 80}, {name: http-b, 
     assert!(Asked::new("GET", "/", &["no colon".to_owned()]).is_err());
 }
 
+/// A policy of shop for pods with a label.
+fn netpol(name: &str, app: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{podSelector: {{matchLabels: {{{app}}}}}, {spec}}}\n"
+    )
+}
+
+#[test]
+fn what_a_network_plugin_drops_does_not_come_in() {
+    let port = "policyTypes: [Ingress], ingress: [{ports: [{port: 8080}]}]";
+    let with = |policy: &str| world(&[SHOP, policy]);
+    let shut = with(&netpol("np", "app: reviews", port));
+    let found = ask(&shut, "cart", "reviews:80", None);
+    assert_eq!(found.allowed(), Some(false), "{}", text(&found));
+    assert_eq!(
+        refusal(&found.ways[0]),
+        (Reason::UpstreamConnectTimeout, None)
+    );
+    assert!(
+        text(&found).contains("the network plugin drops it on port 15008: NetworkPolicy shop/np")
+    );
+    // Plain text goes to the port that is open.
+    let plain = ask(&shut, "plain/stranger", "reviews.shop:80", None);
+    assert_eq!(plain.allowed(), Some(true), "{}", text(&plain));
+    let open = port.replace("8080}", "8080}, {port: 15008}");
+    let open = with(&netpol("np", "app: reviews", &open));
+    assert_eq!(ask(&open, "cart", "reviews:80", None).allowed(), Some(true));
+    // Who may not leave does not get there.
+    let kept = with(&netpol(
+        "np",
+        "app: cart",
+        "policyTypes: [Egress], egress: [{ports: [{port: 80}]}]",
+    ));
+    let found = ask(&kept, "cart", "reviews:80", None);
+    assert!(
+        text(&found).contains("no rule lets the caller out on port 15008"),
+        "{}",
+        text(&found)
+    );
+    let outwards = ask(&kept, "cart", "192.0.2.7:443", None);
+    assert_eq!(outwards.allowed(), Some(false));
+    assert_eq!(
+        ask(&kept, "cart", "192.0.2.7:80", None).allowed(),
+        Some(true)
+    );
+}
+
+#[test]
+fn a_network_plugin_stands_on_both_sides_of_a_waypoint() {
+    let from = |who: &str| {
+        format!(
+            "policyTypes: [Ingress], ingress: [{{from: [{{podSelector: {{matchLabels: {{{who}}}}}}}], ports: [{{port: 15008}}, {{port: 8080}}]}}]"
+        )
+    };
+    let gateway = "gateway.networking.k8s.io/gateway-name: wp";
+    let asked = |np: &str| {
+        ask(
+            &world(&[SHOP, WAYPOINT, np]),
+            "cart",
+            "reviews:80",
+            Some(("GET", "/")),
+        )
+    };
+    // The pods admit the caller, who comes as the waypoint.
+    let behind = asked(&netpol("np", "app: reviews", &from("app: cart")));
+    assert_eq!(
+        refusal(&behind.ways[0]),
+        (Reason::UpstreamConnectTimeout, Some(503)),
+        "{}",
+        text(&behind)
+    );
+    assert!(
+        text(&behind).contains("waypoint shop/wp"),
+        "{}",
+        text(&behind)
+    );
+    let through = netpol("np", "app: reviews", &from(gateway))
+        + &netpol("np2", "app: reviews", &from("app: cart"));
+    let through = asked(&through);
+    assert_eq!(through.allowed(), Some(true), "{}", text(&through));
+    let before = asked(&netpol("np", gateway, &from("app: nobody")));
+    assert_eq!(
+        refusal(&before.ways[0]),
+        (Reason::UpstreamConnectTimeout, None),
+        "{}",
+        text(&before)
+    );
+}
+
 #[test]
 fn a_request_counts_in_the_limits_that_are_about_it() {
     let limits = "\

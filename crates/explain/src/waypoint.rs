@@ -10,13 +10,15 @@ use isobar_route::{
 };
 use isobar_state::balance::{Candidate, Purpose, endpoints};
 use isobar_state::inbound::Authority;
-use isobar_state::{AppProtocol, GatewayDestination, Peer, Service, Workload, authorize_through};
-use isobar_types::{NetworkAddress, Reason};
+use isobar_state::{
+    AppProtocol, GatewayDestination, Peer, Service, TunnelProtocol, Workload, authorize_through,
+};
+use isobar_types::{NetworkAddress, Reason, ports};
 
 use crate::answer::{Outcome, Step, Way};
 use crate::caller::Caller;
 use crate::destination::Destination;
-use crate::node::{arrive, of};
+use crate::node::{arrive, dropped_on_the_way, of};
 use crate::question::{Question, QuestionError};
 use crate::request::Request;
 use crate::world::World;
@@ -433,7 +435,14 @@ impl Passage<'_> {
             identity: Some(own),
             ip: ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
         };
-        let way = arrive(self.world, workload, at, &waypoint);
+        // The plugin sees the tunnel where there is one.
+        let seen = match workload.tunnel {
+            TunnelProtocol::Hbone => SocketAddr::new(at.ip(), ports::HBONE),
+            TunnelProtocol::None => at,
+        };
+        let from = (self.instance, waypoint.ip);
+        let way = dropped_on_the_way(self.world, from, Some(workload), seen)
+            .unwrap_or_else(|| arrive(self.world, workload, at, &waypoint));
         match (way.outcome, &self.request) {
             // What the pod's node refuses, the waypoint tells as an upstream that failed.
             (Outcome::Refused { reason, detail, .. }, Some(_)) => {

@@ -3,9 +3,10 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use isobar_tests::{Caller, Mesh, eventually};
+use isobar_tests::{Caller, Mesh, eventually, eventually_within};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -15,6 +16,10 @@ use crate::fixture::{ambient, client, other, outside, run, server};
 
 /// Sets of rules; each is asked about with every call below.
 const ROUNDS: u64 = 8;
+/// Sets of NetworkPolicies.
+const ISOLATED_ROUNDS: u64 = 8;
+/// What has not come by then is taken for dropped; answers take a hundredth of it.
+const DROPPED: Duration = Duration::from_secs(2);
 
 const WAYPOINT: &str = "\
 apiVersion: gateway.networking.k8s.io/v1
@@ -172,6 +177,65 @@ impl Dice {
     }
 }
 
+/// What is drawn of NetworkPolicies: the ports of rules, and whom they name. A policy for egress never
+/// selects a waypoint, which would lose its control plane.
+const PORT_LISTS: [&str; 5] = [
+    "[{port: 80}]",
+    "[{port: 15008}]",
+    "[{port: 80}, {port: 15008}]",
+    "[{port: 15000, endPort: 15010}]",
+    "[]",
+];
+const PEER_LISTS: [&str; 7] = [
+    "[]",
+    "[{podSelector: {matchLabels: {app: client}}}]",
+    "[{podSelector: {}}]",
+    "[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: data}}}]",
+    "[{namespaceSelector: {}, podSelector: {matchExpressions: [{key: app, operator: In, values: [server, client]}]}}]",
+    "[{podSelector: {matchLabels: {gateway.networking.k8s.io/gateway-name: waypoint}}}, {ipBlock: {cidr: 10.244.0.0/16, except: [10.244.2.0/24]}}]",
+    "[{ipBlock: {cidr: 0.0.0.0/0}}]",
+];
+
+impl Dice {
+    fn network_policy(&mut self, number: usize) -> String {
+        let namespace = self.one(&["shop", "data"]);
+        let inwards = self.chance(70);
+        let selector = match inwards {
+            true => self.one(&[
+                "{}",
+                "{matchLabels: {app: server}}",
+                "{matchLabels: {gateway.networking.k8s.io/gateway-name: waypoint}}",
+            ]),
+            false => self.one(&[
+                "{matchLabels: {app: client}}",
+                "{matchLabels: {app: other}}",
+            ]),
+        };
+        let (kind, list, peers) = match inwards {
+            true => ("Ingress", "ingress", "from"),
+            false => ("Egress", "egress", "to"),
+        };
+        let mut rules = Vec::new();
+        for _ in 0..self.0.random_range(0..3) {
+            let (who, ports) = (self.one(&PEER_LISTS), self.one(&PORT_LISTS));
+            rules.push(format!("{{{peers}: {who}, ports: {ports}}}"));
+        }
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{name: np{number}, namespace: {namespace}}}\n\
+             spec: {{podSelector: {selector}, policyTypes: [{kind}], {list}: [{}]}}\n---\n",
+            rules.join(", ")
+        )
+    }
+
+    fn network_policies(&mut self) -> String {
+        let count = self.0.random_range(1..4);
+        (0..count)
+            .map(|number| self.network_policy(number))
+            .collect()
+    }
+}
+
 /// A call, and how it is asked about.
 struct Call<'a> {
     source: &'a str,
@@ -257,39 +321,110 @@ async fn round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<usize> {
     Ok(calls.len())
 }
 
+/// A round with NetworkPolicies alone: a call comes through, or it does not.
+async fn isolated_round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<(usize, usize)> {
+    let rules = Dice(StdRng::seed_from_u64(seed)).network_policies();
+    mesh.apply("rules.yaml", &rules)?;
+    let folder = mesh.objects().display().to_string();
+    let mut calls = Vec::new();
+    for service in SERVICES {
+        let name = service.replace("server.", "");
+        let to = SocketAddr::new(mesh.service_ip(&format!("{name}/server")).await?, 80);
+        for (caller, source) in callers.iter().zip(CALLERS) {
+            let call = Call {
+                source,
+                host: format!("{service}:80"),
+                method: "GET",
+                path: "/ip",
+                header: None,
+            };
+            let expected = call.foretold(mesh, &[]).await? == 200;
+            let offline = call.foretold(mesh, &["-f", &folder]).await? == 200;
+            let what = format!("seed {seed}, {source} to {service}");
+            ensure!(
+                expected == offline,
+                "{what}: comes through {expected}, from the files {offline}\n{rules}"
+            );
+            calls.push((call, caller, to, expected, what));
+        }
+    }
+    // Connections of tunnels that a plugin cut off come back as slowly as TCP does.
+    let what = format!("seed {seed}: calls come through as explained");
+    eventually_within(&what, Duration::from_secs(90), async || {
+        let looks = calls
+            .iter()
+            .map(async |(call, caller, to, expected, what)| {
+                let happens = tokio::time::timeout(DROPPED, call.happens(caller, *to)).await;
+                let came = happens.is_ok_and(|status| status == 200);
+                ensure!(
+                    came == *expected,
+                    "{what}: comes through {came}, explained {expected}\n{rules}"
+                );
+                Ok(())
+            });
+        futures_util::future::try_join_all(looks).await.map(drop)
+    })
+    .await?;
+    let through = calls.iter().filter(|(.., expected, _)| *expected).count();
+    Ok((through, calls.len() - through))
+}
+
+#[test]
+fn network_policies_drawn_by_chance_let_through_what_is_explained() {
+    run(async {
+        let (mesh, callers) = scenery().await?;
+        let first = std::env::var("ISOBAR_EXPLAIN_SEED").map_or(1, |text| text.parse().unwrap());
+        let (mut through, mut dropped) = (0, 0);
+        for seed in first..first + ISOLATED_ROUNDS {
+            let (came, not) = isolated_round(&mesh, &callers, seed).await?;
+            through += came;
+            dropped += not;
+        }
+        println!("{through} calls come through as explained, {dropped} do not");
+        ensure!(through > 10 && dropped > 10, "{through} {dropped}");
+        mesh.down()
+    });
+}
+
+/// Applications with and without a waypoint, and their callers.
+async fn scenery() -> Result<(Mesh, Vec<Caller>)> {
+    let shop = ambient("shop") + "    istio.io/use-waypoint: waypoint\n";
+    let (shops, datas) = (server("shop", &[]), server("data", &[]));
+    let mesh = Mesh::start(&[
+        ("shop.yaml", &shop),
+        ("data.yaml", &ambient("data")),
+        ("outside.yaml", &outside()),
+        ("shop-client.yaml", &client("shop")),
+        ("shop-other.yaml", &other("shop")),
+        ("data-client.yaml", &client("data")),
+        ("shop-server.yaml", &shops),
+        ("data-server.yaml", &datas),
+        ("waypoint.yaml", WAYPOINT),
+    ])
+    .await?;
+    let mut callers = Vec::new();
+    for pod in CALLERS {
+        let wanted = if pod.starts_with("outside") {
+            "plain"
+        } else {
+            "enrolled"
+        };
+        mesh.settled(pod, wanted).await?;
+        callers.push(mesh.caller(pod).await?);
+    }
+    for namespace in ["shop", "data"] {
+        mesh.settled(&format!("{namespace}/server"), "enrolled")
+            .await?;
+        let to = (mesh.service_ip(&format!("{namespace}/server")).await?, 80).into();
+        mesh.answers(&callers[0], to, "server", "/ip").await?;
+    }
+    Ok((mesh, callers))
+}
+
 #[test]
 fn rules_drawn_by_chance_do_what_is_explained() {
     run(async {
-        let shop = ambient("shop") + "    istio.io/use-waypoint: waypoint\n";
-        let (shops, datas) = (server("shop", &[]), server("data", &[]));
-        let mesh = Mesh::start(&[
-            ("shop.yaml", &shop),
-            ("data.yaml", &ambient("data")),
-            ("outside.yaml", &outside()),
-            ("shop-client.yaml", &client("shop")),
-            ("shop-other.yaml", &other("shop")),
-            ("data-client.yaml", &client("data")),
-            ("shop-server.yaml", &shops),
-            ("data-server.yaml", &datas),
-            ("waypoint.yaml", WAYPOINT),
-        ])
-        .await?;
-        let mut callers = Vec::new();
-        for pod in CALLERS {
-            let wanted = if pod.starts_with("outside") {
-                "plain"
-            } else {
-                "enrolled"
-            };
-            mesh.settled(pod, wanted).await?;
-            callers.push(mesh.caller(pod).await?);
-        }
-        for namespace in ["shop", "data"] {
-            mesh.settled(&format!("{namespace}/server"), "enrolled")
-                .await?;
-            let to = (mesh.service_ip(&format!("{namespace}/server")).await?, 80).into();
-            mesh.answers(&callers[0], to, "server", "/ip").await?;
-        }
+        let (mesh, callers) = scenery().await?;
         let first = std::env::var("ISOBAR_EXPLAIN_SEED").map_or(1, |text| text.parse().unwrap());
         let mut compared = 0;
         for seed in first..first + ROUNDS {
