@@ -127,7 +127,7 @@ impl Mesh {
             keep: false,
         };
         if mesh.api_server.is_some() {
-            mesh.define()?;
+            mesh.define().await?;
             // Files come in the order of their names, and a namespace has no account at first.
             let folder = mesh.objects().to_string_lossy();
             eventually("every object is applied", async || {
@@ -139,12 +139,16 @@ impl Mesh {
     }
 
     /// Applies the definitions of the mesh's kinds and waits until the server has them.
-    fn define(&self) -> Result<()> {
+    async fn define(&self) -> Result<()> {
         let definitions = samples().join("../charts/crds/files");
         let definitions = definitions.to_string_lossy();
         self.kubectl(&["apply", "-f", &definitions])?;
-        self.kubectl(&["wait", "--for=condition=Established", "-f", &definitions])?;
-        Ok(())
+        // It gives up at once on one that has no conditions at all, as in its first moment.
+        let wait = ["wait", "--for=condition=Established", "-f", &definitions];
+        eventually("definitions are served", async || {
+            self.kubectl(&wait).map(drop)
+        })
+        .await
     }
 
     /// True if the objects are in a real API server.

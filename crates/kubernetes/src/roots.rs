@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::ObjectHead as _;
 use isobar_objects::Published;
-use isobar_runtime::{Backoff, Lifetime};
+use isobar_runtime::Lifetime;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::cluster::Cluster;
+use crate::rounds::Rounds;
 
 /// Name of the map in each namespace, and the file in it: where pods mount the roots from.
 const NAME: &str = "istio-ca-root-cert";
@@ -57,7 +58,7 @@ impl RootMaps {
         life: Lifetime,
     ) {
         let mut written: BTreeSet<String> = BTreeSet::new();
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+        let mut rounds = Rounds::new(Duration::from_millis(200), Duration::from_secs(2), AGAIN);
         loop {
             let mut is_complete = true;
             if self.roots.has_changed().unwrap_or_default() {
@@ -88,12 +89,7 @@ impl RootMaps {
                     }
                 }
             }
-            let pause = if is_complete {
-                backoff.reset();
-                AGAIN
-            } else {
-                backoff.step(rand::random())
-            };
+            let pause = rounds.pause(is_complete);
             tokio::select! {
                 () = life.draining() => return,
                 changed = objects.changed() => if changed.is_err() { return },

@@ -60,11 +60,8 @@ where
     E: From<SecretError>,
 {
     let secrets: Api<Secret> = Api::namespaced(cluster.client(), namespace);
-    let server = |error| SecretError::Server {
-        namespace: namespace.to_owned(),
-        error: Box::new(error),
-    };
-    if let Some(secret) = secrets.get_opt(NAME).await.map_err(server)? {
+    let server = refused(namespace);
+    if let Some(secret) = secrets.get_opt(NAME).await.map_err(&server)? {
         return Ok(lay_out(&secret, namespace, dir)?);
     }
     make()?;
@@ -73,7 +70,7 @@ where
         Ok(_) => Ok(()),
         // Another replica was faster: its authority counts.
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            let secret = secrets.get(NAME).await.map_err(server)?;
+            let secret = secrets.get(NAME).await.map_err(&server)?;
             Ok(lay_out(&secret, namespace, dir)?)
         }
         Err(error) => Err(server(error).into()),
@@ -96,11 +93,8 @@ where
     E: From<SecretError>,
 {
     let secrets: Api<Secret> = Api::namespaced(cluster.client(), namespace);
-    let server = |error| SecretError::Server {
-        namespace: namespace.to_owned(),
-        error: Box::new(error),
-    };
-    let found = secrets.get(NAME).await.map_err(server)?;
+    let server = refused(namespace);
+    let found = secrets.get(NAME).await.map_err(&server)?;
     lay_out(&found, namespace, dir)?;
     if !renew()? {
         return Ok(());
@@ -121,13 +115,21 @@ where
         Ok(_) => Ok(()),
         Err(error) => {
             // What is not stored may not be signed with.
-            let now = secrets.get(NAME).await.map_err(server)?;
+            let now = secrets.get(NAME).await.map_err(&server)?;
             lay_out(&now, namespace, dir)?;
             match error {
                 kube::Error::Api(status) if status.code == 409 => Ok(()),
                 error => Err(server(error).into()),
             }
         }
+    }
+}
+
+fn refused(namespace: &str) -> impl Fn(kube::Error) -> SecretError {
+    let namespace = namespace.to_owned();
+    move |error| SecretError::Server {
+        namespace: namespace.clone(),
+        error: Box::new(error),
     }
 }
 

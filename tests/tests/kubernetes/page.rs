@@ -13,6 +13,7 @@ use isobar_tests::{ApiServer, Mesh, MeshOptions, binaries, kube_tools};
 
 use crate::alone;
 use crate::charts::helm_tool;
+use crate::definitions::established;
 
 /// Pages that are followed here, with their places.
 const PAGES: [(&str, &str); 7] = [
@@ -122,8 +123,7 @@ async fn at_api_server(part: &[Step]) -> Result<()> {
         .join("manifests/charts/crds/files/gateway-api.yaml");
     let needed = needed.to_string_lossy();
     server.kubectl(&["apply", "-f", &needed]).await?;
-    let served = ["wait", "--for=condition=Established", "-f", &needed];
-    server.kubectl(&served).await?;
+    established(&server, &["-f", &needed]).await?;
     let config = server.admin()?;
     let run = async |line: &str| desk.run(line, &[("KUBECONFIG", config.as_path())]).await;
     follow(part, &desk.folder, run).await
