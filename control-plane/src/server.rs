@@ -177,6 +177,13 @@ async fn handshake(
     }
 }
 
+impl Connection {
+    /// Where it came from.
+    pub(crate) const fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = PeerAddress;
 
