@@ -11,7 +11,9 @@ use isobar_telemetry::{Call, Ready, Registry, Reply, Routes, standard};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::controller::Rejected;
 use crate::engine::Planned;
+use crate::profiling;
 use crate::xds::catalog::{Catalog, version_text};
 use crate::xds::clients::{ClientState, Clients, KindState};
 use crate::xds::kind::Kind;
@@ -26,6 +28,8 @@ pub(crate) struct Pages {
     pub(crate) plans: watch::Receiver<Option<Planned>>,
     /// What there is to say before there is a plan.
     pub(crate) objects: watch::Receiver<Arc<Published>>,
+    /// Objects of ours that the API server does not take.
+    pub(crate) rejected: watch::Receiver<Rejected>,
 }
 
 /// All pages.
@@ -50,7 +54,8 @@ pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogCo
             let page = config.config(&call);
             async move { Reply::json(&page) }
         });
-    standard::index(standard::logging(routes, log), "isobard")
+    let routes = profiling::routes(standard::logging(routes, log));
+    standard::index(routes, "isobard")
 }
 
 /// What probes ask: `/ready`, where Istio has it, `/healthz/ready` and `/version`.
@@ -92,7 +97,13 @@ impl Pages {
             let findings: Vec<Value> = early.findings.iter().map(finding).collect();
             return json!({ "synced": false, "findings": findings, "conditions": [] });
         };
-        let findings: Vec<Value> = planned.published.findings.iter().map(finding).collect();
+        let rejected = self.rejected.borrow().clone();
+        let rejected = rejected.into_iter().map(|(object, message)| {
+            let text = format!("the API server refuses what is to be written: {message}");
+            finding(&Finding::error("", text).about(&object))
+        });
+        let findings = planned.published.findings.iter().map(finding);
+        let findings: Vec<Value> = findings.chain(rejected).collect();
         let conditions: Vec<Value> = planned
             .plan
             .verdicts

@@ -7,13 +7,14 @@ use isobar_objects::gateway_api::Gateway;
 use isobar_objects::{
     Deployment, Kind, Object, ObjectHead, ObjectRef, ObjectSet, Service, ServiceAccount,
 };
-use isobar_types::{CLUSTER_DOMAIN, labels, ports};
+use isobar_types::{CLUSTER_DOMAIN, NamespacedName, labels, ports};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::edge;
 use super::parameters::{Overlay, Parameters};
+use super::{Rejected, edge, listeners};
 use crate::model::{GatewayFacts, MANAGED, MANAGER, Verdict, account_of, is_managed};
+use crate::revision::{self, Revision};
 
 pub(super) const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 
@@ -44,6 +45,10 @@ pub(crate) struct WaypointPods {
     pub(crate) authority: Option<String>,
     /// What is laid over the objects of single waypoints.
     pub(crate) parameters: Arc<Parameters>,
+    /// What this control plane is called.
+    pub(crate) revision: Revision,
+    /// What the API server did not take.
+    pub(crate) rejected: Rejected,
 }
 
 /// Map with the control plane's own roots, where another authority has the usual one, and where it is
@@ -66,7 +71,7 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
             verdicts: Vec::new(),
         };
     };
-    let mut conflicts = Vec::new();
+    let (mut conflicts, mut kept) = (Vec::new(), Vec::new());
     let mut made = Made::of(&pods.parameters, facts);
     let account = account_of(gateway);
     if gateway.annotation(labels::FOR_SERVICE_ACCOUNT) == Some(account) {
@@ -76,13 +81,13 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
         let there = set.service_accounts.get(namespace, account);
         let there = there.map(|one| one.labels());
         if free(there) {
-            let value = service_account(gateway, account);
+            let value = service_account(gateway, account, pods);
             made.add::<ServiceAccount>("serviceAccount", there.is_some(), value);
         }
     }
     let there = set.services.get(namespace, name).map(|one| one.labels());
     if free(there) {
-        let value = edge::service(service(gateway), facts);
+        let value = edge::service(service(gateway, pods), facts);
         made.add::<Service>("service", there.is_some(), value);
     } else {
         conflicts.push(format!("Service {namespace}/{name}"));
@@ -99,15 +104,66 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
         // Half a waypoint serves nobody, and must not look as if it did.
         made.objects.clear();
     }
+    if facts.listeners.is_none() && !listens(gateway) {
+        // Nobody could call it. What there is stays: it may be a mistake of a moment.
+        let made = std::mem::take(&mut made.objects).into_iter();
+        let there = made.map(|object| object.reference());
+        kept.extend(there.filter(|object| set.contains(object)));
+    }
     let mistake = pods.parameters.mistakes.get(&facts.key);
+    let mistake = mistake.or_else(|| pods.parameters.refused.get(&facts.key));
     let mistake = mistake.or(made.mistake.as_ref());
+    kept.append(&mut made.kept);
+    let mut verdicts = verdicts(&reference, gateway, facts, &conflicts, mistake);
+    refused(&mut verdicts, &reference, &made.objects, &pods.rejected);
+    verdicts.extend(listeners::addresses(&reference, gateway));
     Rendered {
-        verdicts: verdicts(&reference, gateway, facts, &conflicts, mistake),
+        verdicts,
         objects: made.objects,
-        kept: made.kept,
+        kept,
         status: json!({ "status": { "addresses": addresses(set, facts) } }),
         gateway: reference,
     }
+}
+
+/// Says what the API server did not take of a waypoint. One that has run runs on as it was, so that it
+/// stays programmed.
+fn refused(
+    verdicts: &mut Vec<Verdict>,
+    gateway: &ObjectRef,
+    objects: &[Object],
+    rejected: &Rejected,
+) {
+    let refused = objects.iter().filter_map(|object| {
+        let reference = object.reference();
+        let message = rejected.get(&reference)?;
+        Some(format!("{reference}: {message}"))
+    });
+    let refused: Vec<String> = refused.collect();
+    if refused.is_empty() {
+        return;
+    }
+    let text = format!("the API server refuses {}", refused.join("; "));
+    for verdict in verdicts.iter_mut() {
+        if verdict.condition == "Programmed" && !verdict.holds {
+            *verdict = Verdict::fails(gateway.clone(), "Programmed", "Invalid", text.clone());
+        }
+    }
+    let text = format!("{text}; what was in force before stays");
+    verdicts.push(Verdict::fails(gateway.clone(), "Written", "Refused", text));
+}
+
+/// What a control plane writes for a Gateway, and the Gateway itself.
+pub(super) fn made_for(set: &ObjectSet, key: &NamespacedName) -> Vec<ObjectRef> {
+    let (namespace, name) = (&*key.namespace, &*key.name);
+    let gateway = set.gateways.get(namespace, name);
+    let account = gateway.map_or(name, |gateway| account_of(gateway));
+    vec![
+        ObjectRef::new(Kind::Gateway, namespace, name),
+        ObjectRef::new(Kind::Deployment, namespace, name),
+        ObjectRef::new(Kind::Service, namespace, name),
+        ObjectRef::new(Kind::ServiceAccount, namespace, account),
+    ]
 }
 
 /// An object of that name may be written if there is none, or it is ours.
@@ -178,11 +234,6 @@ fn verdicts(
     conflicts: &[String],
     mistake: Option<&String>,
 ) -> Vec<Verdict> {
-    let listens = gateway
-        .spec
-        .listeners
-        .iter()
-        .any(|l| l.protocol == "HBONE" && l.port == i32::from(ports::HBONE));
     let accepted = if !conflicts.is_empty() {
         let text = format!(
             "the waypoint needs objects of its own, but these are somebody else's: {}; give the \
@@ -195,7 +246,7 @@ fn verdicts(
         Verdict::fails(reference.clone(), "Accepted", "InvalidParameters", text)
     } else if let Some(listeners) = &facts.listeners {
         edge::accepted(reference, listeners)
-    } else if listens {
+    } else if listens(gateway) {
         Verdict::holds(reference.clone(), "Accepted", "Accepted", "a waypoint")
     } else {
         let text = "a waypoint needs a listener with protocol HBONE on port 15008";
@@ -213,6 +264,12 @@ fn verdicts(
         Verdict::fails(reference.clone(), "Programmed", "Pending", text)
     };
     vec![accepted, programmed]
+}
+
+/// True if the mesh's own listener is there.
+fn listens(gateway: &Gateway) -> bool {
+    let mut all = gateway.spec.listeners.iter();
+    all.any(|one| one.protocol == "HBONE" && one.port == i32::from(ports::HBONE))
 }
 
 /// Set once the waypoint has been ready, and kept.
@@ -234,10 +291,14 @@ fn addresses(set: &ObjectSet, facts: &GatewayFacts) -> Value {
     all.into()
 }
 
-pub(super) fn metadata(gateway: &Gateway, name: &str) -> Value {
+pub(super) fn metadata(gateway: &Gateway, name: &str, revision: &Revision) -> Value {
     let infrastructure = gateway.spec.infrastructure.clone().unwrap_or_default();
     let mut all = infrastructure.labels;
     all.extend(own_labels(gateway));
+    // By this the control plane that made it finds it again.
+    all.remove(revision::LABEL);
+    let own = revision.own_name();
+    all.extend(own.map(|own| (revision::LABEL.to_owned(), own.to_owned())));
     json!({
         "name": name,
         "namespace": gateway.namespace(),
@@ -264,19 +325,19 @@ fn own_labels(gateway: &Gateway) -> BTreeMap<String, String> {
     .collect()
 }
 
-fn service_account(gateway: &Gateway, account: &str) -> Value {
+fn service_account(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": metadata(gateway, account),
+        "metadata": metadata(gateway, account, &pods.revision),
     })
 }
 
-fn service(gateway: &Gateway) -> Value {
+fn service(gateway: &Gateway, pods: &WaypointPods) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(gateway, gateway.name()),
+        "metadata": metadata(gateway, gateway.name(), &pods.revision),
         "spec": {
             "type": "ClusterIP",
             "selector": { labels::GATEWAY_NAME: gateway.name() },
@@ -305,9 +366,9 @@ fn deployment(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(gateway, gateway.name()),
+        "metadata": metadata(gateway, gateway.name(), &pods.revision),
         "spec": {
-            "replicas": 1,
+            // How many there are is for parameters to say, or for whoever scales.
             "selector": { "matchLabels": { labels::GATEWAY_NAME: gateway.name() } },
             "template": {
                 "metadata": {

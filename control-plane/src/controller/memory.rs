@@ -7,37 +7,44 @@ use serde_json::Value;
 use super::Wanted;
 use super::gateway::CLASS_NAME;
 use crate::model::is_managed;
+use crate::revision::Revision;
 
 /// How to find what earlier lives of this process, or other replicas, wrote.
 #[derive(Debug, Clone)]
 pub(crate) enum Earlier {
     /// In the folder that only it writes.
     InFolder(PathBuf),
-    /// Among all objects, by label: those of waypoints of these classes. What an earlier life said
-    /// about objects of others is found by writing it anew.
-    OfClasses(Vec<String>),
+    /// Among all objects, by label: those of waypoints of these classes that a control plane of this name
+    /// made. What an earlier life said about objects of others is found by writing it anew.
+    OfClasses(Vec<String>, Revision),
 }
 
 impl Earlier {
+    /// True where others write too.
+    pub(super) const fn is_shared(&self) -> bool {
+        matches!(self, Self::OfClasses(..))
+    }
+
     /// What was written and may not be wanted any more.
     pub(super) fn find(&self, set: &ObjectSet) -> BTreeMap<ObjectRef, Wanted> {
         match self {
             Self::InFolder(dir) => left_behind(dir),
-            Self::OfClasses(classes) => {
+            Self::OfClasses(classes, revision) => {
                 let mut found = BTreeMap::new();
-                of_classes(&set.deployments, classes, &mut found);
-                of_classes(&set.services, classes, &mut found);
-                of_classes(&set.service_accounts, classes, &mut found);
+                of_classes(&set.deployments, classes, revision, &mut found);
+                of_classes(&set.services, classes, revision, &mut found);
+                of_classes(&set.service_accounts, classes, revision, &mut found);
                 found
             }
         }
     }
 }
 
-/// Other control planes manage waypoints too: the class tells whose they are.
+/// Other control planes manage waypoints too: the class and the revision tell whose they are.
 fn of_classes<T>(
     all: &isobar_objects::ObjectMap<T>,
     classes: &[String],
+    revision: &Revision,
     found: &mut BTreeMap<ObjectRef, Wanted>,
 ) where
     T: ObjectHead + Clone,
@@ -45,7 +52,8 @@ fn of_classes<T>(
 {
     let ours = all.iter().filter(|one| {
         let class = one.label(CLASS_NAME).unwrap_or_default();
-        is_managed(one.labels()) && classes.iter().any(|ours| ours == class)
+        let is_of_class = classes.iter().any(|ours| ours == class);
+        is_managed(one.labels()) && is_of_class && revision.made(one.labels())
     });
     for one in ours {
         let wanted = Wanted {

@@ -1,8 +1,10 @@
 //! What the control plane writes back: waypoint deployments, statuses, latches.
 
 mod desired;
+mod drift;
 mod edge;
 mod gateway;
+mod listeners;
 mod memory;
 mod parameters;
 mod scaling;
@@ -16,9 +18,11 @@ use isobar_objects::{Kind, Object, ObjectRef, ObjectSet, ObjectWriter, WriteErro
 use isobar_runtime::Lifetime;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::engine::Planned;
 use crate::model::{GatewayFacts, Verdict};
+use drift::Drift;
 pub(crate) use gateway::{OWN_ROOTS, WaypointPods};
 pub(crate) use memory::Earlier;
 pub(crate) use parameters::Parameters;
@@ -45,6 +49,11 @@ pub(crate) fn waypoint_verdicts(
 
 /// Pause after a failed write, before everything is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same where the server does not take an object: only its rules or a quota may have changed.
+const LATER: Duration = Duration::from_secs(15);
+
+/// Whole objects that the server does not take, and what it says.
+pub(crate) type Rejected = BTreeMap<ObjectRef, String>;
 
 /// What one object should carry of ours: the whole of it, or a patch onto somebody else's.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,6 +71,10 @@ pub(crate) struct Controller {
     leads: watch::Receiver<bool>,
     /// What is known to be written; nothing after others may have written.
     written: Option<BTreeMap<ObjectRef, Wanted>>,
+    rejected: watch::Sender<Rejected>,
+    drift: Drift,
+    /// Something written has to be looked at again soon.
+    is_unsettled: bool,
     transitions: Transitions,
     pods: WaypointPods,
     parameters: Option<watch::Receiver<Arc<Parameters>>>,
@@ -83,6 +96,9 @@ impl Controller {
             earlier,
             leads,
             written: None,
+            rejected: watch::Sender::default(),
+            drift: Drift::default(),
+            is_unsettled: false,
             transitions: Transitions::default(),
             pods,
             parameters: None,
@@ -93,6 +109,12 @@ impl Controller {
     /// The same, following what ConfigMaps say about waypoints.
     pub(crate) fn with_parameters(mut self, parameters: watch::Receiver<Arc<Parameters>>) -> Self {
         self.parameters = Some(parameters);
+        self
+    }
+
+    /// The same, saying what the server does not take to `rejected`.
+    pub(crate) fn telling_rejections(mut self, rejected: watch::Sender<Rejected>) -> Self {
+        self.rejected = rejected;
         self
     }
 
@@ -122,13 +144,19 @@ impl Controller {
             };
             if !leading {
                 self.written = None;
+                self.drift.clear();
+                self.is_unsettled = false;
+                self.rejected.send_replace(Rejected::new());
             }
+            let is_final = complete && self.rejected.borrow().is_empty() && !self.is_unsettled;
+            let is_slow = complete && !self.is_unsettled;
+            let pause = if is_slow { LATER } else { RETRY };
             tokio::select! {
                 () = life.draining() => return,
                 changed = plans.changed() => if changed.is_err() { return },
                 Ok(()) = leads.changed() => {}
                 Ok(()) = parameters.changed() => {}
-                () = tokio::time::sleep(RETRY), if !complete => {}
+                () = tokio::time::sleep(pause), if !is_final => {}
             }
         }
     }
@@ -137,17 +165,33 @@ impl Controller {
     /// would be made, and then made again.
     fn knows_parameters(&self, planned: &Planned) -> bool {
         let known = &self.pods.parameters.overlays;
-        let mut all = planned.plan.gateways.iter();
-        self.parameters.is_none() || all.all(|facts| known.contains_key(&facts.key))
+        let set = &planned.published.objects;
+        let revision = &self.pods.revision;
+        let all = planned.plan.gateways.iter().map(|facts| &facts.key);
+        let mut ours = all.filter(|key| revision.runs(set, &key.namespace, &key.name));
+        self.parameters.is_none() || ours.all(|key| known.contains_key(key))
     }
 
     /// Writes the difference; false if something has to be tried again.
     async fn follow(&mut self, planned: &Planned) -> bool {
+        let mut complete = self.follow_once(planned).await;
+        // What the server does not take is told, which is another thing to write.
+        let rejected = self.rejected.borrow().clone();
+        if rejected != self.pods.rejected {
+            self.pods.rejected = rejected;
+            complete &= self.follow_once(planned).await;
+        }
+        complete
+    }
+
+    async fn follow_once(&mut self, planned: &Planned) -> bool {
         let now = jiff::Timestamp::now();
-        let (mut wanted, kept) = desired::desired(planned, &self.pods, &mut self.transitions, now);
+        let desired = desired::desired(planned, &self.pods, &mut self.transitions, now);
+        let mut wanted = desired.wanted;
         if self.only_waypoints {
             wanted.retain(|object, want| {
-                let is_gateway = object.known() == Some(Kind::Gateway);
+                let kind = object.known();
+                let is_gateway = matches!(kind, Some(Kind::Gateway | Kind::GatewayClass));
                 want.patch.take_if(|_| !is_gateway);
                 is_gateway || want.object.is_some()
             });
@@ -156,7 +200,12 @@ impl Controller {
             Some(written) => written,
             None => self.earlier.find(&planned.published.objects),
         };
-        let complete = self.bring(&mut written, &wanted, &kept).await;
+        written.retain(|object, _| !desired.of_others.contains(object));
+        if self.earlier.is_shared() {
+            let set = &planned.published.objects;
+            self.is_unsettled = self.drift.look(&mut written, set, Instant::now());
+        }
+        let complete = self.bring(&mut written, &wanted, &desired.kept).await;
         self.written = Some(written);
         complete
     }
@@ -169,6 +218,7 @@ impl Controller {
         kept: &BTreeSet<ObjectRef>,
     ) -> bool {
         let mut complete = true;
+        let mut rejected = Rejected::new();
         for (object, want) in wanted {
             let is_kept = kept.contains(object);
             let before = written.get(object);
@@ -200,12 +250,19 @@ impl Controller {
                         entry.object.clone_from(&want.object);
                     }
                 }
+                Err(WriteError::Rejected { message, .. }) if want.object.is_some() => {
+                    if self.rejected.borrow().get(object) != Some(&message) {
+                        tracing::error!(%object, error = message, "the API server refuses an object");
+                    }
+                    rejected.insert(object.clone(), message);
+                }
                 Err(error) => {
                     complete = false;
                     tracing::error!(%object, %error, "writing an object failed");
                 }
             }
         }
+        self.rejected.send_replace(rejected);
         let gone: Vec<ObjectRef> = written
             .keys()
             .filter(|object| !wanted.contains_key(*object) && !kept.contains(*object))

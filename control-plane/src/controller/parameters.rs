@@ -93,6 +93,8 @@ pub(crate) struct Parameters {
     pub(crate) overlays: BTreeMap<NamespacedName, Overlay>,
     /// What is wrong with them; the overlay before stays.
     pub(crate) mistakes: BTreeMap<NamespacedName, String>,
+    /// What the API server says about scalers and budgets that it does not take.
+    pub(crate) refused: BTreeMap<NamespacedName, String>,
     /// Gateways about which nothing good was read yet: what is there for them is not touched.
     pub(crate) unknown: BTreeSet<NamespacedName>,
 }

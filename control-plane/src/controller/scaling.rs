@@ -20,9 +20,12 @@ use super::gateway::{CLASS_NAME, metadata};
 use super::parameters::{Overlay, Parameters};
 use crate::engine::Planned;
 use crate::model::{MANAGED, MANAGER as CONTROLLER, is_managed};
+use crate::revision::Revision;
 
 /// How often ConfigMaps are read again, whoever changed them.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How often what was written is written again, whoever changed or removed it.
+const ANEW: Duration = Duration::from_secs(60);
 /// The same while the server does not answer.
 const SOON: Duration = Duration::from_secs(1);
 /// Label of a ConfigMap in the root namespace that counts for every Gateway of a class.
@@ -38,13 +41,18 @@ pub(crate) struct Scaling {
     cluster: Cluster,
     manager: String,
     root_namespace: String,
-    /// Classes of Gateways that are ours.
+    /// Classes of Gateways that are ours, and what we are called.
     classes: Vec<String>,
+    revision: Revision,
+    /// What the server says about what it does not take.
+    refused: BTreeMap<NamespacedName, String>,
     parameters: watch::Sender<Arc<Parameters>>,
     /// What was asked of ConfigMaps last, and when.
     asked: Option<(Asked, Instant)>,
     /// What is there; `None` while others may have written.
     written: Option<BTreeMap<ExtraRef, Value>>,
+    /// When everything was last written, changed or not.
+    anew: Instant,
 }
 
 /// Class and own ConfigMap of every Gateway.
@@ -57,15 +65,19 @@ impl Scaling {
         manager: &str,
         root_namespace: &str,
         classes: Vec<String>,
+        revision: Revision,
     ) -> Self {
         Self {
             manager: manager.to_owned(),
             cluster,
             root_namespace: root_namespace.to_owned(),
             classes,
+            revision,
+            refused: BTreeMap::new(),
             parameters: watch::Sender::default(),
             asked: None,
             written: None,
+            anew: Instant::now(),
         }
     }
 
@@ -90,6 +102,14 @@ impl Scaling {
                 if let Err(error) = self.write(&planned).await {
                     tracing::warn!(%error, "scalers of waypoints could not be written");
                 }
+                let refused = &self.refused;
+                self.parameters.send_if_modified(|known| {
+                    let is_new = known.refused != *refused;
+                    if is_new {
+                        Arc::make_mut(known).refused.clone_from(refused);
+                    }
+                    is_new
+                });
             } else {
                 self.written = None;
             }
@@ -104,7 +124,7 @@ impl Scaling {
 
     /// False if the server does not answer, so that it has to be asked again soon.
     async fn read(&mut self, planned: &Planned) -> bool {
-        let asked = asked(planned);
+        let asked = asked(planned, &self.revision);
         let is_known = self
             .asked
             .as_ref()
@@ -139,7 +159,8 @@ impl Scaling {
             own,
             root_namespace: &self.root_namespace,
         };
-        let next = found.settle(&asked, &self.parameters.borrow().clone());
+        let mut next = found.settle(&asked, &self.parameters.borrow().clone());
+        next.refused.clone_from(&self.refused);
         self.asked = answers.then(|| (asked, Instant::now()));
         self.parameters.send_if_modified(|known| {
             let is_new = **known != next;
@@ -153,12 +174,19 @@ impl Scaling {
 
     async fn write(&mut self, planned: &Planned) -> Result<(), ExtraError> {
         let parameters = self.parameters.borrow().clone();
-        let wanted = wanted(planned, &parameters);
-        let spared = spared(planned, &parameters);
+        let wanted = wanted(planned, &parameters, &self.revision);
+        let others = of_others(planned, &self.revision);
+        let mut spared = spared(planned, &parameters);
+        spared.extend(others.iter().cloned());
         let mut written = match self.written.take() {
             Some(written) => written,
             None => self.earlier().await?,
         };
+        written.retain(|object, _| !is_of(object, &others));
+        if self.anew.elapsed() > ANEW {
+            self.anew = Instant::now();
+            written.values_mut().for_each(|value| *value = Value::Null);
+        }
         let done = self.bring(&mut written, wanted, &spared).await;
         self.written = Some(written);
         done
@@ -166,12 +194,13 @@ impl Scaling {
 
     /// The first failure is told, after everything was tried.
     async fn bring(
-        &self,
+        &mut self,
         written: &mut BTreeMap<ExtraRef, Value>,
         wanted: BTreeMap<ExtraRef, Value>,
         spared: &BTreeSet<NamespacedName>,
     ) -> Result<(), ExtraError> {
         let mut failed = None;
+        self.refused.clear();
         let gone: Vec<ExtraRef> = written
             .keys()
             .filter(|object| !wanted.contains_key(*object) && !is_of(object, spared))
@@ -191,7 +220,14 @@ impl Scaling {
             let done = self.cluster.apply_extra(&object, &value, manager, label);
             match done.await {
                 Ok(()) => drop(written.insert(object, value)),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => {
+                    if let Some(text) = error.refusal() {
+                        let kind = object.kind.kind();
+                        let text = format!("the API server refuses the {kind}: {text}");
+                        self.refused.insert(gateway_of(&object), text);
+                    }
+                    failed = failed.or(Some(error));
+                }
             }
         }
         failed.map_or(Ok(()), Err)
@@ -206,6 +242,7 @@ impl Scaling {
             let ours = all.filter(|(_, labels)| {
                 let class = labels.get(CLASS_NAME);
                 class.is_some_and(|class| self.classes.contains(class))
+                    && self.revision.made(labels)
             });
             found.extend(ours.map(|(object, _)| (object, Value::Null)));
         }
@@ -293,11 +330,23 @@ fn is_name(text: &str) -> bool {
         })
 }
 
-fn is_of(object: &ExtraRef, gateways: &BTreeSet<NamespacedName>) -> bool {
-    gateways.contains(&NamespacedName {
+fn gateway_of(object: &ExtraRef) -> NamespacedName {
+    NamespacedName {
         namespace: object.namespace.as_str().into(),
         name: object.name.as_str().into(),
-    })
+    }
+}
+
+fn is_of(object: &ExtraRef, gateways: &BTreeSet<NamespacedName>) -> bool {
+    gateways.contains(&gateway_of(object))
+}
+
+/// Gateways that another control plane runs.
+fn of_others(planned: &Planned, revision: &Revision) -> BTreeSet<NamespacedName> {
+    let set = &planned.published.objects;
+    let keys = planned.plan.gateways.iter().map(|facts| &facts.key);
+    let others = keys.filter(|key| !revision.runs(set, &key.namespace, &key.name));
+    others.cloned().collect()
 }
 
 /// Gateways whose scalers and budgets stay: it is not known whether they are wanted.
@@ -309,10 +358,14 @@ fn spared(planned: &Planned, parameters: &Parameters) -> BTreeSet<NamespacedName
     gateways.filter(unread).cloned().collect()
 }
 
-fn asked(planned: &Planned) -> Asked {
+fn asked(planned: &Planned, revision: &Revision) -> Asked {
     let set = &planned.published.objects;
     let gateways = planned.plan.gateways.iter().filter_map(|facts| {
-        let gateway = set.gateways.get(&facts.key.namespace, &facts.key.name)?;
+        let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
+        let gateway = set.gateways.get(namespace, name)?;
+        if !revision.runs(set, namespace, name) {
+            return None;
+        }
         let own = gateway.spec.infrastructure.as_ref();
         let own = own.and_then(|own| own.parameters_ref.as_ref());
         let own = own.map(|own| match (&*own.group, &*own.kind) {
@@ -332,13 +385,18 @@ fn asked(planned: &Planned) -> Asked {
 }
 
 /// Only beside a Deployment that is ours.
-fn wanted(planned: &Planned, parameters: &Parameters) -> BTreeMap<ExtraRef, Value> {
+fn wanted(
+    planned: &Planned,
+    parameters: &Parameters,
+    revision: &Revision,
+) -> BTreeMap<ExtraRef, Value> {
     let set = &planned.published.objects;
     let mut all = BTreeMap::new();
     for facts in &planned.plan.gateways {
         let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
         let deployment = set.deployments.get(namespace, name);
-        let is_ours = deployment.is_some_and(|one| is_managed(one.labels()));
+        let is_ours = deployment.is_some_and(|one| is_managed(one.labels()))
+            && revision.runs(set, namespace, name);
         let gateway = set.gateways.get(namespace, name).filter(|_| is_ours);
         let overlay = parameters.overlays.get(&facts.key);
         let (Some(gateway), Some(overlay)) = (gateway, overlay) else {
@@ -350,14 +408,14 @@ fn wanted(planned: &Planned, parameters: &Parameters) -> BTreeMap<ExtraRef, Valu
                 namespace: namespace.to_owned(),
                 name: name.to_owned(),
             };
-            let object = overlay.extra(key, base(gateway, kind));
+            let object = overlay.extra(key, base(gateway, kind, revision));
             all.extend(object.map(|object| (place, object)));
         }
     }
     all
 }
 
-fn base(gateway: &Gateway, kind: Extra) -> Value {
+fn base(gateway: &Gateway, kind: Extra, revision: &Revision) -> Value {
     let spec = match kind {
         Extra::Scaler => json!({ "scaleTargetRef": {
             "apiVersion": "apps/v1", "kind": "Deployment", "name": gateway.name(),
@@ -369,7 +427,7 @@ fn base(gateway: &Gateway, kind: Extra) -> Value {
     json!({
         "apiVersion": kind.api_version(),
         "kind": kind.kind(),
-        "metadata": metadata(gateway, gateway.name()),
+        "metadata": metadata(gateway, gateway.name(), revision),
         "spec": spec,
     })
 }

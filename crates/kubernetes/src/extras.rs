@@ -6,6 +6,7 @@ use kube::core::GroupVersionKind;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
+use crate::writer::is_final;
 
 /// A kind that stands beside a Deployment and is no object of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +45,20 @@ pub enum ExtraError {
         /// Which.
         object: ExtraRef,
     },
+}
+
+impl ExtraError {
+    /// What the server said, if its answer is that it does not take the object as it is.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Server { error, .. } => match &**error {
+                kube::Error::Api(status) if is_final(status.code) => Some(&status.message),
+                _ => None,
+            },
+            Self::Foreign { .. } => None,
+        }
+    }
 }
 
 impl Extra {

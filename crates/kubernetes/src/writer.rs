@@ -20,7 +20,10 @@ use crate::cluster::Cluster;
 #[derive(Debug)]
 pub struct KubernetesWriter {
     cluster: Cluster,
+    /// Of whole objects.
     manager: String,
+    /// Of what is said on objects of others.
+    teller: String,
 }
 
 /// What this writer has on an object, as the server remembers it.
@@ -40,7 +43,16 @@ impl KubernetesWriter {
         Self {
             cluster,
             manager: manager.to_owned(),
+            teller: manager.to_owned(),
         }
+    }
+
+    /// The same, but patches and statuses go as `teller`. Writers that take whole objects over from each
+    /// other have one name for those, and keep apart what they say of others.
+    #[must_use]
+    pub fn telling_as(mut self, teller: &str) -> Self {
+        teller.clone_into(&mut self.teller);
+        self
     }
 
     /// True if this writer wrote the object or a part of it, in this life or an earlier one.
@@ -51,7 +63,7 @@ impl KubernetesWriter {
         let (api, _) = self.api(object);
         let now = api.get_opt(&object.name).await.map_err(refused(object))?;
         let managers = now.and_then(|now| now.metadata.managed_fields);
-        let written = Written::find(&managers.unwrap_or_default(), &self.manager);
+        let written = self.written(&managers.unwrap_or_default());
         Ok(written != Written::default())
     }
 
@@ -72,8 +84,11 @@ impl KubernetesWriter {
         (api, resource)
     }
 
-    fn applying(&self) -> PatchParams {
-        PatchParams::apply(&self.manager).force()
+    fn written(&self, managers: &[ManagedFieldsEntry]) -> Written {
+        Written {
+            is_whole: Written::find(managers, &self.manager).is_whole,
+            ..Written::find(managers, &self.teller)
+        }
     }
 
     /// Applies what this writer has to say on a status; an empty one gives up what it said before.
@@ -98,14 +113,18 @@ impl KubernetesWriter {
             remove(&mut value, "status");
         }
         let done = api
-            .patch_status(&object.name, &self.applying(), &Patch::Apply(value))
+            .patch_status(
+                &object.name,
+                &PatchParams::apply(&self.teller).force(),
+                &Patch::Apply(value),
+            )
             .await;
         found(object, done.map(drop)).map(drop)
     }
 
     async fn merge(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError> {
         let params = PatchParams {
-            field_manager: Some(self.manager.clone()),
+            field_manager: Some(self.teller.clone()),
             ..PatchParams::default()
         };
         let (api, _) = self.api(object);
@@ -135,7 +154,11 @@ impl ObjectWriter for KubernetesWriter {
             remove(&mut value["metadata"], server_owned);
         }
         let done = api
-            .patch(&reference.name, &self.applying(), &Patch::Apply(value))
+            .patch(
+                &reference.name,
+                &PatchParams::apply(&self.manager).force(),
+                &Patch::Apply(value),
+            )
             .await;
         done.map(drop).map_err(refused(&reference))
     }
@@ -158,7 +181,7 @@ impl ObjectWriter for KubernetesWriter {
             return Ok(());
         };
         let managers = now.metadata.managed_fields.unwrap_or_default();
-        let written = Written::find(&managers, &self.manager);
+        let written = self.written(&managers);
         if written.is_whole {
             // This one, not one that somebody made in the meantime.
             let only = DeleteParams::background().preconditions(Preconditions {
@@ -243,10 +266,22 @@ fn beside_others(now: &Value, ours: &Value) -> Value {
 
 fn refused(object: &ObjectRef) -> impl FnOnce(kube::Error) -> WriteError {
     let object = object.clone();
-    move |error| WriteError::Refused {
-        object,
-        error: error.to_string(),
+    move |error| match error {
+        kube::Error::Api(status) if is_final(status.code) => WriteError::Rejected {
+            object,
+            message: status.message.clone(),
+        },
+        error => WriteError::Refused {
+            object,
+            error: error.to_string(),
+        },
     }
+}
+
+/// Codes of answers that stay the same until the object or the server's rules are others: 403 also comes
+/// from admission and quotas.
+pub(crate) const fn is_final(code: u16) -> bool {
+    matches!(code, 400 | 403 | 413 | 415 | 422)
 }
 
 /// False if the object is not there, which is no error for a patch.

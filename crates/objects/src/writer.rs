@@ -33,6 +33,14 @@ pub enum WriteError {
         /// What the server said, or what went wrong on the way to it.
         error: String,
     },
+    /// The API server's answer is that it does not take the object as it is.
+    #[error("{object}: {message}")]
+    Rejected {
+        /// The object.
+        object: ObjectRef,
+        /// What the server said.
+        message: String,
+    },
     /// A name or namespace that is none.
     #[error("{object} has no usable name")]
     Name {

@@ -169,6 +169,7 @@ fn what_is_there_stays_while_its_parameters_are_not_known() {
         name: "wp".into(),
     };
     let parameters = Parameters {
+        refused: BTreeMap::new(),
         overlays: [(key.clone(), Overlay::default())].into(),
         mistakes: [(key.clone(), "wrong".to_owned())].into(),
         unknown: [key].into(),

@@ -199,7 +199,7 @@ async fn stand_for(
         "metadata": {
             "name": name,
             "annotations": {COMPONENT: part},
-            "labels": {"app": part},
+            "labels": {"app": part, "app.kubernetes.io/name": part},
         },
         "spec": {
             "nodeName": node,

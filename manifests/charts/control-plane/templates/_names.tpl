@@ -1,5 +1,11 @@
+{{- define "name" -}}
+isobard{{ template "suffix" . }}
+{{- end }}
+{{- define "suffix" -}}
+{{ if .Values.revision }}{{ if ne .Values.revision "default" }}-{{ .Values.revision }}{{ end }}{{ end }}
+{{- end }}
 {{- define "labels" -}}
-app: isobard
+app: {{ template "name" . }}
     app.kubernetes.io/name: isobard
     app.kubernetes.io/component: control-plane
     app.kubernetes.io/part-of: isobar
