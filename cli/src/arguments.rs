@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use isobar_types::DEFAULT_ROOT_NAMESPACE;
 
 pub(crate) use self::inspect::{Analyze, BugReport, Dashboard, Grafana, Suppressed, Threshold};
-pub(crate) use self::install::{Chosen, Install, Manifest, Uninstall, Upgrade, Writing};
+pub(crate) use self::install::{Chosen, Install, Manifest, Named, Uninstall, Upgrade, Writing};
 pub(crate) use self::lab::{Lab, Up};
 pub(crate) use self::proxies::{ProxyConfig, WaypointSection, ZtunnelConfig, ZtunnelSection};
 use crate::output::Format;

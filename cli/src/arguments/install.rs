@@ -19,7 +19,12 @@ definitions that the cluster already has stay as they are.
 Examples:
   isobar install --dry-run
   isobar install --set global.hub=registry.example/isobar --set control-plane.replicaCount=2
-  isobar install -f values.yaml --timeout 120";
+  isobar install -f values.yaml --timeout 120
+  isobar install --revision canary --set global.tag=0.2.0     a second control plane beside the first
+
+With --revision only a control plane of that name is installed, beside the one without: its objects have
+the name behind theirs, Gateways and objects whose label istio.io/rev has it are its own, and definitions
+and the parts of nodes stay those of the first.";
 
 pub(super) const UPGRADE_HELP: &str = "\
 Values given before stay, and those given now come on top. What the new version no longer has is
@@ -28,7 +33,8 @@ removed. Pods go one by one: a node proxy hands over to its successor while both
 Examples:
   isobar upgrade --dry-run
   isobar upgrade
-  isobar upgrade --set global.logLevel=debug";
+  isobar upgrade --set global.logLevel=debug
+  isobar upgrade --revision canary --set control-plane.replicaCount=2";
 
 pub(super) const UNINSTALL_HELP: &str = "\
 Removes the objects that `isobar install` made, the roots that the control plane put into namespaces
@@ -41,7 +47,8 @@ without a node proxy their traffic would stop.
 Examples:
   isobar uninstall --dry-run
   isobar uninstall
-  isobar uninstall --purge      also the definitions of which there is no object, and the secret";
+  isobar uninstall --purge      also the definitions of which there is no object, and the secret
+  isobar uninstall --revision canary      only that control plane";
 
 /// Values of the charts.
 #[derive(Debug, Args)]
@@ -71,9 +78,32 @@ pub(crate) struct Writing {
     pub(crate) timeout: Duration,
 }
 
+/// Which of several control planes.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Name of a control plane beside the first one; without, the first one and everything else.
+    #[arg(long, value_name = "NAME", value_parser = revision)]
+    pub(crate) revision: Option<String>,
+}
+
+/// A part of names of objects: small letters, digits and hyphens, and not the name of the first one.
+fn revision(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_name = !text.is_empty() && text.len() <= 40 && text.chars().all(is_plain);
+    if !is_name || text.starts_with('-') || text.ends_with('-') {
+        return Err("small letters, digits and hyphens between them".to_owned());
+    }
+    if text == "default" {
+        return Err("that is the first one, which needs no name".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// `isobar install`.
 #[derive(Debug, Args)]
 pub(crate) struct Install {
+    #[command(flatten)]
+    pub(crate) named: Named,
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     #[command(flatten)]
@@ -83,6 +113,8 @@ pub(crate) struct Install {
 /// `isobar upgrade`.
 #[derive(Debug, Args)]
 pub(crate) struct Upgrade {
+    #[command(flatten)]
+    pub(crate) named: Named,
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     /// Forget the values given before.
@@ -98,11 +130,13 @@ pub(crate) struct Upgrade {
 /// `isobar uninstall`.
 #[derive(Debug, Args)]
 pub(crate) struct Uninstall {
+    #[command(flatten)]
+    pub(crate) named: Named,
     /// Only print what would be removed.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Also the definitions of kinds of which there is no object, and the authority's secret.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "revision")]
     pub(crate) purge: bool,
     /// Although namespaces are in the mesh, or there are waypoints: their traffic stops.
     #[arg(long)]

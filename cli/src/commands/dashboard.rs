@@ -9,7 +9,7 @@ use super::forward;
 use super::proxy_config::{node_of, waypoint_pod};
 use crate::arguments::{Dashboard, Global, Grafana};
 use crate::lab_access::chosen_mesh;
-use crate::mesh_access::Mesh;
+use crate::mesh_access::{Mesh, REPLICAS};
 use crate::output::print;
 use crate::port_forward::Forwarded;
 
@@ -66,7 +66,7 @@ async fn in_cluster(what: Dashboard, global: &Global) -> anyhow::Result<()> {
     };
     let (namespace, pods, ports) = match what {
         Dashboard::ControlPlane { port } => {
-            let pods = cluster.running_pods(&mesh, "app=isobard").await?;
+            let pods = cluster.running_pods(&mesh, REPLICAS).await?;
             (mesh, pods, (port, ports::CONTROL_PLANE_MONITORING))
         }
         Dashboard::Ztunnel { node, port } => {

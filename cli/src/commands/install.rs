@@ -1,5 +1,6 @@
 //! `isobar install`, `upgrade` and `uninstall`: the charts of this program in a Kubernetes cluster.
 
+mod place;
 mod plan;
 mod record;
 mod removal;
@@ -13,6 +14,7 @@ use isobar_chart::Values;
 use isobar_kubernetes::{Applying, Cluster, InstallError, Installer};
 use serde_json::Value;
 
+use self::place::Place;
 use self::plan::Plan;
 use self::record::Record;
 use self::report::{Change, Report};
@@ -25,12 +27,16 @@ const MANAGER: &str = "isobar-install";
 const MANAGED: (&str, &str) = ("app.kubernetes.io/managed-by", "isobar");
 /// Label that says of which chart an object is.
 const CHART: &str = "isobar.dev/chart";
+/// Label that says of which revision's installation an object is; the first one has none.
+const REVISION: &str = "isobar.dev/revision";
 
 /// `isobar install`.
 pub(crate) async fn install(what: &Install, global: &Global) -> anyhow::Result<ExitCode> {
     let given = values(&what.chosen)?;
     let installer = connect(global).await?;
-    let before = Record::read(&installer, &global.mesh_namespace).await?;
+    let place = Place::new(&global.mesh_namespace, &what.named);
+    place.stands_beside(&installer).await?;
+    let before = Record::read(&installer, &place).await?;
     let mut all = Values::default();
     if let Some(before) = &before {
         let ours = env!("CARGO_PKG_VERSION");
@@ -41,23 +47,16 @@ pub(crate) async fn install(what: &Install, global: &Global) -> anyhow::Result<E
         all = before.values.clone();
     }
     all.add(&given);
-    carry_out(
-        &installer,
-        &global.mesh_namespace,
-        &all,
-        &what.writing,
-        global,
-    )
-    .await
+    carry_out(&installer, &place, &all, &what.writing, global).await
 }
 
 /// `isobar upgrade`.
 pub(crate) async fn upgrade(what: &Upgrade, global: &Global) -> anyhow::Result<ExitCode> {
     let given = values(&what.chosen)?;
     let installer = connect(global).await?;
-    let namespace = &global.mesh_namespace;
-    let Some(before) = Record::read(&installer, namespace).await? else {
-        bail!("nothing is installed in namespace {namespace}; `isobar install` does it");
+    let place = Place::new(&global.mesh_namespace, &what.named);
+    let Some(before) = Record::read(&installer, &place).await? else {
+        bail!("{place} is not installed; `isobar install` does it");
     };
     let ours = env!("CARGO_PKG_VERSION");
     if record::is_older(ours, &before.version) && !what.allow_downgrade {
@@ -72,14 +71,15 @@ pub(crate) async fn upgrade(what: &Upgrade, global: &Global) -> anyhow::Result<E
         false => before.values,
     };
     all.add(&given);
-    carry_out(&installer, namespace, &all, &what.writing, global).await
+    carry_out(&installer, &place, &all, &what.writing, global).await
 }
 
 /// `isobar uninstall`.
 pub(crate) async fn uninstall(what: &Uninstall, global: &Global) -> anyhow::Result<ExitCode> {
     let installer = connect(global).await?;
     let mut report = Report::new(global.output);
-    removal::run(&installer, &global.mesh_namespace, what, &mut report).await?;
+    let place = Place::new(&global.mesh_namespace, &what.named);
+    removal::run(&installer, &place, what, &mut report).await?;
     report.finish()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -98,13 +98,13 @@ async fn connect(global: &Global) -> anyhow::Result<Installer> {
 
 async fn carry_out(
     installer: &Installer,
-    namespace: &str,
+    place: &Place,
     values: &Values,
     writing: &Writing,
     global: &Global,
 ) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(global.output);
-    let plan = Plan::make(installer, namespace, values).await?;
+    let plan = Plan::make(installer, place, values).await?;
     for note in &plan.notes {
         report.note(note)?;
     }

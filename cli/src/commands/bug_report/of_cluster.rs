@@ -10,6 +10,7 @@ use isobar_types::{labels, ports};
 use super::Progress;
 use super::archive::Report;
 use crate::arguments::Global;
+use crate::mesh_access::REPLICAS;
 use crate::port_forward::admin_page;
 
 /// The parts: folder of the report, label of their pods, port of their metrics.
@@ -35,7 +36,7 @@ pub(super) async fn collect(
 ) -> anyhow::Result<()> {
     let (cluster, namespace) = (asked.cluster, asked.namespace);
     progress.tell("control plane")?;
-    for pod in asked.pods(namespace, "app=isobard", report).await {
+    for pod in asked.pods(namespace, REPLICAS, report).await {
         for page in super::CONTROL_PLANE_PAGES {
             let port = ports::CONTROL_PLANE_MONITORING;
             let text = asked

@@ -1,12 +1,13 @@
 //! What an installation changes, worked out before anything is written.
 
 use anyhow::bail;
-use isobar_chart::{Chart, Values};
+use isobar_chart::Values;
 use isobar_kubernetes::Installer;
 use serde_json::{Value, json};
 
+use super::place::Place;
 use super::report::label;
-use super::{CHART, MANAGED, record};
+use super::{MANAGED, record};
 use crate::commands::manifest::render;
 
 /// Kinds that the charts may have objects of, those first that are removed first.
@@ -58,18 +59,23 @@ impl Plan {
     /// Renders the charts and looks at what is there.
     pub(super) async fn make(
         installer: &Installer,
-        namespace: &str,
+        place: &Place,
         values: &Values,
     ) -> anyhow::Result<Self> {
         let mut plan = Self::default();
         let mut strangers = Vec::new();
-        if let Some(made) = namespace_object(installer, namespace).await? {
+        let namespace = &place.namespace;
+        if place.revision.is_none()
+            && let Some(made) = namespace_object(installer, namespace).await?
+        {
             plan.writes.push(made);
         }
-        let mut wanted = vec![record::object(namespace, values)];
-        for chart in Chart::family()? {
-            for manifest in render(&chart, namespace, values)? {
-                wanted.push(marked(manifest.value, chart.name()));
+        let mut wanted = vec![record::object(place, values)];
+        let values = place.values(values)?;
+        for chart in place.charts()? {
+            for mut manifest in render(&chart, namespace, &values)? {
+                place.mark(&mut manifest.value, chart.name());
+                wanted.push(manifest.value);
             }
         }
         // Definitions first: others are of the kinds they define.
@@ -87,8 +93,8 @@ impl Plan {
             }
             let live = installer.get(&object).await?;
             match &live {
-                Some(live) if !is_ours(live) && object["kind"] == DEFINITION.1 => kept += 1,
-                Some(live) if !is_ours(live) => strangers.push(stranger(live)),
+                Some(live) if !place.has(live) && object["kind"] == DEFINITION.1 => kept += 1,
+                Some(live) if !place.has(live) => strangers.push(stranger(live)),
                 _ => plan.writes.push(Write { object, live }),
             }
         }
@@ -102,7 +108,7 @@ impl Plan {
             let text = "definitions of kinds are in the cluster already and stay as they are";
             plan.notes.push(format!("{kept} {text}"));
         }
-        plan.find_removals(installer, namespace).await?;
+        plan.find_removals(installer, place).await?;
         Ok(plan)
     }
 
@@ -129,14 +135,11 @@ impl Plan {
         }))
     }
 
-    async fn find_removals(
-        &mut self,
-        installer: &Installer,
-        namespace: &str,
-    ) -> anyhow::Result<()> {
-        for live in installed(installer).await? {
+    async fn find_removals(&mut self, installer: &Installer, place: &Place) -> anyhow::Result<()> {
+        let namespace = &place.namespace;
+        for live in installed(installer, &place.selector()).await? {
             let elsewhere = live["metadata"]["namespace"].as_str();
-            if let Some(elsewhere) = elsewhere.filter(|elsewhere| *elsewhere != namespace) {
+            if let Some(elsewhere) = elsewhere.filter(|elsewhere| elsewhere != namespace) {
                 bail!("the mesh is installed in {elsewhere}: say --mesh-namespace {elsewhere}");
             }
             let is_wanted = self.writes.iter().any(|write| {
@@ -152,20 +155,13 @@ impl Plan {
     }
 }
 
-/// Everything that was installed, in the order in which it is removed.
-pub(super) async fn installed(installer: &Installer) -> anyhow::Result<Vec<Value>> {
-    let selector = format!("{}={},{CHART}", MANAGED.0, MANAGED.1);
+/// Everything of a selector that was installed, in the order in which it is removed.
+pub(super) async fn installed(installer: &Installer, selector: &str) -> anyhow::Result<Vec<Value>> {
     let mut found = Vec::new();
     for (api_version, kind) in KINDS {
-        found.extend(installer.list(api_version, kind, &selector).await?);
+        found.extend(installer.list(api_version, kind, selector).await?);
     }
     Ok(found)
-}
-
-/// True for what this command installed.
-pub(super) fn is_ours(live: &Value) -> bool {
-    let labels = &live["metadata"]["labels"];
-    labels[MANAGED.0] == MANAGED.1 && labels[CHART].is_string()
 }
 
 fn stranger(live: &Value) -> String {
@@ -174,12 +170,6 @@ fn stranger(live: &Value) -> String {
         _ => "",
     };
     format!("{}{who}", label(live))
-}
-
-fn marked(mut object: Value, chart: &str) -> Value {
-    object["metadata"]["labels"][MANAGED.0] = json!(MANAGED.1);
-    object["metadata"]["labels"][CHART] = json!(chart);
-    object
 }
 
 /// The namespace, if it is to be made or is ours. Somebody else's stays as it is.
@@ -205,6 +195,8 @@ async fn namespace_object(installer: &Installer, namespace: &str) -> anyhow::Res
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -213,15 +205,33 @@ mod tests {
         let all = "control-plane.autoscaleEnabled=true,control-plane.networkPolicy.enabled=true";
         values.set(all).unwrap();
         values.set("crds.gatewayApi=true").unwrap();
-        for chart in Chart::family().unwrap() {
-            for manifest in render(&chart, "istio-system", &values).unwrap() {
-                let kind = (manifest.api_version(), manifest.kind());
-                assert!(KINDS.contains(&kind), "{kind:?}");
-                assert!(is_ours(&marked(manifest.value.clone(), chart.name())));
-                assert!(!is_ours(&manifest.value));
+        let named = |revision: Option<&str>| Place {
+            namespace: "istio-system".to_owned(),
+            revision: revision.map(str::to_owned),
+        };
+        let parts = |place: &Place, other: &Place| -> BTreeSet<(String, String)> {
+            let values = place.values(&values).unwrap();
+            let mut names = BTreeSet::new();
+            for chart in place.charts().unwrap() {
+                for mut manifest in render(&chart, &place.namespace, &values).unwrap() {
+                    let kind = (manifest.api_version(), manifest.kind());
+                    assert!(KINDS.contains(&kind), "{kind:?}");
+                    names.insert((manifest.kind().to_owned(), manifest.name().to_owned()));
+                    assert!(!place.has(&manifest.value));
+                    place.mark(&mut manifest.value, chart.name());
+                    assert!(place.has(&manifest.value) && !other.has(&manifest.value));
+                }
             }
-        }
-        let record = record::object("istio-system", &values);
-        assert!(is_ours(&record) && KINDS.contains(&("v1", "ConfigMap")));
+            let record = record::object(place, &values);
+            assert!(place.has(&record) && !other.has(&record));
+            names
+        };
+        let (first, second) = (named(None), named(Some("canary")));
+        let (names, others) = (parts(&first, &second), parts(&second, &first));
+        assert!(
+            names.is_disjoint(&others) && !others.is_empty(),
+            "{others:?}"
+        );
+        assert!(KINDS.contains(&("v1", "ConfigMap")));
     }
 }

@@ -5,7 +5,7 @@ use isobar_chart::Values;
 use isobar_kubernetes::Installer;
 use serde_json::{Value, json};
 
-use super::{CHART, MANAGED};
+use super::place::Place;
 
 /// Name of the ConfigMap.
 pub(super) const NAME: &str = "isobar-install";
@@ -19,22 +19,20 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// The one in `namespace`, if there is one.
-    pub(super) async fn read(
-        installer: &Installer,
-        namespace: &str,
-    ) -> anyhow::Result<Option<Self>> {
+    /// The one of `place`, if there is one.
+    pub(super) async fn read(installer: &Installer, place: &Place) -> anyhow::Result<Option<Self>> {
+        let (namespace, name) = (&place.namespace, place.suffixed(NAME));
         let like = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": { "name": NAME, "namespace": namespace },
+            "metadata": { "name": name, "namespace": namespace },
         });
         let Some(found) = installer.get(&like).await? else {
             return Ok(None);
         };
         let text = |key: &str| found["data"][key].as_str().unwrap_or_default();
         let values = Values::read(text("values"))
-            .with_context(|| format!("ConfigMap {namespace}/{NAME}, values"))?;
+            .with_context(|| format!("ConfigMap {namespace}/{name}, values"))?;
         Ok(Some(Self {
             version: text("version").to_owned(),
             values,
@@ -43,24 +41,22 @@ impl Record {
 }
 
 /// The object that remembers this installation.
-pub(super) fn object(namespace: &str, values: &Values) -> Value {
-    json!({
+pub(super) fn object(place: &Place, values: &Values) -> Value {
+    let mut record = json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": NAME,
-            "namespace": namespace,
-            "labels": {
-                "app.kubernetes.io/part-of": "isobar",
-                MANAGED.0: MANAGED.1,
-                CHART: "install",
-            },
+            "name": place.suffixed(NAME),
+            "namespace": place.namespace,
+            "labels": { "app.kubernetes.io/part-of": "isobar" },
         },
         "data": {
             "version": env!("CARGO_PKG_VERSION"),
             "values": values.text(),
         },
-    })
+    });
+    place.mark(&mut record, "install");
+    record
 }
 
 /// True if version `a` is older than `b`; what is no version is not compared.

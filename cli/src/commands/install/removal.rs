@@ -6,8 +6,10 @@ use anyhow::bail;
 use isobar_kubernetes::Installer;
 use serde_json::{Value, json};
 
+use super::place::Place;
 use super::plan::{DEFINITION, installed};
-use super::report::{Change, Report};
+use super::report::{Change, Report, label};
+use super::{CHART, MANAGED, REVISION};
 use crate::arguments::Uninstall;
 
 /// Who wrote the roots and the lease.
@@ -22,19 +24,28 @@ const CLASS: &str = "isobar-waypoint";
 /// `isobar uninstall`.
 pub(super) async fn run(
     installer: &Installer,
-    namespace: &str,
+    place: &Place,
     what: &Uninstall,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let found = installed(installer).await?;
+    let found = installed(installer, &place.selector()).await?;
     let (definitions, objects): (Vec<_>, Vec<_>) = found
         .into_iter()
         .partition(|object| object["kind"] == DEFINITION.1);
     if objects.is_empty() && !what.purge {
-        bail!("nothing is installed that `isobar install` made");
+        bail!("{place}: nothing is installed that `isobar install` made");
     }
+    let others = beside(installer, place).await?;
     if !what.force {
-        refuse_in_use(installer).await?;
+        match &place.revision {
+            Some(name) => refuse_named(installer, place, name).await?,
+            None if !others.is_empty() => bail!(
+                "the nodes' parts are also those of revision {}: uninstall that first (--revision); with \
+                 --force its control plane stays, without nodes",
+                others.join(", ")
+            ),
+            None => refuse_in_use(installer).await?,
+        }
     }
     let is_program = |object: &Value| {
         ["DaemonSet", "Deployment", "HorizontalPodAutoscaler"]
@@ -54,12 +65,12 @@ pub(super) async fn run(
     }
     // While they end they still need their rights: agents take their rules off the nodes.
     if !what.dry_run {
-        ended(installer, namespace, what, report).await?;
+        ended(installer, place, what, report).await?;
     }
     for object in &rest {
         remove(installer, object, what, report).await?;
     }
-    for object in left_behind(installer, namespace, what).await? {
+    for object in left_behind(installer, place, what, &others).await? {
         remove(installer, &object, what, report).await?;
     }
     for definition in &definitions {
@@ -68,6 +79,46 @@ pub(super) async fn run(
             continue;
         }
         remove(installer, definition, what, report).await?;
+    }
+    Ok(())
+}
+
+/// Names of control planes beside this one.
+async fn beside(installer: &Installer, place: &Place) -> anyhow::Result<Vec<String>> {
+    let selector = format!("{}={},{CHART},{REVISION}", MANAGED.0, MANAGED.1);
+    let found = installer.list("apps/v1", "Deployment", &selector).await?;
+    let names = found
+        .iter()
+        .filter_map(|one| one["metadata"]["labels"][REVISION].as_str());
+    let others = names.filter(|name| Some(*name) != place.revision.as_deref());
+    Ok(others.map(str::to_owned).collect())
+}
+
+/// Ends the command while something is the control plane's of this name.
+async fn refuse_named(installer: &Installer, place: &Place, name: &str) -> anyhow::Result<()> {
+    let selector = format!("istio.io/rev={name}");
+    let mut users = Vec::new();
+    for (api_version, kind) in [
+        ("v1", "Namespace"),
+        ("gateway.networking.k8s.io/v1", "Gateway"),
+    ] {
+        let found = installer.list(api_version, kind, &selector).await?;
+        users.extend(found.iter().map(label));
+    }
+    let address = format!("{}.{}.svc", place.suffixed("isobard"), place.namespace);
+    let nodes = installer
+        .list("apps/v1", "DaemonSet", "app=ztunnel")
+        .await?;
+    let nodes = nodes
+        .iter()
+        .filter(|one| one["spec"].to_string().contains(&address));
+    users.extend(nodes.map(label));
+    if !users.is_empty() {
+        bail!(
+            "{place} is in use: {}. Give them to another control plane first (label istio.io/rev, \
+             node.ztunnel.xdsAddress); with --force nobody looks after them",
+            users.join(", ")
+        );
     }
     Ok(())
 }
@@ -108,8 +159,9 @@ async fn refuse_in_use(installer: &Installer) -> anyhow::Result<()> {
 /// What the control plane wrote by itself.
 async fn left_behind(
     installer: &Installer,
-    namespace: &str,
+    place: &Place,
     what: &Uninstall,
+    others: &[String],
 ) -> anyhow::Result<Vec<Value>> {
     let roots = installer
         .list("v1", "ConfigMap", "istio.io/config=true")
@@ -119,16 +171,20 @@ async fn left_behind(
         let mut managers = managers.into_iter().flatten();
         name(map) == "istio-ca-root-cert" && managers.any(|one| one["manager"] == CONTROL_PLANE)
     };
-    let mut found: Vec<Value> = roots.into_iter().filter(is_ours).collect();
-    let mut named = vec![("coordination.k8s.io/v1", "Lease", LEASE)];
-    if what.purge {
+    // Roots and key are those of all control planes together.
+    let is_last = others.is_empty() && place.revision.is_none();
+    let roots = roots.into_iter().filter(|map| is_last && is_ours(map));
+    let mut found: Vec<Value> = roots.collect();
+    let lease = place.suffixed(LEASE);
+    let mut named = vec![("coordination.k8s.io/v1", "Lease", &*lease)];
+    if what.purge && is_last {
         named.push(("v1", "Secret", SECRET));
     }
     for (api_version, kind, name) in named {
         let like = json!({
             "apiVersion": api_version,
             "kind": kind,
-            "metadata": { "name": name, "namespace": namespace },
+            "metadata": { "name": name, "namespace": place.namespace },
         });
         found.extend(installer.get(&like).await?);
     }
@@ -162,18 +218,22 @@ async fn remove(
 /// Waits until the mesh's own pods have ended.
 async fn ended(
     installer: &Installer,
-    namespace: &str,
+    place: &Place,
     what: &Uninstall,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    let own = place.suffixed("isobard");
+    let selector = match place.revision {
+        None => "app in (isobard, ztunnel, isobar-cni)".to_owned(),
+        Some(_) => format!("app={own}"),
+    };
     let begun = Instant::now();
     let mut told = usize::MAX;
     loop {
-        let selector = "app in (isobard, ztunnel, isobar-cni)";
-        let pods = installer.list("v1", "Pod", selector).await?;
+        let pods = installer.list("v1", "Pod", &selector).await?;
         let left = pods
             .iter()
-            .filter(|pod| pod["metadata"]["namespace"] == namespace);
+            .filter(|pod| pod["metadata"]["namespace"] == place.namespace);
         let left: Vec<&str> = left.map(name).collect();
         if left.is_empty() {
             return Ok(());
