@@ -130,6 +130,145 @@ fn a_waypoint_is_placed_sized_and_scaled_by_a_config_map() {
     });
 }
 
+#[test]
+fn what_the_api_server_refuses_of_a_waypoint_is_told_on_its_gateway() {
+    run(async |server| {
+        prepared(server).await?;
+        server.apply(&size("spec: {replicas: -1}", "")).await?;
+        server.apply(GATEWAY).await?;
+        let isobard = Isobard::start(server, "isobard", &[]).await?;
+        let condition = async |name: &str| -> Result<Value> {
+            let gateway = found(server, "gateway", "shop/wp").await?;
+            let all = gateway["status"]["conditions"].as_array().cloned();
+            let mut all = all.unwrap_or_default().into_iter();
+            Ok(all.find(|one| one["type"] == name).unwrap_or_default())
+        };
+        eventually_within("the refusal is told", LOOKED_AT, async || {
+            let programmed = condition("Programmed").await?;
+            ensure!(
+                programmed["status"] == "False" && programmed["reason"] == "Invalid",
+                "{programmed}"
+            );
+            let message = programmed["message"].to_string();
+            ensure!(message.contains("spec.replicas"), "{message}");
+            ensure!(condition("Written").await?["status"] == "False");
+            Ok(())
+        })
+        .await?;
+        let findings = isobard.page("/debug/findings").await?;
+        ensure!(findings.contains("the API server refuses"), "{findings}");
+        is_gone(server, "deployment", "shop/wp").await?;
+        found(server, "service", "shop/wp").await?;
+
+        // A scaler that cannot be, too.
+        let scaler = "  horizontalPodAutoscaler: |\n    spec: {minReplicas: 5, maxReplicas: 2}\n";
+        server.apply(&size(PLACED, scaler)).await?;
+        eventually_within("that of the scaler is told", LOOKED_AT, async || {
+            ensure!(condition("Written").await?.is_null());
+            ensure!(condition("Programmed").await?["reason"] == "Pending");
+            let accepted = condition("Accepted").await?;
+            ensure!(accepted["reason"] == "InvalidParameters", "{accepted}");
+            ensure!(
+                accepted["message"].to_string().contains("minReplicas"),
+                "{accepted}"
+            );
+            found(server, "deployment", "shop/wp").await.map(drop)
+        })
+        .await?;
+        server.apply(&size(PLACED, MORE)).await?;
+        eventually_within("all is well", LOOKED_AT, async || {
+            ensure!(condition("Accepted").await?["status"] == "True");
+            found(server, "hpa", "shop/wp").await.map(drop)
+        })
+        .await
+        .map(drop)
+    });
+}
+
+/// What is written is there a moment after somebody changed or removed it.
+const MENDED: Duration = Duration::from_secs(10);
+
+#[test]
+fn what_others_change_or_remove_of_a_waypoint_comes_back() {
+    run(async |server| {
+        prepared(server).await?;
+        server.apply(&size(PLACED, "")).await?;
+        server.apply(GATEWAY).await?;
+        let _isobard = Isobard::start(server, "isobard", &[]).await?;
+        let is_whole = async || -> Result<()> {
+            for kind in ["service", "serviceaccount"] {
+                found(server, kind, "shop/wp").await?;
+            }
+            let deployment = found(server, "deployment", "shop/wp").await?;
+            let pod = &deployment["spec"]["template"]["spec"];
+            ensure!(pod["containers"][0]["image"] == "isobar/waypoint", "{pod}");
+            let service = found(server, "service", "shop/wp").await?;
+            let ports = service["spec"]["ports"].to_string();
+            ensure!(ports.contains("15008"), "{ports}");
+            let labels = &service["metadata"]["labels"];
+            ensure!(
+                labels["gateway.networking.k8s.io/gateway-name"] == "wp",
+                "{labels}"
+            );
+            let gateway = found(server, "gateway", "shop/wp").await?;
+            let conditions = gateway["status"]["conditions"].to_string();
+            ensure!(conditions.contains("\"Programmed\""), "{conditions}");
+            Ok(())
+        };
+        eventually_within("the waypoint is made", LOOKED_AT, async || is_whole().await).await?;
+        let json = |path: &str, value: &str| {
+            format!(r#"[{{"op":"replace","path":"{path}","value":{value}}}]"#)
+        };
+        let image = json("/spec/template/spec/containers/0/image", r#""other""#);
+        let ports = json("/spec/ports", r#"[{"port":80,"protocol":"TCP"}]"#);
+        let conditions = json("/status/conditions", "[]");
+        for change in [
+            &["delete", "service", "wp"][..],
+            &["delete", "deployment", "wp"],
+            &["delete", "serviceaccount", "wp"],
+            &["patch", "deployment", "wp", "--type=json", "-p", &image],
+            &["patch", "service", "wp", "--type=json", "-p", &ports],
+            &[
+                "label",
+                "service",
+                "wp",
+                "gateway.networking.k8s.io/gateway-name-",
+            ],
+            &[
+                "patch",
+                "gateway",
+                "wp",
+                "--subresource=status",
+                "--type=json",
+                "-p",
+                &conditions,
+            ],
+        ] {
+            server.kubectl(&[change, &["-n", "shop"]].concat()).await?;
+            let what = format!("it is mended after {change:?}");
+            let ((), took) = eventually_within(&what, MENDED, async || is_whole().await).await?;
+            println!("{what}: {took:?}");
+        }
+        // How many there are is whoever scales it to say.
+        let scale = ["scale", "deployment", "wp", "-n", "shop", "--replicas=3"];
+        server.kubectl(&scale).await?;
+        server
+            .kubectl(&["label", "deployment", "wp", "-n", "shop", "x=y"])
+            .await?;
+        server
+            .kubectl(&["delete", "service", "wp", "-n", "shop"])
+            .await?;
+        eventually_within("the Service is back", MENDED, async || is_whole().await).await?;
+        let deployment = found(server, "deployment", "shop/wp").await?;
+        ensure!(
+            deployment["spec"]["replicas"] == 3,
+            "{}",
+            deployment["spec"]["replicas"]
+        );
+        Ok(())
+    });
+}
+
 const SLICED: &str = "
 apiVersion: v1
 kind: Service

@@ -5,10 +5,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_runtime::Scope;
-use isobar_tests::ApiServer;
+use isobar_tests::{ApiServer, eventually, eventually_within};
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
+use crate::definitions::define;
+use crate::isobard::Isobard;
 use crate::run;
 
 /// About a tenth of the usual.
@@ -58,6 +60,32 @@ fn one_leads_and_another_takes_over() {
         until(&mut third, true).await?;
         ensure!(died.elapsed() >= FAST.renew, "{:?}", died.elapsed());
         three.shutdown(Duration::from_secs(5)).await;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_control_plane_that_is_told_to_end_leaves_the_lead_to_another() {
+    run(async |server| {
+        server.namespace("istio-system").await?;
+        define(server).await?;
+        let leads = |one: &Isobard| one.said().lines().any(|line| line.contains("leads=true"));
+        let first = Isobard::start(server, "first", &[]).await?;
+        eventually("the first leads", async || {
+            ensure!(leads(&first), "{}", first.said());
+            Ok(())
+        })
+        .await?;
+        let second = Isobard::start(server, "second", &[]).await?;
+        first.end().await?;
+        // It looks every 2 s; a lease that is not given back lasts for 10 s.
+        let limit = Duration::from_secs(5);
+        let ((), took) = eventually_within("the second leads", limit, async || {
+            ensure!(leads(&second), "{}", second.said());
+            Ok(())
+        })
+        .await?;
+        println!("another leads after {took:?}");
         Ok(())
     });
 }

@@ -32,27 +32,27 @@ async fn isobar(server: &ApiServer, args: &[&str]) -> Result<Ended> {
     })
 }
 
-async fn good(server: &ApiServer, args: &[&str]) -> Result<String> {
+pub(crate) async fn good(server: &ApiServer, args: &[&str]) -> Result<String> {
     let ended = isobar(server, args).await?;
     ensure!(ended.is_good, "isobar {}: {}", args.join(" "), ended.text);
     Ok(ended.text)
 }
 
-async fn bad(server: &ApiServer, args: &[&str]) -> Result<String> {
+pub(crate) async fn bad(server: &ApiServer, args: &[&str]) -> Result<String> {
     let ended = isobar(server, args).await?;
     ensure!(!ended.is_good, "isobar {}: {}", args.join(" "), ended.text);
     Ok(ended.text)
 }
 
 /// Lines that begin with a word.
-fn count(text: &str, word: &str) -> usize {
+pub(crate) fn count(text: &str, word: &str) -> usize {
     text.lines()
         .filter(|line| line.split_whitespace().next() == Some(word))
         .count()
 }
 
 /// What there is, but for the server's own leases.
-async fn names(server: &ApiServer, what: &str) -> Result<String> {
+pub(crate) async fn names(server: &ApiServer, what: &str) -> Result<String> {
     let get = ["get", what, "--all-namespaces", "-o", "name", "--show-kind"];
     let all = server.kubectl(&get).await?;
     let lines = all.lines().filter(|line| !line.contains("/apiserver-"));

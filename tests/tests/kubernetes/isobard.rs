@@ -83,6 +83,19 @@ impl Isobard {
         Ok(serde_json::from_str(&self.page(path).await?)?)
     }
 
+    /// Tells it to end, and waits until it has.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &pid]).status()?;
+        ensure!(told.success(), "kill {pid}");
+        let started = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            ensure!(started.elapsed() < PATIENCE, "it does not end");
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
     /// Its log.
     pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
