@@ -150,6 +150,17 @@ async fn pages(mesh: &Mesh) -> Result<()> {
             "{what}: {text}"
         );
     }
+    let text = mesh.isobar(&["ztunnel-config", "workloads"]).await?;
+    let of_both = ["node-1", "node-2"].iter().all(|node| text.contains(node));
+    let pages = text.matches("productpage-v1").count();
+    ensure!(of_both && pages == 1, "{text}");
+    let pod = mesh.pod("bookinfo/productpage-v1").await?.name;
+    let text = mesh
+        .isobar(&["zc", "certificates", &pod, "-n", "bookinfo"])
+        .await?;
+    ensure!(text.contains("/sa/bookinfo-productpage"), "{text}");
+    let text = mesh.isobar(&["zc", "connections"]).await?;
+    ensure!(text.starts_with("WORKLOAD"), "{text}");
     let list = mesh.isobar(&["waypoint", "list", "-n", "bookinfo"]).await?;
     ensure!(
         list.contains("reviews") && list.contains("bookinfo-reviews"),
