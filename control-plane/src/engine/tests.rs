@@ -205,6 +205,43 @@ fn mesh(level: u8) -> String {
     yaml
 }
 
+/// NetworkPolicies, more of them with each level.
+fn isolation(level: u8) -> String {
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let all = [
+        // Nothing is missing: callers by address, a port by name.
+        policy(
+            "by-name",
+            "podSelector: {matchLabels: {app: cart}}, ingress: [{from: [{podSelector: {matchLabels: {app: pay}}}, \
+             {podSelector: {matchLabels: {gateway.networking.k8s.io/gateway-name: wp}}}], ports: [{port: web}, {port: 15008}]}, \
+             {from: [{ipBlock: {cidr: 169.254.7.127/32}}]}]",
+        ),
+        policy(
+            "from-namespaces",
+            "podSelector: {matchLabels: {version: v1}}, ingress: [{from: [{namespaceSelector: {matchLabels: {a: b}}}]}]",
+        ),
+        // Leads to whoever is there, through their waypoints; names are looked up elsewhere.
+        policy(
+            "out",
+            "podSelector: {matchLabels: {app: pay}}, policyTypes: [Egress], egress: [\
+             {to: [{podSelector: {matchLabels: {version: v1}}}, {namespaceSelector: {matchLabels: {c: d}}}]}, \
+             {ports: [{port: 53, protocol: UDP}]}]",
+        ),
+        // Shuts doors, and probes.
+        policy("deny", "podSelector: {}, policyTypes: [Ingress]"),
+        policy(
+            "shut",
+            "podSelector: {matchLabels: {app: pay}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]",
+        ),
+    ];
+    all[..usize::from(level)].concat()
+}
+
 /// One change: which pod, and what of it.
 type Edit = (u8, u8, u8, u8, u8);
 
@@ -241,22 +278,42 @@ fn edit(set: &mut ObjectSet, (name, kind, app, account, more): Edit) {
                 "labels: {gateway.networking.k8s.io/gateway-name: wp, ",
             )
         }
+        6 => {
+            yaml = yaml.replace(
+                "image: i,",
+                "image: i, readinessProbe: {httpGet: {port: web}},",
+            )
+        }
+        7 => yaml = yaml.replace("nodeName: ", "hostNetwork: true\n  nodeName: "),
+        8 => yaml = yaml.replace("containerPort: 9000", "containerPort: 9001"),
+        9 => {
+            yaml = yaml
+                .replace("namespace: shop,", "namespace: far,")
+                .replace("10.244.1.", "10.244.2.");
+        }
         _ => {}
     }
     put(set, &yaml);
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     /// After each of many changes of pods: the same is served, known to the authority and told to
     /// users as if everything had been planned from the beginning.
     #[test]
     fn patched_plans_are_what_plans_are(
         level in 0..4_u8,
-        edits in proptest::collection::vec((0..6_u8, 0..4_u8, 0..5_u8, 0..3_u8, 0..9_u8), 1..40),
+        isolated in 0..6_u8,
+        ambient in any::<bool>(),
+        edits in proptest::collection::vec((0..6_u8, 0..4_u8, 0..5_u8, 0..3_u8, 0..13_u8), 1..40),
     ) {
-        let mut set = objects(&mesh(level));
+        let mut yaml = mesh(level) + &isolation(isolated);
+        yaml += "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: far, labels: {c: d}}\n";
+        if ambient {
+            yaml = yaml.replace("labels: {a: b}}", "labels: {a: b, istio.io/dataplane-mode: ambient}}");
+        }
+        let mut set = objects(&yaml);
         let (mut quick, mut plain) = (engine(), engine());
         let mut kept = Some(quick.publish(published(&set), None));
         plain.publish(published(&set), None);
@@ -272,6 +329,7 @@ proptest! {
             prop_assert_eq!(plans[0].published.objects.version, plans[1].published.objects.version);
             let [quick, plain] = plans.map(|planned| planned.plan);
             prop_assert_eq!(&quick.verdicts, &plain.verdicts);
+            prop_assert_eq!(&quick.remedies, &plain.remedies);
             prop_assert_eq!(&quick.gateways, &plain.gateways);
             prop_assert_eq!(&quick.latches, &plain.latches);
             let sticky = |plan: &Plan| -> Vec<_> { plan.services.iter().map(|s| (s.key.clone(), s.sticky.clone())).collect() };
@@ -282,7 +340,7 @@ proptest! {
 
 #[test]
 fn ordinary_changes_of_pods_are_patches() {
-    for (level, wanted) in [(0, 5), (1, 5), (2, 1), (3, 0)] {
+    for (level, wanted) in [(0, 5), (1, 5), (2, 5), (3, 0)] {
         let mut engine = engine();
         let mut set = objects(&mesh(level));
         for name in ["cart-1", "cart-2"] {
@@ -304,25 +362,86 @@ fn ordinary_changes_of_pods_are_patches() {
     }
 }
 
-/// Objects as in a cluster of 10,000 pods and 1,000 Services; made from these two, since reading so
+#[test]
+fn pods_under_network_policies_are_patched_unless_policies_mean_them() {
+    let ambient = mesh(0).replace("a: b", "a: b, istio.io/dataplane-mode: ambient");
+    let mut engine = engine();
+    let mut set = objects(&(ambient + &isolation(3)));
+    for (name, app) in [("cart-1", "cart"), ("pay-1", "pay"), ("none-1", "none")] {
+        put(&mut set, &pod(name, "a", &format!("app: {app}"), true));
+    }
+    let mut kept = Some(engine.publish(published(&set), None));
+    for (yaml, is_patch) in [
+        // Ready or not, wherever it is admitted.
+        (pod("cart-1", "a", "app: cart", false), true),
+        (pod("pay-1", "a", "app: pay", false), true),
+        // One more of a kind; the first of a kind.
+        (pod("cart-2", "a", "app: cart", true), true),
+        (pod("cart-3", "a", "app: cart, version: v1", true), false),
+        // Another label, another pod, that no policy asks for.
+        (pod("none-1", "a", "app: none, x: y", true), true),
+        (pod("none-2", "a", "app: none", true), true),
+        // Whom a policy admits by its address, and one that it admits no more.
+        (pod("pay-2", "a", "app: pay", true), false),
+        (pod("pay-2", "a", "app: none", true), false),
+    ] {
+        put(&mut set, &yaml);
+        let before = engine.metrics.patches();
+        kept = Some(engine.publish(published(&set), kept.take()));
+        let patched = engine.metrics.patches() - before;
+        assert_eq!(patched == 1, is_patch, "{yaml}");
+    }
+    // The last of a kind.
+    set.version += 1;
+    set.remove(&ObjectRef::new(ObjectKind::Pod, "shop", "cart-3"));
+    let before = engine.metrics.patches();
+    engine.publish(published(&set), kept);
+    assert_eq!(engine.metrics.patches(), before);
+}
+
+/// Objects as in a cluster of 10,000 pods and 1,000 Services with some NetworkPolicies; made from these two, since reading so
 /// much text takes long.
 struct Large {
     pod: Pod,
     service: Service,
+    /// Namespaces of the mesh, with a policy each.
+    others: ObjectSet,
 }
 
 impl Large {
     fn new() -> Self {
         let set = objects(&format!("{SERVICE}{}", pod("p", "default", "app: a", true)));
+        let others: String = (0..10)
+            .map(|number| {
+                format!(
+                    "---\napiVersion: v1\nkind: Namespace\n\
+                     metadata: {{name: ns-{number}, labels: {{istio.io/dataplane-mode: ambient}}}}\n\
+                     ---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: np, namespace: ns-{number}}}\n\
+                     spec: {{podSelector: {{matchLabels: {{app: svc-{number}}}}}, ingress: [{{ports: [{{port: 80}}, {{port: 15008}}], \
+                     from: [{{podSelector: {{matchLabels: {{app: svc-1{number}}}}}}}]}}]}}\n"
+                )
+            })
+            .collect();
         let service = set.services.iter().next().unwrap().object.clone();
         let pod = set.pods.iter().next().unwrap().object.clone();
-        Self { pod, service }
+        Self {
+            pod,
+            service,
+            others: objects(&others),
+        }
     }
 
     fn set(&self) -> ObjectSet {
         let services = (0..1000).map(|number| self.service(number));
         let pods = (0..10_000).map(|number| self.pod(number, true));
-        ObjectSet::of(services.chain(pods))
+        let mut set = ObjectSet::of(services.chain(pods));
+        for policy in self.others.network_policies.iter() {
+            set.insert(policy.object.clone().into(), Origin::nowhere());
+        }
+        for namespace in self.others.namespaces.iter() {
+            set.insert(namespace.object.clone().into(), Origin::nowhere());
+        }
+        set
     }
 
     fn service(&self, number: u32) -> Object {
@@ -383,7 +502,7 @@ fn a_large_mesh() {
                 .iter()
                 .map(|r| r.resources.len())
                 .sum::<usize>(),
-            11_000
+            11_010
         );
     }
     let pushes = started.elapsed();

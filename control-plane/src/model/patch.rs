@@ -1,8 +1,8 @@
 //! Plans brought up to date where only pods have changed.
 //!
 //! Pods come, go and become ready all the time; everything else changes when somebody changes it.
-//! What one pod decides about others is little: whether a waypoint is ready, who is admitted by
-//! selectors of NetworkPolicies, which account a bound Service has, what is told about policies. Where
+//! What one pod decides about others is little: whether a waypoint is ready, whose address selectors
+//! of NetworkPolicies admit, which account a bound Service has, what is told about policies. Where
 //! a change touches none of that, only the pod itself is planned again; otherwise everything is. The
 //! rule is always [`plan`](super::plan): the same comes out, and tests hold this against it.
 
@@ -18,6 +18,7 @@ use super::authorization::L4Policies;
 use super::bindings::Bindings;
 use super::gateways::waypoints;
 use super::ingress;
+use super::network_policy::{Standing, Standings, as_peer};
 use super::peer_authentication::PeerAuthentications;
 use super::plan::{Plan, record};
 use super::pods::PodFacts;
@@ -25,7 +26,7 @@ use super::selection::Selection;
 use super::services::{ServicePlan, selects};
 use super::settings::Settings;
 use super::slices;
-use super::workloads::{Membership, WorkloadPlan, plan_workload, uid};
+use super::workloads::{Membership, WorkloadPlan, plan_workload, uid, waypoints_of};
 use crate::ca::PodRecord;
 
 /// With more pods at once, planning everything is no more work.
@@ -39,8 +40,19 @@ pub(crate) struct Kept {
     bindings: Bindings,
     /// Pods that a Gateway may be ready by.
     of_waypoints: Vec<NamespacedName>,
-    /// How many workloads have the same to do with waypoints and policies.
+    /// How many pods have the same to do with waypoints and policies.
     relations: HashMap<u64, usize>,
+    /// Keys of policies made from NetworkPolicies, by the class of pods that have them.
+    network_keys: HashMap<u64, String>,
+}
+
+/// One pod, planned.
+#[derive(Default)]
+struct Planned {
+    workload: Option<WorkloadPlan>,
+    standing: Standing,
+    /// As one that NetworkPolicies let in or out.
+    peer: Option<u64>,
 }
 
 /// What follows from changed pods.
@@ -88,8 +100,9 @@ impl Kept {
         objects: Arc<ObjectSet>,
         plan: Arc<Plan>,
         (workloads, any_waypoint): (&[WorkloadPlan], bool),
+        standings: Standings,
     ) -> Self {
-        let mut relations = HashMap::new();
+        let mut relations = standings.counts;
         let related = workloads.iter();
         for relation in related.filter_map(|one| relation(one, any_waypoint)) {
             *relations.entry(relation).or_default() += 1;
@@ -105,6 +118,7 @@ impl Kept {
             },
             services: plan,
             relations,
+            network_keys: standings.keys,
             objects,
         }
     }
@@ -120,14 +134,8 @@ impl Kept {
     }
 
     /// What follows from `objects`, which are the new ones; `None` if everything has to be planned,
-    /// and then this must not be used any more. `network_key` finds the key of the policy made from
-    /// NetworkPolicies that a workload has now.
-    pub(crate) fn patch(
-        &mut self,
-        objects: &Arc<ObjectSet>,
-        settings: &Settings,
-        network_key: impl Fn(&str) -> Option<String>,
-    ) -> Option<Patch> {
+    /// and then this must not be used any more.
+    pub(crate) fn patch(&mut self, objects: &Arc<ObjectSet>, settings: &Settings) -> Option<Patch> {
         let before = std::mem::replace(&mut self.objects, objects.clone());
         let changes = objects.changes_since(&before);
         let is_pod = |change: &Change| change.object.known() == Some(Kind::Pod);
@@ -162,25 +170,27 @@ impl Kept {
                 return None;
             }
             let uid = uid(&settings.cluster_id, &key(object));
-            let network = match objects.network_policies.is_empty() {
-                true => None,
-                false => network_key(&uid),
-            };
             let around = Surroundings {
                 selection: &selection,
                 l4: L4Policies::selecting(objects, &settings.root_namespace, &object.namespace),
                 peers: &peers,
             };
-            let planned = |pod: &PodFacts<'_>| self.planned(pod, network.as_ref(), &around);
-            let was = old.as_ref().and_then(planned);
-            let is = new.as_ref().and_then(planned);
-            for (workload, count) in [(&was, -1), (&is, 1)] {
-                let relation = workload.as_ref().and_then(|one| relation(one, any));
-                if let Some(relation) = relation {
+            let planned = |pod: &PodFacts<'_>| self.planned(pod, &around);
+            let was = old.as_ref().map(planned).unwrap_or_default();
+            let is = new.as_ref().map(planned).unwrap_or_default();
+            if !self.is_same_neighbour(&was, &is, &object.namespace) {
+                return None;
+            }
+            for (planned, count) in [(&was, -1), (&is, 1)] {
+                let workload = planned.workload.as_ref();
+                let Standing { class, ways } = planned.standing;
+                let relation = workload.and_then(|one| relation(one, any));
+                for relation in [relation, class, ways].into_iter().flatten() {
                     *changed.entry(relation).or_default() += count;
                 }
             }
-            patched.push(patched_pod(key(object), uid, (was, is), new.as_ref()));
+            let both = (was.workload, is.workload);
+            patched.push(patched_pod(key(object), uid, both, new.as_ref()));
         }
         self.follow(changed).then_some(Patch {
             pods: patched,
@@ -214,13 +224,6 @@ impl Kept {
             let mut bound = self.bindings.accounts.keys();
             bound.any(|account| account.namespace == *namespace)
         };
-        // What it is to NetworkPolicies, as the pod they select and as a caller.
-        let same_neighbour = selected_as_before
-            && same(|old, new| {
-                old.ips == new.ips
-                    && old.pod.spec == new.pod.spec
-                    && old.pod.metadata.annotations == new.pod.metadata.annotations
-            });
         let has_entries = || {
             let mut entries = set.service_entries.iter();
             entries.any(|entry| {
@@ -237,17 +240,22 @@ impl Kept {
         };
         !of_waypoint
             && (selected_as_before || !is_bound())
-            && (same_neighbour || set.network_policies.is_empty())
+            && (set.network_policies.is_empty() || set.namespaces.get("", namespace).is_some())
             && !has_entries()
             && (same_address || !describes())
     }
 
-    fn planned(
-        &self,
-        pod: &PodFacts<'_>,
-        network: Option<&String>,
-        around: &Surroundings<'_>,
-    ) -> Option<WorkloadPlan> {
+    /// True if other pods' policies, and what is told about NetworkPolicies, do not change with it.
+    /// Classes that come or go are counted elsewhere.
+    fn is_same_neighbour(&self, was: &Planned, is: &Planned, namespace: &str) -> bool {
+        let names_pods = || {
+            let mut remedies = self.services.remedies.iter();
+            remedies.any(|remedy| remedy.after.namespace() == namespace)
+        };
+        was.peer == is.peer && (was.standing.class == is.standing.class || !names_pods())
+    }
+
+    fn planned(&self, pod: &PodFacts<'_>, around: &Surroundings<'_>) -> Planned {
         let set = around.selection.set;
         let mut of = Membership::default();
         for service in set.services.in_namespace(&pod.key.namespace) {
@@ -260,8 +268,19 @@ impl Kept {
         }
         let mut policies = around.l4.keys_for(pod);
         policies.extend(around.peers.key_for(pod));
-        policies.extend(network.cloned());
-        plan_workload(pod, of, policies, around.selection)
+        let (mut standing, mut peer) = (Standing::default(), None);
+        if !set.network_policies.is_empty() {
+            let waypoints = waypoints_of(pod, Some(&of), around.selection);
+            standing = Standing::of(set, pod, &waypoints);
+            peer = as_peer(set, pod, &waypoints);
+            let class = standing.class.as_ref();
+            policies.extend(class.and_then(|class| self.network_keys.get(class).cloned()));
+        }
+        Planned {
+            workload: plan_workload(pod, of, policies, around.selection),
+            standing,
+            peer,
+        }
     }
 
     fn service(&self, namespace: &str, name: &str) -> Option<&ServicePlan> {

@@ -38,6 +38,22 @@ fn namespace(number: u32) -> String {
     format!("ns-{}", number % NAMESPACES)
 }
 
+/// The pod that changes is of the mesh, and isolated by a policy.
+const POLICY: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: ns-0, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: svc-0, namespace: ns-0}
+spec:
+  podSelector: {matchLabels: {app: svc-0}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: svc-10}}}]
+    ports: [{port: 8080}, {port: 15008}]
+";
+
 /// Makes services, and pods with the status that a kubelet would give them.
 async fn fill(server: &ApiServer) -> Result<()> {
     let client = server.cluster().client();
@@ -268,6 +284,7 @@ fn ten_thousand_pods() {
         }
         let begun = Instant::now();
         fill(server).await?;
+        server.apply(POLICY).await?;
         println!(
             "{PODS} pods and {SERVICES} services made in {:?}",
             begun.elapsed()
