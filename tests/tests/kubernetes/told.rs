@@ -31,18 +31,15 @@ async fn becomes(
     (object, name): (&str, &str),
     (status, reason): (&str, &str),
 ) -> Result<Value> {
-    let mut last = Value::Null;
     eventually(&format!("{object} {name} is {status}"), async || {
         let found = condition(server, object, name).await?;
         ensure!(
             found["status"] == status && found["reason"] == reason,
             "{found}"
         );
-        last = found;
-        Ok(())
+        Ok(found)
     })
-    .await?;
-    Ok(last)
+    .await
 }
 
 /// What is told about an object on the page of findings: severity and message.
