@@ -203,8 +203,11 @@ fn what_others_change_or_remove_of_a_waypoint_comes_back() {
             let pod = &deployment["spec"]["template"]["spec"];
             ensure!(pod["containers"][0]["image"] == "isobar/waypoint", "{pod}");
             let service = found(server, "service", "shop/wp").await?;
-            let ports = service["spec"]["ports"].to_string();
-            ensure!(ports.contains("15008"), "{ports}");
+            let selector = &service["spec"]["selector"];
+            ensure!(
+                selector["gateway.networking.k8s.io/gateway-name"] == "wp",
+                "{selector}"
+            );
             let labels = &service["metadata"]["labels"];
             ensure!(
                 labels["gateway.networking.k8s.io/gateway-name"] == "wp",
@@ -220,14 +223,14 @@ fn what_others_change_or_remove_of_a_waypoint_comes_back() {
             format!(r#"[{{"op":"replace","path":"{path}","value":{value}}}]"#)
         };
         let image = json("/spec/template/spec/containers/0/image", r#""other""#);
-        let ports = json("/spec/ports", r#"[{"port":80,"protocol":"TCP"}]"#);
+        let selector = json("/spec/selector", r#"{"app":"other"}"#);
         let conditions = json("/status/conditions", "[]");
         for change in [
             &["delete", "service", "wp"][..],
             &["delete", "deployment", "wp"],
             &["delete", "serviceaccount", "wp"],
             &["patch", "deployment", "wp", "--type=json", "-p", &image],
-            &["patch", "service", "wp", "--type=json", "-p", &ports],
+            &["patch", "service", "wp", "--type=json", "-p", &selector],
             &[
                 "label",
                 "service",
