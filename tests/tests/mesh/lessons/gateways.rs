@@ -380,7 +380,7 @@ spec:
   - matches: [{method: {service: hello.Greeter}}]
     backendRefs: [{name: svc-hello-v2, port: 8080}]
 ---
-apiVersion: gateway.networking.k8s.io/v1alpha2
+apiVersion: gateway.networking.k8s.io/v1
 kind: TLSRoute
 metadata: {name: passed, namespace: shop}
 spec:
