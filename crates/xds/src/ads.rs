@@ -27,6 +27,8 @@ pub(crate) use subscription::Subscription;
 /// A cluster's whole state may come in one message.
 const MAX_MESSAGE: usize = 200 << 20;
 const FIRST_WAIT: Duration = Duration::from_millis(20);
+/// A stream that lasted so long is a success; one that ends sooner is waited after like a failure, so that
+/// a server that answers one type and refuses another is not asked fifty times a second.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// For the server to accept the stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -187,16 +189,18 @@ impl AdsClient {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             let mut answered = false;
+            let begun = tokio::time::Instant::now();
             let ending = match self.stream(&mut answered).await {
                 Ok(()) => Ending::Closed,
                 Err(ending) => ending,
             };
-            if answered {
+            let lasting = answered && begun.elapsed() >= LONGEST_WAIT;
+            if lasting {
                 backoff.reset();
             }
             let why = chain(&ending);
             let wait = backoff.step(rand::random());
-            if answered {
+            if lasting {
                 // Servers end streams now and then, to spread load: nothing to worry about.
                 tracing::debug!("discovery stream ended: {why}");
             } else {

@@ -17,6 +17,7 @@ use crate::saved::SavedMesh;
 use crate::testing::{AdsStream, ControlPlane, patiently, resource};
 
 mod on_demand;
+mod reconnect;
 
 const EXTRA: &str = "type.googleapis.com/test.Extra";
 
