@@ -129,7 +129,10 @@ fn isolates(policy: &NetworkPolicy, pod: &PodView, direction: Direction) -> bool
 fn has_direction(spec: &NetworkPolicySpec, direction: Direction) -> bool {
     match spec.policy_types.as_deref() {
         Some(types) if !types.is_empty() => types.iter().any(|t| t == direction.word()),
-        _ => direction == Direction::Ingress || spec.egress.is_some(),
+        _ => {
+            direction == Direction::Ingress
+                || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty())
+        }
     }
 }
 

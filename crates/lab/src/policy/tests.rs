@@ -140,6 +140,14 @@ fn policies_add_up_and_types_count() {
 }
 
 #[test]
+fn no_rule_for_egress_says_nothing_of_egress() {
+    let web = json!({"matchLabels": {"app": "web"}});
+    let (with, _) = text(&json!({"podSelector": web, "egress": []}));
+    let (without, _) = text(&json!({"podSelector": web}));
+    assert_eq!(with, without);
+}
+
+#[test]
 fn nonsense_is_told() {
     let (text, findings) = text(&json!({"podSelector": {}, "ingress": [
         {"from": [{"ipBlock": {"cidr": "nonsense"}}]},
