@@ -188,37 +188,40 @@ fn what_the_api_server_refuses_of_a_waypoint_is_told_on_its_gateway() {
 /// What is written is there a moment after somebody changed or removed it.
 const MENDED: Duration = Duration::from_secs(10);
 
+/// The waypoint has all that was made for it, as it was made.
+async fn is_whole(server: &ApiServer) -> Result<()> {
+    for kind in ["service", "serviceaccount"] {
+        found(server, kind, "shop/wp").await?;
+    }
+    let deployment = found(server, "deployment", "shop/wp").await?;
+    let pod = &deployment["spec"]["template"]["spec"];
+    ensure!(pod["containers"][0]["image"] == "isobar/waypoint", "{pod}");
+    let service = found(server, "service", "shop/wp").await?;
+    let selector = &service["spec"]["selector"];
+    ensure!(
+        selector["gateway.networking.k8s.io/gateway-name"] == "wp",
+        "{selector}"
+    );
+    let labels = &service["metadata"]["labels"];
+    ensure!(
+        labels["gateway.networking.k8s.io/gateway-name"] == "wp",
+        "{labels}"
+    );
+    let gateway = found(server, "gateway", "shop/wp").await?;
+    let conditions = gateway["status"]["conditions"].to_string();
+    ensure!(conditions.contains("\"Programmed\""), "{conditions}");
+    Ok(())
+}
+
 #[test]
 fn what_others_change_or_remove_of_a_waypoint_comes_back() {
     run(async |server| {
+        let server = &*server;
         prepared(server).await?;
         server.apply(&size(PLACED, "")).await?;
         server.apply(GATEWAY).await?;
         let _isobard = Isobard::start(server, "isobard", &[]).await?;
-        let is_whole = async || -> Result<()> {
-            for kind in ["service", "serviceaccount"] {
-                found(server, kind, "shop/wp").await?;
-            }
-            let deployment = found(server, "deployment", "shop/wp").await?;
-            let pod = &deployment["spec"]["template"]["spec"];
-            ensure!(pod["containers"][0]["image"] == "isobar/waypoint", "{pod}");
-            let service = found(server, "service", "shop/wp").await?;
-            let selector = &service["spec"]["selector"];
-            ensure!(
-                selector["gateway.networking.k8s.io/gateway-name"] == "wp",
-                "{selector}"
-            );
-            let labels = &service["metadata"]["labels"];
-            ensure!(
-                labels["gateway.networking.k8s.io/gateway-name"] == "wp",
-                "{labels}"
-            );
-            let gateway = found(server, "gateway", "shop/wp").await?;
-            let conditions = gateway["status"]["conditions"].to_string();
-            ensure!(conditions.contains("\"Programmed\""), "{conditions}");
-            Ok(())
-        };
-        eventually_within("the waypoint is made", LOOKED_AT, async || is_whole().await).await?;
+        eventually_within("the waypoint is made", LOOKED_AT, || is_whole(server)).await?;
         let json = |path: &str, value: &str| {
             format!(r#"[{{"op":"replace","path":"{path}","value":{value}}}]"#)
         };
@@ -249,7 +252,7 @@ fn what_others_change_or_remove_of_a_waypoint_comes_back() {
         ] {
             server.kubectl(&[change, &["-n", "shop"]].concat()).await?;
             let what = format!("it is mended after {change:?}");
-            let ((), took) = eventually_within(&what, MENDED, async || is_whole().await).await?;
+            let ((), took) = eventually_within(&what, MENDED, || is_whole(server)).await?;
             println!("{what}: {took:?}");
         }
         // How many there are is whoever scales it to say.
@@ -261,7 +264,7 @@ fn what_others_change_or_remove_of_a_waypoint_comes_back() {
         server
             .kubectl(&["delete", "service", "wp", "-n", "shop"])
             .await?;
-        eventually_within("the Service is back", MENDED, async || is_whole().await).await?;
+        eventually_within("the Service is back", MENDED, || is_whole(server)).await?;
         let deployment = found(server, "deployment", "shop/wp").await?;
         ensure!(
             deployment["spec"]["replicas"] == 3,

@@ -1,5 +1,5 @@
 //! A big cluster in the API server: what it costs the control plane, and how soon a change arrives.
-//! Only with `ISOBAR_TEST_LONG`: making its objects takes minutes.
+//! A small one by default: making the objects of the big one takes minutes (`ISOBAR_TEST_LONG`).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,12 +21,29 @@ use counter::Seen;
 
 mod counter;
 
-const PODS: u32 = 10_000;
-const SERVICES: u32 = 1_000;
+/// How much there is.
+#[derive(Clone, Copy)]
+struct Size {
+    pods: u32,
+    services: u32,
+    clients: usize,
+    /// Changes of one pod that are timed.
+    changes: u32,
+}
+
+const BIG: Size = Size {
+    pods: 10_000,
+    services: 1_000,
+    clients: 50,
+    changes: 100,
+};
+const SMALL: Size = Size {
+    pods: 300,
+    services: 30,
+    clients: 10,
+    changes: 20,
+};
 const NAMESPACES: u32 = 10;
-const CLIENTS: usize = 50;
-/// Changes of one pod that are timed.
-const CHANGES: u32 = 100;
 /// The pod's name to node proxies.
 const WATCHED: &str = "Kubernetes//Pod/ns-0/pod-0";
 /// Requests to the API server under way at once.
@@ -55,7 +72,7 @@ spec:
 ";
 
 /// Makes services, and pods with the status that a kubelet would give them.
-async fn fill(server: &ApiServer) -> Result<()> {
+async fn fill(server: &ApiServer, size: Size) -> Result<()> {
     let client = server.cluster().client();
     let params = PostParams::default();
     let service = async |number: u32| -> Result<()> {
@@ -71,7 +88,7 @@ async fn fill(server: &ApiServer) -> Result<()> {
         Ok(())
     };
     let pod = async |number: u32| -> Result<()> {
-        let of = number % SERVICES;
+        let of = number % size.services;
         let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace(of));
         let name = format!("pod-{number}");
         let pod = serde_json::from_value(json!({
@@ -92,12 +109,12 @@ async fn fill(server: &ApiServer) -> Result<()> {
             .await?;
         Ok(())
     };
-    let services = stream::iter(0..SERVICES).map(&service);
+    let services = stream::iter(0..size.services).map(&service);
     services
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
         .await?;
-    let pods = stream::iter(0..PODS).map(&pod);
+    let pods = stream::iter(0..size.pods).map(&pod);
     pods.buffer_unordered(AT_ONCE).try_collect().await
 }
 
@@ -229,10 +246,10 @@ async fn token(server: &ApiServer) -> Result<PathBuf> {
     Ok(path)
 }
 
-async fn all_there(store: &Store) -> Result<Duration> {
+async fn all_there(store: &Store, pods: u32) -> Result<Duration> {
     let ((), took) = eventually_within("every workload is there", PATIENCE, async || {
         let found = store.load().workloads().count();
-        ensure!(found >= PODS as usize, "{found}");
+        ensure!(found >= pods as usize, "{found}");
         Ok(())
     })
     .await?;
@@ -244,10 +261,11 @@ async fn all_there(store: &Store) -> Result<Duration> {
 async fn changes(
     server: &ApiServer,
     clients: &mut [watch::Receiver<Seen>],
+    count: u32,
 ) -> Result<(Vec<u128>, Vec<u128>)> {
     let (mut times, mut answers) = (Vec::new(), Vec::new());
     let pods: Api<Pod> = Api::namespaced(server.cluster().client(), "ns-0");
-    for number in 0..CHANGES {
+    for number in 0..count {
         let version = format!("v{number}");
         let patch = Patch::Merge(json!({"metadata": {"labels": {"version": version}}}));
         let asked = Instant::now();
@@ -264,43 +282,44 @@ async fn changes(
     Ok((times, answers))
 }
 
-async fn counted(client: &mut watch::Receiver<Seen>) -> Result<()> {
-    let all = PODS + SERVICES;
+async fn counted(client: &mut watch::Receiver<Seen>, all: u32) -> Result<()> {
     let patience = tokio::time::timeout(PATIENCE, client.wait_for(|seen| seen.held >= all));
     patience.await.context("everything is there")??;
     Ok(())
 }
 
 #[test]
-fn ten_thousand_pods() {
-    if std::env::var_os("ISOBAR_TEST_LONG").is_none() {
-        eprintln!("not run: only with ISOBAR_TEST_LONG");
-        return;
-    }
+fn many_pods_and_many_clients() {
+    let size = match std::env::var_os("ISOBAR_TEST_LONG") {
+        Some(_) => BIG,
+        None => SMALL,
+    };
     run(async |server| {
         server.namespace("istio-system").await?;
         for number in 0..NAMESPACES {
             server.namespace(&namespace(number)).await?;
         }
         let begun = Instant::now();
-        fill(server).await?;
+        fill(server, size).await?;
         server.apply(POLICY).await?;
         println!(
-            "{PODS} pods and {SERVICES} services made in {:?}",
+            "{} pods and {} services made in {:?}",
+            size.pods,
+            size.services,
             begun.elapsed()
         );
         let token = token(server).await?;
         let started = Instant::now();
         let control_plane = ControlPlane::start(server)?;
         let scope = Scope::new("clients");
-        let result = measured(server, &control_plane, (&scope, &token), started).await;
+        let result = measured((server, size), &control_plane, (&scope, &token), started).await;
         scope.shutdown(Duration::from_secs(1)).await;
         result
     });
 }
 
 async fn measured(
-    server: &ApiServer,
+    (server, size): (&ApiServer, Size),
     control_plane: &ControlPlane,
     (scope, token): (&Scope, &Path),
     started: Instant,
@@ -310,34 +329,36 @@ async fn measured(
     })
     .await?;
     let first = control_plane.store(scope, token);
-    all_there(&first).await?;
+    all_there(&first, size.pods).await?;
     let took = started.elapsed();
     println!("a node proxy has everything {took:?} after the control plane's start");
     println!("memory then: {:?} MB, at most", control_plane.memory()?);
+    let all = size.pods + size.services;
     let begun = Instant::now();
     let mut clients = vec![control_plane.counter(scope, token)?];
-    counted(&mut clients[0]).await?;
+    counted(&mut clients[0], all).await?;
     let push = begun.elapsed();
     println!("first full push to a further client: {push:?}");
     let begun = Instant::now();
-    for _ in 1..CLIENTS {
+    for _ in 1..size.clients {
         clients.push(control_plane.counter(scope, token)?);
     }
     for client in &mut clients {
-        counted(client).await?;
+        counted(client, all).await?;
     }
     let (pushes, memory) = (begun.elapsed(), control_plane.memory()?);
     println!(
         "{} more at once: {pushes:?}; memory {memory:?} MB",
-        CLIENTS - 1
+        size.clients - 1
     );
 
     let before = control_plane.spent()?;
-    let (times, answers) = changes(server, &mut clients).await?;
+    let (times, answers) = changes(server, &mut clients, size.changes).await?;
     let spent = control_plane.spent()? - before;
     let at = |share: usize| times[(times.len() - 1) * share / 100];
     println!(
-        "a change at {CLIENTS} clients: median {} ms, p99 {} ms, most {} ms",
+        "a change at {} clients: median {} ms, p99 {} ms, most {} ms",
+        size.clients,
         at(50),
         at(99),
         at(100)
@@ -345,7 +366,7 @@ async fn measured(
     println!(
         "of that the API server's answer: median {} ms; the control plane ran {} ms for each change",
         answers[answers.len() / 2],
-        spent / u64::from(CHANGES)
+        spent / u64::from(size.changes)
     );
     let (now, most) = control_plane.memory()?;
     println!("memory of the control plane: {now} MB, at most {most} MB");

@@ -413,6 +413,8 @@ fn s067_traffic_shifts_by_weights_of_both_kinds_of_route() {
                 })
                 .await?;
             }
+            // An API server keeps what a file no longer tells of.
+            mesh.delete("reviews-rules.yaml")?;
         }
         mesh.down()
     });
