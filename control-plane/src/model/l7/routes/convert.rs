@@ -137,14 +137,17 @@ pub(super) fn tls(route: &TlsRoute, references: &References<'_>) -> Converted {
 }
 
 fn referrer<'a>(kind: Kind, namespace: &'a str, parents: &[ParentReference]) -> Referrer<'a> {
-    let parents = parents.iter().filter_map(|parent| {
+    let mut parents = parents.iter().map(|parent| {
         let place = parent.namespace.as_deref().unwrap_or(namespace);
         Some((ParentKind::of(parent)?, key_of(place, &parent.name)))
     });
+    // One parent may be named for several of its ports.
+    let first = parents.next().flatten();
+    let parent = first.filter(|first| parents.all(|other| other.as_ref() == Some(first)));
     Referrer {
         kind,
         namespace,
-        parents: parents.collect(),
+        parent,
     }
 }
 

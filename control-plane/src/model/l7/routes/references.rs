@@ -36,8 +36,18 @@ pub(super) struct Problem {
 pub(super) struct Referrer<'a> {
     pub(super) kind: Kind,
     pub(super) namespace: &'a str,
-    /// What it is attached to.
-    pub(super) parents: Vec<(ParentKind, NamespacedName)>,
+    /// What it is attached to, where that is one Service or ServiceEntry and nothing else.
+    pub(super) parent: Option<(ParentKind, NamespacedName)>,
+}
+
+impl Referrer<'_> {
+    /// Whoever may say where calls for a Service go may also let them go there. Not so beside other
+    /// parents: the rules are the same for all, and would show it to callers of those too, at a Gateway
+    /// to everybody.
+    fn hangs_at(&self, kind: ParentKind, key: &NamespacedName) -> bool {
+        let parent = self.parent.as_ref();
+        parent.is_some_and(|(own, at)| *own == kind && at == key)
+    }
 }
 
 /// Everything routes may refer to.
@@ -135,9 +145,7 @@ impl<'a> References<'a> {
         }
         let place = from.namespace.as_deref().unwrap_or(by.namespace);
         let key = key_of(place, &from.name);
-        // Whoever may say where calls for a Service go may also let them go there.
-        let parent = (ParentKind::Service, key.clone());
-        let own = place == by.namespace || by.parents.contains(&parent);
+        let own = place == by.namespace || by.hangs_at(ParentKind::Service, &key);
         if !own && !self.grants(by, &key, Kind::Service) {
             let message = format!(
                 "no ReferenceGrant in {place} lets {} use Service {key}",
@@ -182,9 +190,8 @@ impl<'a> References<'a> {
             );
         };
         let key = &entry.key;
-        let parent = (ParentKind::Entry, key.clone());
         let allowed = *key.namespace == *by.namespace
-            || by.parents.contains(&parent)
+            || by.hangs_at(ParentKind::Entry, key)
             || self.grants(by, key, Kind::ServiceEntry);
         if !allowed {
             let message = format!(

@@ -129,6 +129,48 @@ fn hosts_of_others_are_no_destinations_without_leave() {
 }
 
 #[test]
+fn a_parent_is_a_destination_without_leave_only_where_it_is_the_only_parent() {
+    let cart = "group: '', kind: Service, name: cart, namespace: shop";
+    let far = "group: networking.istio.io, kind: ServiceEntry, name: far, namespace: bank";
+    let to_cart = "[{backendRefs: [{name: cart, namespace: shop, port: 80}]}]";
+    let to_far = "[{backendRefs: [{group: networking.istio.io, kind: Hostname, name: far.example, port: 80}]}]";
+    for (own, namespace, to, other) in [
+        (cart, "bank", to_cart, "group: '', kind: Service, name: pay"),
+        (far, "shop", to_far, "group: '', kind: Service, name: cart"),
+    ] {
+        for (more, is_let) in [
+            (String::new(), true),
+            (format!(", {{{own}, port: 80}}"), true),
+            (format!(", {{{other}}}"), false),
+            (", {name: edge}".to_owned(), false),
+            (
+                ", {group: x.example, kind: Bucket, name: z}".to_owned(),
+                false,
+            ),
+        ] {
+            for parents in [
+                format!("{{{own}}}{more}"),
+                format!("{more}, {{{own}}}")
+                    .trim_start_matches(", ")
+                    .to_owned(),
+            ] {
+                let head = format!("name: r, namespace: {namespace}");
+                let plan = plan(&format!(
+                    "{OUTSIDE}{}",
+                    route("HTTPRoute", &head, &parents, to)
+                ));
+                let told = told(&plan, "r");
+                let refused = told.contains("ResolvedRefs=false(RefNotPermitted)");
+                assert_eq!(refused, !is_let, "{parents}: {told}");
+                if own == cart {
+                    assert_eq!(rules(&plan).contains("!500"), !is_let, "{parents}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn filters_of_a_destination_are_told_with_it() {
     let with = |filter: &str| {
         plan(&http(
