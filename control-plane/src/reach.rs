@@ -128,7 +128,7 @@ impl Reach {
             };
             is_taken(by) && is_taken(&one.secret) && is_ours
         });
-        named.map(|one| one.secret).collect()
+        named.collect()
     }
 
     /// Names of the namespaces that count; `None` if all do.
@@ -315,7 +315,7 @@ metadata: {name: node-1}
         let set = objects(&yaml.concat());
         let names = |reach: &Reach| -> Vec<String> {
             let all = reach.secrets(&set).into_iter();
-            all.map(|one| one.namespace.to_string()).collect()
+            all.map(|one| one.secret.namespace.to_string()).collect()
         };
         let mut reach = Reach::default();
         assert_eq!(names(&reach), ["out"]);

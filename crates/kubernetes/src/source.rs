@@ -17,6 +17,12 @@ use crate::watch::{Notice, Watch};
 /// Notices that may wait for the one who puts them together.
 const WAITING: usize = 1024;
 
+/// For Secrets that are named for the first time to be found, before the rest goes on without them.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same when nothing was told yet: what was shown before should not be taken back, but one Secret
+/// that cannot be read does not keep everything else from everybody.
+const AT_START: Duration = Duration::from_secs(30);
+
 /// What a source reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceOptions {
@@ -172,13 +178,12 @@ impl Collector<'_> {
             if self.unknown.is_empty() && kinds.all(|kind| self.listed.contains(kind)) {
                 self.gather(scope);
             }
-            let wait = self.named.as_ref().and_then(Named::wait);
-            let is_over = wait.is_none_or(|end| self.was_told && end <= Instant::now());
-            if is_over {
+            let patience = if self.was_told { PATIENCE } else { AT_START };
+            let wait = self.named.as_ref().and_then(|named| named.wait(patience));
+            if wait.is_none_or(|end| end <= Instant::now()) {
                 self.tell();
             }
-            // The first time it waits as for any kind: what was shown before must not be taken back.
-            let wait = wait.filter(|_| self.was_told && self.next.is_some());
+            let wait = wait.filter(|_| self.next.is_some());
             let received = tokio::select! {
                 received = incoming.recv_many(&mut batch, WAITING) => received,
                 () = until(wait) => continue,
@@ -256,6 +261,13 @@ impl Collector<'_> {
 
     fn tell(&mut self) {
         if let Some(next) = self.next.take() {
+            let missing = self.named.as_mut().map(Named::give_up).unwrap_or_default();
+            if !self.was_told && missing > 0 {
+                tracing::warn!(
+                    missing,
+                    "Secrets that are named could not be read; going on without them"
+                );
+            }
             self.was_told = true;
             self.sender.send_replace(Arc::new(next));
         }
@@ -266,5 +278,57 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isobar_objects::NamedSecret;
+    use kube::Client;
+    use kube::client::Body;
+
+    use super::*;
+
+    /// A server that never answers.
+    fn deaf() -> Client {
+        type Answer = std::io::Result<http::Response<Body>>;
+        let silence = |_: http::Request<Body>| std::future::pending::<Answer>();
+        Client::new(tower::service_fn(silence), "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn secrets_that_nobody_tells_of_hold_up_the_start_for_a_while_only() {
+        let named = NamedSecret {
+            secret: ObjectRef::new(Kind::Secret, "edge", "page"),
+            by: ObjectRef::new(Kind::Gateway, "edge", "front"),
+        };
+        let (notices, incoming) = mpsc::channel(WAITING);
+        let which = Which::new(move |_| vec![named.clone()]);
+        let sender = watch::Sender::default();
+        let mut told = sender.subscribe();
+        let collector = Collector {
+            kinds: &[Kind::Gateway],
+            sender: &sender,
+            named: Some(Named::new(which, deaf(), notices.clone())),
+            live: LiveSet::new(),
+            listed: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            next: None,
+            was_complete: false,
+            was_told: false,
+        };
+        let scope = Scope::new("test");
+        let start = Instant::now();
+        notices
+            .send(Notice::Listed(Kind::Gateway, Vec::new()))
+            .await
+            .unwrap();
+        tokio::select! {
+            () = collector.run(incoming, &scope) => panic!("it ended"),
+            told = told.changed() => told.unwrap(),
+        }
+        let took = start.elapsed();
+        assert!(took >= AT_START && took < AT_START * 2, "{took:?}");
+        scope.shutdown(Duration::ZERO).await;
     }
 }

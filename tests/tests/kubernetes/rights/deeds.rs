@@ -8,7 +8,9 @@ use isobar_kubernetes::{
     Applying, Extra, ExtraRef, KubernetesSource, KubernetesWriter, SourceOptions, Webhook,
     WebhookAddress, WebhookOptions,
 };
-use isobar_objects::{Kind, ObjectRef, ObjectSource as _, ObjectWriter as _, Stranger, read_value};
+use isobar_objects::{
+    Kind, NamedSecret, ObjectRef, ObjectSource as _, ObjectWriter as _, Stranger, read_value,
+};
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
 use isobar_types::labels;
@@ -35,7 +37,10 @@ impl Stage {
             kinds: Vec::new(),
             ..SourceOptions::default()
         };
-        let named = ObjectRef::new(Kind::Secret, "shop", "page");
+        let named = NamedSecret {
+            secret: ObjectRef::new(Kind::Secret, "shop", "page"),
+            by: ObjectRef::new(Kind::Gateway, "shop", "front"),
+        };
         let source = KubernetesSource::new(self.account.clone(), options)
             .with_secrets(move |_| [named.clone()].into());
         let mut objects = source.subscribe();
