@@ -16,7 +16,7 @@ use isobar_types::{NetworkAddress, Reason, Str};
 
 use crate::cluster::{self, Cluster, ClusterKey, Clusters};
 use crate::outlier;
-use crate::resolved::{Resolver, told};
+use crate::resolved::{Answers, Missing, Resolver, told};
 use crate::world::{Own, View, World};
 
 /// One pod and port to send to.
@@ -151,7 +151,7 @@ enum Unchosen {
     /// Nothing can be sent to.
     None(NoEndpoint),
     /// These host names have to be asked for first; without them there is nothing.
-    Names(Vec<Str>, NoEndpoint),
+    Names(Vec<Missing>, NoEndpoint),
 }
 
 /// Counts a request at an endpoint for as long as it lives.
@@ -211,11 +211,12 @@ impl Turns {
     /// # Errors
     /// [`Reason::NoHealthyUpstream`] if none is ready, [`Reason::NoCluster`] without such a port.
     pub async fn choose(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
-        match self.look(view, wanted) {
-            Err(Unchosen::Names(names, _)) => self.resolver.wait(&names).await,
+        let answers = match self.look(view, wanted, &Answers::new()) {
+            Err(Unchosen::Names(names, _)) => self.resolver.wait(names).await,
             found => return found.map_err(Unchosen::reason),
-        }
-        self.choose_now(view, wanted)
+        };
+        // With what was answered: it may be forgotten already.
+        self.look(view, wanted, &answers).map_err(Unchosen::reason)
     }
 
     /// As [`Self::choose`], without those whose host names are not known yet.
@@ -223,10 +224,16 @@ impl Turns {
     /// # Errors
     /// As [`Self::choose`].
     pub fn choose_now(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
-        self.look(view, wanted).map_err(Unchosen::reason)
+        self.look(view, wanted, &Answers::new())
+            .map_err(Unchosen::reason)
     }
 
-    fn look(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, Unchosen> {
+    fn look(
+        &self,
+        view: &View,
+        wanted: &Wanted<'_>,
+        answers: &Answers,
+    ) -> Result<Endpoint, Unchosen> {
         if wanted.service.is_passthrough() {
             return self.itself(view, wanted).map_err(Unchosen::None);
         }
@@ -245,7 +252,9 @@ impl Turns {
             detail: refusal.detail,
         });
         let mut candidates = allowed(view, wanted, all.map_err(Unchosen::None)?);
-        let resolved = self.resolver.resolve(view, &mut candidates, wanted.asked);
+        let resolved = self
+            .resolver
+            .resolve(view, &mut candidates, wanted.asked, answers);
         let found = resolved.endpoints.iter();
         candidates.extend(found.map(|(endpoint, port)| Candidate {
             endpoint,
@@ -280,8 +289,8 @@ impl Turns {
     }
 
     /// For rules that say PASSTHROUGH: the endpoint at the address that was dialled. An address of the
-    /// service itself is dialled as it is where all its endpoints are outside the mesh; otherwise it
-    /// stands for any of them, as it does without a waypoint.
+    /// service itself is dialled as it is where it has endpoints and all are outside the mesh; otherwise
+    /// it stands for any of them, as it does without a waypoint.
     fn as_dialled(
         &self,
         view: &View,
@@ -297,11 +306,13 @@ impl Turns {
                 });
             }
         }
-        let mut all = view.snapshot.endpoints(&wanted.service.key);
-        let outside = all.all(|one| {
-            let workload = &one.workload;
-            workload.tunnel == TunnelProtocol::None && workload.node.is_empty()
-        });
+        let mut all = view.snapshot.endpoints(&wanted.service.key).peekable();
+        // A cluster's service has none for a while: nothing says that it is outside.
+        let outside = all.peek().is_some()
+            && all.all(|one| {
+                let workload = &one.workload;
+                workload.tunnel == TunnelProtocol::None && workload.node.is_empty()
+            });
         if outside && wanted.dialled.is_some_and(|ip| !is_given_out(ip)) {
             return self.itself(view, wanted).ok();
         }

@@ -1,5 +1,6 @@
 //! Host names of endpoints outside the cluster, and where they are. Names come from configuration, or
-//! from requests within a domain that configuration names: only so many are remembered.
+//! from requests within a domain that configuration names. Those that callers name are kept apart: only so
+//! many are remembered and asked for at once, and none takes the place of one from configuration.
 //!
 //! An answer counts as long as its TTL says, within bounds. After that it goes on being used while a
 //! new one is asked for; one that is much older is waited for. Where there is no answer the last good
@@ -8,13 +9,14 @@
 mod lookup;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use isobar_types::Str;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// Bounds of an answer's TTL.
@@ -26,8 +28,28 @@ const AGAIN: Duration = Duration::from_secs(5);
 const OLD: Duration = Duration::from_secs(60);
 /// Names that nobody asked about for so long are forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
-/// Most names that are remembered; beyond that the one that was asked about least lately goes.
+/// Most names that are remembered; beyond that one without addresses goes, else the one that was asked
+/// about least lately.
 const MOST: usize = 4096;
+/// Names of callers that are asked for at once; others are refused meanwhile.
+const AT_ONCE: usize = 64;
+
+/// Where machines of Alibaba's and Microsoft's clouds find their metadata; others' is link-local.
+const METADATA: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(168, 63, 129, 16),
+];
+
+/// The IPv4 address that an IPv6 address stands for, where it does: mapped, or behind NAT64.
+pub(crate) fn behind(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) if v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0] => {
+            let [.., a, b, c, d] = v6.octets();
+            Ipv4Addr::new(a, b, c, d).into()
+        }
+        other => other,
+    }
+}
 
 /// Names and their addresses, for all workers of a process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,6 +61,10 @@ struct Shared {
     v6: bool,
     this_machine: bool,
     known: Mutex<HashMap<Str, Arc<Name>>>,
+    /// Where callers choose the names.
+    at_once: Option<Semaphore>,
+    /// Names that callers choose, unless these are they.
+    callers: Option<Names>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +83,33 @@ struct Answer {
     used: Instant,
 }
 
+impl Name {
+    fn now(&self) -> Known {
+        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(answer) = &mut *answer else {
+            return Known::Not;
+        };
+        let now = Instant::now();
+        answer.used = now;
+        if now < answer.until {
+            Known::Fresh(answer.addresses.clone())
+        } else if now < answer.until + OLD {
+            Known::Due(answer.addresses.clone())
+        } else {
+            Known::Not
+        }
+    }
+
+    fn last(&self) -> Option<Arc<[IpAddr]>> {
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        answer.as_ref().map(|answer| Arc::clone(&answer.addresses))
+    }
+
+    fn has_addresses(&self) -> bool {
+        self.last().is_some_and(|addresses| !addresses.is_empty())
+    }
+}
+
 /// What is known of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
@@ -72,34 +125,51 @@ impl Names {
     /// Asks these name servers, for IPv6 addresses first if `v6`.
     #[must_use]
     pub fn new(servers: Vec<SocketAddr>, v6: bool) -> Self {
-        Self(Arc::new(Shared {
-            servers,
-            v6,
-            this_machine: false,
-            known: Mutex::default(),
-        }))
+        Self::of(servers, v6, false)
+    }
+
+    fn of(servers: Vec<SocketAddr>, v6: bool, this_machine: bool) -> Self {
+        let one = |servers, at_once, callers| {
+            Self(Arc::new(Shared {
+                servers,
+                v6,
+                this_machine,
+                known: Mutex::default(),
+                at_once,
+                callers,
+            }))
+        };
+        let callers = one(servers.clone(), Some(Semaphore::new(AT_ONCE)), None);
+        one(servers, None, Some(callers))
+    }
+
+    /// Those that callers choose.
+    pub(crate) fn of_callers(&self) -> &Self {
+        self.0.callers.as_ref().unwrap_or(self)
     }
 
     /// The same, with nothing known yet, where hosts that callers name may be on this machine too: in
     /// tests, where everything is.
     #[must_use]
     pub fn with_this_machine(&self) -> Self {
-        Self(Arc::new(Shared {
-            servers: self.0.servers.clone(),
-            v6: self.0.v6,
-            this_machine: true,
-            known: Mutex::default(),
-        }))
+        Self::of(self.0.servers.clone(), self.0.v6, true)
     }
 
     /// False for addresses that a host which a caller names must not have: those that mean something
     /// else on each machine, or nobody.
     #[must_use]
     pub(crate) fn takes(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
+        let ip = behind(ip);
         let special = match ip {
-            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0,
-            IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_unspecified(),
+            IpAddr::V4(ip) => {
+                let metadata = METADATA.contains(&ip);
+                metadata || ip.is_link_local() || ip.is_broadcast() || ip.octets()[0] == 0
+            }
+            IpAddr::V6(ip) => {
+                // What Amazon's machines find their metadata, name servers and credentials at.
+                let metadata = ip.segments()[..2] == [0xfd00, 0xec2];
+                metadata || ip.is_unicast_link_local() || ip.is_unspecified()
+            }
         };
         !special && !ip.is_multicast() && (self.0.this_machine || !ip.is_loopback())
     }
@@ -114,40 +184,38 @@ impl Names {
     /// What is known of a name now.
     #[must_use]
     pub fn now(&self, name: &str) -> Known {
-        let Some(entry) = self.entry(name) else {
-            return Known::Not;
-        };
-        let mut answer = entry.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(answer) = &mut *answer else {
-            return Known::Not;
-        };
-        let now = Instant::now();
-        answer.used = now;
-        if now < answer.until {
-            Known::Fresh(answer.addresses.clone())
-        } else if now < answer.until + OLD {
-            Known::Due(answer.addresses.clone())
-        } else {
-            Known::Not
-        }
+        self.entry(name).map_or(Known::Not, |entry| entry.now())
     }
 
     /// Asks for a name, unless somebody just did; its addresses afterwards, of the last good answer if
-    /// there is no newer one.
+    /// there is no newer one, or too many are asked for.
     pub async fn ask(&self, name: &str) -> Arc<[IpAddr]> {
-        let entry = self.make(name);
+        let Some(entry) = self.admit(name) else {
+            tracing::debug!(name, "a host name is not asked for: too many are");
+            return Arc::default();
+        };
         let _turn = entry.asking.lock().await;
-        if let Known::Fresh(addresses) = self.now(name) {
+        // Of the entry itself: others may have taken its place among those that are remembered.
+        if let Known::Fresh(addresses) = entry.now() {
             entry.undertaken.store(false, Ordering::Relaxed);
             return addresses;
         }
+        let Some(_permit) = self.permit() else {
+            tracing::debug!(name, "a host name is not asked for: too many are");
+            entry.undertaken.store(false, Ordering::Relaxed);
+            return entry.last().unwrap_or_default();
+        };
         let asked = lookup::lookup(&self.0.servers, name, self.0.v6).await;
         let now = Instant::now();
         let mut answer = entry.answer.lock().unwrap_or_else(PoisonError::into_inner);
         let (addresses, until) = match asked {
             Ok((addresses, ttl)) => (addresses.into(), now + ttl.clamp(SHORTEST, LONGEST)),
             Err(error) => {
-                tracing::warn!(name, "a host name is not resolved: {error}");
+                match self.0.at_once {
+                    None => tracing::warn!(name, "a host name is not resolved: {error}"),
+                    // Callers may name as many as they like.
+                    Some(_) => tracing::debug!(name, "a host name is not resolved: {error}"),
+                }
                 let last = answer.as_ref().map(|answer| answer.addresses.clone());
                 (last.unwrap_or_default(), now + AGAIN)
             }
@@ -164,15 +232,32 @@ impl Names {
     /// The last good answer, whatever its age, for whoever only wants to see it.
     #[must_use]
     pub fn last(&self, name: &str) -> Option<Arc<[IpAddr]>> {
-        let entry = self.entry(name)?;
-        let answer = entry.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer.as_ref().map(|answer| Arc::clone(&answer.addresses))
+        self.entry(name)?.last()
     }
 
-    /// True for the first who wants to ask for a name in the background, until it has been asked for.
+    /// True for the first who wants to ask for a name in the background, until it has been asked for;
+    /// false while too many are.
     #[must_use]
     pub fn undertake(&self, name: &str) -> bool {
-        !self.make(name).undertaken.swap(true, Ordering::Relaxed)
+        let entry = self.admit(name);
+        entry.is_some_and(|entry| !entry.undertaken.swap(true, Ordering::Relaxed))
+    }
+
+    /// `None` while there are enough who ask.
+    fn permit(&self) -> Option<Option<SemaphorePermit<'_>>> {
+        match &self.0.at_once {
+            None => Some(None),
+            Some(at_once) => at_once.try_acquire().ok().map(Some),
+        }
+    }
+
+    /// What is kept of a name; of one that is new nothing while there are enough who ask.
+    fn admit(&self, name: &str) -> Option<Arc<Name>> {
+        let full = |at_once: &Semaphore| at_once.available_permits() == 0;
+        if self.0.at_once.as_ref().is_some_and(full) {
+            return self.entry(name);
+        }
+        Some(self.make(name))
     }
 
     fn entry(&self, name: &str) -> Option<Arc<Name>> {
@@ -194,11 +279,8 @@ impl Names {
             Arc::strong_count(entry) > 1 || used(entry).is_some_and(|at| now < at + FORGOTTEN)
         });
         if known.len() >= MOST {
-            // What is being asked for goes last.
-            let age = |entry| {
-                let used = used(entry);
-                (used.is_none(), used)
-            };
+            // What nothing is known of goes first, also while it is asked for: who asks has it still.
+            let age = |entry: &Arc<Name>| (entry.has_addresses(), used(entry));
             let all = known.iter().map(|(name, entry)| (age(entry), name));
             if let Some(oldest) = all.min().map(|(_, name)| name.clone()) {
                 known.remove(&oldest);

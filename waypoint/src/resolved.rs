@@ -1,5 +1,6 @@
 //! Endpoints that are told by a host name, as one endpoint for each of its addresses.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use isobar_state::balance::Candidate;
 use isobar_state::{Endpoint, TunnelProtocol, Workload};
 use isobar_types::{NetworkAddress, Str};
 
-use crate::names::{Known, Names};
+use crate::names::{Known, Names, behind};
 use crate::world::View;
 
 /// Stands between the uid of a workload and the address of one of its endpoints.
@@ -24,13 +25,23 @@ pub(crate) struct Resolver {
     scope: Rc<LocalScope>,
 }
 
+/// A name that has to be asked for, among those that callers name or those of configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Missing {
+    names: Names,
+    name: Str,
+}
+
+/// What was answered for names that had to be asked for.
+pub(crate) type Answers = HashMap<Str, Arc<[IpAddr]>>;
+
 /// What host names came to.
 #[derive(Debug, Default)]
 pub(crate) struct Resolved {
     /// Endpoints with an address, and their ports.
     pub(crate) endpoints: Vec<(Endpoint, u16)>,
     /// Names that have to be asked for first.
-    pub(crate) missing: Vec<Str>,
+    pub(crate) missing: Vec<Missing>,
 }
 
 impl Resolver {
@@ -46,6 +57,7 @@ impl Resolver {
         view: &View,
         candidates: &mut Vec<Candidate<'_>>,
         asked: Option<&str>,
+        answers: &Answers,
     ) -> Resolved {
         let mut resolved = Resolved::default();
         // Pods are on a node; what is told by ServiceEntries and WorkloadEntries is not.
@@ -76,10 +88,15 @@ impl Resolver {
                     }
                 },
                 None if workload.hostname.starts_with(WILDCARD) => {
-                    self.of_domain(view, &candidate, asked, &mut resolved);
+                    self.of_domain(view, &candidate, (asked, answers), &mut resolved);
                     continue;
                 }
-                None => self.addresses(&workload.hostname, &mut resolved.missing),
+                None => self.addresses(
+                    &self.names,
+                    &workload.hostname,
+                    answers,
+                    &mut resolved.missing,
+                ),
             };
             for ip in addresses.iter() {
                 let one = at(candidate.endpoint, "", *ip);
@@ -97,19 +114,20 @@ impl Resolver {
         &self,
         view: &View,
         candidate: &Candidate<'_>,
-        asked: Option<&str>,
+        (asked, answers): (Option<&str>, &Answers),
         resolved: &mut Resolved,
     ) {
         let workload = &candidate.endpoint.workload;
         let Some(name) = asked.and_then(|asked| in_domain(asked, &workload.hostname)) else {
             return;
         };
-        for ip in self.addresses(&name, &mut resolved.missing).iter() {
-            let place = NetworkAddress::new(workload.network.clone(), *ip);
-            let snapshot = &view.snapshot;
-            let service = snapshot.service_by_vip(&place, None);
-            let of_mesh = !snapshot.workloads_at(&place).is_empty()
-                || service.is_some_and(|service| service.vips.contains(&place));
+        let named = self.names.of_callers();
+        let found = self.addresses(named, &name, answers, &mut resolved.missing);
+        for ip in found.iter() {
+            let of_mesh = [*ip, behind(*ip)].into_iter().any(|ip| {
+                let place = NetworkAddress::new(workload.network.clone(), ip);
+                view.snapshot.has_address(&place)
+            });
             if of_mesh || !self.names.takes(*ip) {
                 tracing::debug!(%name, %ip, "a host outside the mesh has an address that is not");
                 continue;
@@ -121,35 +139,51 @@ impl Resolver {
     }
 
     /// What is known of a name; asks for it where that is due.
-    fn addresses(&self, name: &Str, missing: &mut Vec<Str>) -> Arc<[IpAddr]> {
-        match self.names.now(name) {
+    fn addresses(
+        &self,
+        names: &Names,
+        name: &Str,
+        answers: &Answers,
+        missing: &mut Vec<Missing>,
+    ) -> Arc<[IpAddr]> {
+        if let Some(answer) = answers.get(name) {
+            return Arc::clone(answer);
+        }
+        match names.now(name) {
             Known::Fresh(addresses) => addresses,
             Known::Due(addresses) => {
-                self.ask(name);
+                self.ask(names, name);
                 addresses
             }
             Known::Not => {
-                self.ask(name);
-                missing.push(name.clone());
+                self.ask(names, name);
+                missing.push(Missing {
+                    names: names.clone(),
+                    name: name.clone(),
+                });
                 Arc::default()
             }
         }
     }
 
-    fn ask(&self, name: &Str) {
-        if !self.names.undertake(name) {
+    fn ask(&self, names: &Names, name: &Str) {
+        if !names.undertake(name) {
             return;
         }
-        let (names, name) = (self.names.clone(), name.clone());
+        let (names, name) = (names.clone(), name.clone());
         self.scope.spawn("host name", async move {
             names.ask(&name).await;
         });
     }
 
     /// Waits until these names have been asked for.
-    pub(crate) async fn wait(&self, missing: &[Str]) {
-        let all = missing.iter().map(|name| self.names.ask(name));
-        futures_util::future::join_all(all).await;
+    pub(crate) async fn wait(&self, missing: Vec<Missing>) -> Answers {
+        let all = missing.into_iter().map(async |one| {
+            let addresses = one.names.ask(&one.name).await;
+            (one.name, addresses)
+        });
+        let all = futures_util::future::join_all(all).await;
+        all.into_iter().collect()
     }
 }
 
@@ -189,6 +223,11 @@ fn meshed(view: &View, endpoint: &Endpoint, ip: IpAddr) -> Option<Endpoint> {
         workload: Arc::clone(pod),
         ports: endpoint.ports.clone(),
     })
+}
+
+/// True for endpoints of a host that a caller has named: there are as many as callers think of.
+pub(crate) fn is_named_by_caller(workload: &Workload) -> bool {
+    workload.hostname.starts_with(WILDCARD) && workload.uid.contains(MARK)
 }
 
 /// The uid that the mesh knows a workload by.

@@ -26,6 +26,7 @@ use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::TcpConnection;
 use crate::observation;
 use crate::outlier::Outcome;
+use crate::resolved::is_named_by_caller;
 use crate::session::{Session, until};
 use crate::stream::{AnyStream, Stream};
 use crate::target::Target;
@@ -212,6 +213,10 @@ fn note(session: &Session, facts: &Facts, endpoint: &Endpoint, outcome: Outcome)
     let (Some(outliers), Some(cluster)) = (&facts.rules.outliers, &facts.memory) else {
         return;
     };
+    // As with requests: of hosts that callers name nothing is counted.
+    if is_named_by_caller(&endpoint.workload) {
+        return;
+    }
     let all = cluster.endpoints.load(Ordering::Relaxed);
     let uid = &endpoint.workload.uid;
     let out = cluster

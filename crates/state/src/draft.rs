@@ -149,6 +149,9 @@ impl Draft {
                 address_rank(w)
             });
         }
+        for address in workload.host_addresses() {
+            *next.on_hosts.entry(&address) += 1;
+        }
         if !workload.hostname.is_empty() {
             let key = hostname_key(&workload);
             group_insert(&mut next.by_workload_hostname, &key, &workload, |w| {
@@ -177,6 +180,13 @@ impl Draft {
         let old = next.workloads.remove(uid)?;
         for address in old.network_addresses() {
             group_remove(&mut next.by_address, &address, |w| w.uid == old.uid);
+        }
+        for address in old.host_addresses() {
+            let count = next.on_hosts.entry(&address);
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                next.on_hosts.remove(&address);
+            }
         }
         if !old.hostname.is_empty() {
             let key = hostname_key(&old);

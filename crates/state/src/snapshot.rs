@@ -110,6 +110,8 @@ pub struct Snapshot {
     pub(crate) traversal: Traversal,
     pub(crate) workloads: Sharded<Str, Arc<Workload>>,
     pub(crate) by_address: Sharded<NetworkAddress, Group<Workload>>,
+    /// How many workloads use the network of the host at an address.
+    pub(crate) on_hosts: Sharded<NetworkAddress, u32>,
     pub(crate) by_node: Sharded<Str, Arc<NodeMap>>,
     pub(crate) by_workload_hostname: Sharded<NamespacedHostname, Group<Workload>>,
     pub(crate) services: Sharded<NamespacedHostname, Arc<Service>>,
@@ -185,6 +187,15 @@ impl Snapshot {
     #[must_use]
     pub fn workloads_at(&self, address: &NetworkAddress) -> &[Arc<Workload>] {
         self.by_address.get(address).map_or(&[], |group| &group[..])
+    }
+
+    /// True for addresses of the mesh's own: of a workload, of a host that workloads use the network
+    /// of, or of a service, whoever may see it.
+    #[must_use]
+    pub fn has_address(&self, address: &NetworkAddress) -> bool {
+        self.by_address.get(address).is_some()
+            || self.on_hosts.get(address).is_some()
+            || self.by_vip.get(address).is_some()
     }
 
     /// Workloads of that host name and namespace.

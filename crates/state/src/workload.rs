@@ -169,7 +169,16 @@ impl Workload {
 
     /// Address look-up keys: none for workloads on the host's network, whose address is not theirs.
     pub fn network_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
-        let indexed = self.network_mode == NetworkMode::Standard;
+        self.addresses_in(NetworkMode::Standard)
+    }
+
+    /// Addresses of the host, for workloads on its network; of others none.
+    pub fn host_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
+        self.addresses_in(NetworkMode::HostNetwork)
+    }
+
+    fn addresses_in(&self, mode: NetworkMode) -> impl Iterator<Item = NetworkAddress> + '_ {
+        let indexed = self.network_mode == mode;
         self.addresses
             .iter()
             .filter(move |_| indexed)

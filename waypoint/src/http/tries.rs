@@ -24,6 +24,7 @@ use crate::cluster::{Held, Load, Overflow};
 use crate::endpoint::{Endpoint, NoEndpoint, Wanted};
 use crate::metrics::Retried;
 use crate::outlier::Outcome;
+use crate::resolved::is_named_by_caller;
 use crate::session::Session;
 use crate::upstream::{How, SendError, Sent, Version};
 use crate::world::View;
@@ -281,8 +282,10 @@ impl Sending<'_> {
         let Some(outliers) = &rules.outliers else {
             return;
         };
-        // Whoever breaks off its own upload says nothing about the endpoint.
-        if self.flow.progress.broken.get() {
+        // Whoever breaks off its own upload says nothing about the endpoint. Of hosts that callers name
+        // nothing is counted: there is no end of them, and each would take a place among those out.
+        let named = is_named_by_caller(&endpoint.workload);
+        if named || self.flow.progress.broken.get() {
             return;
         }
         let outcome = match sent {

@@ -149,10 +149,79 @@ fn hosts_that_callers_name_are_not_on_this_machine() {
         ("::", false),
         ("224.0.0.1", false),
         ("255.255.255.255", false),
+        ("100.100.100.200", false),
+        ("168.63.129.16", false),
+        ("fd00:ec2::254", false),
+        ("64:ff9b::7f00:1", false),
+        ("64:ff9b::a9fe:a9fe", false),
+        ("64:ff9b::c000:201", true),
         ("192.0.2.1", true),
         ("10.0.0.1", true),
         ("2001:db8::1", true),
     ] {
         assert_eq!(names.takes(ip.parse().unwrap()), taken, "{ip}");
     }
+}
+
+#[test]
+fn of_names_of_callers_so_many_are_asked_for_at_once() {
+    run(async {
+        // It never answers.
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let names = Names::new(vec![silent.local_addr().unwrap()], false);
+        tokio::time::pause();
+        let asking: Vec<_> = (0..AT_ONCE)
+            .map(|n| {
+                let names = names.of_callers().clone();
+                tokio::task::spawn_local(async move { names.ask(&format!("{n}.example")).await })
+            })
+            .collect();
+        // Not all of them have their first turn at once.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let began = Instant::now();
+        assert!(!names.of_callers().undertake("more.example"));
+        assert!(names.of_callers().ask("more.example").await.is_empty());
+        assert_eq!(began, Instant::now(), "it waited");
+        assert!(names.of_callers().entry("more.example").is_none());
+        assert!(names.undertake("own.example"));
+        for one in asking {
+            assert!(one.await.unwrap().is_empty());
+        }
+        assert!(names.of_callers().undertake("more.example"));
+    });
+}
+
+#[test]
+fn names_of_callers_take_no_place_of_others() {
+    run(async {
+        let zone: Zone = Arc::default();
+        let put = |name| {
+            zone.lock()
+                .unwrap()
+                .insert(name, (ips(&["192.0.2.1"]), 300))
+        };
+        put("own.example");
+        put("called.example");
+        let (at, _) = server(Arc::clone(&zone)).await;
+        let names = Names::new(vec![at], false);
+        names.ask("own.example").await;
+        let callers = names.of_callers();
+        callers.ask("called.example").await;
+        for n in 0..MOST + 10 {
+            drop(callers.make(&format!("{n}.example")));
+            let entry = callers.entry(&format!("{n}.example")).unwrap();
+            *entry.answer.lock().unwrap() = Some(Answer {
+                addresses: Arc::default(),
+                until: Instant::now() + AGAIN,
+                used: Instant::now(),
+            });
+        }
+        assert_eq!(callers.0.known.lock().unwrap().len(), MOST);
+        let known: Arc<[IpAddr]> = ips(&["192.0.2.1"]).into();
+        assert_eq!(names.now("own.example"), Known::Fresh(known.clone()));
+        // Names without an address go first.
+        assert_eq!(callers.now("called.example"), Known::Fresh(known));
+    });
 }

@@ -30,6 +30,7 @@ fn a_host_of_a_domain_is_the_one_that_is_asked_for() {
             ("a.wild.example", "127.0.2.1".to_owned()),
             ("b.wild.example", "127.0.2.2".to_owned()),
             ("pod.wild.example", pod.ip().to_string()),
+            ("node.wild.example", "127.0.2.7".to_owned()),
             ("a.else.example", "127.0.2.1".to_owned()),
         ] {
             let mut zone = bed.zone.lock().unwrap();
@@ -40,7 +41,15 @@ fn a_host_of_a_domain_is_the_one_that_is_asked_for() {
         let mut all = endpoint("*.wild.example", port);
         let ports = all.services.pop_first().unwrap().1;
         all.services.insert("default/*.wild.example".into(), ports);
-        bed.know(service, vec![all]);
+        let on_host = wire::Workload {
+            uid: "agent".into(),
+            name: "agent".into(),
+            namespace: "default".into(),
+            addresses: vec![vec![127, 0, 2, 7]],
+            network_mode: wire::NetworkMode::HostNetwork.into(),
+            ..Default::default()
+        };
+        bed.know(service, vec![all, on_host]);
         let mut client = bed.client_to("client", AT).await;
         for (host, body) in [
             ("a.wild.example", "one / 0"),
@@ -55,6 +64,7 @@ fn a_host_of_a_domain_is_the_one_that_is_asked_for() {
             "wild.example",
             "nobody.wild.example",
             "pod.wild.example",
+            "node.wild.example",
             "a.else.example",
             "a.wild.example.else",
         ] {
@@ -95,6 +105,12 @@ fn the_address_that_was_dialled_is_called() {
             assert_eq!(answer.status, status, "{to} {answer:?}");
             assert!(answer.body.starts_with(name), "{to} {answer:?}");
         }
+        // Without any endpoint nothing says that it is outside.
+        let mut draft = bed.worker.world.store.load().draft();
+        assert!(draft.remove_address(&known.uid));
+        bed.worker.world.store.publish(draft.finish());
+        let answer = bed.client_to("client", "127.0.2.2:80").await.get("/").await;
+        assert_eq!(answer.status, 503, "{answer:?}");
         // Pods are called as pods: past their node's proxy nobody knew who calls.
         let pod = wire::Workload {
             node: "node-1".into(),

@@ -33,6 +33,32 @@ fn one_draft_is_one_version_and_the_old_one_stays() {
 }
 
 #[test]
+fn addresses_of_hosts_and_of_services_that_few_see_are_the_meshs_own() {
+    let on_host = |name: &str| {
+        of_workload(wire::Workload {
+            network_mode: wire::NetworkMode::HostNetwork.into(),
+            ..pod("default", name, "192.0.2.7")
+        })
+    };
+    let hidden = wire::Service {
+        visibility: wire::service::Visibility::Namespace.into(),
+        ..service("default", "hidden", "10.96.0.9", &[(80, 8080)])
+    };
+    let all = mesh(&[on_host("a"), on_host("b"), of_service(hidden)]);
+    let has =
+        |snapshot: &Snapshot, text| snapshot.has_address(&NetworkAddress::new("".into(), ip(text)));
+    assert!(has(&all, "192.0.2.7") && has(&all, "10.96.0.9"));
+    assert!(!has(&all, "192.0.2.8"));
+    let mut draft = all.draft();
+    assert!(draft.remove_address(&uid("default", "a")));
+    let one = draft.finish();
+    assert!(has(&one, "192.0.2.7"));
+    let mut draft = one.draft();
+    assert!(draft.remove_address(&uid("default", "b")));
+    assert!(!has(&draft.finish(), "192.0.2.7"));
+}
+
+#[test]
 fn a_bad_resource_leaves_the_previous_one() {
     let old = mesh(&[of_workload(pod("default", "a", "10.0.0.1"))]);
     let mut draft = old.draft();
@@ -278,6 +304,9 @@ fn view(s: &Snapshot) -> BTreeMap<String, String> {
     }
     for (key, group) in s.by_address.iter() {
         put(format!("address {key}"), format!("{group:?}"));
+    }
+    for (key, count) in s.on_hosts.iter() {
+        put(format!("host {key}"), count.to_string());
     }
     for (key, map) in s.by_node.iter() {
         put(format!("node {key}"), format!("{map:?}"));
