@@ -104,6 +104,11 @@ pub fn guards(set: &ObjectSet, waypoint: &NamespacedName, root_namespace: &str) 
     settings.root_namespace = root_namespace.into();
     let istio = labels::ISTIO_WAYPOINT_CLASS.into();
     settings.waypoint_classes.push(istio);
+    // Which classes are those of waypoints is the control plane's to say; this one is called one.
+    let gateway = set.gateways.get(&waypoint.namespace, &waypoint.name);
+    let own = gateway.map(|gateway| gateway.spec.gateway_class_name.clone());
+    let own = own.filter(|class| class != labels::GATEWAY_CLASS);
+    settings.waypoint_classes.extend(own);
     let plan = plan(set, &settings, &KeptKeys::default());
     let Some(told) = plan.waypoints.iter().find(|told| told.key == *waypoint) else {
         return Vec::new();
@@ -174,6 +179,7 @@ mod tests {
             namespace("istio.io/use-waypoint: wp"),
             gateway("wp", ""),
             gateway("other", ""),
+            gateway("custom", "").replace("isobar-waypoint", "fast"),
             pod("cart-1", "cart", "app: cart", true),
             "---\napiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\n\
              spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{port: 80}]}\n"
@@ -182,6 +188,7 @@ mod tests {
             policy("served", "action: ALLOW", services, "cart"),
             policy("watched", "action: AUDIT", gateways, "wp"),
             policy("elsewhere", "action: DENY", gateways, "other"),
+            policy("quick", "action: DENY", gateways, "custom"),
             "---\napiVersion: isobar.dev/v1\nkind: RateLimitPolicy\n\
              metadata: {name: few, namespace: shop}\n\
              spec: {targetRefs: [{group: '', kind: Service, name: cart}], limits: [{name: all, requests: 1}]}\n"
@@ -199,6 +206,7 @@ mod tests {
         };
         assert_eq!(of("wp"), ["few", "served", "whole"]);
         assert_eq!(of("other"), ["elsewhere"]);
+        assert_eq!(of("custom"), ["quick"], "of a class of its own");
         assert!(of("away").is_empty());
     }
 }
