@@ -32,7 +32,7 @@ pub(crate) fn tell(
         for condition in conditions.filter(|one| one.holds && one.condition == CONDITION) {
             condition.holds = false;
             condition.reason = REASON;
-            condition.message = text(found);
+            condition.message = text(&route.object, found);
         }
     }
     let ours = invalid
@@ -51,17 +51,26 @@ pub(crate) fn contradict(invalid: &Invalids, verdicts: &mut [Verdict]) {
             && let Some(found) = invalid.get(&verdict.object)
         {
             let object = verdict.object.clone();
-            *verdict = Verdict::fails(object, verdict.condition, REASON, text(found));
+            let text = text(&object, found);
+            *verdict = Verdict::fails(object, verdict.condition, REASON, text);
         }
     }
 }
 
 fn told(object: &ObjectRef, invalid: &Invalid) -> Verdict {
-    Verdict::fails(object.clone(), CONDITION, REASON, text(invalid))
+    Verdict::fails(object.clone(), CONDITION, REASON, text(object, invalid))
 }
 
-fn text(invalid: &Invalid) -> String {
+fn text(object: &ObjectRef, invalid: &Invalid) -> String {
     let meanwhile = match invalid.instead {
+        // What is read of an API server is remembered by processes only.
+        Instead::LastGood
+            if object.known() == Some(Kind::AuthorizationPolicy)
+                && invalid.generation.is_some() =>
+        {
+            "the last valid version stays in force until the control plane restarts: that version is \
+             not known then, and everything may be refused to whom it is about"
+        }
         Instead::LastGood => "the last valid version stays in force",
         Instead::Refusal => {
             "no valid version of it is known here: until there is one, everything is refused to \

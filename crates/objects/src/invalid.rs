@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::finding::Finding;
-use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule};
+use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule, TargetReference};
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::Object;
+use crate::validate::is_usable_target;
 
 /// What is known of a version that is not valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,7 +80,8 @@ impl Invalid {
 
 /// What is in force for a policy of which no version is known to be valid: who wanted to refuse
 /// something shall not find everything allowed. Its target is what can be read of it; where that
-/// cannot, it is the whole namespace. Nothing for other kinds.
+/// cannot, it is the whole namespace. Nothing for other kinds, and where every target is one that no
+/// policy can have.
 pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
     if kind != Kind::AuthorizationPolicy {
         return None;
@@ -87,14 +90,30 @@ pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
     if spec.get("action").and_then(Value::as_str) == Some("AUDIT") {
         return None;
     }
+    let metadata: ObjectMeta = part(value, "metadata")?;
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let selector = spec.get("selector").filter(|it| !it.is_null());
+    let mut target_ref: Option<TargetReference> = part(spec, "targetRef");
+    let mut target_refs: Vec<TargetReference> = part(spec, "targetRefs").unwrap_or_default();
+    // Both together is what is wrong: node proxies leave policies with targets to waypoints.
+    if selector.is_some() {
+        (target_ref, target_refs) = (None, Vec::new());
+    }
+    let names_some = target_ref.is_some() || !target_refs.is_empty();
+    let is_usable = |target: &TargetReference| is_usable_target(target, namespace);
+    target_refs.retain(is_usable);
+    let target_ref = target_ref.filter(is_usable);
+    if names_some && target_ref.is_none() && target_refs.is_empty() {
+        return None;
+    }
     let policy = AuthorizationPolicy {
         api_version: kind.api_version(),
         kind: kind.as_str().to_owned(),
-        metadata: part(value, "metadata")?,
+        metadata,
         spec: AuthorizationPolicySpec {
             selector: part(spec, "selector"),
-            target_ref: part(spec, "targetRef"),
-            target_refs: part(spec, "targetRefs").unwrap_or_default(),
+            target_ref,
+            target_refs,
             rules: vec![Rule::default()],
             action: Action::Deny,
             provider: None,
@@ -149,6 +168,23 @@ mod tests {
         let spec = refused(&json!({ "selector": "cart" })).unwrap();
         assert_eq!(spec.selector, None, "the whole namespace");
         assert_eq!(refused(&json!({ "action": "AUDIT", "rules": 7 })), None);
+    }
+
+    #[test]
+    fn a_stand_in_is_about_what_a_policy_can_be_about() {
+        let service = json!({ "kind": "Service", "group": "", "name": "cart" });
+        let pods = json!({ "kind": "Pod", "group": "", "name": "cart" });
+        let foreign = json!({ "kind": "Service", "namespace": "other", "name": "cart" });
+        let both =
+            json!({ "selector": { "matchLabels": { "app": "cart" } }, "targetRefs": [service] });
+        let spec = refused(&both).unwrap();
+        assert!(spec.selector.is_some() && spec.targets().next().is_none());
+
+        let spec = refused(&json!({ "targetRefs": [pods, service] })).unwrap();
+        let kinds: Vec<_> = spec.targets().map(|target| target.kind.as_str()).collect();
+        assert_eq!(kinds, ["Service"]);
+        assert_eq!(refused(&json!({ "targetRefs": [pods, foreign] })), None);
+        assert_eq!(refused(&json!({ "targetRef": pods })), None);
     }
 
     #[test]

@@ -95,7 +95,14 @@ impl LiveSet {
                 self.refusals.insert(reference);
                 self.store(refusal);
             }
-            (None, None) => {}
+            // What never was valid and now is wrong in another way may refuse nothing any more.
+            (None, None) => {
+                if self.refusals.remove(&reference) {
+                    self.set.remove(&reference);
+                    self.changed = true;
+                    self.stale = true;
+                }
+            }
         }
     }
 
@@ -396,6 +403,15 @@ mod tests {
         };
         let why = "spec.acton: unknown field \"acton\"".to_owned();
         assert_eq!(told(&never), Some((Instead::Refusal, why.clone())));
+
+        live.put(policy(json!({"acton": "DENY", "action": "AUDIT"})));
+        let audit = live.publish().unwrap();
+        assert!(audit.objects.authorization_policies.is_empty());
+        assert_eq!(
+            told(&audit),
+            Some((Instead::Nothing, why.clone())),
+            "it would refuse nothing"
+        );
 
         live.put(policy(json!({"action": "ALLOW", "rules": [{}]})));
         let good = live.publish().unwrap();

@@ -117,20 +117,31 @@ pub(super) fn target(field: &str, target: &TargetReference, namespace: &str, rep
             "must be the policy's own namespace",
         );
     }
-    match (target.group.as_str(), target.kind.as_str()) {
-        ("" | "core", "Service")
-        | (GATEWAY_GROUP, "Gateway" | "GatewayClass")
-        | (ISTIO_NETWORKING, "ServiceEntry") => {}
-        (group, kind) => {
-            let finding = Finding::error(
-                format!("{field}.kind"),
-                format!("a policy cannot target kind {kind:?} of group {group:?}"),
-            );
-            report.push(finding.with_hint(
-                "kind: Service with group: \"\", or kind: Gateway with group: gateway.networking.k8s.io",
-            ));
-        }
+    if !is_known_kind(target) {
+        let (group, kind) = (&target.group, &target.kind);
+        let finding = Finding::error(
+            format!("{field}.kind"),
+            format!("a policy cannot target kind {kind:?} of group {group:?}"),
+        );
+        report.push(finding.with_hint(
+            "kind: Service with group: \"\", or kind: Gateway with group: gateway.networking.k8s.io",
+        ));
     }
+}
+
+fn is_known_kind(target: &TargetReference) -> bool {
+    matches!(
+        (target.group.as_str(), target.kind.as_str()),
+        ("" | "core", "Service")
+            | (GATEWAY_GROUP, "Gateway" | "GatewayClass")
+            | (ISTIO_NETWORKING, "ServiceEntry")
+    )
+}
+
+/// True if a policy in `namespace` can be about this.
+pub(crate) fn is_usable(target: &TargetReference, namespace: &str) -> bool {
+    let is_own = target.namespace.is_empty() || target.namespace == namespace;
+    is_own && !target.name.is_empty() && is_known_kind(target)
 }
 
 fn check_rule(field: &str, rule: &Rule, report: &mut Report) {

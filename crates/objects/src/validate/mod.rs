@@ -24,6 +24,7 @@ use crate::names;
 use crate::object::{Object, ObjectHead as _};
 use crate::support;
 
+pub(crate) use authorization::is_usable as is_usable_target;
 pub(crate) use references::host_claims;
 pub use references::{Extent, validate_set};
 
