@@ -28,7 +28,7 @@ pub(crate) struct Pages {
     pub(crate) plans: watch::Receiver<Option<Planned>>,
     /// What there is to say before there is a plan.
     pub(crate) objects: watch::Receiver<Arc<Published>>,
-    /// Objects of ours that the API server does not take.
+    /// Objects of which the API server does not take what is to be written.
     pub(crate) rejected: watch::Receiver<Rejected>,
 }
 

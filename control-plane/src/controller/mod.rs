@@ -52,7 +52,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The same where the server does not take an object: only its rules or a quota may have changed.
 const LATER: Duration = Duration::from_secs(15);
 
-/// Whole objects that the server does not take, and what it says.
+/// Objects of which the server does not take what is to be written, and what it says.
 pub(crate) type Rejected = BTreeMap<ObjectRef, String>;
 
 /// What one object should carry of ours: the whole of it, or a patch onto somebody else's.
@@ -250,19 +250,25 @@ impl Controller {
                         entry.object.clone_from(&want.object);
                     }
                 }
-                Err(WriteError::Rejected { message, .. }) if want.object.is_some() => {
-                    if self.rejected.borrow().get(object) != Some(&message) {
-                        tracing::error!(%object, error = message, "the API server refuses an object");
-                    }
-                    rejected.insert(object.clone(), message);
-                }
-                Err(error) => {
-                    complete = false;
-                    tracing::error!(%object, %error, "writing an object failed");
-                }
+                Err(error) => complete &= self.is_answered(object, error, &mut rejected),
             }
         }
-        self.rejected.send_replace(rejected);
+        complete &= self.take_back(written, wanted, kept, &mut rejected).await;
+        if *self.leads.borrow() {
+            self.rejected.send_replace(rejected);
+        }
+        complete
+    }
+
+    /// Takes back what was written and nobody wants any more.
+    async fn take_back(
+        &self,
+        written: &mut BTreeMap<ObjectRef, Wanted>,
+        wanted: &BTreeMap<ObjectRef, Wanted>,
+        kept: &BTreeSet<ObjectRef>,
+        rejected: &mut Rejected,
+    ) -> bool {
+        let mut complete = true;
         let gone: Vec<ObjectRef> = written
             .keys()
             .filter(|object| !wanted.contains_key(*object) && !kept.contains(*object))
@@ -276,13 +282,24 @@ impl Controller {
                 Ok(()) => {
                     written.remove(&object);
                 }
-                Err(error) => {
-                    complete = false;
-                    tracing::error!(%object, %error, "taking back an object failed");
-                }
+                Err(error) => complete &= self.is_answered(&object, error, rejected),
             }
         }
         complete
+    }
+
+    /// True for an answer that stays the same until the object or the server's rules are others: it is
+    /// told once and asked for again later. Other failures are tried again soon.
+    fn is_answered(&self, object: &ObjectRef, error: WriteError, rejected: &mut Rejected) -> bool {
+        let WriteError::Rejected { message, .. } = error else {
+            tracing::error!(%object, %error, "writing an object failed");
+            return false;
+        };
+        if self.rejected.borrow().get(object) != Some(&message) {
+            tracing::error!(%object, error = message, "the API server refuses an object");
+        }
+        rejected.insert(object.clone(), message);
+        true
     }
 
     async fn write(&self, object: &ObjectRef, want: &Wanted) -> Result<(), WriteError> {

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use isobar_objects::{OverlayWriter, Published};
+use serde_json::json;
 
 use super::*;
 use crate::model::golden_tests::{objects, settings};
@@ -148,4 +149,59 @@ async fn what_is_kept_is_neither_written_nor_deleted() {
             .await
     );
     assert!(!dir.join("service.shop.wp.json").exists());
+}
+
+/// An API server that takes nothing.
+#[derive(Debug)]
+struct Refuses;
+
+impl Refuses {
+    fn answer(object: &ObjectRef) -> Result<(), WriteError> {
+        Err(WriteError::Rejected {
+            object: object.clone(),
+            message: "forbidden".to_owned(),
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectWriter for Refuses {
+    async fn apply(&self, object: &Object) -> Result<(), WriteError> {
+        Self::answer(&object.reference())
+    }
+
+    async fn patch(&self, object: &ObjectRef, _: &Value) -> Result<(), WriteError> {
+        Self::answer(object)
+    }
+
+    async fn delete(&self, object: &ObjectRef) -> Result<(), WriteError> {
+        Self::answer(object)
+    }
+}
+
+#[tokio::test]
+async fn a_final_answer_about_a_patch_is_told_and_not_hurried() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut controller = controller(dir.path());
+    controller.writer = Arc::new(Refuses);
+    let patched = ObjectRef::new(Kind::Service, "shop", "cart");
+    let gone = ObjectRef::new(Kind::Service, "shop", "old");
+    let want = Wanted {
+        object: None,
+        patch: Some(json!({ "status": {} })),
+    };
+    let wanted = BTreeMap::from([(patched.clone(), want.clone())]);
+    let mut written = BTreeMap::from([(gone.clone(), want)]);
+    let kept = BTreeSet::new();
+    let done = controller.bring(&mut written, &wanted, &kept);
+    assert!(done.await, "nothing to try again at once");
+    let told = controller.rejected.borrow().clone();
+    assert_eq!(
+        told.into_keys().collect::<Vec<_>>(),
+        [patched.clone(), gone.clone()]
+    );
+    assert!(
+        written.contains_key(&gone) && !written.contains_key(&patched),
+        "later again"
+    );
 }
