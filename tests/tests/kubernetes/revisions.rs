@@ -80,13 +80,31 @@ fn a_second_control_plane_is_installed_beside_the_first_and_goes_without_it() {
         );
         ensure!(!said.contains("istio-system/isobard\n"), "{said}");
 
-        // In use it stays.
+        // Two that have what names nobody would write over each other.
+        let default = ["--set", "control-plane.revisionTags={default}"];
+        for command in ["install", "upgrade"] {
+            let said = bad(
+                server,
+                &[&[command, "--no-wait"][..], &canary, &default].concat(),
+            )
+            .await?;
+            ensure!(said.contains("cannot have the tag default"), "{said}");
+        }
+        let stable = ["--set", "control-plane.revisionTags={stable}"];
+        let tagged = [&["upgrade", "--no-wait"][..], &canary, &stable].concat();
+        good(server, &tagged).await?;
+
+        // In use it stays, by its tag too.
         let gateway = "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway,
             metadata: {name: wp, namespace: istio-system, labels: {istio.io/rev: canary}},
             spec: {gatewayClassName: isobar-waypoint,
                    listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}";
         server.apply(gateway).await?;
         let goes = [&["uninstall"][..], &canary].concat();
+        let said = bad(server, &goes).await?;
+        ensure!(said.contains("Gateway istio-system/wp"), "{said}");
+        let by_tag = gateway.replace("istio.io/rev: canary", "istio.io/rev: stable");
+        server.apply(&by_tag).await?;
         let said = bad(server, &goes).await?;
         ensure!(said.contains("Gateway istio-system/wp"), "{said}");
         server

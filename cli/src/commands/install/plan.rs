@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::place::Place;
 use super::report::label;
-use super::{MANAGED, record};
+use super::{MANAGED, names, record};
 use crate::commands::manifest::render;
 
 /// Kinds that the charts may have objects of, those first that are removed first.
@@ -78,6 +78,7 @@ impl Plan {
                 wanted.push(manifest.value);
             }
         }
+        names::refuse_second_default(installer, place, &wanted).await?;
         // Definitions first: others are of the kinds they define.
         wanted.sort_by_key(|object| object["kind"] != DEFINITION.1);
         let mut kept = 0;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::place::Place;
 use super::plan::{DEFINITION, installed};
 use super::report::{Change, Report, label};
-use super::{CHART, MANAGED, REVISION};
+use super::{CHART, MANAGED, REVISION, names};
 use crate::arguments::Uninstall;
 
 /// Who wrote the roots and the lease.
@@ -38,7 +38,7 @@ pub(super) async fn run(
     let others = beside(installer, place).await?;
     if !what.force {
         match &place.revision {
-            Some(name) => refuse_named(installer, place, name).await?,
+            Some(name) => refuse_named(installer, place, name, &names::tags(&objects)).await?,
             None if !others.is_empty() => bail!(
                 "the nodes' parts are also those of revision {}: uninstall that first (--revision); with \
                  --force its control plane stays, without nodes",
@@ -94,9 +94,15 @@ async fn beside(installer: &Installer, place: &Place) -> anyhow::Result<Vec<Stri
     Ok(others.map(str::to_owned).collect())
 }
 
-/// Ends the command while something is the control plane's of this name.
-async fn refuse_named(installer: &Installer, place: &Place, name: &str) -> anyhow::Result<()> {
-    let selector = format!("istio.io/rev={name}");
+/// Ends the command while something is the control plane's of this name, or of one of its `tags`.
+async fn refuse_named(
+    installer: &Installer,
+    place: &Place,
+    name: &str,
+    tags: &[&str],
+) -> anyhow::Result<()> {
+    let all = [&[name][..], tags].concat();
+    let selector = format!("istio.io/rev in ({})", all.join(","));
     let mut users = Vec::new();
     for (api_version, kind) in [
         ("v1", "Namespace"),
