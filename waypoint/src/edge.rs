@@ -163,7 +163,7 @@ async fn connection(
     let here = at(&view, port);
     if let Some(clear) = clear(&here) {
         let session = session(&worker, peer, clear);
-        return leave::serve(session, tcp).await;
+        return leave::serve(session, tcp, None).await;
     }
     let hello = tokio::select! {
         hello = tokio::time::timeout(HANDSHAKE, hello(&mut tcp)) => hello,
@@ -187,6 +187,8 @@ async fn connection(
         let stream: AnyStream = Box::new(stream);
         return session(&worker, peer, listener).serve(stream).await;
     }
+    // Looked at before the handshake: a later one does not vouch for this caller.
+    let signer = leave::Signer::of(&worker.world.credentials, listener);
     let server = match tls(&worker, listener, &known) {
         Ok(server) => server,
         Err(why) => {
@@ -198,7 +200,7 @@ async fn connection(
     match tokio::time::timeout(HANDSHAKE, server.accept(stream)).await {
         Ok(Ok(stream)) => {
             let stream: AnyStream = Box::new(stream);
-            leave::serve(session(&worker, peer, listener), stream).await;
+            leave::serve(session(&worker, peer, listener), stream, signer).await;
         }
         Ok(Err(error)) => tracing::debug!(%address, %error, "a handshake failed"),
         Err(_) => tracing::debug!(%address, "a handshake took too long"),

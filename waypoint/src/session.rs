@@ -25,7 +25,7 @@ use crate::world::{View, World};
 
 /// What is open when its target leaves this waypoint may go on for so long, as when the waypoint
 /// itself ends: the policies for it are gone by then, so no later one would be kept.
-const STAY: Duration = Duration::from_secs(5);
+pub(crate) const STAY: Duration = Duration::from_secs(5);
 
 /// What one worker thread holds.
 pub struct Worker {

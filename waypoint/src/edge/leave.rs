@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_route::{Listener, ListenerProtocol};
-use isobar_types::Reason;
+use isobar_types::{Reason, Str};
+use tokio::time::Instant;
 
 use super::{at, clear, in_tls, now};
 use crate::credentials::Credentials;
-use crate::session::{Session, until};
+use crate::session::{STAY, Session, until};
 use crate::stream::Stream;
 use crate::target::TargetRefusal;
 use crate::world::View;
@@ -60,22 +61,51 @@ pub(crate) fn again(
     }
 }
 
+/// Whoever had to have signed a caller's certificate when the caller came.
+pub(super) struct Signer {
+    name: Str,
+    authority: Option<String>,
+}
+
+impl Signer {
+    /// As credentials are now; nothing where callers need no certificate.
+    pub(super) fn of(credentials: &Credentials, listener: &Listener) -> Option<Self> {
+        let (name, _) = listener.tls.as_ref()?.clients.clone()?;
+        let authority = credentials.authority(&name);
+        Some(Self { name, authority })
+    }
+
+    fn is_trusted(&self, credentials: &Credentials) -> bool {
+        self.authority.is_some() && credentials.authority(&self.name) == self.authority
+    }
+}
+
 /// Serves a connection to its end, which comes when nobody could open it any more.
-pub(super) async fn serve<S: Stream>(session: Rc<Session>, stream: S) {
+pub(super) async fn serve<S: Stream>(session: Rc<Session>, stream: S, signer: Option<Signer>) {
     let serving = session.clone().serve(stream);
     tokio::select! {
         () = serving => {}
-        () = watch(&session) => {}
+        () = watch(&session, signer) => {}
     }
 }
 
 /// Ends a moment after the connection should have.
-async fn watch(session: &Session) {
+async fn watch(session: &Session, signer: Option<Signer>) {
     let world = &session.worker.world;
     // Marked before the first look.
     let (mut tables, mut credentials) = (world.feed.versions(), world.credentials.versions());
     let mut is_told = false;
+    let mut distrusted = None;
     loop {
+        let is_trusted = signer
+            .as_ref()
+            .is_none_or(|signer| signer.is_trusted(&world.credentials));
+        if !is_trusted && *distrusted.get_or_insert_with(|| Instant::now() + STAY) <= Instant::now()
+        {
+            tracing::debug!(address = %session.peer.address, "a connection is closed: its caller's authority is another now");
+            tokio::time::sleep(GRACE).await;
+            return;
+        }
         let end = match session.may_stay(&world.view()) {
             Ok(end) => end,
             Err(gone) => {
@@ -84,6 +114,7 @@ async fn watch(session: &Session) {
                 return;
             }
         };
+        let end = [end, distrusted].into_iter().flatten().min();
         if end.is_some() && !std::mem::replace(&mut is_told, true) {
             session.leave.notify_one();
         }

@@ -26,6 +26,8 @@ use crate::upstream::{Dial, DialFailure, Origin, Origins, Preface, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
 const IDLE: Duration = Duration::from_secs(60);
+/// The same where the endpoint was told of one caller: nobody else may use it, and the caller may have gone.
+const IDLE_OF_ONE_CALLER: Duration = Duration::from_secs(5);
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const IDLE_PER_ENDPOINT: usize = 256;
 /// Tries on kept connections before a fresh one is made.
@@ -77,7 +79,11 @@ pub struct How {
 
 impl How {
     fn idle(&self) -> Duration {
-        self.limits.http_idle.unwrap_or(IDLE)
+        let idle = self.limits.http_idle.unwrap_or(IDLE);
+        match self.preface {
+            Some(_) => idle.min(IDLE_OF_ONE_CALLER),
+            None => idle,
+        }
     }
 
     /// True if a connection may take one more request.

@@ -396,5 +396,19 @@ fn connections_that_nobody_could_open_any_more_are_ended() {
         assert!(credentials.handler().apply(&[], &gone).is_empty());
         let end = tokio::time::timeout(SOON, waiting.read_to_end(&mut rest));
         assert!(end.await.is_ok(), "there is no certificate any more");
+
+        credentials.upsert(&page).unwrap();
+        let signed_by = |authority: &str| proto::Credential {
+            namespace: "default".into(),
+            name: "page-cacert".into(),
+            authority: Authority::generate(authority).unwrap().roots().to_owned(),
+            ..proto::Credential::default()
+        };
+        credentials.upsert(&signed_by("one")).unwrap();
+        describe(&bed, secured(at.port(), ClientCertificate::Optional));
+        let mut waiting = idle().await;
+        credentials.upsert(&signed_by("another")).unwrap();
+        let end = tokio::time::timeout(SOON, waiting.read_to_end(&mut rest));
+        assert!(end.await.is_ok(), "callers are to be signed by another");
     });
 }
