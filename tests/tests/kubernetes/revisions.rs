@@ -38,6 +38,10 @@ const FIRST: &str = "!isobar.dev/revision";
 const SECOND: &str = "isobar.dev/revision=canary";
 
 #[test]
+#[allow(
+    clippy::too_many_lines,
+    reason = "one story: a second control plane comes and goes"
+)]
 fn a_second_control_plane_is_installed_beside_the_first_and_goes_without_it() {
     run(async |server| {
         let canary = ["--revision", "canary"];
