@@ -15,8 +15,17 @@ missing=()
 for tool in "${!tools[@]}"; do
   have "$tool" || missing+=("${tools[$tool]}")
 done
-compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib*/libclang*.so*' >/dev/null ||
-  compgen -G '/usr/lib/*/libclang*.so*' >/dev/null || missing+=(libclang-dev)
+# The C library of clang; libclang-cpp, which other packages bring, is another one.
+libclang() {
+  local folder
+  for folder in /usr/lib/llvm-*/lib /usr/lib* /usr/lib/*; do
+    if compgen -G "$folder/libclang.so*" >/dev/null || compgen -G "$folder/libclang-[0-9]*.so*" >/dev/null; then
+      return 0
+    fi
+  done
+  return 1
+}
+[ -n "${LIBCLANG_PATH:-}" ] || libclang || missing+=(libclang-dev)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if [ ${#missing[@]} -gt 0 ]; then
