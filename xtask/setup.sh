@@ -9,7 +9,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # What has to be there, and the Debian package that brings it.
 declare -A tools=(
   [cmake]=cmake [c++]=g++ [git]=git [make]=make [nft]=nftables [iptables]=iptables [ip]=iproute2
-  [tshark]=tshark [python3]=python3 [curl]=curl
+  [tshark]=tshark [tcpdump]=tcpdump [openssl]=openssl [python3]=python3 [curl]=curl
 )
 missing=()
 for tool in "${!tools[@]}"; do
