@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_route::Caller;
-use isobar_state::Workload;
+use isobar_state::{Snapshot, Workload};
 use isobar_types::{Identity, NetworkAddress, Str};
 
 use crate::world::{View, World};
@@ -31,9 +31,9 @@ impl Peer {
         self.identity.as_ref().map_or("", |own| &*own.namespace)
     }
 
-    fn may_be(&self, workload: &Workload) -> bool {
+    fn may_be(&self, workload: &Workload, snapshot: &Snapshot) -> bool {
         let own = self.identity.as_ref();
-        own.is_some_and(|own| workload.has_identity(own))
+        own.is_some_and(|own| snapshot.has_identity(workload, own))
     }
 }
 
@@ -56,7 +56,7 @@ pub fn attribute(view: &View, network: &Str, peer: &Peer) -> Attributed {
         // An address alone says nothing: anybody may write it.
         _ => &[],
     };
-    let mut candidates = here.iter().filter(|w| peer.may_be(w));
+    let mut candidates = here.iter().filter(|w| peer.may_be(w, &view.snapshot));
     let first = candidates.next();
     let labels_of = |w: &Arc<Workload>| view.tables.labels(&w.uid);
     let agree = first.is_some_and(|one| candidates.all(|other| labels_of(other) == labels_of(one)));
@@ -83,7 +83,7 @@ pub async fn attribute_in_time(world: &World, peer: &Peer) -> Attributed {
     let at = NetworkAddress::new(network.clone(), peer.address.ip());
     let known = world.store.wait_for(|snapshot| {
         let any = snapshot.workloads_at(&at).iter();
-        any.clone().any(|w| peer.may_be(w)).then_some(())
+        any.clone().any(|w| peer.may_be(w, snapshot)).then_some(())
     });
     // Late is not an error: identity alone is a full answer.
     let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;

@@ -9,9 +9,12 @@ use isobar_hbone::{Certificates, Pool as Tunnels, PoolOptions};
 use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope, Scope, Workers};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{HttpServer, Ready, Registry, standard};
-use isobar_tls::WorkloadCertificate;
+use isobar_tls::{PeerTrust, TrustDomains, WorkloadCertificate};
 use isobar_types::Identity;
-use isobar_xds::{AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, SyncStatus};
+use isobar_xds::{
+    AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, OutboundPolicyHandler,
+    SyncStatus,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -120,7 +123,7 @@ async fn control(
 
     let world = World::new(own(&config));
     let sync = start_discovery(&scope, &config, &world);
-    let certificates = start_certificates(&scope, &config);
+    let certificates = start_certificates(&scope, &config, &world);
     certificates.prefetch(&world.own.identity);
     let metrics = Metrics::new(&registry);
     let access_log = if config.access_log {
@@ -138,6 +141,7 @@ async fn control(
 
     let life = end.lifetime();
     let source: Arc<dyn CertSource> = Arc::new(certificates);
+    world.credentials.tell_mesh(source.clone());
     tokio::select! {
         () = life.draining() => {
             scope.shutdown(CONTROL_DRAIN).await;
@@ -362,6 +366,8 @@ fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus 
     let mut handlers = world.feed.handlers();
     // Keys before the description that names them.
     handlers.insert(0, world.credentials.handler());
+    let names = OutboundPolicyHandler::trust_only(world.store.clone());
+    handlers.insert(0, Box::new(names));
     let client = AdsClient::new(
         AdsConfig {
             address: config.xds_address.clone(),
@@ -381,7 +387,12 @@ fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus 
     status
 }
 
-fn start_certificates(scope: &Scope, config: &Config) -> CertManager {
+fn start_certificates(scope: &Scope, config: &Config, world: &World) -> CertManager {
+    let mesh = world.store.clone();
+    let peers = PeerTrust {
+        domains: TrustDomains::told_by(move |a, b| mesh.load().is_one_trust(a, b)),
+        ..PeerTrust::default()
+    };
     let client = CaClient::new(CaConfig {
         address: config.ca_address.clone(),
         roots: config.ca_roots.clone(),
@@ -392,7 +403,8 @@ fn start_certificates(scope: &Scope, config: &Config) -> CertManager {
         ttl: config.secret_ttl,
         // A waypoint is nobody but itself.
         impersonate: false,
-    });
+    })
+    .with_peer_trust(peers);
     let (manager, work) = CertManager::new(Arc::new(client), scope.lifetime());
     scope.spawn("certificates", work);
     manager

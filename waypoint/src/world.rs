@@ -102,7 +102,7 @@ impl View {
         self.snapshot
             .workloads_at(&at)
             .iter()
-            .find(|w| w.has_identity(&own.identity))
+            .find(|w| self.snapshot.has_identity(w, &own.identity))
     }
 
     /// Host name under which services and workloads name this waypoint, once it is known.
@@ -156,6 +156,8 @@ impl Own {
             native_tunnel: true,
             application_tunnel: None,
             waypoint: None,
+            also_waypoints: Vec::new(),
+            also_direct: false,
             network_gateway: None,
             canonical_name: empty.clone(),
             canonical_revision: empty.clone(),

@@ -7,7 +7,7 @@ use isobar_runtime::{Lifetime, LifetimeOwner, Scope, Worker, Workers};
 use isobar_state::{Snapshot, Traversal};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Ready, Registry, Runtimes};
-use isobar_tls::{PolicyInForce, Revocations, TlsPolicy};
+use isobar_tls::{PeerTrust, PolicyInForce, Revocations, TlsPolicy, TrustDomains};
 use isobar_xds::{
     AdsClient, AdsConfig, CaClient, CaConfig, CertManager, OnDemand, OutboundPolicyHandler,
     ResourceHandler, RevocationFile, Roots, SavedCertificates, SavedMesh, Store, SyncStatus, Token,
@@ -329,6 +329,11 @@ fn start_certificates(
         Some(file) => file.revocations(),
         None => Revocations::default(),
     };
+    let mesh = store.clone();
+    let peers = PeerTrust {
+        revocations,
+        domains: TrustDomains::told_by(move |a, b| mesh.load().is_one_trust(a, b)),
+    };
     let client = CaClient::new(CaConfig {
         address: server.address.clone(),
         roots: roots(&server.roots),
@@ -339,7 +344,7 @@ fn start_certificates(
         ttl: config.secret_ttl,
         impersonate: shared,
     })
-    .with_revocations(revocations.clone());
+    .with_peer_trust(peers.clone());
     let life = scope.lifetime();
     if let Some(file) = revoked {
         scope.spawn("revocations", file.follow(life.clone()));
@@ -348,7 +353,7 @@ fn start_certificates(
         let saved = SavedCertificates::open(folder);
         let told = |error| tracing::warn!("certificates are not saved: {error}");
         let saved = saved.map_err(told).ok()?;
-        Some(saved.with_revocations(revocations))
+        Some(saved.with_peer_trust(peers))
     });
     let clock = Arc::new(SystemTime::now);
     let (manager, work) = CertManager::with_saved(Arc::new(client), life.clone(), clock, saved);

@@ -102,6 +102,10 @@ impl Draft {
             OutboundPolicy::Limits { service, limits } => {
                 all.limits.insert(service, limits);
             }
+            OutboundPolicy::Trust(names) => {
+                self.decisions_changed |= all.trust != names;
+                all.trust = names;
+            }
         }
         Ok(())
     }
@@ -113,6 +117,11 @@ impl Draft {
             Some(("egress", namespace)) => all.registry_only.remove(namespace).is_some(),
             Some(("limits", service)) => NamespacedHostname::parse(service)
                 .is_some_and(|service| all.limits.remove(&service).is_some()),
+            Some(("trust", "")) => {
+                let had = !std::mem::take(&mut all.trust).is_empty();
+                self.decisions_changed |= had;
+                had
+            }
             _ => false,
         }
     }

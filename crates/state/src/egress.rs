@@ -10,6 +10,7 @@ use crate::outbound::Refusal;
 use crate::outlier::OutlierRule;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
+use crate::trust::TrustNames;
 use crate::workload::Workload;
 
 /// All outbound policies.
@@ -19,6 +20,8 @@ pub(crate) struct OutboundPolicies {
     pub(crate) registry_only: BTreeMap<Str, bool>,
     /// By service.
     pub(crate) limits: BTreeMap<NamespacedHostname, ConnectionLimits>,
+    /// Trust domains that are names of this mesh.
+    pub(crate) trust: TrustNames,
 }
 
 /// One outbound policy. Made by [`crate::convert::outbound_policy`].
@@ -38,6 +41,8 @@ pub enum OutboundPolicy {
         /// The limits.
         limits: ConnectionLimits,
     },
+    /// Trust domains that are names of this mesh.
+    Trust(TrustNames),
 }
 
 /// Limits on connections of one workload to one service.

@@ -234,12 +234,15 @@ pub(crate) fn has_identity(
     identity: &Identity,
 ) -> bool {
     let listed = match find(snapshot, gateway, client_namespace) {
-        Some(Found::Service(service)) => service.subject_alt_names.contains(identity),
+        Some(Found::Service(service)) => {
+            let mut names = service.subject_alt_names.iter();
+            names.any(|name| snapshot.mean_one(name, identity))
+        }
         _ => false,
     };
     listed
         || any_member(snapshot, gateway, client_namespace, |w| {
-            w.has_identity(identity)
+            snapshot.has_identity(w, identity)
         })
 }
 

@@ -27,6 +27,7 @@ mod sharded;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+mod trust;
 pub mod unknown;
 pub mod wire;
 mod workload;
@@ -46,6 +47,7 @@ pub use service::{
     Service, Visibility, WeightedWaypoint,
 };
 pub use snapshot::{AddressObject, Snapshot, Traversal};
+pub use trust::TrustNames;
 pub use workload::{
     ApplicationTunnel, Few, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
     Profile, ServicePorts, TunnelProtocol, Workload, WorkloadType,

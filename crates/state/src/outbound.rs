@@ -341,7 +341,8 @@ fn to_workload(
 fn from_gateway(snapshot: &Snapshot, call: &OutboundCall<'_>, gateway: &GatewayAddress) -> bool {
     let identity = call.source.identity();
     any_member(snapshot, gateway, &call.source.namespace, |member| {
-        member.has_identity(&identity) && Snapshot::owns(member, call.source_ip.to_canonical())
+        snapshot.has_identity(member, &identity)
+            && Snapshot::owns(member, call.source_ip.to_canonical())
     })
 }
 

@@ -65,6 +65,8 @@ fn workload(w: &Workload) -> wire::Workload {
         native_tunnel: w.native_tunnel,
         application_tunnel: w.application_tunnel.map(application_tunnel),
         waypoint: w.waypoint.as_ref().map(gateway),
+        also_waypoints: w.also_waypoints.iter().map(gateway).collect(),
+        also_direct: w.also_direct,
         network_gateway: w.network_gateway.as_ref().map(gateway),
         canonical_name: w.canonical_name.to_string(),
         canonical_revision: w.canonical_revision.to_string(),
@@ -126,6 +128,7 @@ fn service(s: &Service) -> wire::Service {
             .collect(),
         waypoint: s.waypoint.as_ref().map(gateway),
         weighted_waypoints: s.weighted_waypoints.iter().map(weighted).collect(),
+        also_waypoints: s.also_waypoints.iter().map(gateway).collect(),
         load_balancing: s.load_balancing.as_ref().map(load_balancing),
         ip_families: match s.ip_families {
             IpFamilies::Automatic => wire::IpFamilies::Automatic,
@@ -282,8 +285,12 @@ pub fn outbound_policies(snapshot: &Snapshot) -> Vec<isobar::OutboundPolicy> {
             outliers: limits.outliers.as_ref().map(outliers),
         })
     });
+    let trust = (!all.trust.is_empty()).then(|| {
+        let domains = all.trust.iter().map(ToString::to_string).collect();
+        Kind::Trust(isobar::Trust { domains })
+    });
     let message = |kind| isobar::OutboundPolicy { kind: Some(kind) };
-    egress.chain(limits).map(message).collect()
+    egress.chain(limits).chain(trust).map(message).collect()
 }
 
 fn outliers(rule: &OutlierRule) -> isobar::connection_limits::Outliers {

@@ -51,6 +51,10 @@ pub struct Profile {
     pub application_tunnel: Option<ApplicationTunnel>,
     /// Waypoint that traffic to the workload's own addresses has to pass.
     pub waypoint: Option<GatewayAddress>,
+    /// Waypoints that traffic may come through besides that, while a binding changes.
+    pub also_waypoints: Vec<GatewayAddress>,
+    /// Traffic may come past the waypoint too, while a binding ends.
+    pub also_direct: bool,
     /// Gateway to cross where the workload is on another network.
     pub network_gateway: Option<GatewayAddress>,
     /// Value of the label of the same meaning, for telemetry.
@@ -76,6 +80,13 @@ impl Deref for Workload {
 
     fn deref(&self) -> &Profile {
         &self.profile
+    }
+}
+
+impl Profile {
+    /// Every waypoint of its own that traffic may come through.
+    pub fn accepted_waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        self.waypoint.iter().chain(&self.also_waypoints)
     }
 }
 
@@ -157,14 +168,6 @@ impl Workload {
             namespace: self.namespace.clone(),
             service_account: self.service_account.clone(),
         }
-    }
-
-    /// True if `identity` is this workload's; allocates nothing.
-    #[must_use]
-    pub fn has_identity(&self, identity: &Identity) -> bool {
-        self.trust_domain == identity.trust_domain
-            && self.namespace == identity.namespace
-            && self.service_account == identity.service_account
     }
 
     /// Address look-up keys: none for workloads on the host's network, whose address is not theirs.

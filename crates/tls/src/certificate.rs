@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::mesh::Trust;
 use crate::peer::Shown;
-use crate::{CryptoFailure, PeerError, PrivateKey, Revocations, ServerTls, pem, provider};
+use crate::{CryptoFailure, PeerError, PeerTrust, PrivateKey, ServerTls, pem, provider};
 
 /// A workload's certificate chain, its key and the roots it trusts: all that both ends of HBONE
 /// need. Built once per issuance; the expensive parts are shared by all connections.
@@ -90,18 +90,19 @@ impl WorkloadCertificate {
         parts: &[String],
         private_key: &PrivateKey,
     ) -> Result<Self, CertificateError> {
-        Self::with_revocations(asked, parts, private_key, &Revocations::default())
+        Self::trusting(asked, parts, private_key, &PeerTrust::default())
     }
 
-    /// As [`Self::new`]; peers of this workload must not be revoked by any of the lists in force.
+    /// As [`Self::new`]; peers of this workload must not be revoked by any of the lists in force, and may
+    /// show any name of its trust domain.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_revocations(
+    pub fn trusting(
         asked: &Identity,
         parts: &[String],
         private_key: &PrivateKey,
-        revocations: &Revocations,
+        peers: &PeerTrust,
     ) -> Result<Self, CertificateError> {
         let [first, .., last] = parts else {
             return Err(CertificateError::TooFewParts(parts.len()));
@@ -132,7 +133,8 @@ impl WorkloadCertificate {
         }
         let trust = Trust {
             roots: Arc::new(store),
-            revocations: revocations.clone(),
+            revocations: peers.revocations.clone(),
+            domains: peers.domains.clone(),
         };
         let chain_verifier: Arc<dyn ClientCertVerifier> =
             WebPkiClientVerifier::builder_with_provider(

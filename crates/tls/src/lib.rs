@@ -11,6 +11,7 @@ mod callers;
 mod certificate;
 pub mod control;
 pub mod csr;
+mod domains;
 pub mod edge;
 mod failure;
 mod hello;
@@ -30,6 +31,7 @@ pub mod token;
 mod verify;
 
 pub use certificate::{CertificateError, CertificateInfo, WorkloadCertificate};
+pub use domains::{PeerTrust, TrustDomains};
 pub use failure::CryptoFailure;
 pub use hello::Hello;
 pub use key::PrivateKey;

@@ -16,7 +16,7 @@ use crate::peer::{PeerRule, Watched};
 use crate::provider::{key_log, versions};
 use crate::verify::{CallerVerifier, ServerRule, ServerVerifier};
 use crate::{
-    ClientStream, CryptoFailure, PeerError, Revocations, ServerStream, VerifiedPeer,
+    ClientStream, CryptoFailure, PeerError, Revocations, ServerStream, TrustDomains, VerifiedPeer,
     WorkloadCertificate, provider,
 };
 
@@ -30,6 +30,8 @@ pub struct ServerTls {
     config: Arc<ServerConfig>,
     rule: PeerRule,
     trust: Trust,
+    /// Tunnels are spoken within, and nothing else.
+    tunnels: bool,
 }
 
 /// How a workload opens HBONE connections to some peers. Cheap to clone.
@@ -45,6 +47,7 @@ pub struct ClientTls {
 pub(crate) struct Trust {
     pub(crate) roots: Arc<RootCertStore>,
     pub(crate) revocations: Revocations,
+    pub(crate) domains: TrustDomains,
 }
 
 /// Why a handshake between workloads failed.
@@ -73,14 +76,15 @@ pub enum HandshakeError {
     Io(#[source] io::Error),
 }
 
-/// TLS 1.3 only unless [`crate::TlsPolicy`] says otherwise, ALPN `h2`, a client certificate of the same trust domain required, no resumption.
+/// TLS 1.3 only unless [`crate::TlsPolicy`] says otherwise, ALPN `h2`, a client certificate of the same trust domain, under any
+/// name of it, required, no resumption.
 #[must_use]
 pub fn server_config(certificate: &WorkloadCertificate) -> ServerTls {
     certificate.server.clone()
 }
 
 /// TLS 1.3 only unless [`crate::TlsPolicy`] says otherwise, ALPN `h2`, no server name sent, no resumption; the server must show one of
-/// `expect`. An empty `expect` can never succeed.
+/// `expect`, under any name of its trust domain. An empty `expect` can never succeed.
 ///
 /// # Errors
 /// When rustls refuses the configuration.
@@ -88,7 +92,7 @@ pub fn client_config(
     certificate: &WorkloadCertificate,
     expect: &[Identity],
 ) -> Result<ClientTls, CryptoFailure> {
-    let rule = PeerRule::OneOf(expect.into());
+    let rule = PeerRule::OneOf(expect.into(), certificate.trust.domains.clone());
     let provider = provider();
     let verifier = ServerVerifier {
         provider: Arc::clone(&provider),
@@ -122,7 +126,7 @@ impl ServerTls {
         chain: Arc<dyn ClientCertVerifier>,
         trust: &Trust,
     ) -> Result<Self, CryptoFailure> {
-        let rule = PeerRule::TrustDomain(identity.trust_domain.clone());
+        let rule = PeerRule::TrustDomain(identity.trust_domain.clone(), trust.domains.clone());
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions())
             .map_err(CryptoFailure::of("configure TLS"))?
@@ -140,6 +144,7 @@ impl ServerTls {
             config: Arc::new(config),
             rule,
             trust: trust.clone(),
+            tunnels: true,
         })
     }
 
@@ -165,8 +170,25 @@ impl ServerTls {
             .await
             .map_err(HandshakeError::from_io)?;
         let (_, connection) = stream.get_mut();
-        let peer = verified(connection, &self.rule, &self.trust)?;
+        let peer = match self.tunnels {
+            true => verified(connection, &self.rule, &self.trust)?,
+            false => identified(connection, &self.rule, &self.trust)?,
+        };
         Ok((stream, peer))
+    }
+
+    /// The same for callers that come without a tunnel, as proxies beside applications do: of these
+    /// protocols (ALPN, the best first) one is agreed on where the caller offers some; without any, none
+    /// is, whatever it offers.
+    #[must_use]
+    pub fn without_tunnels(&self, protocols: &[&[u8]]) -> Self {
+        let mut config = ServerConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|word| word.to_vec()).collect();
+        Self {
+            config: Arc::new(config),
+            tunnels: false,
+            ..self.clone()
+        }
     }
 }
 
@@ -208,6 +230,14 @@ fn verified<D>(
     if connection.alpn_protocol() != Some(H2) {
         return Err(HandshakeError::NotHttp2);
     }
+    identified(connection, rule, trust)
+}
+
+fn identified<D>(
+    connection: &rustls::ConnectionCommon<D>,
+    rule: &PeerRule,
+    trust: &Trust,
+) -> Result<VerifiedPeer, HandshakeError> {
     let chain = connection.peer_certificates();
     let leaf = chain.and_then(<[_]>::first).ok_or(PeerError::ChainSize {
         certificates: 0,

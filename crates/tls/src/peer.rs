@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::{Revocations, certificate, names};
+use crate::{Revocations, TrustDomains, certificate, names};
 
 /// Characters of a foreign URI that are shown.
 const URI_SHOWN: usize = 300;
@@ -151,10 +151,10 @@ pub enum PeerError {
 /// What makes a chained certificate acceptable.
 #[derive(Debug, Clone)]
 pub(crate) enum PeerRule {
-    /// A caller: exactly one identity, of this trust domain.
-    TrustDomain(isobar_types::Str),
-    /// A server: one of its identities is one of these.
-    OneOf(Arc<[Identity]>),
+    /// A caller: exactly one identity, of this trust domain or another name of it.
+    TrustDomain(isobar_types::Str, TrustDomains),
+    /// A server: its identity is one of these, under any name of its mesh.
+    OneOf(Arc<[Identity]>, TrustDomains),
 }
 
 impl PeerRule {
@@ -171,16 +171,20 @@ impl PeerRule {
             _ => return Err(PeerError::NoIdentity),
         };
         match self {
-            Self::TrustDomain(ours) if identity.trust_domain != *ours => {
+            Self::TrustDomain(ours, names) if !names.are_one(ours, &identity.trust_domain) => {
                 Err(PeerError::TrustDomain {
                     peer: identity.clone(),
                     ours: ours.to_string(),
                 })
             }
-            Self::OneOf(expected) if !expected.contains(identity) => Err(PeerError::Unexpected {
-                shown: identity.to_string(),
-                expected: join(expected),
-            }),
+            Self::OneOf(expected, names)
+                if !expected.iter().any(|one| names.mean_one(one, identity)) =>
+            {
+                Err(PeerError::Unexpected {
+                    shown: identity.to_string(),
+                    expected: join(expected),
+                })
+            }
             _ => Ok(identity),
         }
     }

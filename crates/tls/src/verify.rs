@@ -28,7 +28,8 @@ const RSA_BITS: usize = 2048;
 /// How far our clock and the authority's may be apart.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// Accepts callers: chain to our roots for client use, then one SPIFFE identity of our trust domain.
+/// Accepts callers: chain to our roots for client use, then one SPIFFE identity of our trust domain,
+/// under any name of it.
 #[derive(Debug)]
 pub(crate) struct CallerVerifier {
     pub(crate) chain: Arc<dyn ClientCertVerifier>,

@@ -38,13 +38,29 @@ impl AuthorizationHandler {
 }
 
 /// Takes outbound policies into a [`Store`]: the one that addresses go to.
-pub struct OutboundPolicyHandler(Writer);
+pub struct OutboundPolicyHandler {
+    writer: Writer,
+    upsert: fn(&mut Draft, &Resource) -> Result<(), String>,
+}
 
 impl OutboundPolicyHandler {
     /// A handler that feeds `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self(Writer::new(store))
+        Self {
+            writer: Writer::new(store),
+            upsert: upsert_outbound,
+        }
+    }
+
+    /// A handler that keeps nothing of them but the names of the mesh: for a proxy that no workload's
+    /// calls leave by.
+    #[must_use]
+    pub fn trust_only(store: Store) -> Self {
+        Self {
+            writer: Writer::new(store),
+            upsert: upsert_trust,
+        }
     }
 }
 
@@ -58,8 +74,8 @@ impl ResourceHandler for OutboundPolicyHandler {
     }
 
     fn apply(&mut self, updates: &[Resource], removed: &[String]) -> Vec<Rejected> {
-        self.0
-            .apply(updates, removed, upsert_outbound, |draft, name| {
+        self.writer
+            .apply(updates, removed, self.upsert, |draft, name| {
                 draft.remove_outbound_policy(name)
             })
     }
@@ -191,6 +207,16 @@ fn upsert_outbound(draft: &mut Draft, resource: &Resource) -> Result<(), String>
     draft
         .upsert_outbound_policy(&policy)
         .map_err(|e| e.to_string())
+}
+
+fn upsert_trust(draft: &mut Draft, resource: &Resource) -> Result<(), String> {
+    use isobar::v1::outbound_policy::Kind;
+
+    let policy: isobar::v1::OutboundPolicy = decode(resource)?;
+    match policy.kind {
+        Some(Kind::Trust(_)) => upsert_outbound(draft, resource),
+        _ => Ok(()),
+    }
 }
 
 fn named(resource: &Resource, content: &str) -> Result<(), String> {

@@ -267,7 +267,7 @@ impl Requested {
         let source = (!elsewhere).then(|| {
             let at = NetworkAddress::new(network.into(), self.arrival.client.ip());
             let mut here = snapshot.workloads_at(&at).iter();
-            here.find(|w| w.has_identity(identity)).cloned()
+            here.find(|w| snapshot.has_identity(w, identity)).cloned()
         });
         let source = source.flatten();
         let told = source.is_none().then(|| headers.baggage.clone()).flatten();

@@ -164,7 +164,8 @@ impl Neighbour {
             let text = format!("expected {:?}, found {destination}", self.expect);
             return Err(Ending::failed(Reason::UpstreamTls, text));
         }
-        if source.trust_domain != destination.trust_domain {
+        let snapshot = worker.world.store.load();
+        if !snapshot.is_one_trust(&source.trust_domain, &destination.trust_domain) {
             let text = format!("{source} and {destination} are of different trust domains");
             return Err(Ending::failed(Reason::UpstreamTls, text));
         }

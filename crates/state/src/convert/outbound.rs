@@ -42,6 +42,11 @@ pub fn outbound_policy(
                 outliers: limits.outliers.as_ref().and_then(outliers),
             },
         }),
+        Some(Kind::Trust(trust)) => {
+            let names = trust.domains.iter();
+            let names = names.map(|name| required("domains", name, interner));
+            Ok(OutboundPolicy::Trust(names.collect::<Result<_, _>>()?))
+        }
     }
 }
 
@@ -53,6 +58,7 @@ pub fn outbound_policy_name(policy: &wire::OutboundPolicy) -> String {
         None => String::new(),
         Some(Kind::Egress(egress)) => format!("egress/{}", egress.namespace),
         Some(Kind::Limits(limits)) => format!("limits/{}/{}", limits.namespace, limits.hostname),
+        Some(Kind::Trust(_)) => "trust/".to_owned(),
     }
 }
 

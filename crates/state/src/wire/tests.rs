@@ -47,6 +47,8 @@ fn full_workload(numbers: &[i32], flags: u8, capacity: u32) -> wire::Workload {
         tunnel_protocol: numbers[1] % 2,
         native_tunnel: flag(0),
         waypoint: flag(1).then(|| gateway("a", "wp")).flatten(),
+        also_waypoints: gateway("a", "was").into_iter().collect(),
+        also_direct: flag(2),
         network_gateway: flag(2).then(|| by_address("fd00::99")).flatten(),
         canonical_name: "app".to_owned(),
         canonical_revision: "v1".to_owned(),
@@ -103,6 +105,7 @@ fn full_service(numbers: &[i32], flags: u8) -> wire::Service {
             destination: gateway("a", "wp"),
             weight: 7,
         }],
+        also_waypoints: gateway("a", "was").into_iter().collect(),
         load_balancing: flag(1).then(|| wire::LoadBalancing {
             routing_preference: (1..7).collect(),
             mode: numbers[0] % 4,
@@ -242,7 +245,9 @@ fn outbound_policies_are_the_same_after_the_wire() {
             min_healthy_percent: 30,
         }),
     }));
-    let all = vec![egress("", true), egress("shop", false), limits];
+    let domains = vec!["cluster.local".to_owned(), "old.example".to_owned()];
+    let trust = policy(Kind::Trust(isobar::Trust { domains }));
+    let all = vec![egress("", true), egress("shop", false), limits, trust];
     let mut draft = Snapshot::default().draft();
     for message in &all {
         draft.upsert_outbound_policy(message).unwrap();

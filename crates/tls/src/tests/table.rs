@@ -1,5 +1,6 @@
 //! What peers may show, row by row: each as a caller to our server and as a server to our client.
 
+mod renamed;
 mod revoked;
 
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use super::forge::{Forged, HOUR, San, Signer, rsa};
 use super::{id, pipe};
 use crate::ca::Authority;
 use crate::{
-    CertificateError, HandshakeError, PeerError, PrivateKey, RevocationError, RevocationLists,
-    Revocations, ServerTls, WorkloadCertificate, client_config, csr, provider, server_config,
+    CertificateError, HandshakeError, PeerError, PeerTrust, PrivateKey, RevocationError,
+    RevocationLists, Revocations, ServerTls, WorkloadCertificate, client_config, csr, provider,
+    server_config,
 };
 
 const GOOD: &[u8] = b"spiffe://cluster.local/ns/shop/sa/front";

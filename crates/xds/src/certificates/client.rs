@@ -4,7 +4,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use isobar_proto::istio::v1::auth::IstioCertificateRequest;
 use isobar_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
-use isobar_tls::{Revocations, WorkloadCertificate, csr};
+use isobar_tls::{PeerTrust, WorkloadCertificate, csr};
 use isobar_types::Identity;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -25,7 +25,7 @@ pub struct CaClient {
     server: Server,
     ttl: Duration,
     impersonate: bool,
-    revocations: Revocations,
+    peers: PeerTrust,
     /// The connection and the roots it trusts. An async lock as a queue: the first of several
     /// requests connects, at most for the connect time limits, the others wait for its result.
     channel: Mutex<Option<(String, Channel)>>,
@@ -38,16 +38,16 @@ impl CaClient {
         Self {
             ttl: config.ttl,
             impersonate: config.impersonate,
-            revocations: Revocations::default(),
+            peers: PeerTrust::default(),
             server: config.into(),
             channel: Mutex::new(None),
         }
     }
 
-    /// Peers of the certificates asked for from now on must not be on one of the lists in force.
+    /// Peers of the certificates asked for from now on are judged by this.
     #[must_use]
-    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
-        self.revocations = revocations;
+    pub fn with_peer_trust(mut self, peers: PeerTrust) -> Self {
+        self.peers = peers;
         self
     }
 
@@ -88,7 +88,7 @@ impl CaClient {
             .await
             .map_err(|status| self.refusal(identity, &status))?;
         let parts = response.into_inner().cert_chain;
-        WorkloadCertificate::with_revocations(identity, &parts, &key, &self.revocations)
+        WorkloadCertificate::trusting(identity, &parts, &key, &self.peers)
             .map_err(|e| unusable(e.to_string()))
     }
 

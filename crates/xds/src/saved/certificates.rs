@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use isobar_tls::{PrivateKey, Revocations, WorkloadCertificate};
+use isobar_tls::{PeerTrust, PrivateKey, WorkloadCertificate};
 use isobar_types::Identity;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use prost::Message;
@@ -48,7 +48,7 @@ impl fmt::Debug for Content {
 #[derive(Debug)]
 pub struct SavedCertificates {
     folder: PathBuf,
-    revocations: Revocations,
+    peers: PeerTrust,
 }
 
 impl SavedCertificates {
@@ -70,14 +70,14 @@ impl SavedCertificates {
         }
         Ok(Self {
             folder,
-            revocations: Revocations::default(),
+            peers: PeerTrust::default(),
         })
     }
 
-    /// Peers of the certificates loaded from now on must not be on one of the lists in force.
+    /// Peers of the certificates loaded from now on are judged by this.
     #[must_use]
-    pub fn with_revocations(mut self, revocations: Revocations) -> Self {
-        self.revocations = revocations;
+    pub fn with_peer_trust(mut self, peers: PeerTrust) -> Self {
+        self.peers = peers;
         self
     }
 
@@ -94,7 +94,7 @@ impl SavedCertificates {
         };
         let mut all = Vec::new();
         for path in files.flatten().map(|f| f.path()).take(MOST) {
-            match read(&path, &self.revocations) {
+            match read(&path, &self.peers) {
                 Ok(cert) if self.path(cert.identity()) != path => {
                     tracing::warn!("saved certificate ignored: {path:?} has a foreign name");
                 }
@@ -142,7 +142,7 @@ impl SavedCertificates {
     }
 }
 
-fn read(path: &Path, revocations: &Revocations) -> Result<WorkloadCertificate, SavedError> {
+fn read(path: &Path, peers: &PeerTrust) -> Result<WorkloadCertificate, SavedError> {
     let damaged = |detail: String| SavedError::damaged(path, detail);
     let bytes = file::read(path, KIND)?.ok_or_else(|| damaged("is gone".to_owned()))?;
     let content = Content::decode_length_delimited(&bytes[..]);
@@ -152,6 +152,6 @@ fn read(path: &Path, revocations: &Revocations) -> Result<WorkloadCertificate, S
         .parse()
         .map_err(|_| damaged("names no identity".to_owned()))?;
     let key = PrivateKey::from_pem(&content.key).map_err(|e| damaged(e.to_string()))?;
-    WorkloadCertificate::with_revocations(&identity, &content.parts, &key, revocations)
+    WorkloadCertificate::trusting(&identity, &content.parts, &key, peers)
         .map_err(|e| damaged(e.to_string()))
 }

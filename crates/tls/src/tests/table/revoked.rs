@@ -9,8 +9,11 @@ impl Mesh {
         let leaf = Forged::leaf(vec![San::Uri(b"spiffe://cluster.local/ns/shop/sa/cart")]);
         let leaf = leaf.sign(Some(&mesh.root));
         let parts = [text(&leaf), text(&mesh.root)];
-        let cart =
-            WorkloadCertificate::with_revocations(&id("cart"), &parts, &key_of(&leaf), revocations);
+        let peers = PeerTrust {
+            revocations: revocations.clone(),
+            ..PeerTrust::default()
+        };
+        let cart = WorkloadCertificate::trusting(&id("cart"), &parts, &key_of(&leaf), &peers);
         mesh.cart = cart.unwrap();
         mesh
     }
