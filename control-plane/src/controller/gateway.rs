@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use isobar_objects::gateway_api::Gateway;
 use isobar_objects::{
-    Deployment, Kind, Object, ObjectHead, ObjectRef, ObjectSet, Service, ServiceAccount,
+    Deployment, Kind, Object, ObjectHead, ObjectMap, ObjectRef, ObjectSet, Service, ServiceAccount,
 };
 use isobar_types::{CLUSTER_DOMAIN, NamespacedName, labels, ports};
 use serde::de::DeserializeOwned;
@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 
 use super::parameters::{Overlay, Parameters};
 use super::{Rejected, edge, listeners};
-use crate::model::{GatewayFacts, MANAGED, MANAGER, Verdict, account_of, is_managed};
+use crate::model::{
+    CANONICAL_NAME, GatewayFacts, MANAGED, MANAGER, PodFacts, Verdict, account_of, is_made_for,
+    is_managed, name_of, service_of,
+};
 use crate::revision::{self, Revision};
 
 pub(super) const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
@@ -43,6 +46,8 @@ pub(crate) struct WaypointPods {
     /// Where certificates come from, if another authority than the control plane's has them: the
     /// control plane is verified by roots of its own then.
     pub(crate) authority: Option<String>,
+    /// What they are told of the mesh, by the names of their environment.
+    pub(crate) names: Vec<(&'static str, String)>,
     /// What is laid over the objects of single waypoints.
     pub(crate) parameters: Arc<Parameters>,
     /// What this control plane is called.
@@ -72,6 +77,8 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
         };
     };
     let (mut conflicts, mut kept) = (Vec::new(), Vec::new());
+    let called = name_of(gateway);
+    let free = |existing| is_free(existing, name);
     let mut made = Made::of(&pods.parameters, facts);
     let account = account_of(gateway);
     if gateway.annotation(labels::FOR_SERVICE_ACCOUNT) == Some(account) {
@@ -80,25 +87,29 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
     } else {
         let there = set.service_accounts.get(namespace, account);
         let there = there.map(|one| one.labels());
-        if free(there) {
+        // Several Gateways may run as one account.
+        if there.is_none_or(is_managed) {
             let value = service_account(gateway, account, pods);
             made.add::<ServiceAccount>("serviceAccount", there.is_some(), value);
         }
     }
-    let there = set.services.get(namespace, name).map(|one| one.labels());
+    let there = set.services.get(namespace, called).map(|one| one.labels());
     if free(there) {
         let value = edge::service(service(gateway, pods), facts);
         made.add::<Service>("service", there.is_some(), value);
     } else {
-        conflicts.push(format!("Service {namespace}/{name}"));
+        conflicts.push(format!("Service {namespace}/{called}"));
     }
-    let there = set.deployments.get(namespace, name);
+    let there = set.deployments.get(namespace, called);
     let there = there.map(|one| one.labels());
     if free(there) {
         let value = edge::deployment(deployment(gateway, account, pods), facts);
         made.add::<Deployment>("deployment", there.is_some(), value);
     } else {
-        conflicts.push(format!("Deployment {namespace}/{name}"));
+        conflicts.push(format!("Deployment {namespace}/{called}"));
+    }
+    if !conflicts.is_empty() || !runs_as(set, gateway, called) {
+        kept.extend(called_before(set, gateway, called));
     }
     if !conflicts.is_empty() {
         // Half a waypoint serves nobody, and must not look as if it did.
@@ -117,11 +128,12 @@ pub(super) fn render(set: &ObjectSet, facts: &GatewayFacts, pods: &WaypointPods)
     let mut verdicts = verdicts(&reference, gateway, facts, &conflicts, mistake);
     refused(&mut verdicts, &reference, &made.objects, &pods.rejected);
     verdicts.extend(listeners::addresses(&reference, gateway));
+    verdicts.extend(listeners::binding(&reference, gateway, set));
     Rendered {
         verdicts,
         objects: made.objects,
         kept,
-        status: json!({ "status": { "addresses": addresses(set, facts) } }),
+        status: json!({ "status": { "addresses": addresses(set, gateway, facts) } }),
         gateway: reference,
     }
 }
@@ -158,17 +170,50 @@ pub(super) fn made_for(set: &ObjectSet, key: &NamespacedName) -> Vec<ObjectRef> 
     let (namespace, name) = (&*key.namespace, &*key.name);
     let gateway = set.gateways.get(namespace, name);
     let account = gateway.map_or(name, |gateway| account_of(gateway));
-    vec![
+    let called = gateway.map_or(name, |gateway| name_of(gateway));
+    let before = gateway.map(|gateway| called_before(set, gateway, called));
+    let mut all = vec![
         ObjectRef::new(Kind::Gateway, namespace, name),
-        ObjectRef::new(Kind::Deployment, namespace, name),
-        ObjectRef::new(Kind::Service, namespace, name),
+        ObjectRef::new(Kind::Deployment, namespace, called),
+        ObjectRef::new(Kind::Service, namespace, called),
         ObjectRef::new(Kind::ServiceAccount, namespace, account),
-    ]
+    ];
+    all.extend(before.into_iter().flatten());
+    all
 }
 
-/// An object of that name may be written if there is none, or it is ours.
-fn free(existing: Option<&BTreeMap<String, String>>) -> bool {
-    existing.is_none_or(is_managed)
+/// An object of that name may be written if there is none, or it is this Gateway's.
+fn is_free(existing: Option<&BTreeMap<String, String>>, gateway: &str) -> bool {
+    let of = existing.and_then(|labels| labels.get(labels::GATEWAY_NAME));
+    existing.is_none_or(is_managed) && of.is_none_or(|of| of == gateway)
+}
+
+/// True once a pod of the Deployment of that name is ready.
+fn runs_as(set: &ObjectSet, gateway: &Gateway, called: &str) -> bool {
+    let pods = set.pods.in_namespace(gateway.namespace());
+    let mut own = pods.filter(|pod| {
+        pod.label(labels::GATEWAY_NAME) == Some(gateway.name())
+            && pod.label(CANONICAL_NAME) == Some(called)
+    });
+    own.any(|pod| PodFacts::read(pod).is_some_and(|pod| pod.ready))
+}
+
+/// Deployments and Services that were made for the Gateway under another name than it has now.
+fn called_before(set: &ObjectSet, gateway: &Gateway, called: &str) -> Vec<ObjectRef> {
+    fn of<T: ObjectHead>(
+        all: &ObjectMap<T>,
+        gateway: &Gateway,
+        called: &str,
+    ) -> impl Iterator<Item = ObjectRef> {
+        let own = all
+            .in_namespace(gateway.namespace())
+            .filter(move |one| one.name() != called && is_made_for(one.labels(), gateway.name()));
+        own.map(|one| one.reference())
+    }
+    let services = of(&set.services, gateway, called);
+    services
+        .chain(of(&set.deployments, gateway, called))
+        .collect()
 }
 
 /// The objects of one waypoint while they are made.
@@ -237,7 +282,8 @@ fn verdicts(
     let accepted = if !conflicts.is_empty() {
         let text = format!(
             "the waypoint needs objects of its own, but these are somebody else's: {}; give the \
-             Gateway another name",
+             Gateway another name, or what is made for it by the annotation \
+             gateway.istio.io/name-override",
             conflicts.join(", ")
         );
         Verdict::fails(reference.clone(), "Accepted", "Conflict", text)
@@ -273,11 +319,11 @@ fn listens(gateway: &Gateway) -> bool {
 }
 
 /// Set once the waypoint has been ready, and kept.
-fn addresses(set: &ObjectSet, facts: &GatewayFacts) -> Value {
+fn addresses(set: &ObjectSet, gateway: &Gateway, facts: &GatewayFacts) -> Value {
     if !facts.programmed {
         return Value::Null;
     }
-    let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
+    let (namespace, name) = (gateway.namespace(), service_of(gateway, set));
     let mut all = vec![json!({
         "type": "Hostname",
         "value": format!("{name}.{namespace}.svc.{CLUSTER_DOMAIN}"),
@@ -337,7 +383,7 @@ fn service(gateway: &Gateway, pods: &WaypointPods) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(gateway, gateway.name(), &pods.revision),
+        "metadata": metadata(gateway, name_of(gateway), &pods.revision),
         "spec": {
             "type": "ClusterIP",
             "selector": { labels::GATEWAY_NAME: gateway.name() },
@@ -358,7 +404,7 @@ fn deployment(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
         (labels::DATAPLANE_MODE, labels::MODE_NONE),
         (labels::TUNNEL, "http"),
         ("sidecar.istio.io/inject", "false"),
-        ("service.istio.io/canonical-name", gateway.name()),
+        (CANONICAL_NAME, name_of(gateway)),
         ("service.istio.io/canonical-revision", "latest"),
     ] {
         pod_labels.insert(key.to_owned(), value.to_owned());
@@ -366,7 +412,7 @@ fn deployment(gateway: &Gateway, account: &str, pods: &WaypointPods) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(gateway, gateway.name(), &pods.revision),
+        "metadata": metadata(gateway, name_of(gateway), &pods.revision),
         "spec": {
             // How many there are is for parameters to say, or for whoever scales.
             "selector": { "matchLabels": { labels::GATEWAY_NAME: gateway.name() } },
@@ -460,7 +506,10 @@ fn environment(gateway: &Gateway, pods: &WaypointPods) -> Vec<Value> {
             json!({ "name": "XDS_ROOT_CA", "value": roots }),
         ]
     });
-    own.into_iter().chain(server).chain(authority).collect()
+    let names = pods.names.iter();
+    let names = names.map(|(name, value)| json!({ "name": name, "value": value }));
+    let all = own.into_iter().chain(names);
+    all.chain(server).chain(authority).collect()
 }
 
 #[cfg(test)]

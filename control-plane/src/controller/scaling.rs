@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::gateway::{CLASS_NAME, metadata};
 use super::parameters::{Overlay, Parameters};
 use crate::engine::Planned;
-use crate::model::{MANAGED, MANAGER as CONTROLLER, is_managed};
+use crate::model::{MANAGED, MANAGER as CONTROLLER, is_managed, name_of};
 use crate::revision::Revision;
 
 /// How often ConfigMaps are read again, whoever changed them.
@@ -394,10 +394,12 @@ fn wanted(
     let mut all = BTreeMap::new();
     for facts in &planned.plan.gateways {
         let (namespace, name) = (&*facts.key.namespace, &*facts.key.name);
-        let deployment = set.deployments.get(namespace, name);
-        let is_ours = deployment.is_some_and(|one| is_managed(one.labels()))
-            && revision.runs(set, namespace, name);
-        let gateway = set.gateways.get(namespace, name).filter(|_| is_ours);
+        let gateway = set.gateways.get(namespace, name);
+        let gateway = gateway.filter(|gateway| {
+            let deployment = set.deployments.get(namespace, name_of(gateway));
+            deployment.is_some_and(|one| is_managed(one.labels()))
+                && revision.runs(set, namespace, name)
+        });
         let overlay = parameters.overlays.get(&facts.key);
         let (Some(gateway), Some(overlay)) = (gateway, overlay) else {
             continue;
@@ -406,7 +408,7 @@ fn wanted(
             let place = ExtraRef {
                 kind,
                 namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                name: name_of(gateway).to_owned(),
             };
             let object = overlay.extra(key, base(gateway, kind, revision));
             all.extend(object.map(|object| (place, object)));
@@ -418,7 +420,7 @@ fn wanted(
 fn base(gateway: &Gateway, kind: Extra, revision: &Revision) -> Value {
     let spec = match kind {
         Extra::Scaler => json!({ "scaleTargetRef": {
-            "apiVersion": "apps/v1", "kind": "Deployment", "name": gateway.name(),
+            "apiVersion": "apps/v1", "kind": "Deployment", "name": name_of(gateway),
         } }),
         Extra::Budget => {
             json!({ "selector": { "matchLabels": { labels::GATEWAY_NAME: gateway.name() } } })
@@ -427,7 +429,7 @@ fn base(gateway: &Gateway, kind: Extra, revision: &Revision) -> Value {
     json!({
         "apiVersion": kind.api_version(),
         "kind": kind.kind(),
-        "metadata": metadata(gateway, gateway.name(), revision),
+        "metadata": metadata(gateway, name_of(gateway), revision),
         "spec": spec,
     })
 }

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
-use isobar_objects::gateway_api::{FromNamespaces, Gateway};
+use isobar_objects::gateway_api::{FromNamespaces, Gateway, Listener};
 use isobar_objects::{ObjectHead, ObjectSet, selectors};
 use isobar_proto::isobar::v1::waypoint::Traffic;
 use isobar_proto::istio::workload::{GatewayAddress, NamespacedHostname, gateway_address};
 use isobar_types::{Identity, NamespacedName, Str, labels, ports};
 
+use super::foreign::Foreign;
 use super::ingress::{self, Edge};
 use super::pods::PodFacts;
 use super::settings::Settings;
@@ -13,6 +14,12 @@ use super::verdict::{Severity, Verdict};
 
 /// Annotation on a Gateway: the account its pods run as, where it is not the Gateway's name.
 const GATEWAY_ACCOUNT: &str = "gateway.istio.io/service-account";
+
+/// Annotation on a Gateway: what its Deployment and Service are called, where not as it is.
+const NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
+
+/// Label on pods of a Gateway: the name of their Deployment.
+pub(crate) const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
 
 /// Label on everything made for a Gateway.
 pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
@@ -39,11 +46,15 @@ pub(crate) struct WaypointGateway<'a> {
     pub(crate) gateway: Option<&'a Gateway>,
     /// Set for what takes callers from outside, and nothing else.
     pub(crate) edge: Option<Edge<'a>>,
+    /// Set for what somebody else runs.
+    pub(crate) foreign: Option<Foreign>,
     /// `namespace/name`.
     pub(crate) key: NamespacedName,
     /// Traffic it takes.
     pub(crate) traffic: Traffic,
-    /// Host name of its Service.
+    /// Name of the Service that it is reached by.
+    pub(crate) service: String,
+    /// Host name of that Service.
     pub(crate) hostname: String,
     /// Identity its pods run as.
     pub(crate) identity: Identity,
@@ -78,11 +89,7 @@ pub(crate) fn waypoints<'a>(
     let mut all: Gateways<'a> = set
         .gateways
         .iter()
-        .filter(|gateway| {
-            let class = &gateway.spec.gateway_class_name;
-            settings.waypoint_classes.contains(class) || class == labels::GATEWAY_CLASS
-        })
-        .map(|gateway| read(&gateway.object, settings))
+        .filter_map(|gateway| read(&gateway.object, set, settings))
         .map(|waypoint| (waypoint.key.clone(), waypoint))
         .collect();
     for pod in pods {
@@ -152,6 +159,31 @@ pub(crate) fn is_managed(labels: &BTreeMap<String, String>) -> bool {
     labels.get(MANAGED).map(String::as_str) == Some(MANAGER)
 }
 
+/// True for the labels of an object that a control plane made for the Gateway of that name.
+pub(crate) fn is_made_for(labels: &BTreeMap<String, String>, gateway: &str) -> bool {
+    is_managed(labels) && labels.get(labels::GATEWAY_NAME).map(String::as_str) == Some(gateway)
+}
+
+/// What the Deployment and the Service of a Gateway are to be called.
+pub(crate) fn name_of(gateway: &Gateway) -> &str {
+    let asked = gateway.annotation(NAME_OVERRIDE);
+    asked.unwrap_or(gateway.name())
+}
+
+/// What the Service is called that a Gateway is reached by. When it is to have another name, that is the old
+/// one until there is a Service of the new name: no moment without one.
+pub(crate) fn service_of<'a>(gateway: &'a Gateway, set: &'a ObjectSet) -> &'a str {
+    let (namespace, wanted) = (gateway.namespace(), name_of(gateway));
+    let is_own = |labels| is_made_for(labels, gateway.name());
+    let there = set.services.get(namespace, wanted);
+    if there.is_some_and(|service| is_own(service.labels())) {
+        return wanted;
+    }
+    let mut all = set.services.in_namespace(namespace);
+    let before = all.find(|service| is_own(service.labels()));
+    before.map_or(wanted, |service| service.name())
+}
+
 /// The account a Gateway's pods run as.
 pub(crate) fn account_of(gateway: &Gateway) -> &str {
     gateway
@@ -159,19 +191,33 @@ pub(crate) fn account_of(gateway: &Gateway) -> &str {
         .unwrap_or(gateway.name())
 }
 
-fn read<'a>(gateway: &'a Gateway, settings: &Settings) -> WaypointGateway<'a> {
+fn read<'a>(
+    gateway: &'a Gateway,
+    set: &ObjectSet,
+    settings: &Settings,
+) -> Option<WaypointGateway<'a>> {
     let key = NamespacedName {
         namespace: gateway.namespace().into(),
         name: gateway.name().into(),
     };
-    let edge = gateway.spec.gateway_class_name == labels::GATEWAY_CLASS;
-    WaypointGateway {
+    let class = &gateway.spec.gateway_class_name;
+    let edge = class == labels::GATEWAY_CLASS;
+    let foreign = match edge || settings.waypoint_classes.contains(class) {
+        true => None,
+        false => Some(Foreign::read(gateway, set, settings)?),
+    };
+    let service = service_of(gateway, set).to_owned();
+    Some(WaypointGateway {
         traffic: match edge {
             true => ingress::TRAFFIC,
             false => traffic(gateway.label(labels::WAYPOINT_FOR)),
         },
         edge: edge.then(Edge::default),
-        hostname: settings.hostname(&key.namespace, &key.name),
+        hostname: match &foreign {
+            Some(foreign) => foreign.hostname.clone(),
+            None => settings.hostname(&key.namespace, &service),
+        },
+        service,
         identity: Identity::new(
             settings.trust_domain.clone(),
             key.namespace.clone(),
@@ -181,12 +227,14 @@ fn read<'a>(gateway: &'a Gateway, settings: &Settings) -> WaypointGateway<'a> {
             .annotation(labels::FOR_SERVICE_ACCOUNT)
             .map(Into::into),
         pods: Vec::new(),
-        ready: false,
-        programmed: gateway.is_programmed(),
-        allowed: allowed(gateway),
+        // Its own controller gives it an address when it can take traffic.
+        ready: foreign.is_some(),
+        programmed: foreign.is_some() || gateway.is_programmed(),
+        allowed: allowed(gateway, foreign.as_ref()),
+        foreign,
         gateway: Some(gateway),
         key,
-    }
+    })
 }
 
 /// Value of the label that says what a waypoint takes; an unknown word takes nothing.
@@ -199,12 +247,11 @@ pub(crate) fn traffic(label: Option<&str>) -> Traffic {
     }
 }
 
-fn allowed(gateway: &Gateway) -> Allowed<'_> {
-    let listener = gateway
-        .spec
-        .listeners
-        .iter()
-        .find(|l| l.protocol == "HBONE" && l.port == i32::from(ports::HBONE));
+fn allowed<'a>(gateway: &'a Gateway, foreign: Option<&Foreign>) -> Allowed<'a> {
+    let all = &gateway.spec.listeners;
+    let bound = foreign.and_then(|foreign| foreign.listener(all));
+    let tunnels = |l: &&Listener| l.protocol == "HBONE" && l.port == i32::from(ports::HBONE);
+    let listener = bound.or_else(|| all.iter().find(tunnels));
     let namespaces = listener
         .and_then(|l| l.allowed_routes.as_ref())
         .and_then(|routes| routes.namespaces.as_ref());
@@ -225,7 +272,9 @@ impl<'a> WaypointGateway<'a> {
         Self {
             gateway: None,
             edge: Some(edge),
+            foreign: None,
             traffic: ingress::TRAFFIC,
+            service: String::new(),
             hostname: String::new(),
             identity,
             for_account: None,
@@ -264,8 +313,18 @@ impl WaypointGateway<'_> {
 }
 
 /// How objects refer to the waypoint named `key`, whether it exists or not.
-pub(crate) fn address(key: &NamespacedName, settings: &Settings) -> GatewayAddress {
-    by_host(&key.namespace, settings.hostname(&key.namespace, &key.name))
+pub(crate) fn address(
+    key: &NamespacedName,
+    gateways: &Gateways<'_>,
+    settings: &Settings,
+) -> GatewayAddress {
+    let known = gateways.get(key);
+    if let Some(foreign) = known.and_then(|gateway| gateway.foreign.as_ref()) {
+        return foreign.address.clone();
+    }
+    let known = known.map(|gateway| gateway.hostname.clone());
+    let hostname = known.unwrap_or_else(|| settings.hostname(&key.namespace, &key.name));
+    by_host(&key.namespace, hostname)
 }
 
 /// What an object refers to when it may not use what it names.

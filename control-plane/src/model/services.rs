@@ -13,9 +13,7 @@ use super::bindings::{AccountBinding, BOUND};
 use super::gateways::{TrafficKind, denied_address, is_managed};
 use super::l7::{Owner, Served};
 use super::pods::PodFacts;
-use super::selection::{
-    Named, Reference, Selected, Selection, Source, fails_open, named, object_reference,
-};
+use super::selection::{Named, Reference, Selection, Source, fails_open, named, object_reference};
 use super::verdict::{Severity, Verdict};
 
 /// Annotation the control plane writes on a Service that is bound through the account of its
@@ -31,6 +29,8 @@ pub(crate) struct ServicePlan {
     pub(crate) wire: wire::Service,
     /// Waypoints that serve it.
     pub(crate) waypoints: Vec<NamespacedName>,
+    /// That of these which takes a share of the calls at most.
+    pub(crate) second: Option<NamespacedName>,
     /// If set, only pods of this account are endpoints.
     pub(crate) only_account: Option<Str>,
     /// Value the annotation [`BOUND_ACCOUNT`] has to have.
@@ -56,6 +56,7 @@ impl ServicePlan {
             wire: &self.wire,
             owner: Owner::Service(&self.key),
             waypoints: &self.waypoints,
+            second: self.second.as_ref(),
             fail_open: self.fail_open,
         }
     }
@@ -124,6 +125,7 @@ pub(crate) fn plan_service(
     let mut plan = ServicePlan {
         wire: message(service, spec, &key, selection),
         waypoints: Vec::new(),
+        second: None,
         only_account: None,
         sticky: None,
         is_waypoint: is_waypoint(service, &key, selection),
@@ -142,9 +144,17 @@ pub(crate) fn plan_service(
 }
 
 /// The Service of a waypoint is reached directly. The label alone does not make one: the name has
-/// to be that of the Gateway too.
+/// to be that of the Gateway too, or the one that it asks for.
 fn is_waypoint(service: &Service, key: &NamespacedName, selection: &Selection<'_>) -> bool {
-    service.label(labels::GATEWAY_NAME) == Some(&*key.name) && selection.gateways.contains_key(key)
+    let Some(name) = service.label(labels::GATEWAY_NAME) else {
+        return false;
+    };
+    let of = NamespacedName {
+        namespace: key.namespace.clone(),
+        name: name.into(),
+    };
+    let gateway = selection.gateways.get(&of);
+    gateway.is_some_and(|gateway| *key.name == *name || *key.name == *gateway.service)
 }
 
 fn choose_waypoint(
@@ -165,13 +175,12 @@ fn choose_waypoint(
         },
     };
     let Some(reference) = reference else { return };
-    let selected = selection.resolve(
-        &reference,
-        TrafficKind::Service,
-        &namespace,
-        service.reference(),
-    );
-    apply(plan, selected);
+    let front = selection.in_front(&reference, service);
+    plan.wire.waypoint = front.address;
+    plan.wire.weighted_waypoints = front.weighted;
+    plan.waypoints.extend(front.serves);
+    plan.second = front.second;
+    plan.verdicts.extend(front.verdict);
 }
 
 /// A Service may opt out of waypoints, but its endpoints' accounts decide what they take.
@@ -209,12 +218,6 @@ fn refuse_direct(
     let object = service.reference();
     plan.verdicts
         .push(Verdict::fails(object, BOUND, "EndpointsBound", text));
-}
-
-fn apply(plan: &mut ServicePlan, selected: Selected) {
-    plan.wire.waypoint = selected.address;
-    plan.waypoints.extend(selected.serves);
-    plan.verdicts.extend(selected.verdict);
 }
 
 enum ByAccount {

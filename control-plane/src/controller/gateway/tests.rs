@@ -43,6 +43,30 @@ fn conditions(rendered: &Rendered) -> Vec<(&str, bool, &str)> {
 const PENDING: (&str, bool, &str) = ("Programmed", false, "Pending");
 
 #[test]
+fn pods_are_told_what_the_mesh_is_called_where_they_would_not_know() {
+    let facts = GatewayFacts {
+        key: NamespacedName {
+            namespace: "shop".into(),
+            name: "wp".into(),
+        },
+        ready: false,
+        programmed: false,
+        listeners: None,
+    };
+    let pods = WaypointPods {
+        names: vec![("TRUST_DOMAIN", "new.example".to_owned())],
+        ..WaypointPods::default()
+    };
+    let set = objects(&gateway("", LISTENER));
+    let objects = render(&set, &facts, &pods).objects;
+    let deployment = objects.iter().map(|one| one.to_value().unwrap());
+    let deployment = deployment.last().unwrap();
+    let env = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
+    let env = env.as_array().unwrap();
+    assert!(env.contains(&json!({ "name": "TRUST_DOMAIN", "value": "new.example" })));
+}
+
+#[test]
 fn a_waypoint_has_three_objects_of_its_own() {
     let whole = rendered(&gateway("", LISTENER));
     let kinds: Vec<_> = whole.objects.iter().map(Object::kind).collect();
@@ -207,4 +231,96 @@ fn what_cannot_be_rendered_is_kept_and_told() {
     assert!(made.objects.is_empty());
     assert_eq!(made.kept, [ObjectRef::new(Kind::Deployment, "shop", "wp")]);
     assert!(made.mistake.unwrap().contains("deployment: "));
+}
+
+/// A Service or Deployment of that name, made for a Gateway.
+fn made_before(kind: &str, name: &str, gateway: &str) -> String {
+    let labels = format!(
+        "{{gateway.istio.io/managed: istio.io-mesh-controller, \
+         gateway.networking.k8s.io/gateway-name: {gateway}}}"
+    );
+    let head = format!("metadata: {{name: {name}, namespace: shop, labels: {labels}}}");
+    match kind {
+        "Service" => format!(
+            "---\napiVersion: v1\nkind: Service\n{head}\nspec: {{clusterIP: 10.96.0.7, ports: [{{port: 15008}}]}}\n"
+        ),
+        _ => format!(
+            "---\napiVersion: apps/v1\nkind: Deployment\n{head}\nspec: {{selector: {{matchLabels: {{app: wp}}}}, \
+             template: {{metadata: {{labels: {{app: wp}}}}, spec: {{containers: [{{name: c, image: i}}]}}}}}}\n"
+        ),
+    }
+}
+
+#[test]
+fn what_is_made_has_the_name_that_the_gateway_asks_for() {
+    const OTHER: &str = "gateway.istio.io/name-override: front";
+    let names = |rendered: &Rendered| -> Vec<String> {
+        let all = rendered.objects.iter();
+        all.map(|one| one.reference().to_string()).collect()
+    };
+    let whole = rendered(&gateway(OTHER, LISTENER));
+    // The account is who the waypoint is, and stays.
+    let expect = [
+        "ServiceAccount shop/wp",
+        "Service shop/front",
+        "Deployment shop/front",
+    ];
+    assert_eq!(names(&whole), expect);
+    let deployment = whole.objects[2].to_value().unwrap();
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels[CANONICAL_NAME], "front");
+    assert_eq!(labels[isobar_types::labels::GATEWAY_NAME], "wp");
+
+    // What has the old name goes once a pod of the new Deployment is ready, and not before.
+    let before = [
+        gateway(OTHER, LISTENER),
+        made_before("Service", "wp", "wp"),
+        made_before("Deployment", "wp", "wp"),
+    ];
+    let kept = rendered(&before.concat());
+    assert_eq!(names(&kept), expect);
+    let old = [
+        ObjectRef::new(Kind::Service, "shop", "wp"),
+        ObjectRef::new(Kind::Deployment, "shop", "wp"),
+    ];
+    assert_eq!(kept.kept, old);
+    for (called, ready, stays) in [
+        ("wp", true, true),
+        ("front", false, true),
+        ("front", true, false),
+    ] {
+        let pod = format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: shop, labels: \
+             {{gateway.networking.k8s.io/gateway-name: wp, service.istio.io/canonical-name: {called}}}}}\n\
+             spec: {{serviceAccountName: wp, containers: [{{name: c, image: i}}]}}\n\
+             status: {{phase: Running, podIP: 10.0.0.1, conditions: [{{type: Ready, status: '{}'}}]}}\n",
+            if ready { "True" } else { "False" }
+        );
+        let now = rendered(&format!("{}{pod}", before.concat()));
+        assert_eq!(!now.kept.is_empty(), stays, "{called} {ready}");
+    }
+}
+
+#[test]
+fn a_name_that_another_gateway_or_somebody_else_has_is_refused_and_what_ran_runs_on() {
+    const OTHER: &str = "gateway.istio.io/name-override: front";
+    let somebody = "---\napiVersion: v1\nkind: Service\nmetadata: {name: front, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    for taken in [
+        somebody.to_owned(),
+        made_before("Service", "front", "another"),
+    ] {
+        let yaml = [
+            gateway(OTHER, LISTENER),
+            made_before("Deployment", "wp", "wp"),
+            taken,
+        ];
+        let clash = rendered(&yaml.concat());
+        assert!(clash.objects.is_empty());
+        assert_eq!(
+            conditions(&clash),
+            [("Accepted", false, "Conflict"), PENDING]
+        );
+        assert!(clash.verdicts[0].message.contains("Service shop/front"));
+        assert_eq!(clash.kept, [ObjectRef::new(Kind::Deployment, "shop", "wp")]);
+    }
 }

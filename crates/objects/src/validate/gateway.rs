@@ -1,9 +1,37 @@
 use super::Report;
-use crate::gateway_api::{FromNamespaces, GatewaySpec};
+use crate::gateway_api::{FromNamespaces, Gateway, InboundBinding};
 use crate::names;
+use crate::object::ObjectHead;
 use isobar_types::{labels, ports};
 
-pub(super) fn check(spec: &GatewaySpec, report: &mut Report) {
+/// Names that the Gateway gives to what is made for it.
+pub(super) fn names(gateway: &Gateway, report: &mut Report) {
+    for (key, what) in [
+        (
+            "gateway.istio.io/name-override",
+            "a Deployment and a Service",
+        ),
+        ("gateway.istio.io/service-account", "a ServiceAccount"),
+    ] {
+        if let Some(name) = gateway.annotation(key) {
+            report.label(format!("metadata.annotations[{key}]"), what, name);
+        }
+    }
+}
+
+/// How traffic gets into waypoints that somebody else runs, by a Gateway or by its class.
+pub(super) fn binding(object: &impl ObjectHead, report: &mut Report) {
+    let Some(text) = object.annotation(labels::INBOUND_BINDING) else {
+        return;
+    };
+    if let Err(message) = InboundBinding::parse(text) {
+        let field = format!("metadata.annotations[{}]", labels::INBOUND_BINDING);
+        report.warning(field, format!("{message}: as if it were not there"));
+    }
+}
+
+pub(super) fn check(gateway: &Gateway, report: &mut Report) {
+    let spec = &gateway.spec;
     report.required("spec.gatewayClassName", &spec.gateway_class_name);
     if spec.listeners.is_empty() {
         report.error("spec.listeners", "needs at least one listener");
@@ -13,7 +41,10 @@ pub(super) fn check(spec: &GatewaySpec, report: &mut Report) {
         labels::WAYPOINT_CLASS | labels::ISTIO_WAYPOINT_CLASS
     );
     let is_edge = spec.gateway_class_name == labels::GATEWAY_CLASS;
-    if !is_waypoint && !is_edge && !spec.gateway_class_name.is_empty() {
+    // What somebody else runs takes traffic of the mesh all the same.
+    let is_foreign = gateway.annotation(labels::INBOUND_BINDING).is_some()
+        || spec.listeners.iter().any(|one| one.protocol == "HBONE");
+    if !is_waypoint && !is_edge && !is_foreign && !spec.gateway_class_name.is_empty() {
         let message = format!("gateways of class {:?}", spec.gateway_class_name);
         report.unsupported("spec.gatewayClassName", &message);
     }
