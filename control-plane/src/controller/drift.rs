@@ -27,6 +27,17 @@ struct Trace {
 }
 
 impl Drift {
+    /// It was written just now: until that is in what is watched, a version that differs need not be
+    /// somebody else's.
+    pub(super) fn wrote(&mut self, object: &ObjectRef, now: Instant) {
+        let trace = self.0.entry(object.clone());
+        let trace = trace.or_insert(Trace {
+            at: now,
+            seen: None,
+        });
+        trace.at = now;
+    }
+
     /// Forgets in `written` what is not as it was written any more, so that it is written again: once for
     /// every change, whatever comes of it. True if something has to be looked at again soon.
     pub(super) fn look(
@@ -176,6 +187,38 @@ mod tests {
         set.remove(&name());
         drift.look(&mut all, &set, now);
         assert!(all.is_empty(), "removed");
+    }
+
+    #[test]
+    fn a_later_write_of_our_own_is_nobody_elses_change() {
+        let (mut drift, mut set, start) = (Drift::default(), ObjectSet::default(), Instant::now());
+        let mut all = written();
+        drift.wrote(&name(), start);
+        put(&mut set, &service(15008, &Value::Null));
+        assert!(!drift.look(&mut all, &set, start) && all.len() == 1);
+
+        // Long after that another port is wanted, and written beside what is there.
+        let later = start + MISSING;
+        let object = read_value(&service(15009, &Value::Null)).0;
+        all.insert(
+            name(),
+            Wanted {
+                object,
+                patch: None,
+            },
+        );
+        drift.wrote(&name(), later);
+        assert!(!drift.look(&mut all, &set, later) && all.len() == 1);
+        // On its way there is a version that is not all of it yet.
+        put(&mut set, &service(15008, &json!({ "half": "way" })));
+        let soon = later + SETTLED / 2;
+        assert!(drift.look(&mut all, &set, soon), "it is looked at again");
+        assert_eq!(all.len(), 1, "and nobody is blamed");
+        put(&mut set, &service(15009, &Value::Null));
+        assert!(!drift.look(&mut all, &set, soon) && all.len() == 1);
+        put(&mut set, &service(80, &Value::Null));
+        drift.look(&mut all, &set, soon + SETTLED);
+        assert!(all.is_empty(), "that was somebody else");
     }
 
     #[test]

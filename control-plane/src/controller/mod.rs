@@ -212,7 +212,7 @@ impl Controller {
 
     /// Objects that are `kept` are neither written nor deleted; patches on them are.
     async fn bring(
-        &self,
+        &mut self,
         written: &mut BTreeMap<ObjectRef, Wanted>,
         wanted: &BTreeMap<ObjectRef, Wanted>,
         kept: &BTreeSet<ObjectRef>,
@@ -242,6 +242,8 @@ impl Controller {
                 Ok(()) => self.write(object, want).await,
                 Err(error) => Err(error),
             };
+            // A half of it may be there, whatever the answer is.
+            self.drift.wrote(object, Instant::now());
             match done {
                 Ok(()) => {
                     let entry = written.entry(object.clone()).or_default();
