@@ -57,6 +57,9 @@ pub(crate) struct Analyze {
     /// for any rest); may be given several times.
     #[arg(short = 'S', long = "suppress", value_parser = suppressed, value_name = "CODE[=OBJECT]")]
     pub(crate) suppress: Vec<Suppressed>,
+    /// Also print what objects keep back by the annotation galley.istio.io/analyze-suppress.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
     /// From which gravity on the exit code is 1.
     #[arg(long, value_enum, default_value_t = Threshold::Error, value_name = "GRAVITY")]
     pub(crate) failure_threshold: Threshold,

@@ -33,11 +33,15 @@ pub(crate) async fn run(what: Analyze, global: &Global) -> anyhow::Result<ExitCo
     };
     let (objects, mut found) = looked;
     found.retain(|one| is_meant(one, &what));
+    let all = found.len();
+    found.retain(|one| what.verbose || !one.kept_back);
+    let kept_back = all - found.len();
     match global.output {
-        Format::Table => print(&render(&found, objects))?,
+        Format::Table => print(&render(&found, objects, kept_back))?,
         format => print_value(&found.iter().map(value).collect(), format)?,
     }
     let fails = |one: &Diagnosis| match what.failure_threshold {
+        _ if one.kept_back => false,
         Threshold::Error => one.gravity == Gravity::Error,
         Threshold::Warning => true,
     };
@@ -148,7 +152,7 @@ fn place((file, line): &(impl AsRef<Path>, Option<u32>)) -> String {
     line.map_or_else(|| file.to_string(), |line| format!("{file}:{line}"))
 }
 
-fn render(found: &[Diagnosis], objects: usize) -> String {
+fn render(found: &[Diagnosis], objects: usize, kept_back: usize) -> String {
     let mut text = String::new();
     for one in found {
         let style = match one.gravity {
@@ -170,6 +174,9 @@ fn render(found: &[Diagnosis], objects: usize) -> String {
         if !one.field.is_empty() {
             text.push_str(&format!(" {}", one.field));
         }
+        if one.kept_back {
+            text.push_str(" (kept back)");
+        }
         let (message, fix, page) = (&one.message, &one.fix, one.code.page());
         text.push_str(&format!(": {message}\n    {fix}; {page}\n"));
     }
@@ -177,7 +184,11 @@ fn render(found: &[Diagnosis], objects: usize) -> String {
         .iter()
         .filter(|one| one.gravity == Gravity::Error)
         .count();
-    let looked = count(objects, "object");
+    let mut looked = count(objects, "object");
+    if kept_back > 0 {
+        let kept_back = count(kept_back, "finding");
+        looked.push_str(&format!(" ({kept_back} kept back: -v shows them)"));
+    }
     text.push_str(&match (errors, found.len() - errors) {
         (0, 0) => format!("{looked}, no findings\n"),
         (errors, rest) => {
@@ -209,6 +220,7 @@ pub(super) fn value(one: &Diagnosis) -> Value {
         "page": one.code.page(),
         "file": one.place.as_ref().map(|(file, _)| file.display().to_string()),
         "line": one.place.as_ref().and_then(|(_, line)| *line),
+        "keptBack": one.kept_back,
     })
 }
 
@@ -288,7 +300,7 @@ mod tests {
 
     #[test]
     fn findings_in_words() {
-        let text = render(&[finding()], 3);
+        let text = render(&[finding()], 3, 0);
         let text = anstream::adapter::strip_str(&text).to_string();
         assert!(
             text.starts_with("warning ISO0401 Pod shop/batch-1 metadata.annotations["),
@@ -298,6 +310,11 @@ mod tests {
             text.contains("docs/findings.md#iso0401\n3 objects: 0 errors, 1 warning\n"),
             "{text}"
         );
-        assert_eq!(render(&[], 1), "1 object, no findings\n");
+        assert_eq!(render(&[], 1, 0), "1 object, no findings\n");
+        let kept = render(&[], 1, 2);
+        assert_eq!(
+            kept,
+            "1 object (2 findings kept back: -v shows them), no findings\n"
+        );
     }
 }

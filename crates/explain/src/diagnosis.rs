@@ -52,7 +52,13 @@ pub struct Diagnosis {
     pub fix: String,
     /// File and line, for objects that came from one.
     pub place: Option<(PathBuf, Option<u32>)>,
+    /// Its object asks for it not to be told.
+    pub kept_back: bool,
 }
+
+/// Annotation with codes, separated by commas, that are not to be told of an object; `*` is all of them.
+/// Istio's own codes mean nothing here.
+const SUPPRESS: &str = "galley.istio.io/analyze-suppress";
 
 impl Diagnosis {
     /// One with the field and the way out that its code has.
@@ -67,6 +73,7 @@ impl Diagnosis {
             message,
             fix: entry.mend.to_owned(),
             place: None,
+            kept_back: false,
         }
     }
 }
@@ -106,10 +113,22 @@ pub fn diagnose(published: &Published, lives: Lives, root: &str) -> Vec<Diagnosi
     all.extend(doors(&set));
     all.extend(unserved(&set, &told(&set)));
     all.extend(enrolment(&set, lives, root));
+    for one in &mut all {
+        one.kept_back = asks_for_silence(&published.objects, one);
+    }
     let mut known = BTreeSet::new();
     all.retain(|one| known.insert(one.clone()));
     all.sort();
     all
+}
+
+fn asks_for_silence(set: &ObjectSet, one: &Diagnosis) -> bool {
+    let object = one.object.as_ref().and_then(|object| set.object(object));
+    let annotations = object.and_then(|object| object.head().annotations.clone());
+    let codes = annotations.and_then(|mut all| all.remove(SUPPRESS));
+    let mine = one.code.to_string();
+    let mut codes = codes.iter().flat_map(|codes| codes.split(','));
+    codes.any(|code| code.trim() == "*" || code.trim().eq_ignore_ascii_case(&mine))
 }
 
 /// Nobody asks a cluster for keys to diagnose it: whether Secrets can be used is for the control plane

@@ -48,6 +48,25 @@ fn a_good_folder_has_nothing_to_say() {
 }
 
 #[test]
+fn an_object_may_keep_findings_about_itself_back() {
+    for (codes, kept) in [
+        ("ISO0403", true),
+        ("IST0101, iso0403", true),
+        ("'*'", true),
+        ("ISO0109", false),
+        ("IST0101", false),
+    ] {
+        let silent =
+            format!("namespace: shop, annotations: {{galley.istio.io/analyze-suppress: {codes}}}");
+        let silent = silent.replace("IST0101, iso0403", "'IST0101, iso0403'");
+        let yaml = route("").replace("namespace: shop", &silent);
+        let all = found(&[SHOP, &yaml], Lives::No);
+        assert_eq!(all.len(), 1, "it is there all the same");
+        assert_eq!(all[0].kept_back, kept, "{codes}");
+    }
+}
+
+#[test]
 fn text_routes_and_doors_have_codes_and_fields() {
     assert_eq!(codes(&[SHOP, &route("")], Lives::No), ["ISO0403"]);
     assert_eq!(
