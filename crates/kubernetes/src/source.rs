@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
+use crate::last_valid::LastValid;
 use crate::named::{Named, Names, Which};
 use crate::strangers::Strangers;
 use crate::watch::{Notice, Watch};
@@ -26,7 +27,7 @@ const AT_START: Duration = Duration::from_secs(30);
 /// What a source reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceOptions {
-    /// Kinds that are watched. Default all but Secrets.
+    /// Kinds that are watched. Default all but Secrets and ConfigMaps.
     pub kinds: Vec<Kind>,
     /// Only pods of this node. Default all pods.
     pub node: Option<String>,
@@ -34,16 +35,17 @@ pub struct SourceOptions {
     pub slim: bool,
 }
 
-/// Who wants everybody's keys has to say so.
-fn without_secrets() -> Vec<Kind> {
+/// Who wants everybody's keys and texts has to say so.
+fn usual() -> Vec<Kind> {
     let all = Kind::ALL.iter().copied();
-    all.filter(|kind| *kind != Kind::Secret).collect()
+    all.filter(|kind| !matches!(kind, Kind::Secret | Kind::ConfigMap))
+        .collect()
 }
 
 impl Default for SourceOptions {
     fn default() -> Self {
         Self {
-            kinds: without_secrets(),
+            kinds: usual(),
             node: None,
             slim: true,
         }
@@ -61,6 +63,8 @@ pub struct KubernetesSource {
     options: SourceOptions,
     secrets: Option<Which>,
     strangers: &'static [Stranger],
+    single: Vec<ObjectRef>,
+    last_valid: Option<LastValid>,
     sender: watch::Sender<Arc<Published>>,
 }
 
@@ -73,6 +77,8 @@ impl KubernetesSource {
             options,
             secrets: None,
             strangers: &[],
+            single: Vec::new(),
+            last_valid: None,
             sender: watch::Sender::default(),
         }
     }
@@ -94,6 +100,22 @@ impl KubernetesSource {
         self
     }
 
+    /// The same, with one object of a kind that is not watched as a whole, asked for by its name: nothing
+    /// is published before it is known, or the server does not let us have it.
+    #[must_use]
+    pub fn with_object(mut self, object: ObjectRef) -> Self {
+        self.single.push(object);
+        self
+    }
+
+    /// The same, with last valid versions that are kept: nothing is published before they are known, or
+    /// the server does not tell them.
+    #[must_use]
+    pub fn with_last_valid(mut self, kept: LastValid) -> Self {
+        self.last_valid = Some(kept);
+        self
+    }
+
     fn watches(&self, notices: &mpsc::Sender<Notice>) -> Vec<Watch> {
         let node = self.options.node.as_ref();
         let watch = |kind: &Kind| Watch {
@@ -106,7 +128,15 @@ impl KubernetesSource {
             slim: self.options.slim,
             notices: notices.clone(),
         };
-        self.options.kinds.iter().map(watch).collect()
+        let whole = self.options.kinds.iter().map(watch);
+        let single = self.single.iter().filter_map(|object| {
+            let kind = object.known()?;
+            Some(Watch {
+                only: Some(object.clone()),
+                ..watch(&kind)
+            })
+        });
+        whole.chain(single).collect()
     }
 }
 
@@ -131,6 +161,10 @@ impl ObjectSource for KubernetesSource {
                 };
                 scope.spawn("strangers", strangers.run());
             }
+            let waits = self.last_valid.is_some();
+            if let Some(kept) = self.last_valid {
+                scope.spawn("last valid", kept.run(notices.clone()));
+            }
             let named = self
                 .secrets
                 .map(|which| Named::new(which, self.cluster.client(), notices.clone()));
@@ -142,6 +176,8 @@ impl ObjectSource for KubernetesSource {
                 live: LiveSet::new(),
                 listed: BTreeSet::new(),
                 unknown: self.strangers.iter().copied().collect(),
+                waits_for_versions: waits,
+                awaited: self.single.into_iter().collect(),
                 next: None,
                 was_complete: false,
                 was_told: false,
@@ -164,6 +200,10 @@ struct Collector<'a> {
     listed: BTreeSet<Kind>,
     /// Kinds without effect of which nothing was heard yet.
     unknown: BTreeSet<Stranger>,
+    /// Nothing was heard of versions that are kept.
+    waits_for_versions: bool,
+    /// Single objects of which nothing was heard yet.
+    awaited: BTreeSet<ObjectRef>,
     /// What is to be told once the Secrets that are named in it are known.
     next: Option<Published>,
     was_complete: bool,
@@ -174,8 +214,7 @@ impl Collector<'_> {
     async fn run(mut self, mut incoming: mpsc::Receiver<Notice>, scope: &Scope) {
         let mut batch = Vec::new();
         loop {
-            let mut kinds = self.kinds.iter();
-            if self.unknown.is_empty() && kinds.all(|kind| self.listed.contains(kind)) {
+            if self.is_complete() {
                 self.gather(scope);
             }
             let patience = if self.was_told { PATIENCE } else { AT_START };
@@ -197,6 +236,14 @@ impl Collector<'_> {
         }
     }
 
+    fn is_complete(&self) -> bool {
+        let mut kinds = self.kinds.iter();
+        !self.waits_for_versions
+            && self.awaited.is_empty()
+            && self.unknown.is_empty()
+            && kinds.all(|kind| self.listed.contains(kind))
+    }
+
     fn take(&mut self, notice: Notice) {
         let is_asked = |object: &ObjectRef| match &self.named {
             Some(named) if object.known() == Some(Kind::Secret) => named.follows(object),
@@ -212,6 +259,7 @@ impl Collector<'_> {
             Notice::Present(served) => self.live.put(*served),
             Notice::Gone(object) => self.live.remove(&object),
             Notice::Found(object, found) => {
+                self.awaited.remove(&object);
                 if is_asked(&object) {
                     match found {
                         Some(served) => self.live.put(*served),
@@ -230,7 +278,12 @@ impl Collector<'_> {
             Notice::StrangersUnknown(kind) => {
                 self.unknown.remove(&kind);
             }
+            Notice::Recalled(kept) => {
+                self.waits_for_versions = false;
+                self.live.recall(kept);
+            }
             Notice::Refused(object) => {
+                self.awaited.remove(&object);
                 if let Some(named) = &mut self.named {
                     named.known(&object);
                 }
@@ -313,6 +366,8 @@ mod tests {
             live: LiveSet::new(),
             listed: BTreeSet::new(),
             unknown: BTreeSet::new(),
+            waits_for_versions: false,
+            awaited: BTreeSet::new(),
             next: None,
             was_complete: false,
             was_told: false,

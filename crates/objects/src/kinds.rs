@@ -55,6 +55,8 @@ pub enum Kind {
     IstioGateway,
     /// Core; only those that gateways name are used.
     Secret,
+    /// Core; only the one that holds the mesh's settings is used.
+    ConfigMap,
 }
 
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -89,6 +91,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::RateLimitPolicy,
         Self::Secret,
+        Self::ConfigMap,
         Self::IstioGateway,
     ];
 
@@ -110,6 +113,7 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::Gateway | Self::IstioGateway => "Gateway",
             Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
             Self::GatewayClass => "GatewayClass",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
@@ -131,6 +135,7 @@ impl Kind {
             | Self::ServiceAccount
             | Self::Pod
             | Self::Service
+            | Self::ConfigMap
             | Self::Secret => "",
             Self::Deployment => "apps",
             Self::EndpointSlice => "discovery.k8s.io",
@@ -198,6 +203,7 @@ impl Kind {
             Self::WorkloadEntry => "workloadentries",
             Self::Gateway | Self::IstioGateway => "gateways",
             Self::Secret => "secrets",
+            Self::ConfigMap => "configmaps",
             Self::GatewayClass => "gatewayclasses",
             Self::HttpRoute => "httproutes",
             Self::GrpcRoute => "grpcroutes",
@@ -222,6 +228,7 @@ impl Kind {
                 | Self::Deployment
                 | Self::Service
                 | Self::Secret
+                | Self::ConfigMap
                 | Self::EndpointSlice
                 | Self::NetworkPolicy
         )
@@ -333,7 +340,6 @@ const UNUSED: &[(&str, &[&str])] = &[
     (
         "",
         &[
-            "ConfigMap",
             "Endpoints",
             "Event",
             "LimitRange",
@@ -439,7 +445,7 @@ mod tests {
             Recognised::Used(Kind::IstioGateway)
         );
         assert_eq!(is("networking.istio.io/v1", "Sidecar"), Recognised::NotYet);
-        assert_eq!(is("v1", "ConfigMap"), Recognised::Unused);
+        assert_eq!(is("v1", "LimitRange"), Recognised::Unused);
         assert_eq!(
             is("extensions/v1beta1", "Deployment"),
             Recognised::WrongVersion("apps/v1".into())

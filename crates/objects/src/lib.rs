@@ -30,6 +30,7 @@ mod invalid;
 mod kinds;
 mod live;
 mod merge;
+mod mesh_config;
 mod named_secrets;
 mod names;
 mod object;
@@ -41,6 +42,7 @@ mod source;
 mod strangers;
 mod strict;
 mod support;
+mod targets;
 mod validate;
 mod writer;
 
@@ -49,10 +51,14 @@ pub use code::{Code, CodeEntry, codes};
 pub use directory::{DirectoryOptions, DirectorySource, validate_dir};
 pub use expand::{deployment_of, pods_of, uid_from};
 pub use finding::{Finding, Severity};
-pub use invalid::{Instead, Invalid, Invalids};
+pub use invalid::{Instead, Invalid, Invalids, Kept};
 pub use kinds::{Kind, ObjectRef};
-pub use live::LiveSet;
+pub use live::{LiveSet, Recalled};
 pub use merge::merge_patch;
+pub use mesh_config::{
+    EntryPolicy, EntryRule, EntryVisibilities, EntryVisibility, MESH_KEY, MeshConfig, OutboundMode,
+    OutboundTrafficPolicy, ReadMeshConfig, mesh_config_of,
+};
 pub use named_secrets::{
     NamedSecret, UNREAD, authority_of_callers, may_name_secret, named_secrets, secret_name,
 };
@@ -68,6 +74,8 @@ pub use validate::{Extent, validate, validate_set};
 pub use writer::{ObjectWriter, WriteError};
 
 pub use k8s_openapi::api::apps::v1::Deployment;
-pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount};
+pub use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::api::networking::v1::NetworkPolicy;

@@ -8,6 +8,7 @@ use crate::code::Code;
 use crate::document::{self, Document, Syntax};
 use crate::finding::{Finding, Severity};
 use crate::kinds::{self, Kind, ObjectRef, Recognised};
+use crate::mesh_config;
 use crate::names;
 use crate::object::Object;
 use crate::strict::{Strict, UnknownField};
@@ -282,7 +283,10 @@ fn identify(value: &Value) -> Identity {
             );
         }
     }
-    let recognised = kinds::recognise(api_version, kind_word);
+    let mut recognised = kinds::recognise(api_version, kind_word);
+    if recognised == Recognised::Used(Kind::ConfigMap) && !mesh_config::is_one(name, value) {
+        recognised = Recognised::Unused;
+    }
     let Recognised::Used(kind) = recognised else {
         let object = ObjectRef {
             group: kinds::split_api_version(api_version).0.into(),

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use isobar_types::Str;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
@@ -341,6 +343,8 @@ set! {
     istio_gateways: IstioGateway;
     /// Secrets; only those that gateways name are used.
     secrets: Secret;
+    /// Settings of the mesh.
+    config_maps: ConfigMap;
 }
 
 impl ObjectSet {

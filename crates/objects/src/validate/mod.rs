@@ -1,11 +1,13 @@
 //! Rules beyond types: those of Kubernetes and Istio that a wrong object would break.
 
 mod authorization;
+mod canary;
 mod destination_rule;
 mod gateway;
 mod ignored;
 mod istio_gateway;
 mod kubernetes;
+mod mesh_config;
 mod network_policy;
 mod peer_authentication;
 mod rate_limit;
@@ -56,7 +58,11 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::PeerAuthentication(object) => peer_authentication::check(&object.spec, &mut report),
         Object::ServiceEntry(object) => service_entry::check(&object.spec, &mut report),
         Object::WorkloadEntry(object) => service_entry::endpoint(&object.spec, &mut report),
-        Object::Gateway(object) => gateway::check(&object.spec, &mut report),
+        Object::Gateway(object) => {
+            gateway::names(object, &mut report);
+            gateway::binding(&**object, &mut report);
+            gateway::check(object, &mut report);
+        }
         Object::IstioGateway(object) => istio_gateway::check(&object.spec, &mut report),
         Object::HttpRoute(object) => route::http(&object.spec, &mut report),
         Object::GrpcRoute(object) => route::grpc(&object.spec, &mut report),
@@ -64,10 +70,12 @@ pub(crate) fn validate_fields(object: &Object) -> Vec<Finding> {
         Object::TlsRoute(object) => route::tls(&object.spec, &mut report),
         Object::ReferenceGrant(object) => route::grant(&object.spec, &mut report),
         Object::NetworkPolicy(object) => network_policy::check(object, &mut report),
+        Object::ConfigMap(object) => mesh_config::check(object, &mut report),
         Object::Service(object) => kubernetes::service(object, &mut report),
         Object::Pod(object) => kubernetes::pod(object, &mut report),
         Object::Deployment(object) => kubernetes::deployment(object, &mut report),
         Object::GatewayClass(object) => {
+            gateway::binding(&**object, &mut report);
             report.required("spec.controllerName", &object.spec.controller_name);
         }
         Object::Namespace(object) => {

@@ -1,0 +1,330 @@
+//! Istio's MeshConfig, from the key `mesh` of a ConfigMap: what of it is honoured, and what is not.
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::kinds::{Kind, ObjectRef};
+use crate::selectors;
+
+/// Name of the ConfigMap, with the revision after it where there is one.
+const NAME: &str = "istio";
+
+/// Key of the ConfigMap that holds it, as YAML.
+pub const MESH_KEY: &str = "mesh";
+
+/// What is honoured of a MeshConfig. Absent fields say nothing.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MeshConfig {
+    /// Trust domain; it is not taken from here, and has to be that of the control plane.
+    pub trust_domain: Option<String>,
+    /// Other names of the trust domain.
+    pub trust_domain_aliases: Vec<String>,
+    /// Root namespace; as the trust domain.
+    pub root_namespace: Option<String>,
+    /// Which namespaces count, one of these; all without any.
+    pub discovery_selectors: Vec<LabelSelector>,
+    /// Where workloads may go.
+    pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    /// Who may see which ServiceEntries.
+    pub service_entry_visibility: Option<EntryVisibilities>,
+}
+
+/// Where workloads may go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutboundTrafficPolicy {
+    /// To services of the mesh, or anywhere; anywhere where it is absent.
+    pub mode: Option<OutboundMode>,
+}
+
+/// Words for where workloads may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum OutboundMode {
+    /// Anywhere.
+    AllowAny,
+    /// To services and workloads of the mesh only.
+    RegistryOnly,
+}
+
+/// Who may see ServiceEntries, by their namespaces.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EntryVisibilities {
+    /// Where no policy is about the namespace.
+    pub default_visibility: EntryVisibility,
+    /// The first whose rules all take the namespace counts.
+    pub policies: Vec<EntryPolicy>,
+}
+
+/// Who may see the ServiceEntries of some namespaces.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EntryPolicy {
+    /// Who.
+    pub visibility: EntryVisibility,
+    /// Of which namespaces; of all without any rule.
+    pub matching_rules: Vec<EntryRule>,
+}
+
+/// Which namespaces; one that says nothing takes none.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EntryRule {
+    /// By labels.
+    pub namespace_selector: Option<LabelSelector>,
+}
+
+/// Who may see a ServiceEntry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum EntryVisibility {
+    /// Everybody.
+    #[default]
+    #[serde(alias = "UNSPECIFIED")]
+    Public,
+    /// Its own namespace.
+    Namespace,
+    /// Nobody.
+    None,
+}
+
+impl EntryVisibilities {
+    /// Who may see ServiceEntries of a namespace with these labels.
+    #[must_use]
+    pub fn of(&self, labels: &std::collections::BTreeMap<String, String>) -> EntryVisibility {
+        let takes = |rule: &EntryRule| {
+            let selector = rule.namespace_selector.as_ref();
+            selector.is_some_and(|selector| selectors::selects(selector, labels))
+        };
+        let mut all = self.policies.iter();
+        let first = all.find(|policy| policy.matching_rules.iter().all(takes));
+        first.map_or(self.default_visibility, |policy| policy.visibility)
+    }
+}
+
+/// Fields that change nothing that this mesh does, whatever they say: parts of Istio that are not here.
+const WITHOUT_MEANING: &[&str] = &[
+    "configSources",
+    "defaultProviders",
+    "enablePrometheusMerge",
+    "ingressClass",
+    "ingressControllerMode",
+    "ingressSelector",
+    "ingressService",
+    "mixerCheckServer",
+    "mixerReportServer",
+];
+/// Fields of `defaultConfig` of which the same is true: Istio's own installation writes them.
+const PROXY_WITHOUT_MEANING: &[&str] = &["discoveryAddress", "image", "proxyMetadata", "tracing"];
+
+/// Fields that are honoured.
+const HONOURED: &[&str] = &[
+    "discoverySelectors",
+    "outboundTrafficPolicy",
+    "rootNamespace",
+    "serviceEntryVisibility",
+    "trustDomain",
+    "trustDomainAliases",
+];
+
+/// What becomes of a field that is not honoured.
+pub(crate) fn instead(field: &str) -> &'static str {
+    match field {
+        "accessLogFile" | "accessLogFormat" | "accessLogEncoding" => {
+            "access logs of a form or place of one's own: each proxy writes its own"
+        }
+        "extensionProviders" | "defaultProviders" => {
+            "providers: no policy, log or trace of this mesh uses one"
+        }
+        _ => "a setting for the whole mesh",
+    }
+}
+
+/// A MeshConfig, and what of it is not honoured.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ReadMeshConfig {
+    /// What is honoured.
+    pub config: MeshConfig,
+    /// Fields that are not, as paths in it.
+    pub ignored: Vec<String>,
+}
+
+/// True for a ConfigMap that may be read as one: by Istio's name for it, and with the key.
+pub(crate) fn is_one(name: &str, value: &Value) -> bool {
+    let of_istio = name == NAME || name.starts_with("istio-");
+    of_istio
+        && value
+            .get("data")
+            .is_some_and(|data| data.get(MESH_KEY).is_some())
+}
+
+/// The ConfigMap of the control plane whose name, where it has one, is `revision`.
+#[must_use]
+pub fn mesh_config_of(namespace: &str, revision: Option<&str>) -> ObjectRef {
+    let name = revision.map_or(NAME.to_owned(), |revision| format!("{NAME}-{revision}"));
+    ObjectRef::new(Kind::ConfigMap, namespace, &name)
+}
+
+impl MeshConfig {
+    /// Reads the one of a ConfigMap; `None` without the key.
+    ///
+    /// # Errors
+    /// A sentence, when the text is no MeshConfig.
+    pub fn read(map: &ConfigMap) -> Result<Option<ReadMeshConfig>, String> {
+        let text = map.data.as_ref().and_then(|data| data.get(MESH_KEY));
+        let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+            return Ok(None);
+        };
+        let value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let fields = match value {
+            Value::Object(fields) => fields,
+            Value::Null => return Ok(None),
+            _ => return Err("not a map of fields".to_owned()),
+        };
+        let ignored = ignored(&fields);
+        let config = Self::deserialize(Value::Object(fields)).map_err(|error| error.to_string())?;
+        if let Some(alias) = config
+            .trust_domain_aliases
+            .iter()
+            .find(|one| !is_domain(one))
+        {
+            return Err(format!(
+                "trustDomainAliases: {alias:?} is no trust domain: lower-case letters, digits, \".\", \"-\", \"_\""
+            ));
+        }
+        Ok(Some(ReadMeshConfig { config, ignored }))
+    }
+}
+
+fn ignored(fields: &Map<String, Value>) -> Vec<String> {
+    let mut all = Vec::new();
+    for (name, value) in fields {
+        let known = HONOURED.contains(&name.as_str()) || WITHOUT_MEANING.contains(&name.as_str());
+        match (name.as_str(), value) {
+            (_, Value::Null) => {}
+            ("defaultConfig", Value::Object(proxy)) => {
+                let told = proxy.keys();
+                let told = told.filter(|name| !PROXY_WITHOUT_MEANING.contains(&name.as_str()));
+                all.extend(told.map(|name| format!("defaultConfig.{name}")));
+            }
+            ("outboundTrafficPolicy", Value::Object(policy)) => {
+                let told = policy.keys().filter(|name| *name != "mode");
+                all.extend(told.map(|name| format!("outboundTrafficPolicy.{name}")));
+            }
+            // No log is what is meant by an empty file.
+            ("accessLogFile", Value::String(file)) if file.is_empty() => {}
+            _ if known => {}
+            _ => all.push(name.clone()),
+        }
+    }
+    all
+}
+
+fn is_domain(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    !text.is_empty() && text.len() <= 255 && text.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Option<ReadMeshConfig>, String> {
+        let map = ConfigMap {
+            data: Some(BTreeMap::from([(MESH_KEY.to_owned(), text.to_owned())])),
+            ..ConfigMap::default()
+        };
+        MeshConfig::read(&map)
+    }
+
+    #[test]
+    fn what_istio_itself_writes_says_nothing_that_is_not_honoured() {
+        let text = "
+defaultConfig:
+  discoveryAddress: istiod.istio-system.svc:15012
+defaultProviders: {metrics: [prometheus]}
+enablePrometheusMerge: true
+rootNamespace: istio-system
+trustDomain: cluster.local
+trustDomainAliases: [old.example]
+outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+discoverySelectors:
+- matchLabels: {mesh: 'yes'}
+";
+        let found = read(text).unwrap().unwrap();
+        assert!(found.ignored.is_empty(), "{:?}", found.ignored);
+        let config = found.config;
+        assert_eq!(config.trust_domain_aliases, ["old.example"]);
+        assert_eq!(config.discovery_selectors.len(), 1);
+        let mode = config.outbound_traffic_policy.unwrap().mode;
+        assert_eq!(mode, Some(OutboundMode::RegistryOnly));
+        assert_eq!(read("").unwrap(), None);
+        assert_eq!(MeshConfig::read(&ConfigMap::default()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_honoured_is_named_by_its_field() {
+        let text = "
+accessLogFile: /dev/stdout
+extensionProviders: [{name: x}]
+defaultConfig: {holdApplicationUntilProxyStarts: true, proxyMetadata: {}}
+outboundTrafficPolicy: {tls: {}}
+pathNormalization: {normalization: MERGE_SLASHES}
+";
+        let mut ignored = read(text).unwrap().unwrap().ignored;
+        ignored.sort();
+        let expect = [
+            "accessLogFile",
+            "defaultConfig.holdApplicationUntilProxyStarts",
+            "extensionProviders",
+            "outboundTrafficPolicy.tls",
+            "pathNormalization",
+        ];
+        assert_eq!(ignored, expect);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why() {
+        for (text, why) in [
+            ("- a", "not a map"),
+            ("outboundTrafficPolicy: {mode: SOMEWHERE}", "SOMEWHERE"),
+            ("trustDomainAliases: [Old.Example]", "Old.Example"),
+            ("trustDomainAliases: old", "sequence"),
+            ("a: [", ""),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_first_policy_about_a_namespace_says_who_sees_its_entries() {
+        let text = "
+serviceEntryVisibility:
+  defaultVisibility: NAMESPACE
+  policies:
+  - visibility: NONE
+    matchingRules: [{}]
+  - visibility: PUBLIC
+    matchingRules: [{namespaceSelector: {matchLabels: {team: platform}}}]
+  - visibility: NONE
+    matchingRules: [{namespaceSelector: {matchLabels: {mesh: none}}}]
+";
+        let found = read(text).unwrap().unwrap().config;
+        let visible = found.service_entry_visibility.unwrap();
+        for (label, expect) in [
+            (("team", "platform"), EntryVisibility::Public),
+            (("mesh", "none"), EntryVisibility::None),
+            (("a", "b"), EntryVisibility::Namespace),
+        ] {
+            let labels = BTreeMap::from([(label.0.to_owned(), label.1.to_owned())]);
+            assert_eq!(visible.of(&labels), expect, "{label:?}");
+        }
+    }
+}
