@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use isobar_kubernetes::{Cluster, KubernetesSource, KubernetesWriter, SourceOptions};
+use isobar_kubernetes::{Cluster, KubernetesSource, KubernetesWriter, LastValid, SourceOptions};
 use isobar_lab::{Lab, Target};
 use isobar_objects::{
     DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter, Published,
-    STRANGERS,
+    STRANGERS, mesh_config_of,
 };
 use isobar_runtime::Scope;
 use isobar_types::ports;
@@ -118,8 +118,13 @@ impl Mesh {
     pub(crate) async fn follow(&self) -> anyhow::Result<Following> {
         match self {
             Self::Lab { lab, objects } => Following::folders(objects, lab.paths().overlay()),
-            Self::Cluster { cluster, .. } => {
+            Self::Cluster {
+                cluster, namespace, ..
+            } => {
+                let kept = LastValid::of_all(cluster.clone(), namespace);
                 let source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
+                    .with_last_valid(kept)
+                    .with_object(mesh_config_of(namespace, None))
                     .with_strangers(STRANGERS);
                 let mut published = source.subscribe();
                 let scope = Scope::new("objects");

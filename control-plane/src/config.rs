@@ -2,9 +2,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use isobar_objects::{ObjectRef, mesh_config_of};
 use isobar_types::labels;
 
 use crate::model::{OutboundTraffic, PortRules};
+use crate::revision::Revision;
 
 /// The control plane of the mesh.
 #[derive(Debug, Clone, Parser)]
@@ -83,7 +85,8 @@ pub struct Config {
     #[arg(long, value_name = "TAG")]
     pub revision_tag: Vec<String>,
 
-    /// Label selectors, a YAML list: only objects of namespaces that one of them takes count
+    /// Label selectors, a YAML list: only objects of namespaces that one of them takes count. Where they
+    /// are not given a MeshConfig may have some
     #[arg(long, env = "DISCOVERY_SELECTORS", value_name = "YAML")]
     pub discovery_selectors: Option<String>,
 
@@ -120,6 +123,16 @@ pub struct Config {
     #[arg(long, env = "TRUST_DOMAIN", default_value = isobar_types::DEFAULT_TRUST_DOMAIN)]
     pub trust_domain: String,
 
+    /// Another name that the trust domain has, as while it is renamed: peers may show it, and policies
+    /// that name one of the names mean all; may be given several times
+    #[arg(
+        long,
+        env = "TRUST_DOMAIN_ALIASES",
+        value_name = "DOMAIN",
+        value_delimiter = ','
+    )]
+    pub trust_domain_alias: Vec<String>,
+
     /// Id of this cluster
     #[arg(long, env = "CLUSTER_ID", default_value = isobar_types::DEFAULT_CLUSTER_ID)]
     pub cluster_id: String,
@@ -145,6 +158,15 @@ pub struct Config {
     #[arg(long, value_name = "CLASS", default_value = labels::WAYPOINT_CLASS)]
     pub waypoint_class: Vec<String>,
 
+    /// Make the GatewayClass of waypoints again, as it was, when somebody deletes it
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub gateway_class: bool,
+
     /// What becomes of ingress NetworkPolicies inside tunnels, in namespaces whose label
     /// isobar.dev/port-rules does not say: callers in the mesh arrive on port 15008, so without it
     /// every port of a pod is open to them
@@ -157,14 +179,15 @@ pub struct Config {
     pub port_rules: PortRules,
 
     /// Where workloads may go, in namespaces whose label isobar.dev/outbound-traffic-policy does not
-    /// say: anywhere, or to services and workloads of the mesh only
-    #[arg(
-        long,
-        env = "OUTBOUND_TRAFFIC_POLICY",
-        value_name = "MODE",
-        default_value = "ALLOW_ANY"
-    )]
-    pub outbound_traffic_policy: OutboundTraffic,
+    /// say: anywhere, or to services and workloads of the mesh only. Where it is not given a MeshConfig
+    /// says so, and else it is anywhere
+    #[arg(long, env = "OUTBOUND_TRAFFIC_POLICY", value_name = "MODE")]
+    pub outbound_traffic_policy: Option<OutboundTraffic>,
+
+    /// Have node proxies let a waypoint in to the workloads behind it by a policy of their own: whoever
+    /// else calls such a workload directly then needs an ALLOW policy too
+    #[arg(long, env = "PILOT_AUTO_ALLOW_WAYPOINT_POLICY")]
+    pub auto_allow_waypoint_policy: bool,
 
     /// Image of the waypoints' Deployments
     #[arg(long, default_value = "isobar/waypoint")]
@@ -183,5 +206,17 @@ impl Config {
     /// Namespace of this control plane itself.
     pub(crate) fn own_namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or(&self.root_namespace)
+    }
+
+    /// The discovery selectors, as text.
+    pub(crate) fn selectors(&self) -> Option<&str> {
+        let text = self.discovery_selectors.as_deref().map(str::trim);
+        text.filter(|text| !text.is_empty())
+    }
+
+    /// The ConfigMap of the MeshConfig.
+    pub(crate) fn mesh_config(&self) -> ObjectRef {
+        let revision = Revision::of(self);
+        mesh_config_of(self.own_namespace(), revision.own_name())
     }
 }

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ use crate::ca::{CertificateService, Roster, Rules};
 use crate::classes;
 use crate::config::Config;
 use crate::controller::{Controller, Rejected, Scaling, WaypointPods};
-use crate::engine::{Engine, Planned};
+use crate::engine::{Changeover, Engine, Planned};
 use crate::metrics::Metrics;
-use crate::model::{KeptKeys, Settings};
+use crate::model::{Given, KeptKeys, Settings};
 use crate::monitoring::{self, Pages};
 use crate::revision::Revision;
 use crate::server::{self, ServerCertificates, Speaks};
@@ -96,6 +97,7 @@ async fn start(
         plans: plan.clone(),
         objects: around.objects.clone(),
         rejected: rejections.subscribe(),
+        rivals: around.rivals.clone(),
     };
     monitor(scope, config, pages, ready, &registry, log)?;
 
@@ -106,6 +108,8 @@ async fn start(
         plans,
         metrics: metrics.clone(),
         kept_keys: KeptKeys::default(),
+        clients: clients.clone(),
+        changeover: Changeover::default(),
     };
     webhook::start(scope, serving, config, &around, &metrics).await?;
     follow_objects(scope, config, around, engine, (plan, rejections));
@@ -125,10 +129,7 @@ async fn start(
         life: serving.lifetime(),
         metrics,
     };
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listening on {}", config.listen))?;
-    tracing::info!(address = %config.listen, "serving discovery and certificates");
+    let listener = listen(config.listen).await?;
     let (names, authorities) = (server_names(config), authorities.subscribe());
     // Beside another control plane nobody is certified here.
     let certificates = (!config.waypoints_only).then_some(certificates);
@@ -142,6 +143,13 @@ async fn start(
     )?;
     listener_gate.pass();
     Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("listening on {address}"))?;
+    tracing::info!(%address, "serving discovery and certificates");
+    Ok(listener)
 }
 
 /// Passes the gate when there is something to serve.
@@ -200,7 +208,7 @@ fn follow_objects(
         controller = controller.with_parameters(scaling.parameters());
         let running = scaling.run(plan.clone(), around.leads.clone(), scope.lifetime());
         scope.spawn("scaling", running);
-        if Revision::of(config).is_default() {
+        if Revision::of(config).is_default() && config.gateway_class {
             classes::keep(scope, around.objects.clone(), around.leads, writer);
         }
     }
@@ -224,9 +232,31 @@ fn waypoint_pods(config: &Config) -> WaypointPods {
         authority: config
             .waypoints_only
             .then(|| config.authority_address.clone()),
+        names: names_of(config),
         revision,
         ..WaypointPods::default()
     }
+}
+
+/// What a waypoint has to be told of the mesh it is of, as it takes something else by itself.
+fn names_of(config: &Config) -> Vec<(&'static str, String)> {
+    let all = [
+        (
+            "TRUST_DOMAIN",
+            &config.trust_domain,
+            isobar_types::DEFAULT_TRUST_DOMAIN,
+        ),
+        (
+            "CLUSTER_ID",
+            &config.cluster_id,
+            isobar_types::DEFAULT_CLUSTER_ID,
+        ),
+        ("NETWORK", &config.network, ""),
+    ];
+    let others = all.into_iter().filter(|(_, value, usual)| value != usual);
+    others
+        .map(|(name, value, _)| (name, value.clone()))
+        .collect()
 }
 
 fn authentication(
@@ -287,16 +317,25 @@ pub(crate) fn server_names(config: &Config) -> Vec<String> {
 }
 
 fn settings(config: &Config) -> Settings {
+    let aliases = config.trust_domain_alias.iter();
     Settings {
         trust_domain: config.trust_domain.as_str().into(),
+        trust_domain_aliases: aliases.map(|one| one.trim().into()).collect(),
         cluster_id: config.cluster_id.as_str().into(),
         network: config.network.as_str().into(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: CLUSTER_DOMAIN.into(),
         waypoint_classes: config.waypoint_class.clone(),
         own_accounts: own_accounts(config),
-        outbound: config.outbound_traffic_policy,
+        outbound: config.outbound_traffic_policy.unwrap_or_default(),
         port_rules: config.port_rules,
+        entry_visibilities: None,
+        allow_waypoints: config.auto_allow_waypoint_policy,
+        mesh_config: config.mesh_config(),
+        given: Given {
+            outbound: config.outbound_traffic_policy.is_some(),
+            selectors: config.selectors().is_some(),
+        },
     }
 }
 

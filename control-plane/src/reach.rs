@@ -1,6 +1,7 @@
 //! Which objects count for this control plane: those of namespaces that its selectors take, and of
 //! its revision.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::model::mesh_config;
 use crate::revision::{LABEL, Revision};
 
 /// What counts.
@@ -24,6 +26,8 @@ pub(crate) struct Reach {
     selectors: Vec<LabelSelector>,
     /// What we are called.
     revision: Revision,
+    /// ConfigMap that has selectors where the configuration has none.
+    mesh_config: Option<ObjectRef>,
 }
 
 impl Reach {
@@ -32,8 +36,7 @@ impl Reach {
     /// # Errors
     /// When the selectors are none.
     pub(crate) fn of(config: &Config) -> Result<Self> {
-        let text = config.discovery_selectors.as_deref().map(str::trim);
-        let selectors = match text.filter(|text| !text.is_empty()) {
+        let selectors = match config.selectors() {
             Some(text) => serde_saphyr::from_str(text)
                 .context("--discovery-selectors: not a list of label selectors")?,
             None => Vec::new(),
@@ -41,6 +44,7 @@ impl Reach {
         Ok(Self {
             selectors,
             revision: Revision::of(config),
+            mesh_config: Some(config.mesh_config()),
         })
     }
 
@@ -73,7 +77,8 @@ impl Reach {
                     Some(Kind::Namespace) => &object.name,
                     _ => &object.namespace,
                 };
-                !namespace.is_empty() && !is_taken(namespace)
+                let is_settings = self.mesh_config.as_ref() == Some(object);
+                !namespace.is_empty() && !is_taken(namespace) && !is_settings
             }));
         }
         let is_others = |object: &ObjectRef, invalid: &Invalid| {
@@ -94,7 +99,9 @@ impl Reach {
         }
         let counts = |object: &ObjectRef| {
             !left_out.contains(object)
-                && (object.namespace.is_empty() || is_taken(&object.namespace))
+                && (object.namespace.is_empty()
+                    || is_taken(&object.namespace)
+                    || self.mesh_config.as_ref() == Some(object))
         };
         let findings = published.findings.iter();
         let findings = findings.filter(|finding| finding.object.as_ref().is_none_or(counts));
@@ -131,13 +138,25 @@ impl Reach {
         named.collect()
     }
 
+    /// The selectors: those of the configuration, or else those of the MeshConfig.
+    fn selectors(&self, set: &ObjectSet) -> Cow<'_, [LabelSelector]> {
+        if self.selectors.is_empty()
+            && let Some(of) = &self.mesh_config
+            && let Some(mesh) = mesh_config::found(set, of)
+        {
+            return Cow::Owned(mesh.discovery_selectors);
+        }
+        Cow::Borrowed(&self.selectors)
+    }
+
     /// Names of the namespaces that count; `None` if all do.
     fn namespaces(&self, set: &ObjectSet) -> Option<BTreeSet<String>> {
-        if self.selectors.is_empty() {
+        let selectors = self.selectors(set);
+        if selectors.is_empty() {
             return None;
         }
         let taken = set.namespaces.iter().filter(|namespace| {
-            let mut all = self.selectors.iter();
+            let mut all = selectors.iter();
             all.any(|selector| selectors::selects(selector, namespace.labels()))
         });
         Some(taken.map(|one| one.name().to_owned()).collect())
@@ -259,6 +278,31 @@ metadata: {name: node-1}
         assert_eq!(left.objects.nodes.len(), 1, "not of a namespace");
         assert!(left.findings.is_empty());
         assert!(left.synced);
+    }
+
+    #[test]
+    fn selectors_come_from_the_mesh_config_where_the_configuration_has_none() {
+        let mesh = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: out}\n\
+                    data:\n  mesh: |\n    discoverySelectors: [{matchLabels: {team: a}}]\n";
+        let yaml = [
+            OBJECTS.to_owned(),
+            policy("in", "p", ""),
+            policy("new", "p", ""),
+            mesh.to_owned(),
+        ];
+        let mut reach = Reach {
+            mesh_config: Some(isobar_objects::mesh_config_of("out", None)),
+            ..Reach::default()
+        };
+        let left = narrowed(&reach, &yaml.concat());
+        assert_eq!(policies(&left), ["new/p"]);
+        assert_eq!(
+            left.objects.config_maps.len(),
+            1,
+            "it counts wherever it is"
+        );
+        reach.selectors = serde_saphyr::from_str("[{matchLabels: {mesh: 'yes'}}]").unwrap();
+        assert_eq!(policies(&narrowed(&reach, &yaml.concat())), ["in/p"]);
     }
 
     #[test]

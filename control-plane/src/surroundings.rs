@@ -7,10 +7,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_kubernetes::{
-    Cluster, KubernetesSource, KubernetesWriter, RootMaps, SourceOptions, keep_authority,
+    Cluster, KubernetesSource, KubernetesWriter, LastValid, RootMaps, SourceOptions, keep_authority,
 };
 use isobar_objects::{
-    DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter, Published,
+    DirectoryOptions, DirectorySource, ObjectRef, ObjectSource, ObjectWriter, OverlayWriter, Published,
     STRANGERS,
 };
 use isobar_runtime::Scope;
@@ -22,8 +22,10 @@ use crate::auth::{ClusterReviewer, JwksReviewer, TokenReviewer};
 use crate::authority::{Authorities, of_files};
 use crate::config::Config;
 use crate::controller::{Earlier, OWN_ROOTS};
+use crate::last_valid::{self, Keeper};
 use crate::reach::Reach;
 use crate::revision::Revision;
+use crate::rivals;
 
 /// Directory below the overlay root that belongs to this process.
 const OVERLAY: &str = "control-plane";
@@ -44,6 +46,8 @@ pub(crate) struct Surroundings {
     pub(crate) earlier: Earlier,
     /// True while this replica is the one that writes.
     pub(crate) leads: watch::Receiver<bool>,
+    /// Deployments of other control planes that have what is this one's.
+    pub(crate) rivals: watch::Receiver<Arc<Vec<ObjectRef>>>,
     pub(crate) reviewer: Arc<dyn TokenReviewer>,
     pub(crate) authorities: Arc<Authorities>,
     /// The API server, if there is one.
@@ -89,6 +93,7 @@ fn in_folders(scope: &Scope, config: &Config, state: &Path) -> Result<Surroundin
         earlier: Earlier::InFolder(own),
         // There is one writer of a folder.
         leads: watch::channel(true).1,
+        rivals: watch::channel(Arc::default()).1,
         reviewer: Arc::new(JwksReviewer::new(keys.clone(), issuer, trust_domain)),
         authorities: authorities(scope, config, state)?,
         cluster: None,
@@ -113,14 +118,16 @@ async fn in_a_cluster(
             .context("the authority's secret")?;
     }
     let authorities = authorities(scope, config, state)?;
-    let reach = Reach::of(config)?;
+    let (reach, revision) = (Reach::of(config)?, Revision::of(config));
+    let kept = LastValid::named(cluster.clone(), own, &revision.suffixed(last_valid::NAME));
     let mut source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
+        .with_last_valid(kept.clone())
+        .with_object(config.mesh_config())
         .with_secrets(move |objects| reach.secrets(objects));
     if !config.waypoints_only {
         // What another control plane honours is not ours to complain of.
         source = source.with_strangers(STRANGERS);
     }
-    let revision = Revision::of(config);
     let (lease, timing) = (revision.suffixed(LEASE), Timing::default());
     let candidate = Candidate::new(cluster.clone(), own, &lease, &replica(), timing);
     let leads = candidate.leads();
@@ -139,13 +146,17 @@ async fn in_a_cluster(
     if config.waypoints_only {
         maps = maps.named(OWN_ROOTS);
     }
-    let objects = narrowed(scope, config, &source)?;
+    let keeper = Keeper::new(kept, &config.root_namespace, leads.clone());
+    let (sender, objects) = watch::channel(Arc::default());
+    let narrowed = narrowed(scope, config, &source)?;
+    scope.spawn("last valid", keeper.run(narrowed, sender, scope.lifetime()));
     scope.spawn(
         "roots",
         maps.run(objects.clone(), leads.clone(), scope.lifetime()),
     );
     let trust_domain: Str = config.trust_domain.as_str().into();
     Ok(Surroundings {
+        rivals: rivals::follow(scope, config, source.subscribe()),
         source: Box::new(source),
         objects,
         writer: Arc::new(

@@ -1,12 +1,12 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use isobar_objects::{Kind, ObjectRef, ObjectSet};
+use isobar_objects::{Kind, ObjectRef, ObjectSet, mesh_config_of};
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
 use isobar_types::{NamespacedName, labels};
 
 use crate::controller::{WaypointPods, waypoint_verdicts};
-use crate::model::{KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, Verdict, plan};
+use crate::model::{Given, KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, Verdict, plan};
 
 /// What proxies are told about a set of objects in a mesh with default settings, as messages. Nothing
 /// runs: for tests and tools that want what a waypoint would get, without a control plane.
@@ -113,12 +113,21 @@ pub fn guards(set: &ObjectSet, waypoint: &NamespacedName, root_namespace: &str) 
     let Some(told) = plan.waypoints.iter().find(|told| told.key == *waypoint) else {
         return Vec::new();
     };
+    // Of what it takes a share of, the first waypoint keeps the same policies and takes all calls.
+    let services = plan.services.iter();
+    let shares = services.filter(|one| one.second.as_ref() == Some(waypoint));
+    let shares: BTreeSet<&str> = shares.map(|one| &*one.wire.hostname).collect();
+    let alone = |whole: bool, services: &[isobar::ServiceRef]| {
+        whole || services.iter().any(|one| !shares.contains(&*one.hostname))
+    };
     let refuses =
         |policy: &&isobar::Authorization| !policy.dry_run && policy.action() != Action::Audit;
     let policies = told.authorizations.iter().filter(refuses);
+    let policies = policies.filter(|one| alone(one.whole_waypoint, &one.services));
     let policies =
         policies.map(|one| ObjectRef::new(Kind::AuthorizationPolicy, &one.namespace, &one.name));
     let limits = told.rate_limits.iter();
+    let limits = limits.filter(|one| alone(one.whole_waypoint, &one.services));
     let limits = limits.map(|one| ObjectRef::new(Kind::RateLimitPolicy, &one.namespace, &one.name));
     policies.chain(limits).collect()
 }
@@ -126,6 +135,7 @@ pub fn guards(set: &ObjectSet, waypoint: &NamespacedName, root_namespace: &str) 
 pub(crate) fn settings() -> Settings {
     Settings {
         trust_domain: isobar_types::DEFAULT_TRUST_DOMAIN.into(),
+        trust_domain_aliases: Vec::new(),
         cluster_id: "Kubernetes".into(),
         network: "".into(),
         root_namespace: "istio-system".into(),
@@ -136,6 +146,10 @@ pub(crate) fn settings() -> Settings {
             .collect(),
         outbound: OutboundTraffic::AllowAny,
         port_rules: PortRules::Enforce,
+        entry_visibilities: None,
+        allow_waypoints: false,
+        mesh_config: mesh_config_of("istio-system", None),
+        given: Given::default(),
     }
 }
 
@@ -208,5 +222,14 @@ mod tests {
         assert_eq!(of("other"), ["elsewhere"]);
         assert_eq!(of("custom"), ["quick"], "of a class of its own");
         assert!(of("away").is_empty());
+
+        let second = "istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: other";
+        let shared = yaml.concat().replace("istio.io/use-waypoint: wp", second);
+        let label = "gateway.networking.k8s.io/gateway-name: wp";
+        let set = objects(&(shared + &pod("wp-1", "wp", label, true)));
+        let key = NamespacedName::parse("shop/other").unwrap();
+        let names = guards(&set, &key, "istio-system");
+        let names: Vec<&str> = names.iter().map(|one| &*one.name).collect();
+        assert_eq!(names, ["elsewhere"], "the first waypoint keeps the others");
     }
 }

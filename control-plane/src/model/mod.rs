@@ -1,12 +1,17 @@
 //! Objects to what proxies are told: pure functions over one set of objects.
 
 mod authorization;
+mod auto_allow;
 mod bindings;
+mod canary;
+mod foreign;
 mod gateways;
+mod handover;
 mod ingress;
 pub(crate) mod invalid;
 mod l7;
 mod labels;
+pub(crate) mod mesh_config;
 mod network_policy;
 mod outbound;
 mod passage;
@@ -20,20 +25,31 @@ mod services;
 mod settings;
 mod slices;
 mod traversal;
+mod trust;
 mod verdict;
 mod workloads;
 
-pub(crate) use gateways::{MANAGED, MANAGER, account_of, is_managed};
+pub(crate) use gateways::{
+    CANONICAL_NAME, MANAGED, MANAGER, account_of, is_made_for, is_managed, name_of, service_of,
+};
+pub(crate) use handover::{Front, Fronts, Handover, Handovers, Host, Step, service_name};
 pub(crate) use l7::{KeptKeys, ParentStatus};
 pub use network_policy::{Dropped, End, Missing, Remedy, ShutDoor, dropped};
 pub(crate) use patch::{Kept, Outcome, Patch};
-pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan};
+pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan, plan_during};
+pub(crate) use pods::PodFacts;
 pub(crate) use services::BOUND_ACCOUNT;
-pub(crate) use settings::Settings;
+#[cfg(test)]
+pub(crate) use services::ServicePlan;
+pub(crate) use settings::{Given, Settings};
 pub use settings::{OutboundTraffic, PortRules};
 pub use verdict::{Severity, Verdict};
 pub(crate) use workloads::WorkloadPlan;
 
+#[cfg(test)]
+mod canary_tests;
+#[cfg(test)]
+mod foreign_tests;
 #[cfg(test)]
 pub(crate) mod golden_tests;
 #[cfg(test)]
@@ -44,5 +60,7 @@ mod l7_tests;
 mod outbound_tests;
 #[cfg(test)]
 mod policy_tests;
+#[cfg(test)]
+mod rename_tests;
 #[cfg(test)]
 mod traversal_tests;

@@ -29,6 +29,7 @@ fn told(plan: &Plan) -> Vec<String> {
                 let time = limits.connect_timeout.map_or(0, |time| time.seconds);
                 format!("{} {} {time}", limits.hostname, limits.max_connections)
             }
+            Kind::Trust(trust) => trust.domains.join(" "),
         })
         .collect()
 }

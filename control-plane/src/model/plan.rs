@@ -6,10 +6,13 @@ use isobar_proto::istio::{security, workload};
 use isobar_types::{Identity, NamespacedName, Str};
 
 use super::authorization::L4Policies;
+use super::auto_allow;
 use super::bindings::{AccountBinding, Bindings};
-use super::gateways::{Gateways, classes, denied_address, waypoints};
+use super::gateways::{Gateways, WaypointGateway, classes, denied_address, waypoints};
+use super::handover::{self, Fronts, Handovers, Host};
 use super::ingress;
 use super::l7::{self, Hosts, KeptKeys, RouteStatus, Scoping};
+use super::mesh_config;
 use super::network_policy::{NetworkPolicies, Remedy, Standings};
 use super::outbound;
 use super::passage;
@@ -21,6 +24,7 @@ use super::services::{self, ServicePlan};
 use super::settings::Settings;
 use super::slices;
 use super::traversal;
+use super::trust;
 use super::verdict::Verdict;
 use super::workloads::{Memberships, WorkloadPlan, plan_workload};
 use crate::ca::{PodRecord, Roster};
@@ -60,6 +64,10 @@ pub(crate) struct Plan {
     pub(crate) standings: Standings,
     /// What to tell about objects, sorted.
     pub(crate) verdicts: Vec<Verdict>,
+    /// The waypoints in front of what is bound, once no binding changes any more.
+    pub(crate) fronts: Fronts,
+    /// Waypoints that can take traffic.
+    pub(crate) usable: BTreeSet<Host>,
 }
 
 /// What one waypoint is told besides addresses.
@@ -132,6 +140,32 @@ pub(crate) struct ListenerFacts {
 /// waypoints were served before; they stay, so that a changed subset never finds its new key
 /// missing.
 pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -> Plan {
+    plan_during(set, settings, kept_keys, &Handovers::default())
+}
+
+/// As [`plan`], while bindings to waypoints change.
+pub(crate) fn plan_during(
+    set: &ObjectSet,
+    settings: &Settings,
+    kept_keys: &KeptKeys,
+    handovers: &Handovers,
+) -> Plan {
+    let in_force = settings.in_force(set);
+    let named = trust::spelled_out(set, &in_force);
+    let mut plan = plan_with(&named, &in_force, kept_keys, handovers);
+    plan.outbound.extend(trust::told(&in_force));
+    mesh_config::tell(set, settings, &mut plan.verdicts);
+    plan.verdicts = once_each(plan.verdicts);
+    plan
+}
+
+/// As [`plan_during`], with the settings in force, and policies that have every name of the mesh.
+fn plan_with(
+    set: &ObjectSet,
+    settings: &Settings,
+    kept_keys: &KeptKeys,
+    handovers: &Handovers,
+) -> Plan {
     let pods = read_pods(set);
     let gateways = waypoints(set, &pods, settings);
     let mut bindings = Bindings::read(set, &gateways);
@@ -148,24 +182,22 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     let targets = l7::targets(set, places(&services, &entries, &selection));
     verdicts.extend(targets.iter().map(|target| target.verdict.clone()));
     refuse_unprotected(&mut services, &mut entries.services, &targets);
+    handovers.keep_serving(&mut services, &mut entries.services, &gateways);
     verdicts.extend(services.iter().flat_map(|service| service.verdicts.clone()));
 
     let l4 = L4Policies::read(set, &settings.root_namespace, &mut verdicts);
     let peers = PeerAuthentications::tell(set, &settings.root_namespace, &mut verdicts);
-    let memberships = memberships(set, &pods, &members, &services, &entries);
+    let mut memberships = memberships(set, &pods, &members, &services, &entries);
+    handovers.keep_taking(&mut memberships, &pods, &gateways, settings);
     let network = NetworkPolicies::read(&selection, &pods, &memberships, &mut verdicts);
-    let policies = Policies {
-        l4: &l4,
-        peers: &peers,
-        network: &network,
-    };
+    let policies = Policies::of(&l4, &peers, &network);
     let mut workloads = plan_workloads(&pods, memberships, &policies, &selection);
     let reached = (&workloads[..], &services[..]);
     passage::tell(&l4.wire, reached, &gateways, &mut verdicts);
     let mut authorizations = l4.wire;
     authorizations.extend(peers.policies());
     authorizations.extend(network.wire);
-    authorizations.extend(traversal::policies(&only_through(&workloads), &gateways));
+    authorizations.extend(of_waypoints(&workloads, &gateways, settings));
 
     let hosts = Hosts::of(&services, &entries.services, &settings.cluster_domain);
     let reached = outbound::Reached(&services, &entries.services);
@@ -184,7 +216,10 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
     let waypoints = plan_waypoints(&gateways, &scoping, kept_keys, &mut verdicts);
     let (routes, listeners) = scoping.told();
     verdicts.extend(routes.iter().flat_map(RouteStatus::verdicts));
+    let fronts = handovers.publish(&mut services, &mut entries.services, &mut workloads);
     Plan {
+        fronts,
+        usable: handover::usable(&gateways),
         waypoints,
         instances: instances(&workloads, &pods, &gateways),
         gateways: facts_of(&gateways, listeners),
@@ -200,7 +235,7 @@ pub(crate) fn plan(set: &ObjectSet, settings: &Settings, kept_keys: &KeptKeys) -
         routes,
         remedies: network.remedies,
         standings: network.standings,
-        verdicts: once_each(verdicts),
+        verdicts,
     }
 }
 
@@ -300,7 +335,26 @@ struct Policies<'a> {
     network: &'a NetworkPolicies,
 }
 
-impl Policies<'_> {
+/// Policies that say who may call what is behind waypoints.
+fn of_waypoints(
+    workloads: &[WorkloadPlan],
+    gateways: &Gateways<'_>,
+    settings: &Settings,
+) -> Vec<security::Authorization> {
+    let mut all = traversal::policies(&only_through(workloads), gateways, settings);
+    all.extend(auto_allow::policies(gateways, settings));
+    all
+}
+
+impl<'a> Policies<'a> {
+    const fn of(
+        l4: &'a L4Policies<'a>,
+        peers: &'a PeerAuthentications<'a>,
+        network: &'a NetworkPolicies,
+    ) -> Self {
+        Self { l4, peers, network }
+    }
+
     fn keys_for(&self, pod: &PodFacts<'_>) -> Vec<String> {
         let mut keys = self.l4.keys_for(pod);
         keys.extend(self.peers.key_for(pod));
@@ -398,9 +452,11 @@ fn instances(
     all
 }
 
-/// Objects of the Gateway API; what Istio's Gateways make of pods has none to be told on.
+/// Objects of the Gateway API that are ours to run; what Istio's Gateways make of pods has none to be told
+/// on.
 fn facts_of(gateways: &Gateways<'_>, mut listeners: l7::ListenersTold) -> Vec<GatewayFacts> {
-    let objects = gateways.values().filter(|one| one.gateway.is_some());
+    let ours = |one: &&WaypointGateway<'_>| one.gateway.is_some() && one.foreign.is_none();
+    let objects = gateways.values().filter(ours);
     let facts = objects.map(|waypoint| GatewayFacts {
         key: waypoint.key.clone(),
         ready: waypoint.ready,

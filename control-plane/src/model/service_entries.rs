@@ -7,15 +7,15 @@ mod owners;
 use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::istio::{Resolution, ServiceEntry};
-use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_objects::{EntryVisibility, ObjectHead, ObjectSet};
 use isobar_proto::istio::workload as wire;
 use isobar_types::NamespacedName;
 
-use super::gateways::TrafficKind;
 use super::l7::{EndpointLabels, Owner, Served};
 use super::pods::PodFacts;
-use super::selection::{Named, Selected, Selection, fails_open, named, object_reference};
+use super::selection::{Named, Selection, fails_open, named, object_reference};
 use super::services::{ServicePlan, balancing, distribution, protocol};
+use super::settings::Settings;
 use super::verdict::{Severity, Verdict};
 pub(crate) use addresses::Allocated;
 use owners::Owners;
@@ -44,7 +44,9 @@ pub(crate) struct EntryPlan<'a> {
     /// The ServiceEntry's own key.
     pub(crate) key: NamespacedName,
     /// Waypoints that serve it.
-    waypoints: Vec<NamespacedName>,
+    pub(super) waypoints: Vec<NamespacedName>,
+    /// That of these which takes a share of the calls at most.
+    second: Option<NamespacedName>,
     entry: &'a ServiceEntry,
 }
 
@@ -55,6 +57,7 @@ impl EntryPlan<'_> {
             wire: &self.wire,
             owner: Owner::Entry(&self.key),
             waypoints: &self.waypoints,
+            second: self.second.as_ref(),
             fail_open: fails_open(self.entry.labels()),
         }
     }
@@ -76,7 +79,7 @@ impl<'a> Entries<'a> {
         verdicts: &mut Vec<Verdict>,
     ) -> Self {
         let mut problems = Problems::default();
-        let claims = claims(set, services, &mut problems);
+        let claims = claims(set, selection.settings, services, &mut problems);
         let taken: BTreeSet<&str> = services.iter().map(|s| &*s.wire.hostname).collect();
         let allocated = addresses::allocate(
             claims
@@ -140,6 +143,7 @@ impl<'a> Entries<'a> {
 /// the oldest entry's.
 fn claims<'a>(
     set: &'a ObjectSet,
+    settings: &Settings,
     services: &[ServicePlan],
     problems: &mut Problems,
 ) -> Vec<Claim<'a>> {
@@ -155,8 +159,14 @@ fn claims<'a>(
     entries.sort_by_key(|entry| entry.created());
     let mut claims = Vec::new();
     for entry in entries {
-        let Some(visibility) = visibility(entry, problems) else {
+        let asked = visibility(entry, problems);
+        let allowed = allowed(entry, set, settings);
+        let Some(visibility) = asked.filter(|_| allowed != EntryVisibility::None) else {
             continue;
+        };
+        let visibility = match allowed {
+            EntryVisibility::Namespace => wire::service::Visibility::Namespace,
+            _ => visibility,
         };
         for host in &entry.spec.hosts {
             let host = host.trim_end_matches('.').to_ascii_lowercase();
@@ -175,6 +185,16 @@ fn claims<'a>(
         }
     }
     claims
+}
+
+/// Who may see it at most, as whoever runs the mesh says.
+fn allowed(entry: &ServiceEntry, set: &ObjectSet, settings: &Settings) -> EntryVisibility {
+    let Some(all) = &settings.entry_visibilities else {
+        return EntryVisibility::Public;
+    };
+    let namespace = set.namespaces.get("", entry.namespace());
+    let labels = namespace.map(|namespace| namespace.labels().clone());
+    all.of(&labels.unwrap_or_default())
 }
 
 /// Who may see it; `None`: nobody. Only "everybody" and "its own namespace" can be told to node
@@ -246,7 +266,7 @@ fn plan<'a>(
         visibility: claim.visibility.into(),
         ..wire::Service::default()
     };
-    let waypoints = choose_waypoint(&mut wire, entry, selection, problems);
+    let (waypoints, second) = choose_waypoint(&mut wire, entry, selection, problems);
     if claim.host.contains('*') && spec.resolution == Resolution::DynamicDns && waypoints.is_empty()
     {
         let text = format!(
@@ -259,6 +279,7 @@ fn plan<'a>(
         wire,
         key: key(entry),
         waypoints,
+        second,
         entry,
     }
 }
@@ -284,13 +305,14 @@ fn load_balancing(entry: &ServiceEntry, set: &ObjectSet) -> Option<wire::LoadBal
     balancing(distribution(entry, set), false)
 }
 
-/// The waypoint in front of it: the entry's own label, else its namespace's. Those that serve it.
+/// The waypoint in front of it: the entry's own label, else its namespace's. Those that serve it, and
+/// that of them which takes a share only.
 fn choose_waypoint(
     wire: &mut wire::Service,
     entry: &ServiceEntry,
     selection: &Selection<'_>,
     problems: &mut Problems,
-) -> Vec<NamespacedName> {
+) -> (Vec<NamespacedName>, Option<NamespacedName>) {
     let namespace = entry.namespace();
     let labels = entry.labels();
     let reference = match named(labels, namespace) {
@@ -299,17 +321,13 @@ fn choose_waypoint(
         Named::Absent => selection.for_namespace(namespace, labels),
     };
     let Some(reference) = reference else {
-        return Vec::new();
+        return (Vec::new(), None);
     };
-    let object = entry.reference();
-    let Selected {
-        address,
-        verdict,
-        serves,
-    } = selection.resolve(&reference, TrafficKind::Service, namespace, object);
-    wire.waypoint = address;
-    problems.told.extend(verdict);
-    serves.into_iter().collect()
+    let front = selection.in_front(&reference, entry);
+    wire.waypoint = front.address;
+    wire.weighted_waypoints = front.weighted;
+    problems.told.extend(front.verdict);
+    (front.serves, front.second)
 }
 
 fn key(entry: &ServiceEntry) -> NamespacedName {

@@ -1,10 +1,13 @@
-use isobar_types::{NamespacedName, Str};
+use isobar_objects::{EntryVisibilities, ObjectRef};
+use isobar_types::{Identity, NamespacedName, Str};
 
 /// Settings of the mesh that decide what objects mean.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Trust domain of every identity.
     pub(crate) trust_domain: Str,
+    /// Other names that it has, whose identities count as its own.
+    pub(crate) trust_domain_aliases: Vec<Str>,
     /// Id of this cluster, first part of workload uids.
     pub(crate) cluster_id: Str,
     /// Network every address here belongs to; empty for a cluster's only one.
@@ -21,6 +24,23 @@ pub(crate) struct Settings {
     pub(crate) outbound: OutboundTraffic,
     /// What becomes of NetworkPolicies inside tunnels, where a namespace does not say.
     pub(crate) port_rules: PortRules,
+    /// Who may see ServiceEntries, besides what they say themselves.
+    pub(crate) entry_visibilities: Option<EntryVisibilities>,
+    /// Node proxies let waypoints in to what is behind them by a policy of their own.
+    pub(crate) allow_waypoints: bool,
+    /// ConfigMap of the MeshConfig.
+    pub(crate) mesh_config: ObjectRef,
+    /// What the control plane was told itself, which counts before that.
+    pub(crate) given: Given,
+}
+
+/// What somebody said who started the control plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// Where workloads may go.
+    pub(crate) outbound: bool,
+    /// Which namespaces count.
+    pub(crate) selectors: bool,
 }
 
 /// What becomes of NetworkPolicies inside the tunnel.
@@ -48,6 +68,29 @@ impl PortRules {
 }
 
 impl Settings {
+    /// Every name of the trust domain, each once, its own first.
+    pub(crate) fn names(&self) -> Vec<Str> {
+        let mut all = vec![self.trust_domain.clone()];
+        for alias in &self.trust_domain_aliases {
+            if !alias.is_empty() && !all.contains(alias) {
+                all.push(alias.clone());
+            }
+        }
+        all
+    }
+
+    /// What a peer with this identity of the mesh may be called in its certificate.
+    pub(crate) fn principals(&self, identity: &Identity) -> Vec<String> {
+        let named = |name: Str| {
+            let own = Identity {
+                trust_domain: name,
+                ..identity.clone()
+            };
+            own.principal()
+        };
+        self.names().into_iter().map(named).collect()
+    }
+
     /// Host name of a Service.
     pub(crate) fn hostname(&self, namespace: &str, name: &str) -> String {
         format!("{name}.{namespace}.svc.{}", self.cluster_domain)

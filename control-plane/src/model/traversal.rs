@@ -17,6 +17,7 @@ use super::gateways::Gateways;
 use super::pods::PodFacts;
 use super::selection::{Selected, Source};
 use super::services::ServicePlan;
+use super::settings::Settings;
 
 /// What the Services of a pod say about waypoints.
 #[derive(Debug, Default)]
@@ -29,6 +30,11 @@ impl ServiceWaypoints {
     /// The waypoints themselves.
     pub(crate) const fn accepted(&self) -> &BTreeSet<NamespacedName> {
         &self.accepted
+    }
+
+    /// Adds waypoints that the pod takes traffic from for another reason.
+    pub(super) fn accept(&mut self, more: impl IntoIterator<Item = NamespacedName>) {
+        self.accepted.extend(more);
     }
 
     /// Adds one Service that the pod is an endpoint of.
@@ -74,6 +80,7 @@ pub(crate) fn key(namespace: &str, accepted: &BTreeSet<NamespacedName>) -> Strin
 pub(crate) fn policies(
     wanted: &BTreeSet<Wanted>,
     gateways: &Gateways<'_>,
+    settings: &Settings,
 ) -> Vec<wire::Authorization> {
     wanted
         .iter()
@@ -82,7 +89,7 @@ pub(crate) fn policies(
             namespace: namespace.clone(),
             scope: wire::Scope::WorkloadSelector.into(),
             action: wire::Action::Deny.into(),
-            rules: vec![others(accepted, gateways)],
+            rules: vec![others(accepted, gateways, settings)],
             ..wire::Authorization::default()
         })
         .collect()
@@ -101,11 +108,15 @@ fn name(accepted: &BTreeSet<NamespacedName>) -> String {
 }
 
 /// Everybody who is none of these waypoints, callers without an identity among them.
-fn others(accepted: &BTreeSet<NamespacedName>, gateways: &Gateways<'_>) -> wire::Rule {
+fn others(
+    accepted: &BTreeSet<NamespacedName>,
+    gateways: &Gateways<'_>,
+    settings: &Settings,
+) -> wire::Rule {
     let principals: BTreeSet<String> = accepted
         .iter()
         .filter_map(|key| gateways.get(key))
-        .map(|gateway| gateway.identity.principal())
+        .flat_map(|gateway| settings.principals(&gateway.identity))
         .collect();
     if principals.is_empty() {
         return everything();

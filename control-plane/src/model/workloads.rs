@@ -7,6 +7,7 @@ use isobar_proto::istio::workload as wire;
 use isobar_types::{DEFAULT_TRUST_DOMAIN, NamespacedName};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::auto_allow;
 use super::gateways::{TrafficKind, instance_of};
 use super::labels::{canonical_name, canonical_revision, workload_name};
 use super::pods::PodFacts;
@@ -80,35 +81,34 @@ pub(crate) fn plan_workload(
     }
     let settings = selection.settings;
     let instance_of = instance_of(pod, selection.gateways, settings).cloned();
-    let (selected, source) = if instance_of.is_some() {
-        (Selected::default(), None)
-    } else {
-        select(pod, selection)
+    let (selected, source) = match instance_of {
+        Some(_) => (Selected::default(), None),
+        None => select(pod, selection),
     };
-    let only_through = if instance_of.is_some() {
-        None
-    } else {
-        traversal::accepted(selection.set, pod, &selected, source, &services.waypoints)
+    let only_through = match instance_of {
+        Some(_) => None,
+        None => traversal::accepted(selection.set, pod, &selected, source, &services.waypoints),
     };
     let through = only_through.as_ref();
     policies.extend(through.map(|accepted| traversal::key(&pod.key.namespace, accepted)));
+    if settings.allow_waypoints {
+        let behind = waypoints_of(pod, Some(&services), selection);
+        policies.extend(auto_allow::keys(&behind, settings));
+    }
     policies.sort_unstable();
     let name = workload_name(pod);
     let native = pod.native_tunnel();
-    let tunnel = if pod.redirected() || native {
-        wire::TunnelProtocol::Hbone
-    } else {
-        wire::TunnelProtocol::None
+    let tunnel = match pod.redirected() || native {
+        true => wire::TunnelProtocol::Hbone,
+        false => wire::TunnelProtocol::None,
     };
-    let status = if pod.ready {
-        wire::WorkloadStatus::Healthy
-    } else {
-        wire::WorkloadStatus::Unhealthy
+    let status = match pod.ready {
+        true => wire::WorkloadStatus::Healthy,
+        false => wire::WorkloadStatus::Unhealthy,
     };
-    let network_mode = if pod.host_network() {
-        wire::NetworkMode::HostNetwork
-    } else {
-        wire::NetworkMode::Standard
+    let network_mode = match pod.host_network() {
+        true => wire::NetworkMode::HostNetwork,
+        false => wire::NetworkMode::Standard,
     };
     let trust_domain = match &*settings.trust_domain {
         DEFAULT_TRUST_DOMAIN => String::new(),
@@ -136,6 +136,9 @@ pub(crate) fn plan_workload(
         services: services.ports,
         locality: locality(selection.set.nodes.get("", pod.node).map(|n| &n.object)),
         network_mode: network_mode.into(),
+        application_tunnel: instance_of
+            .as_ref()
+            .and_then(|key| selection.gateways.get(key)?.foreign.as_ref()?.tunnel()),
         ..wire::Workload::default()
     };
     Some(WorkloadPlan {

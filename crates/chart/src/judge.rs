@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 /// Texts of which only some count, by the path of the value.
 const CHOICES: &[(&str, &[&str])] = &[
     ("portRules", &["off", "audit", "enforce"]),
-    ("outboundTrafficPolicy", &["ALLOW_ANY", "REGISTRY_ONLY"]),
+    ("outboundTrafficPolicy", &["ALLOW_ANY", "REGISTRY_ONLY", ""]),
     ("webhook.failurePolicy", &["Fail", "Ignore"]),
     ("agent.cniConfMode", &["chained", "owned"]),
     ("agent.backend", &["auto", "nft", "iptables"]),

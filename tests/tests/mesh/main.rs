@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod authorisers;
 mod binding;
+mod canary;
 mod command_line;
 mod deletion;
 mod egress;
@@ -17,6 +19,7 @@ mod identity;
 mod input;
 mod lessons;
 mod live_policy;
+mod mesh_config;
 mod netpol;
 mod on_demand;
 mod outage;
@@ -24,5 +27,6 @@ mod policy;
 mod port_rules;
 mod report;
 mod routing;
+mod sandwich;
 mod waypoints;
 mod wire;

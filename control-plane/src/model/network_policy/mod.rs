@@ -268,7 +268,7 @@ fn principals(waypoints: &BTreeSet<NamespacedName>, selection: &Selection<'_>) -
     waypoints
         .iter()
         .filter_map(|key| selection.gateways.get(key))
-        .map(|gateway| gateway.identity.principal())
+        .flat_map(|gateway| selection.settings.principals(&gateway.identity))
         .collect()
 }
 
