@@ -1,11 +1,13 @@
 //! What is told about a waypoint's listeners, and about addresses that a Gateway asks for.
 
-use isobar_objects::ObjectRef;
-use isobar_objects::gateway_api::Gateway;
-use isobar_types::ports;
+use isobar_objects::gateway_api::{Gateway, InboundBinding};
+use isobar_objects::{ObjectRef, ObjectSet};
+use isobar_types::{labels, ports};
 
 use crate::model::{ListenerFacts, Severity, Verdict};
 
+/// Condition of a Gateway that asks for another way into its pods than tunnels.
+const BINDING: &str = "isobar.dev/InboundBindingUsed";
 /// Condition of a Gateway that asks for addresses.
 const ADDRESSES: &str = "isobar.dev/AddressesUsed";
 
@@ -36,6 +38,27 @@ pub(super) fn of_waypoint(gateway: &Gateway) -> Vec<ListenerFacts> {
         }
     });
     facts.collect()
+}
+
+/// Says that a waypoint of ours does not stand behind the node proxies of its pods.
+pub(super) fn binding(
+    reference: &ObjectRef,
+    gateway: &Gateway,
+    set: &ObjectSet,
+) -> Option<Verdict> {
+    let asked = InboundBinding::of(gateway, set)?;
+    if !asked.proxy_protocol && asked.port.is_none() {
+        return None;
+    }
+    let text = format!(
+        "annotation {} is not honoured: gateways of class {} end tunnels themselves, on port {}; only \
+         those of classes that somebody else runs can be bound to node proxies",
+        labels::INBOUND_BINDING,
+        gateway.spec.gateway_class_name,
+        ports::HBONE
+    );
+    let verdict = Verdict::fails(reference.clone(), BINDING, "UnsupportedValue", text);
+    Some(verdict.severity(Severity::Warning))
 }
 
 /// Says that addresses which a Gateway asks for are not used.

@@ -3,6 +3,7 @@
 mod authorization;
 mod auto_allow;
 mod bindings;
+mod foreign;
 mod canary;
 mod foreign;
 mod gateways;

@@ -1,5 +1,6 @@
 //! Gateway API: Gateway, GatewayClass, routes and grants, field by field.
 
+mod binding;
 mod route;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use crate::istio::Resource;
 
+pub use binding::InboundBinding;
 pub use route::{
     BackendRef, CorsFilter, Fraction, GrantFrom, GrantTo, GrpcMethodMatch, GrpcRoute,
     GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HeaderModifier, HttpRoute, HttpRouteMatch,

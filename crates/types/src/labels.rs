@@ -22,6 +22,9 @@ pub const TUNNEL: &str = "networking.istio.io/tunnel";
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// Label: namespace of the waypoint named by [`USE_WAYPOINT`], where it is another one.
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// Annotation on a Gateway or GatewayClass: how traffic gets into a waypoint that does not end tunnels
+/// itself; `NONE` or `PROXY`, each with `/PORT` where one is meant.
+pub const INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";
 /// Label on a Gateway: which traffic its waypoint takes (`service`, `workload`, `all`, `none`).
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 /// Annotation on a Gateway: the account whose workloads may be bound to it.
