@@ -3,7 +3,6 @@
 mod authorization;
 mod auto_allow;
 mod bindings;
-mod foreign;
 mod canary;
 mod foreign;
 mod gateways;

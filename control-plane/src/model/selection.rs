@@ -46,6 +46,23 @@ pub(crate) struct Selected {
     pub(crate) verdict: Option<Verdict>,
 }
 
+/// Whether an object can use the waypoint that it names.
+pub(super) enum Use {
+    /// It can.
+    Good,
+    /// Its namespace names one that is not for this kind of traffic: as if it named none.
+    Inherited,
+    /// It may not: the reason and a sentence.
+    Refused(&'static str, String),
+    /// Nobody is there to take traffic.
+    Away {
+        /// The waypoint is there, without a ready pod.
+        exists: bool,
+        /// A sentence.
+        why: String,
+    },
+}
+
 /// Everything selection looks at.
 pub(crate) struct Selection<'a> {
     /// All objects.
@@ -143,31 +160,52 @@ impl Selection<'_> {
         object: ObjectRef,
     ) -> Selected {
         let key = &reference.waypoint;
-        let refused = |reason, message: String| Selected {
-            address: Some(denied_address(namespace)),
-            serves: None,
-            verdict: Some(Verdict::fails(object.clone(), BOUND, reason, message)),
-        };
-        let away = |serves, message: String| {
-            let open = reference.fail_open;
-            let effect = if open {
-                "traffic passes it, as asked"
-            } else {
-                "its traffic is refused"
-            };
-            Selected {
-                address: (!open).then(|| address(key, self.settings)),
-                serves,
-                verdict: Some(Verdict::fails(
-                    object.clone(),
+        match self.examine(reference, kind, namespace) {
+            Use::Good => Selected {
+                address: Some(address(key, self.gateways, self.settings)),
+                serves: Some(key.clone()),
+                verdict: Some(Verdict::holds(
+                    object,
                     BOUND,
-                    "WaypointIsNotReady",
-                    format!("{message}; {effect}"),
+                    "WaypointAccepted",
+                    format!("bound to waypoint {key}"),
                 )),
+            },
+            Use::Inherited => Selected::default(),
+            Use::Refused(reason, why) => Selected {
+                address: Some(denied_address(namespace)),
+                serves: None,
+                verdict: Some(Verdict::fails(object, BOUND, reason, why)),
+            },
+            Use::Away { exists, why } => {
+                let open = reference.fail_open;
+                let effect = if open {
+                    "traffic passes it, as asked"
+                } else {
+                    "its traffic is refused"
+                };
+                Selected {
+                    address: (!open).then(|| address(key, self.gateways, self.settings)),
+                    serves: exists.then(|| key.clone()),
+                    verdict: Some(Verdict::fails(
+                        object,
+                        BOUND,
+                        "WaypointIsNotReady",
+                        format!("{why}; {effect}"),
+                    )),
+                }
             }
-        };
+        }
+    }
+
+    /// Whether objects of `namespace` can use the waypoint they name.
+    pub(super) fn examine(&self, reference: &Reference, kind: TrafficKind, namespace: &str) -> Use {
+        let key = &reference.waypoint;
         let Some(waypoint) = self.gateways.get(key) else {
-            return away(None, format!("waypoint {key} does not exist"));
+            return Use::Away {
+                exists: false,
+                why: format!("waypoint {key} does not exist"),
+            };
         };
         let admitted = match reference.source {
             Source::Account => {
@@ -176,36 +214,23 @@ impl Selection<'_> {
             Source::Object | Source::Namespace => waypoint.admits(namespace, self.set),
         };
         if !admitted {
-            return refused(
-                "AttachmentDenied",
-                format!("waypoint {key} does not allow objects of namespace {namespace}"),
-            );
+            let why = format!("waypoint {key} does not allow objects of namespace {namespace}");
+            return Use::Refused("AttachmentDenied", why);
         }
         if !waypoint.takes(kind) {
             if reference.source == Source::Namespace && kind == TrafficKind::Workload {
-                return Selected::default();
+                return Use::Inherited;
             }
-            return refused(
-                "UnsupportedTrafficType",
-                format!("waypoint {key} does not take {} traffic", word(kind)),
-            );
+            let why = format!("waypoint {key} does not take {} traffic", word(kind));
+            return Use::Refused("UnsupportedTrafficType", why);
         }
         if !waypoint.ready {
-            return away(
-                Some(key.clone()),
-                format!("waypoint {key} has no ready pod"),
-            );
+            return Use::Away {
+                exists: true,
+                why: format!("waypoint {key} has no ready pod"),
+            };
         }
-        Selected {
-            address: Some(address(key, self.settings)),
-            serves: Some(key.clone()),
-            verdict: Some(Verdict::holds(
-                object,
-                BOUND,
-                "WaypointAccepted",
-                format!("bound to waypoint {key}"),
-            )),
-        }
+        Use::Good
     }
 }
 

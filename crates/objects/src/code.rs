@@ -170,6 +170,10 @@ const TABLE: &[CodeEntry] = &[
     entry(230, "PortUnavailable", "spec.listeners[].port", "another listener has the port with another protocol, or the mesh needs it itself", "choose another port"),
     entry(231, "UnsupportedProtocol", "spec.listeners[].protocol", "a listener's protocol is none that gateways speak", "use HTTP, HTTPS or TLS"),
     entry(232, "GatewayGoesAround", "spec.targetRefs", "a gateway sends callers from outside straight to the policy's target, around the waypoint that keeps the policy", "label the Service, the ServiceEntry or its Namespace istio.io/ingress-use-waypoint: \"true\", or write a policy for the gateway as well"),
+    entry(233, "CanarySameAsPrimary", "metadata.labels[istio.io/use-waypoint-canary]", "the second waypoint of an object is its first one, which takes all calls", "name another waypoint, or remove the label"),
+    entry(234, "CanaryInvalidWeight", "metadata.annotations[istio.io/use-waypoint-canary-weight]", "the share of the second waypoint is no percentage; the first one takes all calls", "write a whole number from 0 to 100"),
+    entry(235, "WaypointAccepted", "metadata.labels[istio.io/use-waypoint-canary]", "bound, but the second waypoint that the object names takes no calls: it is not there, has no ready pod, or does not admit them; the first one takes all", "look at `isobar waypoint status`; deploy the waypoint with `isobar waypoint apply`, or remove the label"),
+    entry(236, "CanaryGoesAround", "spec.targetRefs", "the policy names one waypoint of a Service or ServiceEntry as a whole, and a share of the calls passes another one, which does not keep it", "write the policy for the Service or ServiceEntry, or name both Gateways in targetRefs"),
     entry(299, "Other", "", "something else that the control plane says about the object", "see the finding"),
 
     entry(301, "DoorShut", "spec", "a NetworkPolicy shuts what connections of the mesh need open", "`isobar netpol fix` shows the smallest change, `--apply` makes it"),

@@ -22,6 +22,13 @@ pub const TUNNEL: &str = "networking.istio.io/tunnel";
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// Label: namespace of the waypoint named by [`USE_WAYPOINT`], where it is another one.
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// Label on a Service, ServiceEntry or Namespace: a second waypoint, which takes a share of the calls.
+pub const USE_WAYPOINT_CANARY: &str = "istio.io/use-waypoint-canary";
+/// Label: namespace of the waypoint named by [`USE_WAYPOINT_CANARY`], where it is another one.
+pub const USE_WAYPOINT_CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
+/// Annotation: percentage of calls for the waypoint named by [`USE_WAYPOINT_CANARY`], 0 to 100; 0
+/// where it is missing.
+pub const USE_WAYPOINT_CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// Annotation on a Gateway or GatewayClass: how traffic gets into a waypoint that does not end tunnels
 /// itself; `NONE` or `PROXY`, each with `/PORT` where one is meant.
 pub const INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";

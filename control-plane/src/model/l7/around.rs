@@ -1,5 +1,5 @@
-//! Policies that callers from outside do not meet: a gateway sends them to the pods, around the waypoint
-//! that keeps the policy.
+//! Policies that some callers do not meet: a gateway sends them to the pods, around the waypoint that
+//! keeps the policy; or a share of the calls passes another waypoint.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,41 @@ use super::scope::{Scoping, reached};
 /// Condition type for policies that a gateway goes around; there while one does.
 const CONDITION: &str = "isobar.dev/AtGateways";
 
-/// What is told about policies whose targets a gateway reaches without their waypoint.
+/// Condition type for policies for one of two waypoints as a whole; there while a share passes the other.
+const AT_CANARIES: &str = "isobar.dev/AtCanaries";
+
+/// What is told about policies that calls to their targets go around.
 pub(crate) fn around(waypoints: &[WaypointPlan], scoping: &Scoping<'_>) -> Vec<Verdict> {
+    let mut told = at_gateways(waypoints, scoping);
+    told.extend(at_canaries(scoping));
+    told
+}
+
+/// Policies for the first waypoint of something, of whose calls a second one takes a share.
+fn at_canaries<'s>(scoping: &'s Scoping<'_>) -> impl Iterator<Item = Verdict> + 's {
+    let targets = scoping.targets.iter().filter(|one| one.restricts);
+    targets.filter_map(|one| {
+        let kept_by = |waypoint| one.chosen.gateways.contains(waypoint);
+        let mut served = scoping.places.served();
+        let (at, second) = served.find_map(|at| {
+            let second = at.second.filter(|second| !kept_by(second))?;
+            let first = at.waypoints.iter().any(kept_by);
+            let share = at.wire.weighted_waypoints.last()?.weight;
+            (first && share > 0 && !one.chosen.names(at.owner)).then_some((at, second))
+        })?;
+        let text = format!(
+            "a share of the calls to {} passes canary waypoint {second}, which this policy does not name: \
+             they do not meet it",
+            at.owner
+        );
+        let object = one.verdict.object.clone();
+        let verdict = Verdict::fails(object, AT_CANARIES, "CanaryGoesAround", text);
+        Some(verdict.severity(Severity::Warning))
+    })
+}
+
+/// What is told about policies whose targets a gateway reaches without their waypoint.
+fn at_gateways(waypoints: &[WaypointPlan], scoping: &Scoping<'_>) -> Vec<Verdict> {
     let mut straight: BTreeMap<(String, String), &WaypointPlan> = BTreeMap::new();
     let edges = waypoints.iter();
     for edge in edges.filter(|one| !one.waypoint.listeners.is_empty()) {

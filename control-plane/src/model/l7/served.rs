@@ -11,6 +11,8 @@ pub(crate) struct Served<'a> {
     pub(crate) owner: Owner<'a>,
     /// Waypoints that serve it.
     pub(crate) waypoints: &'a [NamespacedName],
+    /// That of these which takes a share of the calls at most.
+    pub(crate) second: Option<&'a NamespacedName>,
     /// Asks for traffic to pass while its waypoint is away.
     pub(crate) fail_open: bool,
 }
