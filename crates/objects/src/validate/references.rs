@@ -12,6 +12,8 @@ use crate::names;
 use crate::object::ObjectHead;
 use crate::set::{Held, ObjectSet};
 
+use super::canary;
+
 /// A host that a VirtualService routes in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostClaim {
@@ -31,7 +33,7 @@ pub enum Extent {
 }
 
 /// What is worth knowing about the objects of a set together: routes to hosts that do not exist,
-/// subsets without a rule, policies without a target. Warnings only.
+/// subsets without a rule, policies without a target, second waypoints without a first. Warnings only.
 #[must_use]
 pub fn validate_set(set: &ObjectSet, extent: Extent) -> Vec<Finding> {
     let hosts = Hosts::of(set);
@@ -47,6 +49,7 @@ pub fn validate_set(set: &ObjectSet, extent: Extent) -> Vec<Finding> {
     for object in set.authorization_policies.iter() {
         authorization_policy(object, set, extent, &mut findings);
     }
+    canary::check(set, &mut findings);
     findings
 }
 
