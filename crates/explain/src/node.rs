@@ -7,7 +7,9 @@ use isobar_control_plane::{End, dropped};
 use isobar_state::balance::{Purpose, endpoints};
 use isobar_state::inbound::{Authority, InboundCall, resolve};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
-use isobar_state::{Denied, Peer, Refusal, TunnelProtocol, Workload, authorize};
+use isobar_state::{
+    Denied, GatewayDestination, Peer, Refusal, Service, TunnelProtocol, Workload, authorize,
+};
 use isobar_types::{NetworkAddress, Reason};
 
 use crate::answer::{Outcome, Step, Way};
@@ -20,6 +22,8 @@ use crate::world::World;
 /// Throws of the dice from which shares of node proxies are estimated, to within a percent or two.
 /// Services of more endpoints than that are not told in full.
 const THROWS: u32 = 2520;
+/// Throws that shares of waypoints may ask for. Shares in per cent come out exactly.
+const MOST_THROWS: u64 = 50_000;
 
 /// A call that the caller's node proxy takes.
 pub(crate) fn through_the_mesh(
@@ -29,8 +33,9 @@ pub(crate) fn through_the_mesh(
     question: &Question,
 ) -> Result<Vec<Way>, QuestionError> {
     let mut ways = Vec::new();
-    for (decided, times) in hops(world, caller, to) {
-        let share = f64::from(times) / f64::from(THROWS);
+    let throws = throws(world, caller, to);
+    for (decided, times) in hops(world, caller, to, throws) {
+        let share = f64::from(times) / f64::from(throws);
         let place = node_proxy(&caller.workload);
         let hop = match decided {
             Ok(hop) => hop,
@@ -49,8 +54,29 @@ pub(crate) fn through_the_mesh(
 
 type Decided = Result<NextHop, Refusal>;
 
+/// How often the dice are thrown: a multiple of what the weights of waypoints add up to, where there are
+/// some, as they are chosen by the remainder.
+fn throws(world: &World, caller: &Caller, to: &Destination) -> u32 {
+    let at = NetworkAddress::new("".into(), to.address.ip());
+    let namespace = Some(&*caller.workload.namespace);
+    let Some(service) = world.snapshot.service_by_vip(&at, namespace) else {
+        return THROWS;
+    };
+    let weights = service.weighted_waypoints.iter();
+    let total: u64 = weights.map(|one| u64::from(one.weight)).sum();
+    let (mut divisor, mut rest) = (u64::from(THROWS), total);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    let common = u64::from(THROWS) / divisor * total.max(1);
+    let common = Some(common).filter(|throws| *throws <= MOST_THROWS);
+    common
+        .and_then(|throws| u32::try_from(throws).ok())
+        .unwrap_or(THROWS)
+}
+
 /// Every decision the caller's node proxy may make, and how often it makes it.
-fn hops(world: &World, caller: &Caller, to: &Destination) -> Vec<(Decided, u32)> {
+fn hops(world: &World, caller: &Caller, to: &Destination, throws: u32) -> Vec<(Decided, u32)> {
     let call = OutboundCall {
         source: &caller.workload,
         source_ip: caller.ip,
@@ -60,7 +86,7 @@ fn hops(world: &World, caller: &Caller, to: &Destination) -> Vec<(Decided, u32)>
         ejections: None,
     };
     let mut all: Vec<(Decided, u32)> = Vec::new();
-    for dice in 0..THROWS {
+    for dice in 0..throws {
         let decided = route(&world.snapshot, &call, u64::from(dice));
         match all.iter_mut().find(|(have, _)| *have == decided) {
             Some((_, times)) => *times += 1,
@@ -71,7 +97,7 @@ fn hops(world: &World, caller: &Caller, to: &Destination) -> Vec<(Decided, u32)>
 }
 
 fn outbound_step(place: String, hop: &NextHop) -> Step {
-    let bound = |service: &Option<Arc<isobar_state::Service>>, workload: &Arc<Workload>| {
+    let bound = |service: &Option<Arc<Service>>, workload: &Arc<Workload>| {
         service.as_ref().map_or_else(
             || format!("the pod {} is asked for by its address", of(workload)),
             |service| format!("service {}", service.key),
@@ -104,12 +130,15 @@ fn outbound_step(place: String, hop: &NextHop) -> Step {
             ..
         } => {
             let what = match service {
-                Some(service) => format!("service {}", service.key),
-                None => "the pod".to_owned(),
+                Some(service) => match percentage(service, workload) {
+                    Some(share) => format!("{share} % of the calls to service {} go", service.key),
+                    None => format!("service {} is bound", service.key),
+                },
+                None => "the pod is bound".to_owned(),
             };
             (
                 "through its waypoint".to_owned(),
-                format!("{what} is bound to it; pod {}", of(workload)),
+                format!("{what} to it; pod {}", of(workload)),
             )
         }
         NextHop::Tunnel {
@@ -123,6 +152,20 @@ fn outbound_step(place: String, hop: &NextHop) -> Step {
         ),
     };
     Step::new(place, decision, because)
+}
+
+/// Percentage of the calls to a service that pass the waypoint which this pod is one of; none where
+/// there is only one waypoint.
+fn percentage(service: &Service, pod: &Workload) -> Option<u64> {
+    let weights = &service.weighted_waypoints;
+    let total: u64 = weights.iter().map(|one| u64::from(one.weight)).sum();
+    let own = weights
+        .iter()
+        .find(|one| match &one.destination.destination {
+            GatewayDestination::Hostname(host) => pod.services.keys().any(|key| key == host),
+            GatewayDestination::Address(_) => false,
+        })?;
+    (u64::from(own.weight) * 100).checked_div(total)
 }
 
 fn follow(

@@ -166,6 +166,42 @@ fn a_route_at_the_waypoint_has_its_shares() {
 }
 
 #[test]
+fn each_of_two_waypoints_has_its_share_and_its_policies() {
+    let second = WAYPOINT
+        .replace("name: wp, namespace", "name: b, namespace")
+        .replace(
+            "use-waypoint: wp}",
+            "use-waypoint: wp, istio.io/use-waypoint-canary: b}, \
+             annotations: {istio.io/use-waypoint-canary-weight: \"30\"}",
+        );
+    let deny = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                metadata: {name: wall, namespace: shop}\n\
+                spec: {targetRefs: [{kind: Service, group: '', name: reviews}], action: DENY, \
+                rules: [{to: [{operation: {paths: [/secret]}}]}]}\n";
+    let world = world(&[SHOP, WAYPOINT, &second, deny]);
+    let found = ask(&world, "cart", "http://reviews/x", Some(("GET", "/x")));
+    let of = |waypoint: &str| {
+        let passing = found.ways.iter().filter(|way| {
+            let mut steps = way.steps.iter();
+            steps.any(|step| step.place == format!("waypoint shop/{waypoint}"))
+        });
+        passing.map(|way| way.share).sum::<f64>()
+    };
+    assert!((of("wp") - 0.7).abs() < 0.005, "{}", text(&found));
+    assert!((of("b") - 0.3).abs() < 0.005, "{}", text(&found));
+    let told = text(&found);
+    assert!(told.contains("30 % of the calls to service"), "{told}");
+    let refused = ask(
+        &world,
+        "cart",
+        "http://reviews/secret",
+        Some(("GET", "/secret")),
+    );
+    assert_eq!(refused.allowed(), Some(false), "{}", text(&refused));
+    assert_eq!(refused.ways.len(), 2, "one at each waypoint");
+}
+
+#[test]
 fn what_a_waypoint_answers_itself() {
     let world = world(&[SHOP, WAYPOINT, ROUTES]);
     let outcome =
