@@ -8,6 +8,7 @@ use anyhow::Result;
 use isobar_tests::{ApiServer, kube_tools};
 
 mod authority;
+mod canary;
 mod charts;
 mod control_plane;
 mod definitions;

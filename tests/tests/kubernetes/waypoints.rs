@@ -36,7 +36,7 @@ spec:
 ";
 
 /// Runs `isobar` where the API server is.
-async fn isobar(mesh: &Mesh, args: &[&str]) -> Result<String> {
+pub(crate) async fn isobar(mesh: &Mesh, args: &[&str]) -> Result<String> {
     let output = command(mesh, args).await?;
     ensure!(output.code == 0, "isobar {}: {output:?}", args.join(" "));
     Ok(output.stdout)
@@ -55,7 +55,7 @@ async fn command(mesh: &Mesh, args: &[&str]) -> Result<Output> {
 }
 
 /// What it complains of.
-async fn refusal(mesh: &Mesh, args: &[&str]) -> Result<String> {
+pub(crate) async fn refusal(mesh: &Mesh, args: &[&str]) -> Result<String> {
     let output = command(mesh, args).await?;
     ensure!(output.code == 1, "isobar {}: {output:?}", args.join(" "));
     Ok(output.stderr)

@@ -1,3 +1,6 @@
+use std::fmt;
+
+use isobar_objects::istio::ServiceEntry;
 use isobar_objects::{
     Kind, Namespace, ObjectHead, ObjectRef, ObjectSet, Origin, Pod, Service, ServiceAccount,
 };
@@ -5,33 +8,84 @@ use isobar_types::labels;
 
 use super::{Objects, place_of};
 
-/// What names a waypoint in its label, and where that is written: the namespace, accounts, services
-/// and pods.
-pub(super) fn bound(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<(ObjectRef, Origin)> {
-    fn of<T: ObjectHead>(
-        objects: &ObjectSet,
-        namespace: &str,
-        name: &str,
-        all: &mut Vec<(ObjectRef, Origin)>,
-    ) {
-        for held in T::map(objects).iter() {
-            let own = if T::KIND == Kind::Namespace {
-                held.name()
-            } else {
-                held.namespace()
-            };
-            let place = held.label(labels::USE_WAYPOINT_NAMESPACE).unwrap_or(own);
-            if held.label(labels::USE_WAYPOINT) == Some(name) && place == namespace {
-                all.push((held.reference(), held.origin.clone()));
-            }
+/// What names a waypoint in a label, and where that is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Naming {
+    pub(super) object: ObjectRef,
+    pub(super) origin: Origin,
+    /// As the one that takes this share of the calls, in words; otherwise it takes all the others.
+    pub(super) second: Option<String>,
+}
+
+impl Naming {
+    /// The label that names it.
+    pub(super) const fn key(&self) -> &'static str {
+        match self.second {
+            Some(_) => labels::USE_WAYPOINT_CANARY,
+            None => labels::USE_WAYPOINT,
         }
     }
+}
+
+impl fmt::Display for Naming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.second {
+            Some(share) => write!(f, "{} (canary, {share})", self.object),
+            None => self.object.fmt(f),
+        }
+    }
+}
+
+/// What names a waypoint: namespaces, accounts, services, entries and pods.
+pub(super) fn bound(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<Naming> {
     let mut all = Vec::new();
-    of::<Namespace>(objects, namespace, name, &mut all);
-    of::<ServiceAccount>(objects, namespace, name, &mut all);
-    of::<Service>(objects, namespace, name, &mut all);
-    of::<Pod>(objects, namespace, name, &mut all);
+    let waypoint = (namespace, name);
+    first::<Namespace>(objects, waypoint, &mut all);
+    first::<ServiceAccount>(objects, waypoint, &mut all);
+    first::<Service>(objects, waypoint, &mut all);
+    first::<ServiceEntry>(objects, waypoint, &mut all);
+    first::<Pod>(objects, waypoint, &mut all);
+    second::<Namespace>(objects, waypoint, &mut all);
+    second::<Service>(objects, waypoint, &mut all);
+    second::<ServiceEntry>(objects, waypoint, &mut all);
     all
+}
+
+fn first<T: ObjectHead>(objects: &ObjectSet, waypoint: (&str, &str), all: &mut Vec<Naming>) {
+    let keys = (labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE);
+    for held in T::map(objects).iter() {
+        if names(&held.object, keys, waypoint) {
+            all.push(Naming {
+                object: held.reference(),
+                origin: held.origin.clone(),
+                second: None,
+            });
+        }
+    }
+}
+
+fn second<T: ObjectHead>(objects: &ObjectSet, waypoint: (&str, &str), all: &mut Vec<Naming>) {
+    let name = labels::USE_WAYPOINT_CANARY;
+    let keys = (name, labels::USE_WAYPOINT_CANARY_NAMESPACE);
+    for held in T::map(objects).iter() {
+        if names(&held.object, keys, waypoint) {
+            let weight = held.annotation(labels::USE_WAYPOINT_CANARY_WEIGHT);
+            all.push(Naming {
+                object: held.reference(),
+                origin: held.origin.clone(),
+                second: Some(format!("{} %", weight.unwrap_or("0"))),
+            });
+        }
+    }
+}
+
+/// True if labels of `object` name the waypoint and, where it is another one, its namespace.
+fn names<T: ObjectHead>(object: &T, keys: (&str, &str), (namespace, name): (&str, &str)) -> bool {
+    let own = match T::KIND {
+        Kind::Namespace => object.name(),
+        _ => object.namespace(),
+    };
+    object.label(keys.0) == Some(name) && object.label(keys.1).unwrap_or(own) == namespace
 }
 
 /// Who binds what to a waypoint.
@@ -39,31 +93,39 @@ pub(super) fn bound(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<(Ob
 pub(super) struct Bindings {
     /// Labels that this command wrote; taking them back unbinds the object.
     pub(super) ours: Vec<ObjectRef>,
-    /// Labels in files of the user's, also where this command wrote the same one on top.
-    pub(super) yours: Vec<(ObjectRef, Origin)>,
+    /// Labels in files of the user's, also where this command wrote the same one on top. Second
+    /// waypoints are always named by users.
+    pub(super) yours: Vec<Naming>,
 }
 
 impl Bindings {
     pub(super) fn of(objects: &Objects, namespace: &str, name: &str) -> Self {
         let below: Vec<ObjectRef> = bound(&objects.users, namespace, name)
             .into_iter()
-            .map(|(reference, _)| reference)
+            .map(|one| one.object)
             .collect();
         let (yours, ours): (Vec<_>, Vec<_>) = bound(&objects.now(), namespace, name)
             .into_iter()
-            .partition(|(one, _)| below.contains(one) || !objects.wrote(one));
+            .partition(|one| {
+                one.second.is_some() || below.contains(&one.object) || !objects.wrote(&one.object)
+            });
         Self {
-            ours: ours.into_iter().map(|(reference, _)| reference).collect(),
+            ours: ours.into_iter().map(|one| one.object).collect(),
             yours,
         }
+    }
+
+    /// True if nothing but a share of some calls passes it.
+    pub(super) fn is_second(&self) -> bool {
+        self.ours.is_empty() && self.yours.iter().all(|one| one.second.is_some())
     }
 }
 
 /// `KIND NAMESPACE/NAME (FILE:LINE)`, one after the other.
-pub(super) fn text(bound: &[(ObjectRef, Origin)]) -> String {
+pub(super) fn text(bound: &[Naming]) -> String {
     let list: Vec<_> = bound
         .iter()
-        .map(|(reference, origin)| format!("{reference} ({})", place_of(origin)))
+        .map(|one| format!("{one} ({})", place_of(&one.origin)))
         .collect();
     list.join(", ")
 }
@@ -116,5 +178,39 @@ metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint}}
         writer.remove(&namespace).unwrap();
         assert_eq!(Bindings::of(&open(), "hello", "waypoint").yours.len(), 1);
         assert_eq!(Bindings::of(&open(), "hello", "other"), Bindings::default());
+    }
+    #[test]
+    fn who_names_a_second_waypoint_is_known_with_its_share() {
+        let (base, overlay) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let text = "apiVersion: v1
+kind: Namespace
+metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint, istio.io/use-waypoint-canary: next}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: hello
+  labels: {istio.io/use-waypoint-canary: next, istio.io/use-waypoint-canary-namespace: far}
+  annotations: {istio.io/use-waypoint-canary-weight: \"30\"}
+spec: {ports: [{port: 80}]}
+";
+        std::fs::write(base.path().join("all.yaml"), text).unwrap();
+        // The command wrote something else onto the namespace.
+        let writer = OverlayWriter::new(overlay.path().join("cli")).unwrap();
+        let namespace = ObjectRef::new(Kind::Namespace, "", "hello");
+        writer.merge(&namespace, &label_patch()).unwrap();
+        let objects = Objects::in_folders(&[base.path().to_owned()], overlay.path()).unwrap();
+        let of = |namespace: &str, name: &str| {
+            let found = Bindings::of(&objects, namespace, name);
+            let names: Vec<String> = found.yours.iter().map(ToString::to_string).collect();
+            (found.ours.len(), names, found.is_second())
+        };
+        let first = vec!["Namespace hello".to_owned()];
+        assert_eq!(of("hello", "waypoint"), (0, first, false));
+        let second = vec!["Namespace hello (canary, 0 %)".to_owned()];
+        assert_eq!(of("hello", "next"), (0, second, true));
+        let far = vec!["Service hello/web (canary, 30 %)".to_owned()];
+        assert_eq!(of("far", "next"), (0, far, true));
     }
 }

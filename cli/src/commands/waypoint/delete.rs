@@ -2,11 +2,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
-use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Origin};
+use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet};
 use isobar_types::{NamespacedName, labels};
 use serde_json::json;
 
-use super::bound::{self, Bindings, bound};
+use super::bound::{self, Bindings, Naming, bound};
 use super::readiness::Label;
 use super::tables::waypoints;
 use super::{Place, place_of};
@@ -137,6 +137,14 @@ impl Place {
         if found.ours.is_empty() && found.yours.is_empty() {
             bail!(self.no_waypoint(&format!("{namespace}/{name}")));
         }
+        if found.is_second() {
+            bail!(
+                "there is no waypoint {namespace}/{name} any more, but these still name it as their \
+                 second one, and the first one takes all their calls: {}; remove the label {} there",
+                bound::text(&found.yours),
+                labels::USE_WAYPOINT_CANARY
+            );
+        }
         if after != Afterwards::Unguarded {
             let ours: Vec<_> = found.ours.iter().map(ToString::to_string).collect();
             let yours = bound::text(&found.yours);
@@ -181,7 +189,7 @@ impl Place {
         }
         let ours_left = |objects: &ObjectSet| {
             let mut left = bound(objects, namespace, name);
-            left.retain(|(one, _)| !found.yours.iter().any(|(yours, _)| yours == one));
+            left.retain(|one| !found.yours.iter().any(|yours| yours.object == one.object));
             left
         };
         let gone = |objects: &ObjectSet| ours_left(objects).is_empty();
@@ -224,11 +232,18 @@ fn guarded(namespace: &str, name: &str, by: &[ObjectRef]) -> String {
     )
 }
 
-fn still_named(namespace: &str, name: &str, by: &[(ObjectRef, Origin)]) -> String {
+fn still_named(namespace: &str, name: &str, by: &[Naming]) -> String {
+    let mut keys: Vec<&str> = by.iter().map(Naming::key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let effect = match keys[..] {
+        [labels::USE_WAYPOINT_CANARY] => "the first waypoint takes all their calls",
+        _ => "their traffic is refused",
+    };
     format!(
         "these name waypoint {namespace}/{name} by themselves: {}; remove the label {} there first, \
-         or say --force and their traffic is refused",
+         or say --force and {effect}",
         bound::text(by),
-        labels::USE_WAYPOINT
+        keys.join(", ")
     )
 }

@@ -66,7 +66,7 @@ pub(super) fn list_table(objects: &ObjectSet, gateways: &[&Gateway]) -> Table {
 
 fn bound_text(objects: &ObjectSet, gateway: &Gateway) -> String {
     let all = bound(objects, gateway.namespace(), gateway.name());
-    let names: Vec<_> = all.iter().map(|(object, _)| object.to_string()).collect();
+    let names: Vec<_> = all.iter().map(ToString::to_string).collect();
     if names.is_empty() {
         "-".to_owned()
     } else {
