@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",
     "istio/zds.proto",
     "xds/discovery.proto",
+    "envoy/authorization.proto",
     "isobar/waypoint.proto",
     "isobar/policy.proto",
     "isobar/outbound.proto",

@@ -22,9 +22,14 @@ pub mod istio {
     }
 }
 
-/// `envoy.*`: the discovery transport.
+/// `envoy.*`: the discovery transport, and what authorisers are asked.
 pub mod envoy {
     pub mod service {
+        pub mod auth {
+            pub mod v3 {
+                tonic::include_proto!("envoy.service.auth.v3");
+            }
+        }
         pub mod discovery {
             pub mod v3 {
                 tonic::include_proto!("envoy.service.discovery.v3");

@@ -1,5 +1,6 @@
 //! Requests: from a tunnel, through one ordered function, to an endpoint and back.
 
+mod authoriser;
 mod body;
 mod exchange;
 mod facts;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_route::{Caller, Observed};
+use isobar_route::{Caller, Observed, Target};
 use isobar_state::{Service, Workload};
 use isobar_telemetry::Registry;
 use isobar_types::{Identity, NamespacedName, Str};
@@ -118,6 +118,7 @@ pub struct Metrics {
     overflows: Family<Vec<(&'static str, String)>, Counter>,
     observations: Family<Vec<(&'static str, String)>, Counter>,
     rate_limited: Family<Vec<(&'static str, String)>, Counter>,
+    authorised: Family<Vec<(&'static str, String)>, Counter>,
     prefixed: Family<Vec<(&'static str, String)>, Counter>,
 }
 
@@ -145,6 +146,17 @@ pub(crate) enum Retried {
     BodyGone,
     /// Too many retries were under way.
     Overflow,
+}
+
+/// What an authoriser said.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Authorised {
+    /// The request goes on.
+    Allowed,
+    /// The caller got the authoriser's answer.
+    Refused,
+    /// Nothing that could be used: the caller got 403.
+    Failed,
 }
 
 /// One request at its end.
@@ -240,6 +252,11 @@ impl Metrics {
                 "Requests refused by a RateLimitPolicy",
                 Family::default(),
             ),
+            authorised: registry.register(
+                "isobar_external_authorizations",
+                "Requests shown to an authoriser of a route, by what it said",
+                Family::default(),
+            ),
             overflows: registry.register(
                 "isobar_upstream_overflows",
                 "Requests and connections refused at a limit of a DestinationRule",
@@ -289,6 +306,18 @@ impl Metrics {
     pub(crate) fn rate_limited(&self, policy: &NamespacedName, limit: &str) {
         let labels = vec![("policy", policy.to_string()), ("limit", limit.to_owned())];
         self.rate_limited.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn authorised(&self, authoriser: &Target, what: Authorised) {
+        let outcome = match what {
+            Authorised::Allowed => "allowed",
+            Authorised::Refused => "refused",
+            Authorised::Failed => "failed",
+        };
+        let service = authoriser.service.as_ref();
+        let service = service.map_or_else(|| authoriser.host.to_string(), ToString::to_string);
+        let labels = vec![("service", service), ("outcome", outcome.to_owned())];
+        self.authorised.get_or_create(&labels).inc();
     }
 
     /// Counts a request for a match's `statPrefix`.

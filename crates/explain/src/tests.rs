@@ -271,6 +271,25 @@ spec:
 }
 
 #[test]
+fn an_authoriser_is_named_where_it_is_asked() {
+    let route = "\
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: reviews, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: reviews, port: 80}]
+  rules:
+  - filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: reviews, port: 80}}}]
+    backendRefs: [{name: reviews, port: 80}]
+";
+    let world = world(&[SHOP, WAYPOINT, route]);
+    let told = text(&ask(&world, "cart", "reviews:80", Some(("GET", "/"))));
+    let step = "shown to authoriser reviews over HTTP";
+    assert!(told.contains(step), "{told}");
+}
+
+#[test]
 fn headers_are_seen_as_the_waypoint_sees_them() {
     let route = "\
 ---

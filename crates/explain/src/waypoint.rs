@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use isobar_route::{
-    self as route, AbortWith, Action, HttpCall, HttpDecision, Preflight, RedirectFrom, Subset,
-    Tables, Taken, Target, TcpCall, TcpDecision, WaypointInfo, Weighted, authorize_http,
-    authorize_tcp, match_http, match_tcp,
+    self as route, AbortWith, Action, AuthProtocol, ExternalAuth, HttpCall, HttpDecision,
+    Preflight, RedirectFrom, Subset, Tables, Taken, Target, TcpCall, TcpDecision, WaypointInfo,
+    Weighted, authorize_http, authorize_tcp, match_http, match_tcp,
 };
 use isobar_state::balance::{Candidate, Purpose, endpoints};
 use isobar_state::inbound::Authority;
@@ -156,7 +156,11 @@ impl Passage<'_> {
     /// Which rate limits the request counts in. Whether one has room is known to the waypoint alone.
     fn limits(&self, call: &HttpCall<'_>, taken: Option<&Taken>, steps: &mut Vec<Step>) {
         let key = self.service.map(|service| &service.key);
-        for policy in self.tables.rate_limits_of(key) {
+        let of_target = || self.tables.rate_limits_of(key);
+        let own = taken.map_or(&[][..], |taken| &taken.route().limits);
+        let more = own.iter();
+        let more = more.filter(|own| of_target().all(|one| one.name != own.name));
+        for policy in of_target().chain(more) {
             let counting = policy.limits.iter();
             for limit in counting.filter(|limit| limit.counts(call, &self.who, taken)) {
                 let name = format!("counted in limit {} of {}", limit.name, policy.name);
@@ -166,7 +170,23 @@ impl Passage<'_> {
         }
     }
 
-    /// Faults, then cross-origin rules, then the rule's action.
+    /// Whether an authoriser lets the request on is known to it alone.
+    fn authorisers(&self, all: &[ExternalAuth]) -> Vec<Step> {
+        let steps = all.iter().map(|one| {
+            let how = match one.protocol {
+                AuthProtocol::Grpc { .. } => "gRPC",
+                AuthProtocol::Http { .. } => "HTTP",
+            };
+            let whom = format!("shown to authoriser {} over {how}", one.target.host);
+            self.step(
+                whom,
+                "it lets the request on, or its answer is the caller's",
+            )
+        });
+        steps.collect()
+    }
+
+    /// Faults, then cross-origin rules, then authorisers, then the rule's action.
     fn act(&self, request: &Request, taken: &Taken, mut steps: Vec<Step>) -> Vec<Way> {
         let route = taken.route();
         steps.push(self.step(format!("route {}", taken.name()), why(taken)));
@@ -205,6 +225,7 @@ impl Passage<'_> {
             ways.push(Way::new(share, steps, outcome));
             return ways;
         }
+        steps.extend(self.authorisers(&route.external_auth));
         let rest = match &route.action {
             Action::Redirect(to) => {
                 let place = to.location(&RedirectFrom {
@@ -284,8 +305,10 @@ impl Passage<'_> {
         let mut ways = Vec::new();
         for destination in destinations.iter().filter(|d| d.weight > 0) {
             let share = f64::from(destination.weight) / f64::from(total);
+            let mut steps = steps.to_vec();
+            steps.extend(self.authorisers(destination.external_auth()));
             let after = self.to_target(&destination.target);
-            ways.extend(after.into_iter().map(|way| way.after(share, steps)));
+            ways.extend(after.into_iter().map(|way| way.after(share, &steps)));
         }
         ways
     }

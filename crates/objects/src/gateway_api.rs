@@ -1,6 +1,7 @@
 //! Gateway API: Gateway, GatewayClass, routes and grants, field by field.
 
 mod binding;
+mod external_auth;
 mod route;
 
 use std::collections::BTreeMap;
@@ -12,8 +13,9 @@ use serde_json::Value;
 use crate::istio::Resource;
 
 pub use binding::InboundBinding;
+pub use external_auth::{ExternalAuthFilter, ForwardBody, GrpcAuth, HttpAuth};
 pub use route::{
-    BackendRef, CorsFilter, Fraction, GrantFrom, GrantTo, GrpcMethodMatch, GrpcRoute,
+    BackendRef, CorsFilter, ExtensionRef, Fraction, GrantFrom, GrantTo, GrpcMethodMatch, GrpcRoute,
     GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HeaderModifier, HttpRoute, HttpRouteMatch,
     HttpRouteRule, HttpRouteSpec, MatchKind, NamedMatch, NamedValue, ParentReference, PathMatch,
     PathMatchKind, PathModifier, ReferenceGrant, ReferenceGrantSpec, RequestMirror,

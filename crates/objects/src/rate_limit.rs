@@ -14,7 +14,8 @@ pub type RateLimitPolicy = Resource<RateLimitPolicySpec>;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RateLimitPolicySpec {
-    /// Services, waypoints or all waypoints of a class, as in an AuthorizationPolicy.
+    /// Services, waypoints or all waypoints of a class, as in an AuthorizationPolicy. Besides these it is
+    /// about the rules of routes that name it in an ExtensionRef.
     pub target_refs: Vec<TargetReference>,
     /// Each counts on its own, and each must have room.
     pub limits: Vec<RateLimit>,

@@ -106,29 +106,9 @@ const ISTIO_GATEWAY: &[Gap] = &[
 
 const HTTP_ROUTE: &[Gap] = &[
     Gap {
-        path: "spec.rules[].filters[].externalAuth",
-        asks: says_something,
-        hint: "requests are answered with 500 until it is removed",
-    },
-    Gap {
-        path: "spec.rules[].filters[].extensionRef",
-        asks: says_something,
-        hint: "there is nothing of ours to name; requests are answered with 500 until it is removed",
-    },
-    Gap {
         path: "spec.rules[].backendRefs[].filters[].cors",
         asks: says_something,
         hint: "a preflight is answered before a destination is chosen: write it for the rule",
-    },
-    Gap {
-        path: "spec.rules[].backendRefs[].filters[].externalAuth",
-        asks: says_something,
-        hint: "requests are answered with 500 until it is removed",
-    },
-    Gap {
-        path: "spec.rules[].backendRefs[].filters[].extensionRef",
-        asks: says_something,
-        hint: "there is nothing of ours to name; requests are answered with 500 until it is removed",
     },
 ];
 

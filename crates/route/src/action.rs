@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use isobar_types::{NamespacedHostname, Str};
 
 use crate::header_text::{Facts, HeaderText};
+use crate::own_filters::OwnFilters;
 use crate::pattern::Pattern;
 use crate::text::TextMatch;
 
@@ -32,37 +33,6 @@ pub struct Weighted {
     pub response: HeaderEdits,
     /// What else is done for this destination only; most have nothing.
     pub own: Option<Box<OwnFilters>>,
-}
-
-/// What is done with requests for one destination of a rule.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct OwnFilters {
-    /// In place of the rule's.
-    pub rewrite: Option<Rewrite>,
-    /// The caller is sent there, and nothing goes to the destination.
-    pub redirect: Option<Redirect>,
-    /// Copies besides the rule's.
-    pub mirrors: Vec<Mirror>,
-}
-
-impl Weighted {
-    /// Changes before forwarding, where they are not the rule's.
-    #[must_use]
-    pub fn rewrite(&self) -> Option<&Rewrite> {
-        self.own.as_ref()?.rewrite.as_ref()
-    }
-
-    /// Where callers are sent in place of the destination.
-    #[must_use]
-    pub fn redirect(&self) -> Option<&Redirect> {
-        self.own.as_ref()?.redirect.as_ref()
-    }
-
-    /// Copies besides the rule's.
-    #[must_use]
-    pub fn mirrors(&self) -> &[Mirror] {
-        self.own.as_ref().map_or(&[], |own| &own.mirrors)
-    }
 }
 
 /// A destination that gets copies of requests; nobody waits for its answers.

@@ -8,6 +8,7 @@
 //! * [`match_http`], [`match_tcp`]: which rule takes it; [`HttpRoute`] and friends: what the rule does.
 //! * [`authorize_http`], [`authorize_tcp`]: DENY before ALLOW, stricter where not understood;
 //!   [`observe_http`], [`observe_tcp`]: audits and dry runs.
+//! * [`ExternalAuth`]: what an authoriser is shown, and [`Ruling`]: what its answer means.
 //! * [`RateLimits`]: which requests count under which key, and what a bucket says.
 //! * [`path`]: the one normalised view of path and host that policy, routing and log share;
 //!   [`fields`]: the same for header fields.
@@ -20,6 +21,7 @@ mod authorization;
 mod call;
 mod condition;
 mod destination_rule;
+mod external_auth;
 pub mod fields;
 mod finder;
 mod hash;
@@ -28,6 +30,7 @@ mod http_match;
 mod listener;
 mod locality;
 mod observation;
+mod own_filters;
 pub mod path;
 mod pattern;
 mod rate_limit;
@@ -42,18 +45,20 @@ mod unsupported;
 mod virtual_service;
 
 pub use action::{
-    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, OwnFilters, Preflight,
-    Redirect, RedirectFrom, Rewrite, Target, Weighted, choose,
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Preflight, Redirect,
+    RedirectFrom, Rewrite, Target, Weighted, choose,
 };
 pub use authorization::{Denied, MatchedRule, Permit, Policy, authorize_http, authorize_tcp};
 pub use call::{Caller, HttpCall, Labels, TcpCall};
 pub use destination_rule::Subset;
+pub use external_auth::{AuthProtocol, Change, ExternalAuth, Granted, Refused, Ruling};
 pub use hash::{HashCookie, HashKey, mix, score};
 pub use header_text::{Fact, Facts, Field, HeaderText, Piece, PlainFact};
 pub use http_match::{HttpDecision, Taken, match_http};
 pub use listener::{Listener, ListenerProtocol, ListenerTls, VirtualHost};
 pub use locality::{LocalityRules, Place, Preference};
 pub use observation::{Observed, Outcome, observe_http, observe_tcp};
+pub use own_filters::OwnFilters;
 pub use pattern::{Pattern, PatternError};
 pub use rate_limit::{RateLimit, RateLimits, Room};
 pub use retry::{Retries, TryFailure};

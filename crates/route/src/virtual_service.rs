@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -6,13 +7,16 @@ use isobar_proto::isobar::v1 as proto;
 use isobar_types::{NamespacedHostname, NamespacedName};
 
 use crate::action::{
-    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, OwnFilters, Redirect,
-    Rewrite, Target, Weighted,
+    AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Redirect, Rewrite, Target,
+    Weighted,
 };
 use crate::call::Labels;
+use crate::external_auth::ExternalAuth;
 use crate::finder::Finder;
 use crate::header_text::HeaderText;
+use crate::own_filters::OwnFilters;
 use crate::pattern::Pattern;
+use crate::rate_limit::RateLimits;
 use crate::retry::Retries;
 use crate::session::SessionRules;
 use crate::table::ResourceError;
@@ -65,6 +69,10 @@ pub struct HttpRoute {
     pub mirrors: Vec<Mirror>,
     /// Keeps callers with their endpoints.
     pub session: Option<SessionRules>,
+    /// Authorisers, each of whom has to let requests on.
+    pub external_auth: Vec<ExternalAuth>,
+    /// Limits that requests count in besides those of their target.
+    pub limits: Vec<Arc<RateLimits>>,
 }
 
 /// A compiled match block; all parts must hold.
@@ -207,6 +215,8 @@ fn compile_http(from: &proto::HttpRoute) -> Result<HttpRoute, FieldError> {
             .as_ref()
             .map(SessionRules::compile)
             .transpose()?,
+        external_auth: ExternalAuth::compile_all(&from.external_auth, "externalAuth")?,
+        limits: compile_limits(&from.rate_limits)?,
     })
 }
 
@@ -236,7 +246,7 @@ fn compile_action(from: Option<&proto::http_route::Action>) -> Result<Action, Fi
     }
 }
 
-fn compile_redirect(to: &proto::HttpRedirect) -> Result<Redirect, FieldError> {
+pub(crate) fn compile_redirect(to: &proto::HttpRedirect) -> Result<Redirect, FieldError> {
     let code = if to.code == 0 { 301 } else { to.code };
     if !matches!(code, 301 | 302 | 303 | 307 | 308) {
         return Err(FieldError::new(
@@ -255,17 +265,16 @@ fn compile_redirect(to: &proto::HttpRedirect) -> Result<Redirect, FieldError> {
     })
 }
 
-/// What is for one destination only, if anything is.
-fn compile_own(from: &proto::WeightedDestination) -> Result<Option<Box<OwnFilters>>, FieldError> {
-    if from.rewrite.is_none() && from.redirect.is_none() && from.mirrors.is_empty() {
-        return Ok(None);
-    }
-    let rewrite = from.rewrite.as_ref();
-    Ok(Some(Box::new(OwnFilters {
-        rewrite: rewrite.map(|r| compile_rewrite(Some(r))).transpose()?,
-        redirect: from.redirect.as_ref().map(compile_redirect).transpose()?,
-        mirrors: compile_mirrors(&from.mirrors)?,
-    })))
+/// Limits that stand in a rule.
+pub(crate) fn compile_limits(
+    from: &[proto::RateLimitPolicy],
+) -> Result<Vec<Arc<RateLimits>>, FieldError> {
+    let all = from.iter().map(|one| {
+        let made = RateLimits::compile(one);
+        made.map(Arc::new)
+            .map_err(|error| FieldError::new("rateLimits", error.to_string()))
+    });
+    all.collect()
 }
 
 /// A single destination without a weight gets everything; of several, weight 0 gets none.
@@ -290,7 +299,7 @@ pub(crate) fn compile_destinations(
             weight,
             request,
             response,
-            own: compile_own(entry).map_err(|e| e.under(&here))?,
+            own: OwnFilters::compile(entry).map_err(|e| e.under(&here))?,
         });
     }
     if out.is_empty() {
@@ -300,7 +309,7 @@ pub(crate) fn compile_destinations(
 }
 
 /// Mirrors of no share are none.
-fn compile_mirrors(from: &[proto::Mirror]) -> Result<Vec<Mirror>, FieldError> {
+pub(crate) fn compile_mirrors(from: &[proto::Mirror]) -> Result<Vec<Mirror>, FieldError> {
     let mut out = Vec::new();
     for (at, mirror) in from.iter().enumerate() {
         let here = format!("mirrors[{at}]");
@@ -319,7 +328,7 @@ fn compile_mirrors(from: &[proto::Mirror]) -> Result<Vec<Mirror>, FieldError> {
     Ok(out)
 }
 
-fn compile_target(to: &proto::Destination) -> Result<Target, FieldError> {
+pub(crate) fn compile_target(to: &proto::Destination) -> Result<Target, FieldError> {
     Ok(Target {
         service: to
             .service
@@ -403,7 +412,7 @@ impl HeaderKey {
     }
 }
 
-fn compile_rewrite(from: Option<&proto::HttpRewrite>) -> Result<Rewrite, FieldError> {
+pub(crate) fn compile_rewrite(from: Option<&proto::HttpRewrite>) -> Result<Rewrite, FieldError> {
     let Some(from) = from else {
         return Ok(Rewrite::default());
     };

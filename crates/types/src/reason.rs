@@ -93,6 +93,12 @@ reasons! {
     DownstreamReset => "downstream_reset", "DC", Downstream;
     /// The TLS handshake with the caller failed, or its identity is not acceptable.
     DownstreamTls => "downstream_tls", "-", Downstream;
+    /// The authoriser of a route refuses the request: ask whoever runs it.
+    ExternallyRefused => "externally_refused", "UAEX", Downstream;
+    /// The authoriser of a route did not say: is it there, and does its Service have ready endpoints?
+    AuthoriserFailed => "authoriser_failed", "UAEX", Upstream;
+    /// The body is longer than what the authoriser of the route may be shown.
+    BodyTooLong => "body_too_long", "-", Downstream;
     /// A RateLimitPolicy has no room for the request.
     RateLimited => "rate_limited", "RL", Downstream;
     /// A limit of the proxy is reached.

@@ -7,7 +7,7 @@ use isobar_proto::istio::workload as wire;
 use serde_json::{Value, json};
 
 use super::route::Routes;
-use super::{authorization, cluster};
+use super::{authorization, cluster, external_auth};
 
 /// Listeners and clusters of any number of configurations, for one process.
 #[derive(Debug, Default)]
@@ -208,6 +208,7 @@ fn listener(mesh: &Mesh<'_>, caller: &Caller, call: &Call) -> Value {
     };
     filters.push(filter("envoy.filters.http.fault", "fault.v3.HTTPFault"));
     filters.push(filter("envoy.filters.http.cors", "cors.v3.Cors"));
+    filters.extend(external_auth::filters(mesh));
     filters.push(filter("envoy.filters.http.router", "router.v3.Router"));
     let host = json!({"name": "inbound|http", "domains": ["*"], "routes": routes.of(service)});
     let manager = json!({

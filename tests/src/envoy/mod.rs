@@ -3,6 +3,7 @@
 
 mod authorization;
 mod cluster;
+mod external_auth;
 mod listener;
 mod matching;
 mod process;

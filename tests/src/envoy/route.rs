@@ -3,6 +3,7 @@ use proto::http_route::Action;
 use serde_json::{Map, Value, json};
 
 use super::cluster::{cluster_name, policy};
+use super::external_auth;
 use super::listener::{Caller, Mesh};
 use super::matching::{route_match, string_match};
 
@@ -57,9 +58,16 @@ impl Routes<'_> {
             edits(from.headers.as_ref(), &mut out);
             self.act(from, &mut out);
             filters(from, &mut out);
+            self.authorisers(&from.external_auth, &mut out);
             out
         });
         made.collect()
+    }
+
+    fn authorisers(&self, some: &[proto::ExternalAuth], out: &mut Value) {
+        for (name, settings) in external_auth::switched_on(self.mesh, some) {
+            out["typed_per_filter_config"][name] = settings;
+        }
     }
 
     fn act(&self, from: &proto::HttpRoute, out: &mut Value) {
@@ -108,6 +116,7 @@ impl Routes<'_> {
                 if let (None, Some(own)) = (&authority, new_authority(one.headers.as_ref())) {
                     entry["host_rewrite_literal"] = json!(own);
                 }
+                self.authorisers(&one.external_auth, &mut entry);
                 entry
             });
             route["weighted_clusters"] = json!({"clusters": weighted.collect::<Vec<_>>()});
@@ -204,6 +213,8 @@ fn folded(from: &proto::HttpRoute) -> proto::HttpRoute {
         made.rewrite.clone_from(&only.rewrite);
     }
     made.mirrors.extend(only.mirrors.iter().cloned());
+    made.external_auth
+        .extend(only.external_auth.iter().cloned());
     made
 }
 

@@ -19,11 +19,12 @@ use isobar_runtime::LocalScope;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::judge;
 use crate::objects::Running;
 use crate::observed::{KEY, Seen, normalised};
 use crate::scenario::{Answer, Backend, Configuration};
 
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Scripts and records of all requests, by their key.
 #[derive(Clone, Default)]
@@ -56,7 +57,8 @@ impl Book {
         page.map(|page| page.seen).unwrap_or_default()
     }
 
-    fn note(&self, key: &str, seen: Seen) -> Option<Answer> {
+    /// Remembers what came, and says what is answered to it.
+    pub(crate) fn note(&self, key: &str, seen: Seen) -> Option<Answer> {
         let mut book = self.0.borrow_mut();
         let page = book.entry(key.to_owned()).or_default();
         let at = page.seen.len();
@@ -207,6 +209,9 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(|b| b.to_bytes());
     let body = body.unwrap_or_default();
+    if parts.uri.path() == judge::CHECK {
+        return judge::answer(&backend.name, &book, &body);
+    }
     let mut headers = normalised(&parts.headers);
     if let Some(authority) = parts.uri.authority() {
         headers.insert("host".to_owned(), authority.to_string());

@@ -11,6 +11,7 @@ mod backends;
 mod caller;
 mod divergence;
 mod generate;
+mod judge;
 mod objects;
 mod observed;
 mod ours;

@@ -1,6 +1,11 @@
 //! VirtualServices in `/config_dump`.
 
-use isobar_route::{Action, HttpMatch, HttpRoute, L4Match, Redirect, VirtualService, Weighted};
+use std::sync::Arc;
+
+use isobar_route::{
+    Action, AuthProtocol, ExternalAuth, HttpMatch, HttpRoute, L4Match, RateLimits, Redirect,
+    VirtualService, Weighted,
+};
 use serde_json::{Value, json};
 
 pub(super) fn virtual_service(object: &VirtualService) -> Value {
@@ -30,7 +35,31 @@ fn http_route(route: &HttpRoute) -> Value {
         "to": to,
         "timeoutMillis": route.timeout.map(|t| t.as_millis()),
         "retries": route.retries.as_ref().map(|r| r.attempts),
+        "authorisers": authorisers(&route.external_auth),
+        "rateLimits": limits(&route.limits),
     })
+}
+
+/// Null where there are none.
+fn authorisers(all: &[ExternalAuth]) -> Option<Vec<Value>> {
+    let one = |one: &ExternalAuth| {
+        json!({
+            "host": &*one.target.host,
+            "service": one.target.service.as_ref().map(ToString::to_string),
+            "port": port(one.target.port),
+            "protocol": match one.protocol {
+                AuthProtocol::Grpc { .. } => "GRPC",
+                AuthProtocol::Http { .. } => "HTTP",
+            },
+            "maxBody": one.max_body,
+        })
+    };
+    (!all.is_empty()).then(|| all.iter().map(one).collect())
+}
+
+/// Names of policies; null where there are none.
+fn limits(all: &[Arc<RateLimits>]) -> Option<Vec<String>> {
+    (!all.is_empty()).then(|| all.iter().map(|one| one.name.to_string()).collect())
 }
 
 /// Matches as `= VALUE`, `prefix VALUE`, `regex VALUE` or `present`; null is no condition.
@@ -95,6 +124,8 @@ fn destinations(all: &[Weighted]) -> Vec<Value> {
                 "port": port(w.target.port),
                 "weight": w.weight,
                 "of": total,
+                "authorisers": authorisers(w.external_auth()),
+                "rateLimits": limits(w.limits()),
             })
         })
         .collect()

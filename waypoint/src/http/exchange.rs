@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::Frame;
-use isobar_route::{Action, HeaderEdits, Taken};
+use isobar_route::{Action, Change, HeaderEdits, Taken};
 use isobar_runtime::LocalScope;
 use isobar_state::{Service, Workload};
 use isobar_types::{Reason, Str};
@@ -85,6 +85,8 @@ pub(crate) struct Changes {
     pub(crate) cors: Option<HeaderMap>,
     /// What rate limits tell the caller.
     pub(crate) rates: Option<HeaderMap>,
+    /// What authorisers tell the caller of a request that they let on.
+    pub(crate) granted: Vec<Change>,
 }
 
 /// What the log wants of the request's head, before it is changed.
@@ -189,6 +191,15 @@ impl Exchange {
         HeaderEdits::apply(edits, headers, &facts);
     }
 
+    /// Adds what others than the rule tell the caller.
+    pub(super) fn tell(&mut self, headers: &mut HeaderMap) {
+        for change in self.changes.granted.drain(..) {
+            change.apply(headers);
+        }
+        headers.extend(self.changes.cors.take().unwrap_or_default());
+        headers.extend(self.changes.rates.take().unwrap_or_default());
+    }
+
     pub(super) fn session(&self) -> &Session {
         &self.session
     }
@@ -254,7 +265,7 @@ impl Exchange {
         if !self.delayed && !self.retries_exhausted {
             return Cow::Borrowed(flag);
         }
-        let after_delay = matches!(flag, "FI" | "DC" | "RBAC" | "DPE" | "UPE");
+        let after_delay = matches!(flag, "FI" | "UAEX" | "DC" | "RBAC" | "DPE" | "UPE");
         let mut all = Vec::with_capacity(3);
         if flag != "-" && !after_delay {
             all.push(flag);

@@ -17,6 +17,7 @@ use isobar_route::{
 use isobar_state::AppProtocol;
 use isobar_types::Reason;
 
+use super::authoriser;
 use super::body::ReplyBody;
 use super::exchange::Exchange;
 use super::facts::OfRequest;
@@ -24,6 +25,7 @@ use super::limit::Limit;
 use super::mirror;
 use super::pipeline::{self, Flow};
 use super::place::{Place, destination, place, sticky, waypoint};
+use super::rate;
 use super::reply::{self, Local};
 use super::sanitise;
 use super::standing::{Asked, Side, Standing};
@@ -100,19 +102,19 @@ fn frame(headers: &mut HeaderMap, body: &RequestBody) {
 /// Sends the request where the rule says, or where it was addressed to, and answers with what comes
 /// back.
 pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<ReplyBody> {
-    let route = taken.as_ref().map(Taken::route);
+    let taken = taken.as_ref();
+    let route = taken.map(Taken::route);
     let stay = Stay::of(route, &flow.asked);
-    let (chosen, mut place) = match destined(&mut flow, route, stay.shown) {
+    let (chosen, mut place) = match admitted(&mut flow, taken, stay.shown).await {
         Ok(destined) => destined,
         Err(local) => return local.respond(flow.exchange),
     };
-    if let (Some(to), Some(taken)) = (chosen.and_then(Weighted::redirect), &taken) {
+    if let (Some(to), Some(taken)) = (chosen.and_then(Weighted::redirect), taken) {
         return pipeline::redirected(to, &flow, taken).respond(flow.exchange);
     }
     let cookie = sticky(&mut place, &flow);
     let edits = edits_of(route, chosen);
     let (asked, session) = (flow.asked.clone(), flow.session.clone());
-    let taken = taken.as_ref();
     let speak = speak(&place, &flow.session, &asked);
     let facts = OfRequest::new(&session, &asked, flow.exchange.at, taken);
     let rewrite = rewrite_of(route, chosen);
@@ -123,10 +125,8 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
     let mut limit = limit_of(route, &flow.exchange);
     let rules = rules_of(route);
     let mirrors = mirrors_of(route, chosen);
-    let upgrade = flow
-        .upgrade
-        .take()
-        .filter(|_| asked.clean.upgrade.is_some());
+    let upgrade = flow.upgrade.take();
+    let upgrade = upgrade.filter(|_| asked.clean.upgrade.is_some());
     take_body(flow.body, &flow.exchange, speak, rules, &mirrors);
     let Some(standing) = flow.exchange.standing.clone() else {
         // Unreachable: only what is permitted comes here.
@@ -159,15 +159,32 @@ pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<Re
     };
     copies.send(&mirrors, &flow.exchange, sent.as_ref().err());
     flow.exchange.progress.settle();
-    let mut response = match sent {
+    match sent {
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            return upgrade::join(response, upgrade, flow.exchange);
+            upgrade::join(response, upgrade, flow.exchange)
         }
-        Ok(response) => response,
-        Err(local) => return local.respond(flow.exchange),
-    };
-    stay.tell(chosen, &flow.exchange, response.headers_mut());
-    pass_on(response, cookie, limit, flow.exchange)
+        Ok(mut response) => {
+            stay.tell(chosen, &flow.exchange, response.headers_mut());
+            pass_on(response, cookie, limit, flow.exchange)
+        }
+        Err(local) => local.respond(flow.exchange),
+    }
+}
+
+/// As [`destined`], once the limits and authorisers of the destination let the request on.
+async fn admitted<'a>(
+    flow: &mut Flow,
+    taken: Option<&'a Taken>,
+    shown: Option<isobar_route::Session>,
+) -> Result<(Option<&'a Weighted>, Place), Local> {
+    let destined = destined(flow, taken.map(Taken::route), shown)?;
+    if let Some(chosen) = destined.0 {
+        if let Some(headers) = rate::ask_more(flow, chosen.limits(), taken)? {
+            flow.exchange.changes.rates = Some(headers);
+        }
+        authoriser::ask(flow, chosen.external_auth()).await?;
+    }
+    Ok(destined)
 }
 
 /// The retries of a rule, or the mesh's where it says nothing.
@@ -177,7 +194,7 @@ fn rules_of(route: Option<&HttpRoute>) -> &Retries {
 }
 
 /// What becomes of a request that may not go on.
-fn ended(exchange: &mut Exchange, standing: &Standing) -> Local {
+pub(super) fn ended(exchange: &mut Exchange, standing: &Standing) -> Local {
     exchange.standing = None;
     let ending = standing.ending();
     ending.map_or_else(Local::caller_gone, Local::ending)
@@ -219,13 +236,16 @@ fn limit_of(route: Option<&HttpRoute>, exchange: &Exchange) -> Option<Limit> {
 
 /// Has the exchange send the caller's body, kept where a later try or a copy may need it again.
 fn take_body(
-    body: Incoming,
+    body: Option<Incoming>,
     exchange: &Exchange,
     speak: upstream::Version,
     rules: &Retries,
     mirrors: &[&Mirror],
 ) {
-    if !body.is_end_stream() {
+    // One that authorisers saw is kept already.
+    if let Some(body) = body
+        && !body.is_end_stream()
+    {
         let h2 = speak == upstream::Version::H2;
         let keep = rules.may_resend(h2, exchange.request.grpc) || !mirrors.is_empty();
         exchange.progress.takes(body, keep);
@@ -288,9 +308,7 @@ fn pass_on(
     finish_headers(response.headers_mut(), took);
     exchange.code = response.status().as_u16();
     exchange.edit(response.headers_mut());
-    for more in [exchange.changes.cors.take(), exchange.changes.rates.take()] {
-        response.headers_mut().extend(more.unwrap_or_default());
-    }
+    exchange.tell(response.headers_mut());
     exchange.detail = "via_upstream".to_owned();
     exchange.response_head = reply::head_size(response.headers());
     exchange.note_grpc_status(response.headers());

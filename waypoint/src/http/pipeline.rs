@@ -14,6 +14,7 @@ use isobar_route::{
 };
 use isobar_types::Reason;
 
+use super::authoriser;
 use super::body::ReplyBody;
 use super::exchange::{Exchange, RequestFacts};
 use super::forward::forward;
@@ -34,7 +35,8 @@ pub(super) struct Flow {
     pub(super) view: View,
     pub(super) caller: Arc<Attributed>,
     pub(super) asked: Rc<Asked>,
-    pub(super) body: Incoming,
+    /// Taken once something of it is read.
+    pub(super) body: Option<Incoming>,
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) exchange: Exchange,
 }
@@ -82,7 +84,7 @@ pub(super) async fn handle(
         view,
         caller,
         asked,
-        body,
+        body: Some(body),
         upgrade,
         exchange,
     };
@@ -185,7 +187,8 @@ fn observe(flow: &Flow) {
     );
 }
 
-/// Faults, then cross-origin rules, then the rule's action: Envoy's filter order.
+/// Faults, cross-origin rules, authorisers, then the rule's action: Envoy's filter order. Who asks
+/// whether a page may ask shows no credentials yet.
 async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
     let route = taken.route();
     flow.exchange.changes.taken = Some(taken.clone());
@@ -212,6 +215,9 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
                 return local.respond(flow.exchange);
             }
         }
+    }
+    if let Err(local) = authoriser::ask(&mut flow, &route.external_auth).await {
+        return local.respond(flow.exchange);
     }
     match &route.action {
         Action::Redirect(to) => redirected(to, &flow, &taken).respond(flow.exchange),

@@ -1,10 +1,11 @@
 //! Rate limits of one request, and the headers that tell of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::http::header::{HeaderName, RETRY_AFTER};
 use ::http::{HeaderMap, HeaderValue};
-use isobar_route::Taken;
+use isobar_route::{RateLimits, Taken};
 
 use super::pipeline::Flow;
 use super::reply::Local;
@@ -19,12 +20,45 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// # Errors
 /// The answer for a request that no limit has room for.
 pub(super) fn ask(flow: &Flow, taken: Option<&Taken>) -> Result<Option<HeaderMap>, Local> {
-    let session = &flow.session;
-    let service = session.addressed.service().map(|s| &s.key);
-    let mut policies = flow.view.tables.rate_limits_of(service).peekable();
+    let service = flow.session.addressed.service().map(|s| &s.key);
+    let own = taken.map_or(&[][..], |taken| &taken.route().limits);
+    let of_target = || flow.view.tables.rate_limits_of(service);
+    // What a rule names besides its target's counts once.
+    let more = own
+        .iter()
+        .filter(|own| of_target().all(|one| one.name != own.name));
+    count(flow, of_target().chain(more), taken)
+}
+
+/// Counts a request in limits besides those.
+///
+/// # Errors
+/// As [`ask`].
+pub(super) fn ask_more(
+    flow: &Flow,
+    limits: &[Arc<RateLimits>],
+    taken: Option<&Taken>,
+) -> Result<Option<HeaderMap>, Local> {
+    let service = flow.session.addressed.service().map(|s| &s.key);
+    let of_rule = taken.map_or(&[][..], |taken| &taken.route().limits);
+    let counted = |one: &&Arc<RateLimits>| {
+        let of_target = flow.view.tables.rate_limits_of(service);
+        let mut all = of_target.chain(of_rule);
+        all.all(|other| other.name != one.name)
+    };
+    count(flow, limits.iter().filter(counted), taken)
+}
+
+fn count<'a>(
+    flow: &Flow,
+    policies: impl Iterator<Item = &'a Arc<RateLimits>>,
+    taken: Option<&Taken>,
+) -> Result<Option<HeaderMap>, Local> {
+    let mut policies = policies.peekable();
     if policies.peek().is_none() {
         return Ok(None);
     }
+    let session = &flow.session;
     let call = flow.asked.call(session);
     let rates = &session.worker.world.rates;
     let caller = &flow.caller.caller;

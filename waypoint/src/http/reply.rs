@@ -3,6 +3,7 @@
 use ::http::header::{CONTENT_TYPE, DATE, LOCATION, SERVER};
 use ::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use bytes::Bytes;
+use isobar_route::Refused;
 use isobar_types::Reason;
 
 use super::body::ReplyBody;
@@ -217,6 +218,44 @@ impl Local {
         local
     }
 
+    /// An authoriser refuses the request, with an answer of its own.
+    pub(super) fn refused_outside(refused: Refused) -> Self {
+        let status = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::FORBIDDEN);
+        let reason = Reason::ExternallyRefused;
+        let mut local = Self::new(status, reason, "ext_authz_denied", "");
+        local.body = refused.body.into();
+        *local.headers = refused.headers;
+        local
+    }
+
+    /// An authoriser did not say; nobody is let on by that. `why` is for the log alone.
+    pub(super) fn not_ruled(why: String) -> Self {
+        let reason = Reason::AuthoriserFailed;
+        let mut local = Self::new(StatusCode::FORBIDDEN, reason, "ext_authz_error", "");
+        local.failure = why;
+        local
+    }
+
+    /// An authoriser is to see the body, and it is longer than what it may be shown.
+    pub(super) fn body_too_long() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Reason::BodyTooLong,
+            "request_payload_too_large",
+            "Payload Too Large",
+        )
+    }
+
+    /// All bodies that are kept together take what memory they may.
+    pub(super) fn no_room() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Reason::Overload,
+            "overload",
+            "overloaded",
+        )
+    }
+
     /// A rate limit has no room for the request; `which` names it for the log.
     pub(super) fn rate_limited(which: String, headers: HeaderMap) -> Self {
         let mut local = Self::new(
@@ -263,8 +302,7 @@ impl Local {
             }
             (self.status, self.body)
         };
-        headers.extend(exchange.changes.cors.take().unwrap_or_default());
-        headers.extend(exchange.changes.rates.take().unwrap_or_default());
+        exchange.tell(&mut headers);
         exchange.code = status.as_u16();
         exchange.response_head = head_size(&headers);
         let mut response = Response::new(ReplyBody::local(body, exchange));

@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_millis(500);
 const AT_ONCE: usize = 256;
 
 /// A request's head as policies and routes see it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) clean: Clean,
     pub(super) method: Method,

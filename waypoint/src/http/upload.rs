@@ -3,10 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use ::http::HeaderMap;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -64,6 +64,8 @@ enum Clock {
 #[derive(Debug, Default)]
 struct Upload {
     source: Option<Incoming>,
+    /// What was read of a body that is read as a whole before any of it is sent.
+    gathered: BytesMut,
     /// From the start of the body, as long as nothing is lost.
     kept: Vec<Bytes>,
     kept_cost: usize,
@@ -91,6 +93,24 @@ impl Upload {
         }
         self.lost = true;
         self.stop_keeping();
+    }
+
+    /// Adds to what is read as a whole.
+    fn gather(&mut self, data: &Bytes, most: usize) -> Result<(), Unread> {
+        let first = self.gathered.is_empty() && !data.is_empty();
+        let cost = data.len() + if first { PER_FRAME } else { 0 };
+        if self.gathered.len() + data.len() > most {
+            self.lost = true;
+            return Err(Unread::TooLong);
+        }
+        if !has_room(cost) {
+            self.lost = true;
+            return Err(Unread::NoRoom);
+        }
+        self.gathered.extend_from_slice(data);
+        self.kept_cost += cost;
+        KEPT.set(KEPT.get() + cost);
+        Ok(())
     }
 
     /// Frees what the current try has had.
@@ -139,6 +159,17 @@ impl Upload {
     }
 }
 
+/// Why a body was not read as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// It is longer than it may be.
+    TooLong,
+    /// All bodies that are kept together take what memory they may.
+    NoRoom,
+    /// The caller went away.
+    Broken,
+}
+
 impl Drop for Upload {
     fn drop(&mut self) {
         KEPT.set(KEPT.get() - self.kept_cost);
@@ -151,6 +182,67 @@ impl Progress {
         let mut upload = self.upload.borrow_mut();
         upload.source = Some(body);
         upload.keeping = keep;
+    }
+
+    /// A body that is there already, if there is room for it.
+    pub(super) fn of(body: Bytes) -> Option<Rc<Self>> {
+        let mut upload = Upload::default();
+        if !body.is_empty() {
+            let cost = cost(&body);
+            if !has_room(cost) {
+                return None;
+            }
+            KEPT.set(KEPT.get() + cost);
+            (upload.kept, upload.kept_cost) = (vec![body], cost);
+        }
+        upload.keeping = true;
+        Some(Rc::new(Self {
+            upload: RefCell::new(upload),
+            ..Self::default()
+        }))
+    }
+
+    /// Reads the caller's body to its end before any of it is sent. It is kept, for tries and for
+    /// whoever asks again.
+    ///
+    /// # Errors
+    /// [`Unread`]; the request cannot be sent then.
+    pub(super) fn poll_whole(
+        &self,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Bytes, Unread>> {
+        let mut upload = self.upload.borrow_mut();
+        let upload = &mut *upload;
+        while let Some(source) = upload.source.as_mut() {
+            match ready!(Pin::new(source).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.bytes.set(self.bytes.get() + data.len() as u64);
+                        self.pieces.set(self.pieces.get() + 1);
+                        upload.gather(data, most)?;
+                    } else if let Ok(trailers) = frame.into_trailers() {
+                        upload.trailers = Some(trailers);
+                    }
+                }
+                Some(Err(_)) => {
+                    self.broken.set(true);
+                    return Poll::Ready(Err(Unread::Broken));
+                }
+                None => upload.source = None,
+            }
+        }
+        if !upload.gathered.is_empty() {
+            let whole = std::mem::take(&mut upload.gathered).freeze();
+            upload.kept.push(whole);
+        }
+        let whole = upload.kept.first().cloned().unwrap_or_default();
+        // Who asks later may be shown less.
+        Poll::Ready(if whole.len() > most {
+            Err(Unread::TooLong)
+        } else {
+            Ok(whole)
+        })
     }
 
     /// True if the whole body could be sent (again).

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod authorisers;
 mod bed;
 mod callers;
 mod destinations;

@@ -35,6 +35,9 @@ fn merge(root: &wire::HttpRoute, own: wire::HttpRoute) -> Option<wire::HttpRoute
         },
         cors: own.cors.or_else(|| root.cors.clone()),
         session: own.session.or_else(|| root.session.clone()),
+        // VirtualServices have none of these.
+        external_auth: own.external_auth,
+        rate_limits: own.rate_limits,
     })
 }
 

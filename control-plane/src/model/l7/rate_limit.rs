@@ -1,5 +1,7 @@
+use std::collections::BTreeSet;
+
 use isobar_objects::rate_limit::{CallerPart, RateLimit, RateLimitPolicy};
-use isobar_objects::{ObjectHead, ObjectSet};
+use isobar_objects::{Kind as ObjectKind, ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 use wire::rate_limit::{Caller, Key, key::Kind};
@@ -24,19 +26,65 @@ pub(super) struct Rates {
 /// All policies, and what to tell about them.
 pub(super) fn read(set: &ObjectSet, places: Places<'_>, verdicts: &mut Vec<Verdict>) -> Vec<Rates> {
     let policies = set.rate_limit_policies.iter();
+    let named = named_by_routes(set);
     policies
         .map(|policy| {
             let mut chosen = Chosen::default();
             let targets = policy.spec.target_refs.iter();
             let added = targets.map(|target| chosen.add(target, policy.namespace(), places));
             let problems: Vec<_> = added.filter_map(Result::err).collect();
-            verdicts.push(verdict(policy, &chosen, &problems, places));
+            let key = (policy.namespace(), policy.name());
+            verdicts.push(if policy.spec.target_refs.is_empty() {
+                untargeted(policy, named.contains(&key))
+            } else {
+                verdict(policy, &chosen, &problems, places)
+            });
             Rates {
                 wire: convert(policy),
                 chosen,
             }
         })
         .collect()
+}
+
+/// Namespace and name of policies that rules or destinations of routes name.
+fn named_by_routes(set: &ObjectSet) -> BTreeSet<(&str, &str)> {
+    let http = set.http_routes.iter().flat_map(|route| {
+        let rules = route.spec.rules.iter();
+        let lists = rules.map(|rule| (&rule.filters, &rule.backend_refs));
+        lists.map(|lists| (route.namespace(), lists))
+    });
+    let grpc = set.grpc_routes.iter().flat_map(|route| {
+        let rules = route.spec.rules.iter();
+        let lists = rules.map(|rule| (&rule.filters, &rule.backend_refs));
+        lists.map(|lists| (route.namespace(), lists))
+    });
+    let filters = http.chain(grpc).flat_map(|(namespace, (own, to))| {
+        let all = own.iter().chain(to.iter().flat_map(|to| &to.filters));
+        all.map(move |filter| (namespace, filter))
+    });
+    let named = filters.filter_map(|(namespace, filter)| {
+        let named = filter.extension_ref.as_ref()?;
+        let ours = named.kind == ObjectKind::RateLimitPolicy.as_str();
+        ours.then_some((namespace, named.name.as_str()))
+    });
+    named.collect()
+}
+
+/// One that is about what routes say.
+fn untargeted(policy: &RateLimitPolicy, named: bool) -> Verdict {
+    if named {
+        let text = "counted by each copy of the waypoints of the routes that name it on its own";
+        return Verdict::holds(policy.reference(), CONDITION, "Accepted", text);
+    }
+    let text = "it has no target, and no route names it: it limits nothing";
+    let fails = Verdict::fails(
+        policy.reference(),
+        CONDITION,
+        "TargetNotFound",
+        text.to_owned(),
+    );
+    fails.severity(Severity::Warning)
 }
 
 fn verdict(
@@ -86,7 +134,7 @@ impl Rates {
     }
 }
 
-fn convert(policy: &RateLimitPolicy) -> wire::RateLimitPolicy {
+pub(super) fn convert(policy: &RateLimitPolicy) -> wire::RateLimitPolicy {
     wire::RateLimitPolicy {
         namespace: policy.namespace().to_owned(),
         name: policy.name().to_owned(),

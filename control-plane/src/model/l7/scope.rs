@@ -269,10 +269,13 @@ fn destinations(route: &wire::VirtualService) -> impl Iterator<Item = &wire::Des
         let mirrors = http.mirrors.iter().chain(own);
         let mirrors = mirrors.filter_map(|m| m.destination.as_ref());
         let forward = forward.iter().filter_map(|d| d.destination.as_ref());
-        forward.chain(mirrors)
+        forward.chain(mirrors).chain(asked)
     });
     let tls = route.tls.iter().flat_map(|tls| &tls.destinations);
     let tcp = route.tcp.iter().flat_map(|tcp| &tcp.destinations);
+        let asked = forward.iter().flat_map(|d| &d.external_auth);
+        let asked = http.external_auth.iter().chain(asked);
+        let asked = asked.filter_map(|one| one.destination.as_ref());
     let opaque = tls.chain(tcp).filter_map(|d| d.destination.as_ref());
     http.chain(opaque)
 }
@@ -371,11 +374,12 @@ pub(super) fn named_keys(
     routes: &[wire::VirtualService],
     rules: &[wire::DestinationRule],
 ) -> BTreeSet<String> {
-    let http = routes
-        .iter()
-        .flat_map(|route| &route.http)
-        .flat_map(|http| &http.matches)
-        .flat_map(|one| one.source_labels.keys());
+    let http = || routes.iter().flat_map(|route| &route.http);
+    let limited = http().flat_map(own_limits);
+    let limited = limited.flat_map(|policy| &policy.limits);
+    let limited = limited.flat_map(|limit| &limit.matches);
+    let http = http().flat_map(|http| &http.matches).chain(limited);
+    let http = http.flat_map(|one| one.source_labels.keys());
     let tls = routes
         .iter()
         .flat_map(|route| &route.tls)
@@ -399,6 +403,16 @@ fn compared(rule: &wire::DestinationRule) -> impl Iterator<Item = String> {
     let subsets = rule.subsets.iter().map(|s| s.traffic_policy.as_ref());
     let policies = subsets.chain([rule.traffic_policy.as_ref()]).flatten();
     policies
+/// Limits that stand in a rule.
+fn own_limits(http: &wire::HttpRoute) -> impl Iterator<Item = &wire::RateLimitPolicy> {
+    let forward = match &http.action {
+        Some(wire::http_route::Action::Forward(forward)) => &forward.destinations[..],
+        _ => &[],
+    };
+    let of_destinations = forward.iter().flat_map(|d| &d.rate_limits);
+    http.rate_limits.iter().chain(of_destinations)
+}
+
         .flat_map(|policy| {
             let ports = policy.port_level.iter().filter_map(|p| p.policy.as_ref());
             ports.chain([policy])

@@ -156,6 +156,8 @@ impl<'a> Reader<'a> {
             mirrors,
             cors: route.cors_policy.as_ref().map(|cors| self.cors(cors)),
             session: None,
+            external_auth: Vec::new(),
+            rate_limits: Vec::new(),
         })
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::external_auth::ExternalAuthFilter;
 use crate::duration;
 use crate::istio::Resource;
 
@@ -339,10 +339,22 @@ pub struct RouteFilter {
     pub cors: Option<CorsFilter>,
     /// `ExternalAuth`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub external_auth: Option<Value>,
+    pub external_auth: Option<ExternalAuthFilter>,
     /// `ExtensionRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub extension_ref: Option<Value>,
+    pub extension_ref: Option<ExtensionRef>,
+}
+
+/// A filter that is an object of the route's own namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtensionRef {
+    /// API group.
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
 }
 
 /// Header edits.

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use super::{Report, authorization, virtual_service};
-use crate::finding::Finding;
 use crate::names;
 use crate::object::ObjectHead as _;
 use crate::rate_limit::{RateKey, RateLimitPolicy};
@@ -9,12 +8,9 @@ use crate::rate_limit::{RateKey, RateLimitPolicy};
 /// Longer times are refused: a day is the longest that makes sense in memory.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
+/// One without targets counts for the routes that name it, so that none is no mistake.
 pub(super) fn check(policy: &RateLimitPolicy, report: &mut Report) {
     let spec = &policy.spec;
-    if spec.target_refs.is_empty() {
-        let finding = Finding::error("spec.targetRefs", "needs at least one target");
-        report.push(finding.with_hint("kind: Service and the name of a Service"));
-    }
     for (index, target) in spec.target_refs.iter().enumerate() {
         let field = format!("spec.targetRefs[{index}]");
         authorization::target(&field, target, policy.namespace(), report);

@@ -1,12 +1,14 @@
 //! Routes and ReferenceGrant: what the API server would refuse.
 
 use super::Report;
+use crate::finding::{Finding, Severity};
 use crate::gateway_api::{
-    BackendRef, GrpcRouteSpec, HttpRouteMatch, HttpRouteSpec, MatchKind, NamedMatch,
-    ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec, RouteFilter, SessionLifetime,
-    SessionPersistence, SessionType, TcpRouteRule, TcpRouteSpec, TlsRouteSpec,
+    BackendRef, ExtensionRef, ExternalAuthFilter, GrpcRouteSpec, HttpRouteMatch, HttpRouteSpec,
+    MatchKind, NamedMatch, ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec,
+    RouteFilter, SessionLifetime, SessionPersistence, SessionType, TcpRouteRule, TcpRouteSpec,
+    TlsRouteSpec,
 };
-use crate::kinds::ISTIO_NETWORKING;
+use crate::kinds::{ISTIO_NETWORKING, Kind};
 use crate::names;
 
 /// Statuses a redirect may have.
@@ -150,13 +152,13 @@ fn parents(refs: &[ParentReference], report: &mut Report) {
         let is_entry = parent.kind.as_deref() == Some("ServiceEntry");
         if is_entry && parent.group.as_deref() != Some(ISTIO_NETWORKING) {
             let message = format!("a ServiceEntry is of group {ISTIO_NETWORKING}");
-            let finding = crate::finding::Finding::error(format!("{field}.group"), message);
+            let finding = Finding::error(format!("{field}.group"), message);
             report.push(finding.with_hint(format!("write group: {ISTIO_NETWORKING}")));
         }
         let is_service = parent.kind.as_deref() == Some("Service");
         if is_service && parent.group.as_deref() != Some("") {
             let message = "a Service is of the core group";
-            let finding = crate::finding::Finding::error(format!("{field}.group"), message);
+            let finding = Finding::error(format!("{field}.group"), message);
             report.push(finding.with_hint("write group: \"\""));
         }
     }
@@ -247,7 +249,63 @@ fn filters(field: &str, all: &[RouteFilter], report: &mut Report) {
         if let Some(rewrite) = &filter.url_rewrite {
             path_modifier(&field, rewrite.path.as_ref(), report);
         }
+        if let Some(auth) = &filter.external_auth {
+            external_auth(&format!("{field}.externalAuth"), auth, report);
+        }
+        if let Some(extension) = &filter.extension_ref {
+            extension_ref(&format!("{field}.extensionRef"), extension, report);
+        }
     }
+}
+
+fn external_auth(field: &str, auth: &ExternalAuthFilter, report: &mut Report) {
+    let settings = [
+        ("GRPC", "grpc", auth.grpc.is_some()),
+        ("HTTP", "http", auth.http.is_some()),
+    ];
+    if !settings.iter().any(|(name, ..)| *name == auth.protocol) {
+        let message = format!("{:?} is neither GRPC nor HTTP", auth.protocol);
+        report.error(format!("{field}.protocol"), message);
+    }
+    for (name, own, there) in settings {
+        if there && name != auth.protocol {
+            report.error(format!("{field}.{own}"), format!("is for protocol {name}"));
+        }
+    }
+    if !names::is_subdomain(&auth.backend_ref.name) {
+        let message = format!("{:?} is not a name", auth.backend_ref.name);
+        report.error(format!("{field}.backendRef.name"), message);
+    }
+    let grpc = auth.grpc.iter().flat_map(|grpc| &grpc.allowed_headers);
+    for name in grpc {
+        header_name(&format!("{field}.grpc.allowedHeaders"), name, report);
+    }
+    let Some(http) = &auth.http else { return };
+    for name in &http.allowed_headers {
+        header_name(&format!("{field}.http.allowedHeaders"), name, report);
+    }
+    for name in &http.allowed_response_headers {
+        let field = format!("{field}.http.allowedResponseHeaders");
+        header_name(&field, name, report);
+    }
+    let path = http.path.as_deref().unwrap_or_default();
+    if !path.is_empty() && (!path.starts_with('/') || path.contains(['?', '#'])) {
+        let message = format!("{path:?} is not an absolute path");
+        report.error(format!("{field}.http.path"), message);
+    }
+}
+
+/// The one kind there is to name. What is named is looked for by the control plane.
+fn extension_ref(field: &str, extension: &ExtensionRef, report: &mut Report) {
+    let kind = Kind::RateLimitPolicy;
+    if extension.group != kind.group() || extension.kind != kind.as_str() {
+        let message = "not supported yet: extensionRef to another kind than RateLimitPolicy";
+        let finding = Finding::new(Severity::Unsupported, field, message);
+        let hint = "name a RateLimitPolicy of group isobar.dev, or remove it; until then requests \
+                    are answered with 500";
+        report.push(finding.with_hint(hint));
+    }
+    report.required(&format!("{field}.name"), &extension.name);
 }
 
 fn path_modifier(field: &str, path: Option<&PathModifier>, report: &mut Report) {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use isobar_objects::gateway_api::{
-    BackendRef, GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, HttpRoute, HttpRouteMatch,
-    HttpRouteRule, MatchKind, NamedMatch, ParentReference, PathMatch, PathMatchKind, RouteRetry,
-    RouteTimeouts, SessionLifetime, SessionPersistence, SessionType, TcpRoute, TcpRouteRule,
-    TlsRoute,
+    BackendRef, ExtensionRef, GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, HttpRoute,
+    HttpRouteMatch, HttpRouteRule, MatchKind, NamedMatch, ParentReference, PathMatch,
+    PathMatchKind, RouteRetry, RouteTimeouts, SessionLifetime, SessionPersistence, SessionType,
+    TcpRoute, TcpRouteRule, TlsRoute,
 };
 use isobar_objects::{Kind, ObjectHead};
 use isobar_proto::isobar::v1 as wire;
@@ -61,6 +61,15 @@ pub(super) struct Converted {
     pub(super) resolved: Option<Problem>,
 }
 
+/// Why a filter that is an object of its own is not had.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unnamed {
+    /// It is of a kind that is no filter here.
+    Unknown,
+    /// There is none of that name.
+    Missing,
+}
+
 /// Reads one route after the other.
 pub(super) struct Reader<'a> {
     pub(super) references: &'a References<'a>,
@@ -73,6 +82,33 @@ impl Reader<'_> {
     /// Notes what cannot be honoured; the first counts.
     pub(super) fn refuse(&mut self, reason: &'static str, message: String) {
         self.accepted.get_or_insert(Problem { reason, message });
+    }
+
+    /// The limits that a filter names, of the route's own namespace.
+    pub(super) fn limits(&mut self, from: &ExtensionRef) -> Result<wire::RateLimitPolicy, Unnamed> {
+        let ours = Kind::RateLimitPolicy;
+        if from.group != ours.group() || from.kind != ours.as_str() {
+            let message = format!(
+                "{} of group {:?} is no filter; {} of group {} is",
+                from.kind,
+                from.group,
+                ours.as_str(),
+                ours.group()
+            );
+            let reason = "InvalidKind";
+            self.resolved.get_or_insert(Problem { reason, message });
+            return Err(Unnamed::Unknown);
+        }
+        let found = self.references.limits(self.by.namespace, &from.name);
+        found.ok_or_else(|| {
+            let message = format!(
+                "there is no RateLimitPolicy {}/{}",
+                self.by.namespace, from.name
+            );
+            let reason = "BackendNotFound";
+            self.resolved.get_or_insert(Problem { reason, message });
+            Unnamed::Missing
+        })
     }
 
     pub(super) fn destination(&mut self, from: &BackendRef) -> wire::Destination {
@@ -230,6 +266,8 @@ impl Reader<'_> {
             headers: from.headers,
             mirrors: from.mirrors,
             cors: from.cors,
+            external_auth: from.external_auth,
+            rate_limits: from.rate_limits,
             ..wire::HttpRoute::default()
         }
     }
@@ -253,6 +291,8 @@ impl Reader<'_> {
             headers: own.headers,
             rewrite: own.rewrite,
             mirrors: own.mirrors,
+            external_auth: own.external_auth,
+            rate_limits: own.rate_limits,
         }
     }
 }

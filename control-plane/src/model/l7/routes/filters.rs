@@ -1,13 +1,13 @@
 //! Filters of Gateway API rules.
 
 use isobar_objects::gateway_api::{
-    CorsFilter, HeaderModifier, PathModifier, RequestMirror, RequestRedirect, RouteFilter,
-    UrlRewrite,
+    CorsFilter, ExternalAuthFilter, HeaderModifier, PathModifier, RequestMirror, RequestRedirect,
+    RouteFilter, UrlRewrite,
 };
 use isobar_proto::isobar::v1 as wire;
 use wire::string_match::MatchType;
 
-use super::convert::{Reader, escaped, text};
+use super::convert::{Reader, Unnamed, escaped, text};
 
 /// Seconds a browser may keep the answer to a preflight where nothing is said.
 const PREFLIGHT_AGE: u32 = 5;
@@ -26,6 +26,8 @@ pub(super) struct Filtered {
     pub(super) redirect: Option<wire::HttpRedirect>,
     pub(super) rewrite: Option<wire::HttpRewrite>,
     pub(super) cors: Option<wire::Cors>,
+    pub(super) external_auth: Vec<wire::ExternalAuth>,
+    pub(super) rate_limits: Vec<wire::RateLimitPolicy>,
     /// One of them cannot be honoured, and none may be skipped.
     pub(super) refused: bool,
 }
@@ -86,9 +88,57 @@ fn other(filter: &RouteFilter, reader: &mut Reader<'_>, out: &mut Filtered) -> b
         "RequestRedirect" => out.redirect = filter.request_redirect.as_ref().map(redirect),
         "URLRewrite" => out.rewrite = filter.url_rewrite.as_ref().map(rewrite),
         "CORS" => out.cors = filter.cors.as_ref().map(cors),
+        "ExternalAuth" => {
+            let Some(made) = filter
+                .external_auth
+                .as_ref()
+                .and_then(|from| external_auth(from, reader))
+            else {
+                return false;
+            };
+            // Without its authoriser nobody is let on; the destination has told why.
+            out.refused |= made.destination.as_ref().is_some_and(|to| to.refuse != 0);
+            out.external_auth.push(made);
+        }
+        "ExtensionRef" => {
+            let Some(from) = &filter.extension_ref else {
+                return false;
+            };
+            match reader.limits(from) {
+                Ok(limits) => out.rate_limits.push(limits),
+                Err(Unnamed::Unknown) => return false,
+                // Without its limits nothing passes; that it is not there is told.
+                Err(Unnamed::Missing) => out.refused = true,
+            }
+        }
         _ => return false,
     }
     true
+}
+
+/// `None` for a protocol that we do not know.
+fn external_auth(from: &ExternalAuthFilter, reader: &mut Reader<'_>) -> Option<wire::ExternalAuth> {
+    use wire::external_auth::{Grpc, Http, Protocol};
+    let protocol = match &*from.protocol {
+        "GRPC" => Protocol::Grpc(Grpc {
+            headers: from.grpc.clone().unwrap_or_default().allowed_headers,
+        }),
+        "HTTP" => {
+            let http = from.http.clone().unwrap_or_default();
+            Protocol::Http(Http {
+                path: http.path.unwrap_or_default(),
+                headers: http.allowed_headers,
+                answer_headers: http.allowed_response_headers,
+            })
+        }
+        _ => return None,
+    };
+    let body = from.forward_body.unwrap_or_default();
+    Some(wire::ExternalAuth {
+        destination: Some(reader.destination(&from.backend_ref)),
+        protocol: Some(protocol),
+        max_body: body.max_size.unwrap_or_default().into(),
+    })
 }
 
 fn operations(from: &HeaderModifier) -> wire::HeaderOperations {

@@ -11,6 +11,7 @@ use isobar_types::NamespacedName;
 use super::super::super::service_entries::EntryPlan;
 use super::super::super::services::ServicePlan;
 use super::super::hosts::Hosts;
+use super::super::rate_limit;
 use super::super::served::Served;
 use super::super::target_refs::Places;
 use super::attach::ParentKind;
@@ -110,6 +111,12 @@ impl<'a> References<'a> {
         let ports = service.spec.as_ref()?.ports.as_ref()?;
         let port = ports.iter().find(|port| port.name.as_deref() == Some(name));
         u32::try_from(port?.port).ok()
+    }
+
+    /// Limits by their name.
+    pub(super) fn limits(&self, namespace: &str, name: &str) -> Option<wire::RateLimitPolicy> {
+        let policy = self.set.rate_limit_policies.get(namespace, name)?;
+        Some(rate_limit::convert(policy))
     }
 
     /// A destination as a route names it. One that is not there, or not for that route, answers with

@@ -1,4 +1,5 @@
 mod beyond;
+mod guarded;
 
 use std::fmt::Write as _;
 
@@ -253,7 +254,7 @@ fn what_cannot_be_honoured_answers_500_and_is_told() {
     let to = "backendRefs: [{name: cart, port: 80}]";
     for (rule, reason) in [
         (
-            "filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}]",
+            "filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Other, name: z}}]",
             "UnsupportedValue",
         ),
         (

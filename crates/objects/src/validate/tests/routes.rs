@@ -8,6 +8,39 @@ fn fields(kind: &str, text: &str) -> Vec<String> {
 }
 
 #[test]
+fn what_is_wrong_in_a_filter_of_ours_or_an_authoriser_is_told_by_field() {
+    for (rule, field) in [
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: UDP, backendRef: {name: a}}}]}",
+            "spec.rules[0].filters[0].externalAuth.protocol",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: a}, grpc: {}}}]}",
+            "spec.rules[0].filters[0].externalAuth.grpc",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: a}, http: {path: a}}}]}",
+            "spec.rules[0].filters[0].externalAuth.http.path",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: A B}, grpc: {}}}]}",
+            "spec.rules[0].filters[0].externalAuth.backendRef.name",
+        ),
+        (
+            "{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: a}, http: {allowedHeaders: [a b]}}}]}",
+            "spec.rules[0].filters[0].externalAuth.http.allowedHeaders",
+        ),
+        (
+            "{filters: [{type: ExtensionRef, extensionRef: {group: isobar.dev, kind: RateLimitPolicy}}]}",
+            "spec.rules[0].filters[0].extensionRef.name",
+        ),
+    ] {
+        let text = format!("{{{PARENTS}, rules: [{rule}]}}");
+        assert_eq!(fields("HTTPRoute", &text), [field], "{rule}");
+    }
+}
+
+#[test]
 fn what_is_wrong_in_a_route_is_told_by_field() {
     for (rule, field) in [
         (
@@ -53,6 +86,12 @@ fn what_is_wrong_in_a_route_is_told_by_field() {
         fields("HTTPRoute", &text),
         ["spec.rules[0].filters[0].extensionRef"]
     );
+    let ours = gap.replace(
+        "group: a, kind: B",
+        "group: isobar.dev, kind: RateLimitPolicy",
+    );
+    let text = format!("{{{PARENTS}, rules: [{ours}]}}");
+    assert!(fields("HTTPRoute", &text).is_empty());
     let parent = "{parentRefs: [{kind: Service, name: a}], rules: []}";
     assert_eq!(fields("GRPCRoute", parent), ["spec.parentRefs[0].group"]);
     let entry = "{parentRefs: [{kind: ServiceEntry, name: a}], rules: []}";

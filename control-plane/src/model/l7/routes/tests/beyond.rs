@@ -205,7 +205,7 @@ fn filters_of_a_destination_are_told_with_it() {
             "UnsupportedValue",
         ),
         (
-            "{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}",
+            "{type: ExtensionRef, extensionRef: {group: x, kind: Other, name: z}}",
             "UnsupportedValue",
         ),
         (
