@@ -8,6 +8,7 @@ use kube::core::GroupVersionKind;
 use serde_json::{Map, Value, json};
 
 use crate::cluster::Cluster;
+use crate::ports;
 
 /// Writes objects to an API server.
 ///
@@ -122,6 +123,48 @@ impl KubernetesWriter {
         found(object, done.map(drop)).map(drop)
     }
 
+    /// Takes away ports of others that keep a Service of ours from being as it should be. False if that
+    /// is not why the server refuses it.
+    async fn make_room(
+        &self,
+        api: &Api<DynamicObject>,
+        service: &ObjectRef,
+        value: &Value,
+    ) -> bool {
+        if service.known() != Some(Kind::Service) {
+            return false;
+        }
+        let Ok(Some(now)) = api.get_opt(&service.name).await else {
+            return false;
+        };
+        let managers = now.metadata.managed_fields.clone().unwrap_or_default();
+        let Ok(now) = serde_json::to_value(&now) else {
+            return false;
+        };
+        if !Written::find(&managers, &self.manager).is_whole {
+            return false;
+        }
+        let Some(patch) = ports::room_for(value, &now, &managers, &self.manager) else {
+            return false;
+        };
+        let params = PatchParams {
+            field_manager: Some(self.manager.clone()),
+            ..PatchParams::default()
+        };
+        let done = api
+            .patch(&service.name, &params, &Patch::Strategic(&patch))
+            .await;
+        if let Err(error) = &done {
+            tracing::debug!(%service, %error, "ports of others could not be taken away");
+        } else {
+            tracing::warn!(
+                %service, ports = %patch["spec"]["ports"],
+                "took away ports that somebody gave the names of ours",
+            );
+        }
+        done.is_ok()
+    }
+
     async fn merge(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError> {
         let params = PatchParams {
             field_manager: Some(self.teller.clone()),
@@ -153,13 +196,15 @@ impl ObjectWriter for KubernetesWriter {
         for server_owned in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
             remove(&mut value["metadata"], server_owned);
         }
-        let done = api
-            .patch(
-                &reference.name,
-                &PatchParams::apply(&self.manager).force(),
-                &Patch::Apply(value),
-            )
-            .await;
+        let params = PatchParams::apply(&self.manager).force();
+        let value = Patch::Apply(value);
+        let mut done = api.patch(&reference.name, &params, &value).await;
+        if let (Err(kube::Error::Api(status)), Patch::Apply(wanted)) = (&done, &value)
+            && status.code == 422
+            && self.make_room(&api, &reference, wanted).await
+        {
+            done = api.patch(&reference.name, &params, &value).await;
+        }
         done.map(drop).map_err(refused(&reference))
     }
 

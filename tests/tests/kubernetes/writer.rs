@@ -109,3 +109,63 @@ fn a_patch_makes_no_object_and_an_apply_does() {
         Ok(())
     });
 }
+
+#[test]
+fn a_port_with_the_name_of_ours_gives_way() {
+    run(async |server| {
+        server.namespace("shop").await?;
+        let services: Api<Service> = Api::namespaced(server.cluster().client(), "shop");
+        let writer = KubernetesWriter::new(server.cluster(), "isobar");
+        let wanted = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "waypoint", "namespace": "shop", "labels": {"l": "1"}},
+            "spec": {"selector": {"a": "b"}, "ports": [
+                {"name": "status-port", "port": 15021}, {"name": "mesh", "port": 15008}]},
+        });
+        let (object, findings) = read_value(&wanted);
+        let object = object.with_context(|| format!("{findings:?}"))?;
+        writer.apply(&object).await?;
+        // Somebody moves a port of ours, and adds one.
+        let moved = json!([
+            {"name": "status-port", "port": 15021}, {"name": "mesh", "port": 9999},
+            {"name": "debug", "port": 9000},
+        ]);
+        let patch = json!({"spec": {"ports": moved}}).to_string();
+        let merge = [
+            "patch",
+            "service",
+            "waypoint",
+            "-n",
+            "shop",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
+        server.kubectl(&merge).await?;
+        writer.apply(&object).await?;
+        let spec = services.get("waypoint").await?.spec.unwrap_or_default();
+        let ports = spec.ports.unwrap_or_default().into_iter();
+        let mut ports: Vec<(String, i32)> = ports
+            .map(|port| (port.name.unwrap_or_default(), port.port))
+            .collect();
+        ports.sort_unstable();
+        let named = |name: &str, port| (name.to_owned(), port);
+        let all = [
+            named("debug", 9000),
+            named("mesh", 15008),
+            named("status-port", 15021),
+        ];
+        ensure!(ports == all, "{ports:?}");
+        // In a Service of somebody else nothing is taken away.
+        let theirs = wanted
+            .to_string()
+            .replace("waypoint", "theirs")
+            .replace("15008", "9999");
+        server.apply(&theirs).await?;
+        let wanted = wanted.to_string().replace("waypoint", "theirs");
+        let (object, _) = read_value(&serde_json::from_str(&wanted)?);
+        let refused = writer.apply(&object.context("a Service")?).await;
+        ensure!(refused.is_err(), "somebody else's port went");
+        Ok(())
+    });
+}
