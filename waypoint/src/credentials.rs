@@ -4,15 +4,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use isobar_proto::envoy::service::discovery::v3::Resource;
 use isobar_proto::{isobar::v1 as proto, type_url};
 use isobar_route::ListenerTls;
+use isobar_tls::WorkloadCertificate;
 use isobar_tls::edge::{Clients, EdgeCertificate, EdgeServer, server_config};
-use isobar_types::Str;
-use isobar_xds::{Rejected, ResourceHandler, decode};
+use isobar_types::{Identity, Str};
+use isobar_xds::{CertSource, Rejected, ResourceHandler, decode};
 use tokio::sync::watch;
 
 /// The newest credentials. Cheap to clone; readers never wait.
@@ -25,6 +26,7 @@ pub struct Credentials {
 struct Shared {
     held: ArcSwap<Held>,
     version: watch::Sender<Version>,
+    mesh: OnceLock<Arc<dyn CertSource>>,
 }
 
 impl fmt::Debug for Credentials {
@@ -61,8 +63,24 @@ impl Credentials {
         self.shared.version.subscribe()
     }
 
+    /// Tells where certificates of the mesh come from; the first that is told stays.
+    pub fn tell_mesh(&self, source: Arc<dyn CertSource>) {
+        self.shared.mesh.get_or_init(|| source);
+    }
+
+    /// The certificate of the mesh for this identity, waited for if need be.
+    pub(crate) async fn of_mesh(&self, own: &Identity) -> Result<Arc<WorkloadCertificate>, String> {
+        let source = self.shared.mesh.get();
+        let source = source.ok_or("there are no certificates of the mesh")?;
+        source.fetch(own).await.map_err(|error| error.to_string())
+    }
+
     /// Whether there is a certificate that a listener could show.
     pub(crate) fn any_for(&self, tls: &ListenerTls) -> bool {
+        if tls.mesh {
+            // It comes with being of the mesh, and lasts until it is replaced.
+            return true;
+        }
         let held = self.shared.held.load();
         let mut named = tls.credentials.iter();
         named.any(|name| {

@@ -29,14 +29,16 @@ use crate::credentials::Version;
 use crate::endpoint::Endpoint;
 use crate::listener::{ACCEPT_PAUSE, listen};
 use crate::session::{Session, Worker};
-use crate::stream::{AnyStream, Rewound};
+use crate::stream::{AnyStream, Rewound, Stream};
 use crate::target::{Addressed, Target, TargetRefusal};
 use crate::world::{Own, View};
 
 mod leave;
+mod mutual;
 mod room;
 
 pub(crate) use leave::again;
+pub(crate) use mutual::in_tunnel;
 pub use room::Room;
 
 /// Connections that may be open on one port of one worker; further ones are closed.
@@ -174,22 +176,40 @@ async fn connection(
         worker.metrics.refused(Reason::BadRequest);
         return;
     };
-    let exact = here
-        .iter()
-        .filter_map(|one| Some((one.takes(name.as_deref())?, one)));
-    let Some((_, listener)) = exact.max_by_key(|(exact, _)| *exact) else {
+    let Some(listener) = for_name(&here, name.as_deref()) else {
         tracing::info!(%address, port, name, "no server of this gateway has that name");
         worker.metrics.refused(Reason::NoRoute);
         return;
     };
-    let stream = Rewound::new(first, tcp);
-    if listener.protocol != ListenerProtocol::Https {
+    secured(&worker, peer, listener, Rewound::new(first, tcp), &known).await;
+}
+
+/// The listener that is most exactly for this server name.
+fn for_name<'a>(here: &'a [Arc<Listener>], name: Option<&str>) -> Option<&'a Arc<Listener>> {
+    let taking = here.iter().filter_map(|one| Some((one.takes(name)?, one)));
+    let exact = taking.max_by_key(|(exact, _)| *exact);
+    exact.map(|(_, listener)| listener)
+}
+
+/// Serves a caller whose hello has chosen this listener.
+async fn secured<S: Stream>(
+    worker: &Rc<Worker>,
+    peer: Peer,
+    listener: &Arc<Listener>,
+    stream: S,
+    known: &RefCell<Known>,
+) {
+    let address = peer.address;
+    if listener.tls.is_none() {
         let stream: AnyStream = Box::new(stream);
-        return session(&worker, peer, listener).serve(stream).await;
+        return session(worker, peer, listener).serve(stream).await;
+    }
+    if listener.of_mesh() {
+        return mutual::serve(worker, peer, listener, stream).await;
     }
     // Looked at before the handshake: a later one does not vouch for this caller.
     let signer = leave::Signer::of(&worker.world.credentials, listener);
-    let server = match tls(&worker, listener, &known) {
+    let server = match tls(worker, listener, known) {
         Ok(server) => server,
         Err(why) => {
             tracing::warn!(%address, listener = &*listener.name, "a caller is turned away: {why}");
@@ -200,7 +220,7 @@ async fn connection(
     match tokio::time::timeout(HANDSHAKE, server.accept(stream)).await {
         Ok(Ok(stream)) => {
             let stream: AnyStream = Box::new(stream);
-            leave::serve(session(&worker, peer, listener), stream, signer).await;
+            leave::serve(session(worker, peer, listener), stream, signer).await;
         }
         Ok(Err(error)) => tracing::debug!(%address, %error, "a handshake failed"),
         Err(_) => tracing::debug!(%address, "a handshake took too long"),
@@ -222,17 +242,10 @@ async fn hello(tcp: &mut TcpStream) -> Option<(Option<String>, Bytes)> {
     }
 }
 
-const fn in_tls(listener: &Listener) -> bool {
-    matches!(
-        listener.protocol,
-        ListenerProtocol::Https | ListenerProtocol::Tls
-    )
-}
-
 /// The listener for callers without TLS: none on a port where some listener has TLS, or what only it
 /// may show were there for everybody.
 fn clear(here: &[Arc<Listener>]) -> Option<&Arc<Listener>> {
-    let secured = here.iter().any(|one| in_tls(one));
+    let secured = here.iter().any(|one| one.in_tls());
     here.first().filter(|_| !secured)
 }
 
@@ -280,7 +293,10 @@ fn tls(
         return Ok(server.clone());
     }
     let tls = listener.tls.as_ref().ok_or("the listener ends no TLS")?;
-    let server = credentials.server(tls)?;
+    let mut server = credentials.server(tls)?;
+    if listener.protocol != ListenerProtocol::Https {
+        server = server.opaque();
+    }
     let entry = (version, listener.clone(), server.clone());
     known.borrow_mut().insert(listener.name.clone(), entry);
     Ok(server)
@@ -290,8 +306,8 @@ fn tls(
 pub(crate) const fn declared(listener: &Listener) -> AppProtocol {
     match listener.protocol {
         ListenerProtocol::Http | ListenerProtocol::Https => AppProtocol::Http1,
-        ListenerProtocol::Tls => AppProtocol::Tls,
-        ListenerProtocol::Tcp => AppProtocol::Tcp,
+        ListenerProtocol::Tls if listener.tls.is_none() => AppProtocol::Tls,
+        ListenerProtocol::Tls | ListenerProtocol::Tcp => AppProtocol::Tcp,
     }
 }
 
@@ -342,27 +358,40 @@ pub(crate) enum Instead {
     Misdirected,
 }
 
-/// Whether another listener of the port is meant by the host of a request than the one whose handshake
-/// it was: that one may ask for another certificate of its callers, or for one at all.
-fn misdirected(view: &View, listener: &Listener, authority: &str) -> bool {
+/// Another listener of the port that is meant by the host of a request than the one whose handshake it was,
+/// and whether who has come by this one would come in by that one as well: it may ask for another certificate
+/// of its callers, or for one at all.
+fn meant(view: &View, listener: &Listener, authority: &str) -> Option<(Arc<Listener>, bool)> {
     if listener.protocol != ListenerProtocol::Https {
-        return false;
+        return None;
     }
     let (host, _) = path::split_port(authority);
     let own = listener.takes(Some(host));
     let here = at(view, listener.port);
-    let mut others = here
-        .iter()
-        .filter(|one| in_tls(one) && one.name != listener.name);
-    others.any(|one| one.takes(Some(host)) > own)
+    let others = here
+        .into_iter()
+        .filter(|one| one.in_tls() && one.name != listener.name);
+    let taking = others.filter_map(|one| Some((one.takes(Some(host))?, one)));
+    let (exact, other) = taking.max_by_key(|(exact, _)| *exact)?;
+    if Some(exact) <= own {
+        return None;
+    }
+    // Of the mesh both, who it is has been shown already, in a tunnel even without a server name.
+    let both = listener.of_mesh() && other.protocol == ListenerProtocol::Https;
+    let asked = other.tls.as_ref().zip(listener.tls.as_ref());
+    let admitted = asked.is_some_and(|(now, before)| now.mesh && now.admits_all_of(before));
+    Some((other, both && admitted))
 }
 
-/// A listener that callers of the mesh reach in a tunnel, with the identity that they have there.
+/// A listener that callers of the mesh reach in a tunnel, with the identity that they have there; where TLS
+/// is spoken, any of the port.
 pub(crate) fn in_tunnels(view: &View, own: &Own, to: SocketAddr) -> Option<Arc<Listener>> {
     if to.ip() != own.ip {
         return None;
     }
-    clear(&at(view, to.port())).cloned()
+    let here = at(view, to.port());
+    let secured = || here.iter().find(|one| one.in_tls());
+    clear(&here).or_else(secured).cloned()
 }
 
 /// Finds the rules for the host of a request.
@@ -376,10 +405,15 @@ pub(crate) fn decide(
         rules: HttpDecision::NoRoute,
         instead: None,
     };
-    if misdirected(view, listener, call.authority) {
-        decided.instead = Some(Instead::Misdirected);
-        return decided;
-    }
+    let meant = meant(view, listener, call.authority);
+    let listener = match &meant {
+        None => listener,
+        Some((other, true)) => other,
+        Some((_, false)) => {
+            decided.instead = Some(Instead::Misdirected);
+            return decided;
+        }
+    };
     let now = now(view, listener).ok();
     let Some(host) = now.and_then(|now| now.host(call.authority)) else {
         return decided;

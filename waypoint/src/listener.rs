@@ -15,8 +15,9 @@ use isobar_xds::CertSource;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::attribution::Peer;
+use crate::edge;
 use crate::session::{Session, Worker};
-use crate::target::{self, TargetRefusal};
+use crate::target::{self, Target, TargetRefusal};
 
 /// For a certificate to come, at the start or after an outage.
 const CERTIFICATE: Duration = Duration::from_secs(10);
@@ -121,10 +122,18 @@ async fn handle(worker: Rc<Worker>, address: SocketAddr, connect: Connect) {
         address,
         foreign: network.is_some_and(|n| *n != *worker.world.own.network),
     };
-    let session = Session::new(worker, peer, addressed);
-    match connect.accept(None) {
-        Ok(stream) => session.serve(stream).await,
-        Err(error) => tracing::debug!(%error, "the caller went away"),
+    let stream = match connect.accept(None) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "the caller went away");
+            return;
+        }
+    };
+    match &addressed.target {
+        Target::Listener(listener) if listener.in_tls() => {
+            edge::in_tunnel(&worker, peer, stream, listener).await;
+        }
+        _ => Session::new(worker, peer, addressed).serve(stream).await,
     }
 }
 

@@ -270,6 +270,11 @@ impl Addressed {
         (own && !ip.is_unspecified() && self.by_address).then_some(ip)
     }
 
+    /// Connections go on without TLS of ours around them, whatever the rules of their destination.
+    pub(crate) fn is_raw(&self) -> bool {
+        matches!(&self.target, Target::Listener(listener) if listener.raw)
+    }
+
     /// Host name for logs and telemetry; `None` for a pod's own address.
     #[must_use]
     pub fn service(&self) -> Option<&Arc<Service>> {

@@ -94,6 +94,9 @@ pub async fn serve<S: Stream>(session: Rc<Session>, stream: S, server_name: Opti
         Err(ended) => ended,
     };
     let worker = &session.worker;
+    if let (Reason::NoRoute, Target::Listener(_)) = (ended.reason, &session.addressed.target) {
+        worker.metrics.refused(ended.reason);
+    }
     worker.access_log.tcp(&TcpLine {
         start,
         flags: ended.reason.flag(),
@@ -184,7 +187,7 @@ async fn open(
         let how = How {
             limits,
             cluster: None,
-            tls: facts.tls(),
+            tls: facts.tls().filter(|_| !session.addressed.is_raw()),
             preface: facts.rules.proxy.map(|version| Preface {
                 version,
                 source: session.peer.address,

@@ -16,7 +16,7 @@ pub enum ListenerProtocol {
     Http,
     /// HTTP in TLS that ends here.
     Https,
-    /// TLS that is passed on by its server name.
+    /// TLS that is passed on by its server name; where TLS ends here, what is within.
     Tls,
     /// Anything.
     Tcp,
@@ -35,6 +35,8 @@ pub struct Listener {
     pub protocol: ListenerProtocol,
     /// How TLS ends, where it does.
     pub tls: Option<ListenerTls>,
+    /// Connections go on as they came, without TLS of ours around them.
+    pub raw: bool,
     server_names: ByHost<()>,
     hosts: ByHost<VirtualHost>,
 }
@@ -61,6 +63,8 @@ pub struct ListenerTls {
     pub tls13: bool,
     /// TLS 1.2 may be spoken.
     pub tls12: bool,
+    /// The gateway's own certificate of the mesh is shown, and callers must have one of the mesh.
+    pub mesh: bool,
 }
 
 /// Values by host: a whole one before any pattern, the longer pattern before the shorter.
@@ -149,6 +153,7 @@ impl Listener {
             service_port: port("service_port", from.service_port)?,
             protocol,
             tls,
+            raw: from.raw,
             server_names: ByHost::of(from.server_names.iter().map(|name| (name.clone(), ()))),
             hosts: ByHost::of(hosts.into_iter()),
         })
@@ -161,6 +166,21 @@ impl Listener {
         let name = server_name.unwrap_or_default().to_ascii_lowercase();
         let name = name.strip_suffix('.').unwrap_or(&name);
         self.server_names.get(name).map(|(exact, ())| exact)
+    }
+
+    /// TLS is spoken on its port, whoever ends it.
+    #[must_use]
+    pub const fn in_tls(&self) -> bool {
+        matches!(
+            self.protocol,
+            ListenerProtocol::Https | ListenerProtocol::Tls
+        )
+    }
+
+    /// Its callers are those of the mesh, by their certificates.
+    #[must_use]
+    pub fn of_mesh(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.mesh)
     }
 
     /// What is done with requests for this authority, a port in it left aside.
@@ -184,6 +204,7 @@ impl ListenerTls {
         let authority: Str = from.client_authority.as_str().into();
         let clients = match client {
             ClientCertificate::None => None,
+            _ if from.mesh => None,
             _ if authority.is_empty() => {
                 return Err(("tls.client_authority", "is missing".to_owned()));
             }
@@ -200,23 +221,22 @@ impl ListenerTls {
                 .collect(),
             tls13: !from.only_tls12,
             tls12: !from.only_tls13,
+            mesh: from.mesh,
         })
     }
-}
 
-impl ListenerTls {
     /// Whether every caller that `before` let in would be let in as well, by the certificates that
     /// callers have to show.
     #[must_use]
     pub fn admits_all_of(&self, before: &Self) -> bool {
+        let named = &self.client_names;
+        let has_name = named.is_empty() || *named == before.client_names;
         match (&self.clients, &before.clients) {
+            _ if self.mesh => before.mesh && has_name,
             (None, _) => true,
             (Some(_), None) => false,
             (Some((now, required)), Some((then, was_required))) => {
-                let named = &self.client_names;
-                now == then
-                    && (!required || *was_required)
-                    && (named.is_empty() || *named == before.client_names)
+                now == then && (!required || *was_required) && has_name
             }
         }
     }
@@ -290,6 +310,11 @@ mod tests {
             client_names: names.iter().map(|name| (*name).into()).collect(),
             tls13: true,
             tls12: true,
+            mesh: false,
+        };
+        let of_mesh = |names: &[&str]| ListenerTls {
+            mesh: true,
+            ..tls(None, names)
         };
         let (none, may, must) = (None, Some(("a", false)), Some(("a", true)));
         for (now, before, admits) in [
@@ -301,6 +326,13 @@ mod tests {
             (tls(must, &["x"]), tls(must, &[]), false),
             (tls(must, &["x"]), tls(must, &["x"]), true),
             (tls(Some(("b", true)), &[]), tls(must, &[]), false),
+            (of_mesh(&[]), of_mesh(&["x"]), true),
+            (of_mesh(&["x"]), of_mesh(&["x"]), true),
+            (of_mesh(&["x"]), of_mesh(&[]), false),
+            (of_mesh(&[]), tls(must, &[]), false),
+            (of_mesh(&[]), tls(none, &[]), false),
+            (tls(none, &[]), of_mesh(&[]), true),
+            (tls(must, &[]), of_mesh(&[]), false),
         ] {
             assert_eq!(now.admits_all_of(&before), admits, "{now:?} {before:?}");
         }

@@ -70,6 +70,10 @@ pub struct Clients<'a> {
 #[derive(Debug, Clone)]
 pub struct EdgeServer(Arc<ServerConfig>);
 
+/// What is agreed on with callers of the mesh that speak HTTP without a tunnel (ALPN, the best first). The
+/// words with `istio` are those that its sidecars offer besides, or instead; the bytes within tell the rest.
+pub const MESH_HTTP: [&[u8]; 5] = [b"h2", b"http/1.1", b"istio-h2", b"istio-http/1.1", b"istio"];
+
 /// Shows the first of `certificates` that is for the server name asked for, else the first.
 ///
 /// # Errors
@@ -135,6 +139,14 @@ impl ResolvesServerCert for ByName {
 }
 
 impl EdgeServer {
+    /// The same where it is not known what is spoken within: nothing is agreed on (no ALPN).
+    #[must_use]
+    pub fn opaque(&self) -> Self {
+        let mut config = ServerConfig::clone(&self.0);
+        config.alpn_protocols.clear();
+        Self(Arc::new(config))
+    }
+
     /// Runs the server's side of the handshake. The caller sets the time limit.
     ///
     /// # Errors

@@ -9,6 +9,8 @@ use isobar_types::Identity;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use crate::ca::Authority;
+use crate::https::ClientIdentity;
+use crate::outwards::{self, Within};
 use crate::{
     HandshakeError, PeerError, ServerTls, WorkloadCertificate, client_config, control,
     server_config,
@@ -64,6 +66,62 @@ async fn both_ends_learn_who_the_other_is() {
         (client.unwrap(), server.unwrap()),
         (id("cart"), id("front"))
     );
+}
+
+#[tokio::test]
+async fn callers_of_the_mesh_may_come_without_a_tunnel() {
+    let authority = Authority::generate("test").unwrap();
+    let edge = authority.issue_workload(&id("edge"), DAY).unwrap();
+    let server = server_config(&edge).without_tunnels(&crate::edge::MESH_HTTP);
+    let meet = async |caller: Option<&WorkloadCertificate>, expect: &str, server: &ServerTls| {
+        let shown = caller.map(|caller| {
+            let chain = caller.chain().iter().map(|one| one.pem.as_str());
+            (
+                chain.collect::<String>(),
+                caller.private_key().to_pem().unwrap(),
+            )
+        });
+        let identity = shown
+            .as_ref()
+            .map(|(chain, key)| ClientIdentity { chain, key });
+        let client = outwards::client_config(authority.roots(), &[expect], identity).unwrap();
+        let (a, b) = pipe();
+        let (opened, served) = tokio::join!(
+            client.connect(a, "page.example", Within::Http1),
+            server.accept(b)
+        );
+        let agreed = opened.ok().map(|stream| {
+            let (_, connection) = stream.get_ref();
+            connection.alpn_protocol().map(<[u8]>::to_vec)
+        });
+        (agreed, served.map(|(_, peer)| peer.identity().clone()))
+    };
+    let uri = id("edge").to_string();
+    let front = authority.issue_workload(&id("front"), DAY).unwrap();
+    let (agreed, peer) = meet(Some(&front), &uri, &server).await;
+    assert_eq!(agreed.unwrap().as_deref(), Some(&b"http/1.1"[..]));
+    assert_eq!(peer.unwrap(), id("front"));
+    let opaque = server_config(&edge).without_tunnels(&[]);
+    let (agreed, peer) = meet(Some(&front), &uri, &opaque).await;
+    assert_eq!((agreed, peer.unwrap()), (Some(None), id("front")));
+
+    let (agreed, _) = meet(Some(&front), &id("other").to_string(), &server).await;
+    assert!(agreed.is_none(), "the gateway is another");
+    let (_, peer) = meet(None, &uri, &server).await;
+    assert!(
+        matches!(peer, Err(HandshakeError::Certificate(_))),
+        "{peer:?}"
+    );
+    let foreign = Authority::generate("foreign").unwrap();
+    let foreign = foreign.issue_workload(&id("front"), DAY).unwrap();
+    assert!(meet(Some(&foreign), &uri, &server).await.1.is_err());
+    let elsewhere = Identity::new("other.example", "shop", "front");
+    let elsewhere = authority.issue_workload(&elsewhere, DAY).unwrap();
+    let (_, peer) = meet(Some(&elsewhere), &uri, &server).await;
+    assert!(matches!(
+        peer,
+        Err(HandshakeError::Peer(PeerError::TrustDomain { .. }))
+    ));
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ spec:
 ";
 
 /// The address that a host was given, as the node proxy knows it.
-async fn given(mesh: &Mesh, host: &str) -> Result<SocketAddr> {
+pub(crate) async fn given(mesh: &Mesh, host: &str) -> Result<SocketAddr> {
     let page = mesh
         .page(Target::node("node-1"), 15000, "/config_dump")
         .await?;

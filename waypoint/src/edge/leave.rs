@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_route::{Listener, ListenerProtocol};
+use isobar_route::Listener;
 use isobar_types::{Reason, Str};
 use tokio::time::Instant;
 
-use super::{at, clear, in_tls, now};
+use super::{at, clear, now};
 use crate::credentials::Credentials;
 use crate::session::{STAY, Session, until};
 use crate::stream::Stream;
@@ -36,20 +36,18 @@ pub(crate) fn again(
             detail: format!("listener {} {what}", before.name),
         })
     };
-    if !in_tls(before) {
+    if !before.in_tls() {
         // In the clear, on a port where that is not spoken any more.
         return match clear(&at(view, before.port)) {
             Some(_) => Ok(()),
             None => refused(Reason::PolicyWithdrawn, "asks for TLS now"),
         };
     }
-    if now.protocol != before.protocol {
+    if now.protocol != before.protocol || now.tls.is_some() != before.tls.is_some() {
         return refused(Reason::PolicyWithdrawn, "ends TLS in another way now");
     }
-    if now.protocol != ListenerProtocol::Https {
-        return Ok(());
-    }
     match (&now.tls, &before.tls) {
+        (None, _) => Ok(()),
         (Some(tls), _) if !credentials.any_for(tls) => {
             refused(Reason::NoCertificate, "has no certificate to show any more")
         }

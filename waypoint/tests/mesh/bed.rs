@@ -70,7 +70,7 @@ pub(crate) struct Bed {
     pub(crate) registry: Registry,
     pub(crate) lines: Receiver<String>,
     pub(crate) at: SocketAddr,
-    certificates: Arc<dyn CertSource>,
+    pub(crate) certificates: Arc<dyn CertSource>,
     backends: RefCell<Vec<Backend>>,
     /// Policies that select back ends: one by its name, or all.
     policies: RefCell<Vec<(Option<&'static str>, String)>>,
@@ -85,7 +85,7 @@ struct Backend {
     version: &'static str,
 }
 
-fn identity(account: &str) -> Identity {
+pub(crate) fn identity(account: &str) -> Identity {
     Identity::new("cluster.local", "default", account)
 }
 

@@ -17,7 +17,11 @@ use crate::bed::*;
 
 const NAMED: &str = "edge";
 
-fn listener_of(protocol: proto::listener::Protocol, port: u16, host: &str) -> proto::Listener {
+pub(crate) fn listener_of(
+    protocol: proto::listener::Protocol,
+    port: u16,
+    host: &str,
+) -> proto::Listener {
     proto::Listener {
         name: NAMED.into(),
         port: u32::from(port),
@@ -29,11 +33,11 @@ fn listener_of(protocol: proto::listener::Protocol, port: u16, host: &str) -> pr
             rules: Some(rules_of(host)),
             https_redirect: false,
         }],
-        tls: None,
+        ..proto::Listener::default()
     }
 }
 
-fn rules_of(host: &str) -> proto::ServiceRef {
+pub(crate) fn rules_of(host: &str) -> proto::ServiceRef {
     proto::ServiceRef {
         namespace: "default".into(),
         hostname: format!("{NAMED}|{host}"),
@@ -41,7 +45,10 @@ fn rules_of(host: &str) -> proto::ServiceRef {
 }
 
 /// A gateway with this listener, on a port of the system's choice; stops when the sender is dropped.
-fn open(bed: &Bed, make: impl FnOnce(u16) -> proto::Listener) -> (SocketAddr, watch::Sender<()>) {
+pub(crate) fn open(
+    bed: &Bed,
+    make: impl FnOnce(u16) -> proto::Listener,
+) -> (SocketAddr, watch::Sender<()>) {
     let accepting = listener::listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
     let at = accepting.local_addr().unwrap();
     describe(bed, make(at.port()));
@@ -55,7 +62,7 @@ fn describe(bed: &Bed, listener: proto::Listener) {
     describe_all(bed, vec![listener]);
 }
 
-fn describe_all(bed: &Bed, listeners: Vec<proto::Listener>) {
+pub(crate) fn describe_all(bed: &Bed, listeners: Vec<proto::Listener>) {
     bed.tables(|tables| {
         tables
             .set_waypoint(&proto::Waypoint {
@@ -70,11 +77,11 @@ fn describe_all(bed: &Bed, listeners: Vec<proto::Listener>) {
 }
 
 /// Everything of host `svc` goes to the service's port.
-fn rules(bed: &Bed) {
+pub(crate) fn rules(bed: &Bed) {
     rules_for(bed, &["svc"]);
 }
 
-fn rules_for(bed: &Bed, hosts: &[&str]) {
+pub(crate) fn rules_for(bed: &Bed, hosts: &[&str]) {
     let mut destination = to("", 1);
     if let Some(destination) = &mut destination.destination {
         destination.port = 8080;

@@ -7,6 +7,7 @@ mod bed;
 mod callers;
 mod destinations;
 mod edge;
+mod edge_mesh;
 mod http;
 mod limits;
 mod outside;

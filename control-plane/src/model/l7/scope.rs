@@ -76,7 +76,7 @@ impl<'a> Scoping<'a> {
             let scope = virtual_service::Scope::Mesh;
             let converted = virtual_service::convert(object, set, hosts, scope);
             let unknown = unknown_subsets(&converted.wire, &rules);
-            verdicts.push(if converted.problems.is_empty() {
+            let verdict = if converted.problems.is_empty() {
                 match unknown {
                     Some(text) if converted.unsupported.is_empty() => {
                         Verdict::fails(object.reference(), CONDITION, "UnknownSubset", text)
@@ -87,6 +87,11 @@ impl<'a> Scoping<'a> {
             } else {
                 let text = converted.problems.join("; ");
                 Verdict::fails(object.reference(), CONDITION, "Invalid", text)
+            };
+            let at_gateways = object.spec.gateways.iter().any(|word| word != "mesh");
+            verdicts.push(match verdict.holds && at_gateways {
+                true => ingress::verdict(object, set, hosts, places.gateways),
+                false => verdict,
             });
             routes.push(Visible {
                 wire: converted.wire,

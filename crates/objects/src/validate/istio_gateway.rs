@@ -62,12 +62,6 @@ fn check_server(field: &str, server: &Server, report: &mut Report) {
 }
 
 fn check_tls(field: &str, tls: &ServerTls, ends: bool, report: &mut Report) {
-    if matches!(
-        tls.mode,
-        ServerTlsMode::AutoPassthrough | ServerTlsMode::IstioMutual
-    ) {
-        report.unsupported(format!("{field}.mode"), "this mode");
-    }
     let shows = matches!(
         tls.mode,
         ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual

@@ -3,6 +3,7 @@
 
 mod destinations;
 mod discovery;
+mod egress_gateway;
 mod failures;
 mod gateways;
 mod grpc;

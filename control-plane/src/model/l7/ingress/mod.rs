@@ -1,5 +1,6 @@
 //! What gateways at the edge of the mesh are told: their ports, and the rules that are bound to them.
 
+mod by_name;
 mod claims;
 pub(super) mod credentials;
 mod hosts;
@@ -63,6 +64,7 @@ pub(super) fn plan_edge(
             let servers = istio_servers(waypoint, scoping.set);
             listeners.open_all(servers.served.iter(), &servers.closed);
             routes = virtual_services::bound(waypoint, &servers, scoping, &mut listeners);
+            routes.extend(by_name::routes(waypoint, &servers, scoping, &mut listeners));
             servers.claims
         }
     };
@@ -243,8 +245,9 @@ impl<'a> Listeners<'a> {
             port: u32::from(server.bind),
             service_port: u32::from(server.port),
             protocol,
-            server_names: server.hosts.iter().map(|one| one.host.clone()).collect(),
+            server_names: server.server_names(),
             tls: server.tls.clone(),
+            raw: server.by_name,
             virtual_hosts: Vec::new(),
         });
         if server.https_redirect {

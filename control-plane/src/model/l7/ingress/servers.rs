@@ -7,6 +7,7 @@ use isobar_objects::gateway_api::{CertificateRef, Gateway, Listener};
 use isobar_objects::istio::{self, IstioGateway, ServerTlsMode, TlsVersion};
 use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, may_name_secret, pods};
 use isobar_proto::isobar::v1 as wire;
+use isobar_types::Identity;
 use serde::Deserialize;
 use wire::listener::Protocol;
 use wire::listener_tls::ClientCertificate;
@@ -14,6 +15,7 @@ use wire::listener_tls::ClientCertificate;
 use super::super::super::gateways::{Gateways, WaypointGateway};
 use super::super::super::verdict::Verdict;
 use super::super::scope::CONDITION;
+use super::by_name;
 use super::claims::Claims;
 use super::credentials::{self, Unusable};
 
@@ -32,6 +34,8 @@ pub(in super::super) struct Server {
     pub(super) hosts: Vec<Shown>,
     pub(super) tls: Option<wire::ListenerTls>,
     pub(super) https_redirect: bool,
+    /// Server names say where connections go.
+    pub(super) by_name: bool,
     /// What is wrong with it although it is served.
     pub(super) flaw: Option<Flaw>,
 }
@@ -114,8 +118,11 @@ pub(in super::super) fn told(set: &ObjectSet, gateways: &Gateways<'_>) -> Vec<Ve
     all.collect()
 }
 
-/// Hosts whose TLS is passed on are listeners of their own: the server name says whose rules count.
+/// Hosts of connections that are no HTTP are listeners of their own: the server name says whose rules count.
 fn apart(server: Server) -> Vec<Server> {
+    if server.by_name {
+        return vec![server];
+    }
     let mut hosts: BTreeMap<String, Vec<Shown>> = BTreeMap::new();
     for shown in &server.hosts {
         let same = hosts.entry(shown.host.clone()).or_default();
@@ -154,8 +161,16 @@ fn istio_server(
     let own = (gateway.namespace().to_owned(), gateway.name().to_owned());
     let hosts = server.hosts.iter().map(|host| shown(host, &own.0));
     let hosts: Vec<_> = hosts.collect();
+    let is_passed = |tls: &&istio::ServerTls| {
+        let modes = [ServerTlsMode::Passthrough, ServerTlsMode::AutoPassthrough];
+        modes.contains(&tls.mode) || refused.is_some()
+    };
     let ends = tls
-        .filter(|_| protocol == Protocol::Https)
+        .filter(|tls| match protocol {
+            Protocol::Https => true,
+            Protocol::Tls => !is_passed(tls),
+            Protocol::Http | Protocol::Tcp => false,
+        })
         .map(|tls| ending(tls, &waypoint.key.namespace));
     let problems = ends.iter().flat_map(|tls| credentials::problems(tls, set));
     let problems: Vec<String> = problems.collect();
@@ -167,6 +182,9 @@ fn istio_server(
         },
         tls: ends,
         https_redirect: redirects && refused.is_none(),
+        by_name: protocol == Protocol::Tls
+            && refused.is_none()
+            && tls.is_some_and(|tls| tls.mode == ServerTlsMode::AutoPassthrough),
         of: own,
         port,
         bind,
@@ -195,15 +213,12 @@ fn in_tls(word: &str, tls: Option<&istio::ServerTls>) -> (Protocol, Option<Flaw>
     let Some(tls) = tls else {
         return refused("TLS is not described");
     };
+    let of_mesh = tls.mode == ServerTlsMode::IstioMutual;
     let verified = matches!(
         tls.mode,
-        ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+        ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual | ServerTlsMode::IstioMutual
     );
     let limits = [
-        (
-            "subjectAltNames",
-            verified || tls.subject_alt_names.is_empty(),
-        ),
         ("caCrl", tls.ca_crl.is_empty()),
         (
             "verifyCertificateSpki",
@@ -213,29 +228,39 @@ fn in_tls(word: &str, tls: Option<&istio::ServerTls>) -> (Protocol, Option<Flaw>
             "verifyCertificateHash",
             tls.verify_certificate_hash.is_empty(),
         ),
+        (
+            "maxProtocolVersion",
+            !of_mesh || tls.max_protocol_version != TlsVersion::V1_2,
+        ),
     ];
     let limit = limits.iter().find(|(_, honoured)| !honoured);
+    let shown = if of_mesh { is_of_mesh } else { may_be_shown };
     let mut names = tls.subject_alt_names.iter();
-    let odd = names.find(|name| verified && !may_be_shown(name));
+    let odd = names.find(|name| verified && !shown(name));
     match (tls.mode, limit, odd) {
-        (ServerTlsMode::Passthrough, ..) => (Protocol::Tls, None),
+        (ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough, ..) => (Protocol::Tls, None),
         // Without it callers would be let in that are not meant to be.
         (_, Some((field, _)), _) => refused(&format!("tls.{field} is not honoured")),
+        _ if !verified && !tls.subject_alt_names.is_empty() => refused(
+            "tls.subjectAltNames are names of callers, who show no certificate with mode SIMPLE \
+             (MUTUAL asks them for one)",
+        ),
+        (_, _, Some(name)) if of_mesh => refused(&format!(
+            "{name:?} in tls.subjectAltNames is no identity of the mesh (spiffe://DOMAIN/ns/NS/sa/ACCOUNT)"
+        )),
         (_, _, Some(name)) => refused(&format!(
             "{name:?} in tls.subjectAltNames is no host name, address or URI"
         )),
-        (ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual, ..)
-            if word == "HTTPS" =>
-        {
-            (Protocol::Https, None)
+        (ServerTlsMode::IstioMutual, ..) if tls.shown().next().is_some() => {
+            refused("mode ISTIO_MUTUAL shows the certificate of the mesh, and no credentialName")
         }
-        (ServerTlsMode::IstioMutual, ..) => refused(
-            "mode ISTIO_MUTUAL is not honoured (callers of the mesh come to servers of protocol \
-             HTTP or TCP in its tunnels, with their identity)",
-        ),
-        (ServerTlsMode::AutoPassthrough, ..) => refused("mode AUTO_PASSTHROUGH is not honoured"),
-        _ => refused("TLS that ends before what is no HTTP is not honoured"),
+        _ if word == "HTTPS" => (Protocol::Https, None),
+        _ => (Protocol::Tls, None),
     }
+}
+
+fn is_of_mesh(name: &str) -> bool {
+    name.parse::<Identity>().is_ok()
 }
 
 /// Whether a certificate can show this name in a way that is compared here.
@@ -262,6 +287,13 @@ fn shown(host: &str, own: &str) -> Shown {
 
 /// Secrets lie where the gateway's pods run, not where somebody writes a Gateway.
 fn ending(tls: &istio::ServerTls, namespace: &str) -> wire::ListenerTls {
+    if tls.mode == ServerTlsMode::IstioMutual {
+        return wire::ListenerTls {
+            mesh: true,
+            client_names: tls.subject_alt_names.clone(),
+            ..wire::ListenerTls::default()
+        };
+    }
     let client = match tls.mode {
         ServerTlsMode::Mutual => ClientCertificate::Required,
         ServerTlsMode::OptionalMutual => ClientCertificate::Optional,
@@ -281,6 +313,7 @@ fn ending(tls: &istio::ServerTls, namespace: &str) -> wire::ListenerTls {
         },
         only_tls13: tls.min_protocol_version == TlsVersion::V1_3,
         only_tls12: tls.max_protocol_version == TlsVersion::V1_2,
+        mesh: false,
     }
 }
 
@@ -326,6 +359,15 @@ impl ApiServers {
 }
 
 impl Server {
+    /// Server names that it is for.
+    pub(super) fn server_names(&self) -> Vec<String> {
+        let hosts = self.hosts.iter().map(|shown| match self.by_name {
+            true => by_name::pattern(&shown.host),
+            false => shown.host.clone(),
+        });
+        hosts.collect()
+    }
+
     /// Its listener's name on the wire.
     pub(in super::super) fn listener(&self) -> &str {
         &self.name
@@ -423,6 +465,7 @@ fn api_server(
         }],
         tls,
         https_redirect: false,
+        by_name: false,
         flaw: flaw.flatten(),
     };
     Ok((server, refused))

@@ -4,6 +4,8 @@ use crate::model::golden_tests::{namespace, planned, pod, reasons};
 use crate::model::ingress_tests::secret;
 use crate::model::{Plan, WaypointPlan};
 
+mod mesh;
+
 const SERVICES: &str = "---
 apiVersion: v1
 kind: Service

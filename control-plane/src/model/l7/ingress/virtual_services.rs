@@ -52,7 +52,8 @@ pub(super) fn bound(
             let mine = servers
                 .served
                 .iter()
-                .filter(|s| (s.of.0.as_str(), s.of.1.as_str()) == **gateway);
+                // Where server names say themselves where connections go, rules are not asked.
+                .filter(|s| !s.by_name && (s.of.0.as_str(), s.of.1.as_str()) == **gateway);
             let mut places = Places::default();
             for server in mine {
                 let claims = &servers.claims;
@@ -174,15 +175,17 @@ fn shown(
         }
         // Which server name it is is for the rules to say.
         Protocol::Tls | Protocol::Tcp if both.is_empty() => {}
-        Protocol::Tls => {
+        Protocol::Tls if server.tls.is_none() => {
             places
                 .passed
                 .extend(listeners.show(&server.name, "*", false));
             places.names.extend(both);
         }
-        Protocol::Tcp => places
-            .parents
-            .extend(listeners.show(&server.name, "*", false)),
+        Protocol::Tls | Protocol::Tcp => {
+            places
+                .parents
+                .extend(listeners.show(&server.name, "*", false))
+        }
     }
 }
 
