@@ -252,9 +252,8 @@ impl Turns {
             detail: refusal.detail,
         });
         let mut candidates = allowed(view, wanted, all.map_err(Unchosen::None)?);
-        let resolved = self
-            .resolver
-            .resolve(view, &mut candidates, wanted.asked, answers);
+        let asked = (wanted.asked, wanted.source);
+        let resolved = self.resolver.resolve(view, &mut candidates, asked, answers);
         let found = resolved.endpoints.iter();
         candidates.extend(found.map(|(endpoint, port)| Candidate {
             endpoint,

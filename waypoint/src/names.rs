@@ -1,12 +1,14 @@
 //! Host names of endpoints outside the cluster, and where they are. Names come from configuration, or
 //! from requests within a domain that configuration names. Those that callers name are kept apart: only so
-//! many are remembered and asked for at once, and none takes the place of one from configuration.
+//! many are remembered and asked for at once, fewer for one caller, and none takes the place of one from
+//! configuration.
 //!
 //! An answer counts as long as its TTL says, within bounds. After that it goes on being used while a
 //! new one is asked for; one that is much older is waited for. Where there is no answer the last good
 //! one stays.
 
 mod lookup;
+mod turns;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use isobar_types::Str;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
+use turns::{Turn, Turns};
 
 /// Bounds of an answer's TTL.
 const SHORTEST: Duration = Duration::from_secs(5);
@@ -31,8 +33,6 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// Most names that are remembered; beyond that one without addresses goes, else the one that was asked
 /// about least lately.
 const MOST: usize = 4096;
-/// Names of callers that are asked for at once; others are refused meanwhile.
-const AT_ONCE: usize = 64;
 
 /// Where machines of Alibaba's and Microsoft's clouds find their metadata; others' is link-local.
 const METADATA: [Ipv4Addr; 2] = [
@@ -62,7 +62,7 @@ struct Shared {
     this_machine: bool,
     known: Mutex<HashMap<Str, Arc<Name>>>,
     /// Where callers choose the names.
-    at_once: Option<Semaphore>,
+    at_once: Option<Turns>,
     /// Names that callers choose, unless these are they.
     callers: Option<Names>,
 }
@@ -139,7 +139,7 @@ impl Names {
                 callers,
             }))
         };
-        let callers = one(servers.clone(), Some(Semaphore::new(AT_ONCE)), None);
+        let callers = one(servers.clone(), Some(Turns::default()), None);
         one(servers, None, Some(callers))
     }
 
@@ -190,7 +190,12 @@ impl Names {
     /// Asks for a name, unless somebody just did; its addresses afterwards, of the last good answer if
     /// there is no newer one, or too many are asked for.
     pub async fn ask(&self, name: &str) -> Arc<[IpAddr]> {
-        let Some(entry) = self.admit(name) else {
+        self.ask_for(name, "").await
+    }
+
+    /// The same for a caller, where callers choose the names.
+    pub(crate) async fn ask_for(&self, name: &str, caller: &str) -> Arc<[IpAddr]> {
+        let Some(entry) = self.admit(name, caller) else {
             tracing::debug!(name, "a host name is not asked for: too many are");
             return Arc::default();
         };
@@ -200,7 +205,7 @@ impl Names {
             entry.undertaken.store(false, Ordering::Relaxed);
             return addresses;
         }
-        let Some(_permit) = self.permit() else {
+        let Some(_permit) = self.permit(caller) else {
             tracing::debug!(name, "a host name is not asked for: too many are");
             entry.undertaken.store(false, Ordering::Relaxed);
             return entry.last().unwrap_or_default();
@@ -238,22 +243,22 @@ impl Names {
     /// True for the first who wants to ask for a name in the background, until it has been asked for;
     /// false while too many are.
     #[must_use]
-    pub fn undertake(&self, name: &str) -> bool {
-        let entry = self.admit(name);
+    pub(crate) fn undertake(&self, name: &str, caller: &str) -> bool {
+        let entry = self.admit(name, caller);
         entry.is_some_and(|entry| !entry.undertaken.swap(true, Ordering::Relaxed))
     }
 
     /// `None` while there are enough who ask.
-    fn permit(&self) -> Option<Option<SemaphorePermit<'_>>> {
+    fn permit(&self, caller: &str) -> Option<Option<Turn<'_>>> {
         match &self.0.at_once {
             None => Some(None),
-            Some(at_once) => at_once.try_acquire().ok().map(Some),
+            Some(turns) => turns.take(caller).map(Some),
         }
     }
 
     /// What is kept of a name; of one that is new nothing while there are enough who ask.
-    fn admit(&self, name: &str) -> Option<Arc<Name>> {
-        let full = |at_once: &Semaphore| at_once.available_permits() == 0;
+    fn admit(&self, name: &str, caller: &str) -> Option<Arc<Name>> {
+        let full = |turns: &Turns| turns.is_full(caller);
         if self.0.at_once.as_ref().is_some_and(full) {
             return self.entry(name);
         }

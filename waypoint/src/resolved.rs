@@ -30,6 +30,7 @@ pub(crate) struct Resolver {
 pub(crate) struct Missing {
     names: Names,
     name: Str,
+    caller: Str,
 }
 
 /// What was answered for names that had to be asked for.
@@ -51,12 +52,13 @@ impl Resolver {
 
     /// Takes out of `candidates` those without an address, and those that are told as something
     /// outside while their address is that of a pod of the mesh: what they are instead. `asked` is the
-    /// host that the request is for: what stands for all of a domain is that host then.
+    /// host that the request is for: what stands for all of a domain is that host then. Hosts that are named
+    /// so are asked for in `caller`'s turn.
     pub(crate) fn resolve(
         &self,
         view: &View,
         candidates: &mut Vec<Candidate<'_>>,
-        asked: Option<&str>,
+        (asked, caller): (Option<&str>, &Workload),
         answers: &Answers,
     ) -> Resolved {
         let mut resolved = Resolved::default();
@@ -88,11 +90,13 @@ impl Resolver {
                     }
                 },
                 None if workload.hostname.starts_with(WILDCARD) => {
-                    self.of_domain(view, &candidate, (asked, answers), &mut resolved);
+                    let caller = turn_of(caller);
+                    let asked = ((asked, &*caller), answers);
+                    self.of_domain(view, &candidate, asked, &mut resolved);
                     continue;
                 }
                 None => self.addresses(
-                    &self.names,
+                    (&self.names, ""),
                     &workload.hostname,
                     answers,
                     &mut resolved.missing,
@@ -114,14 +118,14 @@ impl Resolver {
         &self,
         view: &View,
         candidate: &Candidate<'_>,
-        (asked, answers): (Option<&str>, &Answers),
+        ((asked, caller), answers): ((Option<&str>, &str), &Answers),
         resolved: &mut Resolved,
     ) {
         let workload = &candidate.endpoint.workload;
         let Some(name) = asked.and_then(|asked| in_domain(asked, &workload.hostname)) else {
             return;
         };
-        let named = self.names.of_callers();
+        let named = (self.names.of_callers(), caller);
         let found = self.addresses(named, &name, answers, &mut resolved.missing);
         for ip in found.iter() {
             let of_mesh = [*ip, behind(*ip)].into_iter().any(|ip| {
@@ -141,7 +145,7 @@ impl Resolver {
     /// What is known of a name; asks for it where that is due.
     fn addresses(
         &self,
-        names: &Names,
+        (names, caller): (&Names, &str),
         name: &Str,
         answers: &Answers,
         missing: &mut Vec<Missing>,
@@ -152,39 +156,45 @@ impl Resolver {
         match names.now(name) {
             Known::Fresh(addresses) => addresses,
             Known::Due(addresses) => {
-                self.ask(names, name);
+                self.ask((names, caller), name);
                 addresses
             }
             Known::Not => {
-                self.ask(names, name);
+                self.ask((names, caller), name);
                 missing.push(Missing {
                     names: names.clone(),
                     name: name.clone(),
+                    caller: caller.into(),
                 });
                 Arc::default()
             }
         }
     }
 
-    fn ask(&self, names: &Names, name: &Str) {
-        if !names.undertake(name) {
+    fn ask(&self, (names, caller): (&Names, &str), name: &Str) {
+        if !names.undertake(name, caller) {
             return;
         }
-        let (names, name) = (names.clone(), name.clone());
+        let (names, name, caller) = (names.clone(), name.clone(), Str::from(caller));
         self.scope.spawn("host name", async move {
-            names.ask(&name).await;
+            names.ask_for(&name, &caller).await;
         });
     }
 
     /// Waits until these names have been asked for.
     pub(crate) async fn wait(&self, missing: Vec<Missing>) -> Answers {
         let all = missing.into_iter().map(async |one| {
-            let addresses = one.names.ask(&one.name).await;
+            let addresses = one.names.ask_for(&one.name, &one.caller).await;
             (one.name, addresses)
         });
         let all = futures_util::future::join_all(all).await;
         all.into_iter().collect()
     }
+}
+
+/// In whose turn a caller's hosts are asked for: its account's. Callers without an identity have one together.
+fn turn_of(caller: &Workload) -> String {
+    format!("{}/{}", caller.namespace, caller.service_account)
 }
 
 /// A host as it is asked for by DNS, if it is one of the domain that `pattern` stands for.

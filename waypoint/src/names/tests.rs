@@ -6,6 +6,7 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name as DnsName, RData, Record, RecordType};
 use tokio::net::UdpSocket;
 
+use super::turns::OF_ONE;
 use super::*;
 
 type Zone = Arc<Mutex<HashMap<&'static str, (Vec<IpAddr>, u32)>>>;
@@ -170,26 +171,40 @@ fn of_names_of_callers_so_many_are_asked_for_at_once() {
         let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let names = Names::new(vec![silent.local_addr().unwrap()], false);
         tokio::time::pause();
-        let asking: Vec<_> = (0..AT_ONCE)
-            .map(|n| {
-                let names = names.of_callers().clone();
-                tokio::task::spawn_local(async move { names.ask(&format!("{n}.example")).await })
-            })
+        let ask = |name: String, caller: &'static str| {
+            let names = names.of_callers().clone();
+            tokio::task::spawn_local(async move { names.ask_for(&name, caller).await })
+        };
+        let callers = ["a", "b", "c", "d"];
+        let mut asking: Vec<_> = (0..OF_ONE)
+            .map(|n| ask(format!("{n}.example"), callers[0]))
             .collect();
-        // Not all of them have their first turn at once.
-        for _ in 0..10 {
-            tokio::task::yield_now().await;
-        }
+        let turns = async || {
+            // Not all of them have their first turn at once.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        turns().await;
+        let of_callers = names.of_callers();
         let began = Instant::now();
-        assert!(!names.of_callers().undertake("more.example"));
-        assert!(names.of_callers().ask("more.example").await.is_empty());
+        assert!(!of_callers.undertake("more.example", "a"));
+        assert!(of_callers.ask_for("more.example", "a").await.is_empty());
+        assert!(of_callers.entry("more.example").is_none());
+        // Others have their turns still, until there are enough in all.
+        for (at, caller) in callers.into_iter().enumerate().skip(1) {
+            asking.extend((0..OF_ONE).map(|n| ask(format!("{at}-{n}.example"), caller)));
+        }
+        turns().await;
+        assert!(!of_callers.undertake("more.example", "e"));
+        assert!(of_callers.ask_for("more.example", "e").await.is_empty());
         assert_eq!(began, Instant::now(), "it waited");
-        assert!(names.of_callers().entry("more.example").is_none());
-        assert!(names.undertake("own.example"));
+        assert!(of_callers.entry("more.example").is_none());
+        assert!(names.undertake("own.example", "e"));
         for one in asking {
             assert!(one.await.unwrap().is_empty());
         }
-        assert!(names.of_callers().undertake("more.example"));
+        assert!(of_callers.undertake("more.example", "a"));
     });
 }
 

@@ -77,6 +77,57 @@ fn a_host_of_a_domain_is_the_one_that_is_asked_for() {
 }
 
 #[test]
+fn a_host_that_callers_name_is_never_left_out() {
+    run(|bed| async move {
+        let port = twins(&bed).await;
+        let own = "a.wild.example";
+        let at = vec![ip("127.0.2.1"), ip("127.0.2.2")];
+        bed.zone.lock().unwrap().insert(own.into(), at);
+        let policy = proto::TrafficPolicy {
+            outlier_detection: Some(proto::OutlierDetection {
+                consecutive_5xx: Some(1),
+                max_ejection_percent: 100,
+                ..proto::OutlierDetection::default()
+            }),
+            ..proto::TrafficPolicy::default()
+        };
+        let ejections = "isobar_outlier_ejections_total{";
+        // Of a name in configuration both addresses are; of one that callers think of, none.
+        for (host, last, left_out) in [("*.wild.example", 3, false), (own, 4, true)] {
+            let mut service = outside(wire::AppProtocol::Http11, port);
+            service.hostname = host.into();
+            service.addresses = vec![network(&[240, 240, 0, last], None)];
+            let mut all = endpoint(host, port);
+            let ports = all.services.pop_first().unwrap().1;
+            all.services.insert(format!("default/{host}"), ports);
+            bed.know(service, vec![all]);
+            let rule = proto::DestinationRule {
+                namespace: "default".into(),
+                name: "out".into(),
+                services: vec![proto::ServiceRef {
+                    namespace: "default".into(),
+                    hostname: host.into(),
+                }],
+                traffic_policy: Some(policy.clone()),
+                ..proto::DestinationRule::default()
+            };
+            bed.tables(|tables| tables.upsert_destination_rule(&rule).unwrap());
+            let to = format!("240.240.0.{last}:80");
+            let mut client = bed.client_to("client", &to).await;
+            let mut last = 0;
+            for _ in 0..4 {
+                let request = http::Request::get("/fail").header("host", own);
+                let request = request.body(Full::default()).unwrap();
+                last = client.send(request).await.unwrap().status;
+            }
+            assert_eq!(last, if left_out { 503 } else { 500 }, "{host}");
+            let metrics = bed.registry.encode();
+            assert_eq!(metrics.contains(ejections), left_out, "{host}: {metrics}");
+        }
+    });
+}
+
+#[test]
 fn the_address_that_was_dialled_is_called() {
     run(|bed| async move {
         let port = twins(&bed).await;
