@@ -290,14 +290,6 @@ fn conditions(
     placed: &Result<Placed<'_>, Problem>,
     overridden: &BTreeSet<HostKey>,
 ) -> Vec<RouteCondition> {
-    let told = |condition, problem: Option<&Problem>, well: (&'static str, &str)| RouteCondition {
-        condition,
-        holds: problem.is_none(),
-        reason: problem.map_or(well.0, |problem| problem.reason),
-        message: problem
-            .map_or(well.1, |problem| problem.message.as_str())
-            .to_owned(),
-    };
     let hosts = placed.as_ref().map_or(&[][..], |placed| &placed.hosts);
     let conflict = hosts
         .iter()
@@ -320,25 +312,42 @@ fn conditions(
             reason: "NoWaypoint",
             message: format!("no waypoint serves {}", host.owner),
         });
-    let accepted = placed.as_ref().err().or(conflict.as_ref());
-    let accepted = accepted.or(route.accepted.as_ref());
-    vec![
-        told("Accepted", accepted, ("Accepted", "attached")),
-        told(
+    let problem = placed.as_ref().err().or(conflict.as_ref());
+    let unserved = problem.or(unserved.as_ref());
+    stands(
+        route,
+        problem,
+        (unserved, "told to the waypoints of the parent"),
+    )
+}
+
+/// How a route stands with a parent: what keeps it from being there, and from being served by whoever is told.
+pub(super) fn stands(
+    route: &Route,
+    problem: Option<&Problem>,
+    (unserved, programmed): (Option<&Problem>, &str),
+) -> Vec<RouteCondition> {
+    let accepted = problem.or(route.accepted.as_ref());
+    let resolved = route.resolved.as_ref();
+    let all = [
+        ("Accepted", accepted, "Accepted", "attached"),
+        (
             "ResolvedRefs",
-            route.resolved.as_ref(),
-            ("ResolvedRefs", "every destination is there"),
+            resolved,
+            "ResolvedRefs",
+            "every destination is there",
         ),
-        told(
-            "Programmed",
-            placed
-                .as_ref()
-                .err()
-                .or(conflict.as_ref())
-                .or(unserved.as_ref()),
-            ("Programmed", "told to the waypoints of the parent"),
-        ),
-    ]
+        ("Programmed", unserved, "Programmed", programmed),
+    ];
+    let all = all.map(|(condition, problem, reason, message)| RouteCondition {
+        condition,
+        holds: problem.is_none(),
+        reason: problem.map_or(reason, |problem| problem.reason),
+        message: problem
+            .map_or(message, |problem| &problem.message)
+            .to_owned(),
+    });
+    all.into()
 }
 
 /// The rules of one host: those of routes in a caller's own namespace take its place for that

@@ -13,7 +13,7 @@ use wire::listener::Protocol;
 use super::super::super::gateways::Gateways;
 use super::super::super::plan::ListenerFacts;
 use super::super::ingress::{ApiServers, api_servers, exactness, meet};
-use super::attach::{Attachment, ParentStatus, Route, RouteCondition, connections, in_order};
+use super::attach::{Attachment, ParentStatus, Route, connections, in_order, stands};
 use super::references::{Problem, key_of};
 
 /// What is told about listeners, by Gateway.
@@ -92,7 +92,10 @@ impl<'a> Edges<'a> {
         }
         Some(ParentStatus {
             parent: parent.clone(),
-            conditions: conditions(route, taken.as_ref().err()),
+            conditions: {
+                let problem = taken.as_ref().err();
+                stands(route, problem, (problem, "told to the pods of the Gateway"))
+            },
         })
     }
 
@@ -125,6 +128,22 @@ impl<'a> Edges<'a> {
             ((*key).clone(), facts.collect())
         });
         all.collect()
+    }
+}
+
+/// What is told about a route whose parent is a waypoint: the one listener of it, for tunnels, takes no
+/// kind of route, so that none ever counts as attached to it.
+fn refused(parent: &ParentReference, route: &Route, waypoint: &NamespacedName) -> ParentStatus {
+    let problem = Problem {
+        reason: "NotAllowedByListeners",
+        message: format!(
+            "Gateway {waypoint} is a waypoint, whose listener takes no routes: the parents of a route \
+             inside the mesh are the Services that the waypoint serves"
+        ),
+    };
+    ParentStatus {
+        parent: parent.clone(),
+        conditions: stands(route, Some(&problem), (Some(&problem), "")),
     }
 }
 
@@ -240,32 +259,6 @@ fn allows(listener: &Listener, gateway: &Gateway, route: &Route, set: &ObjectSet
                 .is_some_and(|(selector, place)| selectors::selects(selector, place.labels()))
         }
     }
-}
-
-fn conditions(route: &Route, problem: Option<&Problem>) -> Vec<RouteCondition> {
-    let told = |condition, problem: Option<&Problem>, well: (&'static str, &str)| RouteCondition {
-        condition,
-        holds: problem.is_none(),
-        reason: problem.map_or(well.0, |problem| problem.reason),
-        message: problem
-            .map_or(well.1, |problem| problem.message.as_str())
-            .to_owned(),
-    };
-    let accepted = problem.or(route.accepted.as_ref());
-    let resolved = route.resolved.as_ref();
-    vec![
-        told("Accepted", accepted, ("Accepted", "attached")),
-        told(
-            "ResolvedRefs",
-            resolved,
-            ("ResolvedRefs", "every destination is there"),
-        ),
-        told(
-            "Programmed",
-            problem,
-            ("Programmed", "told to the pods of the Gateway"),
-        ),
-    ]
 }
 
 /// For each host of each listener the rules of every route that takes it, those for the more exact host
