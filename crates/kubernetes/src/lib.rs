@@ -22,6 +22,7 @@ mod extras;
 mod install;
 mod named;
 mod pages;
+mod ports;
 mod presence;
 mod review;
 mod roots;
