@@ -23,6 +23,7 @@ mod process;
 mod profiling;
 mod reach;
 mod revision;
+mod rivals;
 mod server;
 #[cfg(test)]
 mod server_tests;

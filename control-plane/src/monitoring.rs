@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
-use isobar_objects::{Finding, Published};
+use isobar_objects::{Finding, ObjectRef, Published};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{Call, Ready, Registry, Reply, Routes, standard};
 use serde_json::{Value, json};
@@ -13,12 +13,12 @@ use tokio::sync::watch;
 
 use crate::controller::Rejected;
 use crate::engine::Planned;
-use crate::profiling;
 use crate::xds::catalog::{Catalog, version_text};
 use crate::xds::clients::{ClientState, Clients, KindState};
 use crate::xds::kind::Kind;
 use crate::xds::resources::Resources;
 use crate::xds::session::Progress;
+use crate::{profiling, rivals};
 
 /// What the pages show.
 #[derive(Clone)]
@@ -30,6 +30,8 @@ pub(crate) struct Pages {
     pub(crate) objects: watch::Receiver<Arc<Published>>,
     /// Objects of which the API server does not take what is to be written.
     pub(crate) rejected: watch::Receiver<Rejected>,
+    /// Deployments of other control planes that have what is this one's.
+    pub(crate) rivals: watch::Receiver<Arc<Vec<ObjectRef>>>,
 }
 
 /// All pages.
@@ -87,7 +89,11 @@ impl Pages {
             .iter()
             .map(|state| client(state, now))
             .collect();
-        json!({ "revision": self.catalogs.borrow().revision, "clients": clients })
+        let (revision, changing) = {
+            let catalog = self.catalogs.borrow();
+            (catalog.revision, catalog.changing)
+        };
+        json!({ "revision": revision, "changing": changing, "clients": clients })
     }
 
     /// Everything there is to say about objects: what is wrong in the text, and what became of it.
@@ -103,7 +109,9 @@ impl Pages {
             finding(&Finding::error("", text).about(&object))
         });
         let findings = planned.published.findings.iter().map(finding);
-        let findings: Vec<Value> = findings.chain(rejected).collect();
+        let rivals = self.rivals.borrow().clone();
+        let rivals = rivals.iter().map(|rival| finding(&rivals::finding(rival)));
+        let findings: Vec<Value> = findings.chain(rejected).chain(rivals).collect();
         let conditions: Vec<Value> = planned
             .plan
             .verdicts
@@ -126,7 +134,7 @@ impl Pages {
     /// are seen here, `syncz` is about a catalog in which they count. `null` without the object.
     fn labels(&self, call: &Call) -> Value {
         let text = |key: &str| call.query_value(key).unwrap_or_default();
-        let object = isobar_objects::ObjectRef {
+        let object = ObjectRef {
             group: text("group").into(),
             kind: text("kind").into(),
             namespace: text("namespace").into(),
@@ -187,7 +195,7 @@ fn finding(finding: &Finding) -> Value {
     })
 }
 
-fn object(object: &isobar_objects::ObjectRef) -> Value {
+fn object(object: &ObjectRef) -> Value {
     json!({
         "group": &*object.group,
         "kind": &*object.kind,

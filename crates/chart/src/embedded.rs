@@ -44,6 +44,7 @@ pub(crate) const FAMILY: [Source; 3] = [
         "templates/clusterrolebinding.yaml",
         "templates/deployment.yaml",
         "templates/gatewayclass.yaml",
+        "templates/guard.txt",
         "templates/horizontalpodautoscaler.yaml",
         "templates/networkpolicy.yaml",
         "templates/poddisruptionbudget.yaml",

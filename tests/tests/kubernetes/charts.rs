@@ -221,6 +221,78 @@ fn the_api_server_takes_every_object() {
     });
 }
 
+/// A control plane's Deployment, whoever installed it.
+fn standing(name: &str, arguments: &str) -> String {
+    format!(
+        "{{apiVersion: apps/v1, kind: Deployment,
+           metadata: {{name: {name}, namespace: mesh, labels: {{app.kubernetes.io/name: isobard}}}},
+           spec: {{selector: {{matchLabels: {{app: a}}}}, template: {{metadata: {{labels: {{app: a}}}},
+             spec: {{containers: [{{name: c, image: i, args: [{arguments}]}}]}}}}}}}}"
+    )
+}
+
+#[test]
+fn helm_installs_no_second_control_plane_for_what_names_nobody() {
+    run(async |server| {
+        server.namespace("mesh").await?;
+        server.namespace("other").await?;
+        let folder = charts().join("control-plane");
+        let (folder, config) = (folder.to_string_lossy(), server.admin()?);
+        let config = format!("--kubeconfig={}", config.to_string_lossy());
+        let install = [
+            "install",
+            "c",
+            &*folder,
+            "-n",
+            "other",
+            "--dry-run=server",
+            &config,
+        ];
+        let install = |set: &[&str]| {
+            let more = set.iter().flat_map(|set| ["--set", *set]);
+            let more: Vec<&str> = more.chain(["--set", "gatewayClass=false"]).collect();
+            helm(&[&install[..], &more].concat())
+        };
+        let default: &[&str] = &["revision=v2", "revisionTags={default}"];
+        install(&[])?;
+        install(default)?;
+        for arguments in ["--kubernetes", "'--revision=v1', '--revision-tag=default'"] {
+            server.apply(&standing("isobard", arguments)).await?;
+            for set in [&[][..], default] {
+                let said = install(set).err().context("it is refused")?.to_string();
+                let words = [
+                    "Deployment mesh/isobard",
+                    "what names nobody",
+                    "revision=NAME",
+                ];
+                ensure!(words.iter().all(|word| said.contains(word)), "{said}");
+            }
+            install(&["revision=v2", "revisionTags={stable}"])?;
+        }
+        // One with another name is nobody's rival, and an upgrade is no second installation.
+        server
+            .apply(&standing("isobard", "'--revision=v1'"))
+            .await?;
+        install(&[])?;
+        server.apply(&standing("isobard", "--kubernetes")).await?;
+        let upgrade = [
+            "install",
+            "c",
+            &*folder,
+            "-n",
+            "mesh",
+            "--dry-run=server",
+            &config,
+        ];
+        let said = helm(&[&upgrade[..], &["--set", "gatewayClass=false"]].concat());
+        let said = said
+            .err()
+            .map_or_else(String::new, |error| error.to_string());
+        ensure!(!said.contains("what names nobody"), "{said}");
+        Ok(())
+    });
+}
+
 #[test]
 fn the_programs_know_the_arguments_of_the_charts() {
     let folder = binaries().unwrap();

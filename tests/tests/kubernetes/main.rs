@@ -20,6 +20,7 @@ mod gateways;
 mod install;
 mod isobard;
 mod lessons;
+mod moves;
 mod network_policy;
 mod outage;
 mod page;

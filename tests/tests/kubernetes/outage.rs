@@ -13,7 +13,7 @@ use crate::alone;
 use crate::shop::{Calls, shop};
 
 /// Where the lab's control plane listens, and where another one beside it does.
-const ADDRESS: &str = "172.30.0.1";
+pub(crate) const ADDRESS: &str = "172.30.0.1";
 const SECOND: u16 = 16012;
 const SECOND_MONITORING: u16 = 16014;
 /// Port of an API server beside the lab's own, over the same store.
@@ -23,7 +23,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// What may pass without anybody who writes: the lease has to run out first.
 const HANDOVER: Duration = Duration::from_secs(15);
 
-const DENY_VAULT: &str = "\
+pub(crate) const DENY_VAULT: &str = "\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata:
@@ -55,18 +55,23 @@ fn away() -> Duration {
     Duration::from_secs(if is_long { 60 } else { 5 })
 }
 
-/// A program beside those of the lab, in its outer network. It is killed when this is dropped.
-struct Beside(#[expect(dead_code, reason = "ends the program when dropped")] Scope);
+/// A program beside those of the lab. It is killed when this is dropped.
+pub(crate) struct Beside(#[expect(dead_code, reason = "ends the program when dropped")] Scope);
 
 impl Beside {
-    fn start(mesh: &Mesh, argv: Vec<String>, env: Vec<(String, String)>) -> Result<Self> {
+    pub(crate) fn start(
+        mesh: &Mesh,
+        target: Target,
+        argv: Vec<String>,
+        env: Vec<(String, String)>,
+    ) -> Result<Self> {
         let log = mesh.lab().paths().component_log("beside");
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(log)?;
         let exec = Exec {
-            target: Target::Outer,
+            target,
             argv,
             env,
             stdio: [
@@ -86,7 +91,7 @@ impl Beside {
 }
 
 /// Where the files of the lab's API server are.
-fn kubernetes(mesh: &Mesh) -> PathBuf {
+pub(crate) fn kubernetes(mesh: &Mesh) -> PathBuf {
     mesh.lab().paths().kubernetes()
 }
 
@@ -115,7 +120,7 @@ async fn change_meanwhile(mesh: &Mesh) -> Result<()> {
         store: 2379,
         peers: 2380,
     };
-    let other = Beside::start(mesh, plan.server_argv(), Vec::new())?;
+    let other = Beside::start(mesh, Target::Outer, plan.server_argv(), Vec::new())?;
     let server = format!("--server=https://{ADDRESS}:{BESIDE}");
     let limit = Duration::from_secs(60);
     eventually_within("the other API server is ready", limit, async || {
@@ -186,7 +191,7 @@ async fn second_control_plane(mesh: &Mesh) -> Result<Beside> {
         "KUBECONFIG".to_owned(),
         config.to_string_lossy().into_owned(),
     );
-    let second = Beside::start(mesh, argv.into(), vec![env])?;
+    let second = Beside::start(mesh, Target::Outer, argv.into(), vec![env])?;
     eventually("the second control plane is ready", async || {
         mesh.page(Target::Outer, SECOND_MONITORING, "/healthz/ready")
             .await

@@ -27,21 +27,50 @@ pub(super) async fn refuse_second_default(
     place: &Place,
     wanted: &[Value],
 ) -> anyhow::Result<()> {
-    if place.revision.is_none() || !tags(wanted).contains(&DEFAULT) {
+    let Some(own) = wanted.iter().find(|one| is_default(one)) else {
         return Ok(());
-    }
+    };
     let standing = installer
         .list("apps/v1", "Deployment", CONTROL_PLANES)
         .await?;
-    if let Some(first) = standing.iter().find(|one| has_no_name(one)) {
+    let Some(first) = rival(own, &standing) else {
+        return Ok(());
+    };
+    let why = match has_no_name(first) {
+        true => "has no name",
+        false => "has the tag default",
+    };
+    let first = label(first);
+    if place.revision.is_some() {
         bail!(
-            "{place} cannot have the tag default: {} has no name and so has what names nobody, and both \
+            "{place} cannot have the tag default: {first} {why} and so has what names nobody, and both \
              would write the same waypoints. Leave the tag out (--reset-values, or --set \
-             control-plane.revisionTags=null) and label Gateways or their namespaces istio.io/rev",
-            label(first)
+             control-plane.revisionTags=null) and label Gateways or their namespaces istio.io/rev"
         );
     }
-    Ok(())
+    bail!(
+        "{place} would have what names nobody, and {first} has it, as it {why}: both would write the \
+         same waypoints. Uninstall that one or take the tag from it first, or put this one beside it \
+         under a name (with Helm: --set revision=NAME, without the tag default)"
+    );
+}
+
+/// The control plane that has what names nobody beside `own`.
+fn rival<'a>(own: &Value, standing: &'a [Value]) -> Option<&'a Value> {
+    let place = |one: &Value| {
+        let text = |key: &str| one["metadata"][key].as_str().map(str::to_owned);
+        (text("namespace"), text("name"))
+    };
+    let others = standing.iter().filter(|one| place(one) != place(own));
+    others.into_iter().find(|one| is_default(one))
+}
+
+/// True for the Deployment of a control plane that has what names nobody.
+fn is_default(deployment: &Value) -> bool {
+    let labels = &deployment["metadata"]["labels"];
+    deployment["kind"] == "Deployment"
+        && labels["app.kubernetes.io/name"] == "isobard"
+        && (has_no_name(deployment) || given(deployment, "--revision-tag=").contains(&DEFAULT))
 }
 
 fn has_no_name(deployment: &Value) -> bool {
@@ -96,5 +125,16 @@ mod tests {
         let second = rendered(Some("canary"), tagged);
         assert!(!unnamed(&second));
         assert_eq!(tags(&second), ["stable", "default"]);
+        // Whoever has what names nobody stands in the way of whoever else would.
+        let own = |objects: &[Value]| objects.iter().find(|one| is_default(one)).cloned();
+        let (first, tagged) = (own(&first).unwrap(), own(&second).unwrap());
+        assert!(own(&rendered(Some("canary"), "global.tag=x")).is_none());
+        let mut elsewhere = first.clone();
+        elsewhere["metadata"]["namespace"] = "mesh".into();
+        assert!(rival(&first, std::slice::from_ref(&first)).is_none());
+        for other in [&elsewhere, &tagged] {
+            assert!(rival(&first, std::slice::from_ref(other)).is_some());
+        }
+        assert!(rival(&tagged, &[tagged.clone(), first]).is_some());
     }
 }
