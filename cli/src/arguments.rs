@@ -284,8 +284,8 @@ A binding that covers pod addresses (--service-account, --for all) closes the di
 moment: a connection that goes past the waypoint just then is cut, since it would evade its policies.
 
 What flags do not say stays as it is when a waypoint is applied again. With --overwrite what was bound
-to another waypoint changes over: a connection through the other one ends with status 503 at its next
-request, also one that was opened just then.
+to another waypoint changes over: both ways are open until every proxy knows, and connections through
+the other one are asked to end meanwhile; one that stays idle ends with status 503 at its next request.
 
 Examples:
   isobar waypoint apply -n hello --enroll-namespace --wait

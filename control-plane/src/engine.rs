@@ -1,5 +1,6 @@
 //! From published objects to a served catalog: plans, compares, publishes.
 
+mod changeover;
 mod served;
 #[cfg(test)]
 mod tests;
@@ -13,9 +14,13 @@ use tokio::sync::watch;
 
 use crate::ca::Roster;
 use crate::metrics::Metrics;
-use crate::model::{Kept, KeptKeys, Patch, Plan, Settings, invalid, plan};
+use crate::model::{
+    Front, Fronts, Kept, KeptKeys, Outcome, Patch, Plan, Settings, invalid, plan_during,
+};
 use crate::xds::catalog::Catalog;
+use crate::xds::clients::Clients;
 use crate::xds::kind::Kind;
+pub(crate) use changeover::Changeover;
 use served::Press;
 
 /// Changes that come together are planned together: after the first, this long.
@@ -48,6 +53,10 @@ pub(crate) struct Engine {
     pub(crate) metrics: Metrics,
     /// Label keys served before.
     pub(crate) kept_keys: KeptKeys,
+    /// Who has confirmed what.
+    pub(crate) clients: Clients,
+    /// Bindings to waypoints that change.
+    pub(crate) changeover: Changeover,
 }
 
 impl Engine {
@@ -62,6 +71,8 @@ impl Engine {
             tokio::select! {
                 () = life.stopped() => return,
                 changed = source.changed() => if changed.is_err() { return },
+                // The same objects, and another plan.
+                () = step(&mut self.changeover, &self.clients) => kept = None,
             }
             tokio::time::sleep(DEBOUNCE).await;
         }
@@ -76,7 +87,8 @@ impl Engine {
             Arc::ptr_eq(&planned.published.invalid, &published.invalid)
                 || planned.published.invalid == published.invalid
         });
-        let recent = kept.filter(|kept| is_as_told && kept.age() < WHOLE);
+        let is_still = !self.changeover.is_active();
+        let recent = kept.filter(|kept| is_as_told && is_still && kept.age() < WHOLE);
         let patch = recent.and_then(|mut kept| {
             let patch = kept.patch(&published.objects, &self.settings)?;
             Some((kept, patch))
@@ -118,6 +130,16 @@ impl Engine {
             }
             changed
         });
+        for pod in &patch.pods {
+            match &pod.workload {
+                Outcome::Same => {}
+                Outcome::Put(one) => {
+                    let front = Front::of_workload(&one.wire);
+                    self.changeover.put(&pod.uid, Some(front));
+                }
+                Outcome::Gone => self.changeover.put(&pod.uid, None),
+            }
+        }
         let previous = self.catalogs.borrow().clone();
         let press = Press(&self.metrics);
         if let Some(catalog) = served::patched(patch, &previous, &self.kept_keys, &press) {
@@ -136,7 +158,11 @@ impl Engine {
 
     /// Plans everything.
     fn plan(&mut self, published: Arc<Published>) -> Kept {
-        let mut plan = plan(&published.objects, &self.settings, &self.kept_keys);
+        let mut plan = self.planned(&published);
+        if self.changeover.notice(&mut plan, Instant::now()) {
+            plan = self.planned(&published);
+            plan.fronts = Fronts::new();
+        }
         invalid::tell(
             &published.invalid,
             &self.settings,
@@ -148,7 +174,9 @@ impl Engine {
                 .insert(waypoint.key.clone(), waypoint.label_keys.clone());
         }
         let previous = self.catalogs.borrow().clone();
-        let catalog = served::catalog(&plan, &previous, &Press(&self.metrics));
+        let mut catalog = served::catalog(&plan, &previous, &Press(&self.metrics));
+        catalog.changing = self.changeover.len();
+        self.changeover.published(catalog.revision, Instant::now());
         drop(previous);
         self.count(&catalog);
         let roster = Arc::new(std::mem::take(&mut plan.roster));
@@ -179,6 +207,11 @@ impl Engine {
         kept
     }
 
+    fn planned(&self, published: &Published) -> Plan {
+        let (objects, handovers) = (&published.objects, self.changeover.handovers());
+        plan_during(objects, &self.settings, &self.kept_keys, handovers)
+    }
+
     fn count(&self, catalog: &Catalog) {
         let sizes = [
             (Kind::Address, catalog.addresses.len()),
@@ -188,4 +221,18 @@ impl Engine {
             self.metrics.resources(kind.label(), size);
         }
     }
+}
+
+/// Ends when a binding that changes has taken its next step; never while none changes.
+async fn step(changeover: &mut Changeover, clients: &Clients) {
+    while let Some(deadline) = changeover.deadline() {
+        if changeover.advance(clients, Instant::now()) {
+            return;
+        }
+        tokio::select! {
+            () = clients.progress() => {}
+            () = tokio::time::sleep_until(deadline.into()) => {}
+        }
+    }
+    std::future::pending().await
 }

@@ -23,7 +23,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::auth::{Authenticator, JwksReviewer};
 use crate::ca::{CertificateService, Roster, Rules};
-use crate::engine::Engine;
+use crate::engine::{Changeover, Engine};
 use crate::metrics::Metrics;
 use crate::model::KeptKeys;
 use crate::model::golden_tests::{objects, settings};
@@ -117,6 +117,8 @@ impl Server {
             plans: watch::Sender::new(None),
             metrics: metrics.clone(),
             kept_keys: KeptKeys::default(),
+            clients: Clients::default(),
+            changeover: Changeover::default(),
         };
         let (objects, source) = watch::channel(Arc::new(Published::default()));
         scope.spawn("engine", engine.run(source, scope.lifetime()));

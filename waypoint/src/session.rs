@@ -174,6 +174,9 @@ impl Session {
         let verdict = target::again(view, world, &self.addressed, &self.peer);
         if verdict.is_ok() {
             self.ends.set(None);
+            if target::is_leaving(view, &world.own, &self.addressed) {
+                self.leave.notify_one();
+            }
         }
         *self.served.borrow_mut() = Some(Served {
             versions,

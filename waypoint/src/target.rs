@@ -159,6 +159,23 @@ pub fn again(
     Err(refuse(404, Reason::UnknownDestination, detail))
 }
 
+/// True for what this waypoint serves only until every proxy knows that it does not any more: callers
+/// should come again and find the way that holds now.
+pub(crate) fn is_leaving(view: &View, own: &Own, addressed: &Addressed) -> bool {
+    let us = |gateway: &GatewayAddress| is_us(view, own, gateway);
+    match &addressed.target {
+        Target::Service(service) => view.snapshot.service(&service.key).is_some_and(|s| {
+            let mut weighted = s.weighted_waypoints.iter().map(|w| &w.destination);
+            s.also_waypoints.iter().any(us) && !s.waypoint.iter().any(us) && !weighted.any(us)
+        }),
+        Target::Workload(workload) => {
+            let now = view.snapshot.workload_by_uid(&workload.uid);
+            now.is_some_and(|w| w.also_waypoints.iter().any(us) && !w.waypoint.iter().any(us))
+        }
+        Target::Listener(_) => false,
+    }
+}
+
 fn find(
     view: &View,
     own: &Own,
@@ -192,8 +209,7 @@ fn find(
 #[must_use]
 pub fn names_us(view: &View, service: &Service) -> bool {
     let own = view.own_hostname();
-    let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-    let mut named = service.waypoint.iter().chain(weighted);
+    let mut named = service.accepted_waypoints();
     named.any(|gateway| match &gateway.destination {
         GatewayDestination::Hostname(host) => Some(host) == own.as_ref(),
         GatewayDestination::Address(_) => false,
@@ -221,13 +237,12 @@ fn served(view: &View, own: &Own, target: &Target) -> Result<(), TargetRefusal> 
     let (what, takes, names_us) = match target {
         Target::Listener(_) => return Ok(()),
         Target::Service(service) => {
-            let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-            let mut named = service.waypoint.iter().chain(weighted);
+            let mut named = service.accepted_waypoints();
             let ours = named.any(|gateway| is_us(view, own, gateway));
             (format!("service {}", service.key), info.for_services, ours)
         }
         Target::Workload(workload) => {
-            let ours = workload.waypoint.iter().any(|g| is_us(view, own, g));
+            let ours = workload.accepted_waypoints().any(|g| is_us(view, own, g));
             (
                 format!("pod {}", workload.display_name()),
                 info.for_workloads,
@@ -284,3 +299,6 @@ impl Addressed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,7 @@ pub(super) fn patched(
         outbound: previous.outbound.clone(),
         waypoints: waypoints.unwrap_or_else(|| previous.waypoints.clone()),
         instances: previous.instances.clone(),
+        changing: 0,
         names: OnceLock::new(),
     })
 }
@@ -145,6 +146,7 @@ pub(super) fn catalog(plan: &Plan, previous: &Catalog, press: &Press<'_>) -> Cat
         outbound: share(&previous.outbound, outbound.collect()),
         waypoints,
         instances,
+        changing: 0,
         names: OnceLock::new(),
     }
 }

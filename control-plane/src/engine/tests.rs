@@ -22,6 +22,8 @@ fn engine() -> Engine {
         plans: watch::Sender::new(None),
         metrics: Metrics::new(&Registry::new()),
         kept_keys: KeptKeys::default(),
+        clients: Clients::default(),
+        changeover: Changeover::default(),
     }
 }
 

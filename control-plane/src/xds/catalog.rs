@@ -111,6 +111,8 @@ pub(crate) struct Catalog {
     pub(crate) waypoints: BTreeMap<Str, WaypointResources>,
     /// Waypoint pods, by `namespace/name`.
     pub(crate) instances: BTreeMap<Str, Instance>,
+    /// Bindings to waypoints that are changing over: a later catalog finishes that.
+    pub(crate) changing: usize,
     /// What `addresses` may be called; made when first needed.
     pub(crate) names: OnceLock<AddressNames>,
 }

@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::Notify;
+
 use super::kind::Kind;
 use super::session::Progress;
 
@@ -9,6 +11,7 @@ use super::session::Progress;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Clients {
     inner: Arc<Mutex<Inner>>,
+    progress: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +45,8 @@ pub(crate) struct ClientState {
     pub(crate) connected_at: String,
     /// Revision of the catalog that `kinds` was compared with.
     pub(crate) revision: u64,
+    /// Newest revision of which the client has confirmed all addresses.
+    pub(crate) confirmed: u64,
     /// One entry for each kind the client is expected to have.
     pub(crate) kinds: Vec<KindState>,
 }
@@ -90,6 +95,20 @@ impl Clients {
         self.lock().connected.values().cloned().collect()
     }
 
+    /// Names of the mesh's own proxies that have not confirmed that revision.
+    pub(crate) fn behind(&self, revision: u64) -> Vec<String> {
+        let inner = self.lock();
+        let proxies = inner.connected.values().filter(|one| one.kind != "proxy");
+        let late = proxies.filter(|one| one.confirmed < revision);
+        late.map(|one| format!("{} {}/{}", one.kind, one.namespace, one.pod))
+            .collect()
+    }
+
+    /// Ends when a client has confirmed something or left, at once if that was since the last call.
+    pub(crate) async fn progress(&self) {
+        self.progress.notified().await;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every critical section leaves the table consistent, so a poisoned lock is usable.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,10 +122,23 @@ impl Registration {
             change(state);
         }
     }
+
+    /// The client has confirmed all addresses of that revision.
+    pub(crate) fn confirm(&self, revision: u64) {
+        let mut inner = self.clients.lock();
+        let Some(state) = inner.connected.get_mut(&self.id) else {
+            return;
+        };
+        if state.confirmed < revision {
+            state.confirmed = revision;
+            self.clients.progress.notify_one();
+        }
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.clients.lock().connected.remove(&self.id);
+        self.clients.progress.notify_one();
     }
 }

@@ -156,6 +156,7 @@ fn client_state(caller: &Caller, kind: &'static str, peer: String, now: Instant)
         connected: now,
         connected_at: jiff::Timestamp::now().to_string(),
         revision: 0,
+        confirmed: 0,
         kinds: Vec::new(),
     }
 }

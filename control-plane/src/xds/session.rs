@@ -47,6 +47,7 @@ pub(crate) struct Session {
     started: Instant,
     subscriptions: [Option<Subscription>; Kind::ALL.len()],
     nonces: u64,
+    confirmed: u64,
 }
 
 /// How far one type has come, for `isobar status`.
@@ -76,6 +77,7 @@ impl Session {
             started: now,
             subscriptions: [const { None }; Kind::ALL.len()],
             nonces: 0,
+            confirmed: 0,
         }
     }
 
@@ -112,9 +114,28 @@ impl Session {
             return None;
         }
         self.refresh(catalog);
+        self.confirm(catalog);
         Kind::ALL
             .into_iter()
             .find_map(|kind| self.next_of(kind, catalog, now))
+    }
+
+    /// Newest revision of which the client has taken or refused all addresses.
+    pub(crate) const fn confirmed(&self) -> u64 {
+        self.confirmed
+    }
+
+    fn confirm(&mut self, catalog: &Catalog) {
+        let Some(state) = &self.subscriptions[Kind::Address.index()] else {
+            return;
+        };
+        let idle = state.settled_once && state.in_flight.is_none();
+        let revision = match idle && state.pending.adds.is_empty() {
+            true => catalog.revision,
+            // Where there is always something new, what was answered last counts.
+            false => state.complete_revision,
+        };
+        self.confirmed = self.confirmed.max(revision);
     }
 
     /// When to call [`Session::next`] again even if nothing happens.
@@ -201,6 +222,7 @@ impl Session {
         subscription.in_flight = Some(InFlight {
             nonce: response.nonce.clone(),
             revision: response.revision,
+            is_all: subscription.pending.adds.is_empty(),
             sent: now,
             with: subscription.pending.with.clone(),
             resources: response.resources.clone(),

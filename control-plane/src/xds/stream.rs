@@ -73,6 +73,7 @@ impl Driver {
             let now = Instant::now();
             let response = self.session.next(&catalog, now);
             self.report(&catalog);
+            self.registration.confirm(self.session.confirmed());
             if let Some(response) = response {
                 self.log_sent(&response);
                 return Ok(Some(response));

@@ -36,6 +36,8 @@ pub(crate) struct Subscription {
     pub(crate) acked: Option<Instant>,
     /// Revision last acknowledged.
     pub(crate) acked_revision: u64,
+    /// Newest revision of which everything has been answered.
+    pub(super) complete_revision: u64,
     /// Text of the last refusal, until the next acknowledgement.
     pub(crate) error: Option<String>,
 }
@@ -56,6 +58,8 @@ pub(super) struct Pending {
 pub(super) struct InFlight {
     pub(super) nonce: String,
     pub(super) revision: u64,
+    /// Nothing that the client lacks is left out.
+    pub(super) is_all: bool,
     pub(super) sent: Instant,
     /// What the client was compared with.
     pub(super) with: Option<Arc<Resources>>,
@@ -300,6 +304,9 @@ impl Subscription {
             return;
         };
         self.settled_once = true;
+        if flight.is_all {
+            self.complete_revision = flight.revision;
+        }
         if request.error_detail.is_none()
             && let Some(all) = self.completed_by(&flight)
         {

@@ -280,11 +280,11 @@ fn came_through_waypoint(
     let Some(own) = &workload.waypoint else {
         return Ok(());
     };
-    if snapshot.traversal == Traversal::Trusted {
+    if snapshot.traversal == Traversal::Trusted || workload.also_direct {
         return Ok(());
     }
     let namespace = &*workload.namespace;
-    let waypoints = || accepted_waypoints(snapshot, workload, own);
+    let waypoints = || accepted_waypoints(snapshot, workload);
     let is_member = |gateway: &GatewayAddress| {
         any_member(snapshot, gateway, namespace, |w| w.uid == workload.uid)
     };
@@ -311,17 +311,13 @@ fn came_through_waypoint(
 fn accepted_waypoints<'a>(
     snapshot: &'a Snapshot,
     workload: &'a Workload,
-    own: &'a GatewayAddress,
 ) -> impl Iterator<Item = &'a GatewayAddress> {
     let services = workload
         .services
         .keys()
         .filter_map(|key| snapshot.service(key));
-    let of_services = services.flat_map(|service| {
-        let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-        service.waypoint.iter().chain(weighted)
-    });
-    std::iter::once(own).chain(of_services)
+    let of_services = services.flat_map(|service| service.accepted_waypoints());
+    workload.accepted_waypoints().chain(of_services)
 }
 
 /// What policies may look at.

@@ -171,11 +171,8 @@ pub fn is_waypoint_of(
     };
     let address = NetworkAddress::new(network.into(), ip);
     match snapshot.object_at(&address, Some(&workload.namespace)) {
-        Some(AddressObject::Workload(target)) => target.waypoint.as_ref().is_some_and(mine),
-        Some(AddressObject::Service(service)) => {
-            let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-            service.waypoint.iter().chain(weighted).any(mine)
-        }
+        Some(AddressObject::Workload(target)) => target.accepted_waypoints().any(mine),
+        Some(AddressObject::Service(service)) => service.accepted_waypoints().any(mine),
         None => false,
     }
 }

@@ -28,6 +28,8 @@ pub struct Service {
     pub waypoint: Option<GatewayAddress>,
     /// Several waypoints with shares; where the total is positive they replace `waypoint`.
     pub weighted_waypoints: Vec<WeightedWaypoint>,
+    /// Waypoints that traffic may come through besides those, while a binding changes.
+    pub also_waypoints: Vec<GatewayAddress>,
     /// How endpoints are chosen; `None`: all equal.
     pub load_balancing: Option<LoadBalancing>,
     /// Address families of the service.
@@ -54,6 +56,15 @@ pub enum AppProtocol {
 }
 
 impl Service {
+    /// Every waypoint that traffic to the service may come through.
+    pub fn accepted_waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        let weighted = self.weighted_waypoints.iter().map(|w| &w.destination);
+        self.waypoint
+            .iter()
+            .chain(weighted)
+            .chain(&self.also_waypoints)
+    }
+
     /// What the port declares; `None` where it has to be found out.
     #[must_use]
     pub fn protocol(&self, port: u16) -> Option<AppProtocol> {

@@ -35,11 +35,13 @@ pub fn before_inbound(snapshot: &Snapshot, call: &InboundCall<'_>) -> BTreeSet<S
     let workload = call.workload;
     let mut names = Names::new(snapshot, &workload.namespace);
     names.workload(workload);
+    for gateway in &workload.also_waypoints {
+        names.gateway(gateway);
+    }
     for key in workload.services.keys() {
         match snapshot.service(key) {
             Some(service) => {
-                let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
-                for gateway in service.waypoint.iter().chain(weighted) {
+                for gateway in service.accepted_waypoints() {
                     names.gateway(gateway);
                 }
             }

@@ -344,8 +344,18 @@ impl Bed {
 
     /// Takes the service away from the waypoint.
     pub(crate) fn unbind(&self) {
+        self.release(Vec::new());
+    }
+
+    /// As [`Self::unbind`], but not every proxy knows yet.
+    pub(crate) fn begin_to_unbind(&self) {
+        self.release(vec![gateway()]);
+    }
+
+    fn release(&self, also_waypoints: Vec<wire::GatewayAddress>) {
         let mut draft = self.worker.world.store.load().draft();
-        let service = service(wire::AppProtocol::Unknown, None);
+        let mut service = service(wire::AppProtocol::Unknown, None);
+        service.also_waypoints = also_waypoints;
         draft
             .upsert_address(&address(wire::address::Type::Service(service)))
             .unwrap();

@@ -307,6 +307,28 @@ fn requests_on_an_old_tunnel_are_refused_once_the_service_is_elsewhere() {
 }
 
 #[test]
+fn until_every_proxy_knows_what_leaves_is_served_by_its_policies() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        bed.tables(|t| t.upsert_policy(&deny_path("/secret")));
+        let mut kept = bed.client("client").await;
+        assert_eq!(kept.get("/").await.status, 200);
+        bed.begin_to_unbind();
+        // Who comes now, and who was there.
+        for client in [&mut bed.client("client").await, &mut kept] {
+            assert_eq!(client.get("/").await.status, 200);
+            // Its next connection is to find the new way.
+            let again = http::Request::get("/").header("host", "svc");
+            let again = client.send(again.body(Full::default()).unwrap()).await;
+            assert!(again.is_err(), "{again:?}");
+        }
+        assert_eq!(bed.client("client").await.get("/secret").await.status, 403);
+        bed.unbind();
+        assert!(bed.tunnel("client", VIP).await.is_err());
+    });
+}
+
+#[test]
 fn what_is_open_ends_some_time_after_the_service_went_elsewhere() {
     run(|bed| async move {
         let counts = answering(&bed, CHUNKED).await;

@@ -92,6 +92,9 @@ impl Place {
             goals.clear();
             return control_plane();
         }
+        if pages.iter().any(is_changing) {
+            return Ok(vec!["proxies that still go the old way".to_owned()]);
+        }
         let late = pages.iter().zip(goals.iter());
         Ok(late
             .flat_map(|(page, goal)| behind(page, *goal, but))
@@ -213,6 +216,11 @@ fn unfed(sync: &Value, gateway: &str) -> Option<Reason> {
     };
     let fed = fed(first) || own.any(fed);
     (!fed).then(|| "its pod has not confirmed what the control plane sent it".to_owned())
+}
+
+/// True while bindings change over: a later revision finishes that.
+fn is_changing(sync: &Value) -> bool {
+    sync["changing"].as_u64().is_some_and(|count| count > 0)
 }
 
 /// Who has not confirmed what is in force since revision `goal`.

@@ -473,6 +473,31 @@ fn a_bound_workload_takes_traffic_from_its_waypoints_only() {
 }
 
 #[test]
+fn while_a_binding_changes_the_other_way_is_open_too() {
+    let mut objects = waypoint_objects("shop", "wp", "10.96.0.9", "10.0.0.50");
+    objects.extend(waypoint_objects("shop", "wp2", "10.96.0.8", "10.0.0.51"));
+    let verdicts = |also: Option<wire::GatewayAddress>, also_direct| {
+        let cart = wire::Workload {
+            waypoint: waypoint("shop", "wp"),
+            also_waypoints: also.into_iter().collect(),
+            also_direct,
+            ..serves(target(), "shop", "cart", &[(80, 8080)])
+        };
+        let mut objects = objects.clone();
+        objects.push(of_workload(cart));
+        let snapshot = bound(Traversal::Required, &objects);
+        let all = [Some(("shop", "wp")), Some(("shop", "wp2")), FRONT];
+        all.map(|who| at_cart(&snapshot, who).is_ok())
+    };
+    assert_eq!(verdicts(None, false), [true, false, false]);
+    assert_eq!(
+        verdicts(waypoint("shop", "wp2"), false),
+        [true, true, false]
+    );
+    assert_eq!(verdicts(None, true), [true, true, true]);
+}
+
+#[test]
 fn without_its_waypoint_a_bound_workload_takes_nothing() {
     let snapshot = bound(Traversal::Required, &[]);
     assert!(at_cart(&snapshot, Some(("shop", "wp"))).is_err());

@@ -47,6 +47,8 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
             .map(application_tunnel)
             .transpose()?,
         waypoint: optional_gateway("waypoint", &w.waypoint, interner)?,
+        also_waypoints: also_waypoints(&w.also_waypoints, interner)?,
+        also_direct: w.also_direct,
         network_gateway: optional_gateway("network_gateway", &w.network_gateway, interner)?,
         canonical_name: interner.intern(&w.canonical_name),
         canonical_revision: interner.intern(&w.canonical_revision),
@@ -145,6 +147,7 @@ pub fn service(
             .enumerate()
             .map(|(at, w)| weighted_waypoint(&format!("weighted_waypoints[{at}]"), w, interner))
             .collect::<Result<_, _>>()?,
+        also_waypoints: also_waypoints(&s.also_waypoints, interner)?,
         load_balancing: s.load_balancing.as_ref().map(load_balancing).transpose()?,
         ip_families: match known("ip_families", s.ip_families)? {
             wire::IpFamilies::Automatic => IpFamilies::Automatic,
@@ -204,6 +207,15 @@ fn weighted_waypoint(
         destination: gateway(&format!("{field}.destination"), destination, interner)?,
         weight: w.weight,
     })
+}
+
+fn also_waypoints(
+    all: &[wire::GatewayAddress],
+    interner: &mut Interner,
+) -> Result<Vec<crate::workload::GatewayAddress>, ConvertError> {
+    let all = all.iter().enumerate();
+    all.map(|(at, one)| gateway(&format!("also_waypoints[{at}]"), one, interner))
+        .collect()
 }
 
 fn load_balancing(lb: &wire::LoadBalancing) -> Result<LoadBalancing, ConvertError> {
