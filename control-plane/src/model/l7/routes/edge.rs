@@ -33,6 +33,8 @@ pub(in super::super) struct EdgeRules {
 pub(super) struct Edges<'a> {
     set: &'a ObjectSet,
     all: BTreeMap<&'a NamespacedName, (&'a Gateway, ApiServers)>,
+    /// Gateways that take no routes.
+    waypoints: BTreeSet<&'a NamespacedName>,
     hung: BTreeMap<&'a NamespacedName, Vec<Hung<'a>>>,
     counts: BTreeMap<(NamespacedName, String), usize>,
 }
@@ -53,9 +55,11 @@ impl<'a> Edges<'a> {
             let gateway = one.gateway?;
             Some((&one.key, (gateway, api_servers(gateway, set))))
         });
+        let waypoints = gateways.values().filter(|one| one.edge.is_none());
         Self {
             set,
             all: all.collect(),
+            waypoints: waypoints.map(|one| &one.key).collect(),
             hung: BTreeMap::new(),
             counts: BTreeMap::new(),
         }
@@ -74,7 +78,10 @@ impl<'a> Edges<'a> {
         }
         let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
         let wanted = key_of(namespace, &parent.name);
-        let (key, (gateway, servers)) = self.all.get_key_value(&wanted)?;
+        let Some((key, (gateway, servers))) = self.all.get_key_value(&wanted) else {
+            let is_waypoint = self.waypoints.contains(&wanted);
+            return is_waypoint.then(|| refused(parent, route, &wanted));
+        };
         let taken = take(parent, route, gateway, servers, self.set);
         if let Ok(places) = &taken {
             let mut names: Vec<_> = places.iter().map(|(name, ..)| name.clone()).collect();

@@ -220,3 +220,16 @@ fn filters_of_a_destination_are_told_with_it() {
         assert!(own.redirect.is_none(), "{filter}");
     }
 }
+
+#[test]
+fn a_route_that_names_a_waypoint_is_told_where_it_belongs() {
+    let rules = "[{backendRefs: [{name: cart, port: 80}]}]";
+    let plan = plan(&route("HTTPRoute", "name: r", "{name: wp}", rules));
+    let told = told(&plan, "r");
+    assert!(
+        told.starts_with("Accepted=false(NotAllowedByListeners)"),
+        "{told}"
+    );
+    let waypoint = plan.gateways.iter().find(|one| &*one.key.name == "wp");
+    assert!(waypoint.is_some_and(|one| one.listeners.is_none()));
+}
