@@ -10,14 +10,13 @@ use isobar_objects::istio::{
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::istio::security as wire;
 use isobar_proto::istio::security::string_match::MatchType;
+use isobar_types::labels::DRY_RUN;
 
 use super::pods::PodFacts;
 use super::verdict::{Severity, Verdict};
 
 /// Condition type for what node proxies do with a policy.
 pub(crate) const CONDITION: &str = "ZtunnelAccepted";
-/// Annotation that asks for evaluation without enforcement.
-pub(crate) const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What node proxies get for one policy.
 #[derive(Debug)]

@@ -50,4 +50,6 @@ pub fn explain(world: &World, question: &Question) -> Result<Explanation, Questi
 }
 
 #[cfg(test)]
+mod invalid_tests;
+#[cfg(test)]
 mod tests;

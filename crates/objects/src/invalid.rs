@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use isobar_types::labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::finding::Finding;
-use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule, TargetReference};
+use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule};
 use crate::kinds::{Kind, ObjectRef};
 use crate::object::Object;
-use crate::validate::is_usable_target;
+use crate::targets::read_targets;
 
 /// What is known of a version that is not valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Invalid {
+    /// `metadata.uid`; none in files.
+    pub uid: Option<String>,
     /// `metadata.generation`; none in files.
     pub generation: Option<i64>,
     /// Its labels.
@@ -25,6 +28,18 @@ pub struct Invalid {
     pub message: String,
     /// What counts meanwhile.
     pub instead: Instead,
+    /// Whether that outlives the process, where it is the last valid version.
+    pub kept: Kept,
+}
+
+/// Whether a last valid version is known to later processes too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// It is.
+    #[default]
+    Yes,
+    /// It is not, and why.
+    No(String),
 }
 
 /// What counts while an object is not valid.
@@ -52,7 +67,9 @@ impl Invalid {
         let labels = head.and_then(|head| head.get("labels"));
         let labels = labels.cloned().map(serde_json::from_value);
         let class = value.get("spec").and_then(|s| s.get("gatewayClassName"));
+        let uid = head.and_then(|head| head.get("uid")?.as_str());
         Self {
+            uid: uid.map(str::to_owned),
             generation: head.and_then(|head| head.get("generation")?.as_i64()),
             labels: labels.and_then(Result::ok).unwrap_or_default(),
             class: class.and_then(Value::as_str).map(str::to_owned),
@@ -80,8 +97,8 @@ impl Invalid {
 
 /// What is in force for a policy of which no version is known to be valid: who wanted to refuse
 /// something shall not find everything allowed. Its target is what can be read of it; where that
-/// cannot, it is the whole namespace. Nothing for other kinds, and where every target is one that no
-/// policy can have.
+/// cannot, it is the whole namespace. Nothing for other kinds, for a policy that would refuse nothing
+/// (AUDIT, a dry run), and where every target is one that no policy can have.
 pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
     if kind != Kind::AuthorizationPolicy {
         return None;
@@ -91,28 +108,24 @@ pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
         return None;
     }
     let metadata: ObjectMeta = part(value, "metadata")?;
-    let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    let selector = spec.get("selector").filter(|it| !it.is_null());
-    let mut target_ref: Option<TargetReference> = part(spec, "targetRef");
-    let mut target_refs: Vec<TargetReference> = part(spec, "targetRefs").unwrap_or_default();
-    // Both together is what is wrong: node proxies leave policies with targets to waypoints.
-    if selector.is_some() {
-        (target_ref, target_refs) = (None, Vec::new());
-    }
-    let names_some = target_ref.is_some() || !target_refs.is_empty();
-    let is_usable = |target: &TargetReference| is_usable_target(target, namespace);
-    target_refs.retain(is_usable);
-    let target_ref = target_ref.filter(is_usable);
-    if names_some && target_ref.is_none() && target_refs.is_empty() {
+    let annotations = metadata.annotations.as_ref();
+    let dry_run = annotations.and_then(|all| all.get(labels::DRY_RUN));
+    if dry_run.is_some_and(|value| value == "true") {
         return None;
     }
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    // Both together is what is wrong: node proxies leave policies with targets to waypoints.
+    let target_refs = match spec.get("selector").filter(|it| !it.is_null()) {
+        Some(_) => Vec::new(),
+        None => read_targets(spec, namespace)?,
+    };
     let policy = AuthorizationPolicy {
         api_version: kind.api_version(),
         kind: kind.as_str().to_owned(),
         metadata,
         spec: AuthorizationPolicySpec {
             selector: part(spec, "selector"),
-            target_ref,
+            target_ref: None,
             target_refs,
             rules: vec![Rule::default()],
             action: Action::Deny,
@@ -168,6 +181,22 @@ mod tests {
         let spec = refused(&json!({ "selector": "cart" })).unwrap();
         assert_eq!(spec.selector, None, "the whole namespace");
         assert_eq!(refused(&json!({ "action": "AUDIT", "rules": 7 })), None);
+    }
+
+    #[test]
+    fn a_dry_run_refuses_nothing() {
+        let policy = |annotation: &str| {
+            json!({
+                "metadata": {
+                    "name": "p", "namespace": "shop",
+                    "annotations": { labels::DRY_RUN: annotation },
+                },
+                "spec": { "rules": 7 },
+            })
+        };
+        let kind = Kind::AuthorizationPolicy;
+        assert_eq!(refusal(kind, &policy("true")), None);
+        assert!(refusal(kind, &policy("false")).is_some());
     }
 
     #[test]

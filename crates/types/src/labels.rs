@@ -18,6 +18,9 @@ pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// Label of workloads that terminate HBONE themselves; contains `http`.
 pub const TUNNEL: &str = "networking.istio.io/tunnel";
 
+/// Annotation on an AuthorizationPolicy: `true` has it evaluated and told, and nothing refused.
+pub const DRY_RUN: &str = "istio.io/dry-run";
+
 /// Label naming the waypoint to use, on a Service, Pod, Namespace or ServiceAccount; `none` opts out.
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// Label: namespace of the waypoint named by [`USE_WAYPOINT`], where it is another one.

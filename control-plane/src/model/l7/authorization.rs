@@ -3,8 +3,8 @@ use isobar_objects::istio::{Action, AuthorizationPolicy};
 use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
+use isobar_types::labels::DRY_RUN;
 
-use super::super::authorization::DRY_RUN;
 use super::super::verdict::Verdict;
 use super::served::Served;
 use super::target_refs::{Chosen, Places};
