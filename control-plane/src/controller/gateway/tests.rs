@@ -59,8 +59,7 @@ fn pods_are_told_what_the_mesh_is_called_where_they_would_not_know() {
     };
     let set = objects(&gateway("", LISTENER));
     let objects = render(&set, &facts, &pods).objects;
-    let deployment = objects.iter().map(|one| one.to_value().unwrap());
-    let deployment = deployment.last().unwrap();
+    let deployment = objects[2].to_value().unwrap();
     let env = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
     let env = env.as_array().unwrap();
     assert!(env.contains(&json!({ "name": "TRUST_DOMAIN", "value": "new.example" })));
@@ -269,7 +268,7 @@ fn what_is_made_has_the_name_that_the_gateway_asks_for() {
     let deployment = whole.objects[2].to_value().unwrap();
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     assert_eq!(labels[CANONICAL_NAME], "front");
-    assert_eq!(labels[isobar_types::labels::GATEWAY_NAME], "wp");
+    assert_eq!(labels["gateway.networking.k8s.io/gateway-name"], "wp");
 
     // What has the old name goes once a pod of the new Deployment is ready, and not before.
     let before = [
