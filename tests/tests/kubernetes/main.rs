@@ -12,6 +12,8 @@ mod canary;
 mod charts;
 mod control_plane;
 mod definitions;
+#[path = "../mesh/egress.rs"]
+mod egress;
 mod election;
 mod enrolment;
 mod events;
@@ -19,7 +21,9 @@ mod fixture;
 mod gateways;
 mod install;
 mod isobard;
+mod last_valid;
 mod lessons;
+mod mesh_config;
 mod moves;
 mod network_policy;
 mod outage;

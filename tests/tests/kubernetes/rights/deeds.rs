@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use isobar_kubernetes::{
-    Applying, Extra, ExtraRef, KubernetesSource, KubernetesWriter, SourceOptions, Webhook,
-    WebhookAddress, WebhookOptions,
+    Applying, EventWriter, Extra, ExtraRef, Known, KubernetesSource, KubernetesWriter, LastValid,
+    Note, Pace, SourceOptions, Versions, Webhook, WebhookAddress, WebhookOptions,
 };
 use isobar_objects::{
-    Kind, NamedSecret, ObjectRef, ObjectSource as _, ObjectWriter as _, Stranger, read_value,
+    Kind, MeshConfig, NamedSecret, ObjectRef, ObjectSource as _, ObjectWriter as _, Stranger,
+    mesh_config_of, read_value,
 };
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;
@@ -17,10 +18,94 @@ use isobar_types::labels;
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::objects::object;
+use super::objects::{named, object, reference};
 use super::{HOME, PATIENCE, Stage};
 
 impl Stage {
+    pub(super) async fn note(&self) -> Result<()> {
+        let pace = Pace {
+            again: Duration::ZERO,
+            ..Pace::default()
+        };
+        let (_events, mut writer) = EventWriter::new(self.account.clone(), "test", "x", pace);
+        let note = Note {
+            about: reference(Kind::Pod),
+            uid: "1".to_owned(),
+            reason: "Test",
+            message: "m".to_owned(),
+        };
+        writer.write(&note).await?;
+        Ok(writer.write(&note).await?)
+    }
+
+    pub(super) async fn keep_versions(&self, scope: &Scope) -> Result<()> {
+        let name = "isobar-last-valid";
+        self.remove(&named("v1", "ConfigMap", HOME, name)).await?;
+        let kept = LastValid::named(self.account.clone(), HOME, name);
+        let options = SourceOptions {
+            kinds: Vec::new(),
+            ..SourceOptions::default()
+        };
+        let source =
+            KubernetesSource::new(self.account.clone(), options).with_last_valid(kept.clone());
+        let mut known = kept.known();
+        scope.spawn("source", Box::new(source).run(scope.lifetime()));
+        // Made, and then changed.
+        let mut versions = Versions::new();
+        for uid in ["", "one", "two"] {
+            if !uid.is_empty() {
+                let before = known.borrow().clone();
+                let Known::Record(before) = &*before else {
+                    bail!("{before:?}");
+                };
+                versions.insert(uid.to_owned(), "a version".to_owned());
+                kept.keep(before, &versions).await?;
+            }
+            let seen = known.wait_for(|now| match &**now {
+                Known::Record(record) => record.versions == versions,
+                Known::Nothing | Known::Unreadable(_) => false,
+            });
+            tokio::time::timeout(PATIENCE, seen).await??;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn follow_settings(&self, scope: &Scope) -> Result<()> {
+        let settings = |aliases: &str| {
+            let mut map = named("v1", "ConfigMap", HOME, "istio");
+            map["data"] = json!({ "mesh": format!("trustDomainAliases: [{aliases}]") });
+            map
+        };
+        self.remove(&settings("")).await?;
+        self.admin
+            .apply(&settings("one"), Applying::default())
+            .await?;
+        let options = SourceOptions {
+            kinds: Vec::new(),
+            ..SourceOptions::default()
+        };
+        let source = KubernetesSource::new(self.account.clone(), options)
+            .with_object(mesh_config_of(HOME, None));
+        let mut objects = source.subscribe();
+        scope.spawn("source", Box::new(source).run(scope.lifetime()));
+        for alias in ["one", "two"] {
+            if alias == "two" {
+                let how = Applying {
+                    force: true,
+                    ..Applying::default()
+                };
+                self.admin.apply(&settings(alias), how).await?;
+            }
+            let seen = objects.wait_for(|objects| {
+                let found = objects.objects.config_maps.get(HOME, "istio");
+                let read = found.and_then(|map| MeshConfig::read(map).ok()?);
+                read.is_some_and(|read| read.config.trust_domain_aliases == [alias])
+            });
+            tokio::time::timeout(PATIENCE, seen).await??;
+        }
+        Ok(())
+    }
+
     pub(super) async fn follow_secret(&self, scope: &Scope) -> Result<()> {
         let secret = |value: &str| {
             json!({
