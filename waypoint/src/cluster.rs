@@ -321,4 +321,212 @@ mod tests {
         assert_eq!(look(1, 16), None);
         assert!(look(2, 17).is_some());
     }
+
+    fn key(n: usize) -> ClusterKey {
+        let host = NamespacedHostname {
+            namespace: "default".into(),
+            hostname: format!("{n}.example").into(),
+        };
+        (host, None, 80)
+    }
+
+    #[test]
+    fn a_destination_has_one_memory_until_nobody_uses_it_and_there_are_many() {
+        let all = Clusters::default();
+        assert!(all.find(&key(0)).is_none());
+        let used = all.get(&key(0));
+        assert!(Arc::ptr_eq(&used, &all.get(&key(0))));
+        assert!(Arc::ptr_eq(&used, &all.find(&key(0)).unwrap()));
+        let known = || all.all.lock().unwrap().len();
+        for n in 1..=MOST_ENTRIES {
+            drop(all.get(&key(n)));
+        }
+        assert_eq!(known(), MOST_ENTRIES + 1, "so many are kept");
+        assert!(!Arc::ptr_eq(&used, &all.get(&key(1))));
+        assert_eq!(
+            known(),
+            2,
+            "the one that is used, and the one that is asked for"
+        );
+        assert!(Arc::ptr_eq(&used, &all.find(&key(0)).unwrap()));
+    }
+
+    #[test]
+    fn each_rule_that_needs_memory_has_it() {
+        use isobar_route::{Balancing, OutlierRules, Warmup};
+        let window = Duration::from_secs(1);
+        let pool = |pool| TrafficRules {
+            pool: Some(pool),
+            ..TrafficRules::default()
+        };
+        let balancing = |warmup| TrafficRules {
+            balancing: Some(Balancing {
+                warmup,
+                ..Balancing::default()
+            }),
+            ..TrafficRules::default()
+        };
+        let (some, none) = (Some(1), PoolRules::default());
+        #[rustfmt::skip]
+        let needing = [
+            pool(PoolRules { max_connections: some, ..none }),
+            pool(PoolRules { max_pending: some, ..none }),
+            pool(PoolRules { max_requests: some, ..none }),
+            pool(PoolRules { max_retries: some, ..none }),
+            balancing(Some(Warmup { window, least: 0.1, aggression: 1.0 })),
+            TrafficRules {
+                retry_budget: Some(RetryBudget { percent: 20.0, least: 3 }),
+                ..TrafficRules::default()
+            },
+            TrafficRules {
+                outliers: Some(OutlierRules {
+                    server_errors: 1,
+                    gateway_errors: 0,
+                    local_failures: None,
+                    interval: window,
+                    base: window,
+                    most_out: 10,
+                    least_healthy: 0,
+                }),
+                ..TrafficRules::default()
+            },
+        ];
+        for rules in &needing {
+            assert!(remembers(rules), "{rules:?}");
+        }
+        let others = PoolRules {
+            max_streams: some,
+            max_requests_per_connection: some,
+            connect_timeout: Some(window),
+            ..none
+        };
+        for rules in [TrafficRules::default(), pool(others), balancing(None)] {
+            assert!(!remembers(&rules), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn each_kind_of_load_is_counted_by_itself() {
+        let cluster = Arc::new(Cluster::default());
+        let kinds = [Load::Connection, Load::Pending, Load::Request, Load::Retry];
+        let counts = || kinds.map(|kind| cluster.count(kind));
+        let held: Vec<_> = kinds
+            .into_iter()
+            .zip(1..)
+            .flat_map(|(kind, n)| vec![kind; n])
+            .map(|kind| cluster.hold(kind, None).unwrap())
+            .collect();
+        assert_eq!(counts(), [1, 2, 3, 4]);
+        let full = cluster.hold(Load::Retry, Some(0)).unwrap_err();
+        assert_eq!(full, Overflow(Load::Retry));
+        drop(held);
+        assert_eq!(counts(), [0; 4]);
+    }
+
+    #[test]
+    fn what_waits_and_what_is_under_way_is_active() {
+        let cluster = Arc::new(Cluster::default());
+        let budget = RetryBudget {
+            percent: 50.0,
+            least: 0,
+        };
+        let none = PoolRules {
+            max_retries: Some(0),
+            ..PoolRules::default()
+        };
+        let most = |budget| {
+            let retries = (0..100).map_while(|_| cluster.retry(&none, budget).ok());
+            retries.collect::<Vec<_>>().len()
+        };
+        assert_eq!(most(Some(&budget)), 0);
+        let active: Vec<_> = [Load::Request, Load::Request, Load::Pending, Load::Pending]
+            .into_iter()
+            .map(|load| cluster.hold(load, None).unwrap())
+            .collect();
+        assert_eq!(
+            most(Some(&budget)),
+            2,
+            "half of four; the budget comes first"
+        );
+        assert_eq!(most(None), 0);
+        drop(active);
+        let two = PoolRules {
+            max_retries: Some(2),
+            ..PoolRules::default()
+        };
+        let held: Vec<_> = (0..9)
+            .map_while(|_| cluster.retry(&two, None).ok())
+            .collect();
+        assert_eq!(held.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn only_a_connection_that_ends_lets_who_waits_for_one_go_on() {
+        let limits = PoolRules {
+            max_connections: Some(1),
+            ..PoolRules::default()
+        };
+        let cluster = Arc::new(Cluster::default());
+        let told = || {
+            let told = cluster.freed.notified();
+            std::pin::pin!(told).enable()
+        };
+        drop(cluster.hold(Load::Request, None).unwrap());
+        assert!(!told(), "a request is no connection");
+        drop(cluster.hold(Load::Connection, None).unwrap());
+        assert!(told());
+        let first = cluster.connection(&limits).await.unwrap();
+        let waiting = cluster.connection(&limits);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        assert_eq!(cluster.count(Load::Pending), 1);
+        drop(first);
+        assert!(futures_util::poll!(&mut waiting).is_ready());
+        assert_eq!(cluster.count(Load::Pending), 0);
+    }
+
+    #[test]
+    fn an_endpoint_is_new_for_the_whole_window_and_no_longer() {
+        let cluster = Cluster::default();
+        let all: Vec<Str> = ["a", "b", "c"].map(Str::from).into();
+        let (start, window) = (Instant::now(), Duration::from_secs(10));
+        let look = |n: usize, state: u64, millis: u64| {
+            let now = start + Duration::from_millis(millis);
+            let new = cluster.new_ones((state, 7), all[..n].iter(), window, now);
+            let ages = new.unwrap_or_default().into_iter();
+            ages.map(|(uid, age)| format!("{uid} {}", age.as_millis()))
+                .collect::<Vec<_>>()
+        };
+        assert!(look(1, 1, 0).is_empty());
+        assert_eq!(look(2, 2, 1_000), ["b 0"]);
+        // Seen although nothing else has changed.
+        assert_eq!(look(2, 2, 10_999), ["b 9999"]);
+        assert!(look(2, 3, 11_000).is_empty());
+        assert_eq!(look(3, 4, 20_000), ["c 0"]);
+        assert_eq!(look(3, 4, 25_000), ["c 5000"]);
+        // Who came back is new again, who stayed is not.
+        assert!(look(2, 5, 26_000).is_empty());
+        assert_eq!(look(3, 6, 27_000), ["c 0"]);
+    }
+
+    #[test]
+    fn nobody_is_looked_at_while_nothing_changes_and_nobody_is_new() {
+        let cluster = Cluster::default();
+        let (looked, start) = (std::cell::Cell::new(0), Instant::now());
+        let all: Vec<Str> = ["a", "b"].map(Str::from).into();
+        let look = |n: usize, state, secs| {
+            let there = all[..n].iter();
+            let there = there.inspect(|_| looked.set(looked.get() + 1));
+            let (window, now) = (Duration::from_secs(10), start + Duration::from_secs(secs));
+            drop(cluster.new_ones(state, there, window, now));
+            looked.get()
+        };
+        assert_eq!(look(1, (1, 1), 0), 1);
+        assert_eq!(look(1, (1, 1), 1), 1);
+        assert_eq!(look(1, (2, 1), 1), 2, "either may change");
+        assert_eq!(look(1, (2, 2), 1), 3);
+        assert_eq!(look(2, (3, 2), 1), 5);
+        assert_eq!(look(2, (3, 2), 10), 7, "one is new");
+        assert_eq!(look(2, (3, 2), 11), 7, "none is new any more");
+    }
 }

@@ -409,7 +409,8 @@ impl Turns {
         *turn
     }
 
-    fn open_requests(&self, uid: &Str) -> usize {
+    /// Requests that are under way there.
+    pub(crate) fn open_requests(&self, uid: &Str) -> usize {
         self.busy.borrow().get(uid).map_or(0, |count| count.get())
     }
 
@@ -571,3 +572,6 @@ fn endpoint_of(candidate: Candidate<'_>, source: &Workload) -> Option<Endpoint> 
         address: SocketAddr::new(*ip, candidate.port),
     })
 }
+
+#[cfg(test)]
+mod tests;

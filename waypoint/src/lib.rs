@@ -31,5 +31,7 @@ pub mod session;
 pub mod stream;
 pub mod target;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod upstream;
 pub mod world;
