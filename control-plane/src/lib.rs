@@ -16,6 +16,7 @@ mod config;
 mod controller;
 mod engine;
 mod imagined;
+mod last_valid;
 mod metrics;
 mod model;
 mod monitoring;

@@ -1,6 +1,6 @@
 //! What is told about objects whose present version is not in force.
 
-use isobar_objects::{Instead, Invalid, Invalids, Kind, ObjectRef};
+use isobar_objects::{Instead, Invalid, Invalids, Kept, Kind, ObjectRef};
 use isobar_types::labels;
 
 use super::l7::RouteStatus;
@@ -62,21 +62,28 @@ fn told(object: &ObjectRef, invalid: &Invalid) -> Verdict {
 }
 
 fn text(object: &ObjectRef, invalid: &Invalid) -> String {
-    let meanwhile = match invalid.instead {
-        // What is read of an API server is remembered by processes only.
-        Instead::LastGood
-            if object.known() == Some(Kind::AuthorizationPolicy)
-                && invalid.generation.is_some() =>
-        {
-            "the last valid version stays in force until the control plane restarts: that version is \
-             not known then, and everything may be refused to whom it is about"
+    let meanwhile = match (invalid.instead, &invalid.kept) {
+        (Instead::LastGood, Kept::Yes) => "the last valid version stays in force".to_owned(),
+        (Instead::LastGood, Kept::No(why)) => {
+            let then = match object.known() {
+                Some(Kind::AuthorizationPolicy) => {
+                    "everything may be refused to whom it is about then"
+                }
+                _ => "nothing of it is in force then",
+            };
+            format!(
+                "the last valid version stays in force until the control plane restarts, {then}: \
+                 that version is not kept ({why})"
+            )
         }
-        Instead::LastGood => "the last valid version stays in force",
-        Instead::Refusal => {
+        (Instead::Refusal, _) => {
             "no valid version of it is known here: until there is one, everything is refused to \
              whom it is about"
+                .to_owned()
         }
-        Instead::Nothing => "no valid version of it is known here: nothing of it is in force",
+        (Instead::Nothing, _) => {
+            "no valid version of it is known here: nothing of it is in force".to_owned()
+        }
     };
     format!("{}; {meanwhile}", invalid.message)
 }
@@ -137,5 +144,27 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(verdicts[0].message.contains("refused to whom it is about"));
+    }
+
+    #[test]
+    fn what_counts_in_this_process_only_is_told() {
+        let told = |kind, kept| {
+            let invalid = Invalid {
+                message: "spec.rules: no list".to_owned(),
+                instead: Instead::LastGood,
+                kept,
+                ..Invalid::default()
+            };
+            text(&ObjectRef::new(kind, "shop", "p"), &invalid)
+        };
+        let policy = Kind::AuthorizationPolicy;
+        let kept = "spec.rules: no list; the last valid version stays in force";
+        assert_eq!(told(policy, Kept::Yes), kept);
+        let full = || Kept::No("full".to_owned());
+        let of_policy = told(policy, full());
+        assert!(of_policy.contains("restarts, everything may be refused"));
+        assert!(of_policy.ends_with("not kept (full)"), "{of_policy}");
+        let of_rule = told(Kind::DestinationRule, full());
+        assert!(of_rule.contains("restarts, nothing of it"), "{of_rule}");
     }
 }

@@ -8,6 +8,7 @@
 //! * [`Events`]: tells people what happened to an object.
 //! * [`election`]: which of several replicas writes.
 //! * [`Cluster::page`]: what a pod's own pages say, through the server.
+//! * [`LastValid`]: what counts of objects that are not valid now, over restarts.
 //! * [`TokenReviews`], [`keep_authority`], [`refresh_authority`], [`RootMaps`]: what a certificate
 //!   authority needs of it.
 //! * [`Webhook`]: being asked before objects are stored.
@@ -20,6 +21,7 @@ pub mod election;
 mod events;
 mod extras;
 mod install;
+mod last_valid;
 mod named;
 mod pages;
 mod ports;
@@ -40,6 +42,7 @@ pub use config_maps::{ConfigMapError, Texts};
 pub use events::{EventWriter, Events, Note, Pace};
 pub use extras::{Extra, ExtraError, ExtraRef};
 pub use install::{Applying, InstallError, Installer};
+pub use last_valid::{KeepError, Known, LastValid, Record, Versions, read_version};
 pub use named::Names;
 pub use pages::{PageError, RunningPod};
 pub use presence::Presence;

@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use isobar_objects::{Kind, ObjectRef, ServedObject, Stranger};
+use isobar_objects::{Kind, ObjectRef, Recalled, ServedObject, Stranger};
 use isobar_runtime::Backoff;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
@@ -42,6 +42,8 @@ pub(crate) enum Notice {
     Stranger(Stranger, ObjectRef),
     /// The server does not say whether there are any.
     StrangersUnknown(Stranger),
+    /// Last valid versions that are kept; none where the server does not tell.
+    Recalled(Recalled),
 }
 
 /// Watches one kind for ever.
@@ -228,7 +230,7 @@ fn definition(kind: Kind) -> String {
 }
 
 /// The status that the server answered with.
-fn code(error: &watcher::Error) -> Option<u16> {
+pub(crate) fn code(error: &watcher::Error) -> Option<u16> {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => match error {

@@ -14,6 +14,9 @@ use crate::source::{Obscured, Published};
 use crate::strangers::Stranger;
 use crate::validate::{Extent, validate_set};
 
+/// Last valid versions that somebody kept, each a version of the object with its UID.
+pub type Recalled = BTreeMap<ObjectRef, Object>;
+
 /// A set of objects that are told one by one, as an API server does.
 ///
 /// As with files, the last good version of an object stays in force when a later one is not valid,
@@ -32,8 +35,9 @@ pub struct LiveSet {
     stale: bool,
     told: Arc<Vec<Finding>>,
     hidden: Obscured,
-    /// Versions that are not valid, as their heads say; what counts instead is in `told_invalid`.
-    invalid: Invalids,
+    /// Versions that are not valid; what counts instead is in `told_invalid`.
+    invalid: BTreeMap<ObjectRef, Rest>,
+    recalled: Recalled,
     told_invalid: Arc<Invalids>,
     /// Of those in the set, the ones that were never valid and refuse everything.
     refusals: BTreeSet<ObjectRef>,
@@ -54,6 +58,11 @@ impl LiveSet {
             findings,
             rest,
         } = served;
+        if let Some(rest) = &rest
+            && self.has_another(&reference, rest)
+        {
+            self.remove(&reference);
+        }
         if findings.is_empty() {
             self.stale |= self.findings.remove(&reference).is_some();
         } else if self.findings.get(&reference) != Some(&findings) {
@@ -77,12 +86,21 @@ impl LiveSet {
     /// The last good version stays, and shows what is said about the present one. Where there is none
     /// a policy refuses everything.
     fn put_invalid(&mut self, reference: ObjectRef, rest: Rest) {
-        if self.invalid.get(&reference) != Some(&rest.invalid) {
-            self.invalid.insert(reference.clone(), rest.invalid);
-            self.stale = true;
-        }
+        let before = self.invalid.insert(reference.clone(), rest.clone());
+        self.stale |= before.is_none_or(|before| before.invalid != rest.invalid);
         let held = self.set.object(&reference);
         let held = held.filter(|_| !self.refusals.contains(&reference));
+        if held.is_none()
+            && let Some(kept) = self.recalled(&reference, &rest)
+        {
+            self.refusals.remove(&reference);
+            self.stale = true;
+            match kept {
+                Object::VirtualService(route) => self.route(reference, *route),
+                kept => self.store(kept),
+            }
+            return;
+        }
         match (held, rest.refusal) {
             // What is told of these depends on who has which host.
             (Some(Object::VirtualService(_)), _) => {}
@@ -103,6 +121,42 @@ impl LiveSet {
                     self.stale = true;
                 }
             }
+        }
+    }
+
+    /// What was kept of the very object that is not valid now, with what is said about it.
+    fn recalled(&self, reference: &ObjectRef, rest: &Rest) -> Option<Object> {
+        if self.routes.contains_key(reference) {
+            return None;
+        }
+        let kept = self.recalled.get(reference)?;
+        let is_it = rest.invalid.uid.is_some() && kept.head().uid == rest.invalid.uid;
+        let kept = is_it.then_some(kept)?;
+        with_status(kept, rest.status.as_ref())
+    }
+
+    /// True if what is known by the name was another object, which is gone.
+    fn has_another(&self, reference: &ObjectRef, rest: &Rest) -> bool {
+        let route = self.routes.get(reference).map(|route| &route.metadata);
+        let known = match (route, self.set.object(reference)) {
+            (Some(head), _) => head.uid.clone(),
+            (None, Some(held)) => held.head().uid.clone(),
+            (None, None) => None,
+        };
+        known.is_some() && rest.invalid.uid.is_some() && known != rest.invalid.uid
+    }
+
+    /// Last valid versions that were kept elsewhere: each counts while its object is not valid and no
+    /// valid version of that was seen here.
+    pub fn recall(&mut self, kept: Recalled) {
+        let invalid = self.invalid.iter();
+        let invalid = invalid.filter(|(object, _)| kept.contains_key(*object));
+        let invalid: Vec<_> = invalid
+            .map(|(object, rest)| (object.clone(), rest.clone()))
+            .collect();
+        self.recalled = kept;
+        for (object, rest) in invalid {
+            self.put_invalid(object, rest);
         }
     }
 
@@ -211,7 +265,9 @@ impl LiveSet {
             };
             Some((object, known.because([finding])))
         });
-        let all = self.invalid.clone().into_iter().chain(refused);
+        let known = self.invalid.iter();
+        let known = known.map(|(object, rest)| (object.clone(), rest.invalid.clone()));
+        let all = known.chain(refused);
         all.map(|(object, invalid)| {
             let instead = if self.refusals.contains(&object) {
                 Instead::Refusal
@@ -292,208 +348,4 @@ const fn is_referred_to(kind: Kind) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::istio::Action;
-
-    fn namespace(name: &str) -> ServedObject {
-        let value = json!({"metadata": {"name": name}});
-        ServedObject::read(Kind::Namespace, &value)
-    }
-
-    fn route(name: &str, host: &str, created: &str) -> ServedObject {
-        let spec = json!({
-            "hosts": [host],
-            "http": [{"route": [{"destination": {"host": host}}]}],
-        });
-        with_spec(Kind::VirtualService, name, created, &spec)
-    }
-
-    fn with_spec(kind: Kind, name: &str, created: &str, spec: &Value) -> ServedObject {
-        let value = json!({
-            "apiVersion": kind.api_version(), "kind": kind.as_str(),
-            "metadata": {"name": name, "namespace": "shop", "creationTimestamp": created},
-            "spec": spec,
-        });
-        ServedObject::read(kind, &value)
-    }
-
-    fn names(published: &Published) -> Vec<String> {
-        let routes = published.objects.virtual_services.iter();
-        routes.map(|one| one.head_name()).collect()
-    }
-
-    trait HeadName {
-        fn head_name(&self) -> String;
-    }
-
-    impl HeadName for Arc<crate::Held<VirtualService>> {
-        fn head_name(&self) -> String {
-            self.metadata.name.clone().unwrap_or_default()
-        }
-    }
-
-    #[test]
-    fn a_new_list_swaps_a_kind_and_leaves_the_others() {
-        let mut live = LiveSet::new();
-        live.replace(Kind::Namespace, vec![namespace("a"), namespace("b")]);
-        live.put(route("r", "x.example", "2026-01-01T00:00:00Z"));
-        let first = live.publish().unwrap();
-        assert_eq!((first.objects.len(), first.synced), (3, true));
-        assert!(live.publish().is_none());
-
-        live.replace(Kind::Namespace, vec![namespace("a"), namespace("b")]);
-        assert!(live.publish().is_none(), "the same list is no change");
-
-        live.replace(Kind::Namespace, vec![namespace("b"), namespace("c")]);
-        let second = live.publish().unwrap();
-        let changes = second.objects.changes_since(&first.objects);
-        let words: Vec<_> = changes
-            .iter()
-            .map(|change| (change.what, &*change.object.name))
-            .collect();
-        use crate::ChangeKind::{Added, Removed};
-        assert_eq!(words, [(Added, "c"), (Removed, "a")]);
-    }
-
-    #[test]
-    fn findings_are_made_anew_when_something_they_follow_from_changes() {
-        let pod = |node: &str| {
-            let value = json!({
-                "metadata": {"name": "p", "namespace": "shop"},
-                "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]},
-            });
-            ServedObject::read(Kind::Pod, &value)
-        };
-        let service = json!({
-            "metadata": {"name": "cart", "namespace": "shop"},
-            "spec": {"ports": [{"port": 80}]},
-        });
-        let mut live = LiveSet::new();
-        live.put(route("r", "cart", "2026-01-01T00:00:00Z"));
-        live.put(pod("a"));
-        let first = live.publish().unwrap();
-        assert!(!first.findings.is_empty(), "there is no Service cart");
-        live.put(pod("b"));
-        let second = live.publish().unwrap();
-        assert!(Arc::ptr_eq(&first.findings, &second.findings));
-        live.put(ServedObject::read(Kind::Service, &service));
-        assert!(live.publish().unwrap().findings.is_empty());
-    }
-
-    #[test]
-    fn an_invalid_version_leaves_the_last_good_one_in_force() {
-        let time = "2026-01-01T00:00:00Z";
-        let policy = |spec: Value| with_spec(Kind::AuthorizationPolicy, "p", time, &spec);
-        let mut live = LiveSet::new();
-        live.put(policy(json!({"acton": "DENY"})));
-        let never = live.publish().unwrap();
-        let reference = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p");
-        let refuses = |published: &Published| {
-            let all = published.objects.authorization_policies.iter();
-            let all = all.map(|one| (one.spec.action, one.spec.rules.len()));
-            all.collect::<Vec<_>>() == [(Action::Deny, 1)]
-        };
-        assert!(refuses(&never), "nothing is known of it");
-        let told = |published: &Published| {
-            let told = published.invalid.get(&reference);
-            told.map(|told| (told.instead, told.message.clone()))
-        };
-        let why = "spec.acton: unknown field \"acton\"".to_owned();
-        assert_eq!(told(&never), Some((Instead::Refusal, why.clone())));
-
-        live.put(policy(json!({"acton": "DENY", "action": "AUDIT"})));
-        let audit = live.publish().unwrap();
-        assert!(audit.objects.authorization_policies.is_empty());
-        assert_eq!(
-            told(&audit),
-            Some((Instead::Nothing, why.clone())),
-            "it would refuse nothing"
-        );
-
-        live.put(policy(json!({"action": "ALLOW", "rules": [{}]})));
-        let good = live.publish().unwrap();
-        assert!(good.invalid.is_empty() && !refuses(&good));
-        assert!(good.findings.iter().all(|one| !one.is_error()));
-        live.put(policy(json!({"acton": "DENY"})));
-        let bad = live.publish().unwrap();
-        assert_eq!(bad.objects.authorization_policies.len(), 1);
-        assert!(bad.findings.iter().any(Finding::is_error));
-        assert!(!bad.may_hide(&reference) && !refuses(&bad));
-        assert_eq!(told(&bad), Some((Instead::LastGood, why)));
-
-        live.remove(&reference);
-        let gone = live.publish().unwrap();
-        assert!(gone.objects.authorization_policies.is_empty());
-        assert!(gone.findings.is_empty() && gone.invalid.is_empty());
-    }
-
-    #[test]
-    fn what_has_no_effect_is_told_as_long_as_it_is_there() {
-        let kind = Stranger::find("telemetry.istio.io", "Telemetry").unwrap();
-        let object = kind.object("shop", "t");
-        let mut live = LiveSet::new();
-        live.replace_strangers(kind, vec![object.clone()]);
-        let told = live.publish().unwrap();
-        assert_eq!(told.findings[0].object.as_ref(), Some(&object));
-        assert_eq!(told.findings[0].code, crate::code::Code::NOT_HONOURED);
-        assert!(told.invalid.is_empty() && told.objects.is_empty());
-        live.put_stranger(kind, object.clone());
-        assert!(live.publish().is_none(), "nothing new");
-        live.replace_strangers(kind, Vec::new());
-        assert!(live.publish().unwrap().findings.is_empty());
-        live.put_stranger(kind, object.clone());
-        live.remove(&object);
-        assert!(live.publish().unwrap().findings.is_empty());
-    }
-
-    #[test]
-    fn a_version_that_is_not_valid_brings_its_generation_and_status() {
-        let policy = |generation: i64, action: &str, status: Value| {
-            let value = json!({
-                "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-                "metadata": {"name": "p", "namespace": "shop", "generation": generation},
-                "spec": {"action": action}, "status": status,
-            });
-            ServedObject::read(Kind::AuthorizationPolicy, &value)
-        };
-        let reference = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p");
-        let mut live = LiveSet::new();
-        live.put(policy(1, "ALLOW", json!({"a": 1})));
-        live.put(policy(2, "ALOW", json!({"a": 2})));
-        let second = live.publish().unwrap();
-        assert_eq!(second.invalid[&reference].generation, Some(2));
-        let held = second.objects.authorization_policies.get("shop", "p");
-        let held = &held.unwrap().object;
-        assert_eq!(held.spec.action, Action::Allow, "the last good one");
-        assert_eq!(held.status, Some(json!({"a": 2})));
-        live.put(policy(3, "ALOW", json!({"a": 2})));
-        let third = live.publish().unwrap();
-        assert_eq!(third.invalid[&reference].generation, Some(3));
-    }
-
-    #[test]
-    fn the_older_route_has_a_host_and_loses_it_only_by_going() {
-        let mut live = LiveSet::new();
-        live.put(route("new", "x.example", "2026-01-02T00:00:00Z"));
-        live.put(route("old", "x.example", "2026-01-01T00:00:00Z"));
-        let both = live.publish().unwrap();
-        assert_eq!(names(&both), ["old"]);
-        let refused = both.findings.iter().filter(|one| one.is_error());
-        assert_eq!(refused.count(), 1);
-
-        live.remove(&ObjectRef::new(Kind::VirtualService, "shop", "old"));
-        let one = live.publish().unwrap();
-        assert_eq!(names(&one), ["new"]);
-        assert!(one.findings.iter().all(|one| !one.is_error()));
-
-        live.put(route("old", "x.example", "2026-01-01T00:00:00Z"));
-        assert_eq!(
-            names(&live.publish().unwrap()),
-            ["new"],
-            "who has it keeps it"
-        );
-    }
-}
+mod tests;

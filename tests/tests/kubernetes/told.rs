@@ -86,7 +86,14 @@ fn a_policy_that_is_not_valid_says_so_and_refuses_everything_where_no_version_is
         ensure!(told["observedGeneration"] == 2, "{told}");
         first.end().await?;
 
-        // Who never saw the valid version.
+        // Who never saw the valid version, and finds nothing of it.
+        let record = [
+            "delete",
+            "configmap/isobar-last-valid",
+            "-n",
+            "istio-system",
+        ];
+        server.kubectl(&record).await?;
         let second = Isobard::start(server, "second", &[]).await?;
         eventually("it tells what counts now", async || {
             let told = condition(server, "authorizationpolicy/wall", "Accepted").await?;
