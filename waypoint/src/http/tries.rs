@@ -318,3 +318,6 @@ fn meaning<T>(response: &Response<T>) -> u16 {
         _ => response.status().as_u16(),
     }
 }
+
+#[cfg(test)]
+mod tests;
