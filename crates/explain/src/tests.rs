@@ -281,12 +281,24 @@ spec:
   parentRefs: [{group: '', kind: Service, name: reviews, port: 80}]
   rules:
   - filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: reviews, port: 80}}}]
-    backendRefs: [{name: reviews, port: 80}]
+    backendRefs:
+    - name: reviews
+      port: 80
+      filters: [{type: ExtensionRef, extensionRef: {group: isobar.dev, kind: RateLimitPolicy, name: ten}}]
+---
+apiVersion: isobar.dev/v1
+kind: RateLimitPolicy
+metadata: {name: ten, namespace: shop}
+spec: {limits: [{name: all, requests: 10}]}
 ";
     let world = world(&[SHOP, WAYPOINT, route]);
     let told = text(&ask(&world, "cart", "reviews:80", Some(("GET", "/"))));
-    let step = "shown to authoriser reviews over HTTP";
-    assert!(told.contains(step), "{told}");
+    for step in [
+        "shown to authoriser reviews over HTTP",
+        "counted in limit all of shop/ten",
+    ] {
+        assert!(told.contains(step), "{told}");
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use isobar_route::{
     self as route, AbortWith, Action, AuthProtocol, ExternalAuth, HttpCall, HttpDecision,
-    Preflight, RedirectFrom, Subset, Tables, Taken, Target, TcpCall, TcpDecision, WaypointInfo,
-    Weighted, authorize_http, authorize_tcp, match_http, match_tcp,
+    Preflight, RateLimits, RedirectFrom, Subset, Tables, Taken, Target, TcpCall, TcpDecision,
+    WaypointInfo, Weighted, authorize_http, authorize_tcp, match_http, match_tcp,
 };
 use isobar_state::balance::{Candidate, Purpose, endpoints};
 use isobar_state::inbound::Authority;
@@ -160,7 +160,16 @@ impl Passage<'_> {
         let own = taken.map_or(&[][..], |taken| &taken.route().limits);
         let more = own.iter();
         let more = more.filter(|own| of_target().all(|one| one.name != own.name));
-        for policy in of_target().chain(more) {
+        self.counted(of_target().chain(more), (call, taken), steps);
+    }
+
+    fn counted<'p>(
+        &self,
+        policies: impl Iterator<Item = &'p Arc<RateLimits>>,
+        (call, taken): (&HttpCall<'_>, Option<&Taken>),
+        steps: &mut Vec<Step>,
+    ) {
+        for policy in policies {
             let counting = policy.limits.iter();
             for limit in counting.filter(|limit| limit.counts(call, &self.who, taken)) {
                 let name = format!("counted in limit {} of {}", limit.name, policy.name);
@@ -249,7 +258,7 @@ impl Passage<'_> {
                 };
                 self.end(steps, outcome)
             }
-            Action::Forward(destinations) => self.spread(destinations, &steps),
+            Action::Forward(destinations) => self.spread(destinations, Some(taken), &steps),
         };
         ways.extend(rest.into_iter().map(|way| way.after(share, &[])));
         ways.retain(|way| way.share > 0.0);
@@ -292,7 +301,7 @@ impl Passage<'_> {
             TcpDecision::Taken(object, at) => {
                 steps.push(self.step(format!("route {}, rule {at}", object.name), "it matches"));
                 match decision.route() {
-                    Some(route) => self.spread(&route.destinations, &steps),
+                    Some(route) => self.spread(&route.destinations, None, &steps),
                     None => self.to_addressed(steps),
                 }
             }
@@ -300,12 +309,16 @@ impl Passage<'_> {
     }
 
     /// Each destination has its share.
-    fn spread(&self, destinations: &[Weighted], steps: &[Step]) -> Vec<Way> {
+    fn spread(&self, destinations: &[Weighted], taken: Option<&Taken>, steps: &[Step]) -> Vec<Way> {
         let total: u32 = destinations.iter().map(|d| d.weight).sum();
         let mut ways = Vec::new();
         for destination in destinations.iter().filter(|d| d.weight > 0) {
             let share = f64::from(destination.weight) / f64::from(total);
             let mut steps = steps.to_vec();
+            if let Some(request) = &self.request {
+                let own = destination.limits().iter();
+                self.counted(own, (&request.call(), taken), &mut steps);
+            }
             steps.extend(self.authorisers(destination.external_auth()));
             let after = self.to_target(&destination.target);
             ways.extend(after.into_iter().map(|way| way.after(share, &steps)));
