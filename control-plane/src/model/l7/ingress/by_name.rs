@@ -41,7 +41,7 @@ pub(super) fn routes(
     let mut shown: BTreeMap<(String, String), (Served<'_>, Vec<wire::ServiceRef>)> =
         BTreeMap::new();
     for service in scoping.places.served() {
-        if !is_inside(&service, namespace, scoping) {
+        if !is_inside(&service, namespace, scoping) || is_itself(&service, waypoint, scoping) {
             continue;
         }
         let at = own.iter().filter(|server| shows(server, &service));
@@ -94,6 +94,23 @@ fn is_inside(service: &Served<'_>, namespace: &str, scoping: &Scoping<'_>) -> bo
             })
         }
     }
+}
+
+/// Its own pods would be sent what they have sent, by the same name, and without an end.
+fn is_itself(service: &Served<'_>, waypoint: &WaypointGateway<'_>, scoping: &Scoping<'_>) -> bool {
+    let Owner::Service(key) = service.owner else {
+        return false;
+    };
+    let object = scoping.set.services.get(&key.namespace, &key.name);
+    let selector = object.and_then(|object| object.spec.as_ref()?.selector.as_ref());
+    let Some(selector) = selector.filter(|_| key.namespace == waypoint.key.namespace) else {
+        return false;
+    };
+    let mut pods = waypoint.edge.iter().flat_map(|edge| &edge.labels);
+    pods.any(|labels| {
+        let mut wanted = selector.iter();
+        wanted.all(|(name, value)| labels.get(name) == Some(value))
+    })
 }
 
 fn shows(server: &Server, service: &Served<'_>) -> bool {

@@ -89,6 +89,11 @@ fn led(plan: &Plan) -> Vec<(String, String)> {
 }
 
 const ENTRIES: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: edge, namespace: shop}
+spec: {clusterIP: 10.96.0.8, selector: {istio: edge}, ports: [{name: tls, port: 15443}]}
+---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: cart, namespace: shop}
@@ -128,7 +133,7 @@ fn server_names_say_where_connections_go() {
     );
     let plan = auto("'*.local'");
     assert_eq!(reasons(&plan, "Gateway shop/old"), ["Accepted"]);
-    // What is outside the mesh, or not for this namespace, is not there.
+    // What is outside the mesh, or not for this namespace, is not there, nor is the gateway itself.
     assert_eq!(led(&plan), [db.clone(), cart[0].clone(), cart[1].clone()]);
     let told = found(&plan, "shop.old-0");
     assert!(told.raw && told.tls.is_none() && told.server_names == ["*.local"]);
