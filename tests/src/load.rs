@@ -12,6 +12,8 @@ use crate::caller::{Caller, Connection};
 pub enum LoadKind {
     /// One connection for all of them; it is never opened again, so a cut shows.
     KeepAlive,
+    /// One connection, and another one after a response that asks to close it.
+    Reused,
     /// One connection each.
     NewConnections,
 }
@@ -114,7 +116,7 @@ async fn one(
 ) -> Result<String> {
     let reply = match kind {
         LoadKind::NewConnections => caller.http(to).await?.get(host, path).await?,
-        LoadKind::KeepAlive => {
+        LoadKind::KeepAlive | LoadKind::Reused => {
             if kept.is_none() {
                 *kept = Some(caller.http(to).await?);
             }
@@ -124,6 +126,13 @@ async fn one(
             }
         }
     };
+    let closes = reply
+        .headers
+        .get("connection")
+        .is_some_and(|v| v == "close");
+    if kind == LoadKind::Reused && closes {
+        *kept = None;
+    }
     if reply.status != 200 {
         bail!("status {} {}", reply.status, reply.body);
     }

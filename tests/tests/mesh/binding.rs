@@ -1,4 +1,4 @@
-//! `isobar waypoint apply` under load: nothing that is under way notices that a waypoint comes.
+//! `isobar waypoint` under load: nothing that is under way notices that a waypoint comes, is another one, or goes.
 
 use anyhow::{Result, ensure};
 use isobar_tests::{Load, LoadKind};
@@ -30,6 +30,8 @@ spec:
 ";
 
 const KINDS: [LoadKind; 2] = [LoadKind::KeepAlive, LoadKind::NewConnections];
+/// Who leaves a waypoint is asked to come again.
+const ASKED: [LoadKind; 2] = [LoadKind::Reused, LoadKind::NewConnections];
 
 impl Shop {
     /// Calls steadily while `isobar` runs with `args`, and sees that every request is answered.
@@ -69,7 +71,7 @@ impl Shop {
 }
 
 #[test]
-fn applying_a_waypoint_cuts_nothing() {
+fn applying_a_waypoint_and_leaving_it_cuts_nothing() {
     run(async {
         let shop = shop(&[("route.yaml", ROUTE)]).await?;
         let apply = ["waypoint", "apply", "-n", "shop"];
@@ -85,8 +87,7 @@ fn applying_a_waypoint_cuts_nothing() {
         shop.uncut(&KINDS, &with(&["--enroll-namespace"])).await?;
         shop.uncut(&KINDS, &with(&["--for", "all", "--wait"]))
             .await?;
-        // To another waypoint: what the first one has accepted and not yet answered is refused by it
-        // (503), so nothing runs meanwhile.
+        // To another waypoint, and to none: both ways are open until everybody knows.
         let other = [
             "--name",
             "other",
@@ -94,11 +95,14 @@ fn applying_a_waypoint_cuts_nothing() {
             "--overwrite",
             "--wait",
         ];
-        shop.mesh.isobar(&with(&other)).await?;
+        shop.uncut(&ASKED, &with(&other)).await?;
         ensure!(
             shop.passes_the_waypoint().await?,
             "the second waypoint is passed by"
         );
+        shop.uncut(&ASKED, &["waypoint", "delete", "-n", "shop", "other"])
+            .await?;
+        ensure!(!shop.passes_the_waypoint().await?, "a waypoint is passed");
         shop.mesh.down()
     });
 }
