@@ -160,9 +160,9 @@ impl World {
     fn ways(&self, name: &str) -> String {
         let catalog = self.catalog();
         match told(catalog.addresses.get(name).unwrap()) {
-            address::Type::Service(one) => ways(one.waypoint, &one.also_waypoints, false),
+            address::Type::Service(one) => ways(one.waypoint.as_ref(), &one.also_waypoints, false),
             address::Type::Workload(one) => {
-                ways(one.waypoint, &one.also_waypoints, one.also_direct)
+                ways(one.waypoint.as_ref(), &one.also_waypoints, one.also_direct)
             }
         }
     }
@@ -190,14 +190,14 @@ fn told(resource: &Resource) -> address::Type {
     address.r#type.unwrap()
 }
 
-fn ways(front: Option<GatewayAddress>, also: &[GatewayAddress], direct: bool) -> String {
+fn ways(front: Option<&GatewayAddress>, also: &[GatewayAddress], direct: bool) -> String {
     let name = |one: &GatewayAddress| match one.destination.as_ref().unwrap() {
         gateway_address::Destination::Hostname(host) => {
             host.hostname.split('.').next().unwrap().to_owned()
         }
         gateway_address::Destination::Address(_) => unreachable!("waypoints have names"),
     };
-    let mut text = front.as_ref().map_or_else(|| "direct".to_owned(), name);
+    let mut text = front.map_or_else(|| "direct".to_owned(), name);
     for one in also {
         text += &format!(" also {}", name(one));
     }
