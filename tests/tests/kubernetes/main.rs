@@ -12,8 +12,6 @@ mod canary;
 mod charts;
 mod control_plane;
 mod definitions;
-#[path = "../mesh/egress.rs"]
-mod egress;
 mod election;
 mod enrolment;
 mod events;

@@ -10,6 +10,7 @@ mod canary;
 mod command_line;
 mod deletion;
 mod egress;
+mod egress_gateway;
 mod enrolment;
 mod explained;
 mod explained_generated;

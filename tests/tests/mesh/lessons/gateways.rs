@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::fixture::{ambient, hello, run, server};
 
 /// The sample's pods with the mesh's own program, and ports of every node before them.
-pub(super) fn ingress() -> Result<String> {
+pub(crate) fn ingress() -> Result<String> {
     let text = std::fs::read_to_string(samples().join("gateway/ingressgateway.yaml"))?;
     let changes = [
         ("istio-ingressgateway", "ingress"),
@@ -71,7 +71,7 @@ struct Edge {
     outside: Caller,
 }
 
-pub(super) fn node(n: u8, port: u16) -> SocketAddr {
+pub(crate) fn node(n: u8, port: u16) -> SocketAddr {
     (Ipv4Addr::new(172, 30, 0, 10 + n), port).into()
 }
 

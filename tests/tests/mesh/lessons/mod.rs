@@ -3,9 +3,8 @@
 
 mod destinations;
 mod discovery;
-mod egress_gateway;
 mod failures;
-mod gateways;
+pub(crate) mod gateways;
 mod grpc;
 mod steering;
 

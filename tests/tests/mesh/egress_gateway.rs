@@ -9,9 +9,9 @@ use isobar_tests::{Caller, Reply, eventually};
 use isobar_tls::outwards::{self, Within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::gateways::{ingress, node};
 use crate::egress::given;
 use crate::fixture::{Shop, run, shop};
+use crate::lessons::gateways::{ingress, node};
 
 /// Callers of a host outside go to the gateway, in the mesh's own TLS, and TLS of the host's begins there: it
 /// is the control plane, under another name.
