@@ -63,12 +63,13 @@ fn throws(world: &World, caller: &Caller, to: &Destination) -> u32 {
         return THROWS;
     };
     let weights = service.weighted_waypoints.iter();
-    let total: u64 = weights.map(|one| u64::from(one.weight)).sum();
+    // Without weights it is the usual number, not one.
+    let total: u64 = weights.map(|one| u64::from(one.weight)).sum::<u64>().max(1);
     let (mut divisor, mut rest) = (u64::from(THROWS), total);
     while rest > 0 {
         (divisor, rest) = (rest, divisor % rest);
     }
-    let common = u64::from(THROWS) / divisor * total.max(1);
+    let common = u64::from(THROWS) / divisor * total;
     let common = Some(common).filter(|throws| *throws <= MOST_THROWS);
     common
         .and_then(|throws| u32::try_from(throws).ok())
