@@ -140,101 +140,62 @@ fn a_namespace_names_one_for_what_has_its_first_one_from_there() {
     }
 }
 
-#[test]
-fn what_is_wrong_with_the_second_waypoint_leaves_all_calls_to_the_first() {
-    let named =
-        |canary: &str| format!("istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: {canary}");
-    let more = [
+/// The label that names this waypoint as the second one.
+fn second(name: &str) -> String {
+    format!("istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: {name}")
+}
+
+/// Sees that the first waypoint takes all calls, and that this is said so.
+fn alone(labels: &str, annotation: &str, (bound, reason): (bool, &str), word: &str) {
+    let others = [
         gateway("pods", ", labels: {istio.io/waypoint-for: workload}"),
         waypoint_pod("pods", true),
         gateway("asleep", ""),
         waypoint_pod("asleep", false),
         gateway("far", "").replace("namespace: shop", "namespace: other"),
-    ]
-    .concat();
-    let elsewhere = named("far") + ", istio.io/use-waypoint-canary-namespace: other";
-    let good = weight("30");
-    for (labels, annotation, bound, reason, word) in [
-        (
-            named("wp"),
-            &*good,
-            false,
-            "CanarySameAsPrimary",
-            "the same waypoint",
-        ),
-        (
-            named("b"),
-            &*weight("x"),
-            false,
-            "CanaryInvalidWeight",
-            "\"x\"",
-        ),
-        (
-            named("b"),
-            &*weight("101"),
-            false,
-            "CanaryInvalidWeight",
-            "0 to 100",
-        ),
-        (
-            named("b"),
-            &*weight("-1"),
-            false,
-            "CanaryInvalidWeight",
-            "\"-1\"",
-        ),
-        (
-            named("b"),
-            &*weight("0.5"),
-            false,
-            "CanaryInvalidWeight",
-            "whole number",
-        ),
-        (
-            named("away"),
-            &*good,
-            true,
-            "WaypointAccepted",
-            "shop/away does not exist",
-        ),
-        (
-            named("asleep"),
-            &*good,
-            true,
-            "WaypointAccepted",
-            "shop/asleep has no ready pod",
-        ),
-        (
-            named("pods"),
-            &*good,
-            true,
-            "WaypointAccepted",
-            "does not take service traffic",
-        ),
-        (
-            elsewhere,
-            &*good,
-            true,
-            "WaypointAccepted",
-            "does not allow objects",
-        ),
+    ];
+    let yaml = [
+        namespace(""),
+        service(labels, annotation),
+        both(),
+        others.concat(),
+    ];
+    let plan = planned(&yaml.concat());
+    assert_eq!(of_cart(&plan), "wp", "{labels} {annotation}");
+    let (holds, why, text, severity) = said(&plan);
+    assert_eq!((holds, why), (bound, reason), "{labels}: {text}");
+    assert!(text.contains(word), "{text}");
+    let first = "waypoint shop/wp, which takes all calls";
+    assert!(text.contains(first), "{text}");
+    assert_eq!(severity, Severity::Warning);
+}
+
+#[test]
+fn a_mistake_about_the_second_waypoint_leaves_all_calls_to_the_first() {
+    let same = (false, "CanarySameAsPrimary");
+    alone(&second("wp"), &weight("30"), same, "the same waypoint");
+    for (text, word) in [
+        ("x", "\"x\""),
+        ("101", "0 to 100"),
+        ("-1", "\"-1\""),
+        ("0.5", "whole number"),
+        ("", "\"\""),
     ] {
-        let yaml = [
-            namespace(""),
-            service(&labels, annotation),
-            both(),
-            more.clone(),
-        ];
-        let plan = planned(&yaml.concat());
-        assert_eq!(of_cart(&plan), "wp", "{labels} {annotation}");
-        let (holds, why, text, severity) = said(&plan);
-        assert_eq!((holds, why), (bound, reason), "{labels}: {text}");
-        assert!(text.contains(word), "{text}");
-        assert!(
-            text.contains("waypoint shop/wp, which takes all calls"),
-            "{text}"
-        );
-        assert_eq!(severity, Severity::Warning);
+        let invalid = (false, "CanaryInvalidWeight");
+        alone(&second("b"), &weight(text), invalid, word);
+    }
+}
+
+#[test]
+fn a_second_waypoint_that_cannot_be_used_leaves_all_calls_to_the_first() {
+    let elsewhere = second("far") + ", istio.io/use-waypoint-canary-namespace: other";
+    for (labels, word) in [
+        (second("away"), "shop/away does not exist"),
+        (second("asleep"), "shop/asleep has no ready pod"),
+        (second("pods"), "does not take service traffic"),
+        (elsewhere, "does not allow objects"),
+    ] {
+        alone(&labels, &weight("30"), (true, "WaypointAccepted"), word);
     }
 }
 
@@ -294,4 +255,37 @@ fn pods_take_calls_from_both_and_entries_have_two_as_well() {
     assert_eq!(passage, [2], "the two waypoints and nobody else");
     assert_eq!(told(&plan.entries[0]), "wp wp*95 b*5");
     assert_eq!(reasons(&plan, "ServiceEntry shop/e")[0], "Accepted");
+}
+
+#[test]
+fn a_policy_for_one_of_two_gateways_is_told() {
+    let deny = |targets: &str| {
+        let target = |name: &str| {
+            format!("{{group: gateway.networking.k8s.io, kind: Gateway, name: {name}}}")
+        };
+        let targets: Vec<String> = targets.split(' ').map(target).collect();
+        policy(
+            "shop",
+            &format!(
+                "targetRefs: [{}], action: DENY, rules: [{{to: [{{operation: {{paths: [/a]}}}}]}}]",
+                targets.join(", ")
+            ),
+        )
+    };
+    for (targets, share, around) in [
+        ("wp", "30", true),
+        ("wp", "0", false),
+        ("wp b", "30", false),
+        ("b", "30", false),
+    ] {
+        let yaml = [
+            namespace(""),
+            service(NAMED, &weight(share)),
+            both(),
+            deny(targets),
+        ];
+        let told = reasons(&planned(&yaml.concat()), "AuthorizationPolicy shop/p");
+        let found = told.contains(&"CanaryGoesAround");
+        assert_eq!(found, around, "{targets} at {share} %: {told:?}");
+    }
 }

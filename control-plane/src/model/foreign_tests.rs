@@ -99,7 +99,7 @@ fn node_proxies_hand_over_to_a_waypoint_that_is_bound_to_them() {
         (Some(tunnel(Plain, 80)), good.clone())
     );
     // As if it were not there.
-    assert_eq!(of("proxy", TUNNELS), (None, good.clone()));
+    assert_eq!(of("proxy", TUNNELS), (None, good));
     assert_eq!(
         of("proxy", proxied),
         (None, "WaypointIsNotReady".to_owned())

@@ -43,6 +43,24 @@ fn conditions(rendered: &Rendered) -> Vec<(&str, bool, &str)> {
 const PENDING: (&str, bool, &str) = ("Programmed", false, "Pending");
 
 #[test]
+fn a_waypoint_of_ours_says_that_it_ends_tunnels_itself() {
+    let binding = |text: &str| format!("ambient.istio.io/waypoint-inbound-binding: {text}");
+    let refused = ("isobar.dev/InboundBindingUsed", false, "UnsupportedValue");
+    for (text, told) in [("PROXY", true), ("NONE/80", true), ("NONE", false)] {
+        let own = rendered(&gateway(&binding(text), LISTENER));
+        assert_eq!(conditions(&own).contains(&refused), told, "{text}");
+    }
+    let class = format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\n\
+         metadata: {{name: isobar-waypoint, annotations: {{{}}}}}\n\
+         spec: {{controllerName: isobar.dev/control-plane}}\n",
+        binding("PROXY/15088")
+    );
+    let of_class = rendered(&(gateway("", LISTENER) + &class));
+    assert!(conditions(&of_class).contains(&refused));
+}
+
+#[test]
 fn pods_are_told_what_the_mesh_is_called_where_they_would_not_know() {
     let facts = GatewayFacts {
         key: NamespacedName {
