@@ -17,6 +17,12 @@ spec:
   rules: [{from: [{source: {principals: [old.example/ns/shop/sa/a]}}]}]
 ";
 
+const SETTINGS: &str = "\
+trustDomainAliases: [old.example]
+outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+accessLogFile: /dev/stdout
+trustDomain: new.example";
+
 async fn prepared(server: &ApiServer) -> Result<()> {
     server.namespace("istio-system").await?;
     server.namespace("shop").await?;
@@ -49,7 +55,7 @@ async fn said(isobard: &Isobard) -> Result<String> {
 }
 
 #[test]
-fn the_mesh_config_is_followed_and_the_flag_counts_before_it() {
+fn the_mesh_config_is_followed() {
     run(async |server| {
         prepared(server).await?;
         server.apply(POLICY).await?;
@@ -60,9 +66,7 @@ fn the_mesh_config_is_followed_and_the_flag_counts_before_it() {
         ensure!(served(&isobard, "outbound").await?.is_empty());
         let plain = served(&isobard, "authorizations").await?;
 
-        let all = "trustDomainAliases: [old.example]\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\n\
-                   accessLogFile: /dev/stdout\ntrustDomain: new.example";
-        server.apply(&mesh("istio", all)).await?;
+        server.apply(&mesh("istio", SETTINGS)).await?;
         eventually("the settings are served", async || {
             let outbound = served(&isobard, "outbound").await?;
             let names: Vec<&String> = outbound.keys().collect();
@@ -110,10 +114,15 @@ fn the_mesh_config_is_followed_and_the_flag_counts_before_it() {
             ensure!(all.contains_key("elsewhere/callers"), "{all:?}");
             Ok(())
         })
-        .await?;
-        isobard.end().await?;
+        .await
+    });
+}
 
-        server.apply(&mesh("istio", all)).await?;
+#[test]
+fn the_flag_counts_before_the_mesh_config() {
+    run(async |server| {
+        prepared(server).await?;
+        server.apply(&mesh("istio", SETTINGS)).await?;
         let flag = ["--outbound-traffic-policy=ALLOW_ANY"];
         let isobard = Isobard::start(server, "flag", &flag).await?;
         eventually("only the names are taken", async || {

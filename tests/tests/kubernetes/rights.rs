@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use isobar_chart::{Chart, Manifest, Release, Values};
 use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_kubernetes::{
-    Applying, Cluster, Extra, Installer, KubernetesSource, KubernetesWriter, Presence, RootMaps,
+    Applying, Cluster, Extra, Installer, KubernetesSource, KubernetesWriter, RootMaps,
     SourceOptions, TokenReviews, keep_authority, refresh_authority,
 };
 use isobar_objects::{
@@ -316,17 +316,10 @@ impl Stage {
                 refresh_authority(&self.account, HOME, folder, || anyhow::Ok(true)).await
             }
             Deed::Lead => self.lead(scope).await,
-            Deed::ReadParameters => {
-                self.account.config_maps(HOME, "a=b").await?;
-                Ok(self.account.config_map("shop", "x").await.map(drop)?)
-            }
+            Deed::ReadParameters => self.read_parameters().await,
             Deed::Scale(kind) => self.scale(kind).await,
             Deed::Register => self.register(scope).await,
-            Deed::SeeDaemonSet => {
-                let seen = self.account.daemon_set(HOME, "isobar-cni").await;
-                ensure!(seen == Presence::Gone, "{seen:?}");
-                Ok(())
-            }
+            Deed::SeeDaemonSet => self.see_daemon_set().await,
             Deed::Note => self.note().await,
             Deed::FollowSecret => self.follow_secret(scope).await,
             Deed::FollowStranger(kinds) => self.follow_stranger(kinds, scope).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use isobar_kubernetes::{
     Applying, EventWriter, Extra, ExtraRef, Known, KubernetesSource, KubernetesWriter, LastValid,
-    Note, Pace, SourceOptions, Versions, Webhook, WebhookAddress, WebhookOptions,
+    Note, Pace, Presence, SourceOptions, Versions, Webhook, WebhookAddress, WebhookOptions,
 };
 use isobar_objects::{
     Kind, MeshConfig, NamedSecret, ObjectRef, ObjectSource as _, ObjectWriter as _, Stranger,
@@ -67,6 +67,17 @@ impl Stage {
             });
             tokio::time::timeout(PATIENCE, seen).await??;
         }
+        Ok(())
+    }
+
+    pub(super) async fn read_parameters(&self) -> Result<()> {
+        self.account.config_maps(HOME, "a=b").await?;
+        Ok(self.account.config_map("shop", "x").await.map(drop)?)
+    }
+
+    pub(super) async fn see_daemon_set(&self) -> Result<()> {
+        let seen = self.account.daemon_set(HOME, "isobar-cni").await;
+        ensure!(seen == Presence::Gone, "{seen:?}");
         Ok(())
     }
 
