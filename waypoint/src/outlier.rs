@@ -325,4 +325,34 @@ mod tests {
         assert!(panics(&rules, 4, 3));
         assert!(!panics(&RULES, 4, 4));
     }
+
+    #[test]
+    fn each_interval_it_was_well_takes_back_one_time() {
+        let mut bed = Bed::new();
+        for time in [10, 20] {
+            assert_eq!(bed.answers("a", &[503, 503]), [false, true]);
+            bed.later(time);
+            assert!(bed.out().is_empty());
+        }
+        // It was out twice; of that one time is left, so the next is the second again.
+        bed.later(1);
+        bed.answers("a", &[503, 503]);
+        bed.later(19);
+        assert_eq!(bed.out(), ["a"]);
+        bed.later(1);
+        assert!(bed.out().is_empty());
+    }
+
+    #[test]
+    fn answers_that_come_late_do_not_take_it_back() {
+        let mut bed = Bed::new();
+        bed.answers("a", &[503, 503]);
+        bed.later(5);
+        assert_eq!(bed.answers("a", &[200, 500, 503, 503, 200]), [false; 5]);
+        assert_eq!(bed.out(), ["a"]);
+        bed.later(4);
+        assert_eq!(bed.out(), ["a"]);
+        bed.later(1);
+        assert!(bed.out().is_empty());
+    }
 }

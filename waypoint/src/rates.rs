@@ -296,4 +296,78 @@ mod tests {
         assert!(passes(&rates, &tables, "one", now + Duration::from_secs(1)));
         assert!(passes(&rates, &tables, "two", now + Duration::from_secs(1)));
     }
+
+    #[test]
+    fn the_limit_with_the_least_room_is_told_and_of_several_the_first() {
+        let rates = Rates::default();
+        let named = |name: &str, requests| proto::RateLimit {
+            name: name.into(),
+            ..by_identity(requests)
+        };
+        let all = [named("wide", 9), named("narrow", 3), named("as narrow", 3)];
+        let tables = tables(all.into());
+        let headers = ::http::HeaderMap::new();
+        let call = HttpCall {
+            method: &::http::Method::GET,
+            path: "/",
+            query: None,
+            authority: "svc",
+            written_authority: "svc",
+            scheme: "http",
+            headers: &headers,
+            destination: ([10, 0, 0, 1], 80).into(),
+        };
+        let caller = Caller {
+            identity: None,
+            ip: [10, 0, 0, 2].into(),
+            labels: None::<Arc<Labels>>,
+        };
+        let now = Instant::now();
+        let ask = || {
+            let limits = tables.rate_limits_of(None);
+            let verdict = rates.ask(limits, &call, &caller, None, now).unwrap();
+            let refused = verdict.wait.is_some();
+            (verdict.limit.name.clone(), verdict.remaining, refused)
+        };
+        for left in [2, 1, 0] {
+            assert_eq!(ask(), ("narrow".to_owned(), left, false));
+        }
+        assert_eq!(ask(), ("narrow".to_owned(), 0, true));
+    }
+
+    #[test]
+    fn a_full_shard_has_places_for_those_it_knows_and_is_swept_now_and_then() {
+        let mut shard = Shard::default();
+        let full_at = SWEEP + 7;
+        shard
+            .buckets
+            .extend((1..MOST_KEYS as u64).map(|key| (key, full_at)));
+        assert!(shard.has_place(0, 0), "one is left");
+        shard.buckets.insert(0, full_at + 1);
+        assert!(shard.has_place(0, 0) && shard.has_place(1, 0));
+        assert!(!shard.has_place(u64::MAX, 0));
+        assert!(!shard.has_place(u64::MAX, SWEEP), "none is full again");
+        assert!(!shard.has_place(u64::MAX, 2 * SWEEP - 1), "too early");
+        assert_eq!(shard.buckets.len(), MOST_KEYS);
+        assert!(shard.has_place(u64::MAX, 2 * SWEEP));
+        assert!(shard.buckets.is_empty());
+        // What is full just now is as good as new, what is full later is not.
+        shard
+            .buckets
+            .extend((0..MOST_KEYS as u64).map(|key| (key, 4 * SWEEP + key % 2)));
+        assert!(shard.has_place(u64::MAX, 4 * SWEEP));
+        assert_eq!(shard.buckets.len(), MOST_KEYS / 2);
+    }
+
+    #[test]
+    fn keys_are_spread_over_the_shards() {
+        let (rates, tables) = (Rates::default(), tables(vec![by_identity(1)]));
+        let now = Instant::now();
+        for n in 0..200 {
+            assert!(passes(&rates, &tables, &format!("caller-{n}"), now));
+        }
+        let used = |shard: &&Mutex<Shard>| !shard.lock().unwrap().buckets.is_empty();
+        let used = rates.shared.shards.iter().filter(used).count();
+        assert!(used > SHARDS / 2, "{used}");
+    }
 }

@@ -257,6 +257,31 @@ fn all_tries_have_theirs() {
 }
 
 #[test]
+fn a_slow_caller_takes_nothing_of_the_time() {
+    run(
+        &["a"],
+        |_, _| Reply::Silence,
+        |bed| async move {
+            bed.route(|route| route.timeout = time(1000));
+            let mut stream = bed.open();
+            let part = b"POST / HTTP/1.1\r\nhost: svc\r\ncontent-length: 6\r\n\r\nabc";
+            stream.write_all(part).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            assert!(
+                bed.lines.try_recv().is_err(),
+                "the endpoint has had no time"
+            );
+            stream.write_all(b"def").await.unwrap();
+            let began = Instant::now();
+            let line = bed.line().await;
+            assert!(line.contains(" 504 UT response_timeout"), "{line}");
+            let took = began.elapsed().as_millis();
+            assert!((1000..1010).contains(&took), "{took}");
+        },
+    );
+}
+
+#[test]
 fn there_is_a_wait_between_two_tries_within_the_time_of_all() {
     let reply = |_: &str, before| Reply::Status(if before == 1 { 200 } else { 503 });
     run(&["a"], reply, |bed| async move {
