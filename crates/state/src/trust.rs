@@ -56,7 +56,7 @@ mod tests {
         let cart = of_workload(pod("shop", "cart", "10.0.0.1"));
         draft.upsert_address(&cart).unwrap();
         let plain = draft.finish();
-        let mut draft = plain.clone().draft();
+        let mut draft = plain.draft();
         draft
             .upsert_outbound_policy(&trust(&["cluster.local", "old.example"]))
             .unwrap();
