@@ -138,7 +138,7 @@ spec: {controllerName: isobar.dev/control-plane}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: wp, namespace: shop, annotations: {gateway.istio.io/name-override: other}}
+metadata: {name: wp, namespace: shop, annotations: {sidecar.istio.io/proxyImage: other}}
 spec:
   gatewayClassName: isobar-waypoint
   addresses: [{type: IPAddress, value: 192.0.2.7}]
@@ -188,7 +188,7 @@ fn every_kind_that_counts_is_told_what_became_of_it() {
         let ignored = findings(&isobard, "Gateway", "wp").await?;
         let said = ignored
             .iter()
-            .any(|one| one["field"].to_string().contains("name-override"));
+            .any(|one| one["field"].to_string().contains("proxyImage"));
         ensure!(said, "{ignored:?}");
 
         server.kubectl(&["delete", class.0]).await?;
