@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod cores;
 mod cost;
 mod discovery;
 mod floor;
@@ -119,6 +120,7 @@ fn main() -> anyhow::Result<()> {
         }
         Some(Role::L7(mut chosen)) => {
             chosen.out.get_or_insert(options.out);
+            cores::leave()?;
             alone(&runtime, l7::run(&chosen))
         }
         Some(Role::L4(mut chosen)) => {

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::GRPC;
+use super::frames::{self, Pace};
 use super::server::{CONNECTION_WINDOW, MESSAGE, STREAM_WINDOW};
 use crate::client::{content_length, micros, percentile};
 use crate::cost::usage_of_process;
@@ -126,6 +127,18 @@ impl Loop {
     }
 }
 
+/// As fast as it goes.
+impl Pace for Loop {
+    fn another(&self) -> Option<Instant> {
+        let now = Instant::now();
+        (now < self.until).then_some(now)
+    }
+
+    fn note(&self, start: Instant, outcome: &Result<()>) {
+        Self::note(self, start, outcome);
+    }
+}
+
 impl Load {
     /// Runs it in a `LocalSet`.
     pub(crate) async fn run(self) -> Result<Measured> {
@@ -174,6 +187,13 @@ impl Load {
     async fn connection(self, mut loops: Vec<Loop>, scope: &Rc<LocalScope>) {
         let outcome = match (self.protocol, loops.pop()) {
             (Protocol::Http1, Some(only)) => self.http1(only).await,
+            (_, Some(last)) if self.rate == 0 => match connect(self.to).await {
+                Ok(tcp) => frames::run(tcp, &self, self.streams.max(1), &last).await,
+                Err(error) => {
+                    last.note(Instant::now(), &Err(error));
+                    Ok(())
+                }
+            },
             (_, Some(last)) => {
                 loops.push(last);
                 self.http2(loops, scope).await

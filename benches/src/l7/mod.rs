@@ -1,8 +1,10 @@
 //! `make bench-l7`: the waypoint as a plain hop beside a real Envoy with the same routes, round by round
-//! in the same run. Everything is on loopback; each proxy has one worker.
+//! in the same run. Everything is on loopback; each proxy has one worker and a processor of its own.
 
+mod answers;
 pub(crate) mod caller;
 mod feed;
+mod frames;
 mod memory;
 mod push;
 mod report;

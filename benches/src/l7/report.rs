@@ -25,7 +25,7 @@ pub(super) fn markdown(results: &Results) -> String {
     let mut text = String::from("# L7 benchmark\n\n");
     let _ = writeln!(
         text,
-        "Kernel {}, {} cores, one worker a proxy. Medians; ratios are medians of the ratios within each round.",
+        "Kernel {}, {} cores; a proxy has one worker and the first core, everybody else has the rest. Medians; ratios are medians of the ratios within each round.",
         results.kernel, results.cores
     );
     loads(results, &mut text);
@@ -73,7 +73,7 @@ fn mib(kib: f64) -> String {
     format!("{:.1} MiB", kib / 1024.0)
 }
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     figure(
         "requests/s",
         whole,
@@ -84,6 +84,13 @@ const FIGURES: [Figure; 7] = [
         "CPU of the proxy, each",
         micros,
         |s| each(s, s.proxy_cpu),
+        true,
+    ),
+    // Less than the whole: somebody else was the limit, and requests a second say little.
+    figure(
+        "processor the proxy used",
+        |part| format!("{:.0} %", part * 100.0),
+        |s| s.proxy_cpu / s.measured.seconds,
         true,
     ),
     figure(

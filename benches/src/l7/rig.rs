@@ -12,13 +12,15 @@ use isobar_tests::envoy::{Envoy, Export};
 use isobar_tests::eventually_within;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::Mutex;
 
 use super::Contender;
 use super::caller::{Load, Measured, connect, read_reply};
 use super::feed::Feed;
 use super::scene::{ACCOUNT, NAMESPACE, Scene, WAYPOINT};
 use super::server::endpoints;
+use crate::cores::give_own;
 use crate::cost::{Usage, usage_of_process};
 
 /// For a proxy to serve: thousands of routes take their time.
@@ -27,6 +29,8 @@ const START: Duration = Duration::from_secs(60);
 /// The application; ends with this value.
 pub(super) struct Application {
     child: Child,
+    /// What it is told, and what it says to that.
+    talk: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
     pub(super) endpoints: Vec<SocketAddr>,
 }
 
@@ -40,17 +44,31 @@ fn own_program(role: &str) -> Result<Command> {
 impl Application {
     pub(super) async fn start() -> Result<Self> {
         let mut child = own_program("http-server")?
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("the application does not start")?;
-        let output = child.stdout.take().context("no output")?;
+        let input = child.stdin.take().context("no input")?;
+        let mut output = BufReader::new(child.stdout.take().context("no output")?);
         let mut line = String::new();
-        BufReader::new(output).read_line(&mut line).await?;
+        output.read_line(&mut line).await?;
         let port: u16 = line.trim().parse().context("the application's port")?;
         Ok(Self {
             child,
+            talk: Mutex::new((input, output)),
             endpoints: endpoints(port).collect(),
         })
+    }
+
+    /// Requests of HTTP/2 are answered with bodies of this size from now on.
+    pub(super) async fn answer_with(&self, size: usize) -> Result<()> {
+        let (input, output) = &mut *self.talk.lock().await;
+        let wanted = format!("{size}\n");
+        input.write_all(wanted.as_bytes()).await?;
+        let mut said = String::new();
+        output.read_line(&mut said).await?;
+        ensure!(said == wanted, "the application says {said:?}");
+        Ok(())
     }
 
     pub(super) fn used(&self) -> Usage {
@@ -107,6 +125,9 @@ impl Rig {
             endpoints,
             folder,
         };
+        if let Some(id) = rig.id() {
+            give_own(id)?;
+        }
         let ready = rig.ready().await;
         ready.with_context(|| format!("{}, {}: {}", contender.name(), scene.name, rig.log()))?;
         Ok(rig)
@@ -145,12 +166,16 @@ impl Rig {
 
     /// What the proxy has used so far.
     pub(super) fn used(&self) -> Usage {
-        let id = match &self.proxy {
+        self.id().map_or_else(Usage::default, usage_of_process)
+    }
+
+    /// The proxy's process.
+    fn id(&self) -> Option<u32> {
+        match &self.proxy {
             Proxy::Ours { child, .. } => child.id(),
             Proxy::Envoy(envoy) => Some(envoy.id()),
             Proxy::None => None,
-        };
-        id.map_or_else(Usage::default, usage_of_process)
+        }
     }
 
     /// Starts a load, which runs on its own.

@@ -202,6 +202,7 @@ pub(super) async fn one(
     round: u32,
 ) -> Result<Sample> {
     eprintln!("round {round}: {}, {}", plan.name, rig.contender.name());
+    application.answer_with(plan.body).await?;
     let (before, served_before) = (rig.used(), application.used());
     let measured = measured(rig.start_load(&plan.load(rig, options)?)?).await?;
     let (after, served) = (rig.used(), application.used());

@@ -1,18 +1,17 @@
 //! The application behind the proxies: HTTP/1.1, HTTP/2 and gRPC on one port, as cheap as can be, since
 //! it shares the machine with what is measured.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
 use isobar_runtime::LocalScope;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::GRPC;
+use super::answers;
 use crate::server::head_end;
 
 /// Addresses it listens on, with one port: two endpoints to choose from.
@@ -20,22 +19,29 @@ pub(super) const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(
 /// Body of a reply where the path asks for none: of typical small size.
 const SMALL: usize = 128;
 /// More than any load asks for.
-const LARGEST: usize = 1 << 20;
+pub(super) const LARGEST: usize = 1 << 20;
 pub(super) const STREAM_WINDOW: u32 = 1 << 20;
 pub(super) const CONNECTION_WINDOW: u32 = 4 << 20;
 const PREFACE: &[u8] = b"PRI";
 /// A gRPC message of 32 bytes with its prefix.
 pub(super) const MESSAGE: &[u8] = b"\0\0\0\0\x200123456789abcdef0123456789abcdef";
 
-/// Serves until it is killed; prints its port first.
+/// Serves until its input ends; prints its port first. Each line of its input is the size of body that
+/// requests of HTTP/2 are answered with from then on, and is printed once that is so.
 pub(crate) async fn run() -> Result<()> {
     let scope = Rc::new(LocalScope::new("server"));
     let (listener, others) = listen().await?;
     println!("{}", listener.local_addr()?.port());
+    let size = Rc::new(Cell::new(SMALL));
     for listener in others.into_iter().chain([listener]) {
-        scope.spawn("accept", accept(scope.clone(), listener));
+        scope.spawn("accept", accept(scope.clone(), listener, Rc::clone(&size)));
     }
-    std::future::pending().await
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        size.set(line.parse().context("a line that is no size")?);
+        println!("{line}");
+    }
+    Ok(())
 }
 
 /// The same free port on every address.
@@ -50,15 +56,15 @@ async fn listen() -> Result<(TcpListener, Vec<TcpListener>)> {
     Ok((first, others))
 }
 
-async fn accept(scope: Rc<LocalScope>, listener: TcpListener) {
+pub(super) async fn accept(scope: Rc<LocalScope>, listener: TcpListener, size: Rc<Cell<usize>>) {
     while let Ok((tcp, _)) = listener.accept().await {
-        let connection = connection(scope.clone(), tcp);
+        let connection = connection(tcp, Rc::clone(&size));
         // A connection that breaks shows as a failure at the load generator.
         scope.spawn("connection", async move { drop(connection.await) });
     }
 }
 
-async fn connection(scope: Rc<LocalScope>, tcp: TcpStream) -> Result<()> {
+async fn connection(tcp: TcpStream, size: Rc<Cell<usize>>) -> Result<()> {
     tcp.set_nodelay(true)?;
     let mut first = [0; PREFACE.len()];
     loop {
@@ -70,7 +76,7 @@ async fn connection(scope: Rc<LocalScope>, tcp: TcpStream) -> Result<()> {
             return http1(tcp).await;
         }
         if count == PREFACE.len() {
-            return http2(scope, tcp).await;
+            return answers::run(tcp, &size).await;
         }
     }
 }
@@ -103,60 +109,6 @@ fn wanted(path: Option<&str>) -> usize {
     let last = path.and_then(|p| p.rsplit('/').next());
     let size = last.and_then(|word| word.parse().ok());
     size.unwrap_or(SMALL).min(LARGEST)
-}
-
-async fn http2(scope: Rc<LocalScope>, tcp: TcpStream) -> Result<()> {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(1000);
-    let mut connection = builder.handshake::<_, Bytes>(tcp).await?;
-    let body = Bytes::from(vec![b'x'; LARGEST]);
-    while let Some(accepted) = connection.accept().await {
-        let (request, respond) = accepted?;
-        if request.body().is_end_stream() {
-            plain(&body, &request, respond)?;
-        } else {
-            scope.spawn("unary", async move { drop(unary(request, respond).await) });
-        }
-    }
-    Ok(())
-}
-
-fn plain<B>(
-    body: &Bytes,
-    request: &Request<B>,
-    mut respond: h2::server::SendResponse<Bytes>,
-) -> Result<()> {
-    let size = wanted(Some(request.uri().path()));
-    let head = Response::builder()
-        .header("content-type", "text/plain")
-        .header("x-internal", "bench")
-        .header("content-length", size)
-        .body(())?;
-    let mut stream = respond.send_response(head, false)?;
-    Ok(stream.send_data(body.slice(..size), true)?)
-}
-
-/// Reads the message, answers with one and a status.
-async fn unary(
-    request: Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<Bytes>,
-) -> Result<()> {
-    let mut body = request.into_body();
-    while let Some(data) = body.data().await {
-        let length = data?.len();
-        body.flow_control().release_capacity(length)?;
-    }
-    let head = Response::builder()
-        .header("content-type", GRPC)
-        .header("x-internal", "bench");
-    let mut stream = respond.send_response(head.body(())?, false)?;
-    stream.send_data(Bytes::from_static(MESSAGE), false)?;
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    Ok(stream.send_trailers(trailers)?)
 }
 
 /// The endpoints' addresses at `port`.
