@@ -273,14 +273,14 @@ fn destinations(route: &wire::VirtualService) -> impl Iterator<Item = &wire::Des
         let own = forward.iter().flat_map(|d| &d.mirrors);
         let mirrors = http.mirrors.iter().chain(own);
         let mirrors = mirrors.filter_map(|m| m.destination.as_ref());
+        let asked = forward.iter().flat_map(|d| &d.external_auth);
+        let asked = http.external_auth.iter().chain(asked);
+        let asked = asked.filter_map(|one| one.destination.as_ref());
         let forward = forward.iter().filter_map(|d| d.destination.as_ref());
         forward.chain(mirrors).chain(asked)
     });
     let tls = route.tls.iter().flat_map(|tls| &tls.destinations);
     let tcp = route.tcp.iter().flat_map(|tcp| &tcp.destinations);
-        let asked = forward.iter().flat_map(|d| &d.external_auth);
-        let asked = http.external_auth.iter().chain(asked);
-        let asked = asked.filter_map(|one| one.destination.as_ref());
     let opaque = tls.chain(tcp).filter_map(|d| d.destination.as_ref());
     http.chain(opaque)
 }
@@ -403,11 +403,6 @@ pub(super) fn named_keys(
     named.chain(rules.iter().flat_map(compared)).collect()
 }
 
-/// Label keys by which a rule compares callers and endpoints.
-fn compared(rule: &wire::DestinationRule) -> impl Iterator<Item = String> {
-    let subsets = rule.subsets.iter().map(|s| s.traffic_policy.as_ref());
-    let policies = subsets.chain([rule.traffic_policy.as_ref()]).flatten();
-    policies
 /// Limits that stand in a rule.
 fn own_limits(http: &wire::HttpRoute) -> impl Iterator<Item = &wire::RateLimitPolicy> {
     let forward = match &http.action {
@@ -418,6 +413,11 @@ fn own_limits(http: &wire::HttpRoute) -> impl Iterator<Item = &wire::RateLimitPo
     http.rate_limits.iter().chain(of_destinations)
 }
 
+/// Label keys by which a rule compares callers and endpoints.
+fn compared(rule: &wire::DestinationRule) -> impl Iterator<Item = String> {
+    let subsets = rule.subsets.iter().map(|s| s.traffic_policy.as_ref());
+    let policies = subsets.chain([rule.traffic_policy.as_ref()]).flatten();
+    policies
         .flat_map(|policy| {
             let ports = policy.port_level.iter().filter_map(|p| p.policy.as_ref());
             ports.chain([policy])
