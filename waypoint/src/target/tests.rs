@@ -3,7 +3,7 @@ use std::future::Future;
 use futures_util::FutureExt as _;
 use isobar_proto::isobar::v1 as proto;
 use isobar_proto::istio::workload as wire;
-use isobar_types::Identity;
+use isobar_types::{Identity, NamespacedHostname};
 use proto::waypoint::Traffic;
 
 use super::*;
@@ -357,4 +357,40 @@ fn the_callers_namespace_decides_who_an_address_is() {
     };
     assert_eq!(of("away"), format!("away/{HOST}"));
     assert_eq!(of("default"), format!("default/{HOST}"));
+}
+
+#[test]
+fn what_is_handed_over_is_leaving_unless_it_is_ours_as_well() {
+    let mesh = Mesh::new();
+    mesh.pods([alone("own", "10.0.1.2")]);
+    let both = [VIP, "10.0.1.2:80"].map(|authority| found(&mesh, authority).unwrap());
+    let gateway = |host: &str| GatewayAddress {
+        destination: GatewayDestination::Hostname(NamespacedHostname {
+            namespace: "default".into(),
+            hostname: host.into(),
+        }),
+        hbone_port: 15008,
+    };
+    let leaving = |now: &[&str], also: &[&str]| {
+        let now = now.first().map(|host| gateway(host));
+        let also: Vec<_> = also.iter().map(|host| gateway(host)).collect();
+        let mut service = Service::clone(&mesh.known_service(HOST));
+        (service.waypoint, service.also_waypoints) = (now.clone(), also.clone());
+        let mut pod = Workload::clone(&mesh.known_pod("own"));
+        let profile = Arc::make_mut(&mut pod.profile);
+        (profile.waypoint, profile.also_waypoints) = (now, also);
+        let mut draft = mesh.world.store.load().draft();
+        draft.put_service(service);
+        draft.put_workload(pod);
+        mesh.world.store.publish(draft.finish());
+        let (view, own) = (mesh.view(), &mesh.world.own);
+        both.each_ref().map(|one| is_leaving(&view, own, one))
+    };
+    assert_eq!(leaving(&[WAYPOINT], &[]), [false; 2]);
+    assert_eq!(leaving(&[WAYPOINT], &[WAYPOINT]), [false; 2]);
+    assert_eq!(leaving(&[OTHER], &[WAYPOINT]), [true; 2]);
+    assert_eq!(leaving(&[], &[WAYPOINT]), [true; 2]);
+    assert_eq!(leaving(&[OTHER], &[OTHER]), [false; 2]);
+    assert_eq!(leaving(&[OTHER], &[]), [false; 2]);
+    assert!(both.iter().all(|one| !one.is_raw()));
 }
