@@ -40,6 +40,6 @@ pub use model::{
     Dropped, End, Missing, OutboundTraffic, PortRules, Remedy, Severity, ShutDoor, Verdict, dropped,
 };
 pub use process::run;
-pub use told::{Told, ToldWaypoint, guards, shut_doors, told, verdicts};
+pub use told::{ForeignAddress, Told, ToldWaypoint, guards, shut_doors, told, verdicts};
 pub use validation::validate;
 pub use webhook::answer_reviews;

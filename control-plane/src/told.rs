@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use isobar_objects::{Kind, ObjectRef, ObjectSet, mesh_config_of};
 use isobar_proto::isobar::v1 as isobar;
@@ -39,6 +40,39 @@ pub struct ToldWaypoint {
     pub rate_limits: Vec<isobar::RateLimitPolicy>,
     /// Values of the label keys that routes and rules name.
     pub labels: Vec<isobar::WorkloadLabels>,
+    /// Where it is reached, if somebody else runs it; what it makes of all this is not known then.
+    pub foreign: Option<ForeignAddress>,
+}
+
+/// Where a waypoint is reached that somebody else runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForeignAddress {
+    /// By the host name of its Service.
+    Host {
+        /// Namespace of the Service.
+        namespace: String,
+        /// Its full name, in lower case.
+        hostname: String,
+    },
+    /// By the address of a pod or Service, and nothing else.
+    Ip(IpAddr),
+}
+
+impl ForeignAddress {
+    fn of(address: workload::GatewayAddress) -> Option<Self> {
+        use workload::gateway_address::Destination;
+
+        Some(match address.destination? {
+            Destination::Hostname(host) => Self::Host {
+                namespace: host.namespace,
+                hostname: host.hostname,
+            },
+            Destination::Address(at) => match <[u8; 4]>::try_from(&*at.address) {
+                Ok(four) => Self::Ip(four.into()),
+                Err(_) => Self::Ip(<[u8; 16]>::try_from(&*at.address).ok()?.into()),
+            },
+        })
+    }
 }
 
 /// Plans `set` and tells what would be served.
@@ -59,6 +93,7 @@ pub fn told(set: &ObjectSet) -> Told {
             authorizations: told.authorizations,
             rate_limits: told.rate_limits,
             labels: told.labels,
+            foreign: told.foreign.and_then(ForeignAddress::of),
         };
         (told.key.to_string(), waypoint)
     });

@@ -115,6 +115,9 @@ fn heading(way: &Way) -> String {
                 reason.flag()
             )
         }
+        Outcome::Unknown { waypoint } => format!(
+            "goes to waypoint {waypoint}, which somebody else runs: what it does is not known here"
+        ),
     };
     format!("{share}: {outcome}\n")
 }

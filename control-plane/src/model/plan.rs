@@ -91,6 +91,8 @@ pub(crate) struct WaypointPlan {
     pub(crate) labels: Vec<isobar::WorkloadLabels>,
     /// The keys.
     pub(crate) label_keys: BTreeSet<String>,
+    /// Where it is reached, if somebody else runs it.
+    pub(crate) foreign: Option<workload::GatewayAddress>,
 }
 
 /// A pod that runs a waypoint.

@@ -94,6 +94,12 @@ pub enum Outcome {
         /// Names what is wrong.
         detail: String,
     },
+    /// It is handed over to somebody else, and what becomes of it is not known here.
+    #[serde(rename_all = "camelCase")]
+    Unknown {
+        /// The waypoint that takes it: `NAMESPACE/NAME` of its Gateway.
+        waypoint: String,
+    },
 }
 
 fn as_word<S: Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
@@ -115,10 +121,14 @@ impl Step {
 }
 
 impl Outcome {
-    /// True if an application, or what lies outside the mesh, gets the call.
+    /// True if an application, or what lies outside the mesh, gets the call; `None` if nobody here knows.
     #[must_use]
-    pub const fn is_allowed(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
+    pub const fn is_allowed(&self) -> Option<bool> {
+        match self {
+            Self::Refused { .. } => Some(false),
+            Self::Unknown { .. } => None,
+            Self::Reaches { .. } | Self::Leaves { .. } | Self::Answered { .. } => Some(true),
+        }
     }
 
     /// A connection that is closed.
@@ -177,12 +187,12 @@ impl Explanation {
         }
     }
 
-    /// True if every way ends well, false if none does; `None` if it depends.
+    /// True if every way ends well, false if none does; `None` if it depends, or is not known.
     #[must_use]
     pub fn allowed(&self) -> Option<bool> {
         let mut all = self.ways.iter().map(|way| way.outcome.is_allowed());
         let first = all.next()?;
-        all.all(|way| way == first).then_some(first)
+        all.all(|way| way == first).then_some(first).flatten()
     }
 }
 

@@ -50,6 +50,8 @@ pub fn explain(world: &World, question: &Question) -> Result<Explanation, Questi
 }
 
 #[cfg(test)]
+mod foreign_tests;
+#[cfg(test)]
 mod invalid_tests;
 #[cfg(test)]
 mod tests;

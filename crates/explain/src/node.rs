@@ -164,7 +164,7 @@ fn percentage(service: &Service, pod: &Workload) -> Option<u64> {
         .iter()
         .find(|one| match &one.destination.destination {
             GatewayDestination::Hostname(host) => pod.services.keys().any(|key| key == host),
-            GatewayDestination::Address(_) => false,
+            GatewayDestination::Address(address) => pod.addresses.contains(&address.ip),
         })?;
     (u64::from(own.weight) * 100).checked_div(total)
 }

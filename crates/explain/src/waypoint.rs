@@ -54,6 +54,17 @@ pub(crate) fn pass(
         let outcome = Outcome::closed(Reason::WaypointNotReady, detail);
         Ok(vec![Way::new(1.0, vec![step], outcome)])
     };
+    if let Some(waypoint) = world.foreign(instance) {
+        let place = format!("waypoint {waypoint}");
+        let because = "somebody else runs it: what it does is not known here";
+        let step = Step::new(place, "takes it over", because);
+        let waypoint = waypoint.to_owned();
+        return Ok(vec![Way::new(
+            1.0,
+            vec![step],
+            Outcome::Unknown { waypoint },
+        )]);
+    }
     let Some(tables) = world.tables_of(instance) else {
         return unready("no Gateway of this name is a waypoint".to_owned());
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use isobar_control_plane::{Told, imagined, told};
+use isobar_control_plane::{ForeignAddress, Told, imagined, told};
 use isobar_objects::ObjectSet;
 use isobar_route::Tables;
 use isobar_state::{Snapshot, Workload};
@@ -15,6 +15,8 @@ pub struct World {
     pub(crate) snapshot: Snapshot,
     /// By the host name of the waypoint's Service.
     waypoints: BTreeMap<String, Tables>,
+    /// Waypoints that somebody else runs, and where they are reached.
+    foreign: Vec<(String, ForeignAddress)>,
     problems: Vec<String>,
 }
 
@@ -25,7 +27,11 @@ impl World {
         let told = told(&objects);
         let mut problems = Vec::new();
         let snapshot = snapshot(&told, &mut problems);
-        let waypoints = told.waypoints.values().map(|waypoint| {
+        let all = || told.waypoints.iter();
+        let foreign = all().filter_map(|(name, told)| Some((name.clone(), told.foreign.clone()?)));
+        let foreign = foreign.collect();
+        let ours = all().filter(|(_, waypoint)| waypoint.foreign.is_none());
+        let waypoints = ours.map(|(_, waypoint)| {
             let tables = tables(waypoint, &mut problems);
             (waypoint.waypoint.hostname.to_ascii_lowercase(), tables)
         });
@@ -39,6 +45,7 @@ impl World {
             objects,
             snapshot,
             waypoints,
+            foreign,
             problems,
         }
     }
@@ -60,6 +67,29 @@ impl World {
     pub(crate) fn tables_of(&self, workload: &Workload) -> Option<&Tables> {
         let mut hosts = workload.services.keys();
         hosts.find_map(|key| self.waypoints.get(&*key.hostname))
+    }
+
+    /// Name of the waypoint that `workload` is an instance of, if somebody else runs it.
+    pub(crate) fn foreign(&self, workload: &Workload) -> Option<&str> {
+        let mut all = self.foreign.iter();
+        let found = all.find(|(_, at)| match at {
+            ForeignAddress::Host {
+                namespace,
+                hostname,
+            } => {
+                let mut services = workload.services.keys();
+                *workload.hostname == **hostname
+                    || services
+                        .any(|key| *key.hostname == **hostname && *key.namespace == **namespace)
+            }
+            ForeignAddress::Ip(ip) => {
+                let services = workload.services.keys();
+                let mut services = services.filter_map(|key| self.snapshot.service(key));
+                workload.addresses.contains(ip)
+                    || services.any(|service| service.vips.iter().any(|vip| vip.ip == *ip))
+            }
+        });
+        found.map(|(name, _)| name.as_str())
     }
 
     /// The workload as it is known now.

@@ -196,6 +196,7 @@ pub(crate) fn plan_waypoint(
         authorizations,
         credentials,
         rate_limits,
+        foreign: waypoint.foreign.as_ref().map(|one| one.address.clone()),
     }
 }
 

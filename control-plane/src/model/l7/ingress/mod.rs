@@ -98,6 +98,7 @@ pub(super) fn plan_edge(
         rules,
         authorizations: policies(waypoint, scoping),
         rate_limits,
+        foreign: None,
     }
 }
 
