@@ -1,7 +1,10 @@
 use isobar_proto::istio::workload as wire;
 use isobar_proto::istio::workload::gateway_address::Destination;
 
-use super::golden_tests::{namespace, planned, pod, reasons};
+use super::golden_tests::{
+    gateway as ours, namespace, planned, pod, policy, reasons, waypoint_pod,
+};
+use super::{Plan, Severity};
 
 /// A Gateway of somebody else's class.
 fn gateway(annotations: &str, listener: &str, addresses: &str) -> String {
@@ -133,4 +136,113 @@ fn who_may_use_it_is_said_by_the_listener_of_its_binding() {
     assert_eq!(two("PROXY/15088", nobody, all), "WaypointAccepted");
     assert_eq!(two("PROXY", all, nobody), "AttachmentDenied");
     assert_eq!(two("PROXY/1", all, nobody), "WaypointAccepted");
+}
+
+const OWN: &str = "istio.io/use-waypoint: theirs";
+
+/// A Service with these labels and annotations, one waypoint of ours and theirs, and these objects.
+fn shop(labels: &str, annotations: &str, objects: &str) -> Plan {
+    let meta = format!("namespace: shop, labels: {{{labels}}}, annotations: {{{annotations}}}}}");
+    let yaml = [
+        namespace(""),
+        SERVICE.replace("namespace: shop}", &meta),
+        ours("wp", ""),
+        waypoint_pod("wp", true),
+        gateway("", TUNNELS, BY_NAME),
+        objects.to_owned(),
+    ];
+    planned(&yaml.concat())
+}
+
+/// Of what is said of an object: condition, whether it holds, reason and gravity.
+fn judged<'p>(plan: &'p Plan, object: &str) -> Vec<(&'p str, bool, &'p str, Severity)> {
+    let all = plan.verdicts.iter();
+    let all = all.filter(|one| one.object.to_string() == object);
+    all.map(|one| (one.condition, one.holds, one.reason, one.severity))
+        .collect()
+}
+
+fn to_service() -> String {
+    "targetRefs: [{group: '', kind: Service, name: cart}]".to_owned()
+}
+
+fn to_gateway() -> String {
+    "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: theirs}]".to_owned()
+}
+
+const ACCEPTED: &str = "WaypointAccepted";
+const UNKNOWN: (&str, bool, &str, Severity) =
+    (ACCEPTED, false, "ForeignWaypoint", Severity::Warning);
+
+#[test]
+fn nobody_promises_that_it_keeps_policies() {
+    for target in [to_service(), to_gateway()] {
+        let deny = policy("shop", &format!("{target}, action: DENY, rules: [{{}}]"));
+        let limits = format!(
+            "---\napiVersion: isobar.dev/v1\nkind: RateLimitPolicy\n\
+             metadata: {{name: lim, namespace: shop}}\n\
+             spec: {{{target}, limits: [{{requests: 1, per: 1s}}]}}\n"
+        );
+        let plan = shop(OWN, "", &(deny + &limits));
+        for object in ["AuthorizationPolicy shop/p", "RateLimitPolicy shop/lim"] {
+            assert_eq!(judged(&plan, object), [UNKNOWN], "{target} of {object}");
+            let mut all = plan.verdicts.iter();
+            let said = all.find(|one| one.object.to_string() == object).unwrap();
+            let text = &said.message;
+            assert!(text.contains("shop/theirs"), "{text}");
+            assert!(text.contains("somebody else"), "{text}");
+        }
+    }
+    // What cannot be enforced is refused by waypoints of ours alone.
+    let custom = format!("{}, action: CUSTOM, rules: [{{}}]", to_service());
+    let plan = shop(OWN, "", &policy("shop", &custom));
+    let mut all = plan.verdicts.iter();
+    let said = all.find(|one| one.condition == ACCEPTED).unwrap();
+    assert_eq!((said.holds, said.reason), (false, "Invalid"));
+    assert!(said.message.contains("not known here"), "{}", said.message);
+}
+
+#[test]
+fn a_share_of_the_calls_to_a_policys_target_is_told_when_it_passes_one() {
+    let labels = "istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: theirs";
+    let deny = format!("{}, action: DENY, rules: [{{}}]", to_service());
+    let deny = policy("shop", &deny);
+    let of = |share: &str| {
+        let weight = format!("istio.io/use-waypoint-canary-weight: '{share}'");
+        shop(labels, &weight, &deny)
+    };
+    let plan = of("30");
+    let (_, holds, reason, severity) = UNKNOWN;
+    let around = ("isobar.dev/AtCanaries", holds, reason, severity);
+    let mut told = judged(&plan, "AuthorizationPolicy shop/p");
+    told.sort_unstable();
+    assert_eq!(told, [UNKNOWN, around]);
+    let plan = of("0");
+    let told = judged(&plan, "AuthorizationPolicy shop/p");
+    assert_eq!(told, [(ACCEPTED, true, "Accepted", Severity::Info)]);
+}
+
+#[test]
+fn routes_at_its_gateway_are_for_its_own_controller_to_judge() {
+    let route = |name: &str, parent: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+             metadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{parentRefs: [{{name: {parent}}}], rules: [{{backendRefs: [{{name: cart, port: 80}}]}}]}}\n"
+        )
+    };
+    let plan = shop(
+        "",
+        "",
+        &(route("to-theirs", "theirs") + &route("to-ours", "wp")),
+    );
+    let parents = plan.routes.iter().flat_map(|route| {
+        let name = route.object.name.as_ref();
+        route
+            .parents
+            .iter()
+            .map(move |one| (name, one.conditions[0].reason))
+    });
+    let parents: Vec<_> = parents.collect();
+    assert_eq!(parents, [("to-ours", "NotAllowedByListeners")]);
 }

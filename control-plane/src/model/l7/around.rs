@@ -1,16 +1,18 @@
 //! Policies that some callers do not meet: a gateway sends them to the pods, around the waypoint that
-//! keeps the policy; or a share of the calls passes another waypoint.
+//! keeps the policy; or a share of the calls passes another waypoint, or one that somebody else runs.
 
 use std::collections::BTreeMap;
 
 use super::super::plan::WaypointPlan;
 use super::super::verdict::{Severity, Verdict};
 use super::scope::{Scoping, reached};
+use super::target_refs::FOREIGN;
 
 /// Condition type for policies that a gateway goes around; there while one does.
 const CONDITION: &str = "isobar.dev/AtGateways";
 
-/// Condition type for policies for one of two waypoints as a whole; there while a share passes the other.
+/// Condition type for policies that the second of two waypoints does not keep, or that nobody here knows
+/// it to keep; there while a share of the calls passes it.
 const AT_CANARIES: &str = "isobar.dev/AtCanaries";
 
 /// What is told about policies that calls to their targets go around.
@@ -20,25 +22,37 @@ pub(crate) fn around(waypoints: &[WaypointPlan], scoping: &Scoping<'_>) -> Vec<V
     told
 }
 
-/// Policies for the first waypoint of something, of whose calls a second one takes a share.
+/// Policies for something, or for its first waypoint, of whose calls a second one takes a share that is
+/// not named, or not ours.
 fn at_canaries<'s>(scoping: &'s Scoping<'_>) -> impl Iterator<Item = Verdict> + 's {
     let targets = scoping.targets.iter().filter(|one| one.restricts);
     targets.filter_map(|one| {
         let kept_by = |waypoint| one.chosen.gateways.contains(waypoint);
         let mut served = scoping.places.served();
         let (at, second) = served.find_map(|at| {
-            let second = at.second.filter(|second| !kept_by(second))?;
-            let first = at.waypoints.iter().any(kept_by);
-            let share = at.wire.weighted_waypoints.last()?.weight;
-            (first && share > 0 && !one.chosen.names(at.owner)).then_some((at, second))
+            let second = at.second.filter(|_| at.share_of_second() > 0)?;
+            let tells = match one.chosen.names(at.owner) {
+                true => scoping.places.is_foreign(second),
+                false => !kept_by(second) && at.waypoints.iter().any(kept_by),
+            };
+            tells.then_some((at, second))
         })?;
-        let text = format!(
-            "a share of the calls to {} passes canary waypoint {second}, which this policy does not name: \
-             they do not meet it",
+        let passes = format!(
+            "a share of the calls to {} passes canary waypoint {second}, which",
             at.owner
         );
+        let (reason, text) = match one.chosen.names(at.owner) {
+            true => (
+                FOREIGN,
+                format!("{passes} somebody else runs: whether they meet it is not known here"),
+            ),
+            false => (
+                "CanaryGoesAround",
+                format!("{passes} this policy does not name: they do not meet it"),
+            ),
+        };
         let object = one.verdict.object.clone();
-        let verdict = Verdict::fails(object, AT_CANARIES, "CanaryGoesAround", text);
+        let verdict = Verdict::fails(object, AT_CANARIES, reason, text);
         Some(verdict.severity(Severity::Warning))
     })
 }

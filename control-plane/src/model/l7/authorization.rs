@@ -5,9 +5,9 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 use isobar_types::labels::DRY_RUN;
 
-use super::super::verdict::Verdict;
+use super::super::verdict::{Severity, Verdict};
 use super::served::Served;
-use super::target_refs::{Chosen, Places};
+use super::target_refs::{Chosen, FOREIGN, Places};
 
 /// Condition type for what waypoints do with a policy.
 const CONDITION: &str = "WaypointAccepted";
@@ -52,7 +52,15 @@ fn target(policy: &AuthorizationPolicy, places: Places<'_>) -> Targets {
         let added = found.chosen.add(reference, policy.namespace(), places);
         problems.extend(added.err());
     }
-    let fails = |reason, text: String| Verdict::fails(policy.reference(), CONDITION, reason, text);
+    let elsewhere = found.chosen.foreign(places);
+    let elsewhere =
+        elsewhere.map(|what| format!("{what}: whether it keeps the policy is not known here"));
+    // Whatever else is to be told, nothing is promised for a waypoint that is not ours.
+    let fails = |reason, text: String| {
+        let all = [Some(text), elsewhere.clone()];
+        let text = Vec::from_iter(all.into_iter().flatten()).join("; ");
+        Verdict::fails(policy.reference(), CONDITION, reason, text)
+    };
     if !found.wire.unenforceable.is_empty() {
         let effect = if found.wire.dry_run {
             "that would make its targets refuse everything"
@@ -82,6 +90,9 @@ fn target(policy: &AuthorizationPolicy, places: Places<'_>) -> Targets {
             bare.owner
         );
         found.verdict = fails("AncestorNotBound", text);
+    } else if let Some(text) = elsewhere {
+        let verdict = Verdict::fails(policy.reference(), CONDITION, FOREIGN, text);
+        found.verdict = verdict.severity(Severity::Warning);
     } else if found.wire.dry_run {
         let text = "dry run: the waypoints of its targets evaluate it and tell, nothing is refused";
         found.verdict = Verdict::holds(policy.reference(), CONDITION, "DryRun", text);

@@ -9,7 +9,7 @@ use wire::rate_limit::{Caller, Key, key::Kind};
 use super::super::verdict::{Severity, Verdict};
 use super::served::Served;
 use super::string_match::duration;
-use super::target_refs::{Chosen, Places};
+use super::target_refs::{Chosen, FOREIGN, Places};
 use super::virtual_service::http_match;
 
 /// Condition type for what waypoints do with a policy.
@@ -107,6 +107,10 @@ fn verdict(
         let owner = bare.owner;
         let text = format!("{owner} has no waypoint: requests to it are not limited");
         return fails("AncestorNotBound", text).severity(Severity::Warning);
+    }
+    if let Some(what) = chosen.foreign(places) {
+        let text = format!("{what}: whether it counts requests by the policy is not known here");
+        return fails(FOREIGN, text).severity(Severity::Warning);
     }
     let text = "counted by each copy of the waypoints of its targets on its own";
     Verdict::holds(policy.reference(), CONDITION, "Accepted", text)

@@ -37,6 +37,18 @@ impl<'a> Served<'a> {
         &self.wire.namespace
     }
 
+    /// True unless this is its second waypoint, with no share of the calls now.
+    pub(super) fn takes_calls(&self, waypoint: &NamespacedName) -> bool {
+        self.second != Some(waypoint) || self.share_of_second() > 0
+    }
+
+    /// Percentage of the calls that its second waypoint takes.
+    pub(super) fn share_of_second(&self) -> u32 {
+        let shares = &self.wire.weighted_waypoints;
+        let last = shares.last().filter(|_| self.second.is_some());
+        last.map_or(0, |one| one.weight)
+    }
+
     /// How messages refer to it.
     pub(crate) fn reference(&self) -> ServiceRef {
         ServiceRef {

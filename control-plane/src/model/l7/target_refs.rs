@@ -13,6 +13,9 @@ use super::super::services::ServicePlan;
 use super::super::settings::Settings;
 use super::served::{Owner, Served};
 
+/// Reason for what waypoints are asked for that somebody else runs: nobody here knows what they do.
+pub(super) const FOREIGN: &str = "ForeignWaypoint";
+
 /// Everything that can be a target.
 #[derive(Clone, Copy)]
 pub(crate) struct Places<'a> {
@@ -27,6 +30,12 @@ impl<'a> Places<'a> {
     pub(crate) fn served(self) -> impl Iterator<Item = Served<'a>> {
         let services = self.services.iter().map(ServicePlan::served);
         services.chain(self.entries.iter().map(EntryPlan::served))
+    }
+
+    /// True for a waypoint that somebody else runs.
+    pub(super) fn is_foreign(self, waypoint: &NamespacedName) -> bool {
+        let found = self.gateways.get(waypoint);
+        found.is_some_and(|one| one.foreign.is_some())
     }
 }
 
@@ -64,6 +73,22 @@ impl Chosen {
             Owner::Service(key) => self.services.contains(key),
             Owner::Entry(key) => self.entries.contains(key),
         }
+    }
+
+    /// Half a sentence about what of it somebody else's waypoint takes calls for; `None` if it is all
+    /// behind waypoints of ours.
+    pub(super) fn foreign(&self, places: Places<'_>) -> Option<String> {
+        if let Some(whole) = self.gateways.iter().find(|key| places.is_foreign(key)) {
+            return Some(format!("Gateway {whole} is run by somebody else"));
+        }
+        let mut served = places.served().filter(|one| self.names(one.owner));
+        let (owner, waypoint) = served.find_map(|one| {
+            let mut taking = one.waypoints.iter().filter(|key| one.takes_calls(key));
+            Some((one.owner, taking.find(|key| places.is_foreign(key))?))
+        })?;
+        Some(format!(
+            "{owner} is behind waypoint {waypoint}, which somebody else runs"
+        ))
     }
 
     /// True if it is about something.

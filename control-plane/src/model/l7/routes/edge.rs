@@ -10,7 +10,7 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 use wire::listener::Protocol;
 
-use super::super::super::gateways::Gateways;
+use super::super::super::gateways::{Gateways, WaypointGateway};
 use super::super::super::plan::ListenerFacts;
 use super::super::ingress::{ApiServers, api_servers, exactness, meet};
 use super::attach::{Attachment, ParentStatus, Route, connections, in_order, stands};
@@ -33,7 +33,7 @@ pub(in super::super) struct EdgeRules {
 pub(super) struct Edges<'a> {
     set: &'a ObjectSet,
     all: BTreeMap<&'a NamespacedName, (&'a Gateway, ApiServers)>,
-    /// Gateways that take no routes.
+    /// Gateways of ours that take no routes.
     waypoints: BTreeSet<&'a NamespacedName>,
     hung: BTreeMap<&'a NamespacedName, Vec<Hung<'a>>>,
     counts: BTreeMap<(NamespacedName, String), usize>,
@@ -55,7 +55,9 @@ impl<'a> Edges<'a> {
             let gateway = one.gateway?;
             Some((&one.key, (gateway, api_servers(gateway, set))))
         });
-        let waypoints = gateways.values().filter(|one| one.edge.is_none());
+        // What is told about routes at somebody else's Gateways is for their own controllers to say.
+        let ours = |one: &&WaypointGateway<'_>| one.edge.is_none() && one.foreign.is_none();
+        let waypoints = gateways.values().filter(ours);
         Self {
             set,
             all: all.collect(),
