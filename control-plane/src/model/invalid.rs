@@ -11,6 +11,9 @@ use super::verdict::Verdict;
 const CONDITION: &str = "Accepted";
 /// Its reason.
 const REASON: &str = "Invalid";
+/// What an invalid MeshConfig means of which no valid version is known.
+const CLOSED: &str = "outbound traffic counts as REGISTRY_ONLY, where the control plane's own flag does not \
+                      say otherwise, and nothing of it is in force";
 
 /// Says of every object that is not valid what is wrong, and takes back what else would say that its
 /// present version is accepted.
@@ -69,12 +72,16 @@ fn text(object: &ObjectRef, invalid: &Invalid) -> String {
                 Some(Kind::AuthorizationPolicy) => {
                     "everything may be refused to whom it is about then"
                 }
+                Some(Kind::ConfigMap) => CLOSED,
                 _ => "nothing of it is in force then",
             };
             format!(
                 "the last valid version stays in force until the control plane restarts, {then}: \
                  that version is not kept ({why})"
             )
+        }
+        (Instead::Refusal, _) if object.known() == Some(Kind::ConfigMap) => {
+            format!("no valid version of it is known here: until there is one, {CLOSED}")
         }
         (Instead::Refusal, _) => {
             "no valid version of it is known here: until there is one, everything is refused to \
@@ -104,6 +111,7 @@ fn is_ours(object: &ObjectRef, invalid: &Invalid, settings: &Settings) -> bool {
             | Kind::WorkloadEntry
             | Kind::RateLimitPolicy,
         ) => true,
+        Some(Kind::ConfigMap) => *object == settings.mesh_config,
         _ => false,
     }
 }
@@ -144,6 +152,24 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(verdicts[0].message.contains("refused to whom it is about"));
+    }
+
+    #[test]
+    fn a_mesh_config_that_never_was_valid_is_told_to_close_the_way_out() {
+        let of = |instead| Invalid {
+            message: "data.mesh: no map".to_owned(),
+            instead,
+            ..Invalid::default()
+        };
+        let (own, mut verdicts) = (settings(), Vec::new());
+        let other = ObjectRef::new(Kind::ConfigMap, "istio-system", "istio-other");
+        let invalid = Invalids::from([
+            (own.mesh_config.clone(), of(Instead::Refusal)),
+            (other, of(Instead::Refusal)),
+        ]);
+        tell(&invalid, &own, &mut verdicts, &mut []);
+        assert_eq!(verdicts.len(), 1, "{verdicts:?}");
+        assert!(!verdicts[0].holds && verdicts[0].message.contains("REGISTRY_ONLY"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use isobar_objects::{Finding, Object, Recalled, read_value};
+use isobar_objects::{Finding, Kind, Object, Recalled, read_value};
 use isobar_runtime::Backoff;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
@@ -258,7 +258,8 @@ pub fn read_version(uid: &str, text: &str) -> Result<Object, String> {
     let Some(object) = object else {
         return Err(wrong.map_or_else(|| "no object".to_owned(), |wrong| wrong.to_string()));
     };
-    if !object.kind().is_custom() {
+    // Of ConfigMaps only a MeshConfig is read as an object at all.
+    if !object.kind().is_custom() && object.kind() != Kind::ConfigMap {
         return Err(format!("kind {} is not kept", object.kind()));
     }
     match object.head().uid.as_deref() {
@@ -380,7 +381,18 @@ mod tests {
     #[test]
     fn only_a_valid_version_of_the_object_itself_is_read() {
         assert!(read_version("a", &policy("a", "DENY")).is_ok());
+        let mesh = |name: &str, mesh: &str| {
+            let value = json!({
+                "apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": { "name": name, "namespace": "istio-system", "uid": "a" },
+                "data": { "mesh": mesh },
+            });
+            value.to_string()
+        };
+        assert!(read_version("a", &mesh("istio", "trustDomainAliases: [a]")).is_ok());
         for (uid, text) in [
+            ("a", mesh("istio", "trustDomainAliases: a")),
+            ("a", mesh("shop", "trustDomainAliases: [a]")),
             ("b", policy("a", "DENY")),
             ("a", policy("a", "DENNY")),
             ("a", "{".to_owned()),

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::finding::Finding;
 use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule};
 use crate::kinds::{Kind, ObjectRef};
+use crate::mesh_config;
 use crate::object::Object;
 use crate::targets::read_targets;
 
@@ -47,7 +48,8 @@ pub enum Kept {
 pub enum Instead {
     /// The last version that was valid.
     LastGood,
-    /// A policy that refuses everything to whom it is about: no version is known to be valid.
+    /// What stands for it where no version is known to be valid: a policy that refuses everything to
+    /// whom it is about, or a MeshConfig that lets workloads go to what the mesh knows only.
     Refusal,
     /// Nothing.
     #[default]
@@ -97,11 +99,13 @@ impl Invalid {
 
 /// What is in force for a policy of which no version is known to be valid: who wanted to refuse
 /// something shall not find everything allowed. Its target is what can be read of it; where that
-/// cannot, it is the whole namespace. Nothing for other kinds, for a policy that would refuse nothing
+/// cannot, it is the whole namespace. A MeshConfig closes the way out. Nothing for other kinds, for a policy that would refuse nothing
 /// (AUDIT, a dry run), and where every target is one that no policy can have.
 pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
-    if kind != Kind::AuthorizationPolicy {
-        return None;
+    match kind {
+        Kind::AuthorizationPolicy => {}
+        Kind::ConfigMap => return mesh_config::closed(value).map(Into::into),
+        _ => return None,
     }
     let spec = value.get("spec").unwrap_or(&Value::Null);
     if spec.get("action").and_then(Value::as_str) == Some("AUDIT") {
@@ -181,6 +185,25 @@ mod tests {
         let spec = refused(&json!({ "selector": "cart" })).unwrap();
         assert_eq!(spec.selector, None, "the whole namespace");
         assert_eq!(refused(&json!({ "action": "AUDIT", "rules": 7 })), None);
+    }
+
+    #[test]
+    fn a_mesh_config_closes_the_way_out() {
+        use crate::mesh_config::{MeshConfig, OutboundMode};
+        let of = |name: &str, key: &str| {
+            let value = json!({ "metadata": { "name": name }, "data": { key: "trustDomain: [" } });
+            refusal(Kind::ConfigMap, &value)
+        };
+        let Some(Object::ConfigMap(map)) = of("istio-v2", "mesh") else {
+            panic!("nothing stands for it")
+        };
+        let config = MeshConfig::read(&map).unwrap().unwrap().config;
+        let mode = config
+            .outbound_traffic_policy
+            .and_then(|policy| policy.mode);
+        assert_eq!(mode, Some(OutboundMode::RegistryOnly));
+        assert_eq!(of("shop", "mesh"), None);
+        assert_eq!(of("istio", "else"), None);
     }
 
     #[test]

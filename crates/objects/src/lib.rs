@@ -57,7 +57,7 @@ pub use live::{LiveSet, Recalled};
 pub use merge::merge_patch;
 pub use mesh_config::{
     EntryPolicy, EntryRule, EntryVisibilities, EntryVisibility, MESH_KEY, MeshConfig, OutboundMode,
-    OutboundTrafficPolicy, ReadMeshConfig, mesh_config_of,
+    OutboundTrafficPolicy, ReadMeshConfig, is_trust_domain, mesh_config_of,
 };
 pub use named_secrets::{
     NamedSecret, UNREAD, authority_of_callers, may_name_secret, named_secrets, secret_name,

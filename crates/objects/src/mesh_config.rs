@@ -1,12 +1,13 @@
 //! Istio's MeshConfig, from the key `mesh` of a ConfigMap: what of it is honoured, and what is not.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::kinds::{Kind, ObjectRef};
 use crate::selectors;
+use crate::strict::{self, Strict, UnknownField};
 
 /// Name of the ConfigMap, with the revision after it where there is one.
 const NAME: &str = "istio";
@@ -131,6 +132,9 @@ const HONOURED: &[&str] = &[
     "trustDomainAliases",
 ];
 
+/// Of these, those that narrow something.
+const NARROWING: &[&str] = &["discoverySelectors", "serviceEntryVisibility"];
+
 /// What becomes of a field that is not honoured.
 pub(crate) fn instead(field: &str) -> &'static str {
     match field {
@@ -151,6 +155,8 @@ pub struct ReadMeshConfig {
     pub config: MeshConfig,
     /// Fields that are not, as paths in it.
     pub ignored: Vec<String>,
+    /// Fields that nobody knows where one that is misspelt would open something.
+    pub(crate) unknown: Vec<UnknownField>,
 }
 
 /// True for a ConfigMap that may be read as one: by Istio's name for it, and with the key.
@@ -160,6 +166,19 @@ pub(crate) fn is_one(name: &str, value: &Value) -> bool {
         && value
             .get("data")
             .is_some_and(|data| data.get(MESH_KEY).is_some())
+}
+
+/// What stands for one that is not valid and was not seen before: whoever wrote it may have meant that
+/// nobody goes anywhere else.
+pub(crate) fn closed(value: &Value) -> Option<ConfigMap> {
+    let metadata = ObjectMeta::deserialize(value.get("metadata")?).ok()?;
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let text = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}".to_owned();
+    is_one(name, value).then(|| ConfigMap {
+        data: Some([(MESH_KEY.to_owned(), text)].into()),
+        metadata,
+        ..ConfigMap::default()
+    })
 }
 
 /// The ConfigMap of the control plane whose name, where it has one, is `revision`.
@@ -186,17 +205,23 @@ impl MeshConfig {
             _ => return Err("not a map of fields".to_owned()),
         };
         let ignored = ignored(&fields);
-        let config = Self::deserialize(Value::Object(fields)).map_err(|error| error.to_string())?;
+        let value = Value::Object(fields);
+        let unknown = unknown(&value);
+        let config = Self::deserialize(value).map_err(|error| error.to_string())?;
         if let Some(alias) = config
             .trust_domain_aliases
             .iter()
-            .find(|one| !is_domain(one))
+            .find(|one| !is_trust_domain(one))
         {
             return Err(format!(
                 "trustDomainAliases: {alias:?} is no trust domain: lower-case letters, digits, \".\", \"-\", \"_\""
             ));
         }
-        Ok(Some(ReadMeshConfig { config, ignored }))
+        Ok(Some(ReadMeshConfig {
+            config,
+            ignored,
+            unknown,
+        }))
     }
 }
 
@@ -224,7 +249,21 @@ fn ignored(fields: &Map<String, Value>) -> Vec<String> {
     all
 }
 
-fn is_domain(text: &str) -> bool {
+/// Fields that no type has, within those that say who counts and who sees what: a selector without the
+/// condition that was meant takes everything.
+fn unknown(value: &Value) -> Vec<UnknownField> {
+    let strict = Strict::default();
+    // What has another type is told by whoever reads the same for good.
+    let _read: Option<MeshConfig> = strict::from_value(value, &strict);
+    let (mut unknown, _) = strict.into_parts();
+    let narrows = |path: &str| NARROWING.iter().any(|field| path.starts_with(field));
+    unknown.retain(|field| narrows(&field.path) && field.path != field.name);
+    unknown
+}
+
+/// True for what a trust domain may be called.
+#[must_use]
+pub fn is_trust_domain(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
     !text.is_empty() && text.len() <= 255 && text.bytes().all(fits)
 }
@@ -287,6 +326,30 @@ pathNormalization: {normalization: MERGE_SLASHES}
             "pathNormalization",
         ];
         assert_eq!(ignored, expect);
+    }
+
+    #[test]
+    fn fields_that_would_open_something_are_not_overlooked() {
+        let text = "
+discoverySelectors: [{matchLabel: {a: b}}, {matchExpressions: [{key: a, operator: In, value: [b]}]}]
+discoverySelectorz: []
+serviceEntryVisibility:
+  defaultVisibilty: NONE
+  policies:
+  - {visibility: NONE, matchingRules: [{namespaceSelecter: {}}], matchRules: []}
+";
+        let found = read(text).unwrap().unwrap();
+        let mut unknown: Vec<_> = found.unknown.iter().map(|one| one.path.as_str()).collect();
+        unknown.sort_unstable();
+        let expect = [
+            "discoverySelectors[0].matchLabel",
+            "discoverySelectors[1].matchExpressions[0].value",
+            "serviceEntryVisibility.defaultVisibilty",
+            "serviceEntryVisibility.policies[0].matchRules",
+            "serviceEntryVisibility.policies[0].matchingRules[0].namespaceSelecter",
+        ];
+        assert_eq!(unknown, expect);
+        assert_eq!(found.ignored, ["discoverySelectorz"]);
     }
 
     #[test]

@@ -388,7 +388,7 @@ pub(crate) fn typed(kind: Kind, value: &Value) -> (Option<Object>, Vec<Finding>)
     (object.filter(|_| valid), findings)
 }
 
-fn unknown_field(unknown: &UnknownField) -> Finding {
+pub(crate) fn unknown_field(unknown: &UnknownField) -> Finding {
     let finding = Finding::error(
         unknown.path.clone(),
         format!("unknown field {:?}", unknown.name),
