@@ -6,13 +6,15 @@
 //! there as long as the object is not valid.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_kubernetes::{Known, LastValid, Record, Versions, read_version};
+use isobar_kubernetes::{Known, LastValid, Versions, read_version};
 use isobar_objects::{Instead, Invalid, Invalids, Kept, Kind, ObjectRef, ObjectSet, Published};
 use isobar_runtime::{Backoff, Lifetime};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Name of the ConfigMap in the control plane's namespace; beside others with the revision after it.
 pub(crate) const NAME: &str = "isobar-last-valid";
@@ -21,9 +23,27 @@ const ROOM: usize = 900 << 10;
 /// First and longest pause after a failed write.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 
+/// Longest time for a write: what it became of is heard of all the same.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A write that is under way.
+type Writing = Pin<Box<dyn Future<Output = Result<(), Unkept>> + Send>>;
+/// Begins to write these versions in place of what is known.
+type Keep = Box<dyn Fn(Arc<Known>, Versions) -> Writing + Send>;
+
+/// Why a write did nothing.
+#[derive(Debug)]
+enum Unkept {
+    /// Another has written: what is there now is heard of soon.
+    Outdated(String),
+    /// The server refuses, or does not answer.
+    Refused(String),
+}
+
 /// Writes what is to be kept, and marks what is.
 pub(crate) struct Keeper {
-    store: LastValid,
+    keep: Keep,
+    known: watch::Receiver<Arc<Known>>,
     root_namespace: String,
     leads: watch::Receiver<bool>,
     texts: Texts,
@@ -42,7 +62,8 @@ impl Keeper {
         leads: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            store,
+            known: store.known(),
+            keep: Box::new(move |known, versions| Box::pin(keep(store.clone(), known, versions))),
             root_namespace: root_namespace.to_owned(),
             leads,
             texts: Texts::default(),
@@ -58,47 +79,49 @@ impl Keeper {
         sender: watch::Sender<Arc<Published>>,
         life: Lifetime,
     ) {
-        let mut known = self.store.known();
+        let mut known = self.known.clone();
         let mut leads = self.leads.clone();
         let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
         // The record that was replaced: until another is heard of there is nothing to compare with.
         let mut replaced: Option<Arc<Known>> = None;
         let mut told: Option<Told> = None;
+        // A server that refuses is not asked anew for every publication, and none waits for a write.
+        let mut not_before: Option<Instant> = None;
+        let mut writing: Option<(Arc<Known>, Writing)> = None;
         loop {
             let published = source.borrow_and_update().clone();
             let now = known.borrow_and_update().clone();
             let leading = *leads.borrow_and_update();
             let wanted = self.wanted(&published, &now);
-            let tell = |failure: Option<&str>, told: &mut Option<Told>| {
-                let invalid = marked(&published, &now, &wanted, failure);
-                Told::tell(told, published.clone(), invalid, &sender);
-            };
-            tell(self.failure.as_deref(), &mut told);
-            let mut pause = None;
+            let invalid = marked(&published, &now, &wanted, self.failure.as_deref());
+            Told::tell(&mut told, published.clone(), invalid, &sender);
             if leading
                 && published.synced
+                && writing.is_none()
+                && not_before.is_none_or(|at| at <= Instant::now())
                 && let Known::Record(before) = &*now
                 && before.versions != wanted.versions
                 && replaced.as_ref().is_none_or(|one| !Arc::ptr_eq(one, &now))
             {
-                match self.write(before, &wanted).await {
-                    Ok(()) => {
-                        backoff.reset();
-                        replaced = Some(Arc::clone(&now));
-                    }
-                    Err(error) => {
-                        tell(Some(&error), &mut told);
-                        self.failure = Some(error);
-                        pause = Some(backoff.step(rand::random()));
-                    }
-                }
+                not_before = None;
+                let begun = (self.keep)(Arc::clone(&now), wanted.versions);
+                writing = Some((now, begun));
             }
             tokio::select! {
                 () = life.stopped() => return,
                 changed = source.changed() => if changed.is_err() { return },
                 Ok(()) = known.changed() => {}
                 Ok(()) = leads.changed() => {}
-                () = until(pause) => {}
+                (before, done) = written(&mut writing) => {
+                    writing = None;
+                    if self.took(done) {
+                        backoff.reset();
+                        replaced = Some(before);
+                    } else {
+                        not_before = Some(Instant::now() + backoff.step(rand::random()));
+                    }
+                }
+                () = until(not_before), if writing.is_none() => not_before = None,
             }
         }
     }
@@ -122,35 +145,55 @@ impl Keeper {
         wanted
     }
 
-    async fn write(&mut self, before: &Record, wanted: &Wanted) -> Result<(), String> {
-        match self.store.keep(before, &wanted.versions).await {
+    /// Takes in what became of a write. False if it has to be tried again.
+    fn took(&mut self, done: Result<(), Unkept>) -> bool {
+        match done {
             Ok(()) => {
-                tracing::debug!(
-                    versions = wanted.versions.len(),
-                    "last valid versions are kept"
-                );
+                tracing::debug!("last valid versions are kept");
                 self.failure = None;
-                Ok(())
+                true
             }
-            // What is there now is heard of soon.
-            Err(error) if error.is_outdated() => {
-                tracing::debug!(%error, "last valid versions were written by another");
-                Ok(())
+            Err(Unkept::Outdated(error)) => {
+                tracing::debug!(error, "last valid versions were written by another");
+                true
             }
-            Err(error) => {
-                let error = error.to_string();
+            Err(Unkept::Refused(error)) => {
                 if self.failure.as_ref() != Some(&error) {
                     tracing::error!(error, "last valid versions cannot be kept");
                 }
-                Err(error)
+                self.failure = Some(error);
+                false
             }
         }
     }
 }
 
-async fn until(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
+async fn keep(store: LastValid, known: Arc<Known>, versions: Versions) -> Result<(), Unkept> {
+    let Known::Record(before) = &*known else {
+        return Err(Unkept::Outdated("what is kept is not known".to_owned()));
+    };
+    match tokio::time::timeout(LIMIT, store.keep(before, &versions)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if error.is_outdated() => Err(Unkept::Outdated(error.to_string())),
+        Ok(Err(error)) => Err(Unkept::Refused(error.to_string())),
+        Err(_) => Err(Unkept::Refused(format!("no answer within {LIMIT:?}"))),
+    }
+}
+
+/// What became of the write that is under way, and what it replaces; never without one.
+async fn written(writing: &mut Option<(Arc<Known>, Writing)>) -> (Arc<Known>, Result<(), Unkept>) {
+    match writing {
+        Some((before, writing)) => {
+            let done = writing.await;
+            (Arc::clone(before), done)
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }
@@ -215,10 +258,11 @@ impl Entry<'_> {
     /// What matters most has the lowest number.
     fn rank(&self, root_namespace: &str) -> u8 {
         match self.object.known() {
+            Some(Kind::ConfigMap) => 0,
             Some(Kind::AuthorizationPolicy | Kind::PeerAuthentication) => {
-                u8::from(*self.object.namespace != *root_namespace)
+                1 + u8::from(*self.object.namespace != *root_namespace)
             }
-            _ => 2,
+            _ => 3,
         }
     }
 }

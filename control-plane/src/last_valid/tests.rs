@@ -78,6 +78,93 @@ fn what_cannot_be_read_here_stays_as_long_as_its_object_is_not_valid() {
     assert_eq!(wanted(&mut live, &kept).1, Wanted::default());
 }
 
+/// A keeper that has everything to write, and what it publishes; `keep` is the server.
+struct Bed {
+    source: watch::Sender<Arc<Published>>,
+    published: watch::Receiver<Arc<Published>>,
+    _scope: isobar_runtime::Scope,
+}
+
+impl Bed {
+    fn by(keep: Keep) -> Self {
+        let mut live = LiveSet::new();
+        live.put(policy("shop", "one", &good()));
+        live.put(policy("shop", "one", &bad()));
+        let source = watch::Sender::new(Arc::new(live.publish().unwrap()));
+        let keeper = Keeper {
+            keep,
+            known: watch::channel(Arc::new(known(&Versions::new()))).1,
+            root_namespace: "istio-system".to_owned(),
+            leads: watch::channel(true).1,
+            texts: Texts::default(),
+            failure: None,
+            left_out: 0,
+        };
+        let (sender, published) = watch::channel(Arc::default());
+        let scope = isobar_runtime::Scope::new("keeper");
+        let run = keeper.run(source.subscribe(), sender, scope.lifetime());
+        scope.spawn("keeper", run);
+        Self {
+            source,
+            published,
+            _scope: scope,
+        }
+    }
+
+    /// Publishes the same once more, and waits until it is published on.
+    async fn again(&mut self) -> Arc<Published> {
+        let next = Published::clone(&self.source.borrow());
+        let objects = Arc::new(ObjectSet::clone(&next.objects));
+        let next = Arc::new(Published {
+            objects: Arc::clone(&objects),
+            ..next
+        });
+        self.source.send_replace(next);
+        let is_it = |one: &Arc<Published>| Arc::ptr_eq(&one.objects, &objects);
+        self.published.wait_for(is_it).await.unwrap().clone()
+    }
+
+    fn why(published: &Published) -> String {
+        match &published.invalid[&name("shop")].kept {
+            Kept::Yes => String::new(),
+            Kept::No(why) => why.clone(),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_refused_waits_for_its_turn() {
+    let (count, mut tries) = watch::channel(0);
+    let mut kept = Bed::by(Box::new(move |_, _| {
+        count.send_modify(|count| *count += 1);
+        Box::pin(async { Err(Unkept::Refused("forbidden".to_owned())) })
+    }));
+    let refused = |one: &Arc<Published>| one.synced && Bed::why(one) == "forbidden";
+    kept.published.wait_for(refused).await.unwrap();
+    for _ in 0..50 {
+        let published = kept.again().await;
+        assert_eq!(Bed::why(&published), "forbidden");
+    }
+    assert_eq!(*tries.borrow(), 1, "no time has passed");
+    let start = Instant::now();
+    tries.wait_for(|tries| *tries == 4).await.unwrap();
+    assert!(start.elapsed() >= PAUSE.0, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_for_a_write() {
+    let (count, tries) = watch::channel(0);
+    let mut kept = Bed::by(Box::new(move |_, _| {
+        count.send_modify(|count| *count += 1);
+        Box::pin(std::future::pending())
+    }));
+    for _ in 0..3 {
+        let published = kept.again().await;
+        assert_eq!(Bed::why(&published), "not yet");
+    }
+    assert_eq!(*tries.borrow(), 1);
+}
+
 #[test]
 fn it_is_told_which_versions_are_kept() {
     let mut live = LiveSet::new();
@@ -124,6 +211,7 @@ fn the_room_goes_to_policies_of_the_root_first_and_then_to_each_namespace() {
         .chain((0..2).map(|at| object(policy, "shop", at)))
         .chain((0..2).map(|at| object(Kind::DestinationRule, "shop", at)))
         .chain([object(policy, "root", 0)])
+        .chain([object(Kind::ConfigMap, "root", 1)])
         .collect();
     let uids: Vec<String> = (0..all.len()).map(|at| format!("{at:010}")).collect();
     let entries = all.iter().zip(&uids).map(|(object, uid)| Entry {
@@ -138,12 +226,18 @@ fn the_room_goes_to_policies_of_the_root_first_and_then_to_each_namespace() {
         shared.left_out.iter().filter(of).count()
     };
     assert_eq!((out(policy, "root"), out(policy, "shop")), (0, 0));
-    assert_eq!(out(policy, "greedy"), 9 - 3);
+    assert_eq!(out(Kind::ConfigMap, "root"), 0);
+    assert_eq!(out(policy, "greedy"), 9 - 2);
     assert_eq!(out(Kind::DestinationRule, "shop"), 2);
 }
 
 /// An object of each kind that may be kept, with fields of many sorts.
 const OBJECTS: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: shop, uid: u}
+data: {mesh: 'trustDomainAliases: [a]', meshNetworks: 'networks: {}'}
+---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: x, namespace: shop, uid: u, annotations: {a: b}}
@@ -258,7 +352,7 @@ fn every_kind_can_be_written_down_and_read_back() {
     let set = objects(OBJECTS);
     let all = set.objects();
     let kinds = Kind::ALL.iter().filter(|kind| kind.is_custom()).count();
-    assert_eq!(all.len(), kinds, "one of each");
+    assert_eq!(all.len(), kinds + 1, "one of each, and a MeshConfig");
     for object in all {
         let reference = object.reference();
         let text = text(&set, &reference, "u");
