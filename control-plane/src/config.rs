@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use isobar_objects::{ObjectRef, mesh_config_of};
+use isobar_objects::{ObjectRef, is_trust_domain, mesh_config_of};
 use isobar_types::labels;
 
 use crate::model::{OutboundTraffic, PortRules};
@@ -129,7 +129,8 @@ pub struct Config {
         long,
         env = "TRUST_DOMAIN_ALIASES",
         value_name = "DOMAIN",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = trust_domain
     )]
     pub trust_domain_alias: Vec<String>,
 
@@ -218,5 +219,35 @@ impl Config {
     pub(crate) fn mesh_config(&self) -> ObjectRef {
         let revision = Revision::of(self);
         mesh_config_of(self.own_namespace(), revision.own_name())
+    }
+}
+
+/// A name of the trust domain; an empty one, as an environment may have, says nothing.
+fn trust_domain(text: &str) -> Result<String, String> {
+    match text.trim() {
+        name if name.is_empty() || is_trust_domain(name) => Ok(name.to_owned()),
+        _ => Err(
+            "no trust domain: lower-case letters, digits, \".\", \"-\", \"_\", at most 255"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_the_trust_domain_is_judged_before_anything_starts() {
+        let read = |alias: &str| {
+            let flag = format!("--trust-domain-alias={alias}");
+            Config::try_parse_from(["isobard", "--kubernetes", &flag])
+        };
+        let found = read("old.example, a-b_c").unwrap().trust_domain_alias;
+        assert_eq!(found, ["old.example", "a-b_c"]);
+        for wrong in ["Old.Example", "a,b/c", "spiffe://a"] {
+            let error = read(wrong).map(drop).unwrap_err().to_string();
+            assert!(error.contains("no trust domain"), "{error}");
+        }
     }
 }

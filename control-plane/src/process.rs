@@ -320,7 +320,10 @@ fn settings(config: &Config) -> Settings {
     let aliases = config.trust_domain_alias.iter();
     Settings {
         trust_domain: config.trust_domain.as_str().into(),
-        trust_domain_aliases: aliases.map(|one| one.trim().into()).collect(),
+        trust_domain_aliases: aliases
+            .filter(|one| !one.is_empty())
+            .map(|one| one.as_str().into())
+            .collect(),
         cluster_id: config.cluster_id.as_str().into(),
         network: config.network.as_str().into(),
         root_namespace: config.root_namespace.as_str().into(),

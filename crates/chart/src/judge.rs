@@ -19,6 +19,9 @@ const CHOICES: &[(&str, &[&str])] = &[
 /// Maps whose keys are Kubernetes' own, though some are set in `values.yaml`.
 const OPEN: &[&str] = &["resources", "nodeSelector"];
 
+/// Lists of names of trust domains, as the control plane takes them.
+const DOMAINS: &[&str] = &["trustDomainAliases"];
+
 /// Everything that is wrong with `given`, each with the path of the value.
 pub(crate) fn mistakes(defaults: &Value, given: &Value, path: &str) -> Vec<String> {
     if given.is_null() {
@@ -34,6 +37,11 @@ pub(crate) fn mistakes(defaults: &Value, given: &Value, path: &str) -> Vec<Strin
         return vec![format!(
             "{path} must be one of {}, not {given}",
             choices.join(", ")
+        )];
+    }
+    if let Some(wrong) = not_a_domain(path, given) {
+        return vec![format!(
+            "{path}: {wrong} is no trust domain: lower-case letters, digits, \".\", \"-\", \"_\""
         )];
     }
     let (Some(known), Some(given)) = (defaults.as_object(), given.as_object()) else {
@@ -70,6 +78,10 @@ pub(crate) fn schema(defaults: &Value, path: &str) -> Value {
             json!({ "type": "object", "properties": properties, "additionalProperties": false })
         }
         Value::Object(_) => json!({ "type": "object" }),
+        Value::Array(_) if DOMAINS.contains(&path) => {
+            let domain = json!({ "type": "string", "pattern": "^[a-z0-9._-]+$", "maxLength": 255 });
+            json!({ "type": "array", "items": domain })
+        }
         Value::Array(_) => json!({ "type": "array" }),
         Value::Bool(_) => json!({ "type": "boolean" }),
         Value::Number(_) => json!({ "type": "integer" }),
@@ -78,6 +90,14 @@ pub(crate) fn schema(defaults: &Value, path: &str) -> Value {
             None => json!({ "type": "string" }),
         },
     }
+}
+
+/// The first of a list of trust domains that is none.
+fn not_a_domain<'a>(path: &str, given: &'a Value) -> Option<&'a Value> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    let is_one = |text: &str| (1..=255).contains(&text.len()) && text.bytes().all(fits);
+    let given = given.as_array().filter(|_| DOMAINS.contains(&path))?;
+    given.iter().find(|one| !one.as_str().is_some_and(is_one))
 }
 
 fn is_open(path: &str) -> bool {
@@ -126,7 +146,8 @@ mod tests {
     fn every_mistake_is_named_with_its_path() {
         let defaults = json!({
             "global": { "tag": "", "logAsJson": false },
-            "replicaCount": 1, "resources": { "requests": {} }, "tolerations": [], "portRules": "enforce",
+            "replicaCount": 1, "resources": { "requests": {} }, "tolerations": [],
+            "trustDomainAliases": [], "portRules": "enforce",
         });
         let found = |given| mistakes(&defaults, &given, "");
         let good = json!({
@@ -139,6 +160,11 @@ mod tests {
                 json!({ "replicas": 2 }),
                 "no replicas; here are global, portRules, replicaCount",
             ),
+            (
+                json!({ "trustDomainAliases": ["a.example", "A/b"] }),
+                "trustDomainAliases: \"A/b\" is no trust domain",
+            ),
+            (json!({ "trustDomainAliases": [1] }), "is no trust domain"),
             (
                 json!({ "global": { "tga": "a" } }),
                 "no global.tga; here are logAsJson, tag",
