@@ -59,12 +59,14 @@ pub(crate) fn follow(
 
 /// What there is to say about one.
 pub(crate) fn finding(rival: &ObjectRef) -> Finding {
-    Finding::error("", text()).about(rival)
+    // Anybody who may make a Deployment can make one that says so.
+    Finding::warning("", text()).about(rival)
 }
 
 const fn text() -> &'static str {
-    "is another control plane that has what names nobody: both write the same waypoints and statuses, \
-     over and over. Uninstall one of the two, or give it a name (value revision) and no tag \"default\""
+    "looks like another control plane that has what names nobody: if it is one, both write the same \
+     waypoints and statuses, over and over. Uninstall one of the two, or give it a name (value revision) \
+     and no tag \"default\""
 }
 
 /// Those of other control planes.

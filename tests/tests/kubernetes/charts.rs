@@ -231,6 +231,12 @@ fn standing(name: &str, arguments: &str) -> String {
     )
 }
 
+/// What the chart gives to the account of a control plane there.
+const BINDING: &str = "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding,
+    metadata: {name: of-mesh},
+    roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: isobard},
+    subjects: [{kind: ServiceAccount, name: isobard, namespace: mesh}]}";
+
 #[test]
 fn helm_installs_no_second_control_plane_for_what_names_nobody() {
     run(async |server| {
@@ -258,6 +264,9 @@ fn helm_installs_no_second_control_plane_for_what_names_nobody() {
         install(default)?;
         for arguments in ["--kubernetes", "'--revision=v1', '--revision-tag=default'"] {
             server.apply(&standing("isobard", arguments)).await?;
+            // Anybody can make such a Deployment.
+            install(&[])?;
+            server.apply(BINDING).await?;
             for set in [&[][..], default] {
                 let said = install(set).err().context("it is refused")?.to_string();
                 let words = [
@@ -268,7 +277,11 @@ fn helm_installs_no_second_control_plane_for_what_names_nobody() {
                 ensure!(words.iter().all(|word| said.contains(word)), "{said}");
             }
             install(&["revision=v2", "revisionTags={stable}"])?;
+            server
+                .kubectl(&["delete", "clusterrolebinding", "of-mesh"])
+                .await?;
         }
+        server.apply(BINDING).await?;
         // One with another name is nobody's rival, and an upgrade is no second installation.
         server
             .apply(&standing("isobard", "'--revision=v1'"))

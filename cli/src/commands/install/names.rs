@@ -9,6 +9,8 @@ use super::report::label;
 
 /// Selects the Deployments of control planes, whoever installed them.
 const CONTROL_PLANES: &str = "app.kubernetes.io/name=isobard";
+/// Control planes' ClusterRoles are called so, or begin so with a `-` after it.
+const ROLE: &str = "isobard";
 /// Whoever is called so has what names nobody; one without a name is.
 const DEFAULT: &str = "default";
 
@@ -21,20 +23,28 @@ pub(super) fn tags(objects: &[Value]) -> Vec<&str> {
 }
 
 /// Ends where the control plane in `wanted` would have what names nobody beside one that has it: both
-/// would write the same waypoints, over and over.
+/// would write the same waypoints, over and over. Returns what only looks like one: whoever may make a
+/// Deployment can give it any label, but no right in the cluster.
 pub(super) async fn refuse_second_default(
     installer: &Installer,
     place: &Place,
     wanted: &[Value],
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<String>> {
     let Some(own) = wanted.iter().find(|one| is_default(one)) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let standing = installer
         .list("apps/v1", "Deployment", CONTROL_PLANES)
         .await?;
-    let Some(first) = rival(own, &standing) else {
-        return Ok(());
+    let rivals: Vec<&Value> = rivals(own, &standing).collect();
+    if rivals.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bindings = installer.list("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "");
+    // Without the right to look there is no telling.
+    let bindings = bindings.await.unwrap_or_default();
+    let Some(first) = rivals.iter().find(|one| is_bound(one, &bindings)) else {
+        return Ok(rivals.into_iter().map(looks_like_one).collect());
     };
     let why = match has_no_name(first) {
         true => "has no name",
@@ -55,14 +65,36 @@ pub(super) async fn refuse_second_default(
     );
 }
 
-/// The control plane that has what names nobody beside `own`.
-fn rival<'a>(own: &Value, standing: &'a [Value]) -> Option<&'a Value> {
+fn looks_like_one(deployment: &Value) -> String {
+    format!(
+        "{} looks like another control plane that has what names nobody; no ClusterRoleBinding of one \
+         names an account of its namespace, so it is not in the way. If it is one, uninstall it",
+        label(deployment)
+    )
+}
+
+/// True where an account of its namespace has a control plane's role in the cluster.
+fn is_bound(deployment: &Value, bindings: &[Value]) -> bool {
+    let namespace = &deployment["metadata"]["namespace"];
+    let of_ours = |binding: &&Value| {
+        let role = binding["roleRef"]["name"].as_str().unwrap_or_default();
+        role.strip_prefix(ROLE)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    let subjects = bindings.iter().filter(of_ours);
+    let mut subjects = subjects.flat_map(|one| one["subjects"].as_array().into_iter().flatten());
+    subjects.any(|one| one["kind"] == "ServiceAccount" && one["namespace"] == *namespace)
+}
+
+/// What seems to have what names nobody beside `own`.
+fn rivals<'a>(own: &Value, standing: &'a [Value]) -> impl Iterator<Item = &'a Value> + use<'a> {
     let place = |one: &Value| {
         let text = |key: &str| one["metadata"][key].as_str().map(str::to_owned);
         (text("namespace"), text("name"))
     };
-    let others = standing.iter().filter(|one| place(one) != place(own));
-    others.into_iter().find(|one| is_default(one))
+    let own = place(own);
+    let others = standing.iter().filter(move |one| place(one) != own);
+    others.filter(|one| is_default(one))
 }
 
 /// True for the Deployment of a control plane that has what names nobody.
@@ -131,10 +163,17 @@ mod tests {
         assert!(own(&rendered(Some("canary"), "global.tag=x")).is_none());
         let mut elsewhere = first.clone();
         elsewhere["metadata"]["namespace"] = "mesh".into();
-        assert!(rival(&first, std::slice::from_ref(&first)).is_none());
+        assert_eq!(rivals(&first, std::slice::from_ref(&first)).count(), 0);
         for other in [&elsewhere, &tagged] {
-            assert!(rival(&first, std::slice::from_ref(other)).is_some());
+            assert_eq!(rivals(&first, std::slice::from_ref(other)).count(), 1);
         }
-        assert!(rival(&tagged, &[tagged.clone(), first]).is_some());
+        let all = [tagged.clone(), first.clone()];
+        assert_eq!(rivals(&tagged, &all).count(), 1);
+        // Only with the role that the chart gives it.
+        let standing = rendered(None, "global.tag=x");
+        let is_binding = |one: &&Value| one["kind"] == "ClusterRoleBinding";
+        let bindings: Vec<Value> = standing.iter().filter(is_binding).cloned().collect();
+        assert!(is_bound(&first, &bindings));
+        assert!(!is_bound(&elsewhere, &bindings) && !is_bound(&first, &[]));
     }
 }

@@ -78,7 +78,8 @@ impl Plan {
                 wanted.push(manifest.value);
             }
         }
-        names::refuse_second_default(installer, place, &wanted).await?;
+        let doubtful = names::refuse_second_default(installer, place, &wanted).await?;
+        plan.notes.extend(doubtful);
         // Definitions first: others are of the kinds they define.
         wanted.sort_by_key(|object| object["kind"] != DEFINITION.1);
         let mut kept = 0;
