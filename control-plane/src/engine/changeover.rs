@@ -11,8 +11,9 @@ use crate::xds::clients::Clients;
 const OPENED: Duration = Duration::from_secs(2);
 const TURNED: Duration = Duration::from_secs(5);
 /// After the last confirmation the old way stays open for so long: for connections that are on their
-/// way, and for the proxies of another replica.
-const GRACE: Duration = Duration::from_secs(1);
+/// way, and for the proxies of another replica, which may begin to send them the new way as late as
+/// [`OPENED`] after this one.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Bindings that change over, and what has to be known to see that one does.
 #[derive(Debug, Default)]
