@@ -1,3 +1,4 @@
+use isobar_kubernetes::Record;
 use isobar_objects::{LiveSet, ObjectHead as _, ServedObject};
 use serde_json::{Value, json};
 
