@@ -50,6 +50,7 @@ pub(super) async fn refuse_second_default(
         true => "has no name",
         false => "has the tag default",
     };
+    let there = first["metadata"]["namespace"].as_str().unwrap_or_default();
     let first = label(first);
     if place.revision.is_some() {
         bail!(
@@ -60,8 +61,8 @@ pub(super) async fn refuse_second_default(
     }
     bail!(
         "{place} would have what names nobody, and {first} has it, as it {why}: both would write the \
-         same waypoints. Uninstall that one or take the tag from it first, or put this one beside it \
-         under a name (with Helm: --set revision=NAME, without the tag default)"
+         same waypoints. If that one is meant, say --mesh-namespace {there}. If not, uninstall it or take \
+         the tag from it first, or put this one beside it under a name (with Helm: --set revision=NAME, without the tag default)"
     );
 }
 
