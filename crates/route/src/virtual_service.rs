@@ -265,16 +265,19 @@ pub(crate) fn compile_redirect(to: &proto::HttpRedirect) -> Result<Redirect, Fie
     })
 }
 
-/// Limits that stand in a rule.
+/// Limits that stand in a rule; one that is named again counts once.
 pub(crate) fn compile_limits(
     from: &[proto::RateLimitPolicy],
 ) -> Result<Vec<Arc<RateLimits>>, FieldError> {
-    let all = from.iter().map(|one| {
+    let mut all: Vec<Arc<RateLimits>> = Vec::with_capacity(from.len());
+    for one in from {
         let made = RateLimits::compile(one);
-        made.map(Arc::new)
-            .map_err(|error| FieldError::new("rateLimits", error.to_string()))
-    });
-    all.collect()
+        let made = made.map_err(|error| FieldError::new("rateLimits", error.to_string()))?;
+        if all.iter().all(|other| other.name != made.name) {
+            all.push(Arc::new(made));
+        }
+    }
+    Ok(all)
 }
 
 /// A single destination without a weight gets everything; of several, weight 0 gets none.

@@ -90,3 +90,21 @@ fn host_in_header_operations_is_a_new_authority() {
 }
 
 mod fields;
+
+#[test]
+fn limits_that_are_named_twice_count_once() {
+    let limits = |name: &str| proto::RateLimitPolicy {
+        namespace: "ns".into(),
+        name: name.into(),
+        ..Default::default()
+    };
+    let route = proto::HttpRoute {
+        action: forward(),
+        rate_limits: ["a", "b", "a"].map(limits).to_vec(),
+        ..Default::default()
+    };
+    let made = compile_limits(&route.rate_limits).unwrap();
+    let names: Vec<&str> = made.iter().map(|one| &*one.name.name).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert!(compile(route).is_ok());
+}
