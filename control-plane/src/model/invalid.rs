@@ -73,6 +73,10 @@ fn text(object: &ObjectRef, invalid: &Invalid) -> String {
                     "everything may be refused to whom it is about then"
                 }
                 Some(Kind::ConfigMap) => CLOSED,
+                Some(Kind::HttpRoute | Kind::GrpcRoute) => {
+                    "nothing of it is in force then, and with a filter ExternalAuth or \
+                     ExtensionRef its parents answer 500"
+                }
                 _ => "nothing of it is in force then",
             };
             format!(
@@ -82,6 +86,11 @@ fn text(object: &ObjectRef, invalid: &Invalid) -> String {
         }
         (Instead::Refusal, _) if object.known() == Some(Kind::ConfigMap) => {
             format!("no valid version of it is known here: until there is one, {CLOSED}")
+        }
+        (Instead::Refusal, _) if is_route(object) => {
+            "no valid version of it is known here: until there is one, its parents answer 500 to \
+             what no other route takes, as it has a filter ExternalAuth or ExtensionRef"
+                .to_owned()
         }
         (Instead::Refusal, _) => {
             "no valid version of it is known here: until there is one, everything is refused to \
@@ -93,6 +102,10 @@ fn text(object: &ObjectRef, invalid: &Invalid) -> String {
         }
     };
     format!("{}; {meanwhile}", invalid.message)
+}
+
+fn is_route(object: &ObjectRef) -> bool {
+    matches!(object.known(), Some(Kind::HttpRoute | Kind::GrpcRoute))
 }
 
 /// Objects of the Gateway API have many controllers, and Istio's Gateways are mostly those of its own
@@ -173,6 +186,16 @@ mod tests {
     }
 
     #[test]
+    fn a_route_that_never_was_valid_is_told_to_refuse() {
+        let invalid = Invalid {
+            instead: Instead::Refusal,
+            ..Invalid::default()
+        };
+        let told = text(&ObjectRef::new(Kind::HttpRoute, "shop", "r"), &invalid);
+        assert!(told.contains("answer 500"), "{told}");
+    }
+
+    #[test]
     fn what_counts_in_this_process_only_is_told() {
         let told = |kind, kept| {
             let invalid = Invalid {
@@ -192,5 +215,7 @@ mod tests {
         assert!(of_policy.ends_with("not kept (full)"), "{of_policy}");
         let of_rule = told(Kind::DestinationRule, full());
         assert!(of_rule.contains("restarts, nothing of it"), "{of_rule}");
+        let of_route = told(Kind::HttpRoute, full());
+        assert!(of_route.contains("its parents answer 500"), "{of_route}");
     }
 }

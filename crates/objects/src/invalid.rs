@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::finding::Finding;
+use crate::guarded;
 use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule};
 use crate::kinds::{Kind, ObjectRef};
 use crate::mesh_config;
@@ -49,7 +50,8 @@ pub enum Instead {
     /// The last version that was valid.
     LastGood,
     /// What stands for it where no version is known to be valid: a policy that refuses everything to
-    /// whom it is about, or a MeshConfig that lets workloads go to what the mesh knows only.
+    /// whom it is about, a route that answers with 500, or a MeshConfig that lets workloads go to what
+    /// the mesh knows only.
     Refusal,
     /// Nothing.
     #[default]
@@ -99,12 +101,14 @@ impl Invalid {
 
 /// What is in force for a policy of which no version is known to be valid: who wanted to refuse
 /// something shall not find everything allowed. Its target is what can be read of it; where that
-/// cannot, it is the whole namespace. A MeshConfig closes the way out. Nothing for other kinds, for a policy that would refuse nothing
-/// (AUDIT, a dry run), and where every target is one that no policy can have.
+/// cannot, it is the whole namespace. A MeshConfig closes the way out; a route that asks somebody first
+/// answers with a refusal. Nothing for other kinds, for a policy that would refuse nothing (AUDIT, a dry
+/// run), and where every target is one that no policy can have.
 pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
     match kind {
         Kind::AuthorizationPolicy => {}
         Kind::ConfigMap => return mesh_config::closed(value).map(Into::into),
+        Kind::HttpRoute | Kind::GrpcRoute => return guarded::refusing(kind, value),
         _ => return None,
     }
     let spec = value.get("spec").unwrap_or(&Value::Null);

@@ -26,6 +26,7 @@ mod directory;
 mod document;
 mod expand;
 mod finding;
+mod guarded;
 mod invalid;
 mod kinds;
 mod live;

@@ -26,13 +26,7 @@ pub(crate) fn read_targets(spec: &Value, namespace: &str) -> Option<Vec<TargetRe
     let mut any = false;
     let mut targets = Vec::new();
     for value in [spec.get("targetRefs"), spec.get("targetRef")] {
-        let references = match value {
-            None | Some(Value::Null) => &[],
-            Some(Value::Array(list)) => list.as_slice(),
-            // A list of one, without its dash.
-            Some(one) => std::slice::from_ref(one),
-        };
-        for reference in references {
+        for reference in entries(value) {
             any = true;
             let found = read(reference);
             unread |= found.is_empty();
@@ -41,6 +35,16 @@ pub(crate) fn read_targets(spec: &Value, namespace: &str) -> Option<Vec<TargetRe
     }
     targets.retain(|target| is_usable_target(target, namespace));
     (!targets.is_empty() || unread || !any).then_some(targets)
+}
+
+/// The entries of a list, as far as there are any.
+pub(crate) fn entries(value: Option<&Value>) -> &[Value] {
+    match value {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(list)) => list.as_slice(),
+        // A list of one, without its dash.
+        Some(one) => std::slice::from_ref(one),
+    }
 }
 
 /// What one reference may name; empty if its name cannot be read.
@@ -82,7 +86,7 @@ fn read(reference: &Value) -> Vec<TargetReference> {
 }
 
 /// A text, or what was meant as one: YAML takes `007` and `on` for something else.
-fn text(value: &Value) -> Option<String> {
+pub(crate) fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),

@@ -291,7 +291,8 @@ fn external_auth(field: &str, auth: &ExternalAuthFilter, report: &mut Report) {
     let path = http.path.as_deref().unwrap_or_default();
     if !path.is_empty() && (!path.starts_with('/') || path.contains(['?', '#'])) {
         let message = format!("{path:?} is not an absolute path");
-        report.error(format!("{field}.http.path"), message);
+        let finding = Finding::error(format!("{field}.http.path"), message);
+        report.push(finding.with_hint("begin it with /, without ? and #"));
     }
 }
 

@@ -30,3 +30,19 @@ async fn a_policy_that_was_never_valid_refuses_until_it_is() {
     assert_eq!(action(&bad), Some(Action::Allow), "the last good one");
     assert_eq!(bad.invalid[&reference].instead, Instead::LastGood);
 }
+
+#[test]
+fn a_route_whose_authoriser_was_never_valid_answers_with_a_refusal() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\n\
+                 spec:\n  parentRefs: [{group: '', kind: Service, name: cart}]\n  \
+                 rules: [{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, \
+                 backendRef: {name: a, port: 80}, http: {path: check}}}]}]\n";
+    let now = Bench::new(&[("route.yaml", route)]).now();
+    let reference = ObjectRef::new(Kind::HttpRoute, "default", "r");
+    assert_eq!(now.invalid[&reference].instead, Instead::Refusal);
+    let stands = now.objects.http_routes.get("default", "r").unwrap();
+    assert_eq!(stands.spec.parent_refs[0].name, "cart");
+    assert!(stands.spec.rules[0].backend_refs.is_empty());
+    let told = errors(&now);
+    assert_eq!(told.len(), 1, "{told:?}");
+}

@@ -140,3 +140,20 @@ fn limits_that_routes_name_reach_the_waypoint() {
     let plan = super::plan(&format!("{elsewhere}{}", http("name: r", &rule)));
     assert!(told(&plan, "r").contains("ResolvedRefs=false(BackendNotFound)"));
 }
+
+#[test]
+fn a_rule_that_goes_nowhere_comes_before_less_exact_ones() {
+    let free = http("name: a", "[{backendRefs: [{name: cart, port: 80}]}]");
+    let stand_in = http("name: r", "[{matches: [{path: {value: /admin}}, {}]}]");
+    let plan = plan(&format!("{free}{stand_in}"));
+    assert!(
+        rules(&plan).starts_with("/admin/* -> 500\n"),
+        "{}",
+        rules(&plan)
+    );
+    let plan = super::plan(&http(
+        "name: r",
+        "[{matches: [{path: {value: /admin}}, {}]}]",
+    ));
+    assert_eq!(rules(&plan), "/admin/* -> 500\n//* -> 500\n-> 404\n");
+}
