@@ -30,6 +30,8 @@ use crate::world::View;
 
 /// An authoriser's answer is waited for so long, all tries and the connection included.
 const LIMIT: Duration = Duration::from_secs(10);
+/// A body that is to be shown arrives as a whole within that.
+const ARRIVAL: Duration = Duration::from_secs(30);
 /// Most bytes of an answer's body; a longer one is no answer.
 const LONGEST: usize = 64 * 1024;
 /// Endpoints that are tried where one cannot be reached: a request that arrived is not sent again.
@@ -113,12 +115,19 @@ async fn body(flow: &mut Flow, most: usize) -> Result<Bytes, Local> {
     {
         progress.takes(body, true);
     }
-    let whole = poll_fn(|cx| progress.poll_whole(most, cx)).await;
+    let whole = in_time(poll_fn(|cx| progress.poll_whole(most, cx))).await;
     whole.map_err(|unread| match unread {
         Unread::TooLong => Local::body_too_long(),
         Unread::NoRoom => Local::no_room(),
         Unread::Broken => Local::caller_gone(),
+        Unread::TooSlow => Local::body_too_slow(),
     })
+}
+
+/// Whoever sends slowly holds room that others need.
+async fn in_time(whole: impl Future<Output = Result<Bytes, Unread>>) -> Result<Bytes, Unread> {
+    let whole = tokio::time::timeout(ARRIVAL, whole).await;
+    whole.unwrap_or(Err(Unread::TooSlow))
 }
 
 /// From here on the request is what the authoriser made of it.
@@ -226,7 +235,8 @@ impl Question<'_> {
             }
         };
         let (head, body) = made.map_err(|error| error.to_string())?.into_parts();
-        let body = Progress::of(body).ok_or("there is no room for the question")?;
+        let body =
+            Progress::of(body, !self.body.is_empty()).ok_or("there is no room for the question")?;
         let body = body.next_try(self.standing.clone());
         Ok(Request::from_parts(head, body))
     }
@@ -273,4 +283,18 @@ fn hold(place: &Place) -> Result<Option<Held>, String> {
     let held = cluster.hold(Load::Request, rules.limits().max_requests);
     let full = "a limit of the DestinationRule for it is reached";
     held.map(Some).map_err(|_| full.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_is_not_waited_for() {
+        let late = in_time(std::future::pending()).await.unwrap_err();
+        assert_eq!(late, Unread::TooSlow);
+        assert_eq!(Local::body_too_slow().status, StatusCode::REQUEST_TIMEOUT);
+        let there = in_time(async { Ok(Bytes::from_static(b"x")) }).await;
+        assert_eq!(there, Ok(Bytes::from_static(b"x")));
+    }
 }

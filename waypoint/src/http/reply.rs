@@ -246,7 +246,17 @@ impl Local {
         )
     }
 
-    /// All bodies that are kept together take what memory they may.
+    /// An authoriser is to see the body, and it did not arrive in time.
+    pub(super) fn body_too_slow() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            Reason::BadRequest,
+            "request_overall_timeout",
+            "request timeout",
+        )
+    }
+
+    /// All bodies that are shown to authorisers take what memory they may together.
     pub(super) fn no_room() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::thread::LocalKey;
 
 use ::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
@@ -15,7 +16,7 @@ use super::standing::{Side, Standing};
 
 /// Most of one request that is kept for another try; a longer one is not tried again.
 const MOST: usize = 256 * 1024;
-/// Most that all requests of one worker keep.
+/// Most that all requests of one worker take of each [`Pool`].
 const MOST_OF_WORKER: usize = 32 * 1024 * 1024;
 /// What keeping a frame costs besides its bytes: a body of tiny frames must not cost many times its
 /// length.
@@ -24,14 +25,54 @@ const PER_FRAME: usize = 64;
 thread_local! {
     /// What requests of this worker keep: a connection and its requests stay on one thread.
     static KEPT: Cell<usize> = const { Cell::new(0) };
+    /// What of it authorisers are shown.
+    static SHOWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What a body is charged to. Apart, so that bodies which wait for another try never keep authorisers from
+/// being asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Pool {
+    /// Kept for other tries, and for copies.
+    #[default]
+    Tries,
+    /// Read as a whole to be shown to authorisers.
+    Shown,
+    /// Made of a head alone, which has limits of its own.
+    Free,
+}
+
+impl Pool {
+    fn counter(self) -> Option<&'static LocalKey<Cell<usize>>> {
+        match self {
+            Self::Tries => Some(&KEPT),
+            Self::Shown => Some(&SHOWN),
+            Self::Free => None,
+        }
+    }
+
+    /// Charges it, if there is room.
+    fn take(self, cost: usize) -> bool {
+        let Some(counter) = self.counter() else {
+            return true;
+        };
+        let now = counter.get() + cost;
+        if now > MOST_OF_WORKER {
+            return false;
+        }
+        counter.set(now);
+        true
+    }
+
+    fn give_back(self, cost: usize) {
+        if let Some(counter) = self.counter() {
+            counter.set(counter.get() - cost);
+        }
+    }
 }
 
 const fn cost(frame: &Bytes) -> usize {
     frame.len() + PER_FRAME
-}
-
-fn has_room(cost: usize) -> bool {
-    KEPT.get() + cost <= MOST_OF_WORKER
 }
 
 /// What is known of a request body while it flows.
@@ -69,6 +110,8 @@ struct Upload {
     /// From the start of the body, as long as nothing is lost.
     kept: Vec<Bytes>,
     kept_cost: usize,
+    /// What that is charged to.
+    pool: Pool,
     trailers: Option<HeaderMap>,
     /// Frames of `kept` that the current try has had.
     at: usize,
@@ -84,11 +127,10 @@ struct Upload {
 impl Upload {
     fn keep(&mut self, data: &Bytes) {
         let cost = cost(data);
-        if self.keeping && has_room(cost) && self.kept_cost + cost <= MOST {
+        if self.keeping && self.kept_cost + cost <= MOST && self.pool.take(cost) {
             self.kept.push(data.clone());
             self.at = self.kept.len();
             self.kept_cost += cost;
-            KEPT.set(KEPT.get() + cost);
             return;
         }
         self.lost = true;
@@ -103,13 +145,15 @@ impl Upload {
             self.lost = true;
             return Err(Unread::TooLong);
         }
-        if !has_room(cost) {
+        if self.kept_cost == 0 {
+            self.pool = Pool::Shown;
+        }
+        if !self.pool.take(cost) {
             self.lost = true;
             return Err(Unread::NoRoom);
         }
         self.gathered.extend_from_slice(data);
         self.kept_cost += cost;
-        KEPT.set(KEPT.get() + cost);
         Ok(())
     }
 
@@ -128,7 +172,7 @@ impl Upload {
         // A place that is free already costs nothing; frames are never empty.
         if !frame.is_empty() {
             self.kept_cost -= cost(&frame);
-            KEPT.set(KEPT.get() - cost(&frame));
+            self.pool.give_back(cost(&frame));
         }
         frame
     }
@@ -164,15 +208,17 @@ impl Upload {
 pub(super) enum Unread {
     /// It is longer than it may be.
     TooLong,
-    /// All bodies that are kept together take what memory they may.
+    /// All bodies that are shown take what memory they may together.
     NoRoom,
     /// The caller went away.
     Broken,
+    /// It did not arrive in time.
+    TooSlow,
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        KEPT.set(KEPT.get() - self.kept_cost);
+        self.pool.give_back(self.kept_cost);
     }
 }
 
@@ -184,15 +230,16 @@ impl Progress {
         upload.keeping = keep;
     }
 
-    /// A body that is there already, if there is room for it.
-    pub(super) fn of(body: Bytes) -> Option<Rc<Self>> {
+    /// A body that is there already: a question to an authoriser. One that `shows` a caller's body takes
+    /// room as that does, if there is some; any other is no longer than the head it tells of.
+    pub(super) fn of(body: Bytes, shows: bool) -> Option<Rc<Self>> {
         let mut upload = Upload::default();
+        upload.pool = if shows { Pool::Shown } else { Pool::Free };
         if !body.is_empty() {
             let cost = cost(&body);
-            if !has_room(cost) {
+            if !upload.pool.take(cost) {
                 return None;
             }
-            KEPT.set(KEPT.get() + cost);
             (upload.kept, upload.kept_cost) = (vec![body], cost);
         }
         upload.keeping = true;
@@ -310,11 +357,13 @@ impl Progress {
     pub(super) fn whole(&self) -> Option<Rc<Self>> {
         let upload = self.upload.borrow();
         let complete = upload.source.as_ref().is_none_or(Body::is_end_stream);
-        if upload.lost || self.broken.get() || !complete || !has_room(upload.kept_cost) {
+        if upload.lost || self.broken.get() || !complete {
             return None;
         }
-        KEPT.set(KEPT.get() + upload.kept_cost);
         let mut copy = Upload::default();
+        if !copy.pool.take(upload.kept_cost) {
+            return None;
+        }
         copy.kept.clone_from(&upload.kept);
         copy.kept_cost = upload.kept_cost;
         copy.trailers.clone_from(&upload.trailers);
@@ -442,5 +491,41 @@ impl Body for RequestBody {
         }
         hint.set_lower(hint.lower() + waiting);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MUCH: &[u8] = &[0; 64 * 1024];
+
+    #[test]
+    fn what_waits_for_other_tries_leaves_authorisers_their_room() {
+        let cost = cost(&Bytes::from_static(MUCH));
+        let whole = MOST_OF_WORKER / cost * cost;
+        assert!(Pool::Tries.take(MOST_OF_WORKER));
+        assert!(!Pool::Tries.take(1));
+        let mut shown: Vec<Upload> = Vec::new();
+        let refused = loop {
+            let mut upload = Upload::default();
+            match upload.gather(&Bytes::from_static(MUCH), MUCH.len()) {
+                Ok(()) => shown.push(upload),
+                Err(unread) => break unread,
+            }
+        };
+        assert_eq!(refused, Unread::NoRoom);
+        assert_eq!(shown.len() * cost, whole);
+        let question = Bytes::from_static(MUCH);
+        assert!(Progress::of(question.clone(), true).is_none());
+        let plain = Progress::of(question.clone(), false);
+        assert!(plain.is_some(), "nothing of a body is in it");
+        drop((plain, shown));
+        assert_eq!((SHOWN.get(), KEPT.get()), (0, MOST_OF_WORKER));
+        let shows = Progress::of(question, true);
+        assert_eq!(SHOWN.get(), cost);
+        drop(shows);
+        Pool::Tries.give_back(MOST_OF_WORKER);
+        assert_eq!((SHOWN.get(), KEPT.get()), (0, 0));
     }
 }
