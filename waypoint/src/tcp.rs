@@ -170,6 +170,12 @@ async fn open(
     let mut tried: Vec<Str> = Vec::new();
     loop {
         let endpoint = endpoint(session, &view, caller, facts, &tried).await?;
+        let (own, ip) = (&session.worker.world.own, endpoint.address.ip());
+        if session.addressed.is_raw() && view.leads_back(own, &endpoint.workload, ip) {
+            // It would be sent there again by the same name, without an end.
+            let why = "the name leads back to this gateway";
+            return Err(Ended::new(Reason::NoRoute, why));
+        }
         tried.push(endpoint.workload.uid.clone());
         facts.endpoint = Some(endpoint.clone());
         let admitted = session.admitted(&view, &endpoint);

@@ -105,6 +105,24 @@ impl View {
             .find(|w| self.snapshot.has_identity(w, &own.identity))
     }
 
+    /// True if what is sent to this endpoint may come back: it is this waypoint, something that runs as it
+    /// does, or a service with such endpoints, whatever object tells of it.
+    pub(crate) fn leads_back(&self, own: &Own, workload: &Workload, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let runs_as_we = |one: &Workload| self.snapshot.has_identity(one, &own.identity);
+        let at = NetworkAddress::new(own.network.clone(), ip);
+        let mut there = self.snapshot.workloads_at(&at).iter();
+        let through = self.snapshot.service_by_vip(&at, None);
+        ip == own.ip
+            || workload.addresses.contains(&own.ip)
+            || runs_as_we(workload)
+            || there.any(|one| runs_as_we(one))
+            || through.is_some_and(|service| {
+                let mut all = self.snapshot.endpoints(&service.key);
+                all.any(|one| runs_as_we(&one.workload))
+            })
+    }
+
     /// Host name under which services and workloads name this waypoint, once it is known.
     #[must_use]
     pub fn own_hostname(&self) -> Option<NamespacedHostname> {
@@ -176,5 +194,43 @@ impl Own {
             healthy: true,
             profile: Arc::new(profile),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isobar_proto::istio::workload as wire;
+
+    use crate::testing::{HOST, Mesh, pod};
+
+    #[test]
+    fn whatever_tells_of_it_a_gateway_knows_what_leads_back_to_it() {
+        let mesh = Mesh::new();
+        let own = mesh.world.own.clone();
+        let twin = wire::Workload {
+            service_account: "wp".into(),
+            services: [].into(),
+            ..pod("twin", "10.0.1.2")
+        };
+        mesh.pods([pod("a", "10.0.1.1"), twin.clone()]);
+        let (a, known) = (mesh.known_pod("a"), mesh.known_pod("twin"));
+        let back = |workload: &isobar_state::Workload, ip: &str| {
+            mesh.view().leads_back(&own, workload, ip.parse().unwrap())
+        };
+        assert!(!back(&a, "10.0.1.1"));
+        assert!(back(&known, "10.0.1.2"));
+        let outside = |ip: &str| own.elsewhere(&mesh.known_service(HOST), ip.parse().unwrap());
+        for (ip, expect) in [
+            ("10.0.1.1", false),
+            ("10.96.0.1", false),
+            ("10.0.0.250", true),
+            ("::ffff:10.0.0.250", true),
+            ("10.0.1.2", true),
+        ] {
+            assert_eq!(back(&outside(ip), ip), expect, "{ip}");
+        }
+        let services = pod("twin", "10.0.1.2").services;
+        mesh.pods([wire::Workload { services, ..twin }]);
+        assert!(back(&outside("10.96.0.1"), "10.96.0.1"));
     }
 }
