@@ -65,7 +65,10 @@ fn widen(rule: &mut Rule, names: &[Str]) {
 
 fn principals(values: &mut Vec<String>, names: &[Str]) {
     each(values, |value| {
-        let (domain, rest) = value.split_once('/')?;
+        let Some((domain, rest)) = value.split_once('/') else {
+            let all = begun(value, names)?;
+            return Some(all.map(|name| format!("{name}/*")).collect());
+        };
         let all = meant(domain, names)?;
         Some(all.map(|name| format!("{name}/{rest}")).collect())
     });
@@ -87,6 +90,13 @@ fn meant<'n>(domain: &str, names: &'n [Str]) -> Option<impl Iterator<Item = &'n 
         (None, None) => **name == *domain,
     };
     let is_ours = domain == DEFAULT_TRUST_DOMAIN || names.iter().any(is_one);
+    is_ours.then(|| names.iter())
+}
+
+/// All names of the mesh where a pattern without a `/` takes one of them whole, and so whoever has it.
+fn begun<'n>(pattern: &str, names: &'n [Str]) -> Option<impl Iterator<Item = &'n Str>> {
+    let start = pattern.strip_suffix('*').filter(|s| !s.is_empty())?;
+    let is_ours = start == DEFAULT_TRUST_DOMAIN || names.iter().any(|name| name.starts_with(start));
     is_ours.then(|| names.iter())
 }
 
@@ -150,6 +160,18 @@ mod tests {
             ("other/ns/a/sa/b", &["other/ns/a/sa/b"]),
             ("*/ns/a/sa/b", &["*/ns/a/sa/b"]),
             ("*", &["*"]),
+            (
+                "old.example*",
+                &["old.example*", "new.example/*", "old.example/*"],
+            ),
+            ("ol*", &["ol*", "new.example/*", "old.example/*"]),
+            (
+                "cluster.local*",
+                &["cluster.local*", "new.example/*", "old.example/*"],
+            ),
+            ("older*", &["older*"]),
+            ("*/b", &["*/b"]),
+            ("*b", &["*b"]),
         ] {
             let mut values = vec![value.to_owned()];
             principals(&mut values, &mesh);
