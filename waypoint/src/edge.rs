@@ -102,8 +102,10 @@ fn ports(worker: &Worker) -> BTreeSet<u16> {
     listeners.iter().map(|one| one.port).collect()
 }
 
-/// TLS of listeners, as of some credentials and description of one of them.
-type Known = BTreeMap<Str, (Version, Arc<Listener>, EdgeServer)>;
+/// TLS of the listeners of one worker, as of some credentials and description of one of them: for callers from
+/// outside and in tunnels alike.
+#[derive(Default)]
+pub(crate) struct Servers(RefCell<BTreeMap<Str, (Version, Arc<Listener>, EdgeServer)>>);
 
 /// Accepts on one port until the worker drains or the port is not wanted any more.
 pub async fn accept(
@@ -114,7 +116,6 @@ pub async fn accept(
 ) {
     let life = worker.scope.lifetime();
     let room = Arc::new(Semaphore::new(OPEN));
-    let known: Rc<RefCell<Known>> = Rc::default();
     loop {
         let accepted = tokio::select! {
             () = life.draining() => return,
@@ -137,7 +138,7 @@ pub async fn accept(
             worker.metrics.refused(Reason::Overload);
             continue;
         };
-        let served = connection(worker.clone(), tcp, peer, port, known.clone(), life.clone());
+        let served = connection(worker.clone(), tcp, peer, port, life.clone());
         worker.scope.spawn("connection from outside", async move {
             served.await;
             drop((place, share));
@@ -150,7 +151,6 @@ async fn connection(
     mut tcp: TcpStream,
     address: SocketAddr,
     port: u16,
-    known: Rc<RefCell<Known>>,
     life: Lifetime,
 ) {
     if let Err(error) = tcp.set_nodelay(true) {
@@ -181,7 +181,7 @@ async fn connection(
         worker.metrics.refused(Reason::NoRoute);
         return;
     };
-    secured(&worker, peer, listener, Rewound::new(first, tcp), &known).await;
+    secured(&worker, peer, listener, Rewound::new(first, tcp)).await;
 }
 
 /// The listener that is most exactly for this server name.
@@ -192,13 +192,7 @@ fn for_name<'a>(here: &'a [Arc<Listener>], name: Option<&str>) -> Option<&'a Arc
 }
 
 /// Serves a caller whose hello has chosen this listener.
-async fn secured<S: Stream>(
-    worker: &Rc<Worker>,
-    peer: Peer,
-    listener: &Arc<Listener>,
-    stream: S,
-    known: &RefCell<Known>,
-) {
+async fn secured<S: Stream>(worker: &Rc<Worker>, peer: Peer, listener: &Arc<Listener>, stream: S) {
     let address = peer.address;
     if listener.tls.is_none() {
         let stream: AnyStream = Box::new(stream);
@@ -209,7 +203,7 @@ async fn secured<S: Stream>(
     }
     // Looked at before the handshake: a later one does not vouch for this caller.
     let signer = leave::Signer::of(&worker.world.credentials, listener);
-    let server = match tls(worker, listener, known) {
+    let server = match tls(worker, listener) {
         Ok(server) => server,
         Err(why) => {
             tracing::warn!(%address, listener = &*listener.name, "a caller is turned away: {why}");
@@ -279,11 +273,8 @@ pub(crate) fn addressed(ip: IpAddr, listener: Arc<Listener>) -> Addressed {
 }
 
 /// Made once for each version of what it is made from.
-fn tls(
-    worker: &Worker,
-    listener: &Arc<Listener>,
-    known: &RefCell<Known>,
-) -> Result<EdgeServer, String> {
+fn tls(worker: &Worker, listener: &Arc<Listener>) -> Result<EdgeServer, String> {
+    let known = &worker.servers.0;
     let credentials = &worker.world.credentials;
     let version = credentials.version();
     if let Some((of, was, server)) = known.borrow().get(&listener.name)
@@ -298,7 +289,11 @@ fn tls(
         server = server.opaque();
     }
     let entry = (version, listener.clone(), server.clone());
-    known.borrow_mut().insert(listener.name.clone(), entry);
+    let view = worker.world.view();
+    let is_there = |name: &Str| info(&view).is_some_and(|own| own.listener(name).is_some());
+    let mut known = known.borrow_mut();
+    known.retain(|name, _| is_there(name));
+    known.insert(listener.name.clone(), entry);
     Ok(server)
 }
 

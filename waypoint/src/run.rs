@@ -333,6 +333,7 @@ pub fn worker(
         recent: Recent::default(),
         access_log,
         live,
+        servers: edge::Servers::default(),
     })
 }
 

@@ -49,6 +49,8 @@ pub struct Worker {
     pub access_log: AccessLog,
     /// The source of reachability where the caller is not known.
     pub own_workload: Arc<Workload>,
+    /// TLS of its listeners.
+    pub(crate) servers: edge::Servers,
 }
 
 /// A tunnel that was accepted.

@@ -1,16 +1,16 @@
 //! Callers of the mesh at ports where TLS is spoken: with its certificates and no tunnel, or in a tunnel,
 //! with TLS in it or without.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use isobar_route::{Listener, ListenerProtocol, ListenerTls};
+use isobar_state::Snapshot;
 use isobar_tls::edge::MESH_HTTP;
 use isobar_tls::{Hello, ServerTls, server_config};
-use isobar_types::{Identity, Reason};
+use isobar_types::{Identity, Reason, Str};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::Instant;
 
@@ -80,7 +80,9 @@ async fn server(worker: &Worker, listener: &Listener) -> Result<ServerTls, Strin
 
 /// Whether a caller has one of the names that the listener asks for, where it does.
 fn may_come(worker: &Worker, peer: &Peer, listener: &Listener) -> bool {
-    let has_name = |tls: &ListenerTls| is_named(tls, peer.identity.as_ref());
+    let view = worker.world.view();
+    let caller = peer.identity.as_ref();
+    let has_name = |tls: &ListenerTls| is_named(tls, caller, &view.snapshot);
     if listener.tls.as_ref().is_none_or(has_name) {
         return true;
     }
@@ -90,10 +92,14 @@ fn may_come(worker: &Worker, peer: &Peer, listener: &Listener) -> bool {
     false
 }
 
-fn is_named(tls: &ListenerTls, caller: Option<&Identity>) -> bool {
-    let own = caller.map(ToString::to_string);
+/// As policies do, a name means its account under any name of the mesh.
+fn is_named(tls: &ListenerTls, caller: Option<&Identity>, mesh: &Snapshot) -> bool {
+    let is_it = |name: &Str, own| {
+        let named = name.parse::<Identity>();
+        named.is_ok_and(|named| mesh.mean_one(&named, own))
+    };
     let mut wanted = tls.client_names.iter();
-    tls.client_names.is_empty() || own.is_some_and(|own| wanted.any(|name| **name == *own))
+    tls.client_names.is_empty() || caller.is_some_and(|own| wanted.any(|name| is_it(name, own)))
 }
 
 /// Serves a tunnel to a port where TLS is spoken. TLS in it chooses its listener as it does outside; without, the tunnel
@@ -118,7 +124,7 @@ pub(crate) async fn in_tunnel<S: Stream>(
             worker.metrics.refused(Reason::NoRoute);
             return;
         };
-        return secured(worker, peer, listener, stream, &RefCell::default()).await;
+        return secured(worker, peer, listener, stream).await;
     }
     let Some(listener) = without_name(&of_mesh) else {
         let port = listener.port;
@@ -164,5 +170,50 @@ fn without_name<'a>(of_mesh: &[&'a Arc<Listener>]) -> Option<&'a Arc<Listener>> 
         [only] => Some(only),
         all if all.iter().all(|one| is_http(&one)) => all.first().copied(),
         all => all.iter().find(|one| one.takes(None).is_some()).copied(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isobar_proto::isobar::v1 as proto;
+    use proto::outbound_policy::Kind;
+
+    use super::*;
+
+    #[test]
+    fn a_caller_has_its_name_under_any_name_of_the_mesh() {
+        let mut draft = Snapshot::default().draft();
+        let domains = vec!["new.example".into(), "old.example".into()];
+        let kind = Some(Kind::Trust(proto::Trust { domains }));
+        let told = proto::OutboundPolicy { kind };
+        draft.upsert_outbound_policy(&told).unwrap();
+        let (renamed, plain) = (draft.finish(), Snapshot::default());
+        let any = ListenerTls {
+            credentials: Vec::new(),
+            clients: None,
+            client_names: Vec::new(),
+            tls13: true,
+            tls12: false,
+            mesh: true,
+        };
+        let tls = ListenerTls {
+            client_names: vec![
+                "client".into(),
+                "spiffe://old.example/ns/a/sa/client".into(),
+            ],
+            ..any.clone()
+        };
+        for (domain, account, before, after) in [
+            ("old.example", "client", true, true),
+            ("new.example", "client", false, true),
+            ("other.example", "client", false, false),
+            ("new.example", "other", false, false),
+        ] {
+            let caller = Identity::new(domain, "a", account);
+            assert_eq!(is_named(&tls, Some(&caller), &plain), before, "{caller}");
+            assert_eq!(is_named(&tls, Some(&caller), &renamed), after, "{caller}");
+        }
+        assert!(!is_named(&tls, None, &renamed));
+        assert!(is_named(&any, None, &renamed));
     }
 }
