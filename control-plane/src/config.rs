@@ -241,7 +241,7 @@ mod tests {
     fn a_name_of_the_trust_domain_is_judged_before_anything_starts() {
         let read = |alias: &str| {
             let flag = format!("--trust-domain-alias={alias}");
-            Config::try_parse_from(["isobard", "--kubernetes", &flag])
+            Config::try_parse_from(["isobard", "--kubernetes", "--state-dir=/state", &flag])
         };
         let found = read("old.example, a-b_c").unwrap().trust_domain_alias;
         assert_eq!(found, ["old.example", "a-b_c"]);
