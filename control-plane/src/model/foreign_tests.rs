@@ -194,7 +194,10 @@ fn nobody_promises_that_it_keeps_policies() {
         }
     }
     // What cannot be enforced is refused by waypoints of ours alone.
-    let custom = format!("{}, action: CUSTOM, rules: [{{}}]", to_service());
+    let custom = format!(
+        "{}, action: CUSTOM, provider: {{name: x}}, rules: [{{}}]",
+        to_service()
+    );
     let plan = shop(OWN, "", &policy("shop", &custom));
     let mut all = plan.verdicts.iter();
     let said = all.find(|one| one.condition == ACCEPTED).unwrap();
