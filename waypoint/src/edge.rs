@@ -102,10 +102,12 @@ fn ports(worker: &Worker) -> BTreeSet<u16> {
     listeners.iter().map(|one| one.port).collect()
 }
 
-/// TLS of the listeners of one worker, as of some credentials and description of one of them: for callers from
-/// outside and in tunnels alike.
+/// TLS of listeners, as of some credentials and description of one of them.
+type Known = BTreeMap<Str, (Version, Arc<Listener>, EdgeServer)>;
+
+/// What one worker knows of it, for callers from outside and in tunnels alike.
 #[derive(Default)]
-pub(crate) struct Servers(RefCell<BTreeMap<Str, (Version, Arc<Listener>, EdgeServer)>>);
+pub(crate) struct Servers(RefCell<Known>);
 
 /// Accepts on one port until the worker drains or the port is not wanted any more.
 pub async fn accept(

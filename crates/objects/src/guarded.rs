@@ -192,7 +192,8 @@ mod tests {
             { "path": { "value": "admin" } },
             { "path": { "type": "RegularExpression", "value": "(" } },
         ]);
-        spec["rules"][1] = json!({ "matches": [{ "path": { "value": "/free" } }] });
+        let free = json!({ "matches": [{ "path": { "value": "/free" } }] });
+        spec["rules"] = json!([spec["rules"][0], free]);
         let found = http(&spec).unwrap();
         assert_eq!(found.hostnames, ["shop.example"]);
         let paths = found.rules[0].matches.iter().map(|one| one.path.clone());
