@@ -10,8 +10,8 @@ use isobar_kubernetes::{
     Cluster, KubernetesSource, KubernetesWriter, LastValid, RootMaps, SourceOptions, keep_authority,
 };
 use isobar_objects::{
-    DirectoryOptions, DirectorySource, ObjectRef, ObjectSource, ObjectWriter, OverlayWriter, Published,
-    STRANGERS,
+    DirectoryOptions, DirectorySource, ObjectRef, ObjectSource, ObjectWriter, OverlayWriter,
+    Published, STRANGERS,
 };
 use isobar_runtime::Scope;
 use isobar_tls::ca::Authority;

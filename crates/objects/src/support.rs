@@ -104,13 +104,11 @@ const ISTIO_GATEWAY: &[Gap] = &[
     gap("spec.servers[].tls.cipherSuites"),
 ];
 
-const HTTP_ROUTE: &[Gap] = &[
-    Gap {
-        path: "spec.rules[].backendRefs[].filters[].cors",
-        asks: says_something,
-        hint: "a preflight is answered before a destination is chosen: write it for the rule",
-    },
-];
+const HTTP_ROUTE: &[Gap] = &[Gap {
+    path: "spec.rules[].backendRefs[].filters[].cors",
+    asks: says_something,
+    hint: "a preflight is answered before a destination is chosen: write it for the rule",
+}];
 
 /// Which tables hold for a kind, each with what its paths begin with.
 fn tables(kind: Kind) -> &'static [(&'static str, &'static [Gap])] {
