@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 const PROXY: usize = 0;
 
 /// How many there are, as it was when it was first asked: afterwards this process may have fewer.
-fn count() -> usize {
+pub(crate) fn count() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }

@@ -17,7 +17,7 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) const HEAD: usize = 9;
 /// The connection's window at its start (RFC 9113 §6.9.2).
 pub(super) const INITIAL_WINDOW: u32 = 65_535;
-/// Most header fields of the peer's table that requests need: far below the 4,096 octets it has by itself.
+/// Octets of the peer's table of fields unless it says otherwise (RFC 9113 §6.5.2): requests index into that.
 const TABLE: u32 = 4096;
 
 pub(super) const DATA: u8 = 0;

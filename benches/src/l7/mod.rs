@@ -22,6 +22,8 @@ use serde::Serialize;
 use rig::{Application, Rig};
 use scene::Scene;
 
+use crate::cores;
+
 const GRPC: &str = "application/grpc";
 
 /// What to compare, and how long.
@@ -106,7 +108,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut results = Results {
         kernel: kernel.trim().to_owned(),
-        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        cores: cores::count(),
         ..Results::default()
     };
     let out = options.out.clone().unwrap_or_else(|| "target/bench".into());
