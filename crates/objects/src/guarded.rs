@@ -3,13 +3,43 @@
 use serde_json::{Map, Value, json};
 
 use crate::kinds::Kind;
+use crate::names::nearest;
 use crate::object::Object;
 use crate::read::typed;
 use crate::strict::Strict;
 use crate::targets::{entries, text};
 
-/// Filters that keep requests away: an authoriser, and limits by their name. With their fields.
+/// Filters that keep requests away: an authoriser, and limits by their name.
 const GUARDS: [&str; 2] = ["ExternalAuth", "ExtensionRef"];
+/// Others.
+const EDITS: [&str; 6] = [
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+    "RequestRedirect",
+    "URLRewrite",
+    "CORS",
+];
+/// Fields of a route and of what leads to its filters: by the nearest of them one that is misspelt is known.
+const SPEC: [&str; 3] = ["parentRefs", "hostnames", "rules"];
+const RULE: [&str; 7] = [
+    "name",
+    "matches",
+    "filters",
+    "backendRefs",
+    "timeouts",
+    "retry",
+    "sessionPersistence",
+];
+const DESTINATION: [&str; 7] = [
+    "group",
+    "kind",
+    "name",
+    "namespace",
+    "port",
+    "weight",
+    "filters",
+];
 /// What a route can be attached to.
 const PARENTS: [Kind; 3] = [Kind::Service, Kind::ServiceEntry, Kind::Gateway];
 
@@ -18,18 +48,21 @@ const PARENTS: [Kind; 3] = [Kind::Service, Kind::ServiceEntry, Kind::Gateway];
 /// what rules with such a filter match besides, so that no less exact route takes that. `None` without
 /// such a filter or such a parent.
 pub(crate) fn refusing(kind: Kind, value: &Value) -> Option<Object> {
-    let spec = value.get("spec").filter(|spec| is_guarded(spec))?;
-    let parents: Vec<_> = entries(spec.get("parentRefs"))
-        .iter()
-        .flat_map(parents)
-        .collect();
+    let spec = value.get("spec")?;
+    let rules = fields(spec, "rules", &SPEC).into_iter().flat_map(maps);
+    let guarded: Vec<_> = rules.filter(|rule| is_guarded(rule)).collect();
+    if guarded.is_empty() {
+        return None;
+    }
+    let references = fields(spec, "parentRefs", &SPEC).into_iter();
+    let references = references.flat_map(|list| entries(Some(list)));
+    let parents: Vec<_> = references.flat_map(parents).collect();
     if parents.is_empty() {
         return None;
     }
-    let rules = entries(spec.get("rules")).iter();
-    let matches = rules
-        .filter(|rule| is_guarded(rule))
-        .flat_map(|rule| entries(rule.get("matches")));
+    let matches = guarded.into_iter();
+    let matches = matches.flat_map(|rule| fields(rule, "matches", &RULE));
+    let matches = matches.flat_map(|list| entries(Some(list)));
     let readable = matches.filter(|one| {
         let alone =
             json!({ "metadata": { "name": "r" }, "spec": { "rules": [{ "matches": [one] }] } });
@@ -57,22 +90,58 @@ pub(crate) fn refusing(kind: Kind, value: &Value) -> Option<Object> {
     })
 }
 
-/// True if a guard is meant anywhere in it, by its type or by its settings.
-fn is_guarded(value: &Value) -> bool {
-    let is_guard = |word: &str| GUARDS.iter().any(|guard| guard.eq_ignore_ascii_case(word));
-    match value {
-        Value::Array(list) => list.iter().any(is_guarded),
-        Value::Object(fields) => fields.iter().any(|(name, value)| {
-            let by_type = name == "type" && value.as_str().is_some_and(is_guard);
-            by_type || is_guard(name) || is_guarded(value)
+/// True if a rule has a guard among its filters, or among those of one of its destinations.
+fn is_guarded(rule: &Value) -> bool {
+    let has_guard = |of: &Value, known: &[&str]| {
+        let mut filters = fields(of, "filters", known).into_iter();
+        filters.any(|list| entries(Some(list)).iter().any(is_guard))
+    };
+    let destinations = fields(rule, "backendRefs", &RULE).into_iter();
+    let mut destinations = destinations.flat_map(maps);
+    has_guard(rule, &RULE) || destinations.any(|one| has_guard(one, &DESTINATION))
+}
+
+/// True if a filter is meant to be a guard, by its type or by its settings, as far as either can be read.
+fn is_guard(filter: &Value) -> bool {
+    let means_guard = |word: &str| {
+        let all = GUARDS.iter().chain(&EDITS).copied();
+        nearest(word, all).is_some_and(|meant| GUARDS.contains(&meant))
+    };
+    match filter {
+        Value::String(word) => means_guard(word),
+        Value::Array(list) => list.iter().any(is_guard),
+        Value::Object(settings) => settings.iter().any(|(name, value)| {
+            let names_type = || nearest(name, ["type"]).is_some();
+            means_guard(name) || (names_type() && value.as_str().is_some_and(means_guard))
         }),
         _ => false,
     }
 }
 
+/// What an object has in that field, and in those that are no fields of it but near to that one.
+fn fields<'a>(of: &'a Value, name: &str, known: &[&str]) -> Vec<&'a Value> {
+    let means_it = |written: &str| {
+        written == name
+            || (!known.contains(&written) && nearest(written, known.iter().copied()) == Some(name))
+    };
+    let all = of.as_object().into_iter().flatten();
+    let meant = all.filter(|(written, _)| means_it(written));
+    meant.map(|(_, value)| value).collect()
+}
+
+/// The objects in a list, whatever lists they are in.
+fn maps(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Array(list) => list.iter().flat_map(maps).collect(),
+        Value::Object(_) => vec![value],
+        _ => Vec::new(),
+    }
+}
+
 /// Hosts as far as they can be read; none stands for every one.
 fn hostnames(spec: &Value) -> Vec<String> {
-    let all = entries(spec.get("hostnames")).iter();
+    let all = fields(spec, "hostnames", &SPEC).into_iter();
+    let all = all.flat_map(|list| entries(Some(list)));
     all.filter_map(text).collect()
 }
 
@@ -213,6 +282,49 @@ mod tests {
         let spec = with(&json!({ "type": GUARD }));
         let value = json!({ "metadata": { "name": "r" }, "spec": spec });
         assert_eq!(crate::invalid::refusal(Kind::TcpRoute, &value), None);
+    }
+
+    #[test]
+    fn what_is_misspelt_on_the_way_to_a_guard_does_not_hide_it() {
+        let guard = json!({ "type": GUARD });
+        let parents = json!([cart()]);
+        for spec in [
+            json!({ "parentRef": parents, "rules": [{ "filters": [guard] }] }),
+            json!({ "ParentRefs": parents, "rule": [{ "filters": [guard] }] }),
+            json!({ "parentrefs": cart(), "rules": { "filters": guard } }),
+            json!({ "parentRefs": parents, "rules": [[{ "filters": [guard] }]] }),
+            json!({ "parentRefs": parents, "rules": [{ "filter": [guard] }] }),
+            json!({ "parentRefs": parents, "rules": [{ "filters": [{ "tpye": GUARD }] }] }),
+            json!({ "parentRefs": parents, "rules": [{ "filters": [{ "type": "ExtenalAuth" }] }] }),
+            json!({ "parentRefs": parents, "rules": [{ "filters": [[guard]] }] }),
+            json!({ "parentRefs": parents, "rules": [{ "filters": GUARD }] }),
+            json!({ "parentRefs": parents, "rules": [{
+                "backendRefs": [{ "name": "cart", "port": 80, "filters": [{ "type": GUARD }] }] }] }),
+            json!({ "parentRefs": parents, "rules": [{
+                "backendRef": { "name": "cart", "port": 80, "filter": [guard] } }] }),
+        ] {
+            let found = http(&spec).unwrap_or_else(|| panic!("open: {spec}"));
+            assert_eq!(found.parent_refs[0].name, "cart");
+        }
+    }
+
+    #[test]
+    fn words_of_guards_elsewhere_are_none() {
+        let mut odd = json!({ "type": "Exact", "name": "x", "value": GUARD });
+        odd["externalAuth"] = json!({});
+        for rule in [
+            json!({ "matches": [{ "headers": [odd] }] }),
+            json!({ "matches": [{ "type": GUARD }] }),
+            json!({ "name": GUARD, "timeouts": 7 }),
+            json!({ "filters": [{ "type": "CORS", "cors": { "allowHeaders": [GUARD, 7] } }] }),
+            json!({ "filters": [{ "type": "RequestMirror", "requestMirror": { "type": GUARD } }] }),
+            json!({ "backendRefs": [{ "name": "a", "port": 1, "kind": GUARD, "wait": 1 }] }),
+        ] {
+            assert_eq!(
+                http(&json!({ "parentRefs": [cart()], "rules": [rule] })),
+                None
+            );
+        }
     }
 
     #[test]

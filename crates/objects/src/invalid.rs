@@ -13,7 +13,7 @@ use crate::istio::{Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule};
 use crate::kinds::{Kind, ObjectRef};
 use crate::mesh_config;
 use crate::object::Object;
-use crate::targets::read_targets;
+use crate::targets::{read_targets, text};
 
 /// What is known of a version that is not valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,12 +115,14 @@ pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
     if spec.get("action").and_then(Value::as_str) == Some("AUDIT") {
         return None;
     }
-    let metadata: ObjectMeta = part(value, "metadata")?;
-    let annotations = metadata.annotations.as_ref();
-    let dry_run = annotations.and_then(|all| all.get(labels::DRY_RUN));
-    if dry_run.is_some_and(|value| value == "true") {
+    let head = value.get("metadata")?;
+    let dry_run = head
+        .get("annotations")
+        .and_then(|all| all.get(labels::DRY_RUN));
+    if dry_run.and_then(text).is_some_and(|value| value == "true") {
         return None;
     }
+    let metadata = part(value, "metadata").or_else(|| least(head))?;
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     // Both together is what is wrong: node proxies leave policies with targets to waypoints.
     let target_refs = match spec.get("selector").filter(|it| !it.is_null()) {
@@ -142,6 +144,15 @@ pub(crate) fn refusal(kind: Kind, value: &Value) -> Option<Object> {
         status: value.get("status").cloned(),
     };
     Some(policy.into())
+}
+
+/// Who an object is, where something else of its head cannot be read.
+fn least(head: &Value) -> Option<ObjectMeta> {
+    Some(ObjectMeta {
+        name: Some(text(head.get("name")?)?),
+        namespace: head.get("namespace").and_then(text),
+        ..ObjectMeta::default()
+    })
 }
 
 /// A field that can be read, whatever else is in it.
@@ -189,6 +200,33 @@ mod tests {
         let spec = refused(&json!({ "selector": "cart" })).unwrap();
         assert_eq!(spec.selector, None, "the whole namespace");
         assert_eq!(refused(&json!({ "action": "AUDIT", "rules": 7 })), None);
+    }
+
+    #[test]
+    fn a_head_that_cannot_be_read_opens_nothing() {
+        let kind = Kind::AuthorizationPolicy;
+        for (field, odd) in [
+            ("labels", json!(7)),
+            ("labels", json!({ "app": ["cart"] })),
+            ("annotations", json!("none")),
+            ("annotations", json!({ "a": 7 })),
+            ("creationTimestamp", json!("yesterday")),
+            ("ownerReferences", json!({})),
+        ] {
+            let mut head = json!({ "name": "p", "namespace": "shop" });
+            head[field] = odd;
+            let value = json!({ "metadata": head, "spec": {} });
+            let Some(Object::AuthorizationPolicy(policy)) = refusal(kind, &value) else {
+                panic!("it is open: {value}")
+            };
+            let own = &policy.metadata;
+            let named = (own.name.as_deref(), own.namespace.as_deref());
+            assert_eq!(named, (Some("p"), Some("shop")));
+        }
+        let annotations = json!({ labels::DRY_RUN: true });
+        let head = json!({ "name": "p", "namespace": "shop", "annotations": annotations });
+        let value = json!({ "metadata": head, "spec": {} });
+        assert_eq!(refusal(kind, &value), None, "it was to refuse nothing");
     }
 
     #[test]

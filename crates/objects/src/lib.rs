@@ -33,6 +33,7 @@ mod live;
 mod merge;
 mod mesh_config;
 mod named_secrets;
+mod nameless;
 mod names;
 mod object;
 mod overlay;

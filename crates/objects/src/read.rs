@@ -9,10 +9,12 @@ use crate::document::{self, Document, Syntax};
 use crate::finding::{Finding, Severity};
 use crate::kinds::{self, Kind, ObjectRef, Recognised};
 use crate::mesh_config;
+use crate::nameless;
 use crate::names;
 use crate::object::Object;
 use crate::strict::{Strict, UnknownField};
 use crate::support;
+use crate::targets;
 use crate::validate::validate_fields;
 
 /// One object read from text.
@@ -84,6 +86,8 @@ pub(crate) struct RawObject {
     syntax: Syntax,
     /// Path of the object in its document, where that is a `List`.
     inside: String,
+    /// Why its name cannot be read, where that is so: then it is never valid.
+    pub(crate) nameless: Option<Finding>,
 }
 
 impl RawObject {
@@ -102,6 +106,7 @@ impl RawObject {
             text: "".into(),
             syntax: Syntax::Json,
             inside: String::new(),
+            nameless: None,
         })
     }
 
@@ -184,6 +189,8 @@ pub(crate) struct RawText {
     pub(crate) objects: Vec<RawObject>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) hidden: Vec<Hidden>,
+    /// What has no name that can be read and must not be left out all the same.
+    pub(crate) nameless: Vec<RawObject>,
 }
 
 pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
@@ -227,8 +234,22 @@ impl RawText {
                 text: document.text.into(),
                 syntax: document.syntax,
                 inside,
+                nameless: None,
             }),
             Identity::Not { finding, hidden } => {
+                let policy = nameless::policy(file, document.line, &inside, value);
+                self.nameless
+                    .extend(policy.map(|(reference, value)| RawObject {
+                        reference,
+                        kind: Kind::AuthorizationPolicy,
+                        value,
+                        file: Arc::clone(file),
+                        line: document.line,
+                        text: document.text.into(),
+                        syntax: document.syntax,
+                        inside: inside.clone(),
+                        nameless: Some(finding.clone()),
+                    }));
                 let path = if inside.is_empty() {
                     finding.field.clone()
                 } else {
@@ -256,6 +277,11 @@ enum Identity {
     },
 }
 
+fn written_namespace(value: &Value) -> Option<&Value> {
+    let namespace = value.get("metadata")?.get("namespace")?;
+    Some(namespace).filter(|namespace| !namespace.is_null())
+}
+
 fn identify(value: &Value) -> Identity {
     let not = |finding, hidden| Identity::Not { finding, hidden };
     if !value.is_object() {
@@ -270,11 +296,12 @@ fn identify(value: &Value) -> Identity {
         let head = value.get("metadata").and_then(|head| head.get(field));
         head.and_then(Value::as_str).unwrap_or_default()
     };
-    let (api_version, kind_word) = (text("apiVersion"), text("kind"));
-    let name = head("name");
-    let namespace = Some(head("namespace"))
-        .filter(|namespace| !namespace.is_empty())
-        .unwrap_or("default");
+    let (api_version, kind_word, name) = (text("apiVersion"), text("kind"), head("name"));
+    let written = written_namespace(value);
+    let namespace = written
+        .and_then(targets::text)
+        .filter(|one| !one.is_empty());
+    let namespace = namespace.as_deref().unwrap_or("default");
     for (field, word) in [("kind", kind_word), ("apiVersion", api_version)] {
         if word.is_empty() {
             return not(
@@ -324,7 +351,8 @@ fn identify(value: &Value) -> Identity {
     }
     let reference = ObjectRef::new(kind, namespace, name);
     let mut value = value.clone();
-    if kind.is_namespaced() {
+    // What is no text stays as it is, and is told.
+    if kind.is_namespaced() && written.is_none_or(Value::is_string) {
         value["metadata"]["namespace"] = json!(namespace);
     }
     Identity::Used(kind, reference, value)

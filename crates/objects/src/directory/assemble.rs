@@ -135,13 +135,17 @@ impl Assembler {
                     let before = self.files.remove(&id);
                     let before = before.into_iter().flat_map(|file| file.objects);
                     let mut objects: Vec<_> = text.objects.into_iter().map(Arc::new).collect();
-                    for old in before {
+                    let mut nameless = text.nameless;
+                    for old in before.filter(|old| old.nameless.is_none()) {
                         let is_hidden = text.hidden.iter().any(|one| one.covers(&old.reference));
                         let is_new = objects.iter().any(|raw| raw.reference == old.reference);
                         if is_hidden && !is_new {
+                            // It may be what has no name now, and is still in force.
+                            nameless.retain(|raw| raw.kind != old.kind);
                             objects.push(old);
                         }
                     }
+                    objects.extend(nameless.into_iter().map(Arc::new));
                     let file = FileState {
                         objects,
                         findings: text.findings,
@@ -436,7 +440,7 @@ impl Built {
         if self.good_base.as_ref().is_some_and(is_good) {
             return None;
         }
-        let own = self.findings.iter();
+        let own = self.findings.iter().chain(&raw.nameless);
         let own = own.filter(|finding| finding.code != Code::DEFINED_TWICE);
         let instead = match (&self.object, self.is_refusal) {
             (_, true) => Instead::Refusal,
@@ -452,6 +456,10 @@ impl Built {
             self.good_base = None;
             return;
         };
+        if raw.nameless.is_some() {
+            // Told of its file already.
+            return;
+        }
         let (object, mut findings) = typed(raw.kind, &raw.value);
         raw.place(&mut findings);
         self.findings = findings;

@@ -46,3 +46,52 @@ fn a_route_whose_authoriser_was_never_valid_answers_with_a_refusal() {
     let told = errors(&now);
     assert_eq!(told.len(), 1, "{told:?}");
 }
+
+fn wall(now: &Published, namespace: &str) -> Vec<Action> {
+    let all = now.objects.authorization_policies.iter();
+    let here = all.filter(|policy| policy.metadata.namespace.as_deref() == Some(namespace));
+    here.map(|policy| policy.spec.action).collect()
+}
+
+#[test]
+fn a_policy_whose_head_cannot_be_read_refuses_what_can_be_known() {
+    let of = |head: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {head}\nspec: {{selector: {{matchLabels: {{app: cart}}}}, rules: [{{}}]}}\n"
+        )
+    };
+    for (head, namespace) in [
+        ("{name: wall, namespace: shop, labels: 7}", "shop"),
+        ("{name: wall, namespace: 7}", "7"),
+        ("{name: 7, namespace: shop}", "shop"),
+        ("{name: The_Wall, namespace: shop}", "shop"),
+        ("{namespace: shop}", "shop"),
+        ("[wall]", "default"),
+        ("wall", "default"),
+    ] {
+        let now = Bench::new(&[("wall.yaml", &of(head))]).now();
+        assert_eq!(wall(&now, namespace), [Action::Deny], "{head}");
+        assert_eq!(errors(&now).len(), 1, "{head}: {:?}", errors(&now));
+        let instead: Vec<_> = now.invalid.values().map(|one| one.instead).collect();
+        assert_eq!(instead, [Instead::Refusal], "{head}");
+        assert!(now.invalid.values().all(|one| !one.message.is_empty()));
+    }
+    // Two of one file are two.
+    let both = format!("{}---\n{}", of("wall"), of("{namespace: default}"));
+    let now = Bench::new(&[("wall.yaml", &both)]).now();
+    assert_eq!(wall(&now, "default"), [Action::Deny, Action::Deny]);
+}
+
+#[tokio::test]
+async fn a_policy_that_loses_its_name_stays_as_it_was() {
+    let mut bench = Bench::new(&[("wall.yaml", &policy("ALLOW"))]);
+    assert_eq!(wall(&bench.now(), "default"), [Action::Allow]);
+    let nameless = policy("ALLOW").replace("{name: wall}", "wall");
+    bench.write("wall.yaml", &nameless);
+    let now = bench.until(|now| !errors(now).is_empty()).await;
+    assert_eq!(wall(&now, "default"), [Action::Allow], "the last good one");
+    bench.write("wall.yaml", &policy("DENY"));
+    let now = bench.until(|now| errors(now).is_empty()).await;
+    assert_eq!(wall(&now, "default"), [Action::Deny]);
+}
