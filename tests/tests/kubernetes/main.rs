@@ -34,6 +34,7 @@ mod rights;
 mod scale;
 mod server;
 mod shop;
+mod settings;
 mod source;
 /// The lessons of the lab, word for word: only `kubectl apply` and `kubectl delete` change anything.
 #[path = "../mesh/lessons/mod.rs"]

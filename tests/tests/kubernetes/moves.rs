@@ -92,11 +92,33 @@ async fn nodes(mesh: &Mesh, port: u16) -> Result<Vec<String>> {
     Ok(nodes)
 }
 
+/// Ends the lab's node proxy of `node`: what came in by it goes on until its callers end it.
+async fn ends_in_order(mesh: &Mesh, node: &str, kept: Calls) -> Result<()> {
+    let component = format!("ztunnel-{node}");
+    let goes_on = async {
+        eventually("it takes nothing new", async || {
+            let log = mesh.log(&component).await?;
+            ensure!(log.contains("draining"), "{log}");
+            Ok(())
+        })
+        .await?;
+        kept.all_good().await
+    };
+    let lab = mesh.lab();
+    let (stopped, kept) = tokio::join!(lab.stop_component(&component), goes_on);
+    stopped?;
+    kept
+}
+
 #[test]
 fn node_proxies_go_over_to_a_second_control_plane_under_load() {
     alone(async {
+        // The pods of a DaemonSet have this time to let their connections end.
+        let patience = ("TERMINATION_GRACE_PERIOD_SECONDS", "60");
+        let patience = [(patience.0.to_owned(), patience.1.to_owned())];
         let options = MeshOptions {
             api_server: Some(kube_tools()?),
+            program_env: [("ztunnel".to_owned(), patience.into())].into(),
             ..MeshOptions::default()
         };
         let shop = shop_with(options, true).await?;
@@ -113,6 +135,8 @@ fn node_proxies_go_over_to_a_second_control_plane_under_load() {
             ("node-1", Target::Outer),
             ("node-2", Target::node("node-1")),
         ] {
+            let kept = Calls::kept(&shop);
+            kept.progress().await?;
             proxies.push(successor(mesh, node, at).await?);
             eventually("it is with the second control plane", async || {
                 let there = nodes(mesh, MONITORING).await?;
@@ -121,9 +145,7 @@ fn node_proxies_go_over_to_a_second_control_plane_under_load() {
             })
             .await?;
             calls.progress().await?;
-            mesh.lab()
-                .stop_component(&format!("ztunnel-{node}"))
-                .await?;
+            ends_in_order(mesh, node, kept).await?;
             calls.progress().await?;
         }
         eventually("nobody is left with the first", async || {

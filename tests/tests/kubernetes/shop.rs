@@ -78,9 +78,8 @@ pub(crate) struct Calls(Vec<(&'static str, Load)>);
 
 impl Calls {
     pub(crate) fn start(shop: &Shop) -> Self {
-        let kept = Self::of(shop, "keep-alive", LoadKind::KeepAlive);
         let mut calls = Self::fresh(shop);
-        calls.0.push(kept);
+        calls.0.extend(Self::kept(shop).0);
         calls
     }
 
@@ -88,6 +87,11 @@ impl Calls {
     pub(crate) fn fresh(shop: &Shop) -> Self {
         let fresh = Self::of(shop, "new connections", LoadKind::NewConnections);
         Self(vec![fresh])
+    }
+
+    /// On one connection only, which is never opened again.
+    pub(crate) fn kept(shop: &Shop) -> Self {
+        Self(vec![Self::of(shop, "keep-alive", LoadKind::KeepAlive)])
     }
 
     fn of(shop: &Shop, name: &'static str, kind: LoadKind) -> (&'static str, Load) {
