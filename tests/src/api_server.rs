@@ -1,4 +1,5 @@
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -29,9 +30,9 @@ pub struct ApiServer {
     server: Option<Program>,
 }
 
-/// A child that dies with us.
+/// A child that dies with us; dropping it ends it.
 #[derive(Debug)]
-struct Program(Child);
+pub struct Program(Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -85,7 +86,7 @@ impl ApiServer {
             store,
             peers,
         };
-        plan.write_keys()?;
+        plan.write_keys(&[plan.ip])?;
         let mut server = Self::over(folder, plan).await?;
         server.store = Some(server.run("etcd", &server.plan.store_argv())?);
         server.resume().await?;
@@ -209,6 +210,42 @@ impl ApiServer {
         self.kubectl(&["apply", "-f", &*file]).await.map(drop)
     }
 
+    /// Nodes, and a kubelet for all of them: it takes who forwards a port of one of these pods
+    /// (`NAMESPACE/NAME`) to the address beside it, whatever port is asked for.
+    ///
+    /// # Errors
+    /// When it does not start or the server refuses the nodes.
+    pub async fn kubelet(&self, nodes: &[&str], pods: &[(String, SocketAddr)]) -> Result<Program> {
+        let places = pods.iter().map(|(pod, at)| (pod.clone(), at.to_string()));
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let argv = self
+            .plan
+            .kubelet_argv(any, None, &places.collect::<Vec<_>>());
+        let mut child = self.command("kubelet", &argv)?;
+        let mut child = child.stdout(Stdio::piped()).spawn();
+        let out = child.as_mut().map(|child| child.stdout.take());
+        let out = out.ok().flatten().context("the kubelet's output")?;
+        let program = Program(child?);
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line)?;
+        let at = line.trim().strip_prefix("listening on ");
+        let at = at.with_context(|| format!("{line}{}", self.log("kubelet")))?;
+        let at: SocketAddr = at.parse()?;
+        for node in nodes {
+            let object = format!("{{apiVersion: v1, kind: Node, metadata: {{name: {node}}}}}");
+            self.apply(&object).await?;
+            let status = serde_json::json!({"status": {
+                "addresses": [{"type": "InternalIP", "address": at.ip()}],
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": at.port()}},
+            }});
+            let status = ["--subresource=status", "-p", &status.to_string()].map(str::to_owned);
+            let patch = ["patch", "node", node].into_iter();
+            let patch: Vec<&str> = patch.chain(status.iter().map(String::as_str)).collect();
+            self.kubectl(&patch).await?;
+        }
+        Ok(program)
+    }
+
     /// Makes a namespace with its default account, which a controller would.
     ///
     /// # Errors
@@ -230,22 +267,29 @@ impl ApiServer {
     }
 
     fn run(&self, program: &str, argv: &[String]) -> Result<Program> {
+        let child = self.command(program, argv)?.spawn();
+        child
+            .map(Program)
+            .with_context(|| format!("starting {program}"))
+    }
+
+    /// A program that writes a log and ends with us.
+    fn command(&self, program: &str, argv: &[String]) -> Result<Command> {
         let log = self.folder.path().join(format!("{program}.log"));
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(log)?;
         // Without this a test that is killed leaves its servers running.
-        let child = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .arg("--pdeathsig=KILL")
             .args(argv)
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {program}"))?;
-        Ok(Program(child))
+            .stderr(log);
+        Ok(command)
     }
 }
 

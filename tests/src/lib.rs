@@ -18,7 +18,7 @@ mod traces;
 mod wait;
 pub mod yaml;
 
-pub use api_server::{ApiServer, kube_tools};
+pub use api_server::{ApiServer, Program, kube_tools};
 pub use app::{Answer, App, Arrived};
 pub use caller::{Caller, Connection, Reply};
 pub use capture::{Capture, Recorded};

@@ -1,7 +1,7 @@
 //! A real Kubernetes API server over a store of its own: its keys, its arguments, its users. One
 //! program is all of it (`tests/apiserver`).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::plan::SERVICE_CIDR;
 const ADMIN: &str = "admin-token";
 /// Who issues the accounts' tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
-/// Life of the server's certificate.
+/// Life of the servers' certificates.
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Where an API server and its store listen and keep their files.
@@ -35,11 +35,12 @@ pub struct ApiServerPlan {
 }
 
 impl ApiServerPlan {
-    /// Makes the server's certificate and its authority, the accounts' key and the users' tokens.
+    /// Makes the server's certificate and its authority, that of the kubelets at `nodes`, the accounts'
+    /// key and the users' tokens.
     ///
     /// # Errors
     /// When a key cannot be made or a file not written.
-    pub fn write_keys(&self) -> Result<(), LabError> {
+    pub fn write_keys(&self, nodes: &[IpAddr]) -> Result<(), LabError> {
         let failed = |error: String| LabError::Refused {
             message: format!("making the API server's keys: {error}"),
         };
@@ -50,6 +51,10 @@ impl ApiServerPlan {
         let certificate = authority.issue_server(&names, LIFE);
         let certificate = certificate.map_err(|e| failed(e.to_string()))?;
         let key = certificate.key.to_pem();
+        let nodes: Vec<String> = nodes.iter().map(IpAddr::to_string).collect();
+        let kubelets = authority.issue_server(&nodes, LIFE);
+        let kubelets = kubelets.map_err(|e| failed(e.to_string()))?;
+        let kubelets_key = kubelets.key.to_pem();
         // A key of its own, and the certificate of it: the server reads public keys from those.
         let accounts = authority.issue_server(&["accounts".to_owned()], LIFE);
         let accounts = accounts.map_err(|e| failed(e.to_string()))?;
@@ -59,6 +64,11 @@ impl ApiServerPlan {
             ("ca.crt", authority.roots()),
             ("server.crt", &certificate.chain),
             ("server.key", &key.map_err(|e| failed(e.to_string()))?),
+            ("kubelet.crt", &kubelets.chain),
+            (
+                "kubelet.key",
+                &kubelets_key.map_err(|e| failed(e.to_string()))?,
+            ),
             ("accounts.crt", &accounts.chain),
             ("accounts.key", &signing.map_err(|e| failed(e.to_string()))?),
             ("tokens.csv", &tokens),
@@ -88,7 +98,7 @@ impl ApiServerPlan {
             "kind": "Config",
             "current-context": name,
             "clusters": [{"name": "cluster", "cluster": {
-                "server": format!("https://{}", std::net::SocketAddr::new(self.ip, self.port)),
+                "server": format!("https://{}", SocketAddr::new(self.ip, self.port)),
                 "certificate-authority": self.folder.join("ca.crt"),
             }}],
             "users": [{"name": name, "user": {"token": token}}],
@@ -137,6 +147,11 @@ impl ApiServerPlan {
             format!("--tls-cert-file={}", file("server.crt")),
             format!("--tls-private-key-file={}", file("server.key")),
             format!("--token-auth-file={}", file("tokens.csv")),
+            // Who it is to kubelets, and who they are to it.
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+            format!("--kubelet-certificate-authority={}", file("ca.crt")),
+            format!("--kubelet-client-certificate={}", file("server.crt")),
+            format!("--kubelet-client-key={}", file("server.key")),
             "--authorization-mode=RBAC".to_owned(),
             format!("--service-account-issuer={ISSUER}"),
             format!("--service-account-key-file={}", file("accounts.crt")),
@@ -147,6 +162,36 @@ impl ApiServerPlan {
             "--enable-priority-and-fairness=false".to_owned(),
             "--profiling=false".to_owned(),
         ]
+    }
+
+    /// The program that is a node's kubelet to the API server; it is built beside the other.
+    #[must_use]
+    pub fn kubelet(&self) -> PathBuf {
+        self.tools.with_file_name("kubelet")
+    }
+
+    /// Program and arguments of a kubelet for the pods of the lab with this control socket, and for
+    /// others: `(NAMESPACE/NAME, place)`, see its source (`tests/apiserver/kubelet`). It prints the
+    /// address where it listens.
+    #[must_use]
+    pub fn kubelet_argv(
+        &self,
+        listen: SocketAddr,
+        lab: Option<&Path>,
+        places: &[(String, String)],
+    ) -> Vec<String> {
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        let mut argv = vec![
+            text(&self.kubelet()),
+            format!("--listen={listen}"),
+            format!("--certificate={}", file("kubelet.crt")),
+            format!("--key={}", file("kubelet.key")),
+            format!("--client-authority={}", file("ca.crt")),
+        ];
+        argv.extend(lab.map(|socket| format!("--lab={}", socket.display())));
+        let reach = |(pod, place): &(String, String)| format!("--reach={pod}={place}");
+        argv.extend(places.iter().map(reach));
+        argv
     }
 }
 

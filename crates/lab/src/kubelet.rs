@@ -17,6 +17,8 @@ use crate::plan::NodePlan;
 
 /// Who we are to the API server's record of who wrote which field.
 const MANAGER: &str = "isobar-lab";
+/// Where a node's kubelet listens for the API server.
+pub(crate) const PORT: u16 = 10250;
 /// Marks pods that stand for processes of the lab, which it runs by itself.
 pub(crate) const COMPONENT: &str = "isobar.dev/lab-component";
 
@@ -91,6 +93,11 @@ impl Kubelet {
             }
             Self::Server(server) => server.say(object, value).await,
         }
+    }
+
+    /// Where the API server finds the kubelets of nodes; none where there is no API server.
+    pub(crate) fn port(&self) -> Option<u16> {
+        matches!(self, Self::Server(_)).then_some(PORT)
     }
 
     /// Puts an object that is just there: a node, a namespace.

@@ -222,6 +222,13 @@ fn check_programs(config: &LabConfig) -> Result<(), LabError> {
     if config.mesh {
         wanted.extend(["isobard", "isobar-cni", "ztunnel", "waypoint"]);
     }
+    let tools = config.api_server.as_ref();
+    if let Some(kubelet) = tools.map(|tools| tools.with_file_name("kubelet"))
+        && !kubelet.is_file()
+    {
+        let hint = format!("there is no {}; run make setup-kube", kubelet.display());
+        return Err(missing("kubelet", hint));
+    }
     for program in wanted {
         // Without a mesh the samples are only wanted by pods that use them.
         if !binaries.join(program).is_file() && config.mesh {
@@ -370,7 +377,7 @@ async fn start_reconciler(
 ) -> Result<watch::Receiver<Arc<View>>, LabError> {
     for node in nodes {
         let object = ObjectRef::new(Kind::Node, "", &node.plan.name);
-        let value = reconcile::node_value(&node.plan);
+        let value = reconcile::node_value(&node.plan, kubelet.port());
         kubelet.put(&object, &value).await.map_err(unwritten)?;
     }
     let (view, seen) = watch::channel(Arc::new(View::default()));

@@ -1,11 +1,12 @@
-//! What proxies of a cluster know, asked for with the command. No kubelet is there: who is asked to
-//! forward a port is a script, and the proxies' pages are the test's own.
+//! What proxies of a cluster know, asked for with the command: kubectl, the API server and a kubelet
+//! forward the ports, and the proxies' pages are the test's own.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Result, ensure};
-use isobar_tests::{Answer, ApiServer, App, binaries};
+use isobar_tests::{Answer, ApiServer, App, binaries, kube_tools};
 use tokio::net::TcpListener;
 
 use crate::run;
@@ -28,11 +29,11 @@ const WAYPOINT: &str = r#"{"proxy":{"kind":"waypoint"},"routes":[
     {"name":"shop/by-header","hosts":["cart"],"http":[{"action":"direct","to":404}],"tcp":[]}],
     "listeners":[{"name":"of-the-waypoint"}]}"#;
 
-/// A page of this text, and its port.
-async fn page(text: &str) -> Result<(App, u16)> {
+/// A page of this text, and where it is.
+async fn page(text: &str) -> Result<(App, SocketAddr)> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let port = listener.local_addr()?.port();
-    Ok((App::serve(text, listener, |_| Answer::Status(200)), port))
+    let at = listener.local_addr()?;
+    Ok((App::serve(text, listener, |_| Answer::Status(200)), at))
 }
 
 /// A pod that runs, as far as the API server knows.
@@ -59,7 +60,8 @@ async fn pod(server: &ApiServer, (namespace, name): (&str, &str), labels: &str) 
 async fn plugin(server: &ApiServer, programs: &Path, args: &[&str]) -> Result<(i32, String)> {
     let output = tokio::process::Command::new(programs.join("kubectl-isobar"))
         .args(args)
-        .env("KUBECTL", programs.join("forwards"))
+        .env("KUBECTL", programs.join("kubectl"))
+        .env("HOME", programs)
         .env("KUBECONFIG", server.admin()?)
         .env("ISOBAR_LAB_ROOT", programs.join("no-labs"))
         .stdin(Stdio::null())
@@ -70,25 +72,17 @@ async fn plugin(server: &ApiServer, programs: &Path, args: &[&str]) -> Result<(i
     Ok((output.status.code().unwrap_or(-1), said))
 }
 
-/// Puts the programs into a folder: the plugin, and what forwards ports to these pods.
-fn install(programs: &Path, ports: &[(&str, u16)]) -> Result<()> {
+/// Puts the programs into a folder: the plugin and kubectl.
+fn install(programs: &Path) -> Result<()> {
     std::fs::create_dir(programs)?;
     let isobar = binaries()?.join("isobar");
     std::os::unix::fs::symlink(isobar, programs.join("kubectl-isobar"))?;
-    let cases: String = ports
-        .iter()
-        .map(|(pod, port)| format!("*'-n {pod} :15000') port={port};;\n"))
-        .collect();
-    let script = format!(
-        "#!/bin/sh\ncase \"$*\" in\n{cases}*) echo \"asked for $*\" >&2; exit 1;;\nesac\n\
-         echo \"Forwarding from 127.0.0.1:$port -> 15000\"\nexec sleep 60\n"
-    );
-    std::fs::write(programs.join("forwards"), script)?;
+    let tools = kube_tools()?;
+    let script = format!("#!/bin/sh\nexec {} kubectl \"$@\"\n", tools.display());
+    let kubectl = programs.join("kubectl");
+    std::fs::write(&kubectl, script)?;
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    Ok(std::fs::set_permissions(
-        programs.join("forwards"),
-        executable,
-    )?)
+    Ok(std::fs::set_permissions(kubectl, executable)?)
 }
 
 #[test]
@@ -98,12 +92,14 @@ fn what_proxies_of_a_cluster_know() {
         let (first, at_first) = page(&dump("first")).await?;
         let (second, at_second) = page(&dump("second")).await?;
         let (waypoint, at_waypoint) = page(WAYPOINT).await?;
-        let ports = [
-            ("istio-system pod/ztunnel-1", at_first),
-            ("istio-system pod/ztunnel-2", at_second),
-            ("shop pod/waypoint-1", at_waypoint),
-        ];
-        install(&programs, &ports)?;
+        let pods = [
+            ("istio-system/ztunnel-1", at_first),
+            ("istio-system/ztunnel-2", at_second),
+            ("shop/waypoint-1", at_waypoint),
+        ]
+        .map(|(pod, at)| (pod.to_owned(), at));
+        install(&programs)?;
+        let kubelet = server.kubelet(&["node-1", "node-2"], &pods).await?;
         for namespace in ["istio-system", "shop"] {
             server.namespace(namespace).await?;
         }
@@ -149,6 +145,16 @@ fn what_proxies_of_a_cluster_know() {
         ensure!(code == 1 && said.contains("neither a node"), "{said}");
         let (code, said) = ask(&["pc", "waypoint", "cart-2", "-n", "shop"]).await?;
         ensure!(code == 1 && said.contains("no pod of waypoint"), "{said}");
+        // A pod of which nobody can forward a port is told as such.
+        pod(server, ("istio-system", "ztunnel-gone-2"), "{app: ztunnel}").await?;
+        let (code, said) = ask(&["pc", "ztunnel", "ztunnel-gone-2", "workloads"]).await?;
+        ensure!(code == 1 && said.contains("ztunnel-gone-2"), "{said}");
+        drop(kubelet);
+        let (code, said) = ask(&["pc", "ztunnel", "node-1", "workloads"]).await?;
+        ensure!(
+            code == 1 && said.contains("istio-system/ztunnel-1"),
+            "{said}"
+        );
         for app in [first, second, waypoint] {
             app.stop().await;
         }

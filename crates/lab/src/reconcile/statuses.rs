@@ -187,8 +187,14 @@ pub(super) fn namespace_labels(objects: &ObjectSet) -> BTreeMap<String, BTreeMap
     found
 }
 
-/// The object of a node.
-pub(crate) fn node_value(node: &NodePlan) -> Value {
+/// The object of a node, whose kubelet listens at `kubelet` if it has one.
+pub(crate) fn node_value(node: &NodePlan, kubelet: Option<u16>) -> Value {
+    let mut status = json!({"addresses": [
+        {"type": "InternalIP", "address": node.address()},
+        {"type": "Hostname", "address": node.name}]});
+    if let Some(port) = kubelet {
+        status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
+    }
     json!({"apiVersion": "v1", "kind": "Node",
         "metadata": {
             "name": node.name,
@@ -196,7 +202,5 @@ pub(crate) fn node_value(node: &NodePlan) -> Value {
             "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"},
         },
         "spec": {"podCIDR": node.pod_cidr(), "podCIDRs": [node.pod_cidr()]},
-        "status": {"addresses": [
-            {"type": "InternalIP", "address": node.address()},
-            {"type": "Hostname", "address": node.name}]}})
+        "status": status})
 }

@@ -1,7 +1,7 @@
 //! A lab whose objects are in a real API server: starts it and puts into it what a cluster has before
-//! anybody uses it.
+//! anybody uses it; and on each node, what the API server asks when somebody wants into a pod.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::api_server::ApiServerPlan;
 use crate::component::{Component, ComponentPlan, ReadySign};
 use crate::config::LabConfig;
 use crate::error::LabError;
-use crate::kubelet::COMPONENT;
+use crate::kubelet::{COMPONENT, PORT};
 use crate::paths::LabPaths;
 use crate::place::Place;
 use crate::plan::NETWORK_ADDRESS;
@@ -33,7 +33,9 @@ use crate::stage::with_causes;
 /// Charts that the mesh's parts have their accounts and rights from.
 const CHARTS: [&str; 2] = ["control-plane", "node"];
 /// Parts that speak to the API server; accounts of that name.
-const PARTS: [&str; 2] = ["isobard", "isobar-cni"];
+const PARTS: [&str; 2] = [CONTROL_PLANE, "isobar-cni"];
+/// The control plane's pod and account.
+const CONTROL_PLANE: &str = "isobard";
 /// Ports of the API server and its store.
 const PORTS: (u16, u16, u16) = (6443, 2379, 2380);
 /// Life of the parts' tokens, in seconds; a lab that is up for longer needs to be started again.
@@ -68,8 +70,9 @@ pub(super) async fn api_server(
     };
     step("starting the API server");
     let plan = plan(tools, paths);
-    plan.write_keys()?;
-    let component = |name: &str, argv: Vec<String>, at: std::net::SocketAddr| ComponentPlan {
+    let addresses: Vec<IpAddr> = nodes.iter().map(|n| n.plan.address().into()).collect();
+    plan.write_keys(&addresses)?;
+    let component = |name: &str, argv: Vec<String>, at: SocketAddr| ComponentPlan {
         name: name.to_owned(),
         place: outer.clone(),
         argv,
@@ -82,11 +85,13 @@ pub(super) async fn api_server(
     };
     let store = (Ipv4Addr::LOCALHOST, plan.store).into();
     let server = (NETWORK_ADDRESS, plan.port).into();
-    let started = [
+    let plans = [
         component("etcd", plan.store_argv(), store),
         component("kube-apiserver", plan.server_argv(), server),
-    ]
-    .map(|one| Component::start(one, scope));
+    ];
+    let kubelets = nodes.iter().map(|node| kubelet(&plan, paths, node));
+    let started = plans.into_iter().chain(kubelets);
+    let started = started.map(|one| Component::start(one, scope)).collect();
     let refused = |message: String| LabError::Refused { message };
     let connected = Cluster::from_kubeconfig(&plan.admin()?).await;
     let cluster = connected.map_err(|error| refused(error.to_string()))?;
@@ -97,7 +102,35 @@ pub(super) async fn api_server(
         }
         sleep(LOOK).await;
     }
-    Ok((Some(cluster), started.into()))
+    Ok((Some(cluster), started))
+}
+
+/// What the API server asks on a node for ports, commands and logs of its pods. It asks the lab.
+fn kubelet(plan: &ApiServerPlan, paths: &LabPaths, node: &NodeHandle) -> ComponentPlan {
+    let at = SocketAddr::from((node.plan.address(), PORT));
+    let own = &node.plan.name;
+    let places = [
+        (CONTROL_PLANE.to_owned(), "outer".to_owned()),
+        (proxy_pod(own), format!("node:{own}")),
+    ];
+    let places = places.map(|(pod, place)| (format!("{DEFAULT_ROOT_NAMESPACE}/{pod}"), place));
+    let name = format!("kubelet-{own}");
+    ComponentPlan {
+        place: node.place.clone(),
+        argv: plan.kubelet_argv(at, Some(&paths.socket()), &places),
+        env: Vec::new(),
+        log: paths.component_log(&name),
+        ready: ReadySign::FileAndPort {
+            file: plan.folder.join("kubelet.crt"),
+            at,
+        },
+        name,
+    }
+}
+
+/// Name of the pod that stands for a node's proxy.
+fn proxy_pod(node: &str) -> String {
+    format!("ztunnel-{node}")
 }
 
 /// The mesh's namespace, its accounts and what they may do, and the node proxies' pods, which their
@@ -121,16 +154,14 @@ async fn furnish(
     let applied = outer.configure(&apply, &rights()?).await;
     applied.map_err(|error| with_causes(&error))?;
     give_tokens(cluster, plan).await?;
-    stand_for(cluster, "isobard", "isobard", None).await?;
-    // Through this address the API server shows its pages.
-    let pods: Api<Pod> = Api::namespaced(cluster.client(), DEFAULT_ROOT_NAMESPACE);
-    let status = json!({"status": {"phase": "Running", "podIP": NETWORK_ADDRESS}});
-    let (patch, params) = (Patch::Merge(status), PatchParams::default());
-    let patched = pods.patch_status("isobard", &params, &patch).await;
-    patched.map_err(|error| error.to_string())?;
+    // It runs beside the nodes; who wants its ports is sent to the first one's kubelet.
+    if let Some(first) = nodes.first() {
+        let at = (&*first.plan.name, NETWORK_ADDRESS);
+        stand_for(cluster, CONTROL_PLANE, CONTROL_PLANE, at).await?;
+    }
     for node in nodes {
-        let name = format!("ztunnel-{}", node.plan.name);
-        stand_for(cluster, &name, PROXY_ACCOUNT, Some(&node.plan.name)).await?;
+        let (name, address) = (&*node.plan.name, node.plan.address());
+        stand_for(cluster, &proxy_pod(name), PROXY_ACCOUNT, (name, address)).await?;
     }
     Ok(())
 }
@@ -187,12 +218,13 @@ async fn give_tokens(cluster: &Cluster, plan: &ApiServerPlan) -> Result<(), Stri
     Ok(())
 }
 
-/// The pod that a process of the lab would be: tokens are bound to it, and it is found by its label.
+/// The pod that a process of the lab would be: tokens are bound to it, it is found by its label, and the
+/// API server shows its pages through its address and its node's kubelet.
 async fn stand_for(
     cluster: &Cluster,
     name: &str,
     part: &str,
-    node: Option<&str>,
+    (node, address): (&str, Ipv4Addr),
 ) -> Result<(), String> {
     let pods: Api<Pod> = Api::namespaced(cluster.client(), DEFAULT_ROOT_NAMESPACE);
     let pod = json!({
@@ -209,5 +241,9 @@ async fn stand_for(
         },
     });
     let pod = serde_json::from_value(pod).map_err(|error| error.to_string())?;
-    made(pods.create(&PostParams::default(), &pod).await.map(drop))
+    made(pods.create(&PostParams::default(), &pod).await.map(drop))?;
+    let status = json!({"status": {"phase": "Running", "podIP": address}});
+    let (patch, params) = (Patch::Merge(status), PatchParams::default());
+    let patched = pods.patch_status(name, &params, &patch).await;
+    patched.map(drop).map_err(|error| error.to_string())
 }

@@ -108,7 +108,8 @@ fn control_plane(config: &LabConfig, paths: &LabPaths, outer: &Place) -> Compone
         ("--listen", address(ports::XDS).to_string()),
         (
             "--monitoring",
-            address(ports::CONTROL_PLANE_MONITORING).to_string(),
+            // On the loopback as well, where forwarded ports end.
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, ports::CONTROL_PLANE_MONITORING)).to_string(),
         ),
         ("--tls-san", NETWORK_ADDRESS.to_string()),
         ("--trust-domain", DEFAULT_TRUST_DOMAIN.to_owned()),
