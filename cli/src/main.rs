@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod control_plane;
 mod lab_access;
 mod mesh_access;
 mod object_access;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use isobar_explain::Started;
 use isobar_kubernetes::{Cluster, KubernetesSource, KubernetesWriter, LastValid, SourceOptions};
 use isobar_lab::{Lab, Target};
 use isobar_objects::{
     DirectoryOptions, DirectorySource, ObjectSource, ObjectWriter, OverlayWriter, Published,
-    STRANGERS, mesh_config_of,
+    STRANGERS,
 };
 use isobar_runtime::Scope;
 use isobar_types::ports;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::arguments::Global;
+use crate::control_plane::control_plane;
 use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
 
 /// Who we are to the API server's record of who wrote which field.
@@ -41,6 +43,8 @@ pub(crate) enum Mesh {
         cluster: Cluster,
         /// Namespace of the control plane.
         namespace: String,
+        /// Which one, if there are several.
+        revision: Option<String>,
         /// The flags that name it, for commands that are printed.
         flags: String,
     },
@@ -49,6 +53,8 @@ pub(crate) enum Mesh {
 /// Objects that follow their source until this is dropped.
 pub(crate) struct Following {
     pub(crate) published: watch::Receiver<Arc<Published>>,
+    /// How the control plane was started that goes by them.
+    pub(crate) started: Started,
     _source: Held,
 }
 
@@ -64,6 +70,7 @@ impl Following {
         let source = folders(base, Some(overlay))?;
         Ok(Self {
             published: source.subscribe(),
+            started: Started::default(),
             _source: Held::Folder(source),
         })
     }
@@ -72,6 +79,14 @@ impl Following {
 impl Mesh {
     /// The mesh that the command line means.
     pub(crate) async fn chosen(global: &Global) -> anyhow::Result<Self> {
+        Self::of(global, None).await
+    }
+
+    /// The same, with the control plane of that name.
+    pub(crate) async fn of(global: &Global, revision: Option<&str>) -> anyhow::Result<Self> {
+        if revision.is_some() && !global.means_cluster() {
+            bail!("--revision is about control planes of a cluster: a lab has one, without a name");
+        }
         if !global.means_cluster() {
             let (lab, status) = chosen_mesh(global.lab.as_deref()).await?;
             let objects = status.objects;
@@ -94,6 +109,7 @@ impl Mesh {
         Ok(Self::Cluster {
             cluster,
             namespace: global.mesh_namespace.clone(),
+            revision: revision.map(str::to_owned),
             flags: file.unwrap_or_default() + &context.unwrap_or_default(),
         })
     }
@@ -119,12 +135,16 @@ impl Mesh {
         match self {
             Self::Lab { lab, objects } => Following::folders(objects, lab.paths().overlay()),
             Self::Cluster {
-                cluster, namespace, ..
+                cluster,
+                namespace,
+                revision,
+                ..
             } => {
+                let started = control_plane(cluster, namespace, revision.as_deref()).await?;
                 let kept = LastValid::of_all(cluster.clone(), namespace);
                 let source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
                     .with_last_valid(kept)
-                    .with_object(mesh_config_of(namespace, None))
+                    .with_object(started.mesh_config().clone())
                     .with_strangers(STRANGERS);
                 let mut published = source.subscribe();
                 let scope = Scope::new("objects");
@@ -139,6 +159,7 @@ impl Mesh {
                 }
                 Ok(Following {
                     published,
+                    started,
                     _source: Held::Server(scope),
                 })
             }

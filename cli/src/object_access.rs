@@ -1,8 +1,10 @@
 //! The objects a question is about: those of a mesh, or those in files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use isobar_objects::{ObjectSet, ObjectSource as _};
+use isobar_explain::Started;
+use isobar_objects::{ObjectSet, ObjectSource as _, Published};
 
 use crate::arguments::Global;
 use crate::mesh_access::{Mesh, folders};
@@ -14,6 +16,8 @@ pub(crate) struct Subject {
     pub(crate) objects: ObjectSet,
     /// The mesh; `None` for files.
     pub(crate) mesh: Option<Mesh>,
+    /// How its control plane was started.
+    pub(crate) started: Started,
 }
 
 impl Subject {
@@ -21,11 +25,7 @@ impl Subject {
     pub(crate) async fn read(files: &[PathBuf], global: &Global) -> anyhow::Result<Self> {
         if files.is_empty() {
             let mesh = Mesh::chosen(global).await?;
-            let published = mesh.follow().await?.published.borrow().clone();
-            return Ok(Self {
-                objects: published.objects.as_ref().clone(),
-                mesh: Some(mesh),
-            });
+            return Self::of_mesh(mesh).await;
         }
         let published = folders(files, None)?.subscribe().borrow().clone();
         for finding in published.findings.iter().filter(|f| f.is_error()) {
@@ -34,6 +34,27 @@ impl Subject {
         Ok(Self {
             objects: isobar_explain::imagined(&published.objects),
             mesh: None,
+            started: Started::default(),
         })
+    }
+
+    /// The objects of a mesh.
+    pub(crate) async fn of_mesh(mesh: Mesh) -> anyhow::Result<Self> {
+        let following = mesh.follow().await?;
+        let published = following.published.borrow().clone();
+        Ok(Self {
+            objects: published.objects.as_ref().clone(),
+            mesh: Some(mesh),
+            started: following.started,
+        })
+    }
+
+    /// Of the objects those that count for the control plane.
+    pub(crate) fn counting(&self) -> ObjectSet {
+        let all = Published {
+            objects: Arc::new(self.objects.clone()),
+            ..Published::default()
+        };
+        ObjectSet::clone(&self.started.counts(&Arc::new(all)).objects)
     }
 }

@@ -28,6 +28,7 @@ mod rivals;
 mod server;
 #[cfg(test)]
 mod server_tests;
+mod started;
 mod surroundings;
 mod told;
 mod validation;
@@ -40,6 +41,9 @@ pub use model::{
     Dropped, End, Missing, OutboundTraffic, PortRules, Remedy, Severity, ShutDoor, Verdict, dropped,
 };
 pub use process::run;
-pub use told::{ForeignAddress, Told, ToldWaypoint, guards, shut_doors, told, verdicts};
+pub use started::Started;
+pub use told::{
+    ForeignAddress, Told, ToldWaypoint, guards, shut_doors, told, told_by, verdicts_by,
+};
 pub use validation::validate;
 pub use webhook::answer_reviews;

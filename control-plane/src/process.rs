@@ -316,7 +316,7 @@ pub(crate) fn server_names(config: &Config) -> Vec<String> {
         .collect()
 }
 
-fn settings(config: &Config) -> Settings {
+pub(crate) fn settings(config: &Config) -> Settings {
     let aliases = config.trust_domain_alias.iter();
     Settings {
         trust_domain: config.trust_domain.as_str().into(),

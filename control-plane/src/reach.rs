@@ -48,6 +48,14 @@ impl Reach {
         })
     }
 
+    /// All but what a MeshConfig leaves out.
+    pub(crate) fn by_mesh_config(object: ObjectRef) -> Self {
+        Self {
+            mesh_config: Some(object),
+            ..Self::default()
+        }
+    }
+
     /// Follows `source` and publishes what counts of it, until `life` ends.
     pub(crate) async fn follow(
         self,
@@ -65,7 +73,8 @@ impl Reach {
         }
     }
 
-    fn narrow(&self, published: &Arc<Published>) -> Arc<Published> {
+    /// What counts of what a source has published.
+    pub(crate) fn narrow(&self, published: &Arc<Published>) -> Arc<Published> {
         let objects = &*published.objects;
         let taken = self.namespaces(objects);
         let is_taken = |namespace: &str| taken.as_ref().is_none_or(|all| all.contains(namespace));

@@ -8,6 +8,7 @@ use isobar_types::{NamespacedName, labels};
 
 use crate::controller::{WaypointPods, waypoint_verdicts};
 use crate::model::{Given, KeptKeys, OutboundTraffic, PortRules, Remedy, Settings, Verdict, plan};
+use crate::started::Started;
 
 /// What proxies are told about a set of objects in a mesh with default settings, as messages. Nothing
 /// runs: for tests and tools that want what a waypoint would get, without a control plane.
@@ -78,9 +79,15 @@ impl ForeignAddress {
 /// Plans `set` and tells what would be served.
 #[must_use]
 pub fn told(set: &ObjectSet) -> Told {
+    told_by(&Started::default(), set)
+}
+
+/// Plans `set` and tells what a control plane would serve.
+#[must_use]
+pub fn told_by(started: &Started, set: &ObjectSet) -> Told {
     use workload::address::Type;
 
-    let plan = plan(set, &settings(), &KeptKeys::default());
+    let plan = plan(set, started.settings(), &KeptKeys::default());
     let services = plan.services.into_iter().map(|s| s.wire);
     let services = services.chain(plan.entries).map(Type::Service);
     let workloads = plan.workloads.into_iter().map(|w| Type::Workload(w.wire));
@@ -111,8 +118,8 @@ pub fn told(set: &ObjectSet) -> Told {
 
 /// What there is to say about objects: what their statuses would say, waypoints' Gateways included.
 #[must_use]
-pub fn verdicts(set: &ObjectSet) -> Vec<Verdict> {
-    let plan = plan(set, &settings(), &KeptKeys::default());
+pub fn verdicts_by(started: &Started, set: &ObjectSet) -> Vec<Verdict> {
+    let plan = plan(set, started.settings(), &KeptKeys::default());
     let pods = WaypointPods {
         image: String::new(),
         control_plane: None,

@@ -50,6 +50,9 @@ pub(crate) struct Analyze {
     /// Only findings about objects of this namespace.
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+    /// Of several control planes in a cluster: the one whose settings count.
+    #[arg(long, value_name = "NAME", conflicts_with = "paths")]
+    pub(crate) revision: Option<String>,
     /// Findings of every namespace, which is so anyway.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub(crate) all_namespaces: bool,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use isobar_explain::{Diagnosis, Gravity, Lives, diagnose};
+use isobar_explain::{Diagnosis, Gravity, Lives, Started, diagnose};
 use isobar_objects::{Code, Finding, ObjectSource as _, Published, Severity, codes};
 use serde_json::{Value, json};
 
@@ -55,7 +55,8 @@ pub(crate) async fn run(what: Analyze, global: &Global) -> anyhow::Result<ExitCo
 async fn look(what: &Analyze, global: &Global) -> anyhow::Result<(usize, Vec<Diagnosis>)> {
     let root = &*global.mesh_namespace;
     if what.paths.is_empty() {
-        return of_mesh(&Mesh::chosen(global).await?, root).await;
+        let mesh = Mesh::of(global, what.revision.as_deref()).await?;
+        return of_mesh(&mesh, root).await;
     }
     if let Some(missing) = what.paths.iter().find(|path| !path.exists()) {
         bail!("{} does not exist", missing.display());
@@ -67,7 +68,7 @@ async fn look(what: &Analyze, global: &Global) -> anyhow::Result<(usize, Vec<Dia
         }
     }
     let published = folders(&what.paths, None)?.subscribe().borrow().clone();
-    let found = diagnose(&published, Lives::No, root);
+    let found = diagnose(&published, Lives::No, root, &Started::default());
     Ok((published.objects.len(), found))
 }
 
@@ -82,8 +83,9 @@ fn is_nothing(published: &Published) -> bool {
 
 /// Number of objects of a mesh, and what there is to say about them and its proxies.
 pub(super) async fn of_mesh(mesh: &Mesh, root: &str) -> anyhow::Result<(usize, Vec<Diagnosis>)> {
-    let published = mesh.follow().await?.published.borrow().clone();
-    let mut found = diagnose(&published, Lives::Yes, root);
+    let following = mesh.follow().await?;
+    let published = following.published.borrow().clone();
+    let mut found = diagnose(&published, Lives::Yes, root, &following.started);
     match mesh.control_plane("/debug/syncz").await {
         Ok(pages) => found.extend(pages.iter().flat_map(behind)),
         Err(error) => found.push(Diagnosis::new(

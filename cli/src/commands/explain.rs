@@ -7,13 +7,20 @@ use isobar_explain::{Asked, Explanation, Outcome, Question, Way, World, explain}
 use serde_json::Value;
 
 use crate::arguments::{Explain, Global};
+use crate::mesh_access::Mesh;
 use crate::object_access::Subject;
 use crate::output::{Format, Table, print, print_value};
 
 pub(crate) async fn run(arguments: Explain, global: &Global) -> anyhow::Result<ExitCode> {
     let question = question(&arguments)?;
-    let subject = Subject::read(&arguments.files, global).await?;
-    let world = World::of(subject.objects);
+    let subject = match &arguments.files[..] {
+        [] => {
+            let mesh = Mesh::of(global, arguments.revision.as_deref()).await?;
+            Subject::of_mesh(mesh).await?
+        }
+        files => Subject::read(files, global).await?,
+    };
+    let world = World::by(&subject.started, subject.counting());
     let explanation = explain(&world, &question)?;
     if global.output == Format::Table {
         print(&render(&explanation))?;

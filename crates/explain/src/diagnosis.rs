@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use isobar_control_plane::{
-    Missing, Severity as Weight, Told, Verdict, imagined, shut_doors, told, verdicts,
+    Missing, Severity as Weight, Started, Told, Verdict, imagined, shut_doors, told_by, verdicts_by,
 };
 use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
 use isobar_objects::{
@@ -87,10 +87,15 @@ pub enum Lives {
     No,
 }
 
-/// Says everything about what a source published, errors first. `root` is the namespace of the mesh's
-/// own parts.
+/// Says everything about what a source published, errors first, as a control plane has it that was
+/// started so. `root` is the namespace of the mesh's own parts.
 #[must_use]
-pub fn diagnose(published: &Published, lives: Lives, root: &str) -> Vec<Diagnosis> {
+pub fn diagnose(
+    published: &Published,
+    lives: Lives,
+    root: &str,
+    started: &Started,
+) -> Vec<Diagnosis> {
     let set = match lives {
         Lives::Yes => with_unread(&published.objects),
         Lives::No => imagined(&published.objects),
@@ -106,12 +111,12 @@ pub fn diagnose(published: &Published, lives: Lives, root: &str) -> Vec<Diagnosi
         verdict.reason == "UnsupportedValue" && unheard.contains(&verdict.object)
     };
     // Doors are told one by one, with what they lack.
-    let judged = verdicts(&set).into_iter();
+    let judged = verdicts_by(started, &set).into_iter();
     let is_door = |v: &Verdict| ["DoorShut", "ProbesShut"].contains(&v.reason);
     let judged = judged.filter(|v| !is_door(v) && !told_in_text(v));
     all.extend(judged.filter_map(of_verdict));
     all.extend(doors(&set));
-    all.extend(unserved(&set, &told(&set)));
+    all.extend(unserved(&set, &told_by(started, &set)));
     all.extend(enrolment(&set, lives, root));
     for one in &mut all {
         one.kept_back = asks_for_silence(&published.objects, one);

@@ -26,7 +26,7 @@ fn found(parts: &[&str], lives: Lives) -> Vec<Diagnosis> {
     let options = DirectoryOptions::new(vec![folder.path().to_owned()], None);
     let source = DirectorySource::open(options).unwrap();
     let published = source.subscribe().borrow().clone();
-    diagnose(&published, lives, "istio-system")
+    diagnose(&published, lives, "istio-system", &Started::default())
 }
 
 fn codes(parts: &[&str], lives: Lives) -> Vec<String> {

@@ -28,7 +28,9 @@ use crate::destination::Destination;
 
 pub use answer::{Explanation, Outcome, Step, Way};
 pub use diagnosis::{Diagnosis, Gravity, Lives, diagnose};
-pub use isobar_control_plane::{Missing, Remedy, ShutDoor, guards, imagined, shut_doors};
+pub use isobar_control_plane::{
+    Missing, Remedy, ShutDoor, Started, Verdict, guards, imagined, shut_doors, verdicts_by,
+};
 pub use question::{Asked, Question, QuestionError};
 pub use world::World;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use isobar_control_plane::{ForeignAddress, Told, imagined, told};
+use isobar_control_plane::{ForeignAddress, Started, Told, imagined, told_by};
 use isobar_objects::ObjectSet;
 use isobar_route::Tables;
 use isobar_state::{Snapshot, Workload};
@@ -24,7 +24,13 @@ impl World {
     /// The mesh of these objects, with the pods that they name.
     #[must_use]
     pub fn of(objects: ObjectSet) -> Self {
-        let told = told(&objects);
+        Self::by(&Started::default(), objects)
+    }
+
+    /// The same, as a control plane has it that was started so.
+    #[must_use]
+    pub fn by(started: &Started, objects: ObjectSet) -> Self {
+        let told = told_by(started, &objects);
         let mut problems = Vec::new();
         let snapshot = snapshot(&told, &mut problems);
         let all = || told.waypoints.iter();

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use isobar_tests::{ApiServer, kube_tools};
 
+mod asked;
 mod authority;
 mod canary;
 mod charts;
