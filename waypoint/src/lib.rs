@@ -18,6 +18,7 @@ pub mod endpoint;
 pub mod feed;
 pub mod http;
 pub mod listener;
+mod kept;
 pub mod metrics;
 pub mod names;
 mod observation;

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::edge;
 use crate::endpoint::Turns;
 use crate::http::Live;
+use crate::kept::Kept;
 use crate::listener;
 use crate::metrics::{Metrics, Recent};
 use crate::plaintext::{self, Door};
@@ -328,6 +329,8 @@ pub fn worker(
         upstreams,
         own_workload,
         world,
+    let kept: Rc<Kept> = Rc::default();
+    upstreams.spawn("kept connections", kept.clone().watch(world.clone()));
         scope,
         metrics,
         recent: Recent::default(),
@@ -339,6 +342,7 @@ pub fn worker(
 
 fn watch_signals(scope: &Scope, end: Arc<LifetimeOwner>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
+        kept,
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
     scope.spawn("signals", async move {
         tokio::select! {

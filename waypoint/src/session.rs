@@ -16,6 +16,7 @@ use crate::credentials::Version;
 use crate::edge;
 use crate::endpoint::{Endpoint, Turns};
 use crate::http::{Heads, Live};
+use crate::kept::Kept;
 use crate::metrics::{Metrics, Recent};
 use crate::protocol::{Protocol, detect};
 use crate::stream::{Rewound, Stream};
@@ -45,6 +46,8 @@ pub struct Worker {
     pub recent: Recent,
     /// Requests that are being served.
     pub live: Rc<Live>,
+    /// HTTP connections of callers.
+    pub(crate) kept: Rc<Kept>,
     /// Where lines go.
     pub access_log: AccessLog,
     /// The source of reachability where the caller is not known.
@@ -115,6 +118,8 @@ impl Session {
         let stream = Rewound::new(found.first, stream);
         match found.protocol {
             Protocol::Http1 => crate::http::serve1(self, stream).await,
+        let worker = self.worker.clone();
+        let _place = (found.protocol != Protocol::Tcp).then(|| worker.kept.add(&self));
             Protocol::Http2 => crate::http::serve2(self, stream).await,
             Protocol::Tcp => crate::tcp::serve(self, stream, found.server_name).await,
         }
@@ -189,6 +194,14 @@ impl Session {
 
     /// Whether what is open may go on, and until when if not for as long as it likes.
     ///
+    /// True if what it was opened for is not this waypoint's any more, or soon will not be.
+    pub(crate) fn leaves(&self, view: &View) -> bool {
+        let world = &self.worker.world;
+        !matches!(self.addressed.target, Target::Listener(_))
+            && (target::is_leaving(view, &world.own, &self.addressed)
+                || target::again(view, world, &self.addressed, &self.peer).is_err())
+    }
+
     /// # Errors
     /// What a new tunnel would be told, once the time is over.
     pub(crate) fn may_stay(&self, view: &View) -> Result<Option<Instant>, TargetRefusal> {

@@ -1,7 +1,11 @@
 //! `isobar waypoint` under load: nothing that is under way notices that a waypoint comes, is another one, or goes.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
 use isobar_tests::{Load, LoadKind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::fixture::{Shop, run, shop};
 
@@ -33,7 +37,39 @@ const KINDS: [LoadKind; 2] = [LoadKind::KeepAlive, LoadKind::NewConnections];
 /// Who leaves a waypoint is asked to come again.
 const ASKED: [LoadKind; 2] = [LoadKind::Reused, LoadKind::NewConnections];
 
+/// Far more than a connection that nobody uses may outlive its way.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection that nobody uses now.
+struct Idle(TcpStream);
+
+impl Idle {
+    /// It ends without a word.
+    async fn is_ended(mut self) -> Result<()> {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, self.0.read_to_end(&mut rest)).await;
+        ended.context("it is still open")?.context("it was cut")?;
+        let rest = String::from_utf8_lossy(&rest);
+        ensure!(!rest.contains("HTTP/1.1"), "{rest}");
+        Ok(())
+    }
+}
+
 impl Shop {
+    /// A connection that has had an answer and is kept.
+    async fn idle(&self) -> Result<Idle> {
+        let mut stream = self.caller.connect(self.to).await?;
+        let request = format!("GET /status/200 HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        let head = String::from_utf8_lossy(&head);
+        ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+        Ok(Idle(stream))
+    }
+
     /// Calls steadily while `isobar` runs with `args`, and sees that every request is answered.
     async fn uncut(&self, kinds: &[LoadKind], args: &[&str]) -> Result<()> {
         let start = |kind: &LoadKind| {
@@ -95,13 +131,17 @@ fn applying_a_waypoint_and_leaving_it_cuts_nothing() {
             "--overwrite",
             "--wait",
         ];
+        let idle = shop.idle().await?;
         shop.uncut(&ASKED, &with(&other)).await?;
+        idle.is_ended().await?;
         ensure!(
             shop.passes_the_waypoint().await?,
             "the second waypoint is passed by"
         );
+        let idle = shop.idle().await?;
         shop.uncut(&ASKED, &["waypoint", "delete", "-n", "shop", "other"])
             .await?;
+        idle.is_ended().await?;
         ensure!(!shop.passes_the_waypoint().await?, "a waypoint is passed");
         shop.mesh.down()
     });

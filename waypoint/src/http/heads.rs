@@ -60,6 +60,11 @@ impl Heads {
         self.since.set(ahead.then(Instant::now));
     }
 
+    /// True while something of one is there and the rest is not.
+    pub(crate) fn is_arriving(&self) -> bool {
+        self.since.get().is_some()
+    }
+
     /// Ends once a head has taken too long.
     pub(crate) async fn late(&self) {
         loop {

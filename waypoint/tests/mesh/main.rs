@@ -10,6 +10,7 @@ mod edge;
 mod edge_mesh;
 mod http;
 mod limits;
+mod kept;
 mod outside;
 mod plaintext;
 mod rates;
