@@ -150,7 +150,7 @@ impl Own {
         };
         Workload {
             uid: format!("{}@{ip}", service.key).into(),
-            name: service.name.clone(),
+            name: service.name.clone().into(),
             addresses: vec![ip].into(),
             profile: Arc::new(profile),
             ..itself
@@ -188,7 +188,7 @@ impl Own {
         };
         Workload {
             uid: empty.clone(),
-            name: self.pod.clone(),
+            name: self.pod.clone().into(),
             node: empty,
             addresses: vec![self.ip].into(),
             healthy: true,

@@ -223,7 +223,7 @@ struct Applicable<'a> {
 
 impl<'a> Applicable<'a> {
     fn to(snapshot: &'a Snapshot, workload: &Workload) -> Self {
-        let namespace = snapshot.namespace_policies.get(&workload.namespace);
+        let namespace = snapshot.namespace_policies.value(&workload.namespace);
         let mut all = Self {
             groups: [namespace.map(Arc::as_ref), Some(&snapshot.global_policies)],
             listed: Vec::new(),

@@ -3,15 +3,16 @@ use std::sync::Arc;
 
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio;
-use isobar_types::{NamespacedHostname, NamespacedName};
+use isobar_types::{NamespacedHostname, NamespacedName, NetworkAddress};
 
 use crate::convert::{self, Address, ConvertError, Interner};
 use crate::egress::OutboundPolicy;
 use crate::policy::{Authorization, PolicyScope};
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
-use crate::snapshot::{ByName, Group, Snapshot, address_rank};
-use crate::workload::Workload;
+use crate::slots::{Addressed, At, OfHost};
+use crate::snapshot::{ByName, ByUid, Group, Snapshot, address_rank};
+use crate::workload::{Ending, Workload};
 
 /// The next version of a [`Snapshot`] in the making. What is not changed stays shared.
 #[derive(Debug)]
@@ -142,7 +143,7 @@ impl Draft {
 
     /// Adds or replaces a workload.
     pub fn put_workload(&mut self, mut workload: Workload) {
-        if self.next.workloads.get(&workload.uid).map(|w| &**w) == Some(&workload) {
+        if self.next.workloads.get(&*workload.uid).map(|w| &**w) == Some(&workload) {
             return;
         }
         let old = self.take_workload_entry(&workload.uid);
@@ -150,13 +151,12 @@ impl Draft {
             self.decisions_changed |= !decides_alike(&old, &workload);
             // Stored once, also where others hold the key for longer than the workload.
             workload.uid = Arc::clone(&old.uid);
+            workload.name = Ending::of(&old.uid, &workload.name);
         }
         let workload = Arc::new(workload);
         let next = &mut self.next;
         for address in workload.network_addresses() {
-            group_insert(&mut next.by_address, &address, &workload, |w| {
-                address_rank(w)
-            });
+            at_insert(&mut next.by_address, &address, &workload, address_rank);
         }
         for address in workload.host_addresses() {
             *next.on_hosts.entry(&address) += 1;
@@ -173,9 +173,9 @@ impl Draft {
                 workload: Arc::clone(&workload),
                 ports: ports.clone(),
             };
-            Arc::make_mut(next.endpoints.entry(service)).insert(workload.uid.clone(), endpoint);
+            Arc::make_mut(next.endpoints.entry(service)).insert(ByUid(endpoint));
         }
-        next.workloads.insert(workload.uid.clone(), workload);
+        next.workloads.put(workload);
     }
 
     fn take_workload(&mut self, uid: &str) -> Option<Arc<Workload>> {
@@ -188,7 +188,7 @@ impl Draft {
         let next = &mut self.next;
         let old = next.workloads.remove(uid)?;
         for address in old.network_addresses() {
-            group_remove(&mut next.by_address, &address, |w| w.uid == old.uid);
+            at_remove(&mut next.by_address, &address, |w| w.uid == old.uid);
         }
         for address in old.host_addresses() {
             let count = next.on_hosts.entry(&address);
@@ -208,7 +208,7 @@ impl Draft {
         }
         for service in old.services.keys() {
             let endpoints = Arc::make_mut(next.endpoints.entry(service));
-            endpoints.remove(&old.uid);
+            endpoints.remove(&*old.uid);
             if endpoints.is_empty() {
                 next.endpoints.remove(service);
             }
@@ -226,14 +226,16 @@ impl Draft {
         let next = &mut self.next;
         let rank = |s: &Service| s.key.clone();
         for vip in &service.vips {
-            group_insert(&mut next.by_vip, vip, &service, rank);
+            at_insert(&mut next.by_vip, vip, &service, rank);
         }
-        group_insert(&mut next.by_hostname, &service.key.hostname, &service, rank);
+        let others = next.by_hostname.get(&*service.key.hostname);
+        let group = with(others.map(|of_host| &of_host.0[..]), &service, rank);
+        next.by_hostname.put(OfHost(group));
         for range in &service.cidr_vips {
             group_insert(&mut next.ranges.services, range, &service, rank);
             next.ranges.count(&range.0, range.1);
         }
-        next.services.insert(service.key.clone(), service);
+        next.services.put(service);
         self.decisions_changed = true;
     }
 
@@ -241,9 +243,14 @@ impl Draft {
         let next = &mut self.next;
         let old = next.services.remove(key)?;
         for vip in &old.vips {
-            group_remove(&mut next.by_vip, vip, |s| s.key == *key);
+            at_remove(&mut next.by_vip, vip, |s| s.key == *key);
         }
-        group_remove(&mut next.by_hostname, &key.hostname, |s| s.key == *key);
+        if let Some(OfHost(group)) = next.by_hostname.get(&*key.hostname) {
+            match without(group, |s| s.key == *key) {
+                Some(rest) => drop(next.by_hostname.put(OfHost(rest))),
+                None => drop(next.by_hostname.remove(&*key.hostname)),
+            }
+        }
         for range in &old.cidr_vips {
             group_remove(&mut next.ranges.services, range, |s| s.key == *key);
             next.ranges.discount(&range.0, range.1);
@@ -268,7 +275,7 @@ impl Draft {
         if let Some(group) = group {
             Arc::make_mut(group).insert(&policy);
         }
-        next.policies.insert(policy.key.clone(), policy);
+        next.policies.put(policy);
         self.decisions_changed = true;
     }
 
@@ -346,28 +353,49 @@ fn without<T>(group: &[Arc<T>], is_it: impl Fn(&T) -> bool) -> Option<Group<T>> 
 }
 
 fn group_insert<K: Hash + Eq + Clone, T, R: Ord>(
-    map: &mut Sharded<K, Group<T>>,
+    map: &mut Sharded<(K, Group<T>)>,
     key: &K,
     item: &Arc<T>,
     rank: impl Fn(&T) -> R,
 ) {
-    let group = with(map.get(key).map(|g| &g[..]), item, rank);
-    map.insert(key.clone(), group);
+    let group = with(map.value(key).map(|g| &g[..]), item, rank);
+    map.put((key.clone(), group));
 }
 
 fn group_remove<K: Hash + Eq + Clone, T>(
-    map: &mut Sharded<K, Group<T>>,
+    map: &mut Sharded<(K, Group<T>)>,
     key: &K,
     is_it: impl Fn(&T) -> bool,
 ) {
-    let Some(group) = map.get(key) else { return };
+    let Some(group) = map.value(key) else { return };
     match without(group, is_it) {
-        Some(rest) => {
-            map.insert(key.clone(), rest);
-        }
-        None => {
-            map.remove(key);
-        }
+        Some(rest) => drop(map.put((key.clone(), rest))),
+        None => drop(map.remove(key)),
+    }
+}
+
+fn at_insert<T: Addressed, R: Ord>(
+    map: &mut Sharded<At<T>>,
+    key: &NetworkAddress,
+    item: &Arc<T>,
+    rank: impl Fn(&T) -> R,
+) {
+    let others = map.get(key).map(|at| &at.group()[..]);
+    if let Some(at) = At::new(with(others, item, rank), key) {
+        map.put(at);
+    }
+}
+
+fn at_remove<T: Addressed>(
+    map: &mut Sharded<At<T>>,
+    key: &NetworkAddress,
+    is_it: impl Fn(&T) -> bool,
+) {
+    let Some(at) = map.get(key) else { return };
+    let rest = without(at.group(), is_it);
+    match rest.and_then(|rest| At::new(rest, key)) {
+        Some(at) => drop(map.put(at)),
+        None => drop(map.remove(key)),
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`inbound::resolve`]: what does a tunnel's authority mean here?
 //! - [`authorize()`]: may this peer reach that workload?
 //! - [`balance`]: which endpoint of a service?
+//! - [`names::find`]: which service does a host name mean?
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod draft;
 mod egress;
 mod gateway;
 pub mod inbound;
+pub mod names;
 pub mod outbound;
 mod outlier;
 mod policy;
@@ -24,6 +26,7 @@ mod policy_group;
 mod ranges;
 mod service;
 mod sharded;
+mod slots;
 mod snapshot;
 #[cfg(test)]
 mod testing;
@@ -49,6 +52,6 @@ pub use service::{
 pub use snapshot::{AddressObject, Snapshot, Traversal};
 pub use trust::TrustNames;
 pub use workload::{
-    ApplicationTunnel, Few, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
+    ApplicationTunnel, Ending, Few, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
     Profile, ServicePorts, TunnelProtocol, Workload, WorkloadType,
 };

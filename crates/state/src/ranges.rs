@@ -12,7 +12,7 @@ use crate::snapshot::Group;
 /// same with ten ranges as with ten thousand.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ranges {
-    pub(crate) services: Sharded<(Str, IpNet), Group<Service>>,
+    pub(crate) services: Sharded<((Str, IpNet), Group<Service>)>,
     /// How many ranges each network has of each length, IPv4 and IPv6 apart.
     lengths: Arc<BTreeMap<(Str, bool), BTreeMap<u8, usize>>>,
 }
@@ -27,7 +27,7 @@ impl Ranges {
         let lengths = self.lengths.get(&kind).into_iter().flat_map(|l| l.keys());
         lengths.filter_map(|length| {
             let range = IpNet::new(address.ip, *length).ok()?.trunc();
-            let group = self.services.get(&(address.network.clone(), range))?;
+            let group = self.services.value(&(address.network.clone(), range))?;
             Some((*length, group))
         })
     }

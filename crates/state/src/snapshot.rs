@@ -1,6 +1,6 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -15,14 +15,45 @@ use crate::policy_group::PolicyGroup;
 use crate::ranges::Ranges;
 use crate::service::{Endpoint, Service};
 use crate::sharded::Sharded;
+use crate::slots::{At, OfHost};
 use crate::workload::{Few, TunnelProtocol, Workload};
 
 /// Several objects under one key, in a fixed order.
 pub(crate) type Group<T> = Few<Arc<T>>;
 /// Endpoints of one service by workload uid.
-pub(crate) type EndpointMap = BTreeMap<Str, Endpoint>;
+pub(crate) type EndpointMap = BTreeSet<ByUid>;
 /// Workloads of one node by namespace, name and uid.
 pub(crate) type NodeMap = BTreeSet<ByName>;
+
+/// An endpoint, ordered by its workload's uid without a copy of it.
+#[derive(Debug, Clone)]
+pub(crate) struct ByUid(pub(crate) Endpoint);
+
+impl Borrow<str> for ByUid {
+    fn borrow(&self) -> &str {
+        &self.0.workload.uid
+    }
+}
+
+impl PartialEq for ByUid {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.workload.uid == other.0.workload.uid
+    }
+}
+
+impl Eq for ByUid {}
+
+impl PartialOrd for ByUid {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByUid {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.workload.uid.cmp(&other.0.workload.uid)
+    }
+}
 
 /// A workload, ordered by namespace, name and uid without copies of them.
 #[derive(Debug, Clone)]
@@ -108,19 +139,19 @@ pub struct Snapshot {
     pub(crate) version: u64,
     pub(crate) policy_version: u64,
     pub(crate) traversal: Traversal,
-    pub(crate) workloads: Sharded<Str, Arc<Workload>>,
-    pub(crate) by_address: Sharded<NetworkAddress, Group<Workload>>,
+    pub(crate) workloads: Sharded<Arc<Workload>>,
+    pub(crate) by_address: Sharded<At<Workload>>,
     /// How many workloads use the network of the host at an address.
-    pub(crate) on_hosts: Sharded<NetworkAddress, u32>,
-    pub(crate) by_node: Sharded<Str, Arc<NodeMap>>,
-    pub(crate) by_workload_hostname: Sharded<NamespacedHostname, Group<Workload>>,
-    pub(crate) services: Sharded<NamespacedHostname, Arc<Service>>,
-    pub(crate) by_vip: Sharded<NetworkAddress, Group<Service>>,
+    pub(crate) on_hosts: Sharded<(NetworkAddress, u32)>,
+    pub(crate) by_node: Sharded<(Str, Arc<NodeMap>)>,
+    pub(crate) by_workload_hostname: Sharded<(NamespacedHostname, Group<Workload>)>,
+    pub(crate) services: Sharded<Arc<Service>>,
+    pub(crate) by_vip: Sharded<At<Service>>,
     pub(crate) ranges: Ranges,
-    pub(crate) by_hostname: Sharded<Str, Group<Service>>,
-    pub(crate) endpoints: Sharded<NamespacedHostname, Arc<EndpointMap>>,
-    pub(crate) policies: Sharded<NamespacedName, Arc<Authorization>>,
-    pub(crate) namespace_policies: Sharded<Str, Arc<PolicyGroup>>,
+    pub(crate) by_hostname: Sharded<OfHost>,
+    pub(crate) endpoints: Sharded<(NamespacedHostname, Arc<EndpointMap>)>,
+    pub(crate) policies: Sharded<Arc<Authorization>>,
+    pub(crate) namespace_policies: Sharded<(Str, Arc<PolicyGroup>)>,
     pub(crate) global_policies: Arc<PolicyGroup>,
     pub(crate) outbound: Arc<OutboundPolicies>,
 }
@@ -186,7 +217,9 @@ impl Snapshot {
     /// found by address.
     #[must_use]
     pub fn workloads_at(&self, address: &NetworkAddress) -> &[Arc<Workload>] {
-        self.by_address.get(address).map_or(&[], |group| &group[..])
+        self.by_address
+            .get(address)
+            .map_or(&[], |at| &at.group()[..])
     }
 
     /// True for addresses of the mesh's own: of a workload, of a host that workloads use the network
@@ -202,7 +235,7 @@ impl Snapshot {
     #[must_use]
     pub fn workloads_by_hostname(&self, key: &NamespacedHostname) -> &[Arc<Workload>] {
         self.by_workload_hostname
-            .get(key)
+            .value(key)
             .map_or(&[], |group| &group[..])
     }
 
@@ -214,7 +247,10 @@ impl Snapshot {
         address: &NetworkAddress,
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        let exact = self.by_vip.get(address).map_or(&[][..], |group| &group[..]);
+        let exact = self
+            .by_vip
+            .get(address)
+            .map_or(&[][..], |at| &at.group()[..]);
         best_service(exact, client_namespace)
             .or_else(|| self.service_by_range(address, client_namespace))
     }
@@ -245,7 +281,7 @@ impl Snapshot {
     pub fn services_by_hostname(&self, hostname: &str) -> &[Arc<Service>] {
         self.by_hostname
             .get(hostname)
-            .map_or(&[], |group| &group[..])
+            .map_or(&[], |of_host| &of_host.0[..])
     }
 
     /// The service a client in `client_namespace` means by a host name.
@@ -295,27 +331,30 @@ impl Snapshot {
         if node.is_empty() {
             return self.by_node.iter().find_map(|(_, map)| on(map));
         }
-        on(self.by_node.get(node)?)
+        on(self.by_node.value(node)?)
     }
 
     /// Workloads of a node, ordered by namespace and name.
     pub fn workloads_on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
-        let on = self.by_node.get(node).into_iter();
+        let on = self.by_node.value(node).into_iter();
         on.flat_map(|map| map.iter().map(|ByName(workload)| workload))
     }
 
     /// The endpoints of a service by workload uid, unready ones included.
     pub fn endpoints(&self, key: &NamespacedHostname) -> impl Iterator<Item = &Endpoint> {
         self.endpoints
-            .get(key)
+            .value(key)
             .into_iter()
-            .flat_map(|map| map.values())
+            .flat_map(|map| map.iter().map(|ByUid(endpoint)| endpoint))
     }
 
     /// One workload as endpoint of a service.
     #[must_use]
     pub fn endpoint(&self, key: &NamespacedHostname, uid: &str) -> Option<&Endpoint> {
-        self.endpoints.get(key)?.get(uid)
+        self.endpoints
+            .value(key)?
+            .get(uid)
+            .map(|ByUid(endpoint)| endpoint)
     }
 
     /// The policy of that key.
@@ -326,17 +365,17 @@ impl Snapshot {
 
     /// Every workload, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.iter().map(|(_, workload)| workload)
+        self.workloads.iter()
     }
 
     /// Every service, in no particular order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.iter().map(|(_, service)| service)
+        self.services.iter()
     }
 
     /// Every policy, in no particular order.
     pub fn authorizations(&self) -> impl Iterator<Item = &Arc<Authorization>> {
-        self.policies.iter().map(|(_, policy)| policy)
+        self.policies.iter()
     }
 
     /// Numbers of workloads, services and policies.

@@ -14,7 +14,7 @@ pub struct Workload {
     /// Key of the resource, unique in the mesh; `CLUSTER//Pod/NAMESPACE/NAME` for pods.
     pub uid: Str,
     /// Name of the pod or entry.
-    pub name: Str,
+    pub name: Ending,
     /// Node the workload runs on; empty outside Kubernetes.
     pub node: Str,
     /// Addresses, the preferred one first, canonical; may be empty.
@@ -87,6 +87,66 @@ impl Profile {
     /// Every waypoint of its own that traffic may come through.
     pub fn accepted_waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
         self.waypoint.iter().chain(&self.also_waypoints)
+    }
+}
+
+/// A text that mostly is the end of another one, as the name of a pod is of its uid, and then is not
+/// stored once more.
+#[derive(Clone)]
+pub struct Ending {
+    of: Str,
+    /// Where it begins, in bytes.
+    from: u32,
+}
+
+impl Ending {
+    /// `text`, as the end of `of` if it is that.
+    #[must_use]
+    pub fn of(of: &Str, text: &str) -> Self {
+        let from = of
+            .strip_suffix(text)
+            .map(|before| u32::try_from(before.len()));
+        match from {
+            Some(Ok(from)) => Self {
+                of: Str::clone(of),
+                from,
+            },
+            _ => Str::from(text).into(),
+        }
+    }
+}
+
+impl From<Str> for Ending {
+    fn from(of: Str) -> Self {
+        Self { of, from: 0 }
+    }
+}
+
+impl Deref for Ending {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.of.get(self.from as usize..).unwrap_or_default()
+    }
+}
+
+impl PartialEq for Ending {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Ending {}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
     }
 }
 
@@ -331,5 +391,22 @@ impl fmt::Display for GatewayDestination {
 impl fmt::Display for GatewayAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.destination, self.hbone_port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_not_stored_once_more() {
+        let uid = Str::from("Kubernetes//Pod/ns/web-1");
+        let name = Ending::of(&uid, "web-1");
+        assert_eq!((&*name, Str::strong_count(&uid)), ("web-1", 2));
+        assert_eq!(name, Ending::from(Str::from("web-1")));
+        for other in ["", "web", "x/ns/web-1"] {
+            assert_eq!(&*Ending::of(&uid, other), other);
+        }
+        assert_eq!(format!("{name} {name:?}"), "web-1 \"web-1\"");
     }
 }

@@ -13,8 +13,8 @@ use crate::service::{
     Visibility, WeightedWaypoint,
 };
 use crate::workload::{
-    ApplicationTunnel, Locality, NetworkMode, PortMap, Profile, ServicePorts, TunnelProtocol,
-    Workload, WorkloadType,
+    ApplicationTunnel, Ending, Locality, NetworkMode, PortMap, Profile, ServicePorts,
+    TunnelProtocol, Workload, WorkloadType,
 };
 
 /// Account of a workload whose `service_account` is empty.
@@ -72,9 +72,10 @@ pub fn workload(w: &wire::Workload, interner: &mut Interner) -> Result<Workload,
         // Absent is not zero: an explicit zero takes no traffic.
         capacity: w.capacity.unwrap_or(1),
     };
+    let uid = own("uid", &w.uid)?;
     Ok(Workload {
-        uid: own("uid", &w.uid)?,
-        name: w.name.as_str().into(),
+        name: Ending::of(&uid, &w.name),
+        uid,
         node: interner.intern(&w.node),
         addresses: addresses(&w.addresses)?.into(),
         healthy: match known("status", w.status)? {

@@ -302,8 +302,11 @@ fn view(s: &Snapshot) -> BTreeMap<String, String> {
     for w in s.workloads() {
         put(format!("workload {}", w.uid), format!("{w:?}"));
     }
-    for (key, group) in s.by_address.iter() {
-        put(format!("address {key}"), format!("{group:?}"));
+    for at in s.by_address.iter() {
+        put(
+            format!("address {:?}", at.address()),
+            format!("{:?}", at.group()),
+        );
     }
     for (key, count) in s.on_hosts.iter() {
         put(format!("host {key}"), count.to_string());
@@ -314,20 +317,26 @@ fn view(s: &Snapshot) -> BTreeMap<String, String> {
     for (key, group) in s.by_workload_hostname.iter() {
         put(format!("hostname {key}"), format!("{group:?}"));
     }
-    for (key, service) in s.services.iter() {
-        put(format!("service {key}"), format!("{service:?}"));
+    for service in s.services.iter() {
+        put(format!("service {}", service.key), format!("{service:?}"));
     }
-    for (key, group) in s.by_vip.iter() {
-        put(format!("vip {key}"), format!("{group:?}"));
+    for at in s.by_vip.iter() {
+        put(
+            format!("vip {:?}", at.address()),
+            format!("{:?}", at.group()),
+        );
     }
-    for (key, group) in s.by_hostname.iter() {
-        put(format!("service host {key}"), format!("{group:?}"));
+    for of_host in s.by_hostname.iter() {
+        put(
+            format!("service host {}", of_host.hostname()),
+            format!("{:?}", of_host.0),
+        );
     }
     for (key, map) in s.endpoints.iter() {
         put(format!("endpoints {key}"), format!("{map:?}"));
     }
-    for (key, p) in s.policies.iter() {
-        put(format!("policy {key}"), format!("{p:?}"));
+    for p in s.policies.iter() {
+        put(format!("policy {}", p.key), format!("{p:?}"));
     }
     for (key, group) in s.namespace_policies.iter() {
         put(format!("namespace policies {key}"), format!("{group:?}"));
