@@ -1,18 +1,17 @@
 //! Delta discovery: one stream for all types, one answer for each response.
 
+mod stream;
 mod subscription;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_proto::envoy::config::core::v3::Node;
-use isobar_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use isobar_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use isobar_proto::type_url;
 use isobar_runtime::{Backoff, Lifetime};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::metadata::MetadataMap;
 
 use crate::channel::{ConnectError, chain, connect, headers, read_roots};
 use crate::config::{AdsConfig, Server};
@@ -24,8 +23,6 @@ use crate::status::{SyncStatus, Termination};
 use crate::store::Store;
 pub(crate) use subscription::Subscription;
 
-/// A cluster's whole state may come in one message.
-const MAX_MESSAGE: usize = 200 << 20;
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// A stream that lasted so long is a success; one that ends sooner is waited after like a failure, so that
 /// a server that answers one type and refuses another is not asked fifty times a second.
@@ -312,29 +309,20 @@ async fn accept_restored(status: SyncStatus) {
 async fn open(
     server: &Server,
     first: Vec<DeltaDiscoveryRequest>,
-) -> Result<
-    (
-        mpsc::Sender<DeltaDiscoveryRequest>,
-        Streaming<DeltaDiscoveryResponse>,
-    ),
-    Ending,
-> {
+) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, stream::Responses), Ending> {
     let roots = read_roots(&server.roots).await?;
     let channel = connect(server, &roots).await?;
-    let mut client =
-        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (answers, outgoing) = mpsc::channel(first.len() + ANSWERS);
     for request in first {
         // There is room for all of them and the receiver is still here.
         let _ = answers.send(request).await;
     }
-    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
-    headers(server, request.metadata_mut()).await?;
-    let call = client.delta_aggregated_resources(request);
+    let mut metadata = MetadataMap::new();
+    headers(server, &mut metadata).await?;
+    let call = stream::call(channel, metadata, outgoing);
     let responses = tokio::time::timeout(OPEN_TIMEOUT, call)
         .await
-        .map_err(|_| Ending::Silent)??
-        .into_inner();
+        .map_err(|_| Ending::Silent)??;
     Ok((answers, responses))
 }
 
