@@ -212,7 +212,7 @@ impl Turns {
     /// [`Reason::NoHealthyUpstream`] if none is ready, [`Reason::NoCluster`] without such a port.
     pub async fn choose(&self, view: &View, wanted: &Wanted<'_>) -> Result<Endpoint, NoEndpoint> {
         let answers = match self.look(view, wanted, &Answers::new()) {
-            Err(Unchosen::Names(names, _)) => self.resolver.wait(names).await,
+            Err(Unchosen::Names(names, _)) => Box::pin(self.resolver.wait(names)).await,
             found => return found.map_err(Unchosen::reason),
         };
         // With what was answered: it may be forgotten already.

@@ -20,9 +20,15 @@ mod upgrade;
 mod upload;
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ::http::{Request, Response};
+use futures_util::future::{FutureExt as _, LocalBoxFuture};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -35,6 +41,7 @@ pub(crate) use heads::Heads;
 pub use standing::Live;
 pub use upload::RequestBody;
 
+use crate::gather::Gathered;
 use crate::session::Session;
 use crate::stream::{Pinned, Stream};
 use crate::upstream::LocalExecutor;
@@ -56,7 +63,7 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
         let session = session.clone();
         service_fn(move |request| {
             let session = session.clone();
-            async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
+            answer(session, request)
         })
     };
     let stream = heads::Watched::new(session.clone(), stream);
@@ -69,19 +76,20 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
         .serve_connection(TokioIo::new(Pinned::new(stream)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let mut leaving = false;
+    let mut asides = asides(&session, &life);
     loop {
         tokio::select! {
+            // What has come is looked at first: a connection that ends must not lose a request.
+            biased;
             result = connection.as_mut() => return ended(result),
-            () = leave(&session, &life), if !leaving => {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = session.cut.notified() => return,
-            () = session.heads.late() => {
-                tracing::debug!("a request's head took too long");
-                return;
-            }
+            Some(aside) = asides.next() => match aside {
+                Aside::Leave => connection.as_mut().graceful_shutdown(),
+                Aside::Cut => return,
+                Aside::Late => {
+                    tracing::debug!("a request's head took too long");
+                    return;
+                }
+            },
         }
     }
 }
@@ -94,34 +102,70 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
         let session = session.clone();
         service_fn(move |request| {
             let session = session.clone();
-            async move { Ok::<_, Infallible>(pipeline::handle(session, request).await) }
+            answer(session, request)
         })
     };
+    let out = Gathered::new(stream);
     let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(out.clone()), service);
     let mut connection = std::pin::pin!(connection);
-    let mut leaving = false;
+    let mut asides = asides(&session, &life);
     loop {
         tokio::select! {
-            result = connection.as_mut() => return ended(result),
-            () = leave(&session, &life), if !leaving => {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = session.cut.notified() => return,
-            // Here it is only ever the first one that is awaited.
-            () = session.heads.late() => {
-                tracing::debug!("a first request took too long to come");
-                return;
-            }
+            // What has come is looked at first: a connection that ends must not lose a request.
+            biased;
+            result = poll_fn(|cx| {
+                let result = connection.as_mut().poll(cx);
+                out.poll_release(cx);
+                result
+            }) => return ended(result),
+            Some(aside) = asides.next() => match aside {
+                Aside::Leave => connection.as_mut().graceful_shutdown(),
+                Aside::Cut => return,
+                Aside::Late => {
+                    // Here it is only ever the first one that is awaited.
+                    tracing::debug!("a first request took too long to come");
+                    return;
+                }
+            },
         }
     }
 }
+
+/// What may happen to a connection besides what it carries.
+enum Aside {
+    /// It should take no further requests.
+    Leave,
+    /// It must end at once.
+    Cut,
+    /// A head takes too long.
+    Late,
+}
+
+/// Each is looked at when it has something to say, and not whenever a byte comes.
+fn asides<'a>(
+    session: &'a Session,
+    life: &'a Lifetime,
+) -> FuturesUnordered<LocalBoxFuture<'a, Aside>> {
+    let all: [LocalBoxFuture<'a, Aside>; 3] = [
+        Box::pin(leave(session, life).map(|()| Aside::Leave)),
+        Box::pin(session.cut.notified().map(|()| Aside::Cut)),
+        Box::pin(session.heads.late().map(|()| Aside::Late)),
+    ];
+    all.into_iter().collect()
+}
+
+/// One request, apart from the task that serves it: tasks are moved as a whole, several times.
+fn answer(session: Rc<Session>, request: Request<Incoming>) -> Answered {
+    Box::pin(async move { Ok(pipeline::handle(session, request).await) })
+}
+
+type Answered = Pin<Box<dyn Future<Output = Result<Response<ReplyBody>, Infallible>>>>;
 
 /// Ends when the connection should take no further requests.
 async fn leave(session: &Session, life: &Lifetime) {

@@ -16,10 +16,9 @@ use crate::credentials::Version;
 use crate::edge;
 use crate::endpoint::{Endpoint, Turns};
 use crate::http::{Heads, Live};
-use crate::kept::Kept;
 use crate::metrics::{Metrics, Recent};
 use crate::protocol::{Protocol, detect};
-use crate::stream::{Rewound, Stream};
+use crate::stream::{AnyStream, Rewound, Stream};
 use crate::target::{self, Addressed, Target, TargetRefusal};
 use crate::upstream::Pool;
 use crate::world::{View, World};
@@ -46,8 +45,6 @@ pub struct Worker {
     pub recent: Recent,
     /// Requests that are being served.
     pub live: Rc<Live>,
-    /// HTTP connections of callers.
-    pub(crate) kept: Rc<Kept>,
     /// Where lines go.
     pub access_log: AccessLog,
     /// The source of reachability where the caller is not known.
@@ -107,7 +104,9 @@ impl Session {
     }
 
     /// Serves `stream` to its end.
-    pub async fn serve<S: Stream>(self: Rc<Self>, mut stream: S) {
+    pub async fn serve<S: Stream>(self: Rc<Self>, stream: S) {
+        // One make from here on: what speaks HTTP would be there once for each otherwise.
+        let mut stream: AnyStream = Box::new(stream);
         let found = match detect(self.declared(), &mut stream).await {
             Ok(found) => found,
             Err(error) => {
@@ -118,8 +117,6 @@ impl Session {
         let stream = Rewound::new(found.first, stream);
         match found.protocol {
             Protocol::Http1 => crate::http::serve1(self, stream).await,
-        let worker = self.worker.clone();
-        let _place = (found.protocol != Protocol::Tcp).then(|| worker.kept.add(&self));
             Protocol::Http2 => crate::http::serve2(self, stream).await,
             Protocol::Tcp => crate::tcp::serve(self, stream, found.server_name).await,
         }
@@ -154,7 +151,7 @@ impl Session {
         let caller = match known {
             Some(known) if known.versions == versions => return known.caller,
             Some(_) => attribute(view, &self.worker.world.own.network, &self.peer),
-            None => attribute_in_time(&self.worker.world, &self.peer).await,
+            None => Box::pin(attribute_in_time(&self.worker.world, &self.peer)).await,
         };
         let caller = Arc::new(caller);
         *self.known.borrow_mut() = Some(Known {
@@ -194,14 +191,6 @@ impl Session {
 
     /// Whether what is open may go on, and until when if not for as long as it likes.
     ///
-    /// True if what it was opened for is not this waypoint's any more, or soon will not be.
-    pub(crate) fn leaves(&self, view: &View) -> bool {
-        let world = &self.worker.world;
-        !matches!(self.addressed.target, Target::Listener(_))
-            && (target::is_leaving(view, &world.own, &self.addressed)
-                || target::again(view, world, &self.addressed, &self.peer).is_err())
-    }
-
     /// # Errors
     /// What a new tunnel would be told, once the time is over.
     pub(crate) fn may_stay(&self, view: &View) -> Result<Option<Instant>, TargetRefusal> {

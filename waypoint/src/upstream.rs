@@ -1,10 +1,13 @@
 //! Connections to endpoints: how one is made, and which are kept for the next request.
 
+mod answer;
 mod dial;
+mod http2;
 mod origin;
 mod pool;
 mod preface;
 
+pub use answer::{Answer, AnswerError};
 pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
 pub use origin::{Origin, Origins, Tls};
 pub use pool::{How, InUse, Pool, SendError, Sent, Version};

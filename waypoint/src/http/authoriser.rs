@@ -10,7 +10,6 @@ use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use isobar_route::{AuthProtocol, ExternalAuth, Granted, Ruling, Speak, TryFailure};
 use isobar_state::AppProtocol;
 use isobar_types::Str;
@@ -25,7 +24,7 @@ use crate::cluster::{Held, Load};
 use crate::endpoint::Endpoint;
 use crate::metrics::Authorised;
 use crate::session::Session;
-use crate::upstream::{How, SendError, Sent, Version};
+use crate::upstream::{Answer, How, SendError, Sent, Version};
 use crate::world::View;
 
 /// An authoriser's answer is waited for so long, all tries and the connection included.
@@ -259,7 +258,7 @@ impl Question<'_> {
 }
 
 /// What came back over gRPC: its status stands at the end, or at the head where there is no message.
-async fn answered(response: Response<Incoming>) -> Result<Ruling, String> {
+async fn answered(response: Response<Answer>) -> Result<Ruling, String> {
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         return Err(format!("status {}", head.status));

@@ -3,19 +3,20 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::exchange::Exchange;
 use super::limit::Limit;
 use super::standing::Side;
 use isobar_types::Reason;
 
+use crate::upstream::{Answer, AnswerError};
+
 /// Why a response body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The endpoint or its connection.
     #[error(transparent)]
-    Upstream(#[from] hyper::Error),
+    Upstream(#[from] AnswerError),
     /// The route's timeout.
     #[error("the response was not complete within the route's timeout")]
     Timeout,
@@ -26,7 +27,7 @@ pub enum BodyError {
 
 enum Source {
     Local(Option<Bytes>),
-    Upstream(Incoming),
+    Upstream(Answer),
 }
 
 /// A response body on its way to the caller; tells its exchange how it went.
@@ -54,7 +55,7 @@ impl ReplyBody {
         }
     }
 
-    pub(crate) const fn upstream(body: Incoming, limit: Option<Limit>, exchange: Exchange) -> Self {
+    pub(crate) const fn upstream(body: Answer, limit: Option<Limit>, exchange: Exchange) -> Self {
         Self {
             source: Source::Upstream(body),
             limit,

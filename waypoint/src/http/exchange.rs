@@ -142,7 +142,11 @@ impl Exchange {
     }
 
     /// Notes what passes of the response body.
-    pub(crate) fn frame(&mut self, frame: Option<Result<&Frame<Bytes>, &hyper::Error>>) {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "as a body's frame comes; the error is not looked at"
+    )]
+    pub(crate) fn frame<E>(&mut self, frame: Option<Result<&Frame<Bytes>, E>>) {
         match frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {

@@ -77,6 +77,10 @@ impl Head<'_> {
             }
             None => {
                 headers.remove(HOST);
+                // Each is another: an index of them would drive out what comes again (RFC 7541 §7.1.3).
+                if let Some(id) = headers.get_mut(sanitise::REQUEST_ID) {
+                    id.set_sensitive(true);
+                }
             }
         }
         let mut request = Request::new(body);
@@ -101,7 +105,7 @@ fn frame(headers: &mut HeaderMap, body: &RequestBody) {
 
 /// Sends the request where the rule says, or where it was addressed to, and answers with what comes
 /// back.
-pub(super) async fn forward(mut flow: Flow, taken: Option<Taken>) -> Response<ReplyBody> {
+pub(super) async fn forward(mut flow: Box<Flow>, taken: Option<Taken>) -> Response<ReplyBody> {
     let taken = taken.as_ref();
     let route = taken.map(Taken::route);
     let stay = Stay::of(route, &flow.asked);
@@ -182,7 +186,9 @@ async fn admitted<'a>(
         if let Some(headers) = rate::ask_more(flow, chosen.limits(), taken)? {
             flow.exchange.changes.rates = Some(headers);
         }
-        authoriser::ask(flow, chosen.external_auth()).await?;
+        if !chosen.external_auth().is_empty() {
+            Box::pin(authoriser::ask(flow, chosen.external_auth())).await?;
+        }
     }
     Ok(destined)
 }
@@ -295,7 +301,7 @@ fn weighted(route: &HttpRoute) -> Result<Option<(usize, &Weighted)>, Local> {
 
 /// The endpoint's response as the caller gets it.
 fn pass_on(
-    mut response: Response<Incoming>,
+    mut response: Response<upstream::Answer>,
     cookie: Option<HeaderValue>,
     limit: Option<Limit>,
     mut exchange: Exchange,

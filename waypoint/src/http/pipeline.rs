@@ -79,7 +79,8 @@ pub(super) async fn handle(
     };
     let asked = Rc::new(asked);
     exchange.asked = Some(asked.clone());
-    let flow = Flow {
+    // Handed on from step to step: each would have room for a whole one of its own otherwise.
+    let flow = Box::new(Flow {
         session,
         view,
         caller,
@@ -87,7 +88,7 @@ pub(super) async fn handle(
         body: Some(body),
         upgrade,
         exchange,
-    };
+    });
     decide(flow).await
 }
 
@@ -119,7 +120,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Route, then policy: a caller that may not come in does not learn which routes there are.
-async fn decide(mut flow: Flow) -> Response<ReplyBody> {
+async fn decide(mut flow: Box<Flow>) -> Response<ReplyBody> {
     let tables = &flow.view.tables;
     let mut instead = None;
     let decision = match &flow.session.addressed.target {
@@ -189,7 +190,7 @@ fn observe(flow: &Flow) {
 
 /// Faults, cross-origin rules, authorisers, then the rule's action: Envoy's filter order. Who asks
 /// whether a page may ask shows no credentials yet.
-async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
+async fn act(mut flow: Box<Flow>, taken: Taken) -> Response<ReplyBody> {
     let route = taken.route();
     flow.exchange.changes.taken = Some(taken.clone());
     if let Some(by) = route.fault.delay(rand::random()) {
@@ -216,8 +217,11 @@ async fn act(mut flow: Flow, taken: Taken) -> Response<ReplyBody> {
             }
         }
     }
-    if let Err(local) = authoriser::ask(&mut flow, &route.external_auth).await {
-        return local.respond(flow.exchange);
+    if !route.external_auth.is_empty() {
+        let asked = Box::pin(authoriser::ask(&mut flow, &route.external_auth)).await;
+        if let Err(local) = asked {
+            return local.respond(flow.exchange);
+        }
     }
     match &route.action {
         Action::Redirect(to) => redirected(to, &flow, &taken).respond(flow.exchange),

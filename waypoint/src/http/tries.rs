@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use ::http::{HeaderValue, Response};
-use hyper::body::Incoming;
 use isobar_route::{Retries, TryFailure};
 use isobar_types::{Reason, Str};
 use tokio::time::Instant;
@@ -26,7 +25,7 @@ use crate::metrics::Retried;
 use crate::outlier::Outcome;
 use crate::resolved::is_named_by_caller;
 use crate::session::Session;
-use crate::upstream::{How, SendError, Sent, Version};
+use crate::upstream::{Answer, How, SendError, Sent, Version};
 use crate::world::View;
 
 /// The parts of a flow that tries need.
@@ -77,7 +76,7 @@ impl Failure {
 
 impl Sending<'_> {
     /// Tries endpoints until one gives an answer that the policy is content with.
-    pub(super) async fn tries(mut self, head: &Head<'_>) -> Result<Response<Incoming>, Local> {
+    pub(super) async fn tries(mut self, head: &Head<'_>) -> Result<Response<Answer>, Local> {
         let progress = self.flow.progress.clone();
         let mut tried: Vec<Str> = Vec::new();
         let mut retry = 0;
@@ -183,7 +182,7 @@ impl Sending<'_> {
         &mut self,
         endpoint: &Endpoint,
         head: &Head<'_>,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Answer>, Failure> {
         let admitted = self.standing.goes_to(endpoint);
         admitted.map_err(Failure::Denied)?;
         self.flow.busy = Some(self.session.worker.turns.busy(&endpoint.workload.uid));
@@ -248,7 +247,7 @@ impl Sending<'_> {
         let alone = head.speak == Version::H1 && how.limits.max_connections.is_some();
         let connection = match how.cluster.as_ref().filter(|_| alone) {
             Some(cluster) => {
-                let held = cluster.connection(&how.limits).await;
+                let held = Box::pin(cluster.connection(&how.limits)).await;
                 Some(held.map_err(|overflow| self.full(overflow))?)
             }
             None => None,

@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use ::http::header::{CONNECTION, HeaderValue, UPGRADE};
 use ::http::{HeaderMap, Response};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -15,6 +14,7 @@ use super::body::ReplyBody;
 use super::exchange::Exchange;
 use super::reply::{Local, SERVER_NAME};
 use super::standing::Side;
+use crate::upstream::Answer;
 
 /// The only protocol a connection may change to, as at Envoy's waypoint.
 pub(super) fn is_websocket(protocol: &HeaderValue) -> bool {
@@ -29,7 +29,7 @@ pub(super) fn ask(headers: &mut HeaderMap, protocol: &HeaderValue) {
 
 /// Passes the endpoint's agreement on and joins both sides.
 pub(super) fn join(
-    mut response: Response<Incoming>,
+    mut response: Response<Answer>,
     downstream: Option<OnUpgrade>,
     mut exchange: Exchange,
 ) -> Response<ReplyBody> {

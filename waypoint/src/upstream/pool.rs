@@ -1,6 +1,5 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ::http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use isobar_route::{PoolRules, TryFailure};
 use isobar_runtime::LocalScope;
@@ -22,7 +21,8 @@ use crate::credentials::Credentials;
 use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::{AnyStream, Pinned};
-use crate::upstream::{Dial, DialFailure, Origin, Origins, Preface, Tls};
+use crate::upstream::http2::{Sender as Sender2, Unanswered};
+use crate::upstream::{Answer, Dial, DialFailure, Origin, Origins, Preface, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -34,9 +34,6 @@ const IDLE_PER_ENDPOINT: usize = 256;
 const STALE_TRIES: usize = 3;
 /// Turns of other tasks that a request waits for a connection to become ready.
 const ROUNDS: usize = 8;
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-const HEADER_LIST: u32 = 64 * 1024;
 /// Bytes an HTTP/1.1 connection reads ahead or gathers, which bounds a response's head too.
 const BUFFER: usize = 64 * 1024;
 
@@ -60,7 +57,6 @@ struct Key {
 }
 
 type Sender1 = http1::SendRequest<RequestBody>;
-type Sender2 = http2::SendRequest<RequestBody>;
 /// Held while dialling, so that requests that come together share one connection.
 type Slot2 = Rc<tokio::sync::Mutex<Vec<Shared>>>;
 
@@ -125,9 +121,9 @@ struct Load2 {
 }
 
 impl Shared {
-    fn is_good(&self) -> bool {
+    fn is_good(&mut self) -> bool {
         let idle = self.load.streams.get() == 0 && self.load.since.get().elapsed() >= self.idle;
-        !self.sender.is_closed() && !idle
+        self.sender.is_open() && !idle
     }
 }
 
@@ -169,7 +165,7 @@ struct Way<'a> {
 #[derive(Debug)]
 pub struct Sent {
     /// The response head; the body follows.
-    pub response: Response<Incoming>,
+    pub response: Response<Answer>,
     /// To be held until the body is through.
     pub stream: Option<InUse>,
 }
@@ -286,7 +282,7 @@ impl Pool {
         how: &How,
     ) -> Result<Sent, SendError> {
         let origin = match &how.tls {
-            Some(tls) => Some(self.origins.of(tls).await.map_err(undialled)?),
+            Some(tls) => Some(Box::pin(self.origins.of(tls)).await.map_err(undialled)?),
             None => None,
         };
         let key = Key {
@@ -325,11 +321,11 @@ impl Pool {
                 },
             }
         }
-        let stream = self.fresh(way, Within::Http1).await?;
-        let shaken = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(Pinned::new(stream)))
-            .await;
+        // Seldom, and large: apart, so that requests on kept connections have no room for it.
+        let stream = Box::pin(self.fresh(way, Within::Http1)).await?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(BUFFER);
+        let shaken = Box::pin(builder.handshake(TokioIo::new(Pinned::new(stream)))).await;
         let (sender, connection) = match shaken {
             Ok(parts) => parts,
             Err(error) => return Err(ended(&error, true)),
@@ -406,65 +402,37 @@ impl Pool {
         &self,
         key: Key,
         way: &Way<'_>,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
     ) -> Result<Sent, SendError> {
         let slot = self.shared.borrow_mut().entry(key).or_default().clone();
-        let mut last = false;
-        loop {
-            let (mut sender, stream, fresh) = self.sender2(&slot, way).await?;
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    let stream = Some(stream);
-                    return Ok(Sent { response, stream });
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(back) if !fresh && !last => request = back,
-                    back => return Err(ended(&error.into_error(), back.is_some())),
-                },
-            }
-            last = true;
+        let (sender, stream) = self.sender2(&slot, way).await?;
+        match sender.send(request, &self.scope).await {
+            Ok(response) => Ok(Sent {
+                response,
+                stream: Some(stream),
+            }),
+            Err(unanswered) => Err(ended2(&unanswered)),
         }
     }
 
-    async fn sender2(
-        &self,
-        slot: &Slot2,
-        way: &Way<'_>,
-    ) -> Result<(Sender2, InUse, bool), SendError> {
+    async fn sender2(&self, slot: &Slot2, way: &Way<'_>) -> Result<(Sender2, InUse), SendError> {
         let how = way.how;
         let mut slot = slot.lock().await;
         // Without this list a connection ends once its streams have.
-        slot.retain(|shared| shared.is_good() && how.still_good(shared.born, shared.uses));
+        slot.retain_mut(|shared| shared.is_good() && how.still_good(shared.born, shared.uses));
         let most = how.limits.max_streams.unwrap_or(u32::MAX);
         if let Some(shared) = slot.iter_mut().find(|s| s.load.streams.get() < most) {
             shared.uses += 1;
-            return Ok((shared.sender.clone(), InUse::of(&shared.load), false));
+            return Ok((shared.sender.clone(), InUse::of(&shared.load)));
         }
-        let stream = self.fresh(way, Within::Http2).await?;
-        let mut builder = http2::Builder::new(LocalExecutor(self.scope.clone()));
-        builder
-            .timer(hyper_util::rt::TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(HEADER_LIST);
-        if let Some((every, answer)) = how.limits.ping {
-            builder
-                .keep_alive_interval(every)
-                .keep_alive_timeout(answer)
-                .keep_alive_while_idle(true);
-        }
-        let shaken = builder.handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = shaken.map_err(|error| {
+        let stream = Box::pin(self.fresh(way, Within::Http2)).await?;
+        let begun = Box::pin(Sender2::begin(stream, how.limits.ping, &self.scope)).await;
+        let sender = begun.map_err(|error| {
             undialled(DialFailure {
                 reason: Reason::UpstreamProtocol,
                 detail: format!("no HTTP/2 with the endpoint: {error}"),
             })
         })?;
-        self.scope.spawn("upstream h2", async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an upstream connection ended");
-            }
-        });
         let now = Instant::now();
         let load = Rc::new(Load2 {
             streams: Cell::new(0),
@@ -478,7 +446,7 @@ impl Pool {
             born: now,
             uses: 1,
         });
-        Ok((sender, stream, true))
+        Ok((sender, stream))
     }
 
     /// Drops what nobody uses: closed connections and those idle for long. Call it now and then.
@@ -491,16 +459,16 @@ impl Pool {
             // A locked slot is being dialled for; one with other holders is being used.
             Rc::strong_count(slot) > 1
                 || slot.try_lock().is_ok_and(|mut list| {
-                    list.retain(Shared::is_good);
+                    list.retain_mut(Shared::is_good);
                     !list.is_empty()
                 })
         });
     }
 }
 
-const fn alone(response: Response<Incoming>) -> Sent {
+fn alone(response: Response<Incoming>) -> Sent {
     Sent {
-        response,
+        response: response.map(Answer::from),
         stream: None,
     }
 }
@@ -526,7 +494,22 @@ fn ended(error: &hyper::Error, unsent: bool) -> SendError {
         detail: chain(error),
         failure: if unsent {
             TryFailure::BeforeRequest
-        } else if refused(error) {
+        } else {
+            TryFailure::Reset
+        },
+    }
+}
+
+fn ended2(unanswered: &Unanswered) -> SendError {
+    let Unanswered { error, silent } = unanswered;
+    SendError {
+        reason: if *silent {
+            Reason::UpstreamTimeout
+        } else {
+            Reason::UpstreamReset
+        },
+        detail: format!("http2 error: {}", chain(error)),
+        failure: if refused(error) {
             TryFailure::Refused
         } else {
             TryFailure::Reset
@@ -535,16 +518,9 @@ fn ended(error: &hyper::Error, unsent: bool) -> SendError {
 }
 
 /// True if the peer said that it has not looked at the request (RFC 9113 §8.7).
-fn refused(error: &hyper::Error) -> bool {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            let unseen = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return h2.is_remote() && (unseen || h2.reason() == Some(h2::Reason::REFUSED_STREAM));
-        }
-        next = cause.source();
-    }
-    false
+fn refused(error: &h2::Error) -> bool {
+    let unseen = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    error.is_remote() && (unseen || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 /// An error with its causes, on one line.

@@ -1,0 +1,198 @@
+//! What an HTTP/2 connection writes while it is polled once leaves in one system call.
+//!
+//! HTTP/2 flushes after every DATA frame of more than a few bytes. A connection that carries many small
+//! responses would enter the kernel, and wake its peer, once for each of them.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that wait for others at most. More does not pay, and each connection may have as many.
+const MOST: usize = 32 * 1024;
+/// Room for the first of them.
+const FIRST: usize = 8 * 1024;
+/// Slices of one write that go out together with what waits.
+const SLICES: usize = 15;
+
+/// A stream that keeps back what is written to it until [`Self::poll_release`], or until it is much. Cheap
+/// to clone; all clones are the same stream.
+pub(crate) struct Gathered<S>(Rc<RefCell<Inner<S>>>);
+
+struct Inner<S> {
+    stream: S,
+    waiting: Vec<u8>,
+    /// Bytes of `waiting` that the stream has taken.
+    taken: usize,
+    /// The stream was written to and not flushed.
+    dirty: bool,
+    /// What the stream said to bytes that were taken from the writer long before.
+    failed: Option<io::Error>,
+}
+
+impl<S> Gathered<S> {
+    /// From now on [`Self::poll_release`] must follow every use.
+    pub(crate) fn new(stream: S) -> Self {
+        Self(Rc::new(RefCell::new(Inner {
+            stream,
+            waiting: Vec::new(),
+            taken: 0,
+            dirty: false,
+            failed: None,
+        })))
+    }
+}
+
+impl<S> Clone for Gathered<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Gathered<S> {
+    /// Sends what waits. The task of `cx` is woken when there is room for more; an error shows at the next
+    /// read or write.
+    pub(crate) fn poll_release(&self, cx: &mut Context<'_>) {
+        let inner = &mut *self.0.borrow_mut();
+        if !inner.dirty {
+            return;
+        }
+        if let Poll::Ready(Err(error)) = inner.poll_flush(cx) {
+            inner.forget();
+            inner.failed = Some(error);
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Inner<S> {
+    fn forget(&mut self) {
+        (self.waiting, self.taken) = (Vec::new(), 0);
+        self.dirty = false;
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.taken < self.waiting.len() {
+            let rest = &self.waiting[self.taken..];
+            let taken = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.taken += taken;
+        }
+        // An idle connection keeps no room.
+        (self.waiting, self.taken) = (Vec::new(), 0);
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.dirty = false;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+        self.dirty |= offered > 0;
+        if self.waiting.len() + offered <= MOST {
+            if self.waiting.capacity() == 0 && offered > 0 {
+                self.waiting.reserve(FIRST);
+            }
+            for slice in slices {
+                self.waiting.extend_from_slice(slice);
+            }
+            return Poll::Ready(Ok(offered));
+        }
+        self.poll_write_through(cx, slices)
+    }
+
+    /// Writes what waits and what is offered, as far as the stream takes it.
+    fn poll_write_through(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let rest = self.waiting.len() - self.taken;
+            if rest == 0 {
+                self.waiting.clear();
+                self.taken = 0;
+            }
+            let mut all = [IoSlice::new(&[]); SLICES + 1];
+            all[0] = IoSlice::new(&self.waiting[self.taken..]);
+            let count = slices.len().min(SLICES);
+            for (place, slice) in all[1..].iter_mut().zip(slices) {
+                *place = IoSlice::new(slice);
+            }
+            let first = usize::from(rest == 0);
+            let stream = Pin::new(&mut self.stream);
+            let taken = ready!(stream.poll_write_vectored(cx, &all[first..=count]))?;
+            if taken == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            self.taken += taken.min(rest);
+            if taken > rest {
+                self.waiting.clear();
+                self.taken = 0;
+                return Poll::Ready(Ok(taken - rest));
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let inner = &mut *self.0.borrow_mut();
+        match inner.failed.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Pin::new(&mut inner.stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        // Whatever the stream does: pieces are put together here.
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let inner = &mut *self.0.borrow_mut();
+        // The last words.
+        ready!(inner.poll_flush(cx))?;
+        Pin::new(&mut inner.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

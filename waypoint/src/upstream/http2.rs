@@ -1,0 +1,370 @@
+//! HTTP/2 towards endpoints, by way of h2 itself: a request is sent and its response awaited by the task that
+//! serves it, and what all requests of a connection have to say leaves in one write.
+
+use std::cell::Cell;
+use std::error::Error as StdError;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use ::http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use ::http::{HeaderMap, Method, Request, Response};
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong, Reason, SendStream};
+use http_body::{Body, Frame};
+use isobar_runtime::LocalScope;
+use tokio::sync::oneshot;
+
+use super::answer::Answer;
+use crate::gather::Gathered;
+use crate::http::RequestBody;
+use crate::stream::AnyStream;
+
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const HEADER_LIST: u32 = 64 * 1024;
+/// Streams that are opened before the peer has said how many it takes.
+const FIRST_STREAMS: usize = 100;
+/// Octets of one request's body that wait for the connection at most.
+const SEND_BUFFER: usize = 1 << 20;
+/// Streams reset by us for the peer's errors, beyond which the connection ends.
+const ERROR_RESETS: usize = 1024;
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// One connection, for any number of requests.
+#[derive(Clone)]
+pub(super) struct Sender {
+    requests: SendRequest<Bytes>,
+    state: Rc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    over: Cell<bool>,
+    /// The peer did not answer a PING in time.
+    silent: Cell<bool>,
+}
+
+/// Why a request has no response.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) error: h2::Error,
+    /// The connection is over because the peer did not answer a PING in time.
+    pub(super) silent: bool,
+}
+
+impl Sender {
+    /// Shakes hands over `stream`. PINGs are sent as often as `ping` says first, and answered within the
+    /// second. The connection lives in `scope` until nobody holds it any more.
+    ///
+    /// # Errors
+    /// When the stream breaks.
+    pub(super) async fn begin(
+        stream: AnyStream,
+        ping: Option<(Duration, Duration)>,
+        scope: &LocalScope,
+    ) -> Result<Self, h2::Error> {
+        let out = Gathered::new(stream);
+        let (requests, mut connection) = Builder::new()
+            .initial_max_send_streams(FIRST_STREAMS)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEADER_LIST)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_local_error_reset_streams(Some(ERROR_RESETS))
+            .enable_push(false)
+            .handshake(out.clone())
+            .await?;
+        let state = Rc::new(State::default());
+        let pings = ping.and_then(|times| Some((connection.ping_pong()?, times)));
+        let end = state.clone();
+        scope.spawn("upstream h2", async move {
+            tokio::select! {
+                biased;
+                ended = carry(connection, out) => if let Err(error) = ended {
+                    tracing::debug!(%error, "an upstream connection ended");
+                },
+                () = unanswered(pings) => {
+                    tracing::debug!("an upstream connection does not answer");
+                    end.silent.set(true);
+                }
+            }
+            end.over.set(true);
+        });
+        Ok(Self { requests, state })
+    }
+
+    /// True if it takes requests: it stands, and the peer has not said goodbye.
+    pub(super) fn is_open(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        !self.state.over.get() && matches!(self.requests.poll_ready(&mut cx), Poll::Ready(Ok(())))
+    }
+
+    /// Sends a request and waits for the head of its response; the rest of its body goes on by itself.
+    ///
+    /// # Errors
+    /// When there is no response.
+    pub(super) async fn send(
+        mut self,
+        request: Request<RequestBody>,
+        scope: &LocalScope,
+    ) -> Result<Response<Answer>, Unanswered> {
+        let sent = self.exchange(request, scope).await;
+        sent.map_err(|error| Unanswered {
+            error,
+            silent: self.state.silent.get(),
+        })
+    }
+
+    async fn exchange(
+        &mut self,
+        request: Request<RequestBody>,
+        scope: &LocalScope,
+    ) -> Result<Response<Answer>, h2::Error> {
+        let (mut head, body) = request.into_parts();
+        clean(&mut head.headers);
+        measure(&mut head.headers, &head.method, &body);
+        let whole = body.is_end_stream();
+        let head = Request::from_parts(head, ());
+        let (response, out) = self.requests.send_request(head, whole)?;
+        // Where the peer takes no more streams now, nothing of the body is read before it does.
+        poll_fn(|cx| self.requests.poll_ready(cx)).await?;
+        let cancel = if whole {
+            Cancel(None)
+        } else {
+            upload(out, body, scope).await
+        };
+        let response = response.await;
+        cancel.disarm();
+        response.map(Answer::over_http2)
+    }
+}
+
+/// Removes what is for one hop of HTTP/1.1, which rules may have set.
+fn clean(headers: &mut HeaderMap) {
+    for name in [
+        CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ] {
+        headers.remove(name);
+    }
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        headers.remove(TE);
+    }
+}
+
+/// Says how long the body is, where that is known and means something.
+fn measure(headers: &mut HeaderMap, method: &Method, body: &RequestBody) {
+    let Some(length) = body.size_hint().exact() else {
+        return;
+    };
+    let has_meaning = !matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT
+    );
+    if (length != 0 || has_meaning) && !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// Drives a connection to its end. What is written in one turn leaves together.
+async fn carry(
+    connection: Connection<Gathered<AnyStream>, Bytes>,
+    out: Gathered<AnyStream>,
+) -> Result<(), h2::Error> {
+    let mut connection = Box::pin(connection);
+    poll_fn(|cx| {
+        let ended = connection.as_mut().poll(cx);
+        out.poll_release(cx);
+        ended
+    })
+    .await
+}
+
+/// Ends once the peer does not answer; never where nobody asks.
+async fn unanswered(pings: Option<(PingPong, (Duration, Duration))>) {
+    let Some((mut pings, (every, answer))) = pings else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(every).await;
+        match tokio::time::timeout(answer, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection tells why it ends.
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// Resets a request whose body is still on its way when nobody waits for its response any more.
+struct Cancel(Option<oneshot::Sender<()>>);
+
+impl Cancel {
+    /// A body may go on after its response.
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take() {
+            // A body that is through needs no end.
+            let _ = cancel.send(());
+        }
+    }
+}
+
+/// Sends a body: at once as far as it is there, the rest by a task of its own.
+async fn upload(out: SendStream<Bytes>, body: RequestBody, scope: &LocalScope) -> Cancel {
+    let mut upload = Upload {
+        out,
+        body,
+        chunk: None,
+    };
+    let mut first = |cx: &mut Context<'_>| Poll::Ready(Pin::new(&mut upload).poll(cx).is_ready());
+    if poll_fn(&mut first).await {
+        return Cancel(None);
+    }
+    let (cancel, cancelled) = oneshot::channel();
+    let mut cancelled = Some(cancelled);
+    scope.spawn(
+        "upload",
+        poll_fn(move |cx| {
+            match cancelled.as_mut().map(|c| Pin::new(c).poll(cx)) {
+                Some(Poll::Ready(Ok(()))) => {
+                    upload.out.send_reset(Reason::CANCEL);
+                    return Poll::Ready(());
+                }
+                Some(Poll::Ready(Err(_))) => cancelled = None,
+                Some(Poll::Pending) | None => {}
+            }
+            Pin::new(&mut upload).poll(cx)
+        }),
+    );
+    Cancel(Some(cancel))
+}
+
+/// A body on its way into a stream.
+struct Upload {
+    out: SendStream<Bytes>,
+    body: RequestBody,
+    /// What waits for room, and whether nothing follows it.
+    chunk: Option<(Bytes, bool)>,
+}
+
+impl Future for Upload {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll_end(cx) {
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "a request's body ended early");
+                Poll::Ready(())
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Upload {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            if let Poll::Ready(reason) = self.out.poll_reset(cx)? {
+                return Poll::Ready(Err(reason.into()));
+            }
+            if self.chunk.is_some() {
+                ready!(self.poll_room(cx))?;
+            }
+            if let Some((data, last)) = self.chunk.take() {
+                self.out.send_data(data, last)?;
+                if last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // Room is asked for only once there is something to send: what one stream holds of the
+            // connection's window others have not.
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if self.take(frame)? {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Some(Err(error)) => {
+                    let reason = reason_of(&error);
+                    self.out.send_reset(reason);
+                    return Poll::Ready(Err(reason.into()));
+                }
+                None => {
+                    self.out.send_data(Bytes::new(), true)?;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while self.out.capacity() == 0 {
+            match ready!(self.out.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                // Reset, or over.
+                None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes a frame of the body; true if it was the last and is sent.
+    fn take(&mut self, frame: Frame<Bytes>) -> Result<bool, h2::Error> {
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                let Ok(trailers) = frame.into_trailers() else {
+                    return Ok(false);
+                };
+                self.out.reserve_capacity(0);
+                self.out.send_trailers(trailers)?;
+                return Ok(true);
+            }
+        };
+        let last = self.body.is_end_stream();
+        if data.is_empty() {
+            self.out.send_data(data, last)?;
+            return Ok(last);
+        }
+        // h2 asks for the whole of it as soon as it is sent.
+        self.out.reserve_capacity(1);
+        self.chunk = Some((data, last));
+        Ok(false)
+    }
+}
+
+/// The code that ended a body, where HTTP/2 gave one.
+fn reason_of(error: &(dyn StdError + 'static)) -> Reason {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(reason) = cause
+            .downcast_ref::<h2::Error>()
+            .and_then(h2::Error::reason)
+        {
+            return reason;
+        }
+        next = cause.source();
+    }
+    Reason::INTERNAL_ERROR
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+use std::rc::Rc;
+
+use tokio::io::{DuplexStream, duplex};
+use tokio::task::LocalSet;
+
+use super::*;
+
+type Far = h2::server::Connection<DuplexStream, Bytes>;
+
+/// Shakes hands with an endpoint in memory.
+async fn shaken(ping: Option<(Duration, Duration)>, scope: &LocalScope) -> (Sender, Far) {
+    let (near, far) = duplex(64 * 1024);
+    let near: AnyStream = Box::new(near);
+    let both = tokio::join!(Sender::begin(near, ping, scope), h2::server::handshake(far));
+    (both.0.unwrap(), both.1.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_answers_no_ping_is_given_up() {
+    let scope = Rc::new(LocalScope::new("test"));
+    let times = Some((Duration::from_secs(3), Duration::from_secs(2)));
+    LocalSet::new()
+        .run_until(async {
+            let (mut sender, mut far) = shaken(times, &scope).await;
+            // As long as the endpoint does its part.
+            let answers = async { far.accept().await.is_none() };
+            let asked = tokio::time::timeout(Duration::from_secs(60), answers).await;
+            assert!(asked.is_err() && sender.is_open());
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            assert!(!sender.is_open());
+            assert!(sender.state.silent.get());
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_says_goodbye_gets_nothing_more() {
+    let scope = Rc::new(LocalScope::new("test"));
+    LocalSet::new()
+        .run_until(async {
+            let (mut sender, mut far) = shaken(None, &scope).await;
+            assert!(sender.is_open());
+            far.graceful_shutdown();
+            let request = far.accept().await;
+            assert!(!matches!(request, Some(Ok(_))));
+            // The goodbye is on its way: everybody else has a turn.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!sender.is_open());
+            assert!(!sender.state.silent.get());
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_nobody_holds_ends() {
+    let scope = Rc::new(LocalScope::new("test"));
+    LocalSet::new()
+        .run_until(async {
+            let (sender, mut far) = shaken(None, &scope).await;
+            drop(sender);
+            assert!(far.accept().await.is_none());
+            assert!(scope.shutdown(Duration::from_secs(1)).await);
+        })
+        .await;
+}
+
+#[test]
+fn what_is_for_one_hop_stays_here() {
+    let mut headers = HeaderMap::new();
+    for name in ["connection", "keep-alive", "upgrade", "te", "x-kept"] {
+        headers.insert(name, HeaderValue::from_static("x"));
+    }
+    clean(&mut headers);
+    assert_eq!(headers.len(), 1);
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    clean(&mut headers);
+    assert_eq!(headers.len(), 2);
+}
+
+#[test]
+fn the_code_that_ended_a_body_goes_on() {
+    let reset = h2::Error::from(Reason::ENHANCE_YOUR_CALM);
+    let broken: crate::upstream::AnswerError = reset.into();
+    assert_eq!(reason_of(&broken), Reason::ENHANCE_YOUR_CALM);
+    assert_eq!(reason_of(&std::fmt::Error), Reason::INTERNAL_ERROR);
+}
