@@ -132,6 +132,11 @@ impl AccessLog {
         let _ = tokio::time::timeout(limit, written).await;
     }
 
+    /// True if lines go anywhere.
+    pub(crate) const fn is_on(&self) -> bool {
+        self.lines.is_some()
+    }
+
     pub(crate) fn http(&self, line: &HttpLine<'_>) {
         self.put(|| http_line(line));
     }

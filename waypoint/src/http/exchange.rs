@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::Frame;
-use isobar_route::{Action, Change, HeaderEdits, Taken};
+use isobar_route::{Action, Change, HeaderEdits, Subset, Taken};
 use isobar_runtime::LocalScope;
 use isobar_state::{Service, Workload};
 use isobar_types::{Reason, Str};
@@ -40,10 +41,10 @@ pub struct Exchange {
     pub(crate) caller: Option<Arc<Attributed>>,
     /// Set once the policies permitted the request.
     pub(crate) standing: Option<Rc<Standing>>,
-    pub(crate) route_name: String,
+    pub(crate) route: RouteName,
     /// What the route does to replies, those of this proxy too.
     pub(crate) changes: Changes,
-    pub(crate) cluster: String,
+    pub(crate) cluster: ClusterName,
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) busy: Option<Busy>,
@@ -89,6 +90,59 @@ pub(crate) struct Changes {
     pub(crate) granted: Vec<Change>,
 }
 
+/// The rule that took a request, by a name that is put together only for whoever reads it.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum RouteName {
+    /// None did.
+    #[default]
+    None,
+    /// There are no rules.
+    Default,
+    Rule(Taken),
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Default => f.write_str("default"),
+            Self::Rule(taken) => f.write_str(&taken.name()),
+        }
+    }
+}
+
+/// Where a request goes, by Istio's name for it; put together only for whoever reads it.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum ClusterName {
+    /// Nowhere.
+    #[default]
+    None,
+    /// To a pod at its own address.
+    Pod(SocketAddr),
+    /// To a service.
+    Service {
+        port: u16,
+        subset: Option<Arc<Subset>>,
+        host: Str,
+    },
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Pod(address) => write!(f, "encap|{address}"),
+            Self::Service { port, subset, host } => {
+                let (slash, subset) = match subset {
+                    Some(subset) => ("/", &*subset.name),
+                    None => ("", ""),
+                };
+                write!(f, "inbound-vip|{port}|http{slash}{subset}|{host}")
+            }
+        }
+    }
+}
+
 /// What the log wants of the request's head, before it is changed.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
@@ -114,9 +168,9 @@ impl Exchange {
             progress: Rc::default(),
             caller: None,
             standing: None,
-            route_name: String::new(),
+            route: RouteName::None,
             changes: Changes::default(),
-            cluster: String::new(),
+            cluster: ClusterName::None,
             service: None,
             endpoint: None,
             busy: None,
@@ -325,6 +379,9 @@ impl Exchange {
             response_bytes: self.response_head as u64 + self.bytes_sent,
         };
         worker.metrics.request(&request, &worker.recent);
+        if !worker.access_log.is_on() {
+            return;
+        }
         worker.access_log.http(&HttpLine {
             start: self.at,
             request: &self.request,
@@ -337,10 +394,10 @@ impl Exchange {
             duration,
             upstream_time: self.upstream_time,
             upstream: self.endpoint.as_ref().map(|e| e.address),
-            cluster: &self.cluster,
+            cluster: &self.cluster.to_string(),
             local: self.destination(),
             remote: self.session.peer.address,
-            route: &self.route_name,
+            route: &self.route.to_string(),
         });
     }
 }

@@ -74,8 +74,8 @@ impl Facts for OfReply<'_> {
             }),
             Fact::StartTime(form) => time(exchange.at, form.as_deref()),
             Fact::Plain(fact) => match fact {
-                PlainFact::Route => Some(exchange.route_name.clone()),
-                PlainFact::Cluster => Some(exchange.cluster.clone()),
+                PlainFact::Route => Some(exchange.route.to_string()),
+                PlainFact::Cluster => Some(exchange.cluster.to_string()),
                 PlainFact::Status => Some(exchange.code.to_string()),
                 PlainFact::Details => Some(exchange.detail.clone()),
                 PlainFact::Flags => Some(exchange.flags().into_owned()),

@@ -16,7 +16,7 @@ use isobar_types::Reason;
 
 use super::authoriser;
 use super::body::ReplyBody;
-use super::exchange::{Exchange, RequestFacts};
+use super::exchange::{Exchange, RequestFacts, RouteName};
 use super::forward::forward;
 use super::rate;
 use super::reply::{self, Local};
@@ -139,8 +139,8 @@ async fn decide(mut flow: Box<Flow>) -> Response<ReplyBody> {
     observe(&flow);
     let verdict = Standing::begin(&flow.session, tables, &flow.caller, &flow.asked);
     match &decision {
-        HttpDecision::Default => flow.exchange.route_name = "default".to_owned(),
-        HttpDecision::Taken(taken) => flow.exchange.route_name = taken.name(),
+        HttpDecision::Default => flow.exchange.route = RouteName::Default,
+        HttpDecision::Taken(taken) => flow.exchange.route = RouteName::Rule(taken.clone()),
         HttpDecision::NoRoute => {}
     }
     match verdict {

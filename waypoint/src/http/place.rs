@@ -9,6 +9,7 @@ use isobar_route::{HashKey, Subset, Target as RouteTarget, TrafficRules};
 use isobar_state::{Service, Workload};
 use isobar_types::Str;
 
+use super::exchange::ClusterName;
 use super::pipeline::Flow;
 use super::reply::Local;
 use super::standing::Asked;
@@ -101,7 +102,7 @@ pub(super) fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Pla
     let own = match (&addressed.target, target) {
         (Target::Workload(workload), _) => {
             let uid = workload.uid.clone();
-            flow.exchange.cluster = format!("encap|{}", addressed.destination);
+            flow.exchange.cluster = ClusterName::Pod(addressed.destination);
             // The pod as it is now: it may have gone, or left the mesh.
             let now = flow.view.snapshot.workload_by_uid(&uid);
             let workload = now.ok_or_else(|| Local::no_endpoint(format!("pod {uid} is gone")))?;
@@ -115,10 +116,10 @@ pub(super) fn place(flow: &mut Flow, target: Option<&RouteTarget>) -> Result<Pla
     };
     let from = (&*flow.session, &*flow.asked);
     let to = destination(from, &flow.view, own.as_deref(), target)?;
-    let (port, host) = (to.port, &to.service.key.hostname);
-    flow.exchange.cluster = match &to.subset {
-        Some(subset) => format!("inbound-vip|{port}|http/{}|{host}", subset.name),
-        None => format!("inbound-vip|{port}|http|{host}"),
+    flow.exchange.cluster = ClusterName::Service {
+        port: to.port,
+        subset: to.subset.clone(),
+        host: to.service.key.hostname.clone(),
     };
     flow.exchange.service = Some(to.service.clone());
     let waypoint = waypoint(&flow.session, &flow.view, &to)?;
