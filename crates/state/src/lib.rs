@@ -7,7 +7,6 @@
 //! - [`inbound::resolve`]: what does a tunnel's authority mean here?
 //! - [`authorize()`]: may this peer reach that workload?
 //! - [`balance`]: which endpoint of a service?
-//! - [`names::find`]: which service does a host name mean?
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +17,6 @@ mod draft;
 mod egress;
 mod gateway;
 pub mod inbound;
-pub mod names;
 pub mod outbound;
 mod outlier;
 mod policy;
@@ -52,6 +50,6 @@ pub use service::{
 pub use snapshot::{AddressObject, Snapshot, Traversal};
 pub use trust::TrustNames;
 pub use workload::{
-    ApplicationTunnel, Ending, Few, GatewayAddress, GatewayDestination, Locality, NetworkMode, PortMap,
-    Profile, ServicePorts, TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, Ending, Few, GatewayAddress, GatewayDestination, Locality, NetworkMode,
+    PortMap, Profile, ServicePorts, TunnelProtocol, Workload, WorkloadType,
 };
