@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use isobar_state::names::{NameRules, find};
 use isobar_state::{Service, Workload};
 use isobar_types::{CLUSTER_DOMAIN, NetworkAddress};
 
@@ -98,7 +99,13 @@ fn to_host(
         Some(port) => port,
         None => only_port(service)?,
     };
-    let name = format!("{}:{port}", service.key.hostname);
+    let is_domain = service.key.hostname.starts_with("*.");
+    let full = if is_domain {
+        host
+    } else {
+        &service.key.hostname
+    };
+    let name = format!("{full}:{port}");
     let ip = address(world, service).ok_or_else(|| {
         let hint = "; it has no address and no ready pod".to_owned();
         QuestionError::NoDestination(name.clone(), hint)
@@ -114,20 +121,24 @@ fn to_host(
     })
 }
 
-/// As a pod's resolver searches: the caller's namespace, then all of the cluster, then the world.
+/// As a pod's resolver asks its node proxy: behind each search domain (a name with fewer dots than five is
+/// no full one to it), then as it is.
 fn service<'a>(world: &'a World, caller: &Caller, host: &str) -> Option<&'a Arc<Service>> {
+    let is_full = host.ends_with('.') || host.split('.').count() > 5;
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let namespace = &*caller.workload.namespace;
-    let candidates = [
-        format!("{host}.{namespace}.svc.{CLUSTER_DOMAIN}"),
-        format!("{host}.svc.{CLUSTER_DOMAIN}"),
-        format!("{host}.{CLUSTER_DOMAIN}"),
-        host,
-    ];
-    let snapshot = &world.snapshot;
-    candidates
-        .iter()
-        .find_map(|name| snapshot.service_by_hostname(name, Some(namespace)))
+    let rules = NameRules {
+        namespace: &caller.workload.namespace,
+        network: &caller.workload.network,
+        domain: CLUSTER_DOMAIN,
+        search: None,
+        preferred_namespace: None,
+    };
+    let searched = rules.search_domains().into_iter().filter(|_| !is_full);
+    let asked = searched.map(|domain| format!("{host}.{domain}"));
+    asked
+        .chain([host.clone()])
+        .find_map(|name| find(&world.snapshot, &rules, &name))
+        .map(|found| found.service)
 }
 
 fn only_port(service: &Service) -> Result<u16, QuestionError> {

@@ -6,7 +6,6 @@
 
 mod forward;
 mod message;
-mod names;
 mod server;
 
 use std::future::Future;
@@ -23,7 +22,6 @@ use crate::config::{Dns, Mode};
 use crate::proxy::{Pod, World};
 
 pub use forward::Upstreams;
-pub use names::{Found, NameRules, find};
 use server::{DnsMetrics, Server};
 
 /// Makes the DNS proxies of pods. Cheap to clone.

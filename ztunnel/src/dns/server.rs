@@ -10,6 +10,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use isobar_runtime::Scope;
 use isobar_state::Workload;
+use isobar_state::names::{NameRules, addresses, find};
 use isobar_telemetry::Registry;
 use isobar_types::Str;
 use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, LabelSetEncoder};
@@ -22,7 +23,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::forward::Upstreams;
 use super::message::{Query, Read, read};
-use super::names::{NameRules, addresses, find};
 use crate::config::Dns;
 use crate::proxy::{Pod, World};
 

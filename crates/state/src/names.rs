@@ -1,9 +1,15 @@
-//! What a name means to a client in some namespace. Pure.
+//! What a host name means to a client in some namespace.
+//!
+//! A pod asks for `cart.shop` as `cart.shop.web.svc.cluster.local` first, so a name that ends in a search
+//! domain has two readings. Names of the cluster come first in both, and what its own name server may
+//! know is read in one way only: whoever may publish a host in a namespace of his own must not answer
+//! for others' Services.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isobar_state::{HealthPolicy, Service, Snapshot};
+use crate::service::{HealthPolicy, Service};
+use crate::snapshot::Snapshot;
 
 /// Whose view of names.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +24,22 @@ pub struct NameRules<'a> {
     pub search: Option<&'a [String]>,
     /// Namespace preferred when several own a name.
     pub preferred_namespace: Option<&'a str>,
+}
+
+impl NameRules<'_> {
+    /// What a resolver tries behind a name, in this order.
+    #[must_use]
+    pub fn search_domains(&self) -> Vec<String> {
+        if let Some(search) = self.search {
+            return search.to_vec();
+        }
+        let (ns, domain) = (self.namespace, self.domain);
+        vec![
+            format!("{ns}.svc.{domain}"),
+            format!("svc.{domain}"),
+            domain.to_owned(),
+        ]
+    }
 }
 
 /// A service found for a name.
@@ -37,33 +59,100 @@ struct Candidate {
 
 /// Finds the service a name means, or `None` where the mesh does not know it. `name` is in lower
 /// case without a dot at the end.
+///
+/// Names of Services first, then other hosts as they are written, then hosts that stand for a domain.
 #[must_use]
 pub fn find<'a>(snapshot: &'a Snapshot, rules: &NameRules<'_>, name: &str) -> Option<Found<'a>> {
-    for candidate in candidates(rules, name) {
-        if let Some(service) = lookup(snapshot, rules, &candidate.name) {
+    let mut all = candidates(rules, name);
+    let exact = |candidate: &Candidate| {
+        Some(Found {
+            service: lookup(snapshot, rules, &candidate.name)?,
+            alias: candidate.stripped.clone(),
+        })
+    };
+    let mut of_services = all.iter().filter(|one| is_of_service(rules, &one.name));
+    if let Some(found) = of_services.find_map(exact) {
+        return Some(found);
+    }
+    let of_services = in_services(rules, name);
+    if of_services.is_some() || is_of_pod(rules, name) {
+        let outside = of_services.and_then(|rest| outside(snapshot, rules, rest));
+        all.retain(|one| match &one.stripped {
+            Some(stripped) if below(&one.name, rules.domain).is_none() => outside == Some(stripped),
+            _ => true,
+        });
+    }
+    all.iter()
+        .find_map(exact)
+        .or_else(|| all.iter().find_map(|one| covering(snapshot, rules, one)))
+}
+
+/// The host `*.…` that stands for a name, the most exact one.
+fn covering<'a>(
+    snapshot: &'a Snapshot,
+    rules: &NameRules<'_>,
+    candidate: &Candidate,
+) -> Option<Found<'a>> {
+    let is_inside = below(&candidate.name, rules.domain).is_some();
+    let mut rest = candidate.name.as_str();
+    while let Some((_, parent)) = rest.split_once('.') {
+        // Of the cluster's names a host may stand for those of one namespace, never for all.
+        let may_cover = !is_inside || in_services(rules, parent).is_some();
+        let service = may_cover.then(|| lookup(snapshot, rules, &format!("*.{parent}")));
+        if let Some(service) = service.flatten() {
             return Some(Found {
                 service,
-                alias: candidate.stripped,
+                alias: None,
             });
         }
-        let mut rest = candidate.name.as_str();
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(service) = lookup(snapshot, rules, &format!("*.{parent}")) {
-                return Some(Found {
-                    service,
-                    alias: None,
-                });
-            }
-            rest = parent;
-        }
+        rest = parent;
     }
     None
+}
+
+/// What is before `.domain` at the end of a name.
+fn below<'n>(name: &'n str, domain: &str) -> Option<&'n str> {
+    name.strip_suffix(domain)?.strip_suffix('.')
+}
+
+/// What is before `.svc.` and the cluster's domain: a namespace, a Service in it, or what is below.
+fn in_services<'n>(rules: &NameRules<'_>, name: &'n str) -> Option<&'n str> {
+    below(below(name, rules.domain)?, "svc")
+}
+
+/// True for the shape that names of Services have.
+fn is_of_service(rules: &NameRules<'_>, name: &str) -> bool {
+    in_services(rules, name).is_some_and(|rest| rest.split('.').count() == 2)
+}
+
+/// True for names that pods have by their addresses.
+fn is_of_pod(rules: &NameRules<'_>, name: &str) -> bool {
+    below(name, rules.domain).is_some_and(|rest| below(rest, "pod").is_some())
+}
+
+/// What is before the search domain of a namespace, at the end of a name that is `rest` below
+/// `svc.DOMAIN`. None where the cluster's name server may know the name itself, or nobody: of a Service,
+/// or of what is below a Service, as it is or behind the search domains that resolvers try next.
+fn outside<'n>(snapshot: &Snapshot, rules: &NameRules<'_>, rest: &'n str) -> Option<&'n str> {
+    let zones = rules.search_domains();
+    let mut namespaces = zones.iter().filter_map(|zone| in_services(rules, zone));
+    let written = namespaces.find_map(|namespace| below(rest, namespace))?;
+    let is_of_service = |zone: &String| {
+        let full = format!("{written}.{zone}");
+        let mut labels = in_services(rules, &full)?.rsplit('.');
+        let (namespace, service) = (labels.next()?, labels.next()?);
+        let host = format!("{service}.{namespace}.svc.{}", rules.domain);
+        snapshot.services_by_hostname(&host).first().map(drop)
+    };
+    let is_outside =
+        written.contains('.') && !zones.iter().any(|zone| is_of_service(zone).is_some());
+    is_outside.then_some(written)
 }
 
 /// The addresses of a service that a client may use, of one family. Empty: the name exists, but has
 /// no such record.
 #[must_use]
-pub(super) fn addresses(
+pub fn addresses(
     snapshot: &Snapshot,
     rules: &NameRules<'_>,
     service: &Service,
@@ -126,7 +215,7 @@ fn candidates(rules: &NameRules<'_>, name: &str) -> Vec<Candidate> {
     for expanded in expansions(rules, name) {
         add(expanded, None);
     }
-    for domain in search_domains(rules) {
+    for domain in rules.search_domains() {
         let rest = name
             .strip_suffix(&*domain)
             .and_then(|n| n.strip_suffix('.'));
@@ -139,18 +228,6 @@ fn candidates(rules: &NameRules<'_>, name: &str) -> Vec<Candidate> {
         }
     }
     all
-}
-
-fn search_domains(rules: &NameRules<'_>) -> Vec<String> {
-    if let Some(search) = rules.search {
-        return search.to_vec();
-    }
-    let (ns, domain) = (rules.namespace, rules.domain);
-    vec![
-        format!("{ns}.svc.{domain}"),
-        format!("svc.{domain}"),
-        domain.to_owned(),
-    ]
 }
 
 /// The Kubernetes names a short name may stand for.
@@ -172,8 +249,9 @@ fn expansions(rules: &NameRules<'_>, name: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use isobar_proto::istio::workload as wire;
+
+    use super::*;
 
     fn rules() -> NameRules<'static> {
         NameRules {
@@ -273,6 +351,91 @@ mod tests {
         ] {
             assert!(find(&mesh, &rules(), unknown).is_none(), "{unknown}");
         }
+    }
+
+    /// As [`mesh`], with hosts that somebody publishes in a namespace of his own.
+    fn with(hosts: &[&str]) -> Snapshot {
+        let mut draft = mesh().draft();
+        for host in hosts {
+            let address = service("evil", host, &[[203, 0, 113, 5]]);
+            draft.upsert_address(&address).unwrap();
+        }
+        draft.finish()
+    }
+
+    #[test]
+    fn hosts_of_others_do_not_answer_for_services() {
+        let mesh = with(&[
+            "*.local",
+            "*.cluster.local",
+            "*.svc.cluster.local",
+            "*.svc",
+            "*.shop",
+            "*.web",
+            "*.pod",
+            "*.front",
+            "cart.shop",
+            "cart.shop.svc",
+            "front",
+        ]);
+        let forms = |name: &str| {
+            [
+                "",
+                ".web.svc.cluster.local",
+                ".svc.cluster.local",
+                ".cluster.local",
+            ]
+            .map(|domain| format!("{name}{domain}"))
+        };
+        for (name, host) in [
+            ("front.web", "front.web.svc.cluster.local"),
+            ("cart.shop", "cart.shop.svc.cluster.local"),
+            ("cart.shop.svc", "cart.shop.svc.cluster.local"),
+            ("cart.shop.svc.cluster.local", "cart.shop.svc.cluster.local"),
+        ] {
+            for asked in forms(name) {
+                let found = find(&mesh, &rules(), &asked).unwrap_or_else(|| panic!("{asked}"));
+                assert_eq!(&*found.service.key.hostname, host, "{asked}");
+            }
+        }
+        // Services that this proxy is not told of, and names below Services, are left to the cluster.
+        for unknown in [
+            "none.shop.svc.cluster.local",
+            "none.shop.svc.cluster.local.web.svc.cluster.local",
+            "pod-0.headless.shop.svc.cluster.local",
+            "pod-0.headless.shop.web.svc.cluster.local",
+            "pod-0.headless.shop.svc.web.svc.cluster.local",
+            "pod-0.front.web.svc.cluster.local",
+            "front.shop.svc.cluster.local",
+            "1-2-3-4.shop.pod.cluster.local",
+        ] {
+            assert!(find(&mesh, &rules(), unknown).is_none(), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn hosts_outside_are_found_behind_search_domains() {
+        let mesh = with(&[
+            "api.example.com",
+            "*.corp.local",
+            "vm",
+            "db.corp",
+            "*.evil.svc.cluster.local",
+        ]);
+        for (name, host) in [
+            ("api.example.com", "api.example.com"),
+            ("api.example.com.web.svc.cluster.local", "api.example.com"),
+            ("printer.corp.local", "*.corp.local"),
+            ("printer.corp.local.web.svc.cluster.local", "*.corp.local"),
+            ("vm", "vm"),
+            ("db.corp.web.svc.cluster.local", "db.corp"),
+            ("a.evil.svc.cluster.local", "*.evil.svc.cluster.local"),
+        ] {
+            let found = find(&mesh, &rules(), name).unwrap_or_else(|| panic!("{name}"));
+            assert_eq!(&*found.service.key.hostname, host, "{name}");
+        }
+        // The resolver of the pod asks for it without a search domain in the end.
+        assert!(find(&mesh, &rules(), "vm.web.svc.cluster.local").is_none());
     }
 
     #[test]
