@@ -18,6 +18,7 @@ pub mod endpoint;
 pub mod feed;
 mod gather;
 pub mod http;
+mod kept;
 pub mod listener;
 pub mod metrics;
 pub mod names;

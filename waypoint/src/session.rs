@@ -16,6 +16,7 @@ use crate::credentials::Version;
 use crate::edge;
 use crate::endpoint::{Endpoint, Turns};
 use crate::http::{Heads, Live};
+use crate::kept::Kept;
 use crate::metrics::{Metrics, Recent};
 use crate::protocol::{Protocol, detect};
 use crate::stream::{AnyStream, Rewound, Stream};
@@ -45,6 +46,8 @@ pub struct Worker {
     pub recent: Recent,
     /// Requests that are being served.
     pub live: Rc<Live>,
+    /// HTTP connections of callers.
+    pub(crate) kept: Rc<Kept>,
     /// Where lines go.
     pub access_log: AccessLog,
     /// The source of reachability where the caller is not known.
@@ -115,6 +118,8 @@ impl Session {
             }
         };
         let stream = Rewound::new(found.first, stream);
+        let worker = self.worker.clone();
+        let _place = (found.protocol != Protocol::Tcp).then(|| worker.kept.add(&self));
         match found.protocol {
             Protocol::Http1 => crate::http::serve1(self, stream).await,
             Protocol::Http2 => crate::http::serve2(self, stream).await,
@@ -187,6 +192,14 @@ impl Session {
             verdict: verdict.clone(),
         });
         verdict
+    }
+
+    /// True if what it was opened for is not this waypoint's any more, or soon will not be.
+    pub(crate) fn leaves(&self, view: &View) -> bool {
+        let world = &self.worker.world;
+        !matches!(self.addressed.target, Target::Listener(_))
+            && (target::is_leaving(view, &world.own, &self.addressed)
+                || target::again(view, world, &self.addressed, &self.peer).is_err())
     }
 
     /// Whether what is open may go on, and until when if not for as long as it likes.
