@@ -38,6 +38,7 @@ pub use network_policy::{Dropped, End, Missing, Remedy, ShutDoor, dropped};
 pub(crate) use patch::{Kept, Outcome, Patch};
 pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan, plan_during};
 pub(crate) use pods::PodFacts;
+pub(crate) use service_entries::refused_hosts;
 pub(crate) use services::BOUND_ACCOUNT;
 #[cfg(test)]
 pub(crate) use services::ServicePlan;

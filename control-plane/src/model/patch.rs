@@ -23,6 +23,7 @@ use super::peer_authentication::PeerAuthentications;
 use super::plan::{Plan, record};
 use super::pods::PodFacts;
 use super::selection::Selection;
+use super::service_entries::concern_entries;
 use super::services::{ServicePlan, selects};
 use super::settings::Settings;
 use super::slices;
@@ -231,18 +232,14 @@ impl Kept {
                 selects && entry.namespace() == &**namespace
             })
         };
-        // An entry must not describe the address of another namespace's pod.
+        // An entry or endpoint must not describe the address of another namespace's pod.
         let same_address =
             same(|old, new| old.ips == new.ips && old.host_network() == new.host_network());
-        let describes = || {
-            let mut entries = set.service_entries.iter();
-            entries.any(|entry| !entry.spec.addresses.is_empty())
-        };
         !of_waypoint
             && (selected_as_before || !is_bound())
             && (set.network_policies.is_empty() || set.namespaces.get("", namespace).is_some())
             && !has_entries()
-            && (same_address || !describes())
+            && (same_address || !both.into_iter().any(|pod| concern_entries(set, &pod.ips)))
     }
 
     /// True if other pods' policies, and what is told about NetworkPolicies, do not change with it.
@@ -352,8 +349,13 @@ fn is_apart(change: &Change, old: &ObjectSet, new: &ObjectSet) -> bool {
     match change.object.known() {
         Some(Kind::Deployment) => true,
         Some(Kind::Node) => {
-            let labels = |set: &ObjectSet| set.labels(&change.object).cloned();
-            labels(old).is_some() && labels(old) == labels(new)
+            let node = |set: &'_ ObjectSet| {
+                let node = &set.nodes.get("", &change.object.name)?.object;
+                let status = node.status.as_ref();
+                let addresses = status.and_then(|status| status.addresses.clone());
+                Some((node.labels().clone(), addresses))
+            };
+            node(old).is_some() && node(old) == node(new)
         }
         _ => false,
     }

@@ -2,9 +2,11 @@
 
 mod addresses;
 mod endpoints;
+mod hosts;
 mod owners;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use isobar_objects::istio::{Resolution, ServiceEntry};
 use isobar_objects::{EntryVisibility, ObjectHead, ObjectSet};
@@ -13,15 +15,21 @@ use isobar_types::NamespacedName;
 
 use super::l7::{EndpointLabels, Owner, Served};
 use super::pods::PodFacts;
-use super::selection::{Named, Selection, fails_open, named, object_reference};
+use super::selection::{Named, Reference, Selection, fails_open, named, object_reference};
 use super::services::{ServicePlan, balancing, distribution, protocol};
 use super::settings::Settings;
 use super::verdict::{Severity, Verdict};
 pub(crate) use addresses::Allocated;
-use owners::Owners;
+pub(crate) use hosts::refused_hosts;
+use owners::{Described, Owners};
 
 /// Condition type for what becomes of it.
 const CONDITION: &str = "isobar.dev/Accepted";
+
+/// True if it matters to some entry, or endpoint of one, whose addresses these are.
+pub(super) fn concern_entries(set: &ObjectSet, ips: &[IpAddr]) -> bool {
+    owners::concern_entries(set, ips)
+}
 
 /// Everything that follows from all ServiceEntries.
 #[derive(Debug, Default)]
@@ -87,7 +95,8 @@ impl<'a> Entries<'a> {
                 .filter(|claim| wants_address(claim))
                 .map(|claim| (claim.entry, &*claim.host)),
         );
-        let owners = Owners::of(set, services);
+        let root = &selection.settings.root_namespace;
+        let owners = Owners::of(set, services, root);
         let mut entries = Self::default();
         let mut public: BTreeSet<&str> = taken;
         for claim in &claims {
@@ -110,7 +119,7 @@ impl<'a> Entries<'a> {
                 host: host.clone(),
             }));
         }
-        let found = endpoints::workloads(&entries.services, selection, &mut problems);
+        let found = endpoints::workloads(&entries.services, selection, &owners, &mut problems);
         (entries.workloads, entries.labels) = (found.workloads, found.labels);
         verdicts.extend(problems.verdicts(set));
         entries
@@ -140,7 +149,7 @@ impl<'a> Entries<'a> {
 }
 
 /// Hosts in the order of their objects' age. Of equal hosts in one namespace the Service stays, then
-/// the oldest entry's.
+/// the oldest entry's. Names of the cluster in other namespaces are nobody's.
 fn claims<'a>(
     set: &'a ObjectSet,
     settings: &Settings,
@@ -169,8 +178,13 @@ fn claims<'a>(
             _ => visibility,
         };
         for host in &entry.spec.hosts {
-            let host = host.trim_end_matches('.').to_ascii_lowercase();
-            let place = (entry.namespace().to_owned(), host.clone());
+            let host = hosts::normal(host);
+            let namespace = entry.namespace();
+            if let Some(text) = hosts::refused(&host, namespace, &settings.cluster_domain) {
+                problems.add(entry, "ForeignHost", text);
+                continue;
+            }
+            let place = (namespace.to_owned(), host.clone());
             if let Some(owner) = taken.get(&place) {
                 let text = format!("host {host} belongs to {owner}");
                 problems.add(entry, "HostConflict", text);
@@ -231,7 +245,7 @@ fn wants_address(claim: &Claim<'_>) -> bool {
 
 fn plan<'a>(
     claim: &Claim<'a>,
-    allocated: &[std::net::IpAddr],
+    allocated: &[IpAddr],
     owners: &Owners,
     selection: &Selection<'_>,
     problems: &mut Problems,
@@ -242,7 +256,12 @@ fn plan<'a>(
     let addresses = if spec.addresses.is_empty() {
         addresses::of_hosts(allocated, network)
     } else {
-        let (free, taken) = owners.sort(entry.namespace(), &spec.addresses);
+        let (free, taken) = owners.sort(&Described {
+            namespace: entry.namespace(),
+            as_they_are: spec.resolution == Resolution::None
+                && waypoint_of(entry, selection).is_none(),
+            addresses: &spec.addresses,
+        });
         for text in taken {
             problems.add(entry, "AddressConflict", text);
         }
@@ -313,14 +332,7 @@ fn choose_waypoint(
     selection: &Selection<'_>,
     problems: &mut Problems,
 ) -> (Vec<NamespacedName>, Option<NamespacedName>) {
-    let namespace = entry.namespace();
-    let labels = entry.labels();
-    let reference = match named(labels, namespace) {
-        Named::None => None,
-        Named::Waypoint(waypoint) => Some(object_reference(waypoint, labels)),
-        Named::Absent => selection.for_namespace(namespace, labels),
-    };
-    let Some(reference) = reference else {
+    let Some(reference) = waypoint_of(entry, selection) else {
         return (Vec::new(), None);
     };
     let front = selection.in_front(&reference, entry);
@@ -328,6 +340,15 @@ fn choose_waypoint(
     wire.weighted_waypoints = front.weighted;
     problems.told.extend(front.verdict);
     (front.serves, front.second)
+}
+
+fn waypoint_of(entry: &ServiceEntry, selection: &Selection<'_>) -> Option<Reference> {
+    let (namespace, labels) = (entry.namespace(), entry.labels());
+    match named(labels, namespace) {
+        Named::None => None,
+        Named::Waypoint(waypoint) => Some(object_reference(waypoint, labels)),
+        Named::Absent => selection.for_namespace(namespace, labels),
+    }
 }
 
 fn key(entry: &ServiceEntry) -> NamespacedName {

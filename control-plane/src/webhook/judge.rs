@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use isobar_objects::{Finding, Kind, Published, ServedObject, Stranger, beside};
+use isobar_objects::{Finding, Kind, Object, Published, ServedObject, Stranger, beside};
+use isobar_types::CLUSTER_DOMAIN;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+
+use crate::model::refused_hosts;
 
 /// Findings in one answer.
 const TOLD: usize = 10;
@@ -123,14 +126,15 @@ impl Judge {
             return Judgement::default();
         }
         let read = ServedObject::read(kind, object);
+        let found = found(&read);
         let (mut errors, mut others): (Vec<_>, Vec<_>) =
-            read.findings().iter().partition(|one| one.is_error());
+            found.iter().partition(|one| one.is_error());
         let old = (request.old_object.is_object() && !errors.is_empty())
-            .then(|| ServedObject::read(kind, &request.old_object));
+            .then(|| self::found(&ServedObject::read(kind, &request.old_object)));
         if let Some(old) = &old {
             // What was wrong before may be touched: nobody should have to mend it for a label.
             let is_old = |error: &Finding| {
-                let mut before = old.findings().iter();
+                let mut before = old.iter();
                 before.any(|one| one.is_error() && one == error)
             };
             if errors.iter().all(|error| is_old(error)) {
@@ -189,6 +193,15 @@ impl Judge {
             Some(_) => false,
         })
     }
+}
+
+/// What there is to say about an object on its own, hosts that are left out of what is served included.
+fn found(read: &ServedObject) -> Vec<Finding> {
+    let mut all = read.findings().to_vec();
+    if let Some(Object::ServiceEntry(entry)) = read.object() {
+        all.extend(refused_hosts(entry, CLUSTER_DOMAIN));
+    }
+    all
 }
 
 /// Whoever writes what has no effect is told so.
@@ -302,6 +315,45 @@ mod tests {
         going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         let old = route([1, 99], &Value::Null);
         assert_eq!(ask(&judge(), group, kind, &going, &old)["allowed"], true);
+    }
+
+    #[test]
+    fn hosts_of_other_namespaces_are_refused_in_service_entries() {
+        let entry = |hosts: &[&str]| {
+            json!({
+                "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+                "metadata": { "name": "e", "namespace": "evil" },
+                "spec": {
+                    "hosts": hosts, "addresses": ["203.0.113.5"], "resolution": "STATIC",
+                    "ports": [{ "number": 80, "name": "web" }],
+                    "endpoints": [{ "address": "203.0.113.5" }],
+                },
+            })
+        };
+        let say = |hosts: &[&str], old: &Value| {
+            ask(
+                &judge(),
+                "networking.istio.io",
+                "ServiceEntry",
+                &entry(hosts),
+                old,
+            )
+        };
+        let refused = say(&["a.example", "*.svc.cluster.local."], &Value::Null);
+        assert_eq!(refused["allowed"], false);
+        let text = refused["status"]["message"].to_string();
+        assert!(
+            text.contains("ServiceEntry evil/e: spec.hosts[1]: host *.svc"),
+            "{text}"
+        );
+        let own = say(&["*.com", "cart.evil.svc.cluster.local"], &Value::Null);
+        assert_eq!(own["allowed"], true, "{own}");
+        // What is there already may be touched.
+        let old = entry(&["cart.shop.svc.cluster.local"]);
+        let touched = say(&["cart.shop.svc.cluster.local"], &old);
+        assert_eq!(touched["allowed"], true);
+        let warnings = touched["warnings"].to_string();
+        assert!(warnings.contains("a name of namespace shop"), "{warnings}");
     }
 
     #[test]

@@ -175,6 +175,7 @@ const TABLE: &[CodeEntry] = &[
     entry(235, "WaypointAccepted", "metadata.labels[istio.io/use-waypoint-canary]", "bound, but the second waypoint that the object names takes no calls: it is not there, has no ready pod, or does not admit them; the first one takes all", "look at `isobar waypoint status`; deploy the waypoint with `isobar waypoint apply`, or remove the label"),
     entry(236, "CanaryGoesAround", "spec.targetRefs", "the policy names one waypoint of a Service or ServiceEntry as a whole, and a share of the calls passes another one, which does not keep it", "write the policy for the Service or ServiceEntry, or name both Gateways in targetRefs"),
     entry(237, "ForeignWaypoint", "spec.targetRefs", "calls to a target of the policy pass a waypoint that somebody else runs; whether it keeps the policy is not known here", "ask who runs the waypoint, bind the target to a waypoint of class isobar-waypoint, or let the pods refuse with a policy that selects them"),
+    entry(238, "ForeignHost", "spec.hosts", "a ServiceEntry has a name of the cluster that is another namespace's, or stands for names of all namespaces; the host is left out", "write the entry in the namespace that the name is of, or take a name outside the cluster's domain"),
     entry(299, "Other", "", "something else that the control plane says about the object", "see the finding"),
 
     entry(301, "DoorShut", "spec", "a NetworkPolicy shuts what connections of the mesh need open", "`isobar netpol fix` shows the smallest change, `--apply` makes it"),

@@ -16,6 +16,7 @@ use super::super::pods::PodFacts;
 use super::super::selection::{Selected, Selection};
 use super::super::services::{app_protocol, octets, protocol, selects};
 use super::super::verdict::{Severity, Verdict};
+use super::owners::Owners;
 use super::{CONDITION, EntryPlan, Problems, key};
 
 /// Service ports by `namespace/hostname`.
@@ -32,6 +33,7 @@ pub(super) struct Found {
 pub(super) fn workloads(
     services: &[EntryPlan<'_>],
     selection: &Selection<'_>,
+    owners: &Owners,
     problems: &mut Problems,
 ) -> Found {
     let mut of_entry: BTreeMap<_, (&ServiceEntry, Vec<&wire::Service>)> = BTreeMap::new();
@@ -69,6 +71,9 @@ pub(super) fn workloads(
                 continue;
             }
             let mut workload = workload(entry, endpoint, services, selection);
+            if let Some(text) = leave_calls(&mut workload, endpoint, owners, selection) {
+                problems.add(entry, "AddressConflict", text);
+            }
             let base = workload.uid.clone();
             // The same address again, with other ports.
             let mut again = 1;
@@ -88,8 +93,11 @@ pub(super) fn workloads(
         }
     }
     for object in selection.set.workload_entries.iter() {
-        let own = of_its_own(object, services, selection);
-        problems.told.push(verdict(object, own.as_ref()));
+        let mut own = of_its_own(object, services, selection);
+        let taken = own
+            .as_mut()
+            .and_then(|(workload, _)| leave_calls(workload, &object.spec, owners, selection));
+        problems.told.push(verdict(object, own.as_ref(), taken));
         if let Some((workload, bound)) = own {
             problems.told.extend(bound);
             let labels = object.labels().clone().into_iter();
@@ -143,14 +151,38 @@ fn of_its_own(
     Some((workload, bound))
 }
 
+/// Leaves calls to an endpoint's own address where they went, if that is the address of somebody else,
+/// and says whose: node proxies do not find what is on a host's network by its address.
+fn leave_calls(
+    workload: &mut wire::Workload,
+    endpoint: &WorkloadEntrySpec,
+    owners: &Owners,
+    selection: &Selection<'_>,
+) -> Option<String> {
+    if *workload.network != *selection.settings.network {
+        return None;
+    }
+    let text = owners.taken(&workload.namespace, endpoint.address.parse().ok()?)?;
+    workload.network_mode = wire::NetworkMode::HostNetwork.into();
+    Some(text)
+}
+
 /// What becomes of a WorkloadEntry.
-fn verdict(object: &WorkloadEntry, own: Option<&(wire::Workload, Option<Verdict>)>) -> Verdict {
+fn verdict(
+    object: &WorkloadEntry,
+    own: Option<&(wire::Workload, Option<Verdict>)>,
+    taken: Option<String>,
+) -> Verdict {
     let reference = object.reference();
     let Some((workload, _)) = own else {
         let text = format!("{} is left out: nothing reaches it", object.spec.address);
         return Verdict::fails(reference, CONDITION, "UnsupportedValue", text)
             .severity(Severity::Warning);
     };
+    if let Some(text) = taken {
+        return Verdict::fails(reference, CONDITION, "AddressConflict", text)
+            .severity(Severity::Warning);
+    }
     let of: Vec<&str> = workload.services.keys().map(String::as_str).collect();
     let text = match &of[..] {
         [] => "known to node proxies; no Service and no ServiceEntry selects it".to_owned(),

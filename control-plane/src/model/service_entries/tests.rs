@@ -416,3 +416,132 @@ fn what_stands_for_a_domain_has_an_address_and_needs_a_waypoint() {
         assert_eq!(at("*.a.example"), reason == "Accepted", "{lines:?}");
     }
 }
+
+#[test]
+fn hosts_of_other_namespaces_are_left_out() {
+    let spec = "hosts: [a.example, \"*.svc.cluster.local\", cart.web.svc.cluster.local, db.shop.svc.cluster.local], \
+                addresses: [192.0.2.1], resolution: STATIC, endpoints: [{address: 192.0.2.1}]";
+    let yaml = format!(
+        "{}{}",
+        namespace(""),
+        entry("e", "", &format!("{spec}, {HTTPS}"))
+    );
+    let plan = planned(&yaml);
+    let hosts: Vec<&str> = plan.entries.iter().map(|e| &*e.hostname).collect();
+    assert_eq!(hosts, ["a.example", "db.shop.svc.cluster.local"]);
+    let services: Vec<&String> = plan.workloads[0].wire.services.keys().collect();
+    assert_eq!(
+        services,
+        ["shop/a.example", "shop/db.shop.svc.cluster.local"]
+    );
+    assert_eq!(reasons(&plan, "ServiceEntry shop/e"), ["ForeignHost"]);
+    let alone = planned(
+        &yaml
+            .replace("a.example, ", "")
+            .replace(", db.shop", ", x.web"),
+    );
+    assert!(alone.entries.is_empty() && alone.workloads.is_empty());
+}
+
+/// A node, a pod on its network and a Service, none of them of the namespace shop.
+const OTHERS: &str = "---
+apiVersion: v1
+kind: Node
+metadata: {name: node-9}
+status: {addresses: [{type: Hostname, address: node-9}, {type: InternalIP, address: 10.9.9.9}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: on-host, namespace: web}
+spec: {hostNetwork: true, containers: [{name: c, image: i}]}
+status: {phase: Running, podIP: 10.9.9.8}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: web}
+spec: {clusterIP: 10.96.0.50, ports: [{port: 80}]}
+";
+
+#[test]
+fn endpoints_do_not_take_calls_to_addresses_of_others() {
+    let at =
+        |name: &str, address: &str| workload_entry(name, "", &format!("address: \"{address}\""));
+    let listed = "hosts: [a.example], addresses: [192.0.2.1], resolution: STATIC, \
+                  endpoints: [{address: 10.9.9.9}, {address: 192.0.2.9}]";
+    let yaml = format!(
+        "{}{OTHERS}{}{}{}{}{}{}",
+        namespace(""),
+        at("node", "10.9.9.9"),
+        at("on-host", "10.9.9.8"),
+        at("service", "10.96.0.50"),
+        at("mapped", "::ffff:10.96.0.50"),
+        at("vm", "192.0.2.10"),
+        entry("e", "", &format!("{listed}, {HTTPS}")),
+    );
+    let plan = planned(&yaml);
+    let mode = |end: &str| {
+        let mut all = plan.workloads.iter();
+        let found = all.find(|one| one.wire.uid.ends_with(end));
+        found.unwrap_or_else(|| panic!("{end}")).wire.network_mode()
+    };
+    for taken in ["node", "on-host", "service", "mapped"] {
+        let end = format!("WorkloadEntry/shop/{taken}");
+        assert_eq!(mode(&end), wire::NetworkMode::HostNetwork, "{taken}");
+        let said = reasons(&plan, &format!("WorkloadEntry shop/{taken}"));
+        assert_eq!(said, ["AddressConflict"], "{taken}");
+    }
+    assert_eq!(mode("shop/vm"), wire::NetworkMode::Standard);
+    assert_eq!(reasons(&plan, "WorkloadEntry shop/vm"), ["Accepted"]);
+    assert_eq!(mode("/e/10.9.9.9"), wire::NetworkMode::HostNetwork);
+    assert_eq!(mode("/e/192.0.2.9"), wire::NetworkMode::Standard);
+    assert_eq!(reasons(&plan, "ServiceEntry shop/e"), ["AddressConflict"]);
+    // Who runs the mesh may say what nodes are.
+    let root = yaml.replace(
+        "name: node, namespace: shop",
+        "name: node, namespace: istio-system",
+    );
+    let said = reasons(&planned(&root), "WorkloadEntry istio-system/node");
+    assert_eq!(said, ["Accepted"]);
+}
+
+#[test]
+fn entries_describe_no_addresses_of_nodes_but_as_they_are() {
+    for (addresses, more, said) in [
+        (
+            "10.9.9.9",
+            ", resolution: STATIC, endpoints: [{address: 192.0.2.9}]",
+            "AddressConflict",
+        ),
+        (
+            "10.9.0.0/16",
+            ", resolution: STATIC, endpoints: [{address: 192.0.2.9}]",
+            "AddressConflict",
+        ),
+        (
+            "\"::ffff:10.9.9.9\"",
+            ", resolution: STATIC, endpoints: [{address: 192.0.2.9}]",
+            "AddressConflict",
+        ),
+        ("\"::ffff:10.96.0.50\"", "", "AddressConflict"),
+        ("10.96.0.0/16", "", "AddressConflict"),
+        ("10.9.0.0/16", "", "Accepted"),
+    ] {
+        let spec = format!("hosts: [a.example], addresses: [{addresses}], {HTTPS}{more}");
+        let yaml = format!("{}{OTHERS}{}", namespace(""), entry("e", "", &spec));
+        let plan = planned(&yaml);
+        assert!(
+            reasons(&plan, "ServiceEntry shop/e").contains(&said),
+            "{spec}"
+        );
+        let is_left_out = plan.entries[0].addresses.is_empty();
+        assert_eq!(is_left_out, said != "Accepted", "{spec}");
+    }
+    let bound = format!("hosts: [a.example], addresses: [10.9.0.0/16], {HTTPS}");
+    let bound = entry("e", ", labels: {istio.io/use-waypoint: wp}", &bound);
+    let plan = planned(&format!(
+        "{}{OTHERS}{}{bound}",
+        namespace(""),
+        gateway("wp", "")
+    ));
+    assert!(plan.entries[0].addresses.is_empty());
+}
