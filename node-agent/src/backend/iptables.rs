@@ -3,35 +3,32 @@ use std::path::Path;
 
 use super::tool::{ToolError, run};
 use crate::plan::{
-    Hook, IptablesFamily, Jumps, PROBE_CHAIN, RuleSet, Table, jump_target, probe_text,
+    Found, Held, IptablesFamily, PROBE_CHAIN, RuleSet, Table, probe_text, removal_text,
     restore_text, table_name,
 };
 
-/// Chains of ours begin like this.
-const OURS: &str = "ISOBAR_";
 const FAMILIES: [IptablesFamily; 2] = [IptablesFamily::V4, IptablesFamily::V6];
 const TABLES: [Table; 3] = [Table::Raw, Table::Mangle, Table::Nat];
-const HOOKS: [Hook; 2] = [Hook::Prerouting, Hook::Output];
 
 pub(super) fn write(rules: &RuleSet) -> Result<(), ToolError> {
     for family in families() {
-        let present = present(family)?;
+        let found = found(family)?;
         let wanted = |table| rules.chains.iter().any(|chain| chain.table == table);
-        let mut text = restore_text(rules, family, &present);
-        text.push_str(&removal(&present, |table| !wanted(table)));
+        let mut text = restore_text(rules, family, &found);
+        text.push_str(&removal_text(&found, |table| !wanted(table)));
         restore(family, &text)?;
     }
     Ok(())
 }
 
+/// Also what others put before ours: a rule that ends the chain there takes traffic from it.
 pub(super) fn list() -> Result<Option<String>, ToolError> {
     let mut text = String::new();
     for family in families() {
-        for table in TABLES {
-            let ours = ours(family, table)?;
-            if !ours.is_empty() {
+        for (table, held) in found(family)? {
+            if !held.listing.is_empty() {
                 text.push_str(&format!("{family:?} {}\n", table_name(table)));
-                text.push_str(&ours);
+                text.push_str(&held.listing);
             }
         }
     }
@@ -40,7 +37,7 @@ pub(super) fn list() -> Result<Option<String>, ToolError> {
 
 pub(super) fn remove() -> Result<(), ToolError> {
     for family in families() {
-        let text = removal(&present(family)?, |_| true);
+        let text = removal_text(&found(family)?, |_| true);
         if !text.is_empty() {
             restore(family, &text)?;
         }
@@ -50,7 +47,7 @@ pub(super) fn remove() -> Result<(), ToolError> {
 
 pub(super) fn write_probes(probed: &[SocketAddr]) -> Result<(), ToolError> {
     for family in families() {
-        let jump = !ours(family, Table::Nat)?.contains(&probe_jump());
+        let jump = !leads_to_probes(family)?;
         restore(family, &probe_text(probed, family, jump))?;
     }
     Ok(())
@@ -58,7 +55,7 @@ pub(super) fn write_probes(probed: &[SocketAddr]) -> Result<(), ToolError> {
 
 pub(super) fn remove_probes() -> Result<(), ToolError> {
     for family in families() {
-        if ours(family, Table::Nat)?.contains(&probe_jump()) {
+        if leads_to_probes(family)? {
             let text = format!(
                 "*nat\n-D POSTROUTING -j {PROBE_CHAIN}\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
             );
@@ -68,57 +65,24 @@ pub(super) fn remove_probes() -> Result<(), ToolError> {
     Ok(())
 }
 
-fn probe_jump() -> String {
-    format!("-A POSTROUTING -j {PROBE_CHAIN}\n")
+fn leads_to_probes(family: IptablesFamily) -> Result<bool, ToolError> {
+    let jump = format!("-A POSTROUTING -j {PROBE_CHAIN}");
+    Ok(held(family, Table::Nat)?.jumps.contains(&jump))
 }
 
-/// Removes our chains, and the jumps to them, from the tables that `which` names.
-fn removal(present: &Jumps, which: impl Fn(Table) -> bool) -> String {
-    let mut text = String::new();
-    for table in TABLES.into_iter().filter(|table| which(*table)) {
-        let hooks: Vec<Hook> = HOOKS
-            .into_iter()
-            .filter(|hook| present.0.contains(&(table, *hook)))
-            .collect();
-        if hooks.is_empty() {
-            continue;
-        }
-        text.push_str(&format!("*{}\n", table_name(table)));
-        for hook in hooks {
-            let (built_in, ours) = jump_target(hook);
-            text.push_str(&format!("-D {built_in} -j {ours}\n-F {ours}\n-X {ours}\n"));
-        }
-        text.push_str("COMMIT\n");
-    }
-    text
+fn found(family: IptablesFamily) -> Result<Found, ToolError> {
+    let each = TABLES.into_iter();
+    each.map(|table| Ok((table, held(family, table)?)))
+        .collect()
 }
 
-fn present(family: IptablesFamily) -> Result<Jumps, ToolError> {
-    let mut jumps = Vec::new();
-    for table in TABLES {
-        let ours = ours(family, table)?;
-        for hook in HOOKS {
-            let (built_in, chain) = jump_target(hook);
-            if ours.contains(&format!("-A {built_in} -j {chain}\n")) {
-                jumps.push((table, hook));
-            }
-        }
-    }
-    Ok(Jumps(jumps))
-}
-
-/// The lines of a table that are about our chains, without counters.
-fn ours(family: IptablesFamily, table: Table) -> Result<String, ToolError> {
+fn held(family: IptablesFamily, table: Table) -> Result<Held, ToolError> {
     let program = match family {
         IptablesFamily::V4 => "iptables-save",
         IptablesFamily::V6 => "ip6tables-save",
     };
-    let text = run(program, &["-t", table_name(table)], "")?;
-    Ok(text
-        .lines()
-        .filter(|line| line.contains(OURS))
-        .map(|line| format!("{}\n", line.split(" [").next().unwrap_or(line)))
-        .collect())
+    let saved = run(program, &["-t", table_name(table)], "")?;
+    Ok(Held::read(&saved))
 }
 
 fn restore(family: IptablesFamily, text: &str) -> Result<(), ToolError> {

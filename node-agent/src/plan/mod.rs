@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use isobar_types::ports;
 
 pub use iptables::{
-    IptablesFamily, Jumps, PROBE_CHAIN, jump_target, probe_text, restore_text, table_name,
+    Found, Held, IptablesFamily, PROBE_CHAIN, probe_text, removal_text, restore_text, table_name,
 };
 pub use nft::{TABLE, probe_table, table_text};
 

@@ -5,11 +5,11 @@ fn goldens(name: &str, wishes: &Wishes, capture: Capture) {
     insta::assert_snapshot!(format!("{name}.nft"), table_text(&rules));
     insta::assert_snapshot!(
         format!("{name}.iptables"),
-        restore_text(&rules, IptablesFamily::V4, &Jumps::default())
+        restore_text(&rules, IptablesFamily::V4, &Found::new())
     );
     insta::assert_snapshot!(
         format!("{name}.ip6tables"),
-        restore_text(&rules, IptablesFamily::V6, &Jumps::default())
+        restore_text(&rules, IptablesFamily::V6, &Found::new())
     );
 }
 
@@ -61,11 +61,84 @@ fn only_the_capture_of_new_connections_differs_between_stages() {
     }
 }
 
+/// A table `nat` as it is listed after our rules were written, with more rules in the chain OUTPUT.
+fn saved(before: &str, after: &str) -> Found {
+    let text = format!(
+        "# Generated\n*nat\n:PREROUTING ACCEPT [1:2]\n:OUTPUT ACCEPT [3:4]\n:THEIRS - [0:0]\n\
+         :ISOBAR_OUTPUT - [0:0]\n:ISOBAR_PREROUTING - [0:0]\n\
+         -A PREROUTING -j ISOBAR_PREROUTING\n{before}-A OUTPUT -j ISOBAR_OUTPUT\n{after}\
+         -A ISOBAR_OUTPUT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n"
+    );
+    Found::from([(Table::Nat, Held::read(&text))])
+}
+
+/// The part of a restore that is about the table `nat`.
+fn restored(found: &Found) -> String {
+    let rules = plan_rules(&Wishes::default(), Capture::On);
+    let text = restore_text(&rules, IptablesFamily::V4, found);
+    text[text.find("*nat").unwrap()..].to_owned()
+}
+
 #[test]
 fn jumps_are_not_doubled() {
-    let rules = plan_rules(&Wishes::default(), Capture::On);
-    let all = Jumps(rules.chains.iter().map(|c| (c.table, c.hook)).collect());
-    assert!(!restore_text(&rules, IptablesFamily::V4, &all).contains("-I "));
+    let found = saved("", "-A OUTPUT -p udp -j ACCEPT\n");
+    let text = restored(&found);
+    assert!(!text.contains("-I ") && !text.contains("-D "), "{text}");
+    // What others do behind our jump is theirs.
+    let listing = |found: &Found| found[&Table::Nat].listing.clone();
+    assert_eq!(listing(&found), listing(&saved("", "")));
+}
+
+#[test]
+fn a_rule_before_our_jump_is_damage_and_the_jump_goes_first_again() {
+    let theirs = "-A OUTPUT -p tcp -j ACCEPT\n";
+    let found = saved(theirs, "");
+    assert!(found[&Table::Nat].listing.contains(theirs), "{found:?}");
+    assert_ne!(
+        found[&Table::Nat].listing,
+        saved("", "").remove(&Table::Nat).unwrap().listing
+    );
+    let text = restored(&found);
+    let moved = "-D OUTPUT -j ISOBAR_OUTPUT\n-I PREROUTING 1 -j ISOBAR_PREROUTING\n";
+    assert!(text.contains(moved), "{text}");
+    assert!(text.contains("-I OUTPUT 1 -j ISOBAR_OUTPUT\n"), "{text}");
+    assert!(!text.contains("OUTPUT -p tcp -j ACCEPT"), "theirs: {text}");
+}
+
+#[test]
+fn whatever_else_leads_to_our_chains_goes() {
+    for (before, after) in [
+        ("", "-A OUTPUT -j ISOBAR_OUTPUT\n"),
+        ("", "-A OUTPUT -p tcp -g ISOBAR_OUTPUT\n"),
+        (
+            "-A THEIRS -m comment --comment \"a b\" -j ISOBAR_PREROUTING\n",
+            "",
+        ),
+    ] {
+        let text = restored(&saved(before, after));
+        let gone = format!(
+            "-D{}",
+            format!("{before}{after}").strip_prefix("-A").unwrap()
+        );
+        assert!(text.contains(&gone), "{gone} in {text}");
+        assert_eq!(text.matches("-I ").count(), 2, "{text}");
+    }
+}
+
+#[test]
+fn removing_takes_ours_and_leaves_what_is_not() {
+    let found = saved("-A OUTPUT -p tcp -j ACCEPT\n", "");
+    assert_eq!(
+        removal_text(&found, |_| true),
+        "*nat\n-D PREROUTING -j ISOBAR_PREROUTING\n-D OUTPUT -j ISOBAR_OUTPUT\n\
+         -F ISOBAR_OUTPUT\n-X ISOBAR_OUTPUT\n-F ISOBAR_PREROUTING\n-X ISOBAR_PREROUTING\nCOMMIT\n"
+    );
+    // A name that only begins or ends like ours is another's, and so is a comment.
+    let others = Held::read(
+        "*nat\n:ISOBAR_OUTPUT2 - [0:0]\n-A OUTPUT -m comment --comment ISOBAR_OUTPUT -j ACCEPT\n",
+    );
+    assert_eq!(others, Held::default());
+    assert_eq!(removal_text(&[(Table::Nat, others)].into(), |_| true), "");
 }
 
 #[test]
