@@ -15,9 +15,17 @@ use crate::sandbox::Sandbox;
 /// Annotation: comma list of interfaces whose arriving TCP counts as outbound.
 const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
 /// Annotation of a mirror pod: the uid by which the kubelet and the runtime know the pod.
-pub(crate) const STATIC_UID: &str = "kubernetes.io/config.hash";
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+/// Annotation that makes a pod's object a mirror of one from the kubelet's own files.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Longest interface name that Linux knows.
 const INTERFACE_MAX: usize = 15;
+/// Interfaces of one pod that are followed. Each is a rule; tens of thousands of them would keep the
+/// tools, and with them every other pod of the node, busy for minutes.
+const INTERFACES_MAX: usize = 16;
+
+/// Characters of a wrong name that are shown.
+const SHOWN: usize = 32;
 
 /// What is wished of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,12 +145,21 @@ pub fn desire(
     })
 }
 
-/// True unless the object belongs to another pod of that name. A pod from a file of the kubelet's
-/// goes by the hash of that file; its object in the API server has another uid and names the hash.
+/// True unless the object belongs to another pod of that name.
 fn is_of(pod: &Pod, sandbox: &Sandbox) -> bool {
-    pod.uid().is_empty()
-        || pod.uid() == sandbox.uid
-        || pod.annotation(STATIC_UID) == Some(&*sandbox.uid)
+    pod.uid().is_empty() || pod.uid() == sandbox.uid || runtime_uid(pod) == sandbox.uid
+}
+
+/// The uid by which the container runtime knows the pod. One from a file of the kubelet's goes by the
+/// hash of that file; its object in the API server, which the kubelet makes in its node's name, has
+/// another uid and names the hash. An annotation alone does not lend a pod another one's uid.
+#[must_use]
+pub(crate) fn runtime_uid(pod: &Pod) -> &str {
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let is_mirror = pod.annotation(MIRROR).is_some()
+        && owners.any(|owner| owner.kind == "Node" && owner.controller == Some(true));
+    let hash = pod.annotation(STATIC_UID).filter(|_| is_mirror);
+    hash.unwrap_or_else(|| pod.uid())
 }
 
 /// True if the object of the pod in this sandbox says that it is redirected, whatever is wished.
@@ -182,19 +199,35 @@ fn says_enabled(pod: &Pod) -> bool {
 /// Interface names become text of a rule set, so nothing else may pass.
 fn interfaces(list: &str, problems: &mut Vec<String>) -> Vec<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let mut names = Vec::new();
-    for name in list
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-    {
-        if name.len() <= INTERFACE_MAX && name.chars().all(plain) {
+    let (mut names, mut left_out, mut odd) = (Vec::<String>::new(), 0, Vec::new());
+    let all = list.split(',').map(str::trim);
+    for name in all.filter(|name| !name.is_empty()) {
+        let is_name = name.len() <= INTERFACE_MAX && name.chars().all(plain);
+        if !is_name {
+            odd.push(name);
+        } else if names.iter().any(|known| known == name) {
+            // Naming it twice means nothing more.
+        } else if names.len() < INTERFACES_MAX {
             names.push(name.to_owned());
         } else {
-            problems.push(format!(
-                "annotation {REROUTE}: {name:?} is no interface name"
-            ));
+            left_out += 1;
         }
+    }
+    if let Some(first) = odd.first() {
+        let first: String = first.chars().take(SHOWN).collect();
+        let more = match odd.len() - 1 {
+            0 => String::new(),
+            more => format!(", nor are {more} more"),
+        };
+        problems.push(format!(
+            "annotation {REROUTE}: {first:?} is no interface name{more}"
+        ));
+    }
+    if left_out > 0 {
+        problems.push(format!(
+            "annotation {REROUTE}: {left_out} of its interfaces are left alone: \
+             {INTERFACES_MAX} are followed at most, the first ones"
+        ));
     }
     names
 }
@@ -274,8 +307,38 @@ mod tests {
                 probes: BTreeSet::new(),
             }
         );
-        assert_eq!(found.problems.len(), 2);
+        assert_eq!(
+            found.problems,
+            [
+                "annotation istio.io/reroute-virtual-interfaces: \"bad name\" is no interface name, \
+              nor are 1 more"
+            ]
+        );
         assert!(!found.advertised.annotated);
+    }
+
+    #[test]
+    fn interfaces_without_end_do_not_become_rules_without_end() {
+        let list = |names: &str| {
+            let annotation = json!({"istio.io/reroute-virtual-interfaces": names});
+            let found = desired(pod("u1", &annotation)).unwrap();
+            (found.wishes.reroute, found.problems.join("\n"))
+        };
+        let many: Vec<String> = (0..30_000).map(|number| format!("v{number}")).collect();
+        let (names, problems) = list(&many.join(","));
+        assert_eq!(names, many[..16]);
+        assert!(
+            problems.contains("29984 of its interfaces are left alone"),
+            "{problems}"
+        );
+        assert_eq!(
+            list(&["v0"; 30_000].join(",")),
+            (vec!["v0".to_owned()], String::new())
+        );
+        // What is told of them has an end too.
+        let (names, problems) = list(&"much-too-long-for-an-interface,".repeat(5_000));
+        assert!(names.is_empty() && problems.len() < 200, "{problems}");
+        assert!(list(&"x".repeat(100_000)).1.len() < 200);
     }
 
     #[test]
@@ -288,7 +351,23 @@ mod tests {
     #[test]
     fn a_pod_of_the_kubelets_own_files_goes_by_their_hash() {
         let hash = json!({"kubernetes.io/config.hash": "u1"});
-        assert!(desired(pod("mirror", &hash)).is_ok());
+        let both = json!({"kubernetes.io/config.hash": "u1", "kubernetes.io/config.mirror": "u1"});
+        let owned = |annotations: &Value, kind: &str| {
+            let mut pod = pod("mirror", annotations);
+            pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": kind,
+                "name": "node-1", "uid": "n", "controller": true}]);
+            pod
+        };
+        assert!(desired(owned(&both, "Node")).is_ok());
+        // Whoever may annotate his own pods does not get another one's uid.
+        for borrowed in [
+            pod("mirror", &hash),
+            pod("mirror", &both),
+            owned(&hash, "Node"),
+            owned(&both, "ReplicaSet"),
+        ] {
+            assert_eq!(desired(borrowed), Err(Unknown::Pod));
+        }
     }
 
     #[test]

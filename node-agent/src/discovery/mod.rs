@@ -17,7 +17,7 @@ use isobar_objects::{ObjectHead as _, Pod, Published, pods};
 use tokio::time::Instant;
 
 use crate::board::PodView;
-use crate::desire::{NodeDefaults, STATIC_UID, desire, is_annotated};
+use crate::desire::{NodeDefaults, desire, is_annotated, runtime_uid};
 use crate::pod::machine::Goal;
 use crate::sandbox::Sandbox;
 
@@ -29,14 +29,17 @@ const MISSING: Duration = Duration::from_secs(1);
 /// Between two looks while none is: a pod may have got a new sandbox that nobody wrote down.
 const CALM: Duration = Duration::from_secs(10);
 
+/// Namespace, name and uid: a pod that says it has another one's uid is still another pod.
+type Id = (String, String, String);
+
 /// What was found, and when it was last looked for.
 #[derive(Debug)]
 pub struct Discovery {
     proc: PathBuf,
-    found: BTreeMap<String, (Sandbox, NetNs)>,
+    found: BTreeMap<Id, (Sandbox, NetNs)>,
     looked: Option<Instant>,
     /// Pods that were looked for in vain, to tell once.
-    in_vain: BTreeSet<String>,
+    in_vain: BTreeSet<Id>,
     /// The last look at `/proc` failed.
     is_blind: bool,
 }
@@ -57,7 +60,7 @@ impl Discovery {
     /// The namespace of a sandbox that was found here.
     #[must_use]
     pub fn held(&self, sandbox: &Sandbox) -> Option<NetNs> {
-        let (known, netns) = self.found.get(&sandbox.uid)?;
+        let (known, netns) = self.found.get(&id(sandbox))?;
         (known == sandbox).then(|| netns.clone())
     }
 
@@ -75,10 +78,10 @@ impl Discovery {
             .iter()
             .filter_map(|pod| candidate(pod))
             .filter(|pod| !recorded.contains(&pod.uid))
-            .filter(|pod| self.found.contains_key(&pod.uid) || concerned(published, pod, node))
+            .filter(|pod| self.found.contains_key(&id(pod)) || concerned(published, pod, node))
             .collect();
-        self.found
-            .retain(|uid, _| wanted.iter().any(|pod| pod.uid == *uid));
+        let ids: BTreeSet<Id> = wanted.iter().map(id).collect();
+        self.found.retain(|known, _| ids.contains(known));
         if self.is_due(&wanted) {
             self.look(&wanted).await;
         }
@@ -88,7 +91,7 @@ impl Discovery {
     fn is_due(&self, wanted: &[Sandbox]) -> bool {
         let missing = wanted
             .iter()
-            .any(|pod| !self.found.contains_key(&pod.uid) && !self.in_vain.contains(&pod.uid));
+            .any(|pod| !self.found.contains_key(&id(pod)) && !self.in_vain.contains(&id(pod)));
         let pause = if missing { MISSING } else { CALM };
         !wanted.is_empty() && self.looked.is_none_or(|at| at.elapsed() >= pause)
     }
@@ -109,34 +112,42 @@ impl Discovery {
         };
         self.is_blind = false;
         for pod in wanted {
-            let Some(found) = belonging(&all, pod) else {
-                if self.in_vain.insert(pod.uid.clone()) {
-                    tracing::warn!(
-                        namespace = pod.namespace,
-                        pod = pod.name,
-                        uid = pod.uid,
-                        "no process of the pod was found: it cannot be looked into"
-                    );
-                }
-                self.found.remove(&pod.uid);
-                continue;
-            };
-            self.in_vain.remove(&pod.uid);
-            let known = self.found.get(&pod.uid);
-            if known.is_none_or(|(_, netns)| netns.id() != found.netns.id()) {
-                tracing::info!(namespace = pod.namespace, pod = pod.name, uid = pod.uid,
-                    netns = ?found.netns, "pod found by its processes");
-                let sandbox = Sandbox {
-                    netns: found.path.clone(),
-                    ..pod.clone()
-                };
-                self.found
-                    .insert(pod.uid.clone(), (sandbox, found.netns.clone()));
-            }
+            self.settle(pod, belonging(&all, pod));
         }
-        self.in_vain
-            .retain(|uid| wanted.iter().any(|pod| pod.uid == *uid));
+        let ids: BTreeSet<Id> = wanted.iter().map(id).collect();
+        self.in_vain.retain(|known| ids.contains(known));
     }
+
+    /// Keeps what was found of one pod, or that nothing was.
+    fn settle(&mut self, pod: &Sandbox, found: Option<&Found>) {
+        let Some(found) = found else {
+            if self.in_vain.insert(id(pod)) {
+                tracing::warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    uid = pod.uid,
+                    "no process of the pod was found: it cannot be looked into"
+                );
+            }
+            self.found.remove(&id(pod));
+            return;
+        };
+        self.in_vain.remove(&id(pod));
+        let known = self.found.get(&id(pod));
+        if known.is_none_or(|(_, netns)| netns.id() != found.netns.id()) {
+            tracing::info!(namespace = pod.namespace, pod = pod.name, uid = pod.uid,
+                netns = ?found.netns, "pod found by its processes");
+            let sandbox = Sandbox {
+                netns: found.path.clone(),
+                ..pod.clone()
+            };
+            self.found.insert(id(pod), (sandbox, found.netns.clone()));
+        }
+    }
+}
+
+fn id(pod: &Sandbox) -> Id {
+    (pod.namespace.clone(), pod.name.clone(), pod.uid.clone())
 }
 
 /// The pod, as far as its object tells, if it has a network of its own.
@@ -145,7 +156,7 @@ fn candidate(pod: &Pod) -> Option<Sandbox> {
     if pods::uses_host_network(pod) || pods::is_finished(pod) || ips.is_empty() {
         return None;
     }
-    let uid = pod.annotation(STATIC_UID).unwrap_or_else(|| pod.uid());
+    let uid = runtime_uid(pod);
     Some(Sandbox {
         uid: (!uid.is_empty()).then(|| uid.to_owned())?,
         namespace: pod.namespace().to_owned(),
@@ -205,4 +216,40 @@ pub fn again(views: Vec<PodView>, proc: &Path) -> Vec<(Sandbox, NetNs)> {
         Some((sandbox, found.netns.clone()))
     };
     views.into_iter().filter_map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const UID: &str = "27b0e5f1-9a3c-4c56-8d1e-0123456789ab";
+
+    fn pod(namespace: &str, uid: &str, annotations: &serde_json::Value) -> Sandbox {
+        let pod = json!({"metadata": {"namespace": namespace, "name": "cart", "uid": uid,
+                "annotations": annotations},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"podIP": "10.0.0.2"}});
+        candidate(&serde_json::from_value(pod).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn nobody_takes_another_ones_place_by_naming_its_uid() {
+        let victim = pod("shop", UID, &json!({}));
+        let annotation = json!({"kubernetes.io/config.hash": UID});
+        let own = "ffffffff-9a3c-4c56-8d1e-0123456789ab";
+        assert_eq!(pod("evil", own, &annotation).uid, own);
+        // Even one that gets so far is looked for, and lost, as itself.
+        let impostor = pod("evil", UID, &json!({}));
+        let mut discovery = Discovery::new("/proc".into());
+        let found = Found::of(UID, NetNs::current().unwrap());
+        discovery.settle(&victim, Some(&found));
+        discovery.settle(&impostor, None);
+        let sandbox = Sandbox {
+            netns: found.path,
+            ..victim
+        };
+        assert!(discovery.held(&sandbox).is_some());
+        assert!(discovery.held(&impostor).is_none());
+    }
 }

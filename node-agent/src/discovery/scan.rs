@@ -20,6 +20,19 @@ pub struct Found {
     started: u64,
 }
 
+#[cfg(test)]
+impl Found {
+    /// As if a process of the pod were there.
+    pub(super) fn of(uid: &str, netns: NetNs) -> Self {
+        Self {
+            uid: super::key(uid),
+            netns,
+            path: "/proc/42/ns/net".into(),
+            started: 0,
+        }
+    }
+}
+
 /// Every pair of a pod and a namespace other than the host's among the processes below `proc`. One
 /// process stands for each pair, the oldest: that is the one that holds the namespace, not one that
 /// joined it. Blocks.
