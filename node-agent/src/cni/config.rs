@@ -12,6 +12,8 @@ use super::{CniError, Code, PODS, RUN_DIR, SOCKET, VERSIONS};
 
 /// Largest configuration that is read, in bytes: a previous result is a few kilobytes.
 pub const CONFIG_MAX: u64 = 4 << 20;
+/// Key of the containers that are left, for the verb GC.
+pub const VALID: &str = "cni.dev/valid-attachments";
 /// Longest that a pod may be made to wait.
 const WAIT_MAX: f64 = 120.0;
 
@@ -104,7 +106,7 @@ pub struct NetworkConfig {
     pub settings: Settings,
     /// What the plugin before this one answered.
     pub previous: Option<Value>,
-    /// Containers that are still attached; for the verb GC.
+    /// Containers that are still attached; none if there is no list of them. For the verb GC.
     pub valid: Option<BTreeSet<String>>,
 }
 

@@ -1,12 +1,11 @@
 //! The verbs of the CNI plugin.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::config::{NetworkConfig, addresses};
+use super::config::{NetworkConfig, VALID, addresses};
 use super::environment::{Environment, PodName, Verb};
 use super::question::{Answer, Matter, Outcome, Question, VERSION, ask};
 use super::{CniError, Code, VERSIONS};
@@ -145,10 +144,13 @@ fn del(environment: &Environment, config: &NetworkConfig) -> Result<(), CniError
     erase(config, |record| record.container_id == *id)
 }
 
-/// Forgets the network's containers that the runtime does not list.
+/// Forgets the network's containers that the runtime does not list. A runtime that lists nothing has
+/// none; one that does not list says nothing about any.
 fn gc(config: &NetworkConfig) -> Result<(), CniError> {
-    let none = BTreeSet::new();
-    let valid = config.valid.as_ref().unwrap_or(&none);
+    let valid = config.valid.as_ref().ok_or_else(|| {
+        let message = format!("{VALID} is missing: nobody says which containers are left");
+        CniError::new(Code::Config, message, "")
+    })?;
     erase(config, |record| {
         // Those without a container are not the plugin's.
         !record.container_id.is_empty()
@@ -233,4 +235,57 @@ pub fn log_line(environment: Option<&Environment>, error: &CniError) -> Value {
         "pod": pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
         "error": error.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Records that are left after GC, and how it ended.
+    fn collected(config: &Value) -> (Vec<String>, Result<(), CniError>) {
+        let dir = tempfile::tempdir().unwrap();
+        let record = |uid: &str, network: &str| Sandbox {
+            uid: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            name: uid.to_owned(),
+            service_account: String::new(),
+            netns: "/proc/1/ns/net".into(),
+            ips: Vec::new(),
+            container_id: format!("container-of-{uid}"),
+            network: network.to_owned(),
+        };
+        let write = |folder: &Path| {
+            std::fs::create_dir(folder).unwrap();
+            for (uid, network) in [("a", "net"), ("b", "net"), ("c", "other")] {
+                sandbox::record(folder, &record(uid, network)).unwrap();
+            }
+        };
+        let mut config = config.clone();
+        config["cniVersion"] = json!("1.1.0");
+        config["name"] = json!("net");
+        config["runDir"] = json!(dir.path());
+        let config = NetworkConfig::parse(config.to_string().as_bytes()).unwrap();
+        write(&config.settings.pods());
+        let done = gc(&config);
+        let (left, _) = sandbox::read_all(&config.settings.pods()).unwrap();
+        let mut left: Vec<String> = left.into_iter().map(|record| record.uid).collect();
+        left.sort();
+        (left, done)
+    }
+
+    #[test]
+    fn garbage_is_what_a_list_leaves_out_not_what_nobody_lists() {
+        let of = |containers: Value| collected(&json!({ VALID: containers }));
+        let one = json!([{"containerID": "container-of-a", "ifname": "eth0"}]);
+        assert_eq!(of(one).0, ["a", "c"]);
+        let (left, done) = of(json!([]));
+        assert_eq!((left, done), (vec!["c".to_owned()], Ok(())));
+        for silent in [json!({}), json!({ VALID: null })] {
+            let (left, done) = collected(&silent);
+            assert_eq!(left, ["a", "b", "c"]);
+            assert_eq!(done.unwrap_err().code, Code::Config);
+        }
+    }
 }

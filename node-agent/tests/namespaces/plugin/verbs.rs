@@ -76,7 +76,11 @@ async fn without_an_agent(node: &Node, enrolled: &super::Attachment) {
     assert_eq!(node.call("ADD", &impatient).await.code(), 11);
     assert_eq!(node.call("CHECK", &impatient).await.code(), 11);
     assert!(node.call("DEL", &impatient).await.good);
-    assert!(node.call("GC", &impatient).await.good);
+    // It needs no agent, but a list of what is left.
+    assert_eq!(node.call("GC", &impatient).await.code(), 7);
+    let mut config = impatient.config(&node.run_dir());
+    config["cni.dev/valid-attachments"] = json!([]);
+    assert!(impatient.call("GC", &config).await.good);
     for arguments in [
         "",
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=dns",
