@@ -1,4 +1,5 @@
 mod drift;
+mod left;
 mod telling;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::drift::Drift;
+use self::left::Left;
 use super::events::KernelEvents;
 use super::machine::{Facts, Goal, Rules, Step, next};
 use super::observe::{Observation, Observer};
@@ -130,8 +132,8 @@ pub struct Driver {
     failing: Option<Instant>,
     retracted: Option<Instant>,
     stopped_capturing: Option<Instant>,
-    /// It was enrolled and whole at the last look: if it no longer is, that is damage.
-    whole: bool,
+    /// How its rules were left at the last look at an enrolled pod.
+    left: Left,
     repairs: u64,
     problem: String,
     answered: Option<Answer>,
@@ -186,7 +188,7 @@ impl Driver {
             failing: None,
             retracted: None,
             stopped_capturing: None,
-            whole: false,
+            left: Left::default(),
             repairs: 0,
             problem: String::new(),
             answered: None,
@@ -244,7 +246,7 @@ impl Driver {
                         Err((step, error)) => {
                             self.failed(&desire, step, &error).await;
                             let pause = backoff.step(u64::from(std::process::id()));
-                            Pause::For(pause.min(self.sight_due(step)))
+                            Pause::For(pause.min(self.sight_due(step)).min(self.news_due()))
                         }
                     }
                 }
@@ -363,8 +365,7 @@ impl Driver {
             .probes
             .insert(&sandbox.uid, &sandbox.ips, &desire.wishes.probes)
             .await?;
-        if self.whole {
-            self.whole = false;
+        if self.left.is_damaged(&desire.wishes) {
             self.repairs += 1;
             self.services.metrics.repair();
             tracing::warn!(pod = %self.reference, found = ?self.seen.rules,
@@ -415,7 +416,10 @@ impl Driver {
             Goal::Enrolled => (Answer::Enrolled, Standing::Enrolled),
             Goal::Plain => (Answer::Plain, Standing::Plain),
         };
-        self.whole = desire.goal == Goal::Enrolled;
+        match desire.goal {
+            Goal::Enrolled => self.left.whole(&desire.wishes),
+            Goal::Plain => self.left.forget(),
+        }
         self.problem = desire.problems.join("; ");
         // What the page shows is so everywhere.
         self.answer(answer)?;
@@ -433,6 +437,13 @@ impl Driver {
             Some(at) if self.is_blind(step) => limit.saturating_sub(at.elapsed()),
             _ => Duration::MAX,
         }
+    }
+
+    /// How long until a failure that does not pass is told: a try is made then.
+    fn news_due(&self) -> Duration {
+        let waited = self.failing.map(|since| since.elapsed());
+        let left = waited.and_then(|waited| PASSING.checked_sub(waited));
+        left.unwrap_or(Duration::MAX)
     }
 
     fn answer(&mut self, answer: Answer) -> Result<(), StepError> {

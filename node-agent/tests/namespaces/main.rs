@@ -58,6 +58,17 @@ fn the_same_with_iptables() {
 }
 
 #[test]
+fn a_pod_that_no_node_proxy_serves_says_so() {
+    inside("without_a_proxy");
+}
+
+#[test]
+#[ignore = "started by a_pod_that_no_node_proxy_serves_says_so in namespaces of its own"]
+fn without_a_proxy() {
+    in_runtime(scenario::unserved());
+}
+
+#[test]
 fn another_tool_takes_pods_over() {
     inside("from_iptables_to_nft");
     inside("from_nft_to_iptables");

@@ -33,6 +33,8 @@ struct World {
     dir: tempfile::TempDir,
     objects: watch::Sender<Arc<Published>>,
     choice: Choice,
+    /// Pods have conditions.
+    conditions: bool,
 }
 
 /// A running agent.
@@ -57,15 +59,25 @@ impl World {
             dir,
             objects: StaticSource::new(ObjectSet::default()).sender(),
             choice,
+            conditions: false,
         };
         world.label("none");
         world
     }
 
     fn label(&self, mode: &str) {
+        self.annotate(mode, &json!({}));
+    }
+
+    /// The pod with this label, and annotations of its owner's beside the agent's.
+    fn annotate(&self, mode: &str, own: &serde_json::Value) {
+        let mut annotations = self.annotation();
+        for (key, value) in own.as_object().unwrap() {
+            annotations[key] = value.clone();
+        }
         let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "shop",
             "name": "cart", "uid": UID, "labels": {"istio.io/dataplane-mode": mode},
-            "annotations": self.annotation()},
+            "annotations": annotations},
             "spec": {"containers": [{"name": "c", "image": "i",
                 "readinessProbe": {"tcpSocket": {"port": 8080}}}]}}))
         .unwrap();
@@ -77,13 +89,25 @@ impl World {
         }));
     }
 
-    /// The pod's annotations as the agent wrote them.
-    fn annotation(&self) -> serde_json::Value {
+    /// What the agent wrote to the pod's object.
+    fn written(&self) -> serde_json::Value {
         let file = self.path("overlay/pod.shop.cart.patch.json");
-        let patch: serde_json::Value = std::fs::read(file)
+        std::fs::read(file)
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default();
+            .unwrap_or_default()
+    }
+
+    /// Status and reason of the pod's condition.
+    fn condition(&self) -> String {
+        let all = self.written()["status"]["conditions"].take();
+        let text = |key: &str| all[0][key].as_str().unwrap_or_default().to_owned();
+        format!("{} {}", text("status"), text("reason"))
+    }
+
+    /// The pod's annotations as the agent wrote them.
+    fn annotation(&self) -> serde_json::Value {
+        let patch = self.written();
         let mut all = patch["metadata"]["annotations"].clone();
         if let Some(map) = all.as_object_mut() {
             map.retain(|_, value| !value.is_null());
@@ -111,7 +135,10 @@ impl World {
             probes: Probes::new(backend),
             canon: Arc::new(Canon::new(backend, scratch)),
             writer: Arc::new(OverlayWriter::new(self.path("overlay")).unwrap()),
-            reports: Reports::default(),
+            reports: Reports {
+                conditions: self.conditions,
+                ..Reports::default()
+            },
             metrics: Metrics::register(&Registry::new(), Arc::clone(&board), zds.clone()),
             board: Arc::clone(&board),
             zds: zds.clone(),
@@ -212,6 +239,7 @@ pub(crate) async fn all(choice: Choice) {
     );
     enrolled(&pod, &peer, &proxy).await;
 
+    wished_otherwise(&world, &agent, &pod, &proxy).await;
     damaged(&agent, &pod, &peer, &proxy, choice).await;
     leaving(&world, &agent, &pod, &peer, &proxy).await;
     old_out.echo().await;
@@ -265,6 +293,35 @@ pub(crate) async fn all(choice: Choice) {
     agent.stop().await;
     sessions.shutdown(Duration::ZERO).await;
     applications.shutdown(Duration::ZERO).await;
+}
+
+/// A pod's condition says when no node proxy serves it. Callers keep to tunnels: what they sent in
+/// the clear would be captured too.
+pub(crate) async fn unserved() {
+    bridge();
+    let pod = Place::new("pod", POD);
+    let mut world = World::new(Choice::Auto, &pod);
+    world.conditions = true;
+    world.label("ambient");
+    let says = async |wanted: &str| {
+        let found = eventually(|| (world.condition() == wanted).then_some(())).await;
+        assert!(found.is_some(), "not {wanted} but {}", world.condition());
+    };
+    let agent = world.agent().await;
+    says("False NoNodeProxy").await;
+    assert_eq!(world.annotation(), json!({}));
+    let proxy = Proxy::default();
+    for _ in 0..2 {
+        let sessions = Scope::new("sessions");
+        proxy.connect(&sessions, &world.socket());
+        agent.stands(Standing::Enrolled).await;
+        says("True Redirected").await;
+        sessions.shutdown(Duration::ZERO).await;
+        says("False NoNodeProxy").await;
+        let enabled = json!({"ambient.istio.io/redirection": "enabled"});
+        assert_eq!(world.annotation(), enabled);
+    }
+    agent.stop().await;
 }
 
 /// An agent that writes with another tool than the one before it takes its pods over.
@@ -374,6 +431,25 @@ async fn name_from(pod: &Place) -> String {
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
+/// What the pod's owner changes is followed, and is nobody's damage.
+async fn wished_otherwise(world: &World, agent: &Running, pod: &Place, proxy: &Proxy) {
+    let names = async |captured: bool| {
+        let own = json!({"ambient.istio.io/dns-capture": captured.to_string()});
+        world.annotate("ambient", &own);
+        let written = || {
+            let rules = pod.printed("nft", "list ruleset");
+            (rules.contains("15053") == captured).then_some(())
+        };
+        assert!(eventually(written).await.is_some());
+        let view = agent.stands(Standing::Enrolled).await;
+        assert_eq!(view.repairs, 0);
+    };
+    names(false).await;
+    names(true).await;
+    assert_eq!(name_from(pod).await, "named");
+    proxy.notes.take();
+}
+
 /// Rules and routes that somebody removes come back. Captured connections live through it as long
 /// as address translation itself was not taken away.
 async fn damaged(agent: &Running, pod: &Place, peer: &Place, proxy: &Proxy, choice: Choice) {
@@ -407,6 +483,14 @@ async fn damaged(agent: &Running, pod: &Place, peer: &Place, proxy: &Proxy, choi
     pod.inside("nft", "flush ruleset");
     repaired(4).await;
     enrolled(pod, peer, proxy).await;
+
+    // A rule of others that ends the chain: with nftables ours are chains of their own.
+    pod.inside("iptables", "-t nat -I OUTPUT 1 -p tcp -j ACCEPT");
+    if choice == Choice::Iptables {
+        repaired(5).await;
+    }
+    enrolled(pod, peer, proxy).await;
+    pod.inside("iptables", "-t nat -D OUTPUT -p tcp -j ACCEPT");
 }
 
 /// Leaving cuts nothing, coming back in the middle cuts nothing, and in the end nothing is left.

@@ -43,7 +43,7 @@ impl Driver {
         self.annotated = false;
         self.drift.wrote();
         self.retracted = Some(Instant::now());
-        self.whole = false;
+        self.left.forget();
         self.condition = None;
         Ok(())
     }
@@ -121,7 +121,8 @@ impl Driver {
     }
 
     /// Tells everybody. A pod whose rules cannot be written must not be advertised as redirected;
-    /// one whose rules cannot be looked at, not for long.
+    /// one whose rules cannot be looked at, not for long. One that no node proxy serves stays
+    /// advertised, or callers would send it plain text; its condition says what is so.
     pub(super) async fn failed(&mut self, desire: &Desire, step: &'static str, error: &StepError) {
         let problem = format!("{step}: {error}");
         let waiting = matches!(error, StepError::Announce(AnnounceError::NoProxy));
@@ -143,6 +144,9 @@ impl Driver {
         }
         if desire.goal == Goal::Enrolled && !self.is_blind(step) && self.fails_for_long() {
             self.tell("RedirectionFailed", &problem);
+            if let Some((reason, message)) = unserved(error, self.seen.rules) {
+                self.say(Truth::False, reason, &message).await;
+            }
         }
         self.problem = problem;
         let standing = if waiting {
@@ -200,5 +204,42 @@ impl Driver {
             problem: self.problem.clone(),
             observed: jiff::Timestamp::now().to_string(),
         });
+    }
+}
+
+/// Why an enrolled pod's connections go nowhere though its rules can be written, and what that means:
+/// reason and message of its condition.
+fn unserved(error: &StepError, rules: Rules) -> Option<(&'static str, String)> {
+    let StepError::Announce(error) = error else {
+        return None;
+    };
+    let reason = match error {
+        AnnounceError::NoProxy | AnnounceError::Gone => "NoNodeProxy",
+        AnnounceError::Refused(_) => "NodeProxyRefused",
+    };
+    let meaning = match rules {
+        Rules::On => "the pod's rules lead its connections there, where nobody takes them",
+        _ => "the pod is not redirected",
+    };
+    Some((reason, format!("{error}: {meaning}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_no_node_proxy_serves_is_not_redirected_whatever_its_rules() {
+        let said = |error: AnnounceError, rules| unserved(&error.into(), rules).unwrap();
+        let (reason, message) = said(AnnounceError::NoProxy, Rules::On);
+        assert_eq!(reason, "NoNodeProxy");
+        assert!(message.starts_with("no node proxy is connected: the pod's rules lead"));
+        let (reason, message) = said(AnnounceError::Gone, Rules::Off);
+        assert_eq!(reason, "NoNodeProxy");
+        assert!(message.ends_with("the pod is not redirected"));
+        let (reason, _) = said(AnnounceError::Refused("no".to_owned()), Rules::On);
+        assert_eq!(reason, "NodeProxyRefused");
+        let other = StepError::Answer(std::io::Error::other("full"));
+        assert_eq!(unserved(&other, Rules::On), None);
     }
 }
