@@ -123,7 +123,7 @@ struct PluginArguments {
     #[arg(long, env = "CNI_CONF_NAME", value_name = "NAME")]
     cni_conf_name: Option<String>,
     /// Into which configuration the plugin's entry goes.
-    #[arg(long, value_enum, default_value = "chained")]
+    #[arg(long, value_enum, default_value = "owned")]
     cni_conf_mode: Mode,
     /// Name of the own file with --cni-conf-mode=owned; it must be the first of the folder.
     #[arg(long, default_value = "00-isobar-cni.conflist", value_name = "NAME")]

@@ -56,7 +56,8 @@ pub struct Placement {
     pub primary: Option<String>,
     /// Whose configuration.
     pub mode: Mode,
-    /// Name of the own file, in the mode [`Mode::Owned`]; it must be the first in order.
+    /// Name of the own file, in the mode [`Mode::Owned`]; it must be the first in order, and is
+    /// nobody else's.
     pub owned: String,
     /// What the plugin is told.
     pub settings: Settings,
@@ -81,7 +82,7 @@ pub enum InstallError {
     },
     /// The own file is not the one that the runtime reads.
     #[error(
-        "{other} comes before {owned} and would be read in its place; name the own file so that it is the first"
+        "{other} comes before {owned} and would be read in its place; name the own file so that it is the first, or choose the mode chained"
     )]
     NotFirst {
         /// The own file.
@@ -155,9 +156,31 @@ impl Installer {
     }
 
     fn ensure_chained(&self, written: &mut Vec<PathBuf>) -> Result<(), InstallError> {
-        let folder = &self.placement.configurations;
-        let (name, text) = self.primary(None)?;
-        let file = folder.join(&name);
+        let (owned, folder) = (&self.placement.owned, &self.placement.configurations);
+        let copy = folder.join(owned);
+        // An agent in the other mode left it: no network of its own, unless somebody says so.
+        let is_copy = self.placement.primary.as_ref() != Some(owned) && copy.exists();
+        let primary = match self.primary(is_copy.then_some(owned)) {
+            // The primary network's program is being replaced: what was copied stays in force.
+            Err(InstallError::NoNetwork { .. }) if is_copy => return Ok(()),
+            other => other?,
+        };
+        self.chain(primary, written)?;
+        if is_copy {
+            // It is read first, and nobody would follow the primary network with it any more.
+            unlink(&copy)?;
+            tracing::info!(file = %copy.display(), "the copy of an agent in the mode owned is gone");
+        }
+        Ok(())
+    }
+
+    /// Puts the entry into a configuration, given by its name and text.
+    fn chain(
+        &self,
+        (name, text): (String, String),
+        written: &mut Vec<PathBuf>,
+    ) -> Result<(), InstallError> {
+        let file = self.placement.configurations.join(name);
         let chained = with_plugin(&text, &self.entry()).map_err(|error| InstallError::Chain {
             file: file.clone(),
             error,
@@ -223,14 +246,14 @@ impl Installer {
     }
 
     /// The primary network's file name and text.
-    fn primary(&self, but: Option<&str>) -> Result<(String, String), InstallError> {
+    fn primary(&self, but: Option<&String>) -> Result<(String, String), InstallError> {
         let folder = &self.placement.configurations;
         let names = match &self.placement.primary {
             Some(name) => BTreeSet::from([name.clone()]),
             None => configurations(folder)?,
         };
         for name in names {
-            if Some(&*name) == but {
+            if Some(&name) == but {
                 continue;
             }
             // One that went meanwhile, or that is being written by others, is none.

@@ -173,6 +173,37 @@ fn an_own_file_follows_the_primary_and_outlives_its_absence() {
 }
 
 #[test]
+fn the_modes_follow_each_other() {
+    let node = Node::new();
+    node.write("10-net.conflist", &network("bridge"));
+    node.installer(Mode::Owned).ensure().unwrap();
+    let mut chained = node.installer(Mode::Chained);
+    let written = chained.ensure().unwrap();
+    assert_eq!(written, [node.path("net.d/10-net.conflist")]);
+    assert_eq!(node.names("net.d"), ["10-net.conflist"]);
+    assert_eq!(node.types("10-net.conflist"), ["bridge", PLUGIN]);
+    assert!(chained.ensure().unwrap().is_empty());
+    // The primary network's program is followed again.
+    node.write("10-net.conflist", &network("bridge2"));
+    chained.ensure().unwrap();
+    assert_eq!(node.types("10-net.conflist"), ["bridge2", PLUGIN]);
+    // And back: the copy has the entry once, and without the primary it stays.
+    node.installer(Mode::Owned).ensure().unwrap();
+    assert_eq!(node.types("00-isobar-cni.conflist"), ["bridge2", PLUGIN]);
+    fs::remove_file(node.path("net.d/10-net.conflist")).unwrap();
+    assert!(chained.ensure().unwrap().is_empty());
+    assert_eq!(node.names("net.d"), ["00-isobar-cni.conflist"]);
+    // Who names the file as the primary's means it.
+    let mut named = node.installer(Mode::Chained);
+    named.placement.primary = Some("00-isobar-cni.conflist".to_owned());
+    node.write("00-isobar-cni.conflist", &network("bridge3"));
+    for _ in 0..2 {
+        named.ensure().unwrap();
+        assert_eq!(node.types("00-isobar-cni.conflist"), ["bridge3", PLUGIN]);
+    }
+}
+
+#[test]
 fn removing_leaves_what_was_there_and_does_it_twice() {
     let node = Node::new();
     node.write("10-net.conflist", &network("bridge"));

@@ -82,8 +82,8 @@ fn processes(proc: &Path, pod: &Place, stranger: &Place) {
     process(44, &stranger.path, &group(2), 5);
 }
 
-/// The agent puts the plugin into the network's configuration, keeps it there, leaves it when it
-/// ends, and takes it away when it is asked to.
+/// The agent puts the plugin into a copy of the network's configuration, keeps it there, leaves it when
+/// it ends, and takes it away when it is asked to.
 async fn installed(node: &mut Node) {
     for folder in ["bin", "net.d"] {
         std::fs::create_dir(node.path(folder)).unwrap();
@@ -91,23 +91,24 @@ async fn installed(node: &mut Node) {
     let file = node.path("net.d/10-net.conflist");
     let network = json!({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]});
     std::fs::write(&file, network.to_string()).unwrap();
-    let own = node.extra.clone();
+    let copy = node.path("net.d/00-isobar-cni.conflist");
+    let before = node.extra.clone();
     for (flag, folder) in [("--cni-conf-dir", "net.d"), ("--cni-bin-dir", "bin")] {
         let folder = node.path(folder).display().to_string();
         node.extra.extend([flag.to_owned(), folder]);
     }
     let plugins = || {
-        let list: Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+        let list: Value = serde_json::from_slice(&std::fs::read(&copy).ok()?).ok()?;
         Some(list["plugins"].as_array()?.len())
     };
-    let chained = || (plugins() == Some(2)).then_some(());
+    let installed = || (plugins() == Some(2)).then_some(());
     node.start("").await;
-    assert!(eventually(chained).await.is_some(), "{}", node.log());
+    assert!(eventually(installed).await.is_some(), "{}", node.log());
     let program = node.path("bin/isobar-cni");
     let ours = std::fs::read(env!("CARGO_BIN_EXE_isobar-cni-plugin")).unwrap();
     assert!(std::fs::read(&program).unwrap() == ours);
-    std::fs::write(&file, network.to_string()).unwrap();
-    assert!(eventually(chained).await.is_some(), "{}", node.log());
+    std::fs::remove_file(&copy).unwrap();
+    assert!(eventually(installed).await.is_some(), "{}", node.log());
     node.stop(true).await;
     node.disconnect().await;
     assert_eq!(
@@ -124,7 +125,8 @@ async fn installed(node: &mut Node) {
     assert!(eventually(found).await.is_some(), "{}", node.log());
     node.stop(true).await;
     node.disconnect().await;
-    assert_eq!(plugins(), Some(1), "{}", node.log());
+    assert!(!copy.exists(), "{}", node.log());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), network.to_string());
     assert!(!program.exists());
-    node.extra = own;
+    node.extra = before;
 }
