@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use isobar_objects::WaypointLines;
 use isobar_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use isobar_runtime::Scope;
 use isobar_telemetry::logging::{self, LogConfig, LogFormat};
@@ -333,6 +334,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         outbound: config.outbound_traffic_policy.unwrap_or_default(),
         port_rules: config.port_rules,
         entry_visibilities: None,
+        lines: WaypointLines::Usual,
         allow_waypoints: config.auto_allow_waypoint_policy,
         mesh_config: config.mesh_config(),
         given: Given {

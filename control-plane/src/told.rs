@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use isobar_objects::{Kind, ObjectRef, ObjectSet, mesh_config_of};
+use isobar_objects::{Kind, ObjectRef, ObjectSet, WaypointLines, mesh_config_of};
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
 use isobar_types::{NamespacedName, labels};
@@ -189,6 +189,7 @@ pub(crate) fn settings() -> Settings {
         outbound: OutboundTraffic::AllowAny,
         port_rules: PortRules::Enforce,
         entry_visibilities: None,
+        lines: WaypointLines::Usual,
         allow_waypoints: false,
         mesh_config: mesh_config_of("istio-system", None),
         given: Given::default(),

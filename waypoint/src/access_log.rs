@@ -1,4 +1,6 @@
-//! One line a request or connection, in Envoy's default text format.
+//! One line a request or connection: in Envoy's default text format, or as the mesh's settings say.
+
+mod form;
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -8,9 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use ::http::{HeaderValue, Version};
+use ::http::{HeaderMap, HeaderValue, Version};
+use arc_swap::ArcSwap;
+use isobar_route::Lines;
+use isobar_runtime::Lifetime;
+use isobar_types::Identity;
 
+use crate::feed::Feed;
 use crate::http::RequestFacts;
+use crate::world::Own;
 
 /// Lines that may wait for a slow reader of our output; more are dropped and counted, because a log
 /// must never hold up traffic.
@@ -28,6 +36,8 @@ pub struct AccessLog {
     dropped: Arc<AtomicU64>,
     /// Lines that are not written yet.
     waiting: Arc<AtomicU64>,
+    /// What the mesh's settings say.
+    wanted: Arc<ArcSwap<Lines>>,
 }
 
 /// A request at its end.
@@ -35,6 +45,10 @@ pub struct AccessLog {
 pub(crate) struct HttpLine<'a> {
     pub(crate) start: jiff::Timestamp,
     pub(crate) request: &'a RequestFacts,
+    /// All headers, once it was found to be a request.
+    pub(crate) headers: Option<&'a HeaderMap>,
+    pub(crate) caller: Option<&'a Identity>,
+    pub(crate) own: &'a Own,
     pub(crate) code: u16,
     pub(crate) flags: &'a str,
     pub(crate) detail: &'a str,
@@ -54,6 +68,8 @@ pub(crate) struct HttpLine<'a> {
 #[derive(Debug)]
 pub(crate) struct TcpLine<'a> {
     pub(crate) start: jiff::Timestamp,
+    pub(crate) caller: Option<&'a Identity>,
+    pub(crate) own: &'a Own,
     pub(crate) flags: &'a str,
     pub(crate) detail: &'a str,
     pub(crate) bytes_received: u64,
@@ -76,6 +92,7 @@ impl AccessLog {
             lines: Some(lines),
             dropped: Arc::default(),
             waiting: Arc::default(),
+            wanted: Arc::default(),
         };
         let (dropped, waiting) = (log.dropped.clone(), log.waiting.clone());
         std::thread::Builder::new()
@@ -91,6 +108,7 @@ impl AccessLog {
             lines: None,
             dropped: Arc::default(),
             waiting: Arc::default(),
+            wanted: Arc::default(),
         }
     }
 
@@ -102,6 +120,7 @@ impl AccessLog {
             lines: Some(lines),
             dropped: Arc::default(),
             waiting: Arc::default(),
+            wanted: Arc::default(),
         };
         (log, queue)
     }
@@ -137,12 +156,37 @@ impl AccessLog {
         self.lines.is_some()
     }
 
+    /// Follows what the mesh's settings say, until `life` ends.
+    pub async fn follow(self, feed: Feed, life: Lifetime) {
+        let mut versions = feed.versions();
+        loop {
+            versions.borrow_and_update();
+            let wanted = feed.load().waypoint().map(|own| own.lines.clone());
+            // A waypoint that has lost its description serves nobody.
+            if let Some(wanted) = wanted.filter(|wanted| **self.wanted.load() != *wanted) {
+                self.wanted.store(Arc::new(wanted));
+            }
+            tokio::select! {
+                () = life.draining() => return,
+                changed = versions.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
     pub(crate) fn http(&self, line: &HttpLine<'_>) {
-        self.put(|| http_line(line));
+        match &**self.wanted.load() {
+            Lines::Usual => self.put(|| http_line(line)),
+            Lines::Off => {}
+            Lines::Form(form) => self.put(|| form::line(form, line)),
+        }
     }
 
     pub(crate) fn tcp(&self, line: &TcpLine<'_>) {
-        self.put(|| tcp_line(line));
+        match &**self.wanted.load() {
+            Lines::Usual => self.put(|| tcp_line(line)),
+            Lines::Off => {}
+            Lines::Form(form) => self.put(|| form::line(form, line)),
+        }
     }
 }
 

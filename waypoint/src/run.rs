@@ -127,11 +127,7 @@ async fn control(
     let certificates = start_certificates(&scope, &config, &world);
     certificates.prefetch(&world.own.identity);
     let metrics = Metrics::new(&registry);
-    let access_log = if config.access_log {
-        AccessLog::stdout().map_err(system("access log thread"))?
-    } else {
-        AccessLog::off()
-    };
+    let access_log = start_access_log(&scope, &config, &world)?;
     let admin = Admin {
         config: config.clone(),
         world: world.clone(),
@@ -182,6 +178,16 @@ async fn control(
     end.stop();
     scope.shutdown(CONTROL_DRAIN).await;
     Ok(())
+}
+
+fn start_access_log(scope: &Scope, config: &Config, world: &World) -> Result<AccessLog, RunError> {
+    if !config.access_log {
+        return Ok(AccessLog::off());
+    }
+    let log = AccessLog::stdout().map_err(system("access log thread"))?;
+    let followed = log.clone().follow(world.feed.clone(), scope.lifetime());
+    scope.spawn("access log", followed);
+    Ok(log)
 }
 
 fn serve_readiness(scope: &Scope, config: &Config, ready: Ready) -> Result<(), RunError> {

@@ -99,6 +99,8 @@ pub async fn serve<S: Stream>(session: Rc<Session>, stream: S, server_name: Opti
     }
     worker.access_log.tcp(&TcpLine {
         start,
+        caller: session.peer.identity.as_ref(),
+        own: &worker.world.own,
         flags: ended.reason.flag(),
         detail: &ended.detail,
         bytes_received: progress.sent(),

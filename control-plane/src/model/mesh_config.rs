@@ -17,6 +17,7 @@ impl Settings {
             return Cow::Borrowed(self);
         };
         let mut all = self.clone();
+        all.lines = mesh.lines();
         if all.trust_domain_aliases.is_empty() {
             let aliases = mesh.trust_domain_aliases.iter();
             all.trust_domain_aliases = aliases.map(|one| one.as_str().into()).collect();

@@ -1,4 +1,4 @@
-use isobar_objects::{EntryVisibilities, ObjectRef};
+use isobar_objects::{EntryVisibilities, ObjectRef, WaypointLines};
 use isobar_types::{Identity, NamespacedName, Str};
 
 /// Settings of the mesh that decide what objects mean.
@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) port_rules: PortRules,
     /// Who may see ServiceEntries, besides what they say themselves.
     pub(crate) entry_visibilities: Option<EntryVisibilities>,
+    /// What is wanted of waypoints' lines.
+    pub(crate) lines: WaypointLines,
     /// Node proxies let waypoints in to what is behind them by a policy of their own.
     pub(crate) allow_waypoints: bool,
     /// ConfigMap of the MeshConfig.

@@ -32,6 +32,7 @@ mod kinds;
 mod live;
 mod merge;
 mod mesh_config;
+mod mesh_lines;
 mod named_secrets;
 mod nameless;
 mod names;
@@ -61,6 +62,7 @@ pub use mesh_config::{
     EntryPolicy, EntryRule, EntryVisibilities, EntryVisibility, MESH_KEY, MeshConfig, OutboundMode,
     OutboundTrafficPolicy, ReadMeshConfig, is_trust_domain, mesh_config_of,
 };
+pub use mesh_lines::{LineEncoding, WaypointLines};
 pub use named_secrets::{
     NamedSecret, UNREAD, authority_of_callers, may_name_secret, named_secrets, secret_name,
 };

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::kinds::{Kind, ObjectRef};
+use crate::mesh_lines::LineEncoding;
 use crate::selectors;
 use crate::strict::{self, Strict, UnknownField};
 
@@ -31,6 +32,12 @@ pub struct MeshConfig {
     pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     /// Who may see which ServiceEntries.
     pub service_entry_visibility: Option<EntryVisibilities>,
+    /// Where waypoints' lines go; nowhere where it is empty.
+    pub access_log_file: Option<String>,
+    /// What is in a line, in Envoy's words.
+    pub access_log_format: Option<String>,
+    /// How lines are written.
+    pub access_log_encoding: Option<LineEncoding>,
 }
 
 /// Where workloads may go.
@@ -124,6 +131,9 @@ const PROXY_WITHOUT_MEANING: &[&str] = &["discoveryAddress", "image", "proxyMeta
 
 /// Fields that are honoured.
 const HONOURED: &[&str] = &[
+    "accessLogEncoding",
+    "accessLogFile",
+    "accessLogFormat",
     "discoverySelectors",
     "outboundTrafficPolicy",
     "rootNamespace",
@@ -138,9 +148,6 @@ const NARROWING: &[&str] = &["discoverySelectors", "serviceEntryVisibility"];
 /// What becomes of a field that is not honoured.
 pub(crate) fn instead(field: &str) -> &'static str {
     match field {
-        "accessLogFile" | "accessLogFormat" | "accessLogEncoding" => {
-            "access logs of a form or place of one's own: each proxy writes its own"
-        }
         "extensionProviders" | "defaultProviders" => {
             "providers: no policy, log or trace of this mesh uses one"
         }
@@ -240,8 +247,6 @@ fn ignored(fields: &Map<String, Value>) -> Vec<String> {
                 let told = policy.keys().filter(|name| *name != "mode");
                 all.extend(told.map(|name| format!("outboundTrafficPolicy.{name}")));
             }
-            // No log is what is meant by an empty file.
-            ("accessLogFile", Value::String(file)) if file.is_empty() => {}
             _ if known => {}
             _ => all.push(name.clone()),
         }
@@ -311,6 +316,7 @@ discoverySelectors:
     fn what_is_not_honoured_is_named_by_its_field() {
         let text = "
 accessLogFile: /dev/stdout
+meshMTLS: {}
 extensionProviders: [{name: x}]
 defaultConfig: {holdApplicationUntilProxyStarts: true, proxyMetadata: {}}
 outboundTrafficPolicy: {tls: {}}
@@ -319,9 +325,9 @@ pathNormalization: {normalization: MERGE_SLASHES}
         let mut ignored = read(text).unwrap().unwrap().ignored;
         ignored.sort();
         let expect = [
-            "accessLogFile",
             "defaultConfig.holdApplicationUntilProxyStarts",
             "extensionProviders",
+            "meshMTLS",
             "outboundTrafficPolicy.tls",
             "pathNormalization",
         ];

@@ -14,11 +14,11 @@ pub enum HeaderText {
 
 /// A part of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum Piece<F = Fact> {
     /// As written.
     Text(String),
     /// What is known, its first bytes where there is a limit.
-    Fact(Fact, Option<usize>),
+    Fact(F, Option<usize>),
 }
 
 /// What values may be made of.
@@ -138,7 +138,7 @@ impl HeaderText {
     /// A sentence, if it could be no header's value.
     pub fn compile(text: &str) -> Result<Self, &'static str> {
         let value = HeaderValue::from_str(text).map_err(|_| "not a header value")?;
-        Ok(match pieces(text) {
+        Ok(match pieces(text, fact) {
             Ok(pieces) => match &pieces[..] {
                 [] => Self::Plain(value),
                 [Piece::Text(text)] => {
@@ -153,7 +153,7 @@ impl HeaderText {
     /// What is not understood of a value as it is written.
     #[must_use]
     pub fn problem(text: &str) -> Option<String> {
-        pieces(text).err()
+        pieces(text, fact).err()
     }
 
     /// The value for a message; `None` where nothing is known, and so nothing is to be written.
@@ -180,7 +180,11 @@ impl HeaderText {
     }
 }
 
-fn pieces(text: &str) -> Result<Vec<Piece>, String> {
+/// The parts of a text; `fact` knows what a word and its argument mean.
+pub(crate) fn pieces<F>(
+    text: &str,
+    fact: impl Fn(&str, Option<&str>) -> Result<F, String>,
+) -> Result<Vec<Piece<F>>, String> {
     let mut pieces = Vec::new();
     let mut plain = String::new();
     let mut rest = text;
@@ -191,7 +195,7 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
             rest = after;
             continue;
         }
-        let (piece, after) = command(after)?;
+        let (piece, after) = command(after, &fact)?;
         if !plain.is_empty() {
             pieces.push(Piece::Text(std::mem::take(&mut plain)));
         }
@@ -206,7 +210,10 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
 }
 
 /// What follows a `%`, to the `%` that ends it.
-fn command(text: &str) -> Result<(Piece, &str), String> {
+fn command<F>(
+    text: &str,
+    fact: impl Fn(&str, Option<&str>) -> Result<F, String>,
+) -> Result<(Piece<F>, &str), String> {
     let name_ends = |c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
     let end = text.find(name_ends).unwrap_or(text.len());
     let (name, rest) = text.split_at(end);
@@ -233,7 +240,7 @@ fn command(text: &str) -> Result<(Piece, &str), String> {
     Ok((Piece::Fact(fact, most), rest))
 }
 
-fn fact(name: &str, argument: Option<&str>) -> Result<Fact, String> {
+pub(crate) fn fact(name: &str, argument: Option<&str>) -> Result<Fact, String> {
     let unknown = || format!("%{name}% is not known");
     match (name, argument) {
         ("REQ" | "RESP" | "REQ_WITHOUT_QUERY", Some(names)) => {

@@ -8,6 +8,7 @@ use crate::authorization::Policy;
 use crate::call::Labels;
 use crate::destination_rule::{Combined, DestinationRule, NO_RULES, Subset};
 use crate::listener::Listener;
+use crate::log_form::Lines;
 use crate::rate_limit::RateLimits;
 use crate::traffic::TrafficRules;
 use crate::virtual_service::VirtualService;
@@ -49,6 +50,8 @@ pub struct WaypointInfo {
     pub listeners: Vec<Arc<Listener>>,
     /// Services whose own waypoint sees what comes through this gateway.
     pub through_waypoint: BTreeSet<NamespacedHostname>,
+    /// What is done with lines for requests and connections.
+    pub lines: Lines,
 }
 
 impl WaypointInfo {
@@ -271,6 +274,7 @@ impl Draft {
         self.next.waypoint = Some(Arc::new(WaypointInfo {
             listeners: listeners.collect::<Result<_, _>>()?,
             through_waypoint: through.collect(),
+            lines: Lines::compile(from.access_log.as_ref()),
             name: NamespacedName {
                 namespace: from.namespace.as_str().into(),
                 name: from.name.as_str().into(),

@@ -20,7 +20,7 @@ spec:
 const SETTINGS: &str = "\
 trustDomainAliases: [old.example]
 outboundTrafficPolicy: {mode: REGISTRY_ONLY}
-accessLogFile: /dev/stdout
+accessLogFile: /var/log/lines
 trustDomain: new.example";
 
 async fn prepared(server: &ApiServer) -> Result<()> {

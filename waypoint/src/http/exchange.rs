@@ -385,6 +385,9 @@ impl Exchange {
         worker.access_log.http(&HttpLine {
             start: self.at,
             request: &self.request,
+            headers: self.asked.as_ref().map(|asked| &asked.headers),
+            caller: self.session.peer.identity.as_ref(),
+            own: &worker.world.own,
             code: self.code,
             flags: &flags,
             detail: &self.detail,

@@ -47,7 +47,7 @@ pub(crate) use scripted::Reply;
 
 pub(crate) const HOST: &str = "svc.default.svc.cluster.local";
 pub(crate) const VIP: &str = "10.96.0.1:8080";
-const WAYPOINT_HOST: &str = "wp.default.svc.cluster.local";
+pub(crate) const WAYPOINT_HOST: &str = "wp.default.svc.cluster.local";
 
 /// Signs whatever is asked for.
 struct Certs(ca::Authority);

@@ -11,6 +11,8 @@ mod edge_mesh;
 mod http;
 mod limits;
 mod kept;
+mod limits;
+mod lines;
 mod outside;
 mod plaintext;
 mod rates;

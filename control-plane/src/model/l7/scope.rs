@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use isobar_objects::{ObjectHead, ObjectRef, ObjectSet};
+use isobar_objects::{ObjectHead, ObjectRef, ObjectSet, WaypointLines};
 use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedName;
 
@@ -156,9 +156,37 @@ pub(crate) fn plan_waypoint(
     scoping: &Scoping<'_>,
     kept_keys: Option<&BTreeSet<String>>,
 ) -> WaypointPlan {
-    if waypoint.edge.is_some() {
-        return ingress::plan_edge(waypoint, scoping, kept_keys);
+    let mut plan = match waypoint.edge {
+        Some(_) => ingress::plan_edge(waypoint, scoping, kept_keys),
+        None => plan_inside(waypoint, scoping, kept_keys),
+    };
+    plan.waypoint.access_log = access_log(&scoping.settings.lines);
+    plan
+}
+
+fn access_log(lines: &WaypointLines) -> Option<wire::AccessLog> {
+    let mut told = wire::AccessLog::default();
+    match lines {
+        WaypointLines::Usual => return None,
+        WaypointLines::Off => told.off = true,
+        WaypointLines::Text(text) => told.text.clone_from(text),
+        WaypointLines::Json(fields) => {
+            let fields = fields.iter();
+            let fields = fields.map(|(name, text)| wire::LogField {
+                name: name.clone(),
+                text: text.clone(),
+            });
+            told.json = fields.collect();
+        }
     }
+    Some(told)
+}
+
+fn plan_inside(
+    waypoint: &WaypointGateway<'_>,
+    scoping: &Scoping<'_>,
+    kept_keys: Option<&BTreeSet<String>>,
+) -> WaypointPlan {
     let served = scoping.places.served();
     let served: Vec<Served<'_>> = served
         .filter(|one| one.waypoints.contains(&waypoint.key))

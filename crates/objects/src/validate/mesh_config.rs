@@ -23,6 +23,9 @@ pub(super) fn check(map: &ConfigMap, report: &mut Report) {
                 let path = format!("data.mesh: {}", field.path);
                 report.push(unknown_field(&UnknownField { path, ..field }));
             }
+            for (field, why) in read.config.read_lines().1 {
+                report.unsupported(format!("data.mesh: {field}"), &why);
+            }
             for field in &read.ignored {
                 report.unsupported(format!("data.mesh: {field}"), instead(field));
             }
