@@ -76,7 +76,7 @@ impl ForeignAddress {
     }
 }
 
-/// Plans `set` and tells what would be served.
+/// Plans `set` and tells what would be served in a mesh whose installation changed nothing.
 #[must_use]
 pub fn told(set: &ObjectSet) -> Told {
     told_by(&Started::default(), set)
