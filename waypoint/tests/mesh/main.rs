@@ -9,7 +9,6 @@ mod destinations;
 mod edge;
 mod edge_mesh;
 mod http;
-mod limits;
 mod kept;
 mod limits;
 mod lines;
