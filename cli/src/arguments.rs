@@ -256,14 +256,14 @@ pub(crate) struct Explain {
     /// Folder or file of YAML to ask about instead of a lab; may be given several times.
     #[arg(short = 'f', long = "file", value_name = "DIR")]
     pub(crate) files: Vec<PathBuf>,
+    /// Of several control planes in a cluster: the one that is asked about.
+    #[arg(long, value_name = "NAME", conflicts_with = "files")]
+    pub(crate) revision: Option<String>,
 }
 
 const DELETE_HELP: &str = "\
 Nothing is refused on the way, and nothing let through that a policy at the waypoint refuses: while it
 enforces one (an AuthorizationPolicy or a RateLimitPolicy whose targetRefs name it, its class, or a
-    /// Of several control planes in a cluster: the one that is asked about.
-    #[arg(long, value_name = "NAME", conflicts_with = "files")]
-    pub(crate) revision: Option<String>,
 Service it serves) the waypoint stays, the policies are named, and the exit code is 1. Then choose:
 
   --unbind   traffic goes on without these policies
