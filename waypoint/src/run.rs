@@ -329,26 +329,26 @@ pub fn worker(
     let upstreams = Rc::new(LocalScope::new("upstream"));
     let live: Rc<Live> = Rc::default();
     upstreams.spawn("policies", live.clone().watch(world.clone()));
+    let kept: Rc<Kept> = Rc::default();
+    upstreams.spawn("kept connections", kept.clone().watch(world.clone()));
     Rc::new(Worker {
         pool: Pool::new(dialer, upstreams.clone(), world.credentials.clone()),
         turns: Turns::new(&world, upstreams.clone()),
         upstreams,
         own_workload,
         world,
-    let kept: Rc<Kept> = Rc::default();
-    upstreams.spawn("kept connections", kept.clone().watch(world.clone()));
         scope,
         metrics,
         recent: Recent::default(),
         access_log,
         live,
+        kept,
         servers: edge::Servers::default(),
     })
 }
 
 fn watch_signals(scope: &Scope, end: Arc<LifetimeOwner>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
-        kept,
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
     scope.spawn("signals", async move {
         tokio::select! {
