@@ -329,19 +329,7 @@ fn identify(value: &Value) -> Identity {
         return not(finding, hidden);
     };
     if !names::is_object_name(name) {
-        let written = value.get("metadata").and_then(|head| head.get("name"));
-        let message = if let Some(odd) = written.filter(|name| !name.is_string()) {
-            format!("{odd} is not a text: put the value in quotes")
-        } else if name.is_empty() {
-            "metadata.name is missing".to_owned()
-        } else if name.len() > 253 {
-            format!(
-                "the name is longer than 253 characters: it has {}",
-                name.len()
-            )
-        } else {
-            format!("{name:?} is not a name: lower-case letters, digits, \"-\" and \".\"")
-        };
+        let message = unnamed(value, name);
         let finding = Finding::error("metadata.name", message).of(Code::NO_IDENTITY);
         let hidden = Hidden::OfKind(kind.group().into(), kind.as_str().into());
         return not(
@@ -356,6 +344,23 @@ fn identify(value: &Value) -> Identity {
         value["metadata"]["namespace"] = json!(namespace);
     }
     Identity::Used(kind, reference, value)
+}
+
+/// Why `name` is none.
+fn unnamed(value: &Value, name: &str) -> String {
+    let written = value.get("metadata").and_then(|head| head.get("name"));
+    if let Some(odd) = written.filter(|name| !name.is_string()) {
+        format!("{odd} is not a text: put the value in quotes")
+    } else if name.is_empty() {
+        "metadata.name is missing".to_owned()
+    } else if name.len() > 253 {
+        format!(
+            "the name is longer than 253 characters: it has {}",
+            name.len()
+        )
+    } else {
+        format!("{name:?} is not a name: lower-case letters, digits, \"-\" and \".\"")
+    }
 }
 
 fn not_used(recognised: &Recognised, api_version: &str, kind: &str) -> Finding {
