@@ -34,8 +34,8 @@ mod revisions;
 mod rights;
 mod scale;
 mod server;
-mod shop;
 mod settings;
+mod shop;
 mod source;
 /// The lessons of the lab, word for word: only `kubectl apply` and `kubectl delete` change anything.
 #[path = "../mesh/lessons/mod.rs"]
