@@ -48,6 +48,23 @@ spec:
     route: [{destination: {host: svc-hello}}]
 ";
 
+/// Somebody's own namespace, from which he would answer for all others.
+const TAKEOVER: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: evil}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: all, namespace: evil}
+spec:
+  hosts: [\"*.svc.cluster.local\", svc-hello.hello.hello.svc.cluster.local, \"*.local\", \"*.hello\", svc-hello.hello]
+  addresses: [203.0.113.5]
+  ports: [{number: 8080, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 203.0.113.5}]
+";
+
 /// The status that the explanation foretells; 0 for a connection that is closed.
 async fn foretold(mesh: &Mesh, source: &str, to: &str, request: &[&str]) -> Result<(u64, Value)> {
     let mut argv = vec!["explain", source, to];
@@ -135,6 +152,53 @@ fn what_is_explained_is_what_happens() {
             }
         }
         println!("{compared} calls end as explained");
+        mesh.down()
+    });
+}
+
+#[test]
+fn no_entry_answers_for_services_of_other_namespaces() {
+    run(async {
+        let options = MeshOptions {
+            sample: Some(isobar_tests::samples().join("hello")),
+            ..MeshOptions::default()
+        };
+        let mesh = Mesh::start_with(options, &[]).await?;
+        mesh.settled("hello/httpbin", "enrolled").await?;
+        mesh.apply("takeover.yaml", TAKEOVER)?;
+        let service = mesh.service_ip("hello/svc-hello").await?.to_string();
+        let first = async |name: &str| -> Result<String> {
+            let output = mesh
+                .exec("hello/httpbin", &["getent", "ahostsv4", name])
+                .await?;
+            let first = output.stdout.split_whitespace().next().unwrap_or_default();
+            Ok(first.to_owned())
+        };
+        eventually("hosts of nobody are the entry's", async || {
+            let found = first("printer.local").await?;
+            ensure!(found == "203.0.113.5", "{found:?}");
+            Ok(())
+        })
+        .await?;
+        for name in [
+            "svc-hello",
+            "svc-hello.hello",
+            "svc-hello.hello.svc",
+            "svc-hello.hello.svc.cluster.local",
+            "svc-hello.hello.svc.cluster.local.",
+        ] {
+            let found = first(name).await?;
+            ensure!(found == service, "{name}: {found:?}");
+        }
+        let nothing = first("none.hello.svc.cluster.local").await?;
+        ensure!(nothing.is_empty(), "{nothing:?}");
+        let said = mesh.isobar(&["analyze", "-n", "evil"]).await?;
+        ensure!(said.contains("ISO0238"), "{said}");
+        for host in [HOST, "printer.local:8080"] {
+            let said = mesh.isobar(&["explain", "hello/httpbin", host]).await?;
+            let is_mesh = said.contains("svc-hello.hello.svc.cluster.local:8080");
+            ensure!(is_mesh == (host == HOST), "{host}: {said}");
+        }
         mesh.down()
     });
 }
