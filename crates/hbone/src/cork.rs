@@ -185,7 +185,12 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Held<IO> {
         if self.closed.get() && slices.len() < RECORDS && offered() < ENOUGH {
             return Poll::Pending;
         }
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        let io = Pin::new(&mut self.io);
+        match slices {
+            // A plain send costs the kernel less.
+            [only] => io.poll_write(cx, only),
+            several => io.poll_write_vectored(cx, several),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,16 +1,18 @@
 mod batch;
 mod endpoint;
+mod splice;
 
 use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use isobar_types::Reason;
 
 pub use batch::Batch;
 pub use endpoint::{Endpoint, Plain};
+use splice::Splice;
 
 /// Steps of one direction before other tasks of the thread get their turn.
 const STEPS: usize = 16;
@@ -171,6 +173,8 @@ impl At {
 #[derive(Default)]
 struct Way {
     batch: Batch,
+    /// While much comes from one socket for another.
+    splice: Option<Box<Splice>>,
     state: State,
 }
 
@@ -186,6 +190,45 @@ enum State {
 impl Way {
     const fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
+    }
+
+    /// Leaves the rest to the kernel, if it can and enough comes.
+    fn splice_bulk<S: Endpoint, T: Endpoint>(&mut self, source: &S, target: &T) {
+        let bulk = self.batch.is_bulk() && self.batch.is_empty();
+        if bulk && source.socket().is_some() && target.socket().is_some() {
+            self.splice = Splice::new();
+            if self.splice.is_some() {
+                self.batch.shrink();
+            }
+        }
+    }
+
+    /// One step by the kernel; false at the source's end.
+    fn poll_splice<S: Endpoint, T: Endpoint>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &S,
+        target: &T,
+        count: &Cell<u64>,
+    ) -> Poll<Result<bool, (At, io::Error)>> {
+        let (Some(splice), Some(from), Some(to)) =
+            (&mut self.splice, source.socket(), target.socket())
+        else {
+            self.splice = None;
+            return Poll::Ready(Ok(true));
+        };
+        let taken = splice.poll_take(cx, from);
+        if taken.is_pending() && splice.is_idle() {
+            self.splice = None;
+            return Poll::Pending;
+        }
+        if !ready!(taken).map_err(|error| (At::Source, error))? {
+            self.splice = None;
+            return Poll::Ready(Ok(false));
+        }
+        let bytes = ready!(splice.poll_pass(cx, to)).map_err(|error| (At::Target, error))?;
+        count.set(count.get() + bytes as u64);
+        Poll::Ready(Ok(true))
     }
 
     /// `last`: the other direction has ended.
@@ -206,6 +249,14 @@ impl Way {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err((At::Target, error))),
                     Poll::Pending => return Poll::Pending,
                 },
+                State::Open if self.splice.is_some() => {
+                    match self.poll_splice(cx, source, target, count) {
+                        Poll::Ready(Ok(true)) => {}
+                        Poll::Ready(Ok(false)) => self.state = State::Ending,
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
                 State::Open if self.batch.is_empty() => {
                     match source.poll_receive(cx, &mut self.batch) {
                         Poll::Ready(Ok(true)) => {}
@@ -218,6 +269,7 @@ impl Way {
                     Poll::Ready(Ok(bytes)) => {
                         source.passed_on(bytes);
                         count.set(count.get() + bytes as u64);
+                        self.splice_bulk(source, target);
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err((At::Target, error))),
                     Poll::Pending => {

@@ -11,6 +11,8 @@ use crate::settings::{DATA_MAX, TOGETHER};
 /// largest is cut into full frames without a rest.
 const READ_MIN: usize = 4 * 1024;
 const READ_MAX: usize = 4 * TOGETHER * DATA_MAX;
+/// Size of reads from which on a stream is called bulk.
+const BULK: usize = TOGETHER * DATA_MAX;
 /// Largest chunk that is copied to join another to it.
 const JOIN_MAX: usize = 4 * 1024;
 /// What all reads of a thread may take above the smallest: one bulk stream gets the largest reads,
@@ -58,7 +60,7 @@ impl Drop for ReadSize {
 }
 
 /// Bytes on their way from one endpoint to the other.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// Empty when nothing is on its way. Apart from the others, as there is mostly one chunk, for
     /// which no room need be found, nor kept with every stream that once carried something.
@@ -69,19 +71,6 @@ pub struct Batch {
     read: ReadSize,
     /// Looks for something to read since there last was something.
     rests: u8,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            front: Bytes::new(),
-            more: VecDeque::new(),
-            bytes: 0,
-            spare: BytesMut::new(),
-            read: ReadSize::default(),
-            rests: 0,
-        }
-    }
 }
 
 impl Batch {
@@ -149,6 +138,11 @@ impl Batch {
         Some(piece)
     }
 
+    /// The one chunk there is, if it is one.
+    pub(super) fn only(&self) -> Option<&[u8]> {
+        (self.more.is_empty() && !self.is_empty()).then_some(&*self.front)
+    }
+
     /// The front chunks as slices for a gathered write; returns how many were filled in.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
@@ -191,6 +185,17 @@ impl Batch {
             self.read.shrink();
         }
         Ok(bytes)
+    }
+
+    /// True while reads come back so full that the stream is worth a way of its own.
+    pub(super) const fn is_bulk(&self) -> bool {
+        self.read.0 >= BULK
+    }
+
+    /// Gives back the read buffer and what its size takes from others: something else reads now.
+    pub(super) fn shrink(&mut self) {
+        self.spare = BytesMut::new();
+        self.read = ReadSize::default();
     }
 
     /// Gives the read buffer back while there is nothing to read, and in the end what its size
@@ -281,8 +286,9 @@ mod tests {
         }
         assert_eq!((batch.bytes(), chunks(&batch)), (50_100, 1));
         assert_eq!(batch.take(100), Some(shared));
+        assert_eq!(batch.only().map(<[u8]>::len), Some(50_000));
         batch.push(Bytes::from_static(&[0; 8192]));
         batch.push_joined(b"x");
-        assert_eq!(chunks(&batch), 3);
+        assert_eq!((chunks(&batch), batch.only()), (3, None));
     }
 }
