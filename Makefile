@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 bench-micro interop mutants
+.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube test-images checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 bench-micro interop mutants
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -44,6 +44,9 @@ setup-kube: ## Build the API server and the Helm of the tests once, into .cache/
 test-kube: setup-kube build-tests ## Run the suites against a real API server
 	$(CARGO) test --profile $(PROFILE) --workspace --test kubernetes
 
+test-images: build-tests ## Build the images as docs/install.md has it, and start them (root, podman, debootstrap; half an hour)
+	$(CARGO) test --profile $(PROFILE) --workspace --test images -- --nocapture
+
 checks: setup ## Print the conformance list of the node proxy (OUTPUT=json for programs)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- checks $(if $(OUTPUT),-o $(OUTPUT))
 
@@ -53,10 +56,13 @@ test-oracle: build-tests ## Compare the waypoint with the real Envoy; ONLY=part/
 bars: setup ## Print the reliability bars of the node proxy with their figures (OUTPUT=json)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars $(if $(OUTPUT),-o $(OUTPUT))
 
-test-long: setup ## The same with the long forms of the tests (about half an hour)
+test-long: build-tests ## The same with the long forms of the tests, and the images (about an hour)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars --long $(if $(OUTPUT),-o $(OUTPUT))
 	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test differential
 	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test mesh -- steady::
+	$(MAKE) setup-kube
+	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test kubernetes -- --nocapture scale:: outage::
+	$(MAKE) test-images
 
 features: setup ## Print the fields of traffic objects with their state, and write docs/features.md
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- features --write >/dev/null
@@ -73,7 +79,7 @@ findings: setup ## Write docs/findings.md from the table of codes
 lint: setup ## Format, clippy, and the checks of the house
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --profile $(PROFILE) --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --profile $(PROFILE) --workspace --test kubernetes -- -D warnings
+	$(CARGO) clippy --profile $(PROFILE) --workspace --test kubernetes --test images -- -D warnings
 	$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- check
 
 fmt: ## Format the code

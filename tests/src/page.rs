@@ -8,7 +8,9 @@
 //! * `<!-- file: NAME -->`: the block is the text of a file;
 //! * `<!-- waits -->`: the commands are repeated until they come out as shown;
 //! * `<!-- exit: N -->`: the last command of the block ends with this code;
-//! * `<!-- not run: REASON -->`: the block is not run. These are counted and printed.
+//! * `<!-- stays -->`: the command runs until its reader ends it: it is ended when it shows what the
+//!   page does and, if it named an address, something has answered there;
+//! * `<!-- run by: TEST -->`: the block is run by another test than the one that follows the page.
 //!
 //! In a `console` block lines that begin with `$ ` are commands and the others their output, in which
 //! `...` stands for anything; without such lines each line is a command. A `\` at its end goes on in
@@ -20,6 +22,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::wait::eventually;
 
+/// What starts the test of the blocks about images: they take a container engine and half an hour.
+pub const IMAGES: &str = "make test-images";
+/// Tests that run blocks of pages besides those that follow whole pages.
+pub const OTHERS: [&str; 1] = [IMAGES];
+
 /// A page.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Page {
@@ -27,8 +34,17 @@ pub struct Page {
     pub place: String,
     /// What is done, by the places that it is done in.
     pub parts: Vec<Vec<Step>>,
-    /// Why blocks are not run.
-    pub not_run: Vec<String>,
+    /// Blocks that other tests run.
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+/// A block of a page that another test runs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// What starts that test.
+    pub by: String,
+    /// What it does.
+    pub steps: Vec<Step>,
 }
 
 /// What a page makes its reader do.
@@ -51,9 +67,21 @@ pub enum Step {
         output: Option<String>,
         /// What it ends with.
         exit: i32,
-        /// Repeated until it comes out so.
-        waits: bool,
+        /// What is special about running it.
+        how: How,
     },
+}
+
+/// How a command of a page is run.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Once.
+    #[default]
+    Once,
+    /// Repeated until it comes out as shown.
+    Waits,
+    /// Until its reader ends it.
+    Stays,
 }
 
 /// How a command ended.
@@ -71,8 +99,8 @@ pub struct Ended {
 #[derive(Debug, Default)]
 struct Notes {
     file: Option<String>,
-    not_run: Option<String>,
-    waits: bool,
+    run_by: Option<String>,
+    how: How,
     exit: i32,
 }
 
@@ -126,11 +154,12 @@ impl Page {
             "commands" => self.place = rest,
             "anew" => self.parts.push(Vec::new()),
             "file" => notes.file = Some(rest),
-            "waits" => notes.waits = true,
+            "waits" => notes.how = How::Waits,
+            "stays" => notes.how = How::Stays,
             "exit" => notes.exit = rest.parse()?,
-            "not run" => {
-                ensure!(!rest.is_empty(), "give a reason");
-                notes.not_run = Some(rest);
+            "run by" => {
+                ensure!(!rest.is_empty(), "name the test");
+                notes.run_by = Some(rest);
             }
             other => bail!("there is no note {other:?}"),
         }
@@ -138,8 +167,10 @@ impl Page {
     }
 
     fn block(&mut self, language: &str, line: usize, block: &[&str], notes: Notes) -> Result<()> {
-        if let Some(reason) = notes.not_run {
-            self.not_run.push(reason);
+        if let Some(by) = notes.run_by {
+            ensure!(language == "console", "there is nothing to run");
+            let steps = commands(line, block);
+            self.elsewhere.push(Elsewhere { by, steps });
             return Ok(());
         }
         let part = self.parts.last_mut().context("there is always a part")?;
@@ -154,8 +185,8 @@ impl Page {
         if language == "console" {
             let mut steps = commands(line, block);
             for step in &mut steps {
-                if let Step::Command { waits, .. } = step {
-                    *waits = notes.waits;
+                if let Step::Command { how, .. } = step {
+                    *how = notes.how;
                 }
             }
             if let Some(Step::Command { exit, .. }) = steps.last_mut() {
@@ -176,14 +207,15 @@ impl Page {
     }
 }
 
-/// Does what one part of a page says; files go into `folder`.
+/// Does what one part of a page says; files go into `folder`. A command that stays is ended by `run` when
+/// its standard output is as the function that it gets says.
 ///
 /// # Errors
 /// When a command ends otherwise than the page shows.
 pub async fn follow(
     part: &[Step],
     folder: &Path,
-    run: impl AsyncFn(&str) -> Result<Ended>,
+    run: impl AsyncFn(&str, Option<&dyn Fn(&str) -> bool>) -> Result<Ended>,
 ) -> Result<()> {
     for step in part {
         match step {
@@ -193,16 +225,23 @@ pub async fn follow(
                 command,
                 output,
                 exit,
-                waits,
+                how,
             } => {
                 let once = async || -> Result<()> {
-                    let ended = run(command).await?;
+                    let ended = run(command, None).await?;
                     is_as_shown(&ended, *exit, output.as_deref())
                 };
                 let what = format!("line {line}: {command}");
-                match waits {
-                    true => eventually(&what, once).await?,
-                    false => once().await.with_context(|| what.clone())?,
+                match how {
+                    How::Waits => eventually(&what, once).await?,
+                    How::Once => once().await.with_context(|| what.clone())?,
+                    How::Stays => {
+                        let shown = lines_of(output.as_deref().unwrap_or("..."));
+                        let is_shown = |said: &str| fits(&lines_of(said), &shown);
+                        let ended = run(command, Some(&is_shown)).await;
+                        let ended = ended.with_context(|| what.clone())?;
+                        is_as_shown(&ended, ended.code, output.as_deref()).context(what)?;
+                    }
                 }
             }
         }
@@ -303,7 +342,7 @@ fn commands(first: usize, block: &[&str]) -> Vec<Step> {
             command,
             output: None,
             exit: 0,
-            waits: false,
+            how: How::Once,
         });
     }
     found
@@ -317,24 +356,35 @@ mod tests {
     fn a_page_is_read_as_its_reader_would() {
         let text = "# T\n<!-- commands: lab -->\n\n<!-- file: a.yaml -->\n```yaml\na: 1\n```\n\
                     <!-- waits -->\n<!-- exit: 1 -->\n```console\n$ one \\\n  more\nout\n$ two <<EOF\nx\nEOF\n```\n\
-                    <!-- anew -->\n```console\nthree\n\nfour\n```\n<!-- not run: no engine -->\n```console\nfive\n```\n";
+                    <!-- anew -->\n```console\nthree\n\nfour\n```\n<!-- run by: make x -->\n```console\nfive\n```\n<!-- stays -->\n```console\nsix\n```\n";
         let page = Page::read(text).unwrap();
-        assert_eq!((&*page.place, page.commands()), ("lab", 4));
-        assert_eq!(page.not_run, ["no engine"]);
+        assert_eq!((&*page.place, page.commands()), ("lab", 5));
+        assert_eq!(page.elsewhere.len(), 1);
+        assert_eq!(page.elsewhere[0].by, "make x");
+        assert!(
+            matches!(&page.elsewhere[0].steps[..], [Step::Command { command, .. }] if command == "five")
+        );
+        assert!(matches!(
+            page.parts[1].last(),
+            Some(Step::Command {
+                how: How::Stays,
+                ..
+            })
+        ));
         assert_eq!(page.parts.len(), 2);
         let Step::Command {
             line,
             command,
             output,
             exit,
-            waits,
+            how,
         } = &page.parts[0][1]
         else {
             panic!("{page:?}");
         };
         assert_eq!(
-            (*line, &**command, *exit, *waits),
-            (11, "one \\\n  more", 0, true)
+            (*line, &**command, *exit, *how),
+            (11, "one \\\n  more", 0, How::Waits)
         );
         assert_eq!(output.as_deref(), Some("out\n"));
         let Step::Command { command, exit, .. } = &page.parts[0][2] else {
@@ -345,7 +395,9 @@ mod tests {
             "```sh\nx\n```\n",
             "```console\nx\n",
             "<!-- nonsense -->\n",
-            "<!-- not run: -->\n",
+            "<!-- not run: no engine -->\n",
+            "<!-- run by: -->\n",
+            "<!-- run by: make x -->\n```yaml\nx\n```\n",
         ] {
             assert!(Page::read(bad).is_err(), "{bad}");
         }

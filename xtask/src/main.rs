@@ -11,6 +11,7 @@ mod docs;
 mod features;
 mod findings;
 mod layers;
+mod pages;
 mod sbom;
 mod size;
 
@@ -28,7 +29,7 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-const USAGE: &str = "usage: xtask check|layers|size|docs|page|codes|images\n       xtask checks|bars [-o json] [--narrow] [--long]\n       xtask features [-o json | --write]\n       xtask findings [--write]\n       xtask sbom PROGRAM";
+const USAGE: &str = "usage: xtask check|layers|size|docs|pages|page|codes|images\n       xtask checks|bars [-o json] [--narrow] [--long]\n       xtask features [-o json | --write]\n       xtask findings [--write]\n       xtask sbom PROGRAM";
 
 fn main() -> anyhow::Result<ExitCode> {
     let root = root();
@@ -49,10 +50,11 @@ fn main() -> anyhow::Result<ExitCode> {
         return features::run(&root, &arguments[1..]);
     }
     type Check = fn(&Path) -> anyhow::Result<Vec<Complaint>>;
-    let checks: [(&str, Check); 6] = [
+    let checks: [(&str, Check); 7] = [
         ("layers", layers::check),
         ("size", size::check),
         ("docs", docs::check),
+        ("pages", pages::check),
         ("page", features::check),
         ("codes", findings::check),
         ("images", containers::check),
