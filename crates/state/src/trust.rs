@@ -1,5 +1,6 @@
 //! Trust domains that are names of one mesh: while a mesh is renamed, peers show the old name or the new.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use isobar_types::{Identity, Str};
@@ -24,6 +25,24 @@ impl Snapshot {
         a.namespace == b.namespace
             && a.service_account == b.service_account
             && self.is_one_trust(&a.trust_domain, &b.trust_domain)
+    }
+
+    /// The account under the one of its names that stands for all of them; `identity` itself where there is no
+    /// other. Which one that is says nothing: it is for counting and comparing.
+    #[must_use]
+    pub fn one_name<'a>(&self, identity: &'a Identity) -> Cow<'a, Identity> {
+        let names = &self.outbound.trust;
+        match names.first() {
+            Some(first)
+                if *first != identity.trust_domain && names.contains(&identity.trust_domain) =>
+            {
+                Cow::Owned(Identity {
+                    trust_domain: first.clone(),
+                    ..identity.clone()
+                })
+            }
+            _ => Cow::Borrowed(identity),
+        }
     }
 
     /// True if `identity` is the workload's, under any name of the mesh; allocates nothing.
@@ -80,6 +99,31 @@ mod tests {
         assert!(draft.remove_outbound_policy("trust/"));
         assert!(!draft.remove_outbound_policy("trust/"));
         assert!(!draft.finish().is_one_trust("cluster.local", "old.example"));
+    }
+
+    #[test]
+    fn one_name_stands_for_an_account_under_all_names_of_the_mesh() {
+        let plain = Snapshot::default();
+        let mut draft = plain.draft();
+        let domains = ["new.example", "old.example", "a.example"];
+        draft.upsert_outbound_policy(&trust(&domains)).unwrap();
+        let renamed = draft.finish();
+        let account = |domain| Identity::new(domain, "shop", "cart");
+        let stands = renamed.one_name(&account("new.example")).into_owned();
+        assert!(renamed.mean_one(&stands, &account("new.example")));
+        for domain in domains {
+            assert_eq!(*renamed.one_name(&account(domain)), stands, "{domain}");
+            let own = account(domain);
+            assert_eq!(*plain.one_name(&own), own);
+        }
+        let other = account("other.example");
+        assert_eq!(
+            *renamed.one_name(&other),
+            other,
+            "it is no name of the mesh"
+        );
+        let one = renamed.one_name(&stands);
+        assert!(matches!(one, Cow::Borrowed(_)), "nothing is made anew");
     }
 
     #[test]
