@@ -40,6 +40,7 @@ mod room;
 pub(crate) use leave::again;
 pub(crate) use mutual::in_tunnel;
 pub use room::Room;
+pub(crate) use room::network;
 
 /// Connections that may be open on one port of one worker; further ones are closed.
 const OPEN: usize = 10_000;

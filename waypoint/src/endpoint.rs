@@ -16,7 +16,7 @@ use isobar_types::{NetworkAddress, Reason, Str};
 
 use crate::cluster::{self, Cluster, ClusterKey, Clusters};
 use crate::outlier;
-use crate::resolved::{Answers, Missing, Resolver, told};
+use crate::resolved::{Answers, Asked, Missing, Resolver, told};
 use crate::world::{Own, View, World};
 
 /// One pod and port to send to.
@@ -83,7 +83,7 @@ impl NoEndpoint {
             detail: match wanted.subset {
                 _ if key.hostname.starts_with("*.") => format!(
                     "{:?} is no host outside the mesh that service {key} stands for",
-                    wanted.asked.unwrap_or_default()
+                    wanted.asked.map_or("", |asked| asked.host)
                 ),
                 Some(subset) => format!(
                     "subset {} of service {key} has no ready endpoint",
@@ -128,7 +128,7 @@ pub struct Wanted<'a> {
     /// stand for themselves.
     pub dialled: Option<IpAddr>,
     /// The host that the request is for, where the service stands for all of a domain.
-    pub asked: Option<&'a str>,
+    pub asked: Option<Asked<'a>>,
     /// Stands for the endpoint that the caller should stay with.
     pub session: Option<u64>,
     /// Any random number.
@@ -252,8 +252,8 @@ impl Turns {
             detail: refusal.detail,
         });
         let mut candidates = allowed(view, wanted, all.map_err(Unchosen::None)?);
-        let asked = (wanted.asked, wanted.source);
-        let resolved = self.resolver.resolve(view, &mut candidates, asked, answers);
+        let resolver = &self.resolver;
+        let resolved = resolver.resolve(view, &mut candidates, wanted.asked, answers);
         let found = resolved.endpoints.iter();
         candidates.extend(found.map(|(endpoint, port)| Candidate {
             endpoint,

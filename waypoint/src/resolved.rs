@@ -10,6 +10,8 @@ use isobar_state::balance::Candidate;
 use isobar_state::{Endpoint, TunnelProtocol, Workload};
 use isobar_types::{NetworkAddress, Str};
 
+use crate::attribution::Peer;
+use crate::edge::network;
 use crate::names::{Known, Names, behind};
 use crate::world::View;
 
@@ -23,6 +25,15 @@ const WILDCARD: &str = "*.";
 pub(crate) struct Resolver {
     names: Names,
     scope: Rc<LocalScope>,
+}
+
+/// A host that a caller names within a domain.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// As the caller writes it, without a port.
+    pub host: &'a str,
+    /// In whose turn it is asked for: see [`turn_of`].
+    pub turn: &'a str,
 }
 
 /// A name that has to be asked for, among those that callers name or those of configuration.
@@ -52,13 +63,12 @@ impl Resolver {
 
     /// Takes out of `candidates` those without an address, and those that are told as something
     /// outside while their address is that of a pod of the mesh: what they are instead. `asked` is the
-    /// host that the request is for: what stands for all of a domain is that host then. Hosts that are named
-    /// so are asked for in `caller`'s turn.
+    /// host that the request is for: what stands for all of a domain is that host then.
     pub(crate) fn resolve(
         &self,
         view: &View,
         candidates: &mut Vec<Candidate<'_>>,
-        (asked, caller): (Option<&str>, &Workload),
+        asked: Option<Asked<'_>>,
         answers: &Answers,
     ) -> Resolved {
         let mut resolved = Resolved::default();
@@ -90,9 +100,7 @@ impl Resolver {
                     }
                 },
                 None if workload.hostname.starts_with(WILDCARD) => {
-                    let caller = turn_of(caller);
-                    let asked = ((asked, &*caller), answers);
-                    self.of_domain(view, &candidate, asked, &mut resolved);
+                    self.of_domain(view, &candidate, (asked, answers), &mut resolved);
                     continue;
                 }
                 None => self.addresses(
@@ -118,14 +126,16 @@ impl Resolver {
         &self,
         view: &View,
         candidate: &Candidate<'_>,
-        ((asked, caller), answers): ((Option<&str>, &str), &Answers),
+        (asked, answers): (Option<Asked<'_>>, &Answers),
         resolved: &mut Resolved,
     ) {
         let workload = &candidate.endpoint.workload;
-        let Some(name) = asked.and_then(|asked| in_domain(asked, &workload.hostname)) else {
+        let named =
+            asked.and_then(|asked| Some((in_domain(asked.host, &workload.hostname)?, asked.turn)));
+        let Some((name, turn)) = named else {
             return;
         };
-        let named = (self.names.of_callers(), caller);
+        let named = (self.names.of_callers(), turn);
         let found = self.addresses(named, &name, answers, &mut resolved.missing);
         for ip in found.iter() {
             let of_mesh = [*ip, behind(*ip)].into_iter().any(|ip| {
@@ -192,9 +202,13 @@ impl Resolver {
     }
 }
 
-/// In whose turn a caller's hosts are asked for: its account's. Callers without an identity have one together.
-fn turn_of(caller: &Workload) -> String {
-    format!("{}/{}", caller.namespace, caller.service_account)
+/// In whose turn a caller's hosts are asked for: its account's, or without an identity that of its place.
+pub(crate) fn turn_of(caller: &Peer) -> Str {
+    let turn = match &caller.identity {
+        Some(own) => format!("{}/{}", own.namespace, own.service_account),
+        None => network(caller.address.ip().to_canonical()).to_string(),
+    };
+    turn.into()
 }
 
 /// A host as it is asked for by DNS, if it is one of the domain that `pattern` stands for.
@@ -248,6 +262,25 @@ pub(crate) fn told(uid: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn callers_have_turns_by_account_and_without_one_by_place() {
+        let turn = |account: Option<&str>, ip: &str| {
+            let of = |account| isobar_types::Identity::new("cluster.local", "shop", account);
+            turn_of(&Peer {
+                identity: account.map(of),
+                address: (ip.parse::<IpAddr>().unwrap(), 4000).into(),
+                foreign: false,
+            })
+        };
+        assert_eq!(turn(Some("a"), "10.0.0.1"), turn(Some("a"), "10.0.0.2"));
+        assert_ne!(turn(Some("a"), "10.0.0.1"), turn(Some("b"), "10.0.0.1"));
+        assert_ne!(turn(None, "192.0.2.1"), turn(None, "192.0.2.2"));
+        assert_eq!(turn(None, "192.0.2.1"), turn(None, "::ffff:192.0.2.1"));
+        // Who has one address of a network may have all of them.
+        assert_eq!(turn(None, "2001:db8::1"), turn(None, "2001:db8::2"));
+        assert_ne!(turn(None, "2001:db8::1"), turn(None, "2001:db8:0:1::1"));
+    }
 
     #[test]
     fn only_hosts_of_the_domain_are_asked_for() {

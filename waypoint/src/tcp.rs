@@ -26,7 +26,7 @@ use crate::endpoint::{Endpoint, Wanted};
 use crate::metrics::TcpConnection;
 use crate::observation;
 use crate::outlier::Outcome;
-use crate::resolved::is_named_by_caller;
+use crate::resolved::{Asked, is_named_by_caller, turn_of};
 use crate::session::{Session, until};
 use crate::stream::{AnyStream, Stream};
 use crate::target::Target;
@@ -309,6 +309,8 @@ async fn endpoint(
     facts.memory = session.worker.turns.cluster(rules, service, subset, port);
     let by_ip = rules.balancing.as_ref().and_then(|b| b.hash.as_ref());
     let hash = by_ip.filter(|key| **key == HashKey::SourceIp);
+    let asked = facts.asked(service);
+    let asked = asked.map(|host| (host, turn_of(&session.peer)));
     let wanted = Wanted {
         service,
         port,
@@ -320,7 +322,7 @@ async fn endpoint(
         tried,
         remote: false,
         dialled: addressed.dialled(service),
-        asked: facts.asked(service),
+        asked: asked.as_ref().map(|(host, turn)| Asked { host, turn }),
         session: None,
         dice: rand::random(),
     };

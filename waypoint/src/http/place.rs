@@ -16,6 +16,7 @@ use super::standing::Asked;
 use crate::cluster::Cluster;
 use crate::edge;
 use crate::endpoint::{Endpoint, Wanted};
+use crate::resolved::{Asked as Named, turn_of};
 use crate::session::Session;
 use crate::target::Target;
 use crate::upstream::{How, Preface, Tls};
@@ -37,8 +38,8 @@ pub(super) struct Destination {
     hash: Option<u64>,
     dialled: Option<IpAddr>,
     pub(super) session: Option<u64>,
-    /// The host that is asked for, where the service stands for many.
-    asked: Option<Str>,
+    /// The host that is asked for and in whose turn, where the service stands for many.
+    asked: Option<(Str, Str)>,
     preface: Option<Preface>,
 }
 
@@ -56,7 +57,7 @@ impl Destination {
             tried,
             remote: false,
             dialled: self.dialled,
-            asked: self.asked.as_deref(),
+            asked: self.asked.as_ref().map(|(host, turn)| Named { host, turn }),
             session: self.session,
             dice: rand::random(),
         }
@@ -71,7 +72,7 @@ impl Destination {
                 host: self
                     .asked
                     .as_ref()
-                    .unwrap_or(&self.service.key.hostname)
+                    .map_or(&self.service.key.hostname, |(host, _)| host)
                     .clone(),
             }),
             preface: self.preface,
@@ -180,7 +181,10 @@ pub(super) fn destination(
     let many = service.key.hostname.starts_with("*.");
     Ok(Destination {
         dialled: session.addressed.dialled(&service),
-        asked: many.then(|| split_port(&asked.clean.authority).0.into()),
+        asked: many.then(|| {
+            let (host, _) = split_port(&asked.clean.authority);
+            (host.into(), turn_of(&session.peer))
+        }),
         preface: rules.proxy.map(|version| Preface {
             version,
             source: session.peer.address,

@@ -186,7 +186,10 @@ fn a_domain_says_which_host_is_none_of_it() {
     let rules = balanced(By::Random);
     let wanted = Wanted {
         service: &service,
-        asked: Some("a.other.com"),
+        asked: Some(Asked {
+            host: "a.other.com",
+            turn: "a",
+        }),
         ..bed.wanted(&rules)
     };
     let none = bed.choose(&wanted).unwrap_err();
