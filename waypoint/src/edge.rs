@@ -19,7 +19,7 @@ use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{AppProtocol, Service};
 use isobar_tls::Hello;
 use isobar_tls::edge::EdgeServer;
-use isobar_types::{Reason, Str};
+use isobar_types::{Identity, Reason, Str};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -359,7 +359,12 @@ pub(crate) enum Instead {
 /// Another listener of the port that is meant by the host of a request than the one whose handshake it was,
 /// and whether who has come by this one would come in by that one as well: it may ask for another certificate
 /// of its callers, or for one at all.
-fn meant(view: &View, listener: &Listener, authority: &str) -> Option<(Arc<Listener>, bool)> {
+fn meant(
+    view: &View,
+    listener: &Listener,
+    authority: &str,
+    caller: Option<&Identity>,
+) -> Option<(Arc<Listener>, bool)> {
     if listener.protocol != ListenerProtocol::Https {
         return None;
     }
@@ -374,10 +379,11 @@ fn meant(view: &View, listener: &Listener, authority: &str) -> Option<(Arc<Liste
     if Some(exact) <= own {
         return None;
     }
-    // Of the mesh both, who it is has been shown already, in a tunnel even without a server name.
+    // Of the mesh both, who it is has been shown already, in a tunnel even without a server name: it needs
+    // one of the names that the other asks for.
     let both = listener.of_mesh() && other.protocol == ListenerProtocol::Https;
-    let asked = other.tls.as_ref().zip(listener.tls.as_ref());
-    let admitted = asked.is_some_and(|(now, before)| now.mesh && now.admits_all_of(before));
+    let asked = other.tls.as_ref().filter(|tls| tls.mesh);
+    let admitted = asked.is_some_and(|tls| mutual::is_named(tls, caller, &view.snapshot));
     Some((other, both && admitted))
 }
 
@@ -403,7 +409,7 @@ pub(crate) fn decide(
         rules: HttpDecision::NoRoute,
         instead: None,
     };
-    let meant = meant(view, listener, call.authority);
+    let meant = meant(view, listener, call.authority, caller.identity.as_ref());
     let listener = match &meant {
         None => listener,
         Some((other, true)) => other,

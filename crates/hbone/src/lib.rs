@@ -26,6 +26,7 @@ pub use headers::{
     Authority, Baggage, ConnectHeaders, FORWARDED_NETWORK, Forwarded, HeaderError, TraceParent,
     WorkloadType,
 };
+pub use liveness::past;
 pub use pool::{Certificates, Pool, PoolOptions, TunnelKey};
 pub use proxy_protocol::{ProxyHeader, ProxyHeaderError};
 pub use relay::{

@@ -43,8 +43,8 @@ pub(crate) async fn watch(
 /// Longest sleep before the clock is read again: it may be set meanwhile.
 const LOOK: Duration = Duration::from_secs(3600);
 
-/// Resolves `grace` after `end`.
-pub(crate) async fn past(end: SystemTime, grace: Duration) {
+/// Resolves `grace` after `end`, by the clock of the machine, which may be set meanwhile.
+pub async fn past(end: SystemTime, grace: Duration) {
     loop {
         let last = end + grace;
         match last.duration_since(SystemTime::now()) {

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use isobar_route::{Listener, ListenerProtocol, ListenerTls};
 use isobar_state::Snapshot;
 use isobar_tls::edge::MESH_HTTP;
-use isobar_tls::{Hello, ServerTls, server_config};
+use isobar_tls::{Hello, ServerTls, VerifiedPeer, server_config};
 use isobar_types::{Identity, Reason, Str};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ use crate::attribution::Peer;
 use crate::session::Worker;
 use crate::stream::{AnyStream, Rewound, Stream};
 
+/// A caller whose certificate has ended so long ago may not go on, as in tunnels.
+const PAST_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 /// A caller that says nothing for so long waits for the server to speak first: it does not begin TLS.
 const SILENCE: Duration = Duration::from_millis(100);
 
@@ -59,10 +61,18 @@ pub(super) async fn serve<S: Stream>(
     let stream: AnyStream = Box::new(stream);
     tokio::select! {
         () = leave::serve(session(worker, peer, listener), stream, None) => {}
-        () = caller.revoked() => {
-            tracing::info!(%address, "a connection is closed: its caller's certificate is revoked");
-            worker.metrics.refused(Reason::CertificateRevoked);
+        reason = distrusted(&caller, PAST_EXPIRY) => {
+            tracing::info!(%address, %reason, "a connection is closed: its caller's certificate is not good any more");
+            worker.metrics.refused(reason);
         }
+    }
+}
+
+/// Resolves when a caller that was known by its certificate is not any more.
+async fn distrusted(caller: &VerifiedPeer, past_expiry: Duration) -> Reason {
+    tokio::select! {
+        () = caller.revoked() => Reason::CertificateRevoked,
+        () = isobar_hbone::past(caller.not_after(), past_expiry) => Reason::IdentityExpired,
     }
 }
 
@@ -80,10 +90,7 @@ async fn server(worker: &Worker, listener: &Listener) -> Result<ServerTls, Strin
 
 /// Whether a caller has one of the names that the listener asks for, where it does.
 fn may_come(worker: &Worker, peer: &Peer, listener: &Listener) -> bool {
-    let view = worker.world.view();
-    let caller = peer.identity.as_ref();
-    let has_name = |tls: &ListenerTls| is_named(tls, caller, &view.snapshot);
-    if listener.tls.as_ref().is_none_or(has_name) {
+    if admits(listener, peer, &worker.world.view().snapshot) {
         return true;
     }
     let (address, listener) = (peer.address, &*listener.name);
@@ -92,8 +99,14 @@ fn may_come(worker: &Worker, peer: &Peer, listener: &Listener) -> bool {
     false
 }
 
+fn admits(listener: &Listener, peer: &Peer, mesh: &Snapshot) -> bool {
+    let caller = peer.identity.as_ref();
+    let mut asked = listener.tls.iter();
+    asked.all(|tls| is_named(tls, caller, mesh))
+}
+
 /// As policies do, a name means its account under any name of the mesh.
-fn is_named(tls: &ListenerTls, caller: Option<&Identity>, mesh: &Snapshot) -> bool {
+pub(super) fn is_named(tls: &ListenerTls, caller: Option<&Identity>, mesh: &Snapshot) -> bool {
     let is_it = |name: &Str, own| {
         let named = name.parse::<Identity>();
         named.is_ok_and(|named| mesh.mean_one(&named, own))
@@ -126,7 +139,8 @@ pub(crate) async fn in_tunnel<S: Stream>(
         };
         return secured(worker, peer, listener, stream).await;
     }
-    let Some(listener) = without_name(&of_mesh) else {
+    let mesh = worker.world.view().snapshot;
+    let Some(listener) = without_name(&of_mesh, |one| admits(one, &peer, &mesh)) else {
         let port = listener.port;
         tracing::info!(%address, port, "a tunnel without TLS in it does not tell which server of the port it is for");
         worker.metrics.refused(Reason::NoRoute);
@@ -162,13 +176,19 @@ async fn begin(stream: &mut (impl AsyncRead + Unpin), must: bool) -> Option<(Hel
     }
 }
 
-/// The listener for those who name none: of HTTP any, as requests name their hosts; else the only one, or
-/// the one for every name.
-fn without_name<'a>(of_mesh: &[&'a Arc<Listener>]) -> Option<&'a Arc<Listener>> {
+/// The listener for those who name none: of HTTP any that admits the caller, as requests name their hosts and
+/// are judged by those; else the only one, or the one for every name.
+fn without_name<'a>(
+    of_mesh: &[&'a Arc<Listener>],
+    admits: impl Fn(&Listener) -> bool,
+) -> Option<&'a Arc<Listener>> {
     let is_http = |one: &&&Arc<Listener>| one.protocol == ListenerProtocol::Https;
     match of_mesh {
         [only] => Some(only),
-        all if all.iter().all(|one| is_http(&one)) => all.first().copied(),
+        all if all.iter().all(|one| is_http(&one)) => {
+            let admitting = all.iter().find(|one| admits(one));
+            admitting.or(all.first()).copied()
+        }
         all => all.iter().find(|one| one.takes(None).is_some()).copied(),
     }
 }
@@ -176,9 +196,31 @@ fn without_name<'a>(of_mesh: &[&'a Arc<Listener>]) -> Option<&'a Arc<Listener>> 
 #[cfg(test)]
 mod tests {
     use isobar_proto::isobar::v1 as proto;
+    use isobar_tls::{ca, client_config};
     use proto::outbound_policy::Kind;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_caller_is_known_as_long_as_its_certificate_is_good() {
+        let authority = ca::Authority::generate("test").unwrap();
+        let identity = |account| Identity::new("cluster.local", "a", account);
+        let of = |account, life| authority.issue_workload(&identity(account), life).unwrap();
+        let (short, long) = (Duration::from_secs(2), Duration::from_secs(3600));
+        let server = server_config(&of("gateway", long));
+        let meet = async |life| {
+            let client = client_config(&of("client", life), &[identity("gateway")]).unwrap();
+            let (one, other) = tokio::io::duplex(64 * 1024);
+            let (_, met) = tokio::join!(client.connect(one), server.accept(other));
+            met.unwrap().1
+        };
+        let now = Duration::ZERO;
+        let still = distrusted(&meet(long).await, now);
+        assert!(tokio::time::timeout(short, still).await.is_err());
+        let caller = meet(short).await;
+        assert_eq!(distrusted(&caller, now).await, Reason::IdentityExpired);
+        assert!(std::time::SystemTime::now() >= caller.not_after());
+    }
 
     #[test]
     fn a_caller_has_its_name_under_any_name_of_the_mesh() {

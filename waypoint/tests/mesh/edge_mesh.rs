@@ -10,6 +10,7 @@ use isobar_proto::istio::workload::AppProtocol;
 use isobar_tls::https::ClientIdentity;
 use isobar_tls::outwards::{self, OutwardClient, Within};
 use isobar_waypoint::stream::AnyStream;
+use isobar_xds::CertSource;
 use proto::listener::Protocol;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use crate::bed::*;
 use crate::edge::{describe_all, listener_of, open, rules, rules_for, rules_of};
 
 /// Where what asks for it is served by its own certificate of the mesh.
-fn of_mesh(protocol: Protocol, port: u16, host: &str) -> proto::Listener {
+pub(crate) fn of_mesh(protocol: Protocol, port: u16, host: &str) -> proto::Listener {
     proto::Listener {
         name: host.into(),
         tls: Some(proto::ListenerTls {
@@ -37,8 +38,13 @@ fn tell_certificates(bed: &Bed) {
 /// What a proxy beside an application of that account opens connections with; without one, somebody who
 /// only trusts the mesh.
 async fn caller(bed: &Bed, account: Option<&str>) -> OutwardClient {
+    caller_of(&*bed.certificates, account).await
+}
+
+/// The same with certificates from there.
+pub(crate) async fn caller_of(source: &dyn CertSource, account: Option<&str>) -> OutwardClient {
     let own = identity(account.unwrap_or("nobody"));
-    let own = bed.certificates.fetch(&own).await.unwrap();
+    let own = source.fetch(&own).await.unwrap();
     let chain: String = own.chain().iter().map(|one| one.pem.as_str()).collect();
     let roots: String = own.roots().iter().map(|one| one.pem.as_str()).collect();
     let key = own.private_key().to_pem().unwrap();
@@ -124,6 +130,39 @@ fn a_tunnel_is_as_good_as_a_certificate_in_it() {
                 assert_eq!(ask(&mut client, host).await, status, "{account} {host}");
             }
         }
+        let callers_of = |names: [&[&str]; 2]| {
+            let all = hosts.into_iter().zip(names).map(|(host, names)| {
+                let mut one = of_mesh(Protocol::Https, at.port(), host);
+                let names = names.iter().map(|name| identity(name).to_string());
+                one.tls.as_mut().unwrap().client_names = names.collect();
+                one
+            });
+            describe_all(&bed, all.collect());
+        };
+        let seen = async |account| {
+            let mut seen = Vec::new();
+            for host in hosts {
+                let stream = bed.tunnel(account, &at.to_string()).await.unwrap();
+                let client = bed.client_over(stream);
+                let asked =
+                    tokio::time::timeout(STAY, async { ask(&mut client.await, host).await });
+                seen.push(asked.await.unwrap());
+            }
+            seen
+        };
+        // Each server asks for its own callers, whichever of them is the first.
+        callers_of([&["other"], &[]]);
+        assert_eq!(seen("client").await, [421, 200]);
+        callers_of([&[], &["other"]]);
+        assert_eq!(seen("client").await, [200, 421]);
+        callers_of([&["client"], &["client", "other"]]);
+        assert_eq!(seen("client").await, [200, 200]);
+        callers_of([&["other"], &["another"]]);
+        let mut stream = bed.tunnel("client", &at.to_string()).await.unwrap();
+        let get = b"GET / HTTP/1.1\r\nhost: svc\r\n\r\n";
+        stream.write_all(get).await.unwrap();
+        assert!(stream.read_u8().await.is_err(), "no server admits it");
+        callers_of([&[], &[]]);
         // With TLS in it as well, for whoever begins it, that says who calls.
         let stream = bed.tunnel("other", &at.to_string()).await.unwrap();
         let own = caller(&bed, Some("client")).await;
@@ -268,11 +307,19 @@ fn what_is_passed_on_by_name_has_no_tls_of_ours_around_it() {
 }
 
 /// An HTTP/2 connection as its client uses it.
-type Sender = hyper::client::conn::http2::SendRequest<Full<bytes::Bytes>>;
+pub(crate) type Sender = hyper::client::conn::http2::SendRequest<Full<bytes::Bytes>>;
 
 /// A connection of HTTP/2 on which a request is on its way, and the stream of it.
 async fn waiting(bed: &Bed, at: SocketAddr) -> (Sender, hyper::body::Incoming) {
-    let own = caller(bed, Some("client")).await;
+    waiting_as(bed, &caller(bed, Some("client")).await, at).await
+}
+
+/// The same for somebody else.
+pub(crate) async fn waiting_as(
+    bed: &Bed,
+    own: &OutwardClient,
+    at: SocketAddr,
+) -> (Sender, hyper::body::Incoming) {
     let tcp = TcpStream::connect(at).await.unwrap();
     let stream = own.connect(tcp, "svc", Within::Http2).await.unwrap();
     let stream: AnyStream = Box::new(stream);
@@ -291,7 +338,7 @@ async fn waiting(bed: &Bed, at: SocketAddr) -> (Sender, hyper::body::Incoming) {
     (sender, body)
 }
 
-fn events() -> http::Request<Full<bytes::Bytes>> {
+pub(crate) fn events() -> http::Request<Full<bytes::Bytes>> {
     let request = http::Request::get("http://svc/events");
     request.body(Full::default()).unwrap()
 }
@@ -304,7 +351,7 @@ async fn takes_no_more(sender: &mut Sender) {
 }
 
 /// Answers every request with a first word and nothing after it.
-async fn endless(bed: &Bed) {
+pub(crate) async fn endless(bed: &Bed) {
     let listener = TcpListener::bind("127.0.1.8:0").await.unwrap();
     bed.known_backend("endless", "v1", listener.local_addr().unwrap());
     bed.publish_mesh(AppProtocol::Http11);

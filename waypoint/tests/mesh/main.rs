@@ -8,6 +8,7 @@ mod callers;
 mod destinations;
 mod edge;
 mod edge_mesh;
+mod edge_trust;
 mod http;
 mod kept;
 mod limits;
