@@ -95,10 +95,10 @@ fn either(
     of(first).or_else(|| of(other?))
 }
 
+/// The first line of a header, as with Envoy: others of its name may have been added by whoever was in between.
 fn text(headers: &HeaderMap, name: &::http::HeaderName) -> Option<String> {
-    let all = headers.get_all(name).iter();
-    let all: Vec<_> = all.filter_map(|value| value.to_str().ok()).collect();
-    (!all.is_empty()).then(|| all.join(","))
+    let first = std::str::from_utf8(headers.get(name)?.as_bytes());
+    first.ok().map(str::to_owned)
 }
 
 fn of_request(field: &Field, asked: &Asked, headers: &HeaderMap) -> Option<String> {
