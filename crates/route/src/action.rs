@@ -564,4 +564,28 @@ mod tests {
         assert_eq!(b, ["2", "3"]);
         assert!(!headers.contains_key("a"));
     }
+
+    #[test]
+    fn delays_take_their_share() {
+        let second = Duration::from_secs(1);
+        let fault = Fault {
+            delay: Some((50.0, second)),
+            abort: None,
+        };
+        assert_eq!(fault.delay(0), Some(second));
+        assert_eq!(fault.delay(500_000), None);
+    }
+
+    #[test]
+    fn edits_say_whether_a_value_has_to_be_made() {
+        let text = |text: &str| HeaderText::compile(text).unwrap();
+        let name = || HeaderName::from_static("a");
+        let edits = |set: &str, add: &str| HeaderEdits {
+            set: vec![(name(), text(set))],
+            add: vec![(name(), text(add))],
+            ..HeaderEdits::default()
+        };
+        assert!(!HeaderEdits::default().is_made() && !edits("1", "100%%").is_made());
+        assert!(edits("%PROTOCOL%", "1").is_made() && edits("1", "%PROTOCOL%").is_made());
+    }
 }

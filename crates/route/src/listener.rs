@@ -337,4 +337,64 @@ mod tests {
             assert_eq!(now.admits_all_of(&before), admits, "{now:?} {before:?}");
         }
     }
+
+    #[test]
+    fn what_is_spoken_says_who_calls_and_where_it_goes() {
+        use proto::listener::Protocol;
+        let made = |protocol: Protocol, tls: Option<proto::ListenerTls>| {
+            let mut from = listener(&["*"], &["*"]);
+            from.protocol = protocol.into();
+            from.tls = tls;
+            Listener::compile(&from, "edge/gw").unwrap()
+        };
+        let of_mesh = || proto::ListenerTls {
+            mesh: true,
+            ..Default::default()
+        };
+        let plain = || Some(proto::ListenerTls::default());
+        for (one, in_tls, mesh) in [
+            (made(Protocol::Http, None), false, false),
+            (made(Protocol::Tcp, None), false, false),
+            (made(Protocol::Tls, None), true, false),
+            (made(Protocol::Https, plain()), true, false),
+            (made(Protocol::Https, Some(of_mesh())), true, true),
+            (made(Protocol::Tls, Some(of_mesh())), true, true),
+        ] {
+            assert_eq!((one.in_tls(), one.of_mesh()), (in_tls, mesh), "{one:?}");
+            assert_eq!(one.opaque().map(|rules| &*rules.hostname), Some("80/*"));
+        }
+    }
+
+    #[test]
+    fn versions_and_callers_are_those_that_are_asked_for() {
+        let made = |change: &dyn Fn(&mut proto::ListenerTls)| {
+            let mut from = proto::ListenerTls::default();
+            change(&mut from);
+            ListenerTls::compile(&from).unwrap()
+        };
+        let versions = |tls: ListenerTls| (tls.tls13, tls.tls12);
+        assert_eq!(versions(made(&|_| ())), (true, true));
+        assert_eq!(versions(made(&|tls| tls.only_tls13 = true)), (true, false));
+        assert_eq!(versions(made(&|tls| tls.only_tls12 = true)), (false, true));
+        let asked = |client: ClientCertificate, mesh| {
+            made(&|tls: &mut proto::ListenerTls| {
+                tls.client = client.into();
+                tls.client_authority = "edge/ca".into();
+                tls.mesh = mesh;
+            })
+            .clients
+        };
+        let by = |required| Some(("edge/ca".into(), required));
+        assert_eq!(asked(ClientCertificate::None, false), None);
+        assert_eq!(asked(ClientCertificate::Required, false), by(true));
+        assert_eq!(asked(ClientCertificate::Optional, false), by(false));
+        // Whose callers are of the mesh asks nobody else.
+        assert_eq!(asked(ClientCertificate::Required, true), None);
+        let mesh_alone = proto::ListenerTls {
+            client: ClientCertificate::Required.into(),
+            mesh: true,
+            ..Default::default()
+        };
+        assert!(ListenerTls::compile(&mesh_alone).is_ok());
+    }
 }

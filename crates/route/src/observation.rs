@@ -102,3 +102,63 @@ fn observe(
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use isobar_proto::isobar::v1 as proto;
+    use proto::authorization::Action;
+
+    use super::*;
+    use crate::http_match::tests::caller;
+
+    fn tables(dry_run: bool, action: Action, sni: &str) -> Tables {
+        let mut draft = Tables::default().draft();
+        let name = proto::ValueMatch {
+            match_type: Some(proto::value_match::MatchType::Exact(sni.into())),
+        };
+        draft.upsert_policy(&proto::Authorization {
+            namespace: "ns".into(),
+            name: "p".into(),
+            action: action.into(),
+            whole_waypoint: true,
+            dry_run,
+            rules: vec![proto::AuthorizationRule {
+                when: vec![proto::AuthorizationCondition {
+                    key: "connection.sni".into(),
+                    values: vec![name],
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        draft.finish()
+    }
+
+    fn said(tables: &Tables) -> Vec<&'static str> {
+        let call = TcpCall {
+            destination: ([10, 0, 0, 1], 80).into(),
+            sni: Some("a.example"),
+        };
+        let all = observe_tcp(tables, None, &call, &caller());
+        all.into_iter().map(|one| one.outcome.as_str()).collect()
+    }
+
+    #[test]
+    fn connections_are_watched_as_requests_are() {
+        let mine = "a.example";
+        for (dry_run, action, sni, expect) in [
+            (false, Action::Audit, mine, &["audit"][..]),
+            (false, Action::Audit, "b.example", &[]),
+            (true, Action::Deny, mine, &["would_deny"]),
+            (true, Action::Deny, "b.example", &[]),
+            (true, Action::Allow, mine, &["would_allow"]),
+            (true, Action::Allow, "b.example", &["would_deny"]),
+            (false, Action::Deny, mine, &[]),
+        ] {
+            let tables = tables(dry_run, action, sni);
+            assert_eq!(said(&tables), expect, "{dry_run} {action:?} {sni}");
+        }
+        assert!(said(&Tables::default()).is_empty());
+    }
+}

@@ -72,3 +72,75 @@ impl Weighted {
         self.own.as_ref().map_or(&[], |own| &own.limits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::external_auth::{Grpc, Protocol};
+    use proto::http_route::Action as Does;
+
+    use super::*;
+    use crate::action::Action;
+    use crate::virtual_service::VirtualService;
+
+    /// One destination, as it is told and as it is compiled.
+    fn compiled(to: proto::WeightedDestination) -> Weighted {
+        let forward = proto::HttpForward {
+            destinations: vec![to],
+        };
+        let route = proto::HttpRoute {
+            action: Some(Does::Forward(forward)),
+            ..Default::default()
+        };
+        let made = VirtualService::compile(&proto::VirtualService {
+            namespace: "ns".into(),
+            name: "vs".into(),
+            http: vec![route],
+            ..Default::default()
+        });
+        match &made.unwrap().http[0].action {
+            Action::Forward(all) => all[0].clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_for_one_destination_is_kept_with_it() {
+        let none = compiled(proto::WeightedDestination::default());
+        assert_eq!(none.own, None);
+        assert!(none.rewrite().is_none() && none.redirect().is_none());
+        assert!(none.mirrors().is_empty() && none.limits().is_empty());
+        assert!(none.external_auth().is_empty());
+
+        let limits = proto::RateLimitPolicy {
+            namespace: "ns".into(),
+            name: "ten".into(),
+            ..Default::default()
+        };
+        let all = compiled(proto::WeightedDestination {
+            rewrite: Some(proto::HttpRewrite {
+                uri: "/new".into(),
+                ..Default::default()
+            }),
+            redirect: Some(proto::HttpRedirect {
+                uri: "/there".into(),
+                ..Default::default()
+            }),
+            mirrors: vec![proto::Mirror {
+                percentage: 50.0,
+                ..Default::default()
+            }],
+            external_auth: vec![proto::ExternalAuth {
+                protocol: Some(Protocol::Grpc(Grpc::default())),
+                ..Default::default()
+            }],
+            rate_limits: vec![limits],
+            ..Default::default()
+        });
+        assert_eq!(all.rewrite().unwrap().uri.as_deref(), Some("/new"));
+        assert_eq!(all.redirect().unwrap().uri.as_deref(), Some("/there"));
+        let copies = &all.mirrors()[0];
+        assert!(copies.takes(0) && !copies.takes(500_000), "{copies:?}");
+        assert_eq!(all.external_auth().len(), 1);
+        assert_eq!(&*all.limits()[0].name.name, "ten");
+    }
+}

@@ -229,4 +229,62 @@ mod tests {
             assert_eq!(rules.shown(&headers, 1000), None, "{text}");
         }
     }
+
+    #[test]
+    fn endpoints_and_destinations_are_told_apart() {
+        assert_ne!(Session::endpoint("a"), Session::endpoint("b"));
+        let to = |subset: &str, port| {
+            Session::destination(&Target {
+                service: None,
+                subset: Some(subset.into()),
+                port,
+                host: "a".into(),
+                refuse: None,
+            })
+        };
+        let all = [to("v1", 80), to("v2", 80), to("v1", 81)];
+        assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2]);
+        assert_eq!(all[0], to("v1", 80));
+    }
+
+    #[test]
+    fn nobody_gives_themselves_more_time_than_there_is() {
+        let of = |lifetime: Option<i64>, text: &str, now| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-s", HeaderValue::from_str(text).unwrap());
+            rules(true, lifetime, false).shown(&headers, now).is_some()
+        };
+        // 3e8 is 1000, 424 is 1060.
+        for (lifetime, text, now, expect) in [
+            (Some(60), "1-2-424", 1000, true),
+            (Some(60), "1-2-424", 999, false),
+            (Some(60), "1-2-424", 1059, true),
+            (Some(60), "1-2-424", 1060, false),
+            (Some(60), "1-2-0", 1000, false),
+            (None, "1-2-0", 1000, true),
+            (None, "1-2-424", 1059, true),
+            (None, "1-2-424", 1060, false),
+        ] {
+            assert_eq!(of(lifetime, text, now), expect, "{lifetime:?} {text} {now}");
+        }
+    }
+
+    #[test]
+    fn browsers_keep_what_lasts() {
+        let given = |rules: &SessionRules, before, now| {
+            let (_, value) = rules.give(before, (1, 2), now);
+            value.to_str().unwrap().to_owned()
+        };
+        let endless = rules(false, None, true);
+        assert!(!given(&endless, None, 1000).contains("Max-Age"));
+        let at_its_end = Session {
+            endpoint: 1,
+            destination: 2,
+            ends: 1000,
+            idle: 0,
+        };
+        let permanent = rules(false, Some(60), true);
+        assert!(given(&permanent, None, 1000).contains("Max-Age=60;"));
+        assert!(!given(&permanent, Some(at_its_end), 1000).contains("Max-Age"));
+    }
 }

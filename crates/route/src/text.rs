@@ -172,4 +172,30 @@ mod tests {
         assert!(below("/a").matches_ignoring_case(b"/A/b"));
         assert!(!below("/a").matches_ignoring_case(b"/Ab"));
     }
+
+    #[test]
+    fn matches_are_shown_to_people_and_a_star_is_whatever_is_there() {
+        let made = |kind| {
+            let from = proto::StringMatch { match_type: kind };
+            TextMatch::compile(&from).unwrap().to_string()
+        };
+        for (kind, shown) in [
+            (Some(MatchType::Exact("a".into())), "= a"),
+            (Some(MatchType::Prefix("a".into())), "prefix a"),
+            (Some(MatchType::PathPrefix("/a/".into())), "below /a/"),
+            (Some(MatchType::Regex("*".into())), "present"),
+            (Some(MatchType::Present(true)), "present"),
+            (None, "present"),
+        ] {
+            assert_eq!(made(kind), shown);
+        }
+        assert!(made(Some(MatchType::Regex("a.*".into()))).starts_with("regex "));
+    }
+
+    #[test]
+    fn what_is_empty_is_not_there() {
+        assert!(ValueMatch::Present.matches(b"x") && !ValueMatch::Present.matches(b""));
+        assert!(ValueMatch::Present.matches_ignoring_case(b"x"));
+        assert!(!ValueMatch::Present.matches_ignoring_case(b""));
+    }
 }

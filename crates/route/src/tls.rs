@@ -63,3 +63,27 @@ impl Origination {
         })))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_comes_with_its_key() {
+        let made = |chain: &str, key: &str| {
+            let compiled = Origination::compile(&proto::EndpointTls {
+                client_certificate: chain.into(),
+                private_key: key.into(),
+                ..Default::default()
+            });
+            compiled.map(|made| match made {
+                Origination::On(rules) => rules.identity.clone(),
+                Origination::Off => panic!("it is off"),
+            })
+        };
+        let both = Some(("/chain".into(), "/key".into()));
+        assert_eq!(made("/chain", "/key").unwrap(), both);
+        assert_eq!(made("", "").unwrap(), None);
+        assert!(made("/chain", "").is_err() && made("", "/key").is_err());
+    }
+}

@@ -519,4 +519,65 @@ mod tests {
         };
         assert!((share(&fast, 25) - 0.5).abs() < 1e-9);
     }
+
+    #[test]
+    fn new_endpoints_are_warmed_up_as_rules_say() {
+        let made = |minimum_percent, aggression| {
+            let policy = proto::TrafficPolicy {
+                warmup: Some(proto::Warmup {
+                    duration: Some(prost_types::Duration {
+                        seconds: 30,
+                        nanos: 0,
+                    }),
+                    minimum_percent,
+                    aggression,
+                }),
+                ..Default::default()
+            };
+            let rules = Traffic::compile(&policy).unwrap();
+            rules.at(1).balancing.as_ref().unwrap().warmup.unwrap()
+        };
+        let plain = made(0.0, 0.0);
+        assert_eq!(plain.window, Duration::from_secs(30));
+        assert!((plain.least - 0.1).abs() < 1e-9, "{plain:?}");
+        assert!((plain.aggression - 1.0).abs() < 1e-9, "{plain:?}");
+        let own = made(25.0, 2.0);
+        assert!((own.least - 0.25).abs() < 1e-9, "{own:?}");
+        assert!((own.aggression - 2.0).abs() < 1e-9, "{own:?}");
+        let nothing = Traffic::compile(&proto::TrafficPolicy::default()).unwrap();
+        assert!(nothing.at(1).balancing.is_none());
+    }
+
+    #[test]
+    fn endpoints_are_spoken_to_as_the_pool_says() {
+        use proto::http_pool::Upgrade;
+        let speak = |use_client_protocol, upgrade: Upgrade| {
+            let http = proto::HttpPool {
+                use_client_protocol,
+                h2_upgrade: upgrade.into(),
+                ..Default::default()
+            };
+            let pool = proto::ConnectionPool {
+                http: Some(http),
+                ..Default::default()
+            };
+            compile_pool(&pool).unwrap().speak
+        };
+        assert_eq!(speak(false, Upgrade::Default), Speak::Declared);
+        assert_eq!(speak(false, Upgrade::DoNotUpgrade), Speak::Declared);
+        assert_eq!(speak(false, Upgrade::Upgrade), Speak::Http2);
+        assert_eq!(speak(true, Upgrade::Upgrade), Speak::AsCaller);
+    }
+
+    #[test]
+    fn a_port_is_kept_once() {
+        let mut top = pool(1, 0);
+        let of = |most| proto::PortTrafficPolicy {
+            port: 80,
+            policy: Some(pool(most, 0)),
+        };
+        top.port_level = vec![of(5), of(6)];
+        let service = Traffic::compile(&top).unwrap();
+        assert_eq!(service.at(80).limits().max_connections, Some(5));
+    }
 }
