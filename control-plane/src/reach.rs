@@ -28,6 +28,8 @@ pub(crate) struct Reach {
     revision: Revision,
     /// ConfigMap that has selectors where the configuration has none.
     mesh_config: Option<ObjectRef>,
+    /// Namespace of what counts for the whole mesh; empty where nobody is told that it does not.
+    root: String,
 }
 
 impl Reach {
@@ -45,6 +47,7 @@ impl Reach {
             selectors,
             revision: Revision::of(config),
             mesh_config: Some(config.mesh_config()),
+            root: config.root_namespace.clone(),
         })
     }
 
@@ -63,8 +66,20 @@ impl Reach {
         sender: watch::Sender<Arc<Published>>,
         life: Lifetime,
     ) {
+        let mut told = false;
         loop {
             let published = source.borrow_and_update().clone();
+            let set = &published.objects;
+            let misses_root =
+                published.synced && !self.root.is_empty() && !self.looks_at(set, &self.root);
+            if misses_root && !told {
+                tracing::warn!(
+                    namespace = self.root,
+                    "discovery selectors leave out the root namespace: policies for the whole mesh \
+                     do not count, and roots in it are not kept up to date; label it as the selectors ask"
+                );
+            }
+            told = misses_root;
             sender.send_replace(self.narrow(&published));
             tokio::select! {
                 () = life.stopped() => return,
@@ -156,6 +171,12 @@ impl Reach {
             return Cow::Owned(mesh.discovery_selectors);
         }
         Cow::Borrowed(&self.selectors)
+    }
+
+    /// True if objects of a namespace count, as far as selectors say.
+    pub(crate) fn looks_at(&self, set: &ObjectSet, namespace: &str) -> bool {
+        let taken = self.namespaces(set);
+        taken.is_none_or(|all| all.contains(namespace))
     }
 
     /// Names of the namespaces that count; `None` if all do.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{ArgAction, CommandFactory as _, FromArgMatches as _};
-use isobar_objects::{ObjectRef, Published};
+use isobar_objects::{ObjectRef, ObjectSet, Published};
 
 use crate::config::Config;
 use crate::model::Settings;
@@ -93,6 +93,18 @@ impl Started {
     #[must_use]
     pub const fn mesh_config(&self) -> &ObjectRef {
         &self.settings.mesh_config
+    }
+
+    /// The namespace of what counts for the whole mesh.
+    #[must_use]
+    pub fn root_namespace(&self) -> &str {
+        &self.settings.root_namespace
+    }
+
+    /// True if its selectors take a namespace.
+    #[must_use]
+    pub fn looks_at(&self, objects: &ObjectSet, namespace: &str) -> bool {
+        self.reach.looks_at(objects, namespace)
     }
 
     /// What counts for it: objects of namespaces that it looks at, and for nobody else.

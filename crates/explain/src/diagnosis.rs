@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use isobar_control_plane::{
     Missing, Severity as Weight, Started, Told, Verdict, imagined, shut_doors, told_by, verdicts_by,
@@ -14,6 +15,8 @@ use isobar_objects::{
     Published, Secret, Severity, UNREAD, named_secrets,
 };
 use isobar_types::labels;
+
+use crate::left_out::left_out;
 
 /// How much it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,13 +113,15 @@ pub fn diagnose(
     let told_in_text = |verdict: &Verdict| {
         verdict.reason == "UnsupportedValue" && unheard.contains(&verdict.object)
     };
+    let counting = counting(&set, started);
     // Doors are told one by one, with what they lack.
-    let judged = verdicts_by(started, &set).into_iter();
+    let judged = verdicts_by(started, &counting).into_iter();
     let is_door = |v: &Verdict| ["DoorShut", "ProbesShut"].contains(&v.reason);
     let judged = judged.filter(|v| !is_door(v) && !told_in_text(v));
     all.extend(judged.filter_map(of_verdict));
-    all.extend(doors(&set));
-    all.extend(unserved(&set, &told_by(started, &set)));
+    all.extend(doors(&counting));
+    all.extend(unserved(&counting, &told_by(started, &counting)));
+    all.extend(left_out(&set, &counting, started));
     all.extend(enrolment(&set, lives, root));
     for one in &mut all {
         one.kept_back = asks_for_silence(&published.objects, one);
@@ -125,6 +130,15 @@ pub fn diagnose(
     all.retain(|one| known.insert(one.clone()));
     all.sort();
     all
+}
+
+/// Of these objects those that count for the control plane.
+fn counting(set: &ObjectSet, started: &Started) -> ObjectSet {
+    let all = Published {
+        objects: Arc::new(set.clone()),
+        ..Published::default()
+    };
+    ObjectSet::clone(&started.counts(&Arc::new(all)).objects)
 }
 
 fn asks_for_silence(set: &ObjectSet, one: &Diagnosis) -> bool {

@@ -168,3 +168,43 @@ fn what_the_control_plane_would_say_has_codes() {
         Some("spec.http[0].fault".to_owned())
     );
 }
+
+#[test]
+fn policies_that_count_for_nobody_are_told_and_nothing_follows_from_them() {
+    let policy = |name: &str, namespace: &str, labels: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}\n\
+             spec: {{action: DENY, rules: [{{}}]}}\n"
+        )
+    };
+    let mesh = |value: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: istio-system, labels: {{mesh: '{value}'}}}}\n\
+             ---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\n\
+             data: {{mesh: \"discoverySelectors: [{{matchLabels: {{mesh: 'yes'}}}}]\"}}\n"
+        )
+    };
+    let about = |value: &str| {
+        let text = [
+            mesh(value),
+            policy("all", "istio-system", ""),
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: in, labels: {mesh: 'yes'}}\n"
+                .to_owned(),
+            policy("mine", "in", ""),
+            policy("canary", "in", "istio.io/rev: canary"),
+        ];
+        let said = found(&[&text.concat()], Lives::No);
+        let left_out = [Code::LEFT_OUT, Code::ROOT_LEFT_OUT];
+        let said = said.into_iter().filter(|one| left_out.contains(&one.code));
+        said.map(|one| format!("{} {}", one.code, one.object.unwrap().name))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(about("yes"), ["ISO0409 canary"]);
+    let mut all = about("no");
+    all.sort();
+    assert_eq!(
+        all,
+        ["ISO0409 all", "ISO0409 canary", "ISO0410 istio-system"]
+    );
+}

@@ -17,6 +17,7 @@ mod answer;
 mod caller;
 mod destination;
 mod diagnosis;
+mod left_out;
 mod node;
 mod question;
 mod request;

@@ -65,6 +65,10 @@ impl Code {
     pub const NO_CONTROL_PLANE: Self = Self(407);
     /// Callers reach a pod without its node proxy.
     pub const BYPASS: Self = Self(408);
+    /// A policy that does not count for the control plane.
+    pub const LEFT_OUT: Self = Self(409);
+    /// The root namespace does not count for the control plane.
+    pub const ROOT_LEFT_OUT: Self = Self(410);
 
     /// The code of what a control plane gives a reason for.
     #[must_use]
@@ -191,6 +195,8 @@ const TABLE: &[CodeEntry] = &[
     entry(406, "ProxyBehind", "", "a proxy refused what it was told, or has not confirmed it", "`isobar status` says which; look at that proxy's log"),
     entry(407, "NoControlPlane", "", "no control plane could be asked", "look whether it runs, and whether you may get pods/proxy"),
     entry(408, "Bypass", "metadata.annotations[ambient.istio.io/bypass-inbound-capture]", "callers reach the pod without its node proxy: no policy of the mesh holds for them", "remove the annotation unless the pod authenticates its callers itself"),
+    entry(409, "LeftOut", "metadata", "a policy that the control plane does not take: its namespace is not among those that discovery selectors select, or it belongs to another revision", "label the namespace as the selectors ask, or correct the label istio.io/rev; `isobar analyze --revision NAME` asks another control plane"),
+    entry(410, "RootLeftOut", "metadata.labels", "discovery selectors do not take the root namespace, so policies in it, which are for the whole mesh, count for nobody", "label the root namespace as the selectors ask, or add a selector for it"),
 ];
 
 #[cfg(test)]
