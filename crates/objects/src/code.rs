@@ -186,6 +186,8 @@ const TABLE: &[CodeEntry] = &[
     entry(302, "OnlyTunnelPort", "spec.ingress[].ports", "a NetworkPolicy opens 15008, the tunnel, and no port behind it", "name the application's ports beside 15008"),
     entry(303, "TooManyPorts", "spec.ingress[].ports", "a range of ports that is too large to be enforced inside tunnels; its rule opens nothing there", "narrow endPort"),
     entry(304, "ProbesShut", "spec.ingress", "a NetworkPolicy does not admit the address that probes of pods in the mesh come from; network plugins that go by addresses drop them", "`isobar netpol fix` shows the rule for it, `--apply` adds it"),
+    entry(305, "EgressOpen", "spec.egress", "a NetworkPolicy names ports or waypoints and opens 15008, the tunnel, in which egress rules are not enforced", "let what must not be reached refuse its callers: ingress NetworkPolicies, AuthorizationPolicies"),
+    entry(306, "NotEnforced", "metadata.labels[isobar.dev/port-rules]", "a NetworkPolicy whose ingress rules node proxies do not enforce: who comes in on 15008 reaches every port of the pod", "remove the label isobar.dev/port-rules of the namespace, or the control plane's flag --port-rules"),
 
     entry(401, "NotRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is in the mesh by its labels, but its node agent has not said that its traffic is redirected", "look at the agent of the pod's node: `kubectl logs -n istio-system ds/isobar-cni`"),
     entry(402, "StillRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is redirected although its labels do not ask for it", "wait some seconds; then look at the agent of the pod's node"),

@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::sources::{NAMESPACE_NAME, Neighbours, Sources};
-use super::{is_about_ingress, members};
+use super::{is_about_ingress, is_member, members};
 use crate::model::gateways::instance_of;
 use crate::model::pods::PodFacts;
 use crate::model::selection::Selection;
@@ -28,6 +28,8 @@ use crate::model::verdict::{Severity, Verdict};
 use crate::model::workloads::{Memberships, waypoints_of};
 use rule::{Rule, rules};
 
+mod names;
+pub(super) mod own;
 mod probes;
 pub(super) mod rule;
 
@@ -107,8 +109,9 @@ pub(crate) fn shut_doors(
         }
         for pod in pods.iter().filter(|pod| *pod.key.namespace == *namespace) {
             let gateway = instance_of(pod, selection.gateways, selection.settings);
-            if let Some(gateway) = gateway {
-                inspection.waypoint(namespace, pod, gateway);
+            match gateway {
+                Some(gateway) => inspection.waypoint(namespace, pod, gateway),
+                None => inspection.part(namespace, pod),
             }
         }
     }
@@ -220,7 +223,7 @@ impl Inspection<'_> {
         for policy in policies {
             for (at, rule) in rules::<R>(policy).iter().enumerate() {
                 let covered = all().any(|other| other.opens_tunnel() && other.covers(rule));
-                if !rule.opens_tcp() || covered {
+                if !rule.opens_tcp() || covered || !self.leads_into_mesh(policy, rule) {
                     continue;
                 }
                 let door = ShutDoor {
@@ -234,6 +237,25 @@ impl Inspection<'_> {
                         rule.add(entry(ports::HBONE, "TCP"));
                     }
                 });
+            }
+        }
+    }
+
+    /// False for a rule on the way out that leads to no pod in the mesh: nothing there takes a tunnel.
+    /// What is behind an address is not known.
+    fn leads_into_mesh<R: Rule>(&self, policy: &NetworkPolicy, rule: &R) -> bool {
+        if R::FIELD != NetworkPolicyEgressRule::FIELD {
+            return true;
+        }
+        match self.neighbours.admitted(policy.namespace(), rule.peers()) {
+            Sources::Everyone => true,
+            Sources::Listed(listed) => {
+                !listed.blocks.is_empty()
+                    || self.pods.iter().any(|pod| {
+                        listed.takes(pod)
+                            && (is_member(self.selection.set, pod)
+                                || pod.labels.contains_key(labels::GATEWAY_NAME))
+                    })
             }
         }
     }
@@ -311,119 +333,13 @@ impl Inspection<'_> {
                     Sources::Everyone => continue,
                     Sources::Listed(listed) => listed,
                 };
-                for pod in self.pods {
-                    let reached = to.namespaces.contains(&pod.key.namespace)
-                        || pod.ips.iter().any(|ip| to.addresses.contains(ip));
-                    if reached {
-                        let members = self.memberships.get(&pod.key);
-                        found.extend(waypoints_of(pod, members, self.selection));
-                    }
+                for pod in self.pods.iter().filter(|pod| to.takes(pod)) {
+                    let members = self.memberships.get(&pod.key);
+                    found.extend(waypoints_of(pod, members, self.selection));
                 }
             }
         }
         found
-    }
-
-    /// Who may call somebody has to be able to look up names.
-    fn names(&mut self, policies: &[NetworkPolicy]) {
-        let fresh: Vec<NetworkPolicy> = policies.iter().map(|p| self.latest(p)).collect();
-        let open = |policy: &NetworkPolicy| {
-            let mut rules = rules::<NetworkPolicyEgressRule>(policy).iter();
-            rules.any(|rule| match rule.ports() {
-                None | Some([]) => true,
-                Some(ports) => ports.iter().any(|port| is_open(port, DNS, "UDP")),
-            })
-        };
-        let first = fresh
-            .iter()
-            .find(|p| !rules::<NetworkPolicyEgressRule>(p).is_empty());
-        let Some(first) = first.filter(|_| !fresh.iter().any(open)) else {
-            return;
-        };
-        let at = rules::<NetworkPolicyEgressRule>(first).len();
-        let door = ShutDoor {
-            field: format!("spec.egress[{at}]"),
-            missing: Missing::Port(DNS),
-            consequence: "it cannot look up names".to_owned(),
-            pods: self.alike.clone(),
-        };
-        let ports = vec![entry(DNS, "UDP"), entry(DNS, "TCP")];
-        let rule = NetworkPolicyEgressRule::new(None, ports);
-        self.note(first, door, |spec| {
-            NetworkPolicyEgressRule::of_mut(spec).push(rule);
-        });
-    }
-
-    /// A waypoint's pod that policies select needs a policy of its own: what opens doors for it must
-    /// not open them for the application's pods.
-    fn waypoint(&mut self, namespace: &str, pod: &PodFacts<'_>, gateway: &NamespacedName) {
-        let inbound = self.selecting(namespace, pod, is_about_ingress);
-        let outbound = self.selecting(namespace, pod, is_about_egress);
-        let opened = |policies: &[NetworkPolicy]| {
-            let mut rules = policies.iter().flat_map(rules::<NetworkPolicyIngressRule>);
-            rules.any(|rule| rule.opens_tunnel() && rule.peers().is_none_or(<[_]>::is_empty))
-        };
-        let free = |policies: &[NetworkPolicy]| {
-            let mut rules = policies.iter().flat_map(rules::<NetworkPolicyEgressRule>);
-            rules.any(|rule| {
-                rule.peers().is_none_or(<[_]>::is_empty) && rule.ports().is_none_or(<[_]>::is_empty)
-            })
-        };
-        let shut_in = !inbound.is_empty() && !opened(&inbound);
-        let shut_out = !outbound.is_empty() && !free(&outbound);
-        if !shut_in && !shut_out {
-            return;
-        }
-        let name = NamespacedName {
-            namespace: namespace.into(),
-            name: format!("{}-mesh", gateway.name).into(),
-        };
-        let own = NetworkPolicy {
-            metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
-                name: Some(name.name.to_string()),
-                namespace: Some(namespace.to_owned()),
-                ..Default::default()
-            },
-            spec: Some(NetworkPolicySpec {
-                pod_selector: Some(labelled(labels::GATEWAY_NAME, &gateway.name)),
-                ..NetworkPolicySpec::default()
-            }),
-        };
-        let remedy = self.remedies.entry(name).or_insert_with(|| Remedy {
-            before: None,
-            after: own,
-            doors: Vec::new(),
-        });
-        let pods = BTreeSet::from([pod.key.to_string()]);
-        let spec = remedy.after.spec.get_or_insert_default();
-        let types = spec.policy_types.get_or_insert_default();
-        let mut open = |word: &str, field: &str, port, consequence: String| {
-            if types.iter().all(|have| have != word) {
-                types.push(word.to_owned());
-                remedy.doors.push(ShutDoor {
-                    field: field.to_owned(),
-                    missing: Missing::Port(port),
-                    consequence,
-                    pods: pods.clone(),
-                });
-            }
-        };
-        if shut_in {
-            let text =
-                format!("policies shut the waypoint {gateway}: nobody reaches it on port 15008");
-            open("Ingress", "spec.ingress[0]", ports::HBONE, text);
-            spec.ingress = Some(vec![NetworkPolicyIngressRule::new(
-                None,
-                vec![entry(ports::HBONE, "TCP")],
-            )]);
-        }
-        if shut_out {
-            let text = format!(
-                "policies shut the waypoint {gateway} in: it reaches neither the control plane (15012), nor names (53), nor the pods it serves"
-            );
-            open("Egress", "spec.egress[0]", ports::XDS, text);
-            spec.egress = Some(vec![NetworkPolicyEgressRule::default()]);
-        }
     }
 
     fn latest(&self, policy: &NetworkPolicy) -> NetworkPolicy {

@@ -9,9 +9,12 @@
 //! Port 15008 in a list is the tunnel's door and no port behind it: a rule that opens nothing else
 //! lets nobody any further. Callers without an identity stay with the network plugin, and the pod's
 //! waypoints pass: they apply the same policies to their callers.
+//!
+//! Egress rules are not carried: which of them the tunnel exceeds is told.
 
 mod deny;
 mod doors;
+mod egress;
 mod plugin;
 mod ports;
 mod sources;
@@ -81,6 +84,7 @@ impl NetworkPolicies {
         let namespaces: BTreeSet<&str> =
             set.network_policies.iter().map(|p| p.namespace()).collect();
         for namespace in namespaces {
+            verdicts.extend(egress::verdicts(set, namespace, pods));
             let mode = modes.get(namespace).copied().unwrap_or(settings.port_rules);
             let policies = ingress(set, namespace, &neighbours);
             let mut classes: BTreeMap<String, Option<wire::Authorization>> = BTreeMap::new();

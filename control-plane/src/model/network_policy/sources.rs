@@ -36,6 +36,12 @@ pub(super) struct Listed {
 }
 
 impl Listed {
+    /// True if a selector takes the pod, by its namespace or by itself.
+    pub(super) fn takes(&self, pod: &PodFacts<'_>) -> bool {
+        self.namespaces.contains(&pod.key.namespace)
+            || pod.ips.iter().any(|ip| self.addresses.contains(ip))
+    }
+
     /// True if the address is that of a pod on the list, or within a network on it.
     pub(super) fn has(&self, ip: IpAddr) -> bool {
         let within = |(network, except): &(IpNet, Vec<IpNet>)| {
@@ -92,6 +98,26 @@ impl<'a> Neighbours<'a> {
             }
         }
         Sources::Listed(listed)
+    }
+
+    /// True if a peer in a policy of `namespace`, that is no address, means pods of `home` with these labels.
+    pub(super) fn takes(
+        &self,
+        namespace: &str,
+        peer: &NetworkPolicyPeer,
+        home: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> bool {
+        let pods = peer.pod_selector.as_ref();
+        let is_home = match (&peer.namespace_selector, self.namespaces.get(home)) {
+            (None, _) => namespace == home,
+            (Some(selector), Some(own)) => selectors::selects(selector, own),
+            (Some(selector), None) => {
+                let own = [(NAMESPACE_NAME.to_owned(), home.to_owned())];
+                selectors::selects(selector, &own.into())
+            }
+        };
+        is_home && pods.is_none_or(|pods| selectors::selects(pods, labels))
     }
 
     /// Namespaces are taken as such where a peer means all of their pods, single pods by address.

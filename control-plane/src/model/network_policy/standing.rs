@@ -12,6 +12,7 @@ use k8s_openapi::api::networking::v1::{
 };
 use xxhash_rust::xxh64::xxh64;
 
+use super::doors::own::{PART, is_part};
 use super::doors::rule::{Rule, rules};
 use super::doors::selects;
 use super::{is_member, names_of};
@@ -24,7 +25,7 @@ type Waypoints = BTreeSet<NamespacedName>;
 pub(crate) struct Standing {
     /// As a pod that they select: the same for all that are treated alike. None if none selects it.
     pub(crate) class: Option<u64>,
-    /// As a place that egress rules may lead to, through waypoints.
+    /// As a place that egress rules may lead to, in tunnels or through waypoints.
     pub(crate) ways: Option<u64>,
 }
 
@@ -52,13 +53,18 @@ impl Standing {
     /// What a pod with these waypoints is.
     pub(crate) fn of(set: &ObjectSet, pod: &PodFacts<'_>, waypoints: &Waypoints) -> Self {
         let namespace = &pod.key.namespace;
-        let ways = (!waypoints.is_empty()).then(|| number(&("ways", namespace, waypoints)));
-        if !is_member(set, pod) {
-            return Self { class: None, ways };
-        }
+        let member = is_member(set, pod);
+        let ways = (member || !waypoints.is_empty())
+            .then(|| number(&("ways", namespace, waypoints, member)));
         let policies = set.network_policies.in_namespace(namespace);
         let policies = policies.map(|policy| &policy.object);
         let selecting: Vec<_> = policies.filter(|policy| selects(policy, pod)).collect();
+        if !member {
+            let names = || -> Vec<&str> { selecting.iter().map(|policy| policy.name()).collect() };
+            let part = is_part(pod) && !selecting.is_empty();
+            let class = part.then(|| number(&("part", namespace, pod.labels.get(PART), names())));
+            return Self { class, ways };
+        }
         let class = (!selecting.is_empty()).then(|| {
             let names: Vec<&str> = selecting.iter().map(|policy| policy.name()).collect();
             let ports = selecting.iter().flat_map(|policy| names_of(policy));
@@ -108,7 +114,8 @@ pub(crate) fn as_peer(set: &ObjectSet, pod: &PodFacts<'_>, waypoints: &Waypoints
             }
         }
     }
-    (!meant.is_empty()).then(|| number(&("peer", &pod.ips, meant, waypoints)))
+    let number = || number(&("peer", &pod.ips, &meant, waypoints, is_member(set, pod)));
+    (!meant.is_empty()).then(number)
 }
 
 fn number(of: &impl std::fmt::Debug) -> u64 {

@@ -155,6 +155,192 @@ fn a_waypoint_that_is_shut_gets_a_policy_of_its_own() {
 }
 
 #[test]
+fn a_name_that_is_taken_is_left_to_whoever_has_it() {
+    let mine = netpol("wp-mesh", "matchLabels: {app: cart}", "[{}]");
+    let yaml = with_waypoint(&format!("{}{mine}", netpol("deny-all", "", "[]")));
+    let plan = planned(&yaml);
+    let found = remedy(&plan);
+    assert_eq!(found.before, None);
+    assert_eq!(found.after.metadata.name.as_deref(), Some("wp-mesh-2"));
+    assert!(is_cured(&yaml));
+    // One for the same pods takes one rule more, and keeps its own.
+    let own = "matchLabels: {gateway.networking.k8s.io/gateway-name: wp}";
+    let mine = netpol("wp-mesh", own, "[{ports: [{port: 15021}]}]");
+    let yaml = with_waypoint(&format!("{}{mine}", netpol("deny-all", "", "[]")));
+    let plan = planned(&yaml);
+    let found = remedy(&plan);
+    assert!(found.before.is_some());
+    assert_eq!(ports(found, 0), ["TCP Int(15021)"]);
+    assert_eq!(ports(found, 1), ["TCP Int(15008)"]);
+    assert_eq!(&*found.doors[0].field, "spec.ingress[1]");
+    assert!(is_cured(&yaml));
+}
+
+/// A policy about both ways that lets nothing through.
+fn closed(namespace: &str) -> String {
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {{name: closed, namespace: {namespace}}}\n\
+         spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress]}}\n"
+    )
+}
+
+fn opened(found: &Remedy) -> (Vec<String>, Vec<String>) {
+    let spec = found.after.spec.as_ref().unwrap();
+    let number = |port: &k8s_openapi::api::networking::v1::NetworkPolicyPort| {
+        let number = serde_json::to_value(&port.port).unwrap();
+        format!("{} {number}", port.protocol.as_deref().unwrap_or("TCP"))
+    };
+    let ingress = spec.ingress.iter().flatten().flat_map(|rule| &rule.ports);
+    let egress = spec.egress.iter().flatten().flat_map(|rule| &rule.ports);
+    (
+        ingress.flatten().map(number).collect(),
+        egress.flatten().map(number).collect(),
+    )
+}
+
+#[test]
+fn a_waypoint_that_is_shut_in_gets_what_it_needs_and_no_more() {
+    let yaml = with_waypoint(&closed("shop"));
+    let plan = planned(&yaml);
+    let found = plan.remedies.iter().find(|one| one.before.is_none());
+    let (inbound, outbound) = opened(found.unwrap());
+    assert_eq!(inbound, ["TCP 15008"]);
+    assert_eq!(outbound, ["TCP 15012", "TCP 15008", "UDP 53", "TCP 53"]);
+    assert!(is_cured(&yaml));
+}
+
+#[test]
+fn the_meshs_own_pods_are_reached_and_reach_what_they_need() {
+    let part = |name: &str| {
+        let label = format!("app.kubernetes.io/name: {name}, istio.io/dataplane-mode: none");
+        pod(&format!("{name}-1"), name, &label, true)
+            .replace("namespace: shop", "namespace: istio-system")
+    };
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: kubernetes, namespace: default}\n\
+         spec: {clusterIP: 10.96.0.1, ports: [{port: 443, targetPort: 6443}]}\n";
+    let home = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system}\n";
+    let yaml = format!(
+        "{home}{service}{}{}{}",
+        part("isobard"),
+        part("ztunnel"),
+        closed("istio-system")
+    );
+    let plan = planned(&yaml);
+    let of = |name: &str| {
+        let mut all = plan.remedies.iter();
+        opened(
+            all.find(|one| one.after.metadata.name.as_deref() == Some(name))
+                .unwrap(),
+        )
+    };
+    let (inbound, outbound) = of("isobard-mesh");
+    assert_eq!(inbound, ["TCP 15012", "TCP 15017"]);
+    assert_eq!(outbound, ["TCP 443", "TCP 6443", "UDP 53", "TCP 53"]);
+    let (inbound, outbound) = of("ztunnel-mesh");
+    assert!(inbound.is_empty());
+    assert_eq!(outbound, ["TCP 15012", "UDP 53", "TCP 53"]);
+    assert!(is_cured(&yaml));
+}
+
+/// A policy about what `web` reaches.
+fn out(name: &str, egress: &str) -> String {
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: {egress}}}\n"
+    )
+}
+
+#[test]
+fn names_are_looked_up_where_name_servers_are() {
+    let dns = "---\napiVersion: v1\nkind: Service\nmetadata: {name: kube-dns, namespace: kube-system}\n\
+         spec: {clusterIP: 10.96.0.10, selector: {k8s-app: kube-dns}, ports: [{port: 53, protocol: UDP}]}\n";
+    let udp = "ports: [{port: 53, protocol: UDP}]";
+    for (to, known, fine) in [
+        ("[{podSelector: {matchLabels: {app: cart}}}]", true, false),
+        ("[{podSelector: {matchLabels: {app: cart}}}]", false, false),
+        (
+            "[{namespaceSelector: {matchLabels: {tier: front}}}]",
+            true,
+            false,
+        ),
+        (
+            "[{namespaceSelector: {matchLabels: {tier: front}}}]",
+            false,
+            true,
+        ),
+        (
+            "[{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]",
+            true,
+            true,
+        ),
+        (
+            "[{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}}]",
+            true,
+            true,
+        ),
+        ("[{ipBlock: {cidr: 169.254.20.10/32}}]", true, true),
+        ("[]", true, true),
+    ] {
+        let known = if known { dns } else { "" };
+        let policy = out("p", &format!("[{{to: {to}, {udp}}}]"));
+        let plan = with(&format!("{known}{policy}"));
+        let doors: Vec<_> = plan.remedies.iter().flat_map(|one| &one.doors).collect();
+        assert_eq!(doors.is_empty(), fine, "{to}: {doors:?}");
+    }
+}
+
+#[test]
+fn egress_rules_that_lead_out_of_the_mesh_get_no_tunnel() {
+    let far = pod("db-1", "db", "app: db, istio.io/dataplane-mode: none", true);
+    let names = "{ports: [{port: 53, protocol: UDP}]}";
+    let to = |app: &str| {
+        format!("{{to: [{{podSelector: {{matchLabels: {{app: {app}}}}}}}], ports: [{{port: 80}}]}}")
+    };
+    let plan = with(&format!(
+        "{far}{}",
+        out("p", &format!("[{}, {names}]", to("db")))
+    ));
+    assert_eq!(plan.remedies, []);
+    let both = format!("[{}, {}, {names}]", to("db"), to("cart"));
+    let plan = with(&format!("{far}{}", out("p", &both)));
+    let fields = remedy(&plan).doors.iter().map(|door| &*door.field);
+    assert_eq!(fields.collect::<Vec<_>>(), ["spec.egress[1].ports"]);
+}
+
+#[test]
+fn what_the_tunnel_makes_of_egress_rules_is_told() {
+    let cart = "to: [{podSelector: {matchLabels: {app: cart}}}]";
+    let wp = "to: [{podSelector: {matchLabels: {gateway.networking.k8s.io/gateway-name: wp}}}]";
+    for (rules, exceeded) in [
+        (
+            format!("[{{{cart}, ports: [{{port: 80}}, {{port: 15008}}]}}]"),
+            true,
+        ),
+        (format!("[{{{wp}}}]"), true),
+        ("[{ports: [{port: 15008}]}]".to_owned(), true),
+        (format!("[{{{cart}, ports: [{{port: 80}}]}}]"), false),
+        (format!("[{{{cart}}}]"), false),
+        (
+            format!("[{{{cart}, ports: [{{port: 1, endPort: 65535}}]}}]"),
+            false,
+        ),
+        (
+            format!("[{{{cart}, ports: [{{port: 15008}}]}}, {{}}]"),
+            false,
+        ),
+    ] {
+        let plan = with(&out("p", &rules));
+        let told = reasons(&plan, MINE).contains(&"EgressOpen");
+        assert_eq!(told, exceeded, "{rules}");
+    }
+    // Nobody of the mesh is selected.
+    let policy = out("p", "[{ports: [{port: 15008}]}]").replace("app: web", "app: nobody");
+    assert!(reasons(&with(&policy), MINE).is_empty());
+}
+
+#[test]
 fn egress_needs_the_tunnel_names_and_the_way_to_the_waypoint() {
     let yaml = with_waypoint(
         "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: out, namespace: shop}\n\
