@@ -214,7 +214,9 @@ Examples:
     },
     /// Show the smallest change that opens it, as a diff; --apply makes it.
     #[command(after_help = "\
-The ports that a policy opens stay as they are; 15008 is added beside them.
+The ports that a policy opens stay as they are; 15008 is added beside them. Node proxies hold callers to
+a policy's ingress rules inside tunnels, where the namespace has them do so; nobody holds them to egress
+rules there. A change that opens more than its policy says is marked, and made with --accept-wider only.
 
 Examples:
   isobar netpol fix
@@ -223,9 +225,12 @@ Examples:
     Fix {
         /// Only this policy, `NAMESPACE/NAME`.
         policy: Option<String>,
-        /// Make the change in the lab.
+        /// Make the change.
         #[arg(long, conflicts_with = "files")]
         apply: bool,
+        /// With --apply: make changes too that open more than their policy says.
+        #[arg(long, requires = "apply")]
+        accept_wider: bool,
         /// Folder or file of YAML to look at instead of a lab; may be given several times.
         #[arg(short = 'f', long = "file", value_name = "DIR")]
         files: Vec<PathBuf>,

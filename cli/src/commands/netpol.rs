@@ -1,11 +1,15 @@
 //! `isobar netpol`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use isobar_explain::{Missing, Remedy, ShutDoor, shut_doors};
-use isobar_objects::{NetworkPolicy, Object, ObjectHead as _, ObjectWriter, WriteError};
+use isobar_explain::{Missing, Remedy, ShutDoor, Started, Verdict, shut_doors, verdicts_by};
+use isobar_objects::{
+    NetworkPolicy, Object, ObjectHead as _, ObjectRef, ObjectSet, ObjectWriter, Origin, WriteError,
+};
+use isobar_types::ports;
 use serde_json::{Value, json};
 use similar::TextDiff;
 
@@ -13,23 +17,38 @@ use crate::arguments::{Global, Netpol};
 use crate::object_access::Subject;
 use crate::output::{Format, Table, count, print, print_value};
 
+/// Reasons of the control plane for callers in the mesh not being held to a policy: to egress rules by
+/// nobody, to ingress rules where that is off or only watched.
+const OUTWARDS: &str = "EgressOpen";
+const OFF: &str = "NotEnforced";
+const AUDITED: &str = "Audited";
+
 pub(crate) async fn run(what: Netpol, global: &Global) -> anyhow::Result<ExitCode> {
     match what {
         Netpol::Check { files } => check(&files, global).await,
         Netpol::Fix {
             policy,
             apply,
+            accept_wider,
             files,
-        } => fix(policy.as_deref(), apply, &files, global).await,
+        } => {
+            let apply = apply.then_some(Apply { accept_wider });
+            fix(policy.as_deref(), apply, &files, global).await
+        }
     }
 }
 
 async fn check(files: &[PathBuf], global: &Global) -> anyhow::Result<ExitCode> {
     let subject = Subject::read(files, global).await?;
     let remedies = shut_doors(&subject.objects);
+    let wider = wider(&subject.started, &subject.objects, &remedies);
     match global.output {
-        Format::Table => print(&table(&remedies, subject.objects.network_policies.len()))?,
-        format => print_value(&remedies.iter().map(value).collect(), format)?,
+        Format::Table => {
+            print(&table(&remedies, subject.objects.network_policies.len()))?;
+            let standing = standing(&subject.started, &subject.objects);
+            print(&standing.iter().map(note).collect::<String>())?;
+        }
+        format => print_value(&values(&remedies, &wider), format)?,
     }
     Ok(match remedies.is_empty() {
         true => ExitCode::SUCCESS,
@@ -87,7 +106,11 @@ fn name(remedy: &Remedy) -> String {
     format!("{}/{}{new}", policy.namespace(), policy.name())
 }
 
-fn value(remedy: &Remedy) -> Value {
+fn values(remedies: &[Remedy], wider: &Wider) -> Value {
+    remedies.iter().map(|remedy| value(remedy, wider)).collect()
+}
+
+fn value(remedy: &Remedy, wider: &Wider) -> Value {
     let doors = remedy.doors.iter().map(|door| {
         let mut value = json!({
             "field": door.field,
@@ -104,13 +127,65 @@ fn value(remedy: &Remedy) -> Value {
         "policy": format!("{}/{}", remedy.after.namespace(), remedy.after.name()),
         "exists": remedy.before.is_some(),
         "shut": doors.collect::<Vec<_>>(),
+        "wider": wider.get(&remedy.after.reference()),
         "fixed": remedy.after,
     })
 }
 
+/// What the control plane says of policies, once they are changed, that open more than they say.
+type Wider = BTreeMap<ObjectRef, Vec<String>>;
+
+/// Of policies as they are: where callers in the mesh are not held to them.
+fn standing(started: &Started, objects: &ObjectSet) -> Vec<Verdict> {
+    let mut all = verdicts_by(started, objects);
+    all.retain(|said| [OUTWARDS, OFF, AUDITED].contains(&said.reason));
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The same after the change, of those that it is due to: what opens the tunnel one way.
+fn wider(started: &Started, objects: &ObjectSet, remedies: &[Remedy]) -> Wider {
+    let mut after = objects.clone();
+    for remedy in remedies {
+        after.insert(Object::from(remedy.after.clone()), Origin::nowhere());
+    }
+    let mut wider = Wider::new();
+    for said in standing(started, &after) {
+        let field = match said.reason {
+            OUTWARDS => "spec.egress",
+            _ => "spec.ingress",
+        };
+        let opens = |door: &ShutDoor| {
+            door.field.starts_with(field) && door.missing == Missing::Port(ports::HBONE)
+        };
+        let mut due = remedies
+            .iter()
+            .filter(|remedy| remedy.after.reference() == said.object);
+        if due.any(|remedy| remedy.before.is_some() && remedy.doors.iter().any(opens)) {
+            wider.entry(said.object).or_default().push(said.message);
+        }
+    }
+    wider
+}
+
+fn note(said: &Verdict) -> String {
+    format!(
+        "note: {}/{}: {}\n",
+        said.object.namespace, said.object.name, said.message
+    )
+}
+
+/// That changes are made.
+#[derive(Clone, Copy)]
+struct Apply {
+    /// Those too that open more than their policies say.
+    accept_wider: bool,
+}
+
 async fn fix(
     policy: Option<&str>,
-    apply: bool,
+    apply: Option<Apply>,
     files: &[PathBuf],
     global: &Global,
 ) -> anyhow::Result<ExitCode> {
@@ -118,22 +193,28 @@ async fn fix(
     let mut remedies = shut_doors(&subject.objects);
     if let Some(policy) = policy {
         let (namespace, name) = policy.split_once('/').unwrap_or(("default", policy));
-        if subject
-            .objects
-            .network_policies
-            .get(namespace, name)
-            .is_none()
-        {
+        let is = |r: &Remedy| r.after.namespace() == namespace && r.after.name() == name;
+        let policies = &subject.objects.network_policies;
+        if policies.get(namespace, name).is_none() && !remedies.iter().any(is) {
             bail!("there is no NetworkPolicy {namespace}/{name}");
         }
-        let is = |r: &Remedy| r.after.namespace() == namespace && r.after.name() == name;
         remedies.retain(is);
     }
+    let wider = wider(&subject.started, &subject.objects, &remedies);
     match global.output {
-        Format::Table => print(&diffs(&remedies)?)?,
-        format => print_value(&remedies.iter().map(value).collect(), format)?,
+        Format::Table => print(&diffs(&remedies, &wider)?)?,
+        format => print_value(&values(&remedies, &wider), format)?,
     }
-    if let Some(mesh) = subject.mesh.filter(|_| apply && !remedies.is_empty()) {
+    let mesh = subject.mesh.filter(|_| !remedies.is_empty());
+    if let Some((mesh, apply)) = mesh.zip(apply) {
+        if !wider.is_empty() && !apply.accept_wider {
+            let names: Vec<String> = wider.keys().map(ToString::to_string).collect();
+            bail!(
+                "nothing is changed: {} would open more than the policy says; see the lines \
+                 \"# wider\", then repeat with --accept-wider, or name another policy",
+                names.join(", ")
+            );
+        }
         let writer = mesh.writer()?;
         for remedy in &remedies {
             let written = write(&*writer, remedy).await;
@@ -148,14 +229,14 @@ async fn fix(
 
 async fn write(writer: &dyn ObjectWriter, remedy: &Remedy) -> Result<(), WriteError> {
     let Some(before) = &remedy.before else {
-        return writer.apply(&Object::from(remedy.after.clone())).await;
+        return writer.create(&Object::from(remedy.after.clone())).await;
     };
     let patch = json!({ "spec": remedy.after.spec });
     writer.patch(&before.reference(), &patch).await
 }
 
 /// What a person would change in the file.
-fn diffs(remedies: &[Remedy]) -> anyhow::Result<String> {
+fn diffs(remedies: &[Remedy], wider: &Wider) -> anyhow::Result<String> {
     if remedies.is_empty() {
         return Ok("nothing to fix\n".to_owned());
     }
@@ -163,6 +244,10 @@ fn diffs(remedies: &[Remedy]) -> anyhow::Result<String> {
     for remedy in remedies {
         for door in &remedy.doors {
             text.push_str(&format!("# {door}\n"));
+        }
+        let more = wider.get(&remedy.after.reference());
+        for said in more.into_iter().flatten() {
+            text.push_str(&format!("# wider: {said}\n"));
         }
         let before = remedy.before.as_ref().map(yaml).transpose()?;
         let before = before.unwrap_or_default();
@@ -197,4 +282,64 @@ fn yaml(policy: &NetworkPolicy) -> anyhow::Result<String> {
         text.push('\n');
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn objects(port_rules: &str) -> ObjectSet {
+        let policy = |name: &str, spec: &str| {
+            format!(
+                "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                 metadata: {{name: {name}, namespace: shop}}\nspec: {{podSelector: {{}}, {spec}}}\n"
+            )
+        };
+        let yaml = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: \
+             {{istio.io/dataplane-mode: ambient, isobar.dev/port-rules: '{port_rules}'}}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {{name: cart-1, namespace: shop, uid: u}}\n\
+             spec: {{nodeName: node-1, containers: [{{name: c, image: i}}]}}\n\
+             status: {{phase: Running, podIP: 10.244.1.7}}\n{}{}",
+            policy("in", "ingress: [{ports: [{port: 8080}]}]"),
+            policy(
+                "out",
+                "policyTypes: [Egress], egress: [{ports: [{port: 8080}, {port: 53, protocol: UDP}]}]"
+            ),
+        );
+        let read = isobar_objects::read_text(Path::new("test.yaml"), &yaml);
+        assert_eq!(read.objects.len(), 4, "{:?}", read.findings);
+        ObjectSet::of(read.objects.into_iter().map(|read| read.object))
+    }
+
+    fn told(port_rules: &str) -> Vec<String> {
+        let objects = objects(port_rules);
+        let remedies = shut_doors(&objects);
+        assert_eq!(remedies.len(), 2);
+        let wider = wider(&Started::default(), &objects, &remedies);
+        let text = diffs(&remedies, &wider).unwrap();
+        assert_eq!(text.matches("# wider: ").count(), wider.len(), "{text}");
+        wider.keys().map(|one| one.name.to_string()).collect()
+    }
+
+    #[test]
+    fn changes_that_open_more_than_a_policy_says_are_marked() {
+        assert_eq!(told("enforce"), ["out"]);
+        assert_eq!(told("audit"), ["in", "out"]);
+        assert_eq!(told("off"), ["in", "out"]);
+    }
+
+    #[test]
+    fn what_stands_is_told_without_a_change() {
+        let mut objects = objects("off");
+        for remedy in shut_doors(&objects) {
+            objects.insert(Object::from(remedy.after), Origin::nowhere());
+        }
+        assert!(shut_doors(&objects).is_empty());
+        let said = standing(&Started::default(), &objects);
+        let said: Vec<&str> = said.iter().map(|one| one.reason).collect();
+        assert_eq!(said, ["NotEnforced", "EgressOpen"]);
+    }
 }

@@ -3,7 +3,9 @@ use isobar_objects::{Kind, Object, ObjectRef, ObjectWriter, WriteError};
 use isobar_types::labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Client;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::core::GroupVersionKind;
 use serde_json::{Map, Value, json};
 
@@ -183,19 +185,27 @@ impl KubernetesWriter {
 
 #[async_trait]
 impl ObjectWriter for KubernetesWriter {
+    async fn create(&self, object: &Object) -> Result<(), WriteError> {
+        let reference = object.reference();
+        let (api, resource) = self.api(&reference);
+        let value = whole(object, &resource)?;
+        let object: DynamicObject =
+            serde_json::from_value(value).map_err(|error| WriteError::Encode {
+                object: reference.clone(),
+                error,
+            })?;
+        let params = PostParams {
+            field_manager: Some(self.manager.clone()),
+            ..PostParams::default()
+        };
+        let done = api.create(&params, &object).await;
+        done.map(drop).map_err(refused(&reference))
+    }
+
     async fn apply(&self, object: &Object) -> Result<(), WriteError> {
         let reference = object.reference();
-        let mut value = object.to_value().map_err(|error| WriteError::Encode {
-            object: reference.clone(),
-            error,
-        })?;
         let (api, resource) = self.api(&reference);
-        value["apiVersion"] = json!(resource.api_version);
-        value["kind"] = json!(resource.kind);
-        remove(&mut value, "status");
-        for server_owned in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
-            remove(&mut value["metadata"], server_owned);
-        }
+        let value = whole(object, &resource)?;
         let params = PatchParams::apply(&self.manager).force();
         let value = Patch::Apply(value);
         let mut done = api.patch(&reference.name, &params, &value).await;
@@ -267,6 +277,21 @@ impl Written {
         written.undo = head_undone(&updated);
         written
     }
+}
+
+/// An object as a server takes it, without what that decides itself.
+fn whole(object: &Object, resource: &ApiResource) -> Result<Value, WriteError> {
+    let mut value = object.to_value().map_err(|error| WriteError::Encode {
+        object: object.reference(),
+        error,
+    })?;
+    value["apiVersion"] = json!(resource.api_version);
+    value["kind"] = json!(resource.kind);
+    remove(&mut value, "status");
+    for server_owned in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
+        remove(&mut value["metadata"], server_owned);
+    }
+    Ok(value)
 }
 
 /// True for annotations of a pod, and nothing else: the status carries them too, and who may write the

@@ -58,6 +58,12 @@ pub trait ObjectWriter: Send + Sync + 'static {
     /// Writes a whole object.
     async fn apply(&self, object: &Object) -> Result<(), WriteError>;
 
+    /// Writes a new object; an error if there is one of its name. A writer to whose place nobody else
+    /// writes may replace its own.
+    async fn create(&self, object: &Object) -> Result<(), WriteError> {
+        self.apply(object).await
+    }
+
     /// Merges `patch` (JSON merge patch; null deletes) into an object that somebody else owns.
     /// Patches of one writer add up. Without the object a patch has no effect.
     async fn patch(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError>;

@@ -69,6 +69,33 @@ fn conditions_stand_beside_those_of_others() {
 }
 
 #[test]
+fn what_is_to_be_new_replaces_nothing() {
+    run(async |server| {
+        server.namespace("shop").await?;
+        server.apply(SERVICE).await?;
+        let services: Api<Service> = Api::namespaced(server.cluster().client(), "shop");
+        let writer = KubernetesWriter::new(server.cluster(), "isobar");
+        let named = |name: &str| {
+            let value = json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"ports": [{"port": 81}], "selector": {"app": "other"}},
+            });
+            read_value(&value).0.context("an object")
+        };
+        let taken = writer.create(&named("cart")?).await;
+        let error = taken.expect_err("the name is taken");
+        ensure!(error.to_string().contains("already exists"), "{error}");
+        let now = services.get("cart").await?.spec.context("a spec")?;
+        ensure!(now.ports.context("ports")?[0].port == 80);
+        writer.create(&named("new")?).await?;
+        let now = services.get("new").await?.spec.context("a spec")?;
+        ensure!(now.ports.context("ports")?[0].port == 81);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_patch_makes_no_object_and_an_apply_does() {
     run(async |server| {
         server.namespace("shop").await?;
