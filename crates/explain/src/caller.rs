@@ -6,7 +6,7 @@ use std::sync::Arc;
 use isobar_objects::enrolment::{EnrolmentRules, decide};
 use isobar_objects::{ObjectHead as _, Pod, deployment_of};
 use isobar_state::Workload;
-use isobar_types::{Identity, NetworkAddress};
+use isobar_types::{Identity, NetworkAddress, labels};
 
 use crate::question::{Question, QuestionError};
 use crate::world::World;
@@ -32,16 +32,23 @@ impl Caller {
         let workload = world.snapshot.workload_by_address(&here);
         let workload = workload.ok_or(QuestionError::NoAddress(name))?.clone();
         let namespace = world.objects.namespaces.get("", pod.namespace());
-        let enrolment = decide(
+        let asked = decide(
             pod,
             namespace.map(|held| &held.object),
             &EnrolmentRules::default(),
         );
+        // What is asked for is not what is: an agent may be away, or leave namespaces out.
+        let enrolled = pod.annotation(labels::REDIRECTION) == Some("enabled");
+        let enrolment = match (asked.is_enrolled(), enrolled) {
+            (true, false) => format!("{asked}, but nobody says that its traffic is redirected"),
+            (false, true) => format!("its traffic is redirected, although {asked}"),
+            _ => asked.to_string(),
+        };
         Ok(Self {
             workload,
             ip,
-            enrolled: enrolment.is_enrolled(),
-            enrolment: enrolment.to_string(),
+            enrolled,
+            enrolment,
         })
     }
 

@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use isobar_control_plane::{End, dropped};
+use isobar_objects::ObjectHead as _;
 use isobar_state::balance::{Purpose, endpoints};
 use isobar_state::inbound::{Authority, InboundCall, resolve};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{
     Denied, GatewayDestination, Peer, Refusal, Service, TunnelProtocol, Workload, authorize,
 };
-use isobar_types::{NetworkAddress, Reason};
+use isobar_types::{NetworkAddress, Reason, labels};
 
 use crate::answer::{Outcome, Step, Way};
 use crate::caller::Caller;
@@ -32,6 +33,9 @@ pub(crate) fn through_the_mesh(
     to: &Destination,
     question: &Question,
 ) -> Result<Vec<Way>, QuestionError> {
+    if let Some(way) = at_home(caller, to) {
+        return Ok(vec![way]);
+    }
     let mut ways = Vec::new();
     let throws = throws(world, caller, to);
     for (decided, times) in hops(world, caller, to, throws) {
@@ -50,6 +54,19 @@ pub(crate) fn through_the_mesh(
         ways.extend(after.into_iter().map(|way| way.after(share, &before)));
     }
     Ok(ways)
+}
+
+/// A call of a pod to an address of its own: it does not leave, and nobody captures or drops it.
+fn at_home(caller: &Caller, to: &Destination) -> Option<Way> {
+    let ip = to.address.ip();
+    let own = ip == caller.ip || caller.workload.addresses.contains(&ip) || ip.is_loopback();
+    own.then(|| {
+        let place = format!("pod {}", caller.name());
+        let because = format!("{ip} is the pod's own address: no policy of the mesh is asked");
+        let step = Step::new(place, "stays in the pod", because);
+        let outcome = reaches(&caller.workload, to.address.port());
+        Way::new(1.0, vec![step], outcome)
+    })
 }
 
 type Decided = Result<NextHop, Refusal>;
@@ -285,6 +302,14 @@ pub(crate) fn arrive(world: &World, workload: &Arc<Workload>, at: SocketAddr, pe
     if workload.tunnel == TunnelProtocol::None || workload.native_tunnel {
         return Way::new(1.0, Vec::new(), reaches(workload, at.port()));
     }
+    if peer.identity.is_none() && is_passed_by(world, workload) {
+        let because = format!(
+            "annotation {}: plain text is not captured",
+            labels::BYPASS_INBOUND
+        );
+        let step = Step::new(format!("node {}", workload.node), "let in", because);
+        return Way::new(1.0, vec![step], reaches(workload, at.port()));
+    }
     let place = node_proxy(workload);
     match authorize(&world.snapshot, peer, workload, at) {
         Ok(permit) => {
@@ -310,6 +335,12 @@ pub(crate) fn arrive(world: &World, workload: &Arc<Workload>, at: SocketAddr, pe
     }
 }
 
+/// True for a pod whose plain callers do not pass its node proxy. Tunnels end there all the same.
+fn is_passed_by(world: &World, workload: &Workload) -> bool {
+    let pod = world.objects.pods.get(&workload.namespace, &workload.name);
+    pod.is_some_and(|pod| pod.annotation(labels::BYPASS_INBOUND) == Some("true"))
+}
+
 fn because(denied: &Denied) -> String {
     denied.policy.as_ref().map_or_else(
         || denied.detail.clone(),
@@ -319,6 +350,9 @@ fn because(denied: &Denied) -> String {
 
 /// A call that no proxy of ours takes at the caller: the cluster's own balancing, in plain text.
 pub(crate) fn outside_the_mesh(world: &World, caller: &Caller, to: &Destination) -> Vec<Way> {
+    if let Some(way) = at_home(caller, to) {
+        return vec![way];
+    }
     let peer = Peer {
         identity: None,
         ip: caller.ip,

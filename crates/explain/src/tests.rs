@@ -3,6 +3,8 @@ use isobar_types::Reason;
 
 use super::*;
 
+mod capture;
+
 const SHOP: &str = "\
 apiVersion: v1
 kind: Namespace

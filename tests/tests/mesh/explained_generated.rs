@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use isobar_tests::yaml::{Pod, documents, service};
 use isobar_tests::{Caller, Mesh, eventually, eventually_within};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-use crate::fixture::{ambient, client, other, outside, run, server};
+use crate::fixture::{HTTPBIN, ambient, client, other, outside, run, server};
 
 /// Sets of rules; each is asked about with every call below.
 const ROUNDS: u64 = 8;
@@ -40,8 +41,9 @@ const CALLERS: [&str; 4] = [
     "data/client",
     "outside/outsider",
 ];
-/// Services that are called: one behind the waypoint, one without.
-const SERVICES: [&str; 2] = ["server.shop", "server.data"];
+/// Services that are called: one behind the waypoint, one without, and one whose pod takes plain text past
+/// its node proxy.
+const SERVICES: [&str; 3] = ["server.shop", "server.data", "open.data"];
 const REQUESTS: [Request<'static>; 6] = [
     ("GET", "/anything/a", None),
     ("POST", "/anything/a", None),
@@ -268,9 +270,40 @@ impl Call<'_> {
 
     async fn happens(&self, caller: &Caller, to: SocketAddr) -> u64 {
         let headers: Vec<(&str, &str)> = self.header.into_iter().collect();
-        let reply = caller.request(to, self.method, &self.host, self.path, &headers);
+        let host = self.host.rsplit('/').next().unwrap_or_default();
+        let reply = caller.request(to, self.method, host, self.path, &headers);
         reply.await.map_or(0, |reply| u64::from(reply.status))
     }
+}
+
+/// Where a Service is, by NAME.NAMESPACE.
+async fn address(mesh: &Mesh, service: &str) -> Result<SocketAddr> {
+    let (name, namespace) = service.split_once('.').context("NAME.NAMESPACE")?;
+    let ip = mesh.service_ip(&format!("{namespace}/{name}")).await?;
+    Ok(SocketAddr::new(ip, 80))
+}
+
+/// The calls of pods to themselves.
+async fn own<'a>(
+    mesh: &Mesh,
+    callers: &'a [Caller],
+) -> Result<Vec<(Call<'a>, &'a Caller, SocketAddr)>> {
+    let mut calls = Vec::new();
+    for (caller, source) in callers.iter().zip(CALLERS) {
+        let call = Call {
+            source,
+            host: format!("pod/{source}:80"),
+            method: "GET",
+            path: "/ip",
+            header: None,
+        };
+        calls.push((
+            call,
+            caller,
+            SocketAddr::new(mesh.pod_ip(source).await?, 80),
+        ));
+    }
+    Ok(calls)
 }
 
 async fn round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<usize> {
@@ -280,8 +313,7 @@ async fn round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<usize> {
     let files = ["-f", folder.as_str()];
     let mut calls = Vec::new();
     for service in SERVICES {
-        let name = service.replace("server.", "");
-        let to = SocketAddr::new(mesh.service_ip(&format!("{name}/server")).await?, 80);
+        let to = address(mesh, service).await?;
         for (caller, source) in callers.iter().zip(CALLERS) {
             for (method, path, header) in REQUESTS {
                 let host = format!("{service}:80");
@@ -302,6 +334,17 @@ async fn round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<usize> {
                 calls.push((call, caller, to, expected, what));
             }
         }
+    }
+    for (call, caller, to) in own(mesh, callers).await? {
+        let expected = call.foretold(mesh, &[]).await?;
+        let offline = call.foretold(mesh, &files).await?;
+        ensure!(
+            (expected, offline) == (200, 200),
+            "{}: {expected}, {offline}",
+            call.source
+        );
+        let what = format!("{} to itself", call.source);
+        calls.push((call, caller, to, expected, what));
     }
     // One look in which everything is as foretold: the proxies have heard of the rules then.
     eventually(
@@ -328,8 +371,7 @@ async fn isolated_round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<(u
     let folder = mesh.objects().display().to_string();
     let mut calls = Vec::new();
     for service in SERVICES {
-        let name = service.replace("server.", "");
-        let to = SocketAddr::new(mesh.service_ip(&format!("{name}/server")).await?, 80);
+        let to = address(mesh, service).await?;
         for (caller, source) in callers.iter().zip(CALLERS) {
             let call = Call {
                 source,
@@ -347,6 +389,16 @@ async fn isolated_round(mesh: &Mesh, callers: &[Caller], seed: u64) -> Result<(u
             );
             calls.push((call, caller, to, expected, what));
         }
+    }
+    for (call, caller, to) in own(mesh, callers).await? {
+        let expected = call.foretold(mesh, &[]).await? == 200;
+        ensure!(
+            expected,
+            "seed {seed}, {} to itself: dropped\n{rules}",
+            call.source
+        );
+        let what = format!("seed {seed}, {} to itself", call.source);
+        calls.push((call, caller, to, expected, what));
     }
     // Connections of tunnels that a plugin cut off come back as slowly as TCP does.
     let what = format!("seed {seed}: calls come through as explained");
@@ -390,6 +442,21 @@ fn network_policies_drawn_by_chance_let_through_what_is_explained() {
 async fn scenery() -> Result<(Mesh, Vec<Caller>)> {
     let shop = ambient("shop") + "    istio.io/use-waypoint: waypoint\n";
     let (shops, datas) = (server("shop", &[]), server("data", &[]));
+    let annotated =
+        "metadata:\n  annotations: {ambient.istio.io/bypass-inbound-capture: \"true\"}\n";
+    let open = Pod {
+        namespace: "data",
+        name: "open",
+        account: "server",
+        node: "node-2",
+        image: HTTPBIN,
+        port: Some(80),
+        labels: &[],
+    };
+    let open = documents([
+        open.yaml().replacen("metadata:\n", annotated, 1),
+        service("data", "open", "open", 80, false),
+    ]);
     let mesh = Mesh::start(&[
         ("shop.yaml", &shop),
         ("data.yaml", &ambient("data")),
@@ -399,6 +466,7 @@ async fn scenery() -> Result<(Mesh, Vec<Caller>)> {
         ("data-client.yaml", &client("data")),
         ("shop-server.yaml", &shops),
         ("data-server.yaml", &datas),
+        ("data-open.yaml", &open),
         ("waypoint.yaml", WAYPOINT),
     ])
     .await?;
@@ -412,11 +480,12 @@ async fn scenery() -> Result<(Mesh, Vec<Caller>)> {
         mesh.settled(pod, wanted).await?;
         callers.push(mesh.caller(pod).await?);
     }
-    for namespace in ["shop", "data"] {
-        mesh.settled(&format!("{namespace}/server"), "enrolled")
+    for service in SERVICES {
+        let (name, namespace) = service.split_once('.').context("NAME.NAMESPACE")?;
+        mesh.settled(&format!("{namespace}/{name}"), "enrolled")
             .await?;
-        let to = (mesh.service_ip(&format!("{namespace}/server")).await?, 80).into();
-        mesh.answers(&callers[0], to, "server", "/ip").await?;
+        let to = address(&mesh, service).await?;
+        mesh.answers(&callers[0], to, name, "/ip").await?;
     }
     Ok((mesh, callers))
 }
