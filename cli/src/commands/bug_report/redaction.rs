@@ -23,6 +23,17 @@ const SECRET_NAMES: [&str; 11] = [
     "credentials",
 ];
 
+/// The same, but names that only end so by chance are left alone, and so is what has fields of its own.
+const PERHAPS_SECRET: [&str; 4] = ["key", "pass", "pwd", "auth"];
+/// Ends of names that are none of those.
+const OPEN_NAMES: [&str; 5] = [
+    "bypass",
+    "publickey",
+    "public-key",
+    "public_key",
+    "topologykey",
+];
+
 static KEYS: LazyLock<Regex> = LazyLock::new(|| {
     let text = r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)";
     Regex::new(text).expect("a valid expression")
@@ -36,18 +47,47 @@ static SCHEMES: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(text).expect("a valid expression")
 });
 static PAIRS: LazyLock<Regex> = LazyLock::new(|| {
-    let names = SECRET_NAMES.join("|");
-    let text = format!(r#"(?i)\b([a-z0-9_-]*(?:{names})=)("[^"]*"|[^\s&;,"]+)"#);
+    let text = format!(
+        r#"(?i)([?&]?)\b([a-z0-9_.-]*(?:{}))=("[^"]*"|'[^']*'|[^\s&"]+)"#,
+        ends()
+    );
     Regex::new(&text).expect("a valid expression")
 });
 /// A flag whose value is the next word.
 static FLAGS: LazyLock<Regex> = LazyLock::new(|| {
-    let names = SECRET_NAMES.join("|");
     let text = format!(
-        r#"(?i)((?:^|[\s"'])--?[a-z0-9_-]*(?:{names})\s+)(\(left out\)|"[^"]*"|'[^']*'|[^\s-]\S*)"#
+        r#"(?i)((?:^|[\s"'])--?)([a-z0-9_-]*(?:{}))(\s+)(\(left out\)|"[^"]*"|'[^']*'|[^\s-]\S*)"#,
+        ends()
     );
     Regex::new(&text).expect("a valid expression")
 });
+/// A header as it is sent.
+static HEADERS: LazyLock<Regex> = LazyLock::new(|| {
+    let text = format!(r#"(?i)\b(x-[a-z0-9_-]*(?:{})): *([^\s"]+)"#, ends());
+    Regex::new(&text).expect("a valid expression")
+});
+/// A field of JSON.
+static FIELDS: LazyLock<Regex> = LazyLock::new(|| {
+    let text = format!(
+        r#"(?i)"([a-z0-9_.-]*(?:{}))"(\s*:\s*)"((?:[^"\\]|\\.)*)""#,
+        ends()
+    );
+    Regex::new(&text).expect("a valid expression")
+});
+/// The same within a text that is quoted itself.
+static QUOTED_FIELDS: LazyLock<Regex> = LazyLock::new(|| {
+    let text = format!(
+        r#"(?i)(\\+")([a-z0-9_.-]*(?:{}))(\\+"\s*:\s*\\+")(.*?)(\\+")"#,
+        ends()
+    );
+    Regex::new(&text).expect("a valid expression")
+});
+
+fn ends() -> String {
+    let all: Vec<&str> = SECRET_NAMES.into_iter().chain(PERHAPS_SECRET).collect();
+    all.join("|")
+}
+
 /// What stands before the host of an address. A password may have an `@` of its own.
 static USERS: LazyLock<Regex> = LazyLock::new(|| {
     let text = r#"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#"'<>]+@"#;
@@ -62,11 +102,33 @@ pub(super) fn of_text(text: &str) -> String {
         format!("{} {LEFT_OUT}", &found[1])
     });
     let text = PAIRS.replace_all(&text, |found: &Captures<'_>| {
-        format!("{}{LEFT_OUT}", &found[1])
+        let (before, name) = (&found[1], &found[2]);
+        // A key alone is one in a query only.
+        match is_secret(name) || !before.is_empty() && name.eq_ignore_ascii_case("key") {
+            true => format!("{before}{name}={LEFT_OUT}"),
+            false => found[0].to_owned(),
+        }
     });
-    let text = FLAGS.replace_all(&text, |found: &Captures<'_>| {
-        format!("{}{LEFT_OUT}", &found[1])
+    let text = FLAGS.replace_all(&text, |found: &Captures<'_>| match is_secret(&found[2]) {
+        true => format!("{}{}{}{LEFT_OUT}", &found[1], &found[2], &found[3]),
+        false => found[0].to_owned(),
     });
+    let text = HEADERS.replace_all(&text, |found: &Captures<'_>| match is_secret(&found[1]) {
+        true => format!("{}: {LEFT_OUT}", &found[1]),
+        false => found[0].to_owned(),
+    });
+    let text = FIELDS.replace_all(&text, |found: &Captures<'_>| match is_secret(&found[1]) {
+        true => format!("\"{}\"{}\"{LEFT_OUT}\"", &found[1], &found[2]),
+        false => found[0].to_owned(),
+    });
+    let text =
+        QUOTED_FIELDS.replace_all(&text, |found: &Captures<'_>| match is_secret(&found[2]) {
+            true => format!(
+                "{}{}{}{LEFT_OUT}{}",
+                &found[1], &found[2], &found[3], &found[5]
+            ),
+            false => found[0].to_owned(),
+        });
     let text = USERS.replace_all(&text, |found: &Captures<'_>| {
         format!("{}{LEFT_OUT}@", &found[1])
     });
@@ -102,15 +164,27 @@ fn walk(value: &mut Value) {
                 match name.as_str() {
                     "env" => environment(below),
                     "headers" | "withoutHeaders" if below.is_array() => conditions(below),
-                    name if is_secret(name) => hide(below),
+                    name if is_secret(name) && !(below.is_object() && is_perhaps(name)) => {
+                        hide(below);
+                    }
                     _ => walk(below),
                 }
             }
         }
         Value::Array(list) => words(list),
-        Value::String(text) => *text = of_text(text),
+        Value::String(text) => *text = written(text).unwrap_or_else(|| of_text(text)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+/// An object or a list that is written as text, as annotations have them.
+fn written(text: &str) -> Option<String> {
+    if !text.trim_start().starts_with(['{', '[']) {
+        return None;
+    }
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    of_value(&mut value);
+    Some(value.to_string())
 }
 
 /// Fields with what a secret is compared with or set to, where another field says that it is one: a
@@ -166,7 +240,15 @@ fn is_secret_flag(word: &str) -> bool {
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    SECRET_NAMES.iter().any(|end| name.ends_with(end))
+    let ends = |all: &[&str]| all.iter().any(|end| name.ends_with(end));
+    ends(&SECRET_NAMES) || name != "key" && ends(&PERHAPS_SECRET) && !ends(&OPEN_NAMES)
+}
+
+/// True for a name as programs give them to parts of an object (`externalAuth`), not as people name
+/// headers and the like.
+fn is_perhaps(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    !name.contains(['-', '_', '.']) && !SECRET_NAMES.iter().any(|end| lower.ends_with(end))
 }
 
 /// Every text in it.
@@ -236,6 +318,34 @@ mod tests {
     }
 
     #[test]
+    fn text_loses_values_of_names_that_may_be_secret() {
+        for (text, left) in [
+            (
+                "env AWS_SECRET_ACCESS_KEY=s3/cr,et; DB_PASS='a b' run --db-pass=x --access-key AKIA",
+                "env AWS_SECRET_ACCESS_KEY=(left out) DB_PASS=(left out) run --db-pass=(left out) --access-key (left out)",
+            ),
+            (
+                "GET /maps?key=AIza&x=1 of key=shop/cart bypass=true",
+                "GET /maps?key=(left out)&x=1 of key=shop/cart bypass=true",
+            ),
+            (
+                "> X-Auth-Key: s3cret\n> x-access-key:s3cret",
+                "> X-Auth-Key: (left out)\n> x-access-key: (left out)",
+            ),
+            (
+                r#"got {"user":"u","password": "a\"b","key":"k"}"#,
+                r#"got {"user":"u","password": "(left out)","key":"k"}"#,
+            ),
+            (
+                r#"body="{\"db_pwd\":\"a b\",\"x\":\"y\"}""#,
+                r#"body="{\"db_pwd\":\"(left out)\",\"x\":\"y\"}""#,
+            ),
+        ] {
+            assert_eq!(of_text(text), left);
+        }
+    }
+
+    #[test]
     fn objects_lose_what_secrets_hold() {
         let mut secret = json!({"kind": "Secret", "metadata": {"name": "s", "managedFields": [1],
             "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{x}", "a": "b"}},
@@ -287,6 +397,12 @@ mod tests {
             text.contains("X-Token") && text.contains("jason") && text.contains(r#"["token"]"#),
             "{text}"
         );
+        let mut route = json!({"kind": "VirtualService", "spec": {"http": [{"match": [{"headers": {
+            "x-secret-key": {"exact": "s3cret"}, "end-user": {"exact": "jason"}}}],
+            "headers": {"request": {"set": {"X-Auth-Key": "s3cret"}}}}]}});
+        of_value(&mut route);
+        let text = route.to_string();
+        assert!(!text.contains("s3cret") && text.contains("jason"), "{text}");
         let mut route = json!({"kind": "HTTPRoute", "spec": {"rules": [{
             "matches": [{"headers": [{"name": "x-token", "value": "s3cret"},
                 {"name": "end-user", "value": "jason"}]}],
@@ -297,14 +413,32 @@ mod tests {
         assert!(!text.contains("s3cret") && text.contains("jason"), "{text}");
         // A waypoint's dump.
         let mut dump = json!({"routes": [{"http": [{"matches": [{
-            "headers": ["x-token = s3cret", "end-user = jason"],
+            "headers": ["x-token = s3cret", "end-user = jason", "x-secret-key = s3cret"],
             "withoutHeaders": ["cookie prefix s3cret"]}]}]}]});
         of_value(&mut dump);
         let all = &dump["routes"][0]["http"][0]["matches"][0];
         assert_eq!(
             all["headers"],
-            json!(["x-token (left out)", "end-user = jason"])
+            json!([
+                "x-token (left out)",
+                "end-user = jason",
+                "x-secret-key (left out)"
+            ])
         );
         assert_eq!(all["withoutHeaders"], json!(["cookie (left out)"]));
+    }
+
+    #[test]
+    fn what_is_written_as_text_is_read() {
+        let inner = r#"{"auth": {"user": "jason", "password": "s3cret", "accessKey": "s3cret"}}"#;
+        let mut pod = json!({"kind": "Pod", "metadata": {"annotations": {"config": inner}},
+            "spec": {"externalAuth": {"service": "authoriser"}, "affinity": {"topologyKey": "zone"}}});
+        of_value(&mut pod);
+        let text = pod.to_string();
+        assert!(!text.contains("s3cret") && text.contains("jason"), "{text}");
+        assert!(
+            text.contains("authoriser") && text.contains("zone"),
+            "{text}"
+        );
     }
 }
