@@ -215,7 +215,8 @@ mod tests {
             met.unwrap().1
         };
         let now = Duration::ZERO;
-        let still = distrusted(&meet(long).await, now);
+        let lasting = meet(long).await;
+        let still = distrusted(&lasting, now);
         assert!(tokio::time::timeout(short, still).await.is_err());
         let caller = meet(short).await;
         assert_eq!(distrusted(&caller, now).await, Reason::IdentityExpired);
