@@ -143,7 +143,7 @@ fn manager(listener: &mut Value) -> &mut Value {
 }
 
 impl<'a> Mesh<'a> {
-    fn of(name: &'a str, told: &'a Told, waypoint: &str) -> Self {
+    pub(super) fn of(name: &'a str, told: &'a Told, waypoint: &str) -> Self {
         use wire::address::Type;
 
         let addresses = || told.addresses.iter().filter_map(|a| a.r#type.as_ref());

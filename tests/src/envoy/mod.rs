@@ -4,10 +4,12 @@
 mod authorization;
 mod cluster;
 mod external_auth;
+mod gateway;
 mod listener;
 mod matching;
 mod process;
 mod route;
 
+pub use gateway::OfMesh;
 pub use listener::{Call, Export};
 pub use process::Envoy;

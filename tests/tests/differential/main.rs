@@ -10,6 +10,7 @@
 mod backends;
 mod caller;
 mod divergence;
+mod gateways;
 mod generate;
 mod judge;
 mod objects;

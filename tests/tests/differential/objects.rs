@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use isobar_control_plane::{Told, ToldWaypoint, told};
+use isobar_control_plane::{Told, told};
 use isobar_objects::{ObjectSet, read_text};
 use serde_json::{Value, json};
 
@@ -27,13 +27,6 @@ pub(crate) struct Running {
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) told: Told,
-}
-
-impl Resolved {
-    /// What the one waypoint is told.
-    pub(crate) fn waypoint(&self) -> &ToldWaypoint {
-        &self.told.waypoints[&format!("{NAMESPACE}/{WAYPOINT}")]
-    }
 }
 
 /// The virtual address of the service of that index.

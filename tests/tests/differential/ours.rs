@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use isobar_control_plane::Told;
 use isobar_hbone::{Authority, ConnectHeaders, Pool, PoolOptions, TunnelKey, TunnelStream};
 use isobar_proto::envoy::service::discovery::v3::Resource;
 use isobar_proto::type_url;
@@ -17,6 +18,7 @@ use isobar_waypoint::access_log::AccessLog;
 use isobar_waypoint::listener;
 use isobar_waypoint::metrics::Metrics;
 use isobar_waypoint::run::{Fetch, worker};
+use isobar_waypoint::session::Worker;
 use isobar_waypoint::upstream::{Dial, HboneDialer};
 use isobar_waypoint::world::{Own, World};
 use isobar_xds::{CertError, CertSource, ResourceHandler};
@@ -73,20 +75,11 @@ impl Ours {
         scope: &Rc<LocalScope>,
     ) -> Self {
         let certificates: Arc<dyn CertSource> = certificates;
-        let own = Own {
-            identity: Identity::new("cluster.local", NAMESPACE, WAYPOINT),
-            pod: format!("{WAYPOINT}-1").into(),
-            ip: LOOPBACK,
-            network: "".into(),
-            cluster_id: "Kubernetes".into(),
-        };
-        let world = World::new(own);
-        feed(&configuration.name, &world, resolved);
-        let metrics = Metrics::new(&Registry::new());
+        let world = World::new(own(WAYPOINT));
+        let key = format!("{NAMESPACE}/{WAYPOINT}");
+        feed(&configuration.name, &world, &resolved.told, &key);
         let fetch = Rc::new(Fetch(certificates.clone()));
-        let dialled = Pool::new(PoolOptions::default(), fetch.clone());
-        let dialer: Rc<dyn Dial> = Rc::new(HboneDialer::new(world.own.clone(), dialled));
-        let worker = worker(world, metrics, AccessLog::off(), dialer, scope.clone());
+        let worker = started(world, fetch.clone(), scope);
         let listener = listener::listen(SocketAddr::new(LOOPBACK, 0), false).unwrap();
         let at = listener.local_addr().unwrap();
         let accept = listener::accept(worker, listener, certificates);
@@ -117,20 +110,52 @@ impl Ours {
     }
 }
 
+/// A gateway at the edge that runs as the account `account`, and was told what `key` names. Its ports are
+/// not open yet.
+pub(crate) fn gateway(
+    told: &Told,
+    (key, account): (&str, &str),
+    certificates: Arc<Certificates>,
+    scope: &Rc<LocalScope>,
+) -> Rc<Worker> {
+    let world = World::new(own(account));
+    feed(key, &world, told, key);
+    let certificates: Arc<dyn CertSource> = certificates;
+    world.credentials.tell_mesh(certificates.clone());
+    started(world, Rc::new(Fetch(certificates)), scope)
+}
+
+fn own(account: &str) -> Own {
+    Own {
+        identity: Identity::new("cluster.local", NAMESPACE, account),
+        pod: format!("{account}-1").into(),
+        ip: LOOPBACK,
+        network: "".into(),
+        cluster_id: "Kubernetes".into(),
+    }
+}
+
+fn started(world: World, fetch: Rc<Fetch>, scope: &Rc<LocalScope>) -> Rc<Worker> {
+    let metrics = Metrics::new(&Registry::new());
+    let dialled = Pool::new(PoolOptions::default(), fetch);
+    let dialer: Rc<dyn Dial> = Rc::new(HboneDialer::new(world.own.clone(), dialled));
+    worker(world, metrics, AccessLog::off(), dialer, scope.clone())
+}
+
 /// Hands the messages over in the bytes in which discovery would bring them.
-fn feed(name: &str, world: &World, resolved: &Resolved) {
+fn feed(name: &str, world: &World, all: &Told, key: &str) {
     let mut draft = world.store.load().draft();
-    for address in &resolved.told.addresses {
+    for address in &all.addresses {
         draft.upsert_address(address).unwrap();
     }
-    for policy in &resolved.told.authorizations {
+    for policy in &all.authorizations {
         draft.upsert_authorization(policy).unwrap();
     }
     world.store.publish(draft.finish());
-    let told = resolved.waypoint();
+    let told = &all.waypoints[key];
     for mut handler in world.feed.handlers() {
         let resources: Vec<Resource> = match handler.type_url() {
-            type_url::WAYPOINT => vec![resource(format!("{NAMESPACE}/{WAYPOINT}"), &told.waypoint)],
+            type_url::WAYPOINT => vec![resource(key.to_owned(), &told.waypoint)],
             type_url::VIRTUAL_SERVICE => (told.virtual_services.iter())
                 .map(|m| resource(format!("{}/{}", m.namespace, m.name), m))
                 .collect(),
