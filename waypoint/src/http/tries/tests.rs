@@ -1,8 +1,10 @@
 //! Requests through a whole worker whose endpoints are in memory, on a clock that goes on by itself.
 
+mod decided;
 mod limited;
 mod placed;
 mod retried;
+mod withdrawn;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
