@@ -96,7 +96,7 @@ fn what_leaves_this_waypoint_may_end_within_a_while() {
             waypoint: Some(by_name("other.default.svc.cluster.local")),
             ..service()
         };
-        let since = tokio::time::Instant::now();
+        let since = Instant::now();
         bed.mesh.service(elsewhere);
         bed.settle().await;
         assert!(!one.is_finished(), "it has a moment");
