@@ -7,6 +7,7 @@
 //! - [`inbound::resolve`]: what does a tunnel's authority mean here?
 //! - [`authorize()`]: may this peer reach that workload?
 //! - [`balance`]: which endpoint of a service?
+//! - [`names::find`]: which service does a host name mean?
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod draft;
 mod egress;
 mod gateway;
 pub mod inbound;
+pub mod names;
 pub mod outbound;
 mod outlier;
 mod policy;
