@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use isobar_proto::isobar::v1 as proto;
-use isobar_types::{NamespacedHostname, NamespacedName};
+use isobar_types::{NamespacedHostname, NamespacedName, is_framing};
 
 use crate::action::{
     AbortWith, Action, Cors, DirectResponse, Fault, HeaderEdits, Mirror, Redirect, Rewrite, Target,
@@ -455,7 +455,9 @@ fn compile_edits(from: Option<&proto::HeaderOperations>) -> Result<HeaderEdits, 
                 continue;
             }
             let name = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| FieldError::new(&here, "not a header name that may be written"))?;
+                .ok()
+                .filter(|name| !is_framing(name.as_str()))
+                .ok_or_else(|| FieldError::new(&here, "not a header name that may be written"))?;
             let value = HeaderText::compile(value).map_err(|e| FieldError::new(&here, e))?;
             if field == "add" {
                 edits.add.push((name, value));

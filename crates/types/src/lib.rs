@@ -6,12 +6,14 @@
 
 mod address;
 pub mod converted;
+mod framing;
 mod identity;
 pub mod labels;
 pub mod ports;
 mod reason;
 
 pub use address::{NamespacedHostname, NamespacedName, NetworkAddress, canonical_ip};
+pub use framing::is_framing;
 pub use identity::{Identity, IdentityError};
 pub use reason::{Reason, Side};
 

@@ -19,6 +19,7 @@ mod virtual_service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use isobar_types::is_framing;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::finding::{Finding, Severity};
@@ -198,6 +199,15 @@ impl Report {
             let message =
                 format!("{text:?} is neither an address nor a network such as 10.0.0.0/8");
             self.error(field, message);
+        }
+    }
+
+    /// A header that a rule writes.
+    fn framing(&mut self, field: impl Into<String>, name: &str) {
+        if is_framing(name) {
+            let message = format!("{name:?} says where messages end or what the connection is for");
+            let hint = "only proxies and applications write it: take it out";
+            self.push(Finding::error(field, message).with_hint(hint));
         }
     }
 

@@ -234,6 +234,9 @@ fn filters(field: &str, all: &[RouteFilter], report: &mut Report) {
         ];
         for edits in edits.into_iter().flatten() {
             let names = edits.set.iter().chain(&edits.add).map(|p| &p.name);
+            for name in names.clone() {
+                report.framing(&field, name);
+            }
             for name in names.chain(&edits.remove) {
                 header_name(&field, name, report);
             }

@@ -495,7 +495,9 @@ fn headers(field: &str, headers: Option<&Headers>, report: &mut Report) {
         let named = set.keys().map(|name| ("set", name));
         let named = named.chain(add.keys().map(|name| ("add", name)));
         for (how, name) in named {
-            header(&format!("{field}.{part}.{how}[{name}]"), name, report);
+            let field = format!("{field}.{part}.{how}[{name}]");
+            header(&field, name, report);
+            report.framing(&field, name);
         }
         for (index, name) in remove.iter().enumerate() {
             header(&format!("{field}.{part}.remove[{index}]"), name, report);

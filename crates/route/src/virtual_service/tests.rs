@@ -89,6 +89,25 @@ fn host_in_header_operations_is_a_new_authority() {
     assert_eq!(edits.set.len(), 1);
 }
 
+#[test]
+fn no_rule_says_where_messages_end() {
+    for name in ["Content-Length", "transfer-encoding"] {
+        let edit = proto::HeaderOperations {
+            add: [(name.to_owned(), "85".to_owned())].into(),
+            ..Default::default()
+        };
+        let refused = compile(proto::HttpRoute {
+            action: forward(),
+            headers: Some(proto::Headers {
+                request: None,
+                response: Some(edit),
+            }),
+            ..Default::default()
+        });
+        assert!(refused.unwrap_err().to_string().contains(name));
+    }
+}
+
 mod fields;
 
 #[test]

@@ -1,4 +1,4 @@
-use super::{findings, spec};
+use super::{findings, lines, spec, with_route};
 
 const PARENTS: &str = "parentRefs: [{group: \"\", kind: Service, name: a}]";
 
@@ -102,4 +102,31 @@ fn what_is_wrong_in_a_route_is_told_by_field() {
         ["spec.rules[0].matches[0].method"]
     );
     assert_eq!(fields("ReferenceGrant", "{}"), ["spec.from", "spec.to"]);
+}
+
+/// A length that is not so lets the next message on a connection be read as a part of this one.
+#[test]
+fn rules_write_no_header_that_frames_messages() {
+    let edits = "headers: {request: {set: {Content-Length: '85', x-a: b}}, \
+                 response: {add: {transfer-encoding: chunked}, remove: [connection]}}";
+    let said = lines(&with_route(edits));
+    assert_eq!(said.len(), 2, "{said:?}");
+    for (line, field) in said
+        .iter()
+        .zip(["set[Content-Length]", "add[transfer-encoding]"])
+    {
+        assert!(
+            line.contains(field) && line.contains("where messages end"),
+            "{line}"
+        );
+    }
+    let filter = "{type: RequestHeaderModifier, \
+                  requestHeaderModifier: {add: [{name: upgrade, value: h2c}], remove: [te]}}";
+    let route = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\n\
+         spec: {{parentRefs: [{{group: '', kind: Service, name: svc}}], rules: [{{filters: [{filter}], backendRefs: [{{name: svc, port: 80}}]}}]}}\n"
+    );
+    let said = lines(&route);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("\"upgrade\""), "{said:?}");
 }
