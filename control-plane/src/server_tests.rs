@@ -546,3 +546,44 @@ async fn the_mesh_s_own_client_gets_a_whole_snapshot_and_certificates() {
     assert!(authority.request(&elsewhere).await.is_err());
     server.scope.shutdown(Duration::ZERO).await;
 }
+
+/// Anybody who may make a pod has a token for discovery.
+#[tokio::test]
+async fn an_account_of_nobody_s_takes_little_of_the_memory() {
+    let server = Server::start().await;
+    server.publish(OBJECTS);
+    let token = server.token("shop", "cart", "cart-1", "node-1");
+    let mut client = Client::open(&server, Some(&token)).await.unwrap();
+    let held = |count: usize| DeltaDiscoveryRequest {
+        type_url: Kind::Address.url().into(),
+        initial_resource_versions: (0..count).map(|n| (n.to_string(), "1".into())).collect(),
+        ..Default::default()
+    };
+    client.requests.send(held(4_000)).await.unwrap();
+    let (_, names, removed) = client.next().await;
+    assert_eq!((names.len(), removed.len()), (4, 4_000));
+    for (count, say) in [(4_097, "4097 names"), (50_000, "message")] {
+        let mut client = Client::open(&server, Some(&token)).await.unwrap();
+        client.requests.send(held(count)).await.unwrap();
+        let refused = client.responses.message().await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+        assert!(refused.message().contains(say), "{refused:?}");
+    }
+    // A node proxy has the whole mesh to tell of.
+    let token = server.token("istio-system", "ztunnel", "zt-1", "node-1");
+    let mut proxy = Client::open(&server, Some(&token)).await.unwrap();
+    proxy.requests.send(held(50_000)).await.unwrap();
+    assert_eq!(proxy.next().await.2.len(), 50_000);
+
+    let token = server.token("shop", "pay", "pay-1", "node-2");
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        open.push(Client::open(&server, Some(&token)).await.unwrap());
+    }
+    let refused = Client::open(&server, Some(&token)).await.err().unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    // Those of another pod are not fewer for it.
+    let other = server.token("shop", "pay", "pay-2", "node-2");
+    Client::open(&server, Some(&other)).await.unwrap();
+    server.scope.shutdown(Duration::ZERO).await;
+}

@@ -78,16 +78,21 @@ pub(crate) struct Registration {
 }
 
 impl Clients {
-    /// Adds a client.
-    pub(crate) fn register(&self, state: ClientState) -> Registration {
+    /// Adds a client, unless its pod, or its account if it has none, has so many streams already.
+    pub(crate) fn register(&self, state: ClientState, most: usize) -> Option<Registration> {
         let mut inner = self.lock();
+        let connected = inner.connected.values();
+        let same = connected.filter(|one| one.identity == state.identity && one.pod == state.pod);
+        if same.count() >= most {
+            return None;
+        }
         inner.next += 1;
         let id = inner.next;
         inner.connected.insert(id, state);
-        Registration {
+        Some(Registration {
             clients: self.clone(),
             id,
-        }
+        })
     }
 
     /// Everything connected now, in order of connection.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_runtime::Lifetime;
 use tokio::sync::watch;
 use tonic::body::Body;
@@ -25,9 +24,48 @@ use crate::metrics::Metrics;
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
-/// Longest request, in bytes. The first one after a reconnect names every resource its sender holds,
-/// with its version: 80 bytes or so each, of which there may be 300,000.
-const LONGEST_REQUEST: usize = 32 * 1024 * 1024;
+/// What a client may ask of the control plane's memory. The first request after a reconnect names
+/// every resource its sender holds, with its version: 80 bytes or so each. Whoever has an account in
+/// some namespace has a token, and may have one of a waypoint there: only node proxies, which the
+/// mesh's owner runs, are trusted with more than theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allowance {
+    /// Longest request, in bytes.
+    longest: usize,
+    /// Names in one request.
+    pub(crate) names: usize,
+    /// Streams of one pod, or of one account without pods, at a time.
+    pub(crate) streams: usize,
+}
+
+impl Allowance {
+    const NODE: Self = Self {
+        longest: 32 * 1024 * 1024,
+        names: 400_000,
+        streams: usize::MAX,
+    };
+    const WAYPOINT: Self = Self {
+        longest: 8 * 1024 * 1024,
+        names: 100_000,
+        streams: 8,
+    };
+    /// A waypoint whose Gateway has not been read yet among them: it comes again.
+    const OTHER: Self = Self {
+        longest: 256 * 1024,
+        names: 4_096,
+        streams: 8,
+    };
+
+    const fn of(node: bool, waypoint: bool) -> Self {
+        if node {
+            Self::NODE
+        } else if waypoint {
+            Self::WAYPOINT
+        } else {
+            Self::OTHER
+        }
+    }
+}
 
 /// The discovery service. Written by hand instead of generated, to put bytes that sessions share on
 /// the wire as they are.
@@ -65,10 +103,8 @@ impl tower::Service<http::Request<Body>> for DiscoveryService {
                 .into_http());
             }
             let (parts, content) = request.into_parts();
-            let limit = Some(LONGEST_REQUEST);
-            let requests = Streaming::new_request(RequestDecoder, content, None, limit);
             let headers = MetadataMap::from_headers(parts.headers);
-            let request = Request::from_parts(headers, parts.extensions, requests);
+            let request = Request::from_parts(headers, parts.extensions, content);
             Ok(match service.open(request).await {
                 Ok(body) => {
                     let mut response = http::Response::new(body);
@@ -84,10 +120,7 @@ impl tower::Service<http::Request<Body>> for DiscoveryService {
 }
 
 impl DiscoveryService {
-    async fn open(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Body, Status> {
+    async fn open(&self, request: Request<Body>) -> Result<Body, Status> {
         let caller = self
             .authenticator
             .authenticate(request.metadata())
@@ -111,16 +144,29 @@ impl DiscoveryService {
             Kind::NODE
         };
         let now = Instant::now();
+        let allowance = Allowance::of(node, scope.waypoint.is_some());
+        let state = client_state(&caller, kind, peer, now);
+        let registration = self
+            .clients
+            .register(state, allowance.streams)
+            .ok_or_else(|| {
+                tracing::warn!(identity = %caller.identity, "discovery stream refused: too many");
+                Status::resource_exhausted(format!(
+                    "{} has {} discovery streams open from this pod already",
+                    caller.identity, allowance.streams
+                ))
+            })?;
+        let limit = Some(allowance.longest);
+        let requests = Streaming::new_request(RequestDecoder, request.into_inner(), None, limit);
         self.metrics.clients(1);
         let driver = Driver {
             session: Session::new(scope.clone(), expected, now),
-            registration: self
-                .clients
-                .register(client_state(&caller, kind, peer, now)),
+            registration,
+            allowance,
             scope,
             caller,
             catalogs: self.catalogs.clone(),
-            requests: request.into_inner(),
+            requests,
             life: self.life.clone(),
             metrics: self.metrics.clone(),
             end: end_of_stream(now),

@@ -11,6 +11,7 @@ use tonic::{Code, Status, Streaming};
 use super::catalog::{Catalog, Scope};
 use super::clients::{KindState, Registration};
 use super::kind::Kind;
+use super::service::Allowance;
 use super::session::{Response, Session};
 use crate::auth::Caller;
 use crate::metrics::Metrics;
@@ -27,6 +28,7 @@ pub(crate) struct Driver {
     pub(crate) catalogs: watch::Receiver<Arc<Catalog>>,
     pub(crate) requests: Streaming<DeltaDiscoveryRequest>,
     pub(crate) registration: Registration,
+    pub(crate) allowance: Allowance,
     pub(crate) life: Lifetime,
     pub(crate) end: Instant,
     pub(crate) metrics: Metrics,
@@ -102,6 +104,17 @@ impl Driver {
     }
 
     fn take(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
+        let names = [
+            request.initial_resource_versions.len(),
+            request.resource_names_subscribe.len(),
+            request.resource_names_unsubscribe.len(),
+        ];
+        let (names, most) = (names.into_iter().sum::<usize>(), self.allowance.names);
+        if names > most {
+            return Err(Status::out_of_range(format!(
+                "{names} names in one request, of which a client of this kind may send {most}"
+            )));
+        }
         if let Some(node) = &request.node {
             check_node(node, &self.caller)?;
             if let Some(version) = version(node) {

@@ -81,7 +81,7 @@ impl World {
             kinds: Vec::new(),
         };
         let mut world = Self {
-            place: clients.register(state),
+            place: clients.register(state, usize::MAX).unwrap(),
             engine: Engine {
                 settings: settings(),
                 catalogs: watch::Sender::default(),
