@@ -198,7 +198,11 @@ impl Controller {
         }
         let mut written = match self.written.take() {
             Some(written) => written,
-            None => self.earlier.find(&planned.published.objects),
+            None => {
+                let mut found = self.earlier.find(&planned.published.objects);
+                found.retain(|_, one| one.object.is_some() || !self.only_waypoints);
+                found
+            }
         };
         written.retain(|object, _| !desired.of_others.contains(object));
         if self.earlier.is_shared() {

@@ -5,7 +5,11 @@ use isobar_types::labels;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::model::{ParentStatus, Verdict};
+use crate::model::{BOUND, ParentStatus, Verdict};
+
+/// How conditions of our own are called, and those that have Istio's names.
+const OWN: &str = "isobar.dev/";
+const TOLD: [&str; 4] = [BOUND, "Accepted", "WaypointAccepted", "ZtunnelAccepted"];
 
 /// When each condition last changed its status, so that it is not touched while it stays.
 #[derive(Debug, Default)]
@@ -110,6 +114,18 @@ fn route_status(set: &ObjectSet, object: &ObjectRef) -> Option<Value> {
 /// The status and time of a condition that an earlier life of this process wrote.
 fn written(set: &ObjectSet, verdict: &Verdict) -> Option<(bool, String)> {
     written_in(&status_of(set, &verdict.object)?, verdict.condition)
+}
+
+/// True for an object with a condition as this process writes them: so another life of it may have.
+pub(super) fn says_ours(set: &ObjectSet, object: &ObjectRef) -> bool {
+    let Some(status) = status_of(set, object) else {
+        return false;
+    };
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions.any(|one| {
+        let kind = one["type"].as_str().unwrap_or_default();
+        kind.starts_with(OWN) || TOLD.contains(&kind)
+    })
 }
 
 fn written_in(status: &Value, name: &str) -> Option<(bool, String)> {

@@ -39,6 +39,7 @@ pub(crate) use patch::{Kept, Outcome, Patch};
 pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan, plan_during};
 pub(crate) use pods::PodFacts;
 pub(crate) use service_entries::refused_hosts;
+pub(crate) use bindings::BOUND;
 pub(crate) use services::BOUND_ACCOUNT;
 #[cfg(test)]
 pub(crate) use services::ServicePlan;
