@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+mod beside;
 mod cluster;
 mod config_maps;
 pub mod election;

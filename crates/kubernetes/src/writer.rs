@@ -1,6 +1,5 @@
 use async_trait::async_trait;
 use isobar_objects::{Kind, Object, ObjectRef, ObjectWriter, WriteError};
-use isobar_types::labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Client;
 use kube::api::{
@@ -9,6 +8,7 @@ use kube::api::{
 use kube::core::GroupVersionKind;
 use serde_json::{Map, Value, json};
 
+use crate::beside;
 use crate::cluster::Cluster;
 use crate::ports;
 
@@ -103,13 +103,22 @@ impl KubernetesWriter {
             "metadata": { "name": &*object.name },
             "status": without_nulls(status),
         });
-        if object.known().is_some_and(Kind::is_route) {
+        let is_route = object.known().is_some_and(Kind::is_route);
+        if is_route || has_plain_lists(object) {
             let Some(now) = api.get_opt(&object.name).await.map_err(refused(object))? else {
                 return Ok(());
             };
+            let all = beside::conditions(&now, status);
             // Refused, and tried again, if the object changes before this arrives.
-            value["metadata"]["resourceVersion"] = json!(now.metadata.resource_version);
-            value["status"]["parents"] = beside_others(&now.data["status"], status);
+            if is_route || all.is_some() {
+                value["metadata"]["resourceVersion"] = json!(now.metadata.resource_version);
+            }
+            if is_route {
+                value["status"]["parents"] = beside::parents(&now.data["status"], status);
+            }
+            if let Some(all) = all {
+                value["status"]["conditions"] = all;
+            }
         }
         if value["status"].as_object().is_some_and(Map::is_empty) {
             // Named, it would stay, as a null that schemas refuse.
@@ -306,6 +315,12 @@ fn goes_with_status(object: &ObjectRef, patch: &Value) -> bool {
         && is_only(&patch["metadata"], "annotations")
 }
 
+/// True for kinds of Istio's: its own definitions of them make a status's conditions one value, ours
+/// do not, and either may be in the cluster.
+fn has_plain_lists(object: &ObjectRef) -> bool {
+    object.group.ends_with(".istio.io")
+}
+
 /// The patch that removes the labels and annotations of field sets; those name fields as `f:NAME`.
 fn head_undone(sets: &[&Value]) -> Option<Value> {
     let mut head = Map::new();
@@ -322,16 +337,6 @@ fn head_undone(sets: &[&Value]) -> Option<Value> {
         }
     }
     (!head.is_empty()).then(|| json!({ "metadata": head }))
-}
-
-/// The parents of a route are one list to the server: what other controllers said of theirs is
-/// written along with ours.
-fn beside_others(now: &Value, ours: &Value) -> Value {
-    let of = |status: &Value| status["parents"].as_array().cloned().unwrap_or_default();
-    let mut parents = of(now);
-    parents.retain(|one| one["controllerName"] != labels::ROUTE_CONTROLLER);
-    parents.extend(of(ours));
-    parents.into()
 }
 
 fn refused(object: &ObjectRef) -> impl FnOnce(kube::Error) -> WriteError {
@@ -417,18 +422,6 @@ mod tests {
         // An object that others wrote is never deleted.
         let others = json!([entry("kubectl", "Apply", None, &mine)]);
         assert_eq!(find(others), Written::default());
-    }
-
-    #[test]
-    fn what_others_say_of_their_parents_stays() {
-        let parent = |name: &str, controller: &str| json!({"parentRef": {"name": name}, "controllerName": controller});
-        let (foreign, own) = ("example.org/gateway", labels::ROUTE_CONTROLLER);
-        let now = json!({"parents": [parent("a", foreign), parent("b", own)]});
-        let ours = json!({"parents": [parent("c", own)]});
-        let both = json!([parent("a", foreign), parent("c", own)]);
-        assert_eq!(beside_others(&now, &ours), both);
-        let left = json!([parent("a", foreign)]);
-        assert_eq!(beside_others(&now, &json!({})), left);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Writing to an API server.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
@@ -9,6 +10,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use kube::Api;
 use serde_json::{Value, json};
 
+use crate::definitions::established;
 use crate::run;
 
 const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop},
@@ -64,6 +66,59 @@ fn conditions_stand_beside_those_of_others() {
                 .annotations
                 .is_none_or(|all| !all.contains_key("isobar.dev/x"))
         );
+        Ok(())
+    });
+}
+
+/// Istio's own definitions do not tell conditions apart, unlike those of our chart.
+#[test]
+fn conditions_of_others_stay_where_istio_defined_the_kind() {
+    run(async |server| {
+        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/charts/crds/files");
+        let ours = std::fs::read_to_string(files.join("istio.yaml"))?;
+        let lines = ours
+            .lines()
+            .filter(|line| !line.contains("x-kubernetes-list-"));
+        let theirs: Vec<&str> = lines.collect();
+        ensure!(theirs.len() < ours.lines().count());
+        server.apply(&theirs.join("\n")).await?;
+        established(server, &["crd/virtualservices.networking.istio.io"]).await?;
+        server.namespace("shop").await?;
+        let route = "{apiVersion: networking.istio.io/v1, kind: VirtualService,
+            metadata: {name: cart, namespace: shop},
+            spec: {hosts: [cart], http: [{route: [{destination: {host: cart}}]}]}}";
+        server.apply(route).await?;
+        let other = KubernetesWriter::new(server.cluster(), "istiod");
+        let ours = KubernetesWriter::new(server.cluster(), "isobar");
+        let cart = ObjectRef::new(Kind::VirtualService, "shop", "cart");
+        let told = async || {
+            let path = "-o=jsonpath={.status.conditions[*].type}";
+            server
+                .kubectl(&["get", "virtualservice", "cart", "-n", "shop", path])
+                .await
+        };
+        let status = |kind: &str| json!({"conditions": [condition(kind)]});
+        ours.patch_status(&cart, &status("isobar.dev/Accepted"))
+            .await?;
+        ensure!(told().await? == "isobar.dev/Accepted");
+        // As a controller that knows nothing of others.
+        other.patch_status(&cart, &status("Reconciled")).await?;
+        ours.patch_status(&cart, &status("isobar.dev/Accepted"))
+            .await?;
+        ensure!(
+            told().await? == "Reconciled isobar.dev/Accepted",
+            "{}",
+            told().await?
+        );
+        ours.patch_status(&cart, &status("isobar.dev/Other"))
+            .await?;
+        ensure!(
+            told().await? == "Reconciled isobar.dev/Other",
+            "{}",
+            told().await?
+        );
+        ours.delete(&cart).await?;
+        ensure!(told().await? == "Reconciled", "{}", told().await?);
         Ok(())
     });
 }
