@@ -17,8 +17,9 @@ use tokio::sync::watch;
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(5);
-/// How often the age of a root of our own is looked at, as Istio does.
-const AGE: Duration = Duration::from_secs(3600);
+/// How often the secret with a root of our own is looked at: whether it is there, is another one, or is
+/// old. Who starts while it is gone waits for it (`PUT_BACK` of the surroundings), and longer than this.
+const SECRET: Duration = Duration::from_secs(20);
 /// Files that an authority is made of, in Istio's layout and in that of a TLS secret.
 const FILES: [&str; 7] = [
     "ca-key.pem",
@@ -87,8 +88,8 @@ impl Authorities {
         }
     }
 
-    /// Follows the secret of `namespace` until `life` ends; renews the root when it is old, while
-    /// `leads` is true.
+    /// Follows the secret of `namespace` until `life` ends; renews the root when it is old, and puts back
+    /// a secret that is gone, while `leads` is true.
     pub(crate) async fn follow_secret(
         self: Arc<Self>,
         cluster: Cluster,
@@ -99,7 +100,7 @@ impl Authorities {
     ) {
         loop {
             // Replicas that started together do not ask together.
-            let pause = AGE.mul_f64(0.9 + rand::random::<f64>() * 0.2);
+            let pause = SECRET.mul_f64(0.9 + rand::random::<f64>() * 0.2);
             tokio::select! {
                 () = life.draining() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -108,7 +109,7 @@ impl Authorities {
             let renew = || -> Result<bool> {
                 Ok(is_leader && Authority::renew_if_old(&state, SystemTime::now())?)
             };
-            let done = refresh_authority(&cluster, &namespace, &state, renew).await;
+            let done = refresh_authority(&cluster, &namespace, &state, is_leader, renew).await;
             match done.and_then(|()| Ok(Authority::load_or_create(&state)?)) {
                 Ok(authority) if authority.roots() != self.current.borrow().roots() => {
                     self.take(authority);

@@ -3,11 +3,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_kubernetes::{
-    Cluster, KubernetesSource, KubernetesWriter, LastValid, RootMaps, SourceOptions, keep_authority,
+    Cluster, KubernetesSource, KubernetesWriter, LastValid, RootMaps, SourceOptions,
+    await_authority, keep_authority,
 };
 use isobar_objects::{
     DirectoryOptions, DirectorySource, ObjectRef, ObjectSource, ObjectWriter, OverlayWriter,
@@ -35,6 +37,9 @@ const LAST_GOOD: &str = "last-good-objects.json";
 pub(crate) const MANAGER: &str = "isobar";
 /// The lease of the replica that writes; beside other control planes with the revision after it.
 const LEASE: &str = "isobar-control-plane";
+/// How long a start waits for the leader to put a missing secret back, which looks every 20 s or so
+/// (`authority::SECRET`). The chart's startup probe gives 60 s.
+const PUT_BACK: Duration = Duration::from_secs(40);
 
 /// What a control plane stands in.
 pub(crate) struct Surroundings {
@@ -113,6 +118,8 @@ async fn in_a_cluster(
     let own = config.own_namespace();
     if config.ca_dir.is_none() {
         let make = || -> Result<()> { Ok(Authority::load_or_create(state).map(drop)?) };
+        let lease = Revision::of(config).suffixed(LEASE);
+        await_authority(&cluster, (own, &lease), Timing::default(), PUT_BACK).await?;
         keep_authority(&cluster, own, state, make)
             .await
             .context("the authority's secret")?;

@@ -72,6 +72,41 @@ enum Move {
     Wait,
 }
 
+/// True if somebody holds the lease and renews it: it changes within `timing.lease`, for which this
+/// waits at most.
+///
+/// # Errors
+/// When the API server refuses or cannot be reached.
+pub async fn is_held(
+    cluster: &Cluster,
+    namespace: &str,
+    lease: &str,
+    timing: Timing,
+) -> Result<bool, kube::Error> {
+    let leases: Api<Lease> = Api::namespaced(cluster.client(), namespace);
+    let begun = Instant::now();
+    let mut first: Option<Option<String>> = None;
+    loop {
+        let Some(found) = leases.get_opt(lease).await? else {
+            return Ok(false);
+        };
+        let holder = found.spec.and_then(|spec| spec.holder_identity);
+        if holder.is_none_or(|holder| holder.is_empty()) {
+            return Ok(false);
+        }
+        let version = found.metadata.resource_version;
+        match &first {
+            None => first = Some(version),
+            Some(before) if *before != version => return Ok(true),
+            Some(_) => {}
+        }
+        if begun.elapsed() >= timing.lease {
+            return Ok(false);
+        }
+        tokio::time::sleep(timing.retry / 4).await;
+    }
+}
+
 impl Candidate {
     /// A candidate that calls itself `identity`, which no other may.
     #[must_use]

@@ -49,7 +49,7 @@ pub use pages::{PageError, RunningPod};
 pub use presence::Presence;
 pub use review::{ReviewError, ReviewedPod, ReviewedToken, TokenReviews};
 pub use roots::RootMaps;
-pub use secret::{SecretError, keep_authority, refresh_authority};
+pub use secret::{SecretError, await_authority, keep_authority, refresh_authority};
 pub use source::{KubernetesSource, SourceOptions};
 pub use webhook::{Webhook, WebhookAddress, WebhookOptions};
 pub use writer::KubernetesWriter;

@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::time::Instant;
 
 use crate::cluster::Cluster;
+use crate::election::{Timing, is_held};
 
 /// Name of the secret that Istio keeps its own authority in; taken over as it is.
 const NAME: &str = "istio-ca-secret";
@@ -33,6 +36,18 @@ pub enum SecretError {
         namespace: String,
         /// What is missing.
         key: &'static str,
+    },
+    /// The secret is gone, and who leads did not put it back.
+    #[error(
+        "secret {namespace}/{NAME} is gone, and the replica that holds lease {namespace}/{lease} signs with an \
+         authority that only it has: no second one is made beside it. It puts the secret back by itself \
+         if it may; see its log"
+    )]
+    Withheld {
+        /// Namespace of the secret.
+        namespace: String,
+        /// Name of the lease.
+        lease: String,
     },
     /// A file cannot be read or written.
     #[error("{path}: {error}")]
@@ -77,16 +92,52 @@ where
     }
 }
 
-/// Takes the cluster's authority over into `dir` again, as another replica may have renewed it; then
-/// `renew` may put newer files there, and says so: they become the secret, unless another replica was
-/// faster.
+/// Waits until the secret is there or nobody leads who has it: a replica that starts while the secret
+/// is gone would make a second root beside the one that the leader signs with, which puts its own
+/// back ([`refresh_authority`]). The lease is that of [`crate::Candidate`].
 ///
 /// # Errors
-/// As [`keep_authority`], and when there is no secret.
+/// When the API server refuses, and when somebody leads and the secret is still not there after
+/// `limit`.
+pub async fn await_authority(
+    cluster: &Cluster,
+    (namespace, lease): (&str, &str),
+    timing: Timing,
+    limit: Duration,
+) -> Result<(), SecretError> {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client(), namespace);
+    let server = refused(namespace);
+    let begun = Instant::now();
+    loop {
+        if secrets.get_opt(NAME).await.map_err(&server)?.is_some() {
+            return Ok(());
+        }
+        let held = is_held(cluster, namespace, lease, timing).await;
+        if !held.map_err(&server)? {
+            return Ok(());
+        }
+        if begun.elapsed() >= limit {
+            return Err(SecretError::Withheld {
+                namespace: namespace.to_owned(),
+                lease: lease.to_owned(),
+            });
+        }
+        tokio::time::sleep(timing.retry).await;
+    }
+}
+
+/// Takes the cluster's authority over into `dir` again, as another replica may have renewed it; then
+/// `renew` may put newer files there, and says so: they become the secret, unless another replica was
+/// faster. A secret that is gone is made again from `dir` if `restore` says so, which is the leader's
+/// to do, and changes nothing for others.
+///
+/// # Errors
+/// As [`keep_authority`].
 pub async fn refresh_authority<E>(
     cluster: &Cluster,
     namespace: &str,
     dir: &Path,
+    restore: bool,
     renew: impl FnOnce() -> Result<bool, E>,
 ) -> Result<(), E>
 where
@@ -94,7 +145,12 @@ where
 {
     let secrets: Api<Secret> = Api::namespaced(cluster.client(), namespace);
     let server = refused(namespace);
-    let found = secrets.get(NAME).await.map_err(&server)?;
+    let Some(found) = secrets.get_opt(NAME).await.map_err(&server)? else {
+        if restore {
+            put_back(&secrets, namespace, dir).await?;
+        }
+        return Ok(());
+    };
     lay_out(&found, namespace, dir)?;
     if !renew()? {
         return Ok(());
@@ -125,6 +181,18 @@ where
     }
 }
 
+/// Makes the secret from what is signed with now.
+async fn put_back(secrets: &Api<Secret>, namespace: &str, dir: &Path) -> Result<(), SecretError> {
+    let kept = pick_up(namespace, dir)?;
+    match secrets.create(&PostParams::default(), &kept).await {
+        Ok(_) => tracing::warn!(namespace, "secret {NAME} was gone and has been put back"),
+        // Somebody else was faster: what that is shows the next look.
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(refused(namespace)(error)),
+    }
+    Ok(())
+}
+
 fn refused(namespace: &str) -> impl Fn(kube::Error) -> SecretError {
     let namespace = namespace.to_owned();
     move |error| SecretError::Server {
@@ -135,18 +203,20 @@ fn refused(namespace: &str) -> impl Fn(kube::Error) -> SecretError {
 
 fn lay_out(secret: &Secret, namespace: &str, dir: &Path) -> Result<(), SecretError> {
     let data = secret.data.as_ref();
-    // The key first: a certificate without its key would be taken for an authority.
-    for (key, file) in [KEY, CERTIFICATE] {
-        let bytes = data
-            .and_then(|data| data.get(key))
-            .filter(|bytes| !bytes.0.is_empty())
+    let bytes = |key| {
+        data.and_then(|data| data.get(key))
+            .map(|bytes| &*bytes.0)
+            .filter(|bytes| !bytes.is_empty())
             .ok_or_else(|| SecretError::Incomplete {
                 namespace: namespace.to_owned(),
                 key,
-            })?;
-        write(&dir.join(file), &bytes.0)?;
-    }
-    Ok(())
+            })
+    };
+    // Both or none: half a secret would leave a key of one authority with the certificate of another.
+    let (key, certificate) = (bytes(KEY.0)?, bytes(CERTIFICATE.0)?);
+    // The key first: a certificate without its key would be taken for an authority.
+    write(&dir.join(KEY.1), key)?;
+    write(&dir.join(CERTIFICATE.1), certificate)
 }
 
 fn pick_up(namespace: &str, dir: &Path) -> Result<Secret, SecretError> {

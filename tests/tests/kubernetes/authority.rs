@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_kubernetes::{
-    KubernetesSource, ReviewError, RootMaps, SourceOptions, TokenReviews, keep_authority,
+    KubernetesSource, ReviewError, RootMaps, SecretError, SourceOptions, TokenReviews,
+    await_authority, keep_authority, refresh_authority,
 };
 use isobar_objects::{Kind, ObjectSource as _};
 use isobar_runtime::Scope;
@@ -82,6 +84,59 @@ async fn kept(cluster: &isobar_kubernetes::Cluster, dir: &Path) -> Result<String
     let make = || -> Result<()> { Ok(Authority::load_or_create(dir).map(drop)?) };
     keep_authority(cluster, "istio-system", dir, make).await?;
     Ok(Authority::load_or_create(dir)?.roots().to_owned())
+}
+
+#[test]
+fn a_secret_that_is_gone_is_put_back_and_makes_no_second_root() {
+    run(async |server| {
+        server.namespace("istio-system").await?;
+        let (one, two) = (server.folder().join("one"), server.folder().join("two"));
+        let cluster = server.cluster();
+        let roots = kept(&cluster, &one).await?;
+        let scope = Scope::new("test");
+        let timing = Timing {
+            lease: Duration::from_secs(4),
+            renew: Duration::from_secs(3),
+            retry: Duration::from_millis(500),
+        };
+        let leader = Candidate::new(server.cluster(), "istio-system", "lead", "one", timing);
+        let mut leads = leader.leads();
+        scope.spawn("leader", leader.run(scope.lifetime()));
+        leads.wait_for(|leads| *leads).await?;
+        let gone = ["delete", "secret", "istio-ca-secret", "-n", "istio-system"];
+        server.kubectl(&gone).await?;
+
+        // Who starts now waits for it while somebody leads, and says so in the end.
+        let place = ("istio-system", "lead");
+        let short = Duration::from_millis(100);
+        let said = await_authority(&cluster, place, timing, short).await;
+        ensure!(
+            matches!(said, Err(SecretError::Withheld { .. })),
+            "{said:?}"
+        );
+        let no = || anyhow::Ok(false);
+        refresh_authority(&cluster, "istio-system", &one, false, no).await?;
+        let said = await_authority(&cluster, place, timing, short).await;
+        ensure!(said.is_err(), "only the leader puts it back");
+        refresh_authority(&cluster, "istio-system", &one, true, no).await?;
+        await_authority(&cluster, place, timing, Duration::ZERO).await?;
+        ensure!(kept(&cluster, &two).await? == roots);
+
+        // Where nobody leads nobody is waited for.
+        server.kubectl(&gone).await?;
+        scope.shutdown(Duration::from_secs(5)).await;
+        await_authority(&cluster, place, timing, Duration::ZERO).await?;
+
+        // Half a secret leaves the files as they are.
+        let half = "{apiVersion: v1, kind: Secret, metadata: {name: istio-ca-secret, namespace: istio-system},
+            stringData: {ca-key.pem: another}}";
+        server.apply(half).await?;
+        let key = std::fs::read(one.join("ca-key.pem"))?;
+        let said = refresh_authority(&cluster, "istio-system", &one, true, no).await;
+        ensure!(said.is_err_and(|error| error.to_string().contains("ca-cert.pem")));
+        ensure!(std::fs::read(one.join("ca-key.pem"))? == key);
+        Ok(())
+    });
 }
 
 #[test]

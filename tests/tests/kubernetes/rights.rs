@@ -313,7 +313,7 @@ impl Stage {
                 let folder: &Path = &self.folder;
                 let make = || -> Result<()> { Ok(Authority::load_or_create(folder).map(drop)?) };
                 keep_authority(&self.account, HOME, folder, make).await?;
-                refresh_authority(&self.account, HOME, folder, || anyhow::Ok(true)).await
+                refresh_authority(&self.account, HOME, folder, true, || anyhow::Ok(true)).await
             }
             Deed::Lead => self.lead(scope).await,
             Deed::ReadParameters => self.read_parameters().await,
