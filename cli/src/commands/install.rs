@@ -7,6 +7,7 @@ mod record;
 mod removal;
 mod report;
 mod rollout;
+mod roots;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,10 @@ use crate::commands::manifest::values;
 
 /// Who we are to the API server's record of who wrote which field.
 const MANAGER: &str = "isobar-install";
+/// Who our control plane is to it.
+const CONTROL_PLANE: &str = "isobar";
+/// The secret with the authority that the control plane makes.
+const SECRET: &str = "istio-ca-secret";
 /// Label and value of everything that was installed by this program.
 const MANAGED: (&str, &str) = ("app.kubernetes.io/managed-by", "isobar");
 /// Label that says of which chart an object is.

@@ -11,14 +11,14 @@ use crate::output::print;
 /// `isobar manifest generate`.
 pub(crate) fn run(what: &Manifest, global: &Global) -> anyhow::Result<ExitCode> {
     let Manifest::Generate(what) = what;
+    let values = values(&what.chosen)?;
     let charts = match &what.chart[..] {
-        [] => Chart::family()?,
+        [] => Chart::wanted(&values)?,
         names => names
             .iter()
             .map(|name| Chart::named(name))
             .collect::<Result<_, _>>()?,
     };
-    let values = values(&what.chosen)?;
     let mut text = String::new();
     for chart in charts {
         let rendered = render(&chart, &global.mesh_namespace, &values)?;

@@ -88,6 +88,19 @@ impl Chart {
             .collect()
     }
 
+    /// The charts that an installation with `values` consists of: with `waypointsOnly` without the
+    /// nodes' parts, which would redirect the same pods as those of the control plane beside it.
+    ///
+    /// # Errors
+    /// As [`Chart::family`].
+    pub fn wanted(values: &Values) -> Result<Vec<Self>, ChartError> {
+        let mut all = Self::family()?;
+        if values.is_set("control-plane", "waypointsOnly") {
+            all.retain(|chart| chart.name != "node");
+        }
+        Ok(all)
+    }
+
     /// One chart.
     ///
     /// # Errors

@@ -91,6 +91,12 @@ impl Values {
         Ok(())
     }
 
+    /// True if the value `name` of a chart is `true`.
+    #[must_use]
+    pub fn is_set(&self, chart: &str, name: &str) -> bool {
+        self.0[chart][name] == true
+    }
+
     /// Refuses what stands neither under `global` nor under one of `charts`.
     ///
     /// # Errors

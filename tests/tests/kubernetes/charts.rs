@@ -307,6 +307,49 @@ fn helm_installs_no_second_control_plane_for_what_names_nobody() {
 }
 
 #[test]
+fn helm_does_not_replace_the_roots_of_another_mesh() {
+    run(async |server| {
+        server.namespace("istio-system").await?;
+        server.namespace("mesh").await?;
+        let folder = charts().join("control-plane");
+        let (folder, config) = (folder.to_string_lossy(), server.admin()?);
+        let config = format!("--kubeconfig={}", config.to_string_lossy());
+        let install = |set: &str| {
+            let more = ["--set", "gatewayClass=false", "--set", set, &config];
+            let what = ["install", "c", &*folder, "-n", "mesh", "--dry-run=server"];
+            helm(&[&what[..], &more].concat())
+        };
+        install("replicaCount=1")?;
+        server
+            .apply(
+                "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio-ca-root-cert, namespace: istio-system},
+                  data: {root-cert.pem: THEIRS}}",
+            )
+            .await?;
+        let said = install("replicaCount=1").err().context("it is refused")?;
+        let said = said.to_string();
+        ensure!(
+            said.contains(
+                "ConfigMap istio-system/istio-ca-root-cert has the roots of another mesh"
+            ),
+            "{said}"
+        );
+        for set in ["ca.secret=cacerts", "waypointsOnly=true"] {
+            install(set)?;
+        }
+        // One that is installed again with the root that was kept.
+        server
+            .apply(
+                "{apiVersion: v1, kind: Secret, metadata: {name: istio-ca-secret, namespace: mesh},
+                  stringData: {ca-cert.pem: THEIRS}}",
+            )
+            .await?;
+        install("replicaCount=1")?;
+        Ok(())
+    });
+}
+
+#[test]
 fn the_programs_know_the_arguments_of_the_charts() {
     let folder = binaries().unwrap();
     for set in SETTINGS {

@@ -239,6 +239,63 @@ fn what_others_made_is_left_alone() {
     });
 }
 
+/// The map of the roots, as another mesh's control plane makes it.
+fn others_roots(namespace: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: ConfigMap,
+           metadata: {{name: istio-ca-root-cert, namespace: {namespace}, labels: {{istio.io/config: 'true'}}}},
+           data: {{root-cert.pem: theirs}}}}"
+    )
+}
+
+#[test]
+fn the_roots_of_another_mesh_are_not_replaced() {
+    run(async |server| {
+        for name in ["istio-system", "shop"] {
+            server.namespace(name).await?;
+            server.apply(&others_roots(name)).await?;
+        }
+        let clean = names(server, LEFT).await?;
+        let install = ["install", "--no-wait", "--mesh-namespace", "mesh"];
+        let said = bad(server, &install).await?;
+        ensure!(
+            said.contains(
+                "ConfigMap istio-system/istio-ca-root-cert has the roots of another mesh"
+            ) && said.contains("control-plane.ca.secret"),
+            "{said}"
+        );
+        ensure!(names(server, LEFT).await? == clean, "half an installation");
+        let shared = ["--set", "control-plane.ca.secret=cacerts", "--dry-run"];
+        good(server, &[&install[..], &shared].concat()).await?;
+
+        // Waypoints alone leave others' roots and nodes as they are.
+        let alone = ["--set", "control-plane.waypointsOnly=true"];
+        let said = good(server, &[&install[..], &alone].concat()).await?;
+        ensure!(said.contains("Deployment mesh/isobard"), "{said}");
+        ensure!(!said.contains("DaemonSet"), "{said}");
+        good(server, &["uninstall", "--mesh-namespace", "mesh"]).await?;
+
+        // A map in somebody's namespace keeps nobody from installing, and is not deleted with the mesh.
+        let gone = [
+            "delete",
+            "configmap",
+            "istio-ca-root-cert",
+            "-n",
+            "istio-system",
+        ];
+        server.kubectl(&gone).await?;
+        let said = good(server, &install).await?;
+        ensure!(
+            said.contains("ConfigMap shop/istio-ca-root-cert was not written by this mesh"),
+            "{said}"
+        );
+        good(server, &["uninstall", "--mesh-namespace", "mesh"]).await?;
+        let left = names(server, "configmap").await?;
+        ensure!(left.contains("configmap/istio-ca-root-cert"), "{left}");
+        Ok(())
+    });
+}
+
 #[test]
 fn mistakes_end_before_anything_is_written() {
     run(async |server| {

@@ -138,7 +138,7 @@ mod tests {
             let mut values = Values::default();
             values.set(more).unwrap();
             let values = place.values(&values).unwrap();
-            let charts = place.charts().unwrap();
+            let charts = place.charts(&values).unwrap();
             let all = charts
                 .iter()
                 .flat_map(|chart| render(chart, &place.namespace, &values).unwrap());

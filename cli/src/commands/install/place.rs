@@ -63,9 +63,9 @@ impl Place {
     }
 
     /// The charts that it consists of.
-    pub(super) fn charts(&self) -> Result<Vec<Chart>, ChartError> {
+    pub(super) fn charts(&self, values: &Values) -> Result<Vec<Chart>, ChartError> {
         match self.revision {
-            None => Chart::family(),
+            None => Chart::wanted(values),
             Some(_) => Ok(vec![Chart::named(CONTROL_PLANE)?]),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::place::Place;
 use super::report::label;
-use super::{MANAGED, names, record};
+use super::{MANAGED, names, record, roots};
 use crate::commands::manifest::render;
 
 /// Kinds that the charts may have objects of, those first that are removed first.
@@ -72,7 +72,7 @@ impl Plan {
         }
         let mut wanted = vec![record::object(place, values)];
         let values = place.values(values)?;
-        for chart in place.charts()? {
+        for chart in place.charts(&values)? {
             for mut manifest in render(&chart, namespace, &values)? {
                 place.mark(&mut manifest.value, chart.name());
                 wanted.push(manifest.value);
@@ -80,6 +80,8 @@ impl Plan {
         }
         let doubtful = names::refuse_second_default(installer, place, &wanted).await?;
         plan.notes.extend(doubtful);
+        plan.notes
+            .extend(roots::refuse_others(installer, place, &wanted).await?);
         // Definitions first: others are of the kinds they define.
         wanted.sort_by_key(|object| object["kind"] != DEFINITION.1);
         let mut kept = 0;
@@ -214,7 +216,7 @@ mod tests {
         let parts = |place: &Place, other: &Place| -> BTreeSet<(String, String)> {
             let values = place.values(&values).unwrap();
             let mut names = BTreeSet::new();
-            for chart in place.charts().unwrap() {
+            for chart in place.charts(&values).unwrap() {
                 for mut manifest in render(&chart, &place.namespace, &values).unwrap() {
                     let kind = (manifest.api_version(), manifest.kind());
                     assert!(KINDS.contains(&kind), "{kind:?}");

@@ -9,15 +9,11 @@ use serde_json::{Value, json};
 use super::place::Place;
 use super::plan::{DEFINITION, installed};
 use super::report::{Change, Report, label};
-use super::{CHART, MANAGED, REVISION, names};
+use super::{CHART, MANAGED, REVISION, SECRET, names, roots};
 use crate::arguments::Uninstall;
 
-/// Who wrote the roots and the lease.
-const CONTROL_PLANE: &str = "isobar";
 /// The lease of the replica that writes.
 const LEASE: &str = "isobar-control-plane";
-/// The authority's key.
-const SECRET: &str = "istio-ca-secret";
 /// Class whose Gateways are waypoints of the mesh.
 const CLASS: &str = "isobar-waypoint";
 
@@ -169,17 +165,14 @@ async fn left_behind(
     what: &Uninstall,
     others: &[String],
 ) -> anyhow::Result<Vec<Value>> {
-    let roots = installer
+    let maps = installer
         .list("v1", "ConfigMap", "istio.io/config=true")
         .await?;
-    let is_ours = |map: &Value| {
-        let managers = map["metadata"]["managedFields"].as_array();
-        let mut managers = managers.into_iter().flatten();
-        name(map) == "istio-ca-root-cert" && managers.any(|one| one["manager"] == CONTROL_PLANE)
-    };
     // Roots and key are those of all control planes together.
     let is_last = others.is_empty() && place.revision.is_none();
-    let roots = roots.into_iter().filter(|map| is_last && is_ours(map));
+    let roots = maps
+        .into_iter()
+        .filter(|map| is_last && roots::is_only_ours(map));
     let mut found: Vec<Value> = roots.collect();
     let lease = place.suffixed(LEASE);
     let mut named = vec![("coordination.k8s.io/v1", "Lease", &*lease)];
