@@ -114,11 +114,9 @@ fn what_proxies_of_a_cluster_know() {
         pod(server, ("shop", "waypoint-1"), of_gateway).await?;
         pod(server, ("shop", "cart-2"), "{app: cart}").await?;
         let (code, said) = ask(&["zc", "w"]).await?;
-        let once = |name: &str| said.matches(name).count() == 1;
-        ensure!(
-            code == 0 && once("first") && once("second") && once("everybodys"),
-            "{said}"
-        );
+        let names = ["first", "second", "everybodys"];
+        let once = names.iter().all(|name| said.matches(name).count() == 1);
+        ensure!(code == 0 && once, "{said}");
         for (line, there, absent) in [
             ("zc w --node node-1", "first", "second"),
             ("zc w cart-2 -n shop", "second", "first"),

@@ -29,6 +29,18 @@ struct Size {
     clients: usize,
     /// Changes of one pod that are timed.
     changes: u32,
+    /// What must hold.
+    bars: Bars,
+}
+
+#[derive(Clone, Copy)]
+struct Bars {
+    /// First full push to a client.
+    push: Duration,
+    /// From a change of a pod to all clients, milliseconds, of 99 in 100.
+    change: u128,
+    /// The control plane's memory at most, MB.
+    memory: u64,
 }
 
 const BIG: Size = Size {
@@ -36,12 +48,23 @@ const BIG: Size = Size {
     services: 1_000,
     clients: 50,
     changes: 100,
+    bars: Bars {
+        push: Duration::from_secs(5),
+        change: 100,
+        memory: 150,
+    },
 };
 const SMALL: Size = Size {
     pods: 300,
     services: 30,
     clients: 10,
     changes: 20,
+    // It shows that it works, on a machine that may be busy.
+    bars: Bars {
+        push: Duration::from_secs(10),
+        change: 1000,
+        memory: 300,
+    },
 };
 const NAMESPACES: u32 = 10;
 /// The pod's name to node proxies.
@@ -370,9 +393,9 @@ async fn measured(
     );
     let (now, most) = control_plane.memory()?;
     println!("memory of the control plane: {now} MB, at most {most} MB");
-    // Above the bars, which a release build on a quiet machine has to hold.
-    ensure!(push < Duration::from_secs(10), "{push:?}");
-    ensure!(at(99) < 1000, "p99 {} ms", at(99));
-    ensure!(most < 300, "{most} MB");
+    let bars = size.bars;
+    ensure!(push <= bars.push, "{push:?}");
+    ensure!(at(99) <= bars.change, "p99 {} ms", at(99));
+    ensure!(most <= bars.memory, "{most} MB");
     Ok(())
 }

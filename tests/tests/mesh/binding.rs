@@ -45,7 +45,7 @@ struct Idle(TcpStream);
 
 impl Idle {
     /// It ends without a word.
-    async fn is_ended(mut self) -> Result<()> {
+    async fn ends(mut self) -> Result<()> {
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(PATIENCE, self.0.read_to_end(&mut rest)).await;
         ended.context("it is still open")?.context("it was cut")?;
@@ -133,7 +133,7 @@ fn applying_a_waypoint_and_leaving_it_cuts_nothing() {
         ];
         let idle = shop.idle().await?;
         shop.uncut(&ASKED, &with(&other)).await?;
-        idle.is_ended().await?;
+        idle.ends().await?;
         ensure!(
             shop.passes_the_waypoint().await?,
             "the second waypoint is passed by"
@@ -141,7 +141,7 @@ fn applying_a_waypoint_and_leaving_it_cuts_nothing() {
         let idle = shop.idle().await?;
         shop.uncut(&ASKED, &["waypoint", "delete", "-n", "shop", "other"])
             .await?;
-        idle.is_ended().await?;
+        idle.ends().await?;
         ensure!(!shop.passes_the_waypoint().await?, "a waypoint is passed");
         shop.mesh.down()
     });
