@@ -29,6 +29,7 @@ mod trust;
 mod verdict;
 mod workloads;
 
+pub(crate) use bindings::BOUND;
 pub(crate) use gateways::{
     CANONICAL_NAME, MANAGED, MANAGER, account_of, is_made_for, is_managed, name_of, service_of,
 };
@@ -39,7 +40,6 @@ pub(crate) use patch::{Kept, Outcome, Patch};
 pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan, plan_during};
 pub(crate) use pods::PodFacts;
 pub(crate) use service_entries::refused_hosts;
-pub(crate) use bindings::BOUND;
 pub(crate) use services::BOUND_ACCOUNT;
 #[cfg(test)]
 pub(crate) use services::ServicePlan;
