@@ -134,7 +134,8 @@ mod tests {
         assert!(is_only_ours(&map("isobar", "ours")));
         assert!(!is_only_ours(&map("pilot-discovery", "ours")));
         let mut both = map("isobar", "ours");
-        both["metadata"]["managedFields"][1] = json!({ "manager": "kubectl" });
+        both["metadata"]["managedFields"] =
+            json!([{ "manager": "isobar" }, { "manager": "kubectl" }]);
         assert!(!is_only_ours(&both));
     }
 
