@@ -5,7 +5,7 @@
 //! pods run, and what kubectl wants in them goes through a kubelet.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,7 +13,7 @@ use isobar_lab::Target;
 use isobar_tests::page::{Ended, OTHERS, Page, Step, follow};
 use isobar_tests::{ApiServer, Mesh, MeshOptions, binaries, kube_tools};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::alone;
 use crate::charts::helm_tool;
@@ -33,6 +33,9 @@ const API_SERVER: &str = "api-server";
 const CLUSTER: &str = "cluster";
 /// A command that stays shows something, and ends when it is told to, far sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often Ctrl-C is pressed, and after how long again.
+const PRESSES: u32 = 6;
+const AGAIN: Duration = Duration::from_secs(10);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -133,10 +136,7 @@ impl Desk {
             }
         };
         let shown = tokio::time::timeout(PATIENCE, shown).await;
-        let kill = ["-INT", "--", &format!("-{group}")].map(str::to_owned);
-        Command::new("kill").args(kill).status().await?;
-        let status = tokio::time::timeout(PATIENCE, child.wait()).await;
-        let status = status.context("it goes on after Ctrl-C")??;
+        let status = pressed(&mut child, group).await?;
         let mut stderr = String::new();
         if let Some(mut err) = child.stderr.take() {
             err.read_to_string(&mut stderr).await?;
@@ -151,6 +151,29 @@ impl Desk {
             stderr,
         })
     }
+}
+
+/// Presses Ctrl-C for all of a group until its leader has ended; as who types does, again when nothing
+/// comes of it.
+async fn pressed(child: &mut Child, group: u32) -> Result<ExitStatus> {
+    let kill = ["-INT", "--", &format!("-{group}")].map(str::to_owned);
+    for _ in 0..PRESSES {
+        Command::new("kill").args(&kill).status().await?;
+        if let Ok(status) = tokio::time::timeout(AGAIN, child.wait()).await {
+            return Ok(status?);
+        }
+        let look = ["-o", "pid,ppid,pgid,stat,ignored,caught,wchan,args", "-g"].map(str::to_owned);
+        let group = Command::new("ps")
+            .args(look)
+            .arg(group.to_string())
+            .output()
+            .await?;
+        eprintln!(
+            "it goes on after Ctrl-C:\n{}",
+            String::from_utf8_lossy(&group.stdout)
+        );
+    }
+    bail!("it goes on after Ctrl-C, {PRESSES} times")
 }
 
 /// The client, which is one of several programs in one file.
