@@ -1,15 +1,13 @@
-//! YAML and JSON text to JSON values, one document at a time, with lines.
+//! YAML and JSON text to JSON values, one document at a time.
 
-use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Location, Spanned};
 
-use crate::strict::push_key;
+use crate::places::Node;
 
 /// One document of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +98,7 @@ impl Document<'_> {
         }
     }
 
-    fn yaml<T: for<'a> Deserialize<'a>>(&self) -> Result<T, Broken> {
+    pub(crate) fn yaml<T: for<'a> Deserialize<'a>>(&self) -> Result<T, Broken> {
         let options = serde_saphyr::options! { with_snippet: false };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error.location().and_then(|at| self.file_line(at.line()));
@@ -153,49 +151,6 @@ impl Document<'_> {
         let line = u32::try_from(line).ok().filter(|line| *line > 0)?;
         self.line.checked_add(line - 1)
     }
-
-    /// The line in the file of the field at `path`, or of its nearest parent that is written.
-    /// Reads the text again, so it is only for messages.
-    pub(crate) fn line_of(&self, path: &str) -> Option<u32> {
-        let root: Spanned<Node> = self.yaml().ok()?;
-        let mut nearest = self.line;
-        let mut here = String::new();
-        let mut node = &root.value;
-        'descend: while here != path {
-            match node {
-                Node::Leaf => break,
-                Node::Map(entries) => {
-                    for (key, child) in entries {
-                        let mut longer = here.clone();
-                        push_key(&mut longer, &key.value);
-                        if leads_to(&longer, path) {
-                            nearest = self.file_line(key.defined.line()).unwrap_or(nearest);
-                            (here, node) = (longer, child);
-                            continue 'descend;
-                        }
-                    }
-                    break;
-                }
-                Node::List(items) => {
-                    for (index, child) in items.iter().enumerate() {
-                        let longer = format!("{here}[{index}]");
-                        if leads_to(&longer, path) {
-                            nearest = self.file_line(child.defined.line()).unwrap_or(nearest);
-                            (here, node) = (longer, &child.value);
-                            continue 'descend;
-                        }
-                    }
-                    break;
-                }
-            }
-        }
-        Some(nearest)
-    }
-}
-
-fn leads_to(prefix: &str, path: &str) -> bool {
-    path.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Parser messages can hold snippets over many lines; a finding is one sentence.
@@ -205,88 +160,6 @@ fn first_sentence(message: &str) -> String {
         .unwrap_or(line)
         .trim_end_matches('.')
         .to_owned()
-}
-
-/// The shape of a document, with the place of every key and item.
-enum Node {
-    Leaf,
-    List(Vec<Spanned<Node>>),
-    Map(Vec<(Spanned<String>, Node)>),
-}
-
-impl Node {
-    fn each_key(&self, found: &mut dyn FnMut(&Spanned<String>)) {
-        match self {
-            Self::Leaf => {}
-            Self::List(items) => items.iter().for_each(|item| item.value.each_key(found)),
-            Self::Map(entries) => {
-                for (key, child) in entries {
-                    found(key);
-                    child.each_key(found);
-                }
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Shape;
-        impl<'de> Visitor<'de> for Shape {
-            type Value = Node;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_i128<E>(self, _: i128) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_u128<E>(self, _: u128) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_str<E>(self, _: &str) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_bytes<E>(self, _: &[u8]) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_unit<E>(self) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_none<E>(self) -> Result<Node, E> {
-                Ok(Node::Leaf)
-            }
-            fn visit_some<D: de::Deserializer<'de>>(self, inner: D) -> Result<Node, D::Error> {
-                inner.deserialize_any(self)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = list.next_element()? {
-                    items.push(item);
-                }
-                Ok(Node::List(items))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Node::Map(entries))
-            }
-        }
-        deserializer.deserialize_any(Shape)
-    }
 }
 
 #[cfg(test)]
@@ -313,25 +186,6 @@ mod tests {
         assert_eq!(lines("\u{feff}a: 1\r\n---\r\nb: 2").len(), 2);
         assert!(lines("").is_empty());
         assert!(lines("---\n...\n").is_empty());
-    }
-
-    #[test]
-    fn fields_have_lines() {
-        let text = "---\nspec:\n  http:\n  - name: a\n    route:\n    - weight: 1\n      x: 2\n  m:\n    \"a.b/c\": z\n";
-        let document = split(Path::new("a.yaml"), text)[0];
-        for (path, line) in [
-            ("spec", 2),
-            ("spec.http[0].name", 4),
-            ("spec.http[0].route[0].weight", 6),
-            ("spec.http[0].route[0].x", 7),
-            ("spec.http[0].route[0].missing", 6),
-            ("spec.http[7]", 3),
-            ("spec.m[a.b/c]", 9),
-            ("nothing", 1),
-            ("", 1),
-        ] {
-            assert_eq!(document.line_of(path), Some(line), "{path}");
-        }
     }
 
     #[test]

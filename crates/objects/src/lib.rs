@@ -38,6 +38,7 @@ mod nameless;
 mod names;
 mod object;
 mod overlay;
+mod places;
 mod read;
 mod served;
 mod set;

@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -5,17 +6,22 @@ use isobar_types::Str;
 use serde_json::{Value, json};
 
 use crate::code::Code;
-use crate::document::{self, Document, Syntax};
+use crate::document;
 use crate::finding::{Finding, Severity};
 use crate::kinds::{self, Kind, ObjectRef, Recognised};
 use crate::mesh_config;
 use crate::nameless;
 use crate::names;
 use crate::object::Object;
+use crate::places::Source;
 use crate::strict::{Strict, UnknownField};
 use crate::support;
 use crate::targets;
 use crate::validate::validate_fields;
+
+/// Findings of one object that are told. A file of mistakes would hold as many as it has lines, and
+/// nobody reads those.
+const MOST_FINDINGS: usize = 100;
 
 /// One object read from text.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,8 +88,8 @@ pub(crate) struct RawObject {
     pub(crate) file: Arc<Path>,
     /// Line of its document, from 1.
     pub(crate) line: u32,
-    text: Arc<str>,
-    syntax: Syntax,
+    /// `None` where the text is not at hand.
+    source: Option<Arc<Source>>,
     /// Path of the object in its document, where that is a `List`.
     inside: String,
     /// Why its name cannot be read, where that is so: then it is never valid.
@@ -103,8 +109,7 @@ impl RawObject {
             value,
             file,
             line,
-            text: "".into(),
-            syntax: Syntax::Json,
+            source: None,
             inside: String::new(),
             nameless: None,
         })
@@ -125,7 +130,8 @@ impl RawObject {
             (inside, "") => inside.to_owned(),
             (inside, field) => format!("{inside}.{field}"),
         };
-        self.document().line_of(&path).unwrap_or(self.line)
+        let source = self.source.as_ref();
+        source.map_or(self.line, |source| source.line_of(&path))
     }
 
     /// True if the field is written in this document, so that a finding about it belongs here.
@@ -145,14 +151,6 @@ impl RawObject {
             value = next;
         }
         true
-    }
-
-    fn document(&self) -> Document<'_> {
-        Document {
-            line: self.line,
-            text: &self.text,
-            syntax: self.syntax,
-        }
     }
 }
 
@@ -198,7 +196,7 @@ pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
     let mut raw = RawText::default();
     for document in document::split(&file, text) {
         match document.value() {
-            Ok(value) => raw.take(&file, &document, &value, String::new()),
+            Ok(value) => raw.take(&file, &Source::of(&document), &value, String::new()),
             Err(broken) => {
                 raw.hidden.push(Hidden::Any);
                 raw.findings.push(Finding {
@@ -213,14 +211,14 @@ pub(crate) fn raw_objects(file: &Path, text: &str) -> RawText {
 }
 
 impl RawText {
-    fn take(&mut self, file: &Arc<Path>, document: &Document<'_>, value: &Value, inside: String) {
+    fn take(&mut self, file: &Arc<Path>, source: &Arc<Source>, value: &Value, inside: String) {
         if value.get("kind").and_then(Value::as_str) == Some("List")
             && let Some(Value::Array(items)) = value.get("items")
         {
             for (index, item) in items.iter().enumerate() {
                 let dot = if inside.is_empty() { "" } else { "." };
                 let inside = format!("{inside}{dot}items[{index}]");
-                self.take(file, document, item, inside);
+                self.take(file, source, item, inside);
             }
             return;
         }
@@ -230,23 +228,21 @@ impl RawText {
                 kind,
                 value,
                 file: Arc::clone(file),
-                line: document.line,
-                text: document.text.into(),
-                syntax: document.syntax,
+                line: source.first_line(),
+                source: Some(Arc::clone(source)),
                 inside,
                 nameless: None,
             }),
             Identity::Not { finding, hidden } => {
-                let policy = nameless::policy(file, document.line, &inside, value);
+                let policy = nameless::policy(file, source.first_line(), &inside, value);
                 self.nameless
                     .extend(policy.map(|(reference, value)| RawObject {
                         reference,
                         kind: Kind::AuthorizationPolicy,
                         value,
                         file: Arc::clone(file),
-                        line: document.line,
-                        text: document.text.into(),
-                        syntax: document.syntax,
+                        line: source.first_line(),
+                        source: Some(Arc::clone(source)),
                         inside: inside.clone(),
                         nameless: Some(finding.clone()),
                     }));
@@ -258,7 +254,7 @@ impl RawText {
                 self.hidden.extend(hidden);
                 self.findings.push(Finding {
                     file: Some(Arc::clone(file)),
-                    line: document.line_of(&path).or(Some(document.line)),
+                    line: Some(source.line_of(&path)),
                     field: path,
                     ..finding
                 });
@@ -418,7 +414,23 @@ pub(crate) fn typed(kind: Kind, value: &Value) -> (Option<Object>, Vec<Finding>)
         findings.extend(support::unsupported(kind, value));
     }
     let valid = !findings.iter().any(Finding::is_error);
-    (object.filter(|_| valid), findings)
+    (object.filter(|_| valid), at_most(MOST_FINDINGS, findings))
+}
+
+/// The worst of them, and how many more there are.
+fn at_most(most: usize, mut findings: Vec<Finding>) -> Vec<Finding> {
+    if findings.len() <= most {
+        return findings;
+    }
+    // What keeps the object from counting is never among the others.
+    findings.sort_by_key(|finding| Reverse(finding.severity));
+    let others = findings.split_off(most);
+    if let Some(worst) = others.first() {
+        let text = format!("{} more findings are not shown", others.len());
+        let more = Finding::new(worst.severity, "", text);
+        findings.push(more.with_hint("first mend what is shown of this object"));
+    }
+    findings
 }
 
 pub(crate) fn unknown_field(unknown: &UnknownField) -> Finding {
@@ -442,4 +454,53 @@ fn quotes_missing(message: &str) -> bool {
         && ["integer", "floating point", "boolean"]
             .iter()
             .any(|word| message.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_of_mistakes_is_told_of_the_worst_and_how_many_more_there_are() {
+        let mut text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                        metadata: {name: vs, namespace: shop}\nspec:\n  hosts: [a]\n  http:\n"
+            .to_owned();
+        for number in 0..250 {
+            text.push_str(&format!("  - nam{number}: x\n"));
+        }
+        let read = read_text(Path::new("a.yaml"), &text);
+        assert!(read.objects.is_empty());
+        let all = read.findings;
+        assert_eq!(all.len(), MOST_FINDINGS + 1);
+        assert!(all.iter().all(|one| one.is_error() && one.object.is_some()));
+        assert_eq!(all[99].field, "spec.http[99].nam99");
+        assert_eq!(all[99].line, Some(106));
+        let more: usize = all[100].message.split(' ').next().unwrap().parse().unwrap();
+        assert!(more >= 150, "{}", all[100]);
+
+        let said = |severity, number: usize| Finding::new(severity, number.to_string(), "x");
+        let mixed = (0..4).map(|n| match n {
+            2 => said(Severity::Error, n),
+            n => said(Severity::Warning, n),
+        });
+        let told = at_most(2, mixed.collect());
+        let fields: Vec<&str> = told.iter().map(|one| &*one.field).collect();
+        assert_eq!(fields, ["2", "0", ""]);
+        assert_eq!(told[2].severity, Severity::Warning);
+        assert!(told[2].message.starts_with("2 more"), "{}", told[2]);
+    }
+
+    /// Lines are looked up in one reading of the document, whichever of its objects is wrong.
+    #[test]
+    fn objects_of_one_document_share_its_text() {
+        let item = "- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {x: 1}}\n";
+        let text = format!("apiVersion: v1\nkind: List\nitems:\n{item}{item}");
+        let raw = raw_objects(Path::new("a.yaml"), &text);
+        let [one, other] = &raw.objects[..] else {
+            panic!("{:?}", raw.findings);
+        };
+        let sources = one.source.as_ref().zip(other.source.as_ref());
+        assert!(sources.is_some_and(|(one, other)| Arc::ptr_eq(one, other)));
+        assert_eq!((one.line_of("spec.x"), other.line_of("spec.x")), (4, 5));
+    }
 }
