@@ -1,5 +1,7 @@
 //! Which control plane of a cluster is asked about, and how its Deployment starts it.
 
+use std::collections::BTreeSet;
+
 use anyhow::bail;
 use isobar_explain::Started;
 use isobar_kubernetes::{Cluster, Installer};
@@ -9,6 +11,9 @@ use crate::output::complain;
 
 /// Selects the Deployments of control planes, whoever installed them.
 const CONTROL_PLANES: &str = "app.kubernetes.io/name=isobard";
+/// Selects those of Istio, which have names among ours: objects are for one of all these.
+const ISTIOS: &str = "app=istiod";
+const REVISION: &str = "istio.io/rev";
 
 /// How the control plane in `namespace` was started: the one that is called `revision`, or else the one
 /// that has what names nobody, or the first. Without a Deployment, as one by itself is.
@@ -19,8 +24,10 @@ pub(crate) async fn control_plane(
 ) -> anyhow::Result<Started> {
     let installer = Installer::new(cluster.clone(), "");
     let all = installer.list("apps/v1", "Deployment", CONTROL_PLANES);
+    let istios = installer.list("apps/v1", "Deployment", ISTIOS).await;
     // Who may not look at them is told so where the objects are read.
     let all = all.await.unwrap_or_default();
+    let names = istios.ok().and_then(|istios| names(&all, &istios));
     let here = |one: &&Value| one["metadata"]["namespace"] == namespace;
     let mut found = Vec::new();
     for one in all.iter().filter(here) {
@@ -32,7 +39,27 @@ pub(crate) async fn control_plane(
             ))),
         }
     }
-    choose(found, namespace, revision)
+    let chosen = choose(found, namespace, revision)?;
+    Ok(match names {
+        Some(names) => chosen.among(names),
+        None => chosen,
+    })
+}
+
+/// What all control planes of a cluster are called; `None` where one of them is not known, or none: then
+/// the one that is asked about does not run as a Deployment, and others might not either.
+fn names(ours: &[Value], istios: &[Value]) -> Option<BTreeSet<String>> {
+    let name = |one: &Value| {
+        let namespace = one["metadata"]["namespace"].as_str().unwrap_or_default();
+        Some(read(namespace, one).ok()?.name().to_owned())
+    };
+    let label = |one: &Value| {
+        let label = one["metadata"]["labels"][REVISION].as_str();
+        Some(label.unwrap_or("default").to_owned())
+    };
+    let istios = istios.iter().map(label);
+    let all = ours.iter().map(name).chain(istios).collect();
+    if ours.is_empty() { None } else { all }
 }
 
 fn choose(
@@ -82,4 +109,28 @@ fn read(namespace: &str, deployment: &Value) -> anyhow::Result<Started> {
     let environment = environment.filter_map(|one| one["name"].as_str().zip(one["value"].as_str()));
     let environment: Vec<_> = environment.collect();
     Started::by(namespace, &arguments, &environment)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_all_control_planes_or_not_known() {
+        let ours = |argument: &str| {
+            let container = json!({ "name": "isobard", "args": ["--kubernetes", argument] });
+            json!({
+                "metadata": { "namespace": "mesh" },
+                "spec": { "template": { "spec": { "containers": [container] } } },
+            })
+        };
+        let istio = json!({ "metadata": { "labels": { "istio.io/rev": "1-30" } } });
+        let named = names(&[ours("--revision=canary")], std::slice::from_ref(&istio));
+        let both = ["1-30", "canary"].map(str::to_owned);
+        assert_eq!(named, Some(BTreeSet::from(both)));
+        assert_eq!(names(&[], &[istio]), None);
+        assert_eq!(names(&[ours("--of-another-version")], &[]), None);
+    }
 }

@@ -5,6 +5,7 @@ mod commands;
 mod control_plane;
 mod lab_access;
 mod mesh_access;
+mod node_agent;
 mod object_access;
 mod output;
 mod plugin;

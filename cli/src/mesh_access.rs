@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::arguments::Global;
 use crate::control_plane::control_plane;
 use crate::lab_access::{CONTROL_PLANE, chosen_mesh, page};
+use crate::node_agent::enrolment;
 
 /// Who we are to the API server's record of who wrote which field.
 const MANAGER: &str = "isobar-cli";
@@ -141,6 +142,7 @@ impl Mesh {
                 ..
             } => {
                 let started = control_plane(cluster, namespace, revision.as_deref()).await?;
+                let started = started.enrolling(enrolment(cluster, namespace).await);
                 let kept = LastValid::of_all(cluster.clone(), namespace);
                 let source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
                     .with_last_valid(kept)

@@ -1,10 +1,9 @@
 //! The objects a question is about: those of a mesh, or those in files.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use isobar_explain::Started;
-use isobar_objects::{ObjectSet, ObjectSource as _, Published};
+use isobar_objects::{ObjectSet, ObjectSource as _};
 
 use crate::arguments::Global;
 use crate::mesh_access::{Mesh, folders};
@@ -47,14 +46,5 @@ impl Subject {
             mesh: Some(mesh),
             started: following.started,
         })
-    }
-
-    /// Of the objects those that count for the control plane.
-    pub(crate) fn counting(&self) -> ObjectSet {
-        let all = Published {
-            objects: Arc::new(self.objects.clone()),
-            ..Published::default()
-        };
-        ObjectSet::clone(&self.started.counts(&Arc::new(all)).objects)
     }
 }

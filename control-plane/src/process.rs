@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use isobar_objects::WaypointLines;
+use isobar_objects::enrolment::EnrolmentRules;
 use isobar_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use isobar_runtime::Scope;
 use isobar_telemetry::logging::{self, LogConfig, LogFormat};
@@ -336,6 +337,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         entry_visibilities: None,
         lines: WaypointLines::Usual,
         allow_waypoints: config.auto_allow_waypoint_policy,
+        enrolment: EnrolmentRules::default(),
         mesh_config: config.mesh_config(),
         given: Given {
             outbound: config.outbound_traffic_policy.is_some(),

@@ -1,11 +1,13 @@
 //! How a control plane was started, as far as that decides what objects mean: for tools that answer for
 //! one without being one.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{ArgAction, CommandFactory as _, FromArgMatches as _};
+use isobar_objects::enrolment::EnrolmentRules;
 use isobar_objects::{ObjectRef, ObjectSet, Published};
 
 use crate::config::Config;
@@ -21,6 +23,7 @@ pub struct Started {
     settings: Settings,
     reach: Reach,
     revision: Revision,
+    all_names: Option<BTreeSet<String>>,
 }
 
 impl Default for Started {
@@ -31,6 +34,7 @@ impl Default for Started {
             reach: Reach::by_mesh_config(settings.mesh_config.clone()),
             settings,
             revision: Revision::default(),
+            all_names: None,
         }
     }
 }
@@ -74,7 +78,34 @@ impl Started {
             settings: process::settings(&config),
             reach: Reach::of(&config)?,
             revision: Revision::of(&config),
+            all_names: None,
         })
+    }
+
+    /// The same in a cluster whose node agents take pods into the mesh by these rules.
+    #[must_use]
+    pub fn enrolling(mut self, rules: EnrolmentRules) -> Self {
+        self.settings.enrolment = rules;
+        self
+    }
+
+    /// The same in a cluster whose control planes are called so, this one among them.
+    #[must_use]
+    pub fn among(mut self, names: BTreeSet<String>) -> Self {
+        self.all_names = Some(names);
+        self
+    }
+
+    /// Whose pods node agents take into the mesh.
+    #[must_use]
+    pub const fn enrolment(&self) -> &EnrolmentRules {
+        &self.settings.enrolment
+    }
+
+    /// Whether a control plane of the cluster is called so; `None` where it is not known which there are.
+    #[must_use]
+    pub fn knows(&self, name: &str) -> Option<bool> {
+        Some(self.all_names.as_ref()?.contains(name))
     }
 
     /// Its name; `default` for the one without.

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use isobar_objects::enrolment::EnrolmentRules;
 use isobar_objects::{Kind, ObjectRef, ObjectSet, WaypointLines, mesh_config_of};
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
@@ -132,8 +133,8 @@ pub fn verdicts_by(started: &Started, set: &ObjectSet) -> Vec<Verdict> {
 
 /// NetworkPolicies that shut what the mesh needs open, and how they would have to be.
 #[must_use]
-pub fn shut_doors(set: &ObjectSet) -> Vec<Remedy> {
-    plan(set, &settings(), &KeptKeys::default()).remedies
+pub fn shut_doors_by(started: &Started, set: &ObjectSet) -> Vec<Remedy> {
+    plan(set, started.settings(), &KeptKeys::default()).remedies
 }
 
 /// Policies that a waypoint enforces and that may refuse something: what would be let through without
@@ -191,6 +192,7 @@ pub(crate) fn settings() -> Settings {
         entry_visibilities: None,
         lines: WaypointLines::Usual,
         allow_waypoints: false,
+        enrolment: EnrolmentRules::default(),
         mesh_config: mesh_config_of("istio-system", None),
         given: Given::default(),
     }

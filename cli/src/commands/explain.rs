@@ -20,7 +20,7 @@ pub(crate) async fn run(arguments: Explain, global: &Global) -> anyhow::Result<E
         }
         files => Subject::read(files, global).await?,
     };
-    let world = World::by(&subject.started, subject.counting());
+    let world = World::by(&subject.started, subject.objects);
     let explanation = explain(&world, &question)?;
     if global.output == Format::Table {
         print(&render(&explanation))?;
@@ -70,6 +70,7 @@ fn render(explanation: &Explanation) -> String {
         address,
         request,
         ways,
+        left_out,
     } = explanation;
     let identity = identity
         .as_ref()
@@ -92,6 +93,13 @@ fn render(explanation: &Explanation) -> String {
             text.push_str(&table.render());
         }
     }
+    let notes = left_out
+        .iter()
+        .map(|one| format!("note: {} does not count: {}\n", one.policy, one.because));
+    if !left_out.is_empty() {
+        text.push('\n');
+    }
+    text.extend(notes);
     text
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use isobar_explain::{Missing, Remedy, ShutDoor, Started, Verdict, shut_doors, verdicts_by};
+use isobar_explain::{Missing, Remedy, ShutDoor, Started, Verdict, shut_doors_by, verdicts_by};
 use isobar_objects::{
     NetworkPolicy, Object, ObjectHead as _, ObjectRef, ObjectSet, ObjectWriter, Origin, WriteError,
 };
@@ -40,7 +40,7 @@ pub(crate) async fn run(what: Netpol, global: &Global) -> anyhow::Result<ExitCod
 
 async fn check(files: &[PathBuf], global: &Global) -> anyhow::Result<ExitCode> {
     let subject = Subject::read(files, global).await?;
-    let remedies = shut_doors(&subject.objects);
+    let remedies = shut_doors_by(&subject.started, &subject.objects);
     let wider = wider(&subject.started, &subject.objects, &remedies);
     match global.output {
         Format::Table => {
@@ -190,7 +190,7 @@ async fn fix(
     global: &Global,
 ) -> anyhow::Result<ExitCode> {
     let subject = Subject::read(files, global).await?;
-    let mut remedies = shut_doors(&subject.objects);
+    let mut remedies = shut_doors_by(&subject.started, &subject.objects);
     if let Some(policy) = policy {
         let (namespace, name) = policy.split_once('/').unwrap_or(("default", policy));
         let is = |r: &Remedy| r.after.namespace() == namespace && r.after.name() == name;
@@ -288,6 +288,8 @@ fn yaml(policy: &NetworkPolicy) -> anyhow::Result<String> {
 mod tests {
     use std::path::Path;
 
+    use isobar_objects::enrolment::EnrolmentRules;
+
     use super::*;
 
     fn objects(port_rules: &str) -> ObjectSet {
@@ -316,7 +318,7 @@ mod tests {
 
     fn told(port_rules: &str) -> Vec<String> {
         let objects = objects(port_rules);
-        let remedies = shut_doors(&objects);
+        let remedies = shut_doors_by(&Started::default(), &objects);
         assert_eq!(remedies.len(), 2);
         let wider = wider(&Started::default(), &objects, &remedies);
         let text = diffs(&remedies, &wider).unwrap();
@@ -333,13 +335,23 @@ mod tests {
 
     #[test]
     fn what_stands_is_told_without_a_change() {
-        let mut objects = objects("off");
-        for remedy in shut_doors(&objects) {
+        let (started, mut objects) = (Started::default(), objects("off"));
+        for remedy in shut_doors_by(&started, &objects) {
             objects.insert(Object::from(remedy.after), Origin::nowhere());
         }
-        assert!(shut_doors(&objects).is_empty());
-        let said = standing(&Started::default(), &objects);
+        assert!(shut_doors_by(&started, &objects).is_empty());
+        let said = standing(&started, &objects);
         let said: Vec<&str> = said.iter().map(|one| one.reason).collect();
         assert_eq!(said, ["NotEnforced", "EgressOpen"]);
+    }
+
+    #[test]
+    fn namespaces_that_agents_leave_out_have_no_doors() {
+        let rules = EnrolmentRules {
+            excluded_namespaces: ["shop".to_owned()].into(),
+            ..EnrolmentRules::default()
+        };
+        let started = Started::default().enrolling(rules);
+        assert!(shut_doors_by(&started, &objects("enforce")).is_empty());
     }
 }

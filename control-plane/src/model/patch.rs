@@ -268,8 +268,8 @@ impl Kept {
         let (mut standing, mut peer) = (Standing::default(), None);
         if !set.network_policies.is_empty() {
             let waypoints = waypoints_of(pod, Some(&of), around.selection);
-            standing = Standing::of(set, pod, &waypoints);
-            peer = as_peer(set, pod, &waypoints);
+            standing = Standing::of(around.selection, pod, &waypoints);
+            peer = as_peer(around.selection, pod, &waypoints);
             let class = standing.class.as_ref();
             policies.extend(class.and_then(|class| self.network_keys.get(class).cloned()));
         }

@@ -1,3 +1,4 @@
+use isobar_objects::enrolment::EnrolmentRules;
 use isobar_objects::{EntryVisibilities, ObjectRef, WaypointLines};
 use isobar_types::{Identity, NamespacedName, Str};
 
@@ -30,6 +31,9 @@ pub(crate) struct Settings {
     pub(crate) lines: WaypointLines,
     /// Node proxies let waypoints in to what is behind them by a policy of their own.
     pub(crate) allow_waypoints: bool,
+    /// Whose pods node agents take into the mesh. Only they are told so; a control plane goes by what they
+    /// do by themselves, and by what they wrote on pods.
+    pub(crate) enrolment: EnrolmentRules,
     /// ConfigMap of the MeshConfig.
     pub(crate) mesh_config: ObjectRef,
     /// What the control plane was told itself, which counts before that.

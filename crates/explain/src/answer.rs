@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use crate::caller::Caller;
 use crate::destination::Destination;
+use crate::left_out::LeftOut;
 use crate::question::Question;
 
 /// The answer to a question.
@@ -30,6 +31,9 @@ pub struct Explanation {
     pub request: Option<String>,
     /// What may happen, the most likely first.
     pub ways: Vec<Way>,
+    /// Policies that might be about the call and do not count.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// One of the things that may happen.
@@ -184,6 +188,7 @@ impl Explanation {
             address: to.address,
             request: request.map(|asked| format!("{} {}", asked.method, asked.path)),
             ways: Vec::new(),
+            left_out: Vec::new(),
         }
     }
 

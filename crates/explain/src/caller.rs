@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isobar_objects::enrolment::{EnrolmentRules, decide};
+use isobar_objects::enrolment::decide;
 use isobar_objects::{ObjectHead as _, Pod, deployment_of};
 use isobar_state::Workload;
 use isobar_types::{Identity, NetworkAddress, labels};
@@ -32,11 +32,7 @@ impl Caller {
         let workload = world.snapshot.workload_by_address(&here);
         let workload = workload.ok_or(QuestionError::NoAddress(name))?.clone();
         let namespace = world.objects.namespaces.get("", pod.namespace());
-        let asked = decide(
-            pod,
-            namespace.map(|held| &held.object),
-            &EnrolmentRules::default(),
-        );
+        let asked = decide(pod, namespace.map(|held| &held.object), &world.enrolment);
         // What is asked for is not what is: an agent may be away, or leave namespaces out.
         let enrolled = pod.annotation(labels::REDIRECTION) == Some("enabled");
         let enrolment = match (asked.is_enrolled(), enrolled) {

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use isobar_control_plane::{
-    Missing, Severity as Weight, Started, Told, Verdict, imagined, shut_doors, told_by, verdicts_by,
+    Missing, Severity as Weight, Started, Told, Verdict, imagined, shut_doors_by, told_by,
+    verdicts_by,
 };
 use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
 use isobar_objects::{
@@ -16,7 +16,7 @@ use isobar_objects::{
 };
 use isobar_types::labels;
 
-use crate::left_out::left_out;
+use crate::left_out;
 
 /// How much it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +62,9 @@ pub struct Diagnosis {
 /// Annotation with codes, separated by commas, that are not to be told of an object; `*` is all of them.
 /// Istio's own codes mean nothing here.
 const SUPPRESS: &str = "galley.istio.io/analyze-suppress";
+
+/// Condition of a pod in which its node agent says whether it carries its traffic.
+const REDIRECTED: &str = "isobar.dev/Redirected";
 
 impl Diagnosis {
     /// One with the field and the way out that its code has.
@@ -113,16 +116,20 @@ pub fn diagnose(
     let told_in_text = |verdict: &Verdict| {
         verdict.reason == "UnsupportedValue" && unheard.contains(&verdict.object)
     };
-    let counting = counting(&set, started);
+    let (counting, not_counting) = left_out::counting(started, set.clone());
     // Doors are told one by one, with what they lack.
     let judged = verdicts_by(started, &counting).into_iter();
     let is_door = |v: &Verdict| ["DoorShut", "ProbesShut"].contains(&v.reason);
     let judged = judged.filter(|v| !is_door(v) && !told_in_text(v));
     all.extend(judged.filter_map(of_verdict));
-    all.extend(doors(&counting));
+    all.extend(doors(started, &counting));
     all.extend(unserved(&counting, &told_by(started, &counting)));
-    all.extend(left_out(&set, &counting, started));
-    all.extend(enrolment(&set, lives, root));
+    all.extend(left_out::told(started, &set, not_counting));
+    let rules = EnrolmentRules {
+        system_namespace: root.to_owned(),
+        ..started.enrolment().clone()
+    };
+    all.extend(enrolment(&set, lives, &rules));
     for one in &mut all {
         one.kept_back = asks_for_silence(&published.objects, one);
     }
@@ -130,15 +137,6 @@ pub fn diagnose(
     all.retain(|one| known.insert(one.clone()));
     all.sort();
     all
-}
-
-/// Of these objects those that count for the control plane.
-fn counting(set: &ObjectSet, started: &Started) -> ObjectSet {
-    let all = Published {
-        objects: Arc::new(set.clone()),
-        ..Published::default()
-    };
-    ObjectSet::clone(&started.counts(&Arc::new(all)).objects)
 }
 
 fn asks_for_silence(set: &ObjectSet, one: &Diagnosis) -> bool {
@@ -213,8 +211,8 @@ fn field_in(message: &str) -> Option<String> {
     Some(path.trim_end_matches('.').to_owned())
 }
 
-fn doors(set: &ObjectSet) -> Vec<Diagnosis> {
-    let remedies = shut_doors(set);
+fn doors(started: &Started, set: &ObjectSet) -> Vec<Diagnosis> {
+    let remedies = shut_doors_by(started, set);
     let each = remedies.iter().flat_map(|remedy| {
         let policy = remedy.before.as_ref().unwrap_or(&remedy.after);
         let is_new = remedy.before.is_none();
@@ -275,11 +273,7 @@ fn unserved(set: &ObjectSet, told: &Told) -> Vec<Diagnosis> {
         .collect()
 }
 
-fn enrolment(set: &ObjectSet, lives: Lives, root: &str) -> Vec<Diagnosis> {
-    let rules = EnrolmentRules {
-        system_namespace: root.to_owned(),
-        ..EnrolmentRules::default()
-    };
+fn enrolment(set: &ObjectSet, lives: Lives, rules: &EnrolmentRules) -> Vec<Diagnosis> {
     let mut all = Vec::new();
     let mut warn = |code, object: ObjectRef, message: String| {
         all.push(Diagnosis::new(
@@ -303,7 +297,7 @@ fn enrolment(set: &ObjectSet, lives: Lives, root: &str) -> Vec<Diagnosis> {
             warn(Code::MODE_NOT_KNOWN, pod.reference(), value);
         }
         let namespace = set.namespaces.get("", pod.namespace());
-        let decided = decide(&pod.object, namespace.map(|held| &held.object), &rules);
+        let decided = decide(&pod.object, namespace.map(|held| &held.object), rules);
         if decided.is_enrolled() && pod.annotation(labels::BYPASS_INBOUND) == Some("true") {
             let text = "callers reach it past its node proxy, and past every policy of the mesh";
             warn(Code::BYPASS, pod.reference(), text.to_owned());
@@ -346,7 +340,17 @@ fn not_as_asked(pod: &Pod, decided: Enrolment) -> Option<(Code, String)> {
             Code::STILL_REDIRECTED,
             format!("its traffic is redirected, but {decided}"),
         )),
-        _ => None,
+        // The annotation stays while no node proxy listens, so that callers keep to tunnels.
+        (true, true) => {
+            let mut conditions = status.conditions.iter().flatten();
+            let said = conditions.find(|one| one.type_ == REDIRECTED && one.status == "False")?;
+            let usual = || "its node agent says that nobody takes its connections".to_owned();
+            Some((
+                Code::NOT_REDIRECTED,
+                said.message.clone().unwrap_or_else(usual),
+            ))
+        }
+        (false, false) => None,
     }
 }
 

@@ -146,6 +146,17 @@ fn what_runs_is_held_against_what_is_asked() {
         of(&pod("a", "", "istio.io/dataplane-mode: sidecar"))[1..],
         ["ISO0404"]
     );
+    let served = |value: &str| {
+        let condition = "{type: isobar.dev/Redirected, status: 'VALUE', message: nobody listens}";
+        let condition = condition.replace("VALUE", value);
+        let phase = format!("{{conditions: [{condition}], phase");
+        pod("a", redirected, "").replace("{phase", &phase)
+    };
+    assert_eq!(of(&served("True")), [""; 0]);
+    let unserved = found(&[SHOP, &served("False")], Lives::Yes);
+    assert_eq!(unserved.len(), 1, "{unserved:?}");
+    assert_eq!(unserved[0].code, Code::NOT_REDIRECTED);
+    assert_eq!(unserved[0].message, "nobody listens");
     let bypass = "ambient.istio.io/bypass-inbound-capture: \"true\"";
     let both = format!("{redirected}, {bypass}");
     assert_eq!(of(&pod("a", &both, "")), ["ISO0408"]);

@@ -30,8 +30,9 @@ use crate::destination::Destination;
 pub use answer::{Explanation, Outcome, Step, Way};
 pub use diagnosis::{Diagnosis, Gravity, Lives, diagnose};
 pub use isobar_control_plane::{
-    Missing, Remedy, ShutDoor, Started, Verdict, guards, imagined, shut_doors, verdicts_by,
+    Missing, Remedy, ShutDoor, Started, Verdict, guards, imagined, shut_doors_by, verdicts_by,
 };
+pub use left_out::LeftOut;
 pub use question::{Asked, Question, QuestionError};
 pub use world::World;
 
@@ -49,6 +50,7 @@ pub fn explain(world: &World, question: &Question) -> Result<Explanation, Questi
         node::outside_the_mesh(world, &caller, &destination)
     };
     explanation.ways = answer::merge(ways);
+    explanation.left_out = world.left_out_for(&caller, &destination, &explanation.ways);
     Ok(explanation)
 }
 
@@ -56,5 +58,7 @@ pub fn explain(world: &World, question: &Question) -> Result<Explanation, Questi
 mod foreign_tests;
 #[cfg(test)]
 mod invalid_tests;
+#[cfg(test)]
+mod left_out_tests;
 #[cfg(test)]
 mod tests;

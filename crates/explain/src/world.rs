@@ -1,18 +1,31 @@
 //! The objects as proxies see them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use isobar_control_plane::{ForeignAddress, Started, Told, imagined, told_by};
 use isobar_objects::ObjectSet;
+use isobar_objects::enrolment::EnrolmentRules;
 use isobar_route::Tables;
-use isobar_state::{Snapshot, Workload};
+use isobar_state::{GatewayAddress, GatewayDestination, Snapshot, Workload};
+use isobar_types::NetworkAddress;
+
+use crate::answer::{Outcome, Way};
+use crate::caller::Caller;
+use crate::destination::Destination;
+use crate::left_out::{LeftOut, counting};
 
 /// A mesh to ask questions about.
 #[derive(Debug)]
 pub struct World {
     pub(crate) objects: ObjectSet,
     pub(crate) snapshot: Snapshot,
+    /// Whose pods node agents take into the mesh.
+    pub(crate) enrolment: EnrolmentRules,
+    /// Namespace of what is for the whole mesh.
+    root: String,
+    /// Policies that do not count.
+    left_out: Vec<LeftOut>,
     /// By the host name of the waypoint's Service.
     waypoints: BTreeMap<String, Tables>,
     /// Waypoints that somebody else runs, and where they are reached.
@@ -27,9 +40,10 @@ impl World {
         Self::by(&Started::default(), objects)
     }
 
-    /// The same, as a control plane has it that was started so.
+    /// The same, as a control plane has it that was started so: what does not count for it is left out.
     #[must_use]
     pub fn by(started: &Started, objects: ObjectSet) -> Self {
+        let (objects, left_out) = counting(started, objects);
         let told = told_by(started, &objects);
         let mut problems = Vec::new();
         let snapshot = snapshot(&told, &mut problems);
@@ -50,6 +64,9 @@ impl World {
         Self {
             objects,
             snapshot,
+            enrolment: started.enrolment().clone(),
+            root: started.root_namespace().to_owned(),
+            left_out,
             waypoints,
             foreign,
             problems,
@@ -67,6 +84,33 @@ impl World {
     #[must_use]
     pub fn problems(&self) -> &[String] {
         &self.problems
+    }
+
+    /// Policies that do not count and are where one about the call would be: in the root namespace, and
+    /// where what is called and its waypoints are.
+    pub(crate) fn left_out_for(
+        &self,
+        caller: &Caller,
+        to: &Destination,
+        ways: &[Way],
+    ) -> Vec<LeftOut> {
+        let at = NetworkAddress::new("".into(), to.address.ip());
+        let service = self
+            .snapshot
+            .service_by_vip(&at, Some(&*caller.workload.namespace));
+        let workload = self.snapshot.workload_by_address(&at);
+        let mut namespaces = BTreeSet::from([&*self.root]);
+        namespaces.extend(service.map(|service| &*service.key.namespace));
+        namespaces.extend(workload.map(|workload| &*workload.namespace));
+        let of_service = service
+            .into_iter()
+            .flat_map(|service| service.accepted_waypoints());
+        let of_workload = workload.and_then(|workload| workload.waypoint.as_ref());
+        namespaces.extend(of_service.chain(of_workload).filter_map(namespace_of));
+        namespaces.extend(ways.iter().flat_map(|way| reached(&way.outcome)));
+        let all = self.left_out.iter();
+        let there = all.filter(|one| namespaces.contains(&*one.policy.namespace));
+        there.cloned().collect()
     }
 
     /// What the waypoint that `workload` is an instance of was told.
@@ -103,6 +147,22 @@ impl World {
         let now = self.snapshot.workload_by_uid(&workload.uid);
         now.unwrap_or(workload)
     }
+}
+
+fn namespace_of(waypoint: &GatewayAddress) -> Option<&str> {
+    match &waypoint.destination {
+        GatewayDestination::Hostname(host) => Some(&host.namespace),
+        GatewayDestination::Address(_) => None,
+    }
+}
+
+/// Namespaces of the pods that get a call.
+fn reached(outcome: &Outcome) -> impl Iterator<Item = &str> {
+    let pods = match outcome {
+        Outcome::Reaches { pods, .. } => &pods[..],
+        _ => &[],
+    };
+    pods.iter().filter_map(|pod| Some(pod.split_once('/')?.0))
 }
 
 fn snapshot(told: &Told, problems: &mut Vec<String>) -> Snapshot {

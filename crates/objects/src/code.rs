@@ -189,7 +189,7 @@ const TABLE: &[CodeEntry] = &[
     entry(305, "EgressOpen", "spec.egress", "a NetworkPolicy names ports or waypoints and opens 15008, the tunnel, in which egress rules are not enforced", "let what must not be reached refuse its callers: ingress NetworkPolicies, AuthorizationPolicies"),
     entry(306, "NotEnforced", "metadata.labels[isobar.dev/port-rules]", "a NetworkPolicy whose ingress rules node proxies do not enforce: who comes in on 15008 reaches every port of the pod", "remove the label isobar.dev/port-rules of the namespace, or the control plane's flag --port-rules"),
 
-    entry(401, "NotRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is in the mesh by its labels, but its node agent has not said that its traffic is redirected", "look at the agent of the pod's node: `kubectl logs -n istio-system ds/isobar-cni`"),
+    entry(401, "NotRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is in the mesh by its labels, but its node agent has not said that its traffic is redirected, or says that no node proxy takes it", "look at the agent of the pod's node: `kubectl logs -n istio-system ds/isobar-cni`"),
     entry(402, "StillRedirected", "metadata.annotations[ambient.istio.io/redirection]", "the pod is redirected although its labels do not ask for it", "wait some seconds; then look at the agent of the pod's node"),
     entry(403, "RoutesWithoutWaypoint", "spec.hosts", "no waypoint serves the hosts of this VirtualService: nobody applies its rules", "bind the Service or its namespace to a waypoint with `isobar waypoint apply`"),
     entry(404, "ModeNotKnown", "metadata.labels[istio.io/dataplane-mode]", "a value of the label that means nothing", "write ambient, or none to opt out"),

@@ -106,6 +106,82 @@ fn the_settings_are_those_of_the_control_plane_that_is_asked_about() {
     });
 }
 
+/// A pod that runs at this address and is not redirected, in a namespace of the mesh.
+async fn not_redirected(server: &ApiServer, namespace: &str, address: &str) -> Result<()> {
+    let pod = SHOP
+        .replace(", annotations: {ambient.istio.io/redirection: enabled}", "")
+        .replace("namespace: shop", &format!("namespace: {namespace}"))
+        .replace("name: shop", &format!("name: {namespace}"));
+    server.apply(&pod).await?;
+    let status = STATUS.replace("10.244.1.7", address);
+    let patch = [
+        "patch",
+        "pod/client",
+        "-n",
+        namespace,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status,
+    ];
+    server.kubectl(&patch).await.map(drop)
+}
+
+#[test]
+fn what_counts_for_nobody_here_is_told_with_who_else_there_is() {
+    let policy = |name: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: istio-system, labels: {{istio.io/rev: {name}}}}}\n\
+             spec: {{action: DENY, rules: [{{}}]}}\n"
+        )
+    };
+    run(async |server| {
+        let first = [
+            "install",
+            "--no-wait",
+            "--set",
+            "crds.gatewayApi=true",
+            "--set",
+            "node.agent.excludeNamespaces={kube-system,excluded}",
+        ];
+        good(server, &first).await?;
+        good(server, &["install", "--no-wait", "--revision", "canary"]).await?;
+        // In a namespace that node agents leave out, and in one that they take.
+        not_redirected(server, "excluded", "10.244.1.8").await?;
+        not_redirected(server, "shop", "10.244.1.7").await?;
+        server
+            .apply(&[policy("canary"), policy("gone")].concat())
+            .await?;
+
+        let said = isobar_says(server, &["analyze"]).await?;
+        let about = |what: &str| {
+            let mut lines = said.lines();
+            lines.find(|line| line.contains(what)).unwrap_or_default()
+        };
+        let canary = about("AuthorizationPolicy istio-system/canary");
+        ensure!(canary.contains("ISO0409"), "{said}");
+        ensure!(
+            canary.contains("another control plane is called so"),
+            "{said}"
+        );
+        let gone = about("AuthorizationPolicy istio-system/gone");
+        ensure!(gone.contains("no control plane is called so"), "{said}");
+        ensure!(about("Pod shop/client").contains("ISO0401"), "{said}");
+        ensure!(about("Pod excluded/client").is_empty(), "{said}");
+
+        let said = outside(server, &[]).await?;
+        for name in ["canary", "gone"] {
+            let note = format!(
+                "note: AuthorizationPolicy istio-system/{name} does not count: it belongs to \
+                 revision {name}: "
+            );
+            ensure!(said.contains(&note), "{said}");
+        }
+        Ok(())
+    });
+}
+
 /// What a command prints, whatever its exit code says of what it found.
 async fn isobar_says(server: &ApiServer, args: &[&str]) -> Result<String> {
     match told(server, args).await {

@@ -91,7 +91,7 @@ pub(crate) fn shut_doors(
     let namespaces: BTreeSet<&str> = set.network_policies.iter().map(|p| p.namespace()).collect();
     for namespace in namespaces {
         let mut classes: BTreeMap<_, Vec<&PodFacts<'_>>> = BTreeMap::new();
-        for pod in members(set, namespace, pods) {
+        for pod in members(selection, namespace, pods) {
             let policies = set.network_policies.in_namespace(namespace);
             let selecting = policies.filter(|policy| selects(policy, pod));
             let names: Vec<&str> = selecting.map(|policy| policy.name()).collect();
@@ -253,7 +253,7 @@ impl Inspection<'_> {
                 !listed.blocks.is_empty()
                     || self.pods.iter().any(|pod| {
                         listed.takes(pod)
-                            && (is_member(self.selection.set, pod)
+                            && (is_member(self.selection, pod)
                                 || pod.labels.contains_key(labels::GATEWAY_NAME))
                     })
             }

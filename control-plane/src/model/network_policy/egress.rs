@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use isobar_objects::{NetworkPolicy, ObjectHead as _, ObjectRef, ObjectSet};
+use isobar_objects::{NetworkPolicy, ObjectHead as _, ObjectRef};
 use isobar_types::labels;
 use k8s_openapi::api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -13,6 +13,7 @@ use super::doors::{is_about_egress, selects};
 use super::members;
 use super::ports::is_tcp;
 use crate::model::pods::PodFacts;
+use crate::model::selection::Selection;
 use crate::model::verdict::{Severity, Verdict};
 
 /// Condition type of the verdicts.
@@ -20,18 +21,18 @@ const CONDITION: &str = "isobar.dev/EgressRules";
 
 /// What there is to say about policies whose egress rules say more than what holds inside tunnels.
 pub(super) fn verdicts<'a>(
-    set: &'a ObjectSet,
+    selection: &'a Selection<'_>,
     namespace: &'a str,
     pods: &'a [PodFacts<'a>],
 ) -> Vec<Verdict> {
-    let policies = set.network_policies.in_namespace(namespace);
+    let policies = selection.set.network_policies.in_namespace(namespace);
     let policies = policies.map(|policy| &policy.object);
     let outbound: Vec<&NetworkPolicy> = policies.filter(|one| is_about_egress(one)).collect();
     if !outbound.iter().any(|policy| open_in(policy).is_some()) {
         return Vec::new();
     }
     let mut told: BTreeMap<ObjectRef, usize> = BTreeMap::new();
-    for pod in members(set, namespace, pods) {
+    for pod in members(selection, namespace, pods) {
         let selecting = outbound.iter().filter(|policy| selects(policy, pod));
         let selecting: Vec<_> = selecting.collect();
         // Who may go everywhere by one of them has nothing that could be opened.

@@ -23,7 +23,7 @@ mod standing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use isobar_objects::enrolment::{self, EnrolmentRules};
+use isobar_objects::enrolment;
 use isobar_objects::{NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, selectors};
 use isobar_proto::istio::security as wire;
 use isobar_types::{NamespacedName, converted, labels};
@@ -84,11 +84,11 @@ impl NetworkPolicies {
         let namespaces: BTreeSet<&str> =
             set.network_policies.iter().map(|p| p.namespace()).collect();
         for namespace in namespaces {
-            verdicts.extend(egress::verdicts(set, namespace, pods));
+            verdicts.extend(egress::verdicts(selection, namespace, pods));
             let mode = modes.get(namespace).copied().unwrap_or(settings.port_rules);
             let policies = ingress(set, namespace, &neighbours);
             let mut classes: BTreeMap<String, Option<wire::Authorization>> = BTreeMap::new();
-            for pod in members(set, namespace, pods) {
+            for pod in members(selection, namespace, pods) {
                 let selecting: Vec<&Ingress<'_>> =
                     policies.iter().filter(|p| p.selects(pod)).collect();
                 if selecting.is_empty() {
@@ -115,7 +115,7 @@ impl NetworkPolicies {
         verdicts.extend(told.verdicts());
         for pod in pods {
             let waypoints = waypoints_of(pod, memberships.get(&pod.key), selection);
-            let standing = Standing::of(set, pod, &waypoints);
+            let standing = Standing::of(selection, pod, &waypoints);
             all.standings.add(&standing, all.keys.get(&pod.key));
         }
         all
@@ -155,20 +155,20 @@ fn modes<'a>(
 /// Pods of a namespace that take tunnels through a node proxy, or are about to: the policy has to
 /// be there before the first tunnel.
 fn members<'a>(
-    set: &'a ObjectSet,
+    selection: &'a Selection<'_>,
     namespace: &'a str,
     pods: &'a [PodFacts<'a>],
 ) -> impl Iterator<Item = &'a PodFacts<'a>> {
     pods.iter()
         .filter(move |pod| *pod.key.namespace == *namespace)
-        .filter(move |pod| is_member(set, pod))
+        .filter(move |pod| is_member(selection, pod))
 }
 
-fn is_member(set: &ObjectSet, pod: &PodFacts<'_>) -> bool {
-    let namespace = set.namespaces.get("", &pod.key.namespace);
+fn is_member(selection: &Selection<'_>, pod: &PodFacts<'_>) -> bool {
+    let namespace = selection.set.namespaces.get("", &pod.key.namespace);
     let namespace = namespace.map(|held| &held.object);
-    pod.redirected()
-        || enrolment::decide(pod.pod, namespace, &EnrolmentRules::default()).is_enrolled()
+    let rules = &selection.settings.enrolment;
+    pod.redirected() || enrolment::decide(pod.pod, namespace, rules).is_enrolled()
 }
 
 fn ingress<'a>(

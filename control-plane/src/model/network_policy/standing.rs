@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use isobar_objects::pods::probed_ports;
-use isobar_objects::{ObjectHead as _, ObjectSet, selectors};
+use isobar_objects::{ObjectHead as _, selectors};
 use isobar_types::NamespacedName;
 use k8s_openapi::api::networking::v1::{
     NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
@@ -17,6 +17,7 @@ use super::doors::rule::{Rule, rules};
 use super::doors::selects;
 use super::{is_member, names_of};
 use crate::model::pods::PodFacts;
+use crate::model::selection::Selection;
 
 type Waypoints = BTreeSet<NamespacedName>;
 
@@ -51,9 +52,9 @@ impl Standings {
 
 impl Standing {
     /// What a pod with these waypoints is.
-    pub(crate) fn of(set: &ObjectSet, pod: &PodFacts<'_>, waypoints: &Waypoints) -> Self {
-        let namespace = &pod.key.namespace;
-        let member = is_member(set, pod);
+    pub(crate) fn of(selection: &Selection<'_>, pod: &PodFacts<'_>, waypoints: &Waypoints) -> Self {
+        let (set, namespace) = (selection.set, &pod.key.namespace);
+        let member = is_member(selection, pod);
         let ways = (member || !waypoints.is_empty())
             .then(|| number(&("ways", namespace, waypoints, member)));
         let policies = set.network_policies.in_namespace(namespace);
@@ -79,7 +80,12 @@ impl Standing {
 
 /// The peers of rules that mean the pod itself, by its address, with what they would find there.
 /// None if there is no such peer: what becomes of the pod is nothing to other pods' policies then.
-pub(crate) fn as_peer(set: &ObjectSet, pod: &PodFacts<'_>, waypoints: &Waypoints) -> Option<u64> {
+pub(crate) fn as_peer(
+    selection: &Selection<'_>,
+    pod: &PodFacts<'_>,
+    waypoints: &Waypoints,
+) -> Option<u64> {
+    let set = selection.set;
     if pod.host_network() || pod.ips.is_empty() {
         return None;
     }
@@ -114,7 +120,8 @@ pub(crate) fn as_peer(set: &ObjectSet, pod: &PodFacts<'_>, waypoints: &Waypoints
             }
         }
     }
-    let number = || number(&("peer", &pod.ips, &meant, waypoints, is_member(set, pod)));
+    let member = || is_member(selection, pod);
+    let number = || number(&("peer", &pod.ips, &meant, waypoints, member()));
     (!meant.is_empty()).then(number)
 }
 
