@@ -117,6 +117,7 @@ pub(crate) async fn start(
         manager: MANAGER.to_owned(),
         address,
         kinds: Judge::kinds().collect(),
+        refuses: !config.waypoints_only,
         warns: !config.waypoints_only,
         revision: revision.name().to_owned(),
         is_default: revision.is_default(),

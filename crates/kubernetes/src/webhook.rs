@@ -52,6 +52,9 @@ pub struct WebhookOptions {
     pub address: WebhookAddress,
     /// Kinds that are asked about.
     pub kinds: Vec<Kind>,
+    /// True if it refuses what is wrong, by which it is seen to be asked. Otherwise it only warns: nothing
+    /// is tried, and nobody misses it.
+    pub refuses: bool,
     /// True if it is asked about kinds that have no effect, too: to warn, and never needed.
     pub warns: bool,
     /// Objects whose label names this control plane are asked about.
@@ -146,6 +149,9 @@ impl Webhook {
             all.patch(name, &params, &Patch::Apply(wanted)).await
         };
         write(self.is_asked).await?;
+        if !self.options.refuses {
+            return Ok(true);
+        }
         let is_asked = self.is_asked().await;
         if is_asked != self.is_asked {
             write(is_asked).await?;
@@ -336,6 +342,7 @@ mod tests {
             manager: "isobar".to_owned(),
             address: WebhookAddress::Url("https://127.0.0.1:1/validate".to_owned()),
             kinds: vec![Kind::VirtualService, Kind::RateLimitPolicy],
+            refuses: true,
             warns: false,
             revision: revision.to_owned(),
             is_default: revision == "default",

@@ -6,13 +6,14 @@
 
 mod deeds;
 mod objects;
+mod roles;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use isobar_chart::{Chart, Manifest, Release, Values};
+use isobar_chart::Values;
 use isobar_kubernetes::election::{Candidate, Timing};
 use isobar_kubernetes::{
     Applying, Cluster, Extra, Installer, KubernetesSource, KubernetesWriter, RootMaps,
@@ -23,17 +24,13 @@ use isobar_objects::{
     read_value,
 };
 use isobar_runtime::Scope;
-use isobar_tests::{ApiServer, eventually};
+use isobar_tests::ApiServer;
 use isobar_tls::ca::Authority;
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
-use kube::Api;
-use kube::api::PostParams;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use self::objects::{MADE, OBJECTS, TOLD, named, object, reference};
+use self::roles::{Account, account, all_roles, in_force, rights, without};
 use crate::definitions::{define, define_strangers};
 use crate::run;
 
@@ -62,8 +59,8 @@ enum Deed {
     Make(Kind),
     /// Ask who a token's bearer is.
     Review,
-    /// Put the roots into a namespace.
-    DistributeRoots,
+    /// Put the roots into a namespace, in a map of this name.
+    DistributeRoots(&'static str),
     /// Make the authority, keep it, and renew it.
     KeepAuthority,
     /// Become the writer and stay it.
@@ -72,8 +69,8 @@ enum Deed {
     ReadParameters,
     /// Make a scaler or a budget, change it, find it and remove it.
     Scale(Extra),
-    /// Register the webhook and see that it is asked.
-    Register,
+    /// Register the webhook, and see that it is asked where it refuses anything.
+    Register { refuses: bool },
     /// See whether its own DaemonSet is to stay.
     SeeDaemonSet,
     /// Tell people twice what happened to a pod.
@@ -103,7 +100,7 @@ impl Deed {
             | Self::Change(kind)
             | Self::Make(kind) => vec![kind.plural()],
             Self::Review => vec!["tokenreviews"],
-            Self::DistributeRoots | Self::KeepVersions | Self::FollowSettings => {
+            Self::DistributeRoots(_) | Self::KeepVersions | Self::FollowSettings => {
                 vec!["configmaps"]
             }
             Self::KeepAuthority | Self::FollowSecret => vec!["secrets"],
@@ -111,7 +108,7 @@ impl Deed {
             Self::ReadParameters => vec!["configmaps"],
             Self::Scale(Extra::Scaler) => vec!["horizontalpodautoscalers"],
             Self::Scale(Extra::Budget) => vec!["poddisruptionbudgets"],
-            Self::Register => vec!["validatingwebhookconfigurations", "ratelimitpolicies"],
+            Self::Register { .. } => vec!["validatingwebhookconfigurations", "ratelimitpolicies"],
             Self::SeeDaemonSet => vec!["daemonsets"],
             Self::RestoreClass => vec!["gatewayclasses"],
             Self::FollowStranger(kinds) => {
@@ -123,22 +120,6 @@ impl Deed {
     }
 }
 
-/// One verb on one resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Right {
-    group: String,
-    resource: String,
-    verb: String,
-    name: Option<String>,
-}
-
-/// An account, the roles that its chart gives it, and what is done with them.
-struct Account {
-    name: &'static str,
-    roles: Vec<Manifest>,
-    deeds: Vec<Deed>,
-}
-
 /// Two clusters that are one: as the user who may do everything, and as the account.
 struct Stage {
     folder: std::path::PathBuf,
@@ -147,114 +128,6 @@ struct Stage {
     /// A token of some pod's account.
     token: String,
     namespaces: watch::Receiver<Arc<Published>>,
-}
-
-fn rendered(chart: &str) -> Result<Vec<Manifest>> {
-    let release = Release {
-        name: chart.to_owned(),
-        namespace: HOME.to_owned(),
-    };
-    Ok(Chart::named(chart)?.render(&release, &Values::default())?)
-}
-
-fn is_about_rights(manifest: &Manifest) -> bool {
-    let kind = manifest.kind();
-    kind == "ServiceAccount" || kind.contains("Role")
-}
-
-fn account(chart: &str, name: &'static str, deeds: Vec<Deed>) -> Result<Account> {
-    let all = rendered(chart)?.into_iter();
-    let roles = all.filter(|one| one.kind().ends_with("Role") && one.name() == name);
-    Ok(Account {
-        name,
-        roles: roles.collect(),
-        deeds,
-    })
-}
-
-/// Every right of a role, with the place of its rule.
-fn rights(role: &Value) -> Vec<(usize, Right)> {
-    let texts = |value: &Value| -> Vec<String> {
-        let texts = value.as_array().into_iter().flatten();
-        texts
-            .filter_map(|text| text.as_str().map(str::to_owned))
-            .collect()
-    };
-    let mut found = Vec::new();
-    for (at, rule) in role["rules"].as_array().into_iter().flatten().enumerate() {
-        for group in texts(&rule["apiGroups"]) {
-            for resource in texts(&rule["resources"]) {
-                for verb in texts(&rule["verbs"]) {
-                    let right = Right {
-                        group: group.clone(),
-                        resource: resource.clone(),
-                        verb,
-                        name: texts(&rule["resourceNames"]).into_iter().next(),
-                    };
-                    found.push((at, right));
-                }
-            }
-        }
-    }
-    found
-}
-
-/// The role without one right.
-fn without(role: &Value, at: usize, right: &Right) -> Value {
-    let mut role = role.clone();
-    let Some(rules) = role["rules"].as_array_mut() else {
-        return role;
-    };
-    let less = |list: &Value, gone: &str| -> Value {
-        let list = list.as_array().into_iter().flatten();
-        list.filter(|text| text.as_str() != Some(gone))
-            .cloned()
-            .collect()
-    };
-    let mut others = rules[at].clone();
-    others["resources"] = less(&rules[at]["resources"], &right.resource);
-    let mut same = rules[at].clone();
-    same["resources"] = json!([right.resource]);
-    same["verbs"] = less(&rules[at]["verbs"], &right.verb);
-    rules.remove(at);
-    let is_empty = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
-    rules.extend(
-        [(others, "resources"), (same, "verbs")]
-            .into_iter()
-            .filter_map(|(rule, key)| (!is_empty(&rule[key])).then_some(rule)),
-    );
-    role
-}
-
-/// Waits until the server has heard whether the account has the right.
-async fn in_force(account: &Cluster, right: &Right, is_granted: bool) -> Result<()> {
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(account.client());
-    let (resource, sub) = right
-        .resource
-        .split_once('/')
-        .unwrap_or((&right.resource, ""));
-    let asked = SelfSubjectAccessReview {
-        spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(ResourceAttributes {
-                group: Some(right.group.clone()),
-                resource: Some(resource.to_owned()),
-                subresource: Some(sub.to_owned()).filter(|sub| !sub.is_empty()),
-                verb: Some(right.verb.clone()),
-                name: right.name.clone(),
-                namespace: Some(HOME.to_owned()),
-                ..ResourceAttributes::default()
-            }),
-            ..SelfSubjectAccessReviewSpec::default()
-        },
-        ..SelfSubjectAccessReview::default()
-    };
-    eventually("the right is in force", async || {
-        let answer = reviews.create(&PostParams::default(), &asked).await?;
-        let is_allowed = answer.status.is_some_and(|status| status.allowed);
-        ensure!(is_allowed == is_granted, "{right:?}: {is_allowed}");
-        Ok(())
-    })
-    .await
 }
 
 impl Stage {
@@ -306,7 +179,7 @@ impl Stage {
                     .map(drop)
                     .map_err(Into::into)
             }
-            Deed::DistributeRoots => self.distribute(scope).await,
+            Deed::DistributeRoots(name) => self.distribute(name, scope).await,
             Deed::KeepAuthority => {
                 let secret = named("v1", "Secret", HOME, "istio-ca-secret");
                 self.remove(&secret).await?;
@@ -318,7 +191,7 @@ impl Stage {
             Deed::Lead => self.lead(scope).await,
             Deed::ReadParameters => self.read_parameters().await,
             Deed::Scale(kind) => self.scale(kind).await,
-            Deed::Register => self.register(scope).await,
+            Deed::Register { refuses } => self.register(refuses, scope).await,
             Deed::SeeDaemonSet => self.see_daemon_set().await,
             Deed::Note => self.note().await,
             Deed::FollowSecret => self.follow_secret(scope).await,
@@ -349,14 +222,11 @@ impl Stage {
         Ok(tokio::time::timeout(PATIENCE, objects.changed()).await??)
     }
 
-    async fn distribute(&self, scope: &Scope) -> Result<()> {
-        let map = named("v1", "ConfigMap", "shop", "istio-ca-root-cert");
+    async fn distribute(&self, name: &'static str, scope: &Scope) -> Result<()> {
+        let map = named("v1", "ConfigMap", "shop", name);
         self.remove(&map).await?;
-        let maps = RootMaps::new(
-            self.account.clone(),
-            "isobar",
-            watch::channel("roots".into()).1,
-        );
+        let roots = watch::channel("roots".into()).1;
+        let maps = RootMaps::new(self.account.clone(), "isobar", roots).named(name);
         let leads = watch::channel(true).1;
         scope.spawn(
             "maps",
@@ -461,22 +331,12 @@ async fn eventually_soon(check: impl AsyncFn() -> Result<bool>) -> Result<()> {
 }
 
 /// The charts' accounts and roles, an object of each kind, and a cluster as seen by one account.
-async fn stage(server: &ApiServer, scope: &Scope, name: &str) -> Result<Stage> {
+async fn stage(server: &ApiServer, scope: &Scope, name: &str, values: &Values) -> Result<Stage> {
     define(server).await?;
     define_strangers(server).await?;
     server.namespace(HOME).await?;
     server.namespace("shop").await?;
-    let mut text = String::new();
-    for chart in ["control-plane", "node"] {
-        let rendered = rendered(chart)?;
-        text.extend(
-            rendered
-                .iter()
-                .filter(|one| is_about_rights(one))
-                .map(Manifest::printed),
-        );
-    }
-    server.apply(&text).await?;
+    server.apply(&all_roles(values)?).await?;
     let admin = Installer::new(server.cluster(), "test");
     for (kind, _) in OBJECTS {
         admin
@@ -512,37 +372,61 @@ async fn stage(server: &ApiServer, scope: &Scope, name: &str) -> Result<Stage> {
     })
 }
 
+/// Takes away each right that the control plane has with these values.
+async fn each_is_needed(server: &ApiServer, values: &Values, deeds: Vec<Deed>) -> Result<()> {
+    let scope = Scope::new("test");
+    let stage = stage(server, &scope, "isobard", values).await?;
+    let control_plane = account(("control-plane", "isobard"), values, deeds)?;
+    let done = stage.take_away(&control_plane).await;
+    scope.shutdown(Duration::ZERO).await;
+    done
+}
+
+/// What a control plane does whatever else it is for.
+fn always() -> impl Iterator<Item = Deed> {
+    let followed = SourceOptions::default().kinds.into_iter().map(Deed::Follow);
+    let made = MADE.iter().map(|kind| Deed::Make(*kind));
+    let others = [
+        Deed::RestoreClass,
+        Deed::Review,
+        Deed::KeepAuthority,
+        Deed::FollowSecret,
+        Deed::Lead,
+        Deed::ReadParameters,
+        Deed::KeepVersions,
+        Deed::FollowSettings,
+        Deed::Scale(Extra::Scaler),
+        Deed::Scale(Extra::Budget),
+    ];
+    followed.chain(made).chain(others)
+}
+
 #[test]
 fn the_control_plane_needs_each_of_its_rights() {
     run(async |server| {
-        let scope = Scope::new("test");
-        let stage = stage(server, &scope, "isobard").await?;
-        let followed = SourceOptions::default().kinds.into_iter().map(Deed::Follow);
         let told = TOLD.iter().map(|kind| Deed::Tell(*kind));
-        let made = MADE.iter().map(|kind| Deed::Make(*kind));
         let strangers = STRANGERS.chunks(1).map(Deed::FollowStranger);
         let others = [
-            Deed::RestoreClass,
-            Deed::Review,
-            Deed::DistributeRoots,
-            Deed::KeepAuthority,
-            Deed::FollowSecret,
-            Deed::Lead,
-            Deed::Register,
-            Deed::ReadParameters,
-            Deed::KeepVersions,
-            Deed::FollowSettings,
-            Deed::Scale(Extra::Scaler),
-            Deed::Scale(Extra::Budget),
-        ]
-        .into_iter();
-        let deeds = followed.chain(told).chain(made).chain(others);
-        let deeds = deeds.chain(strangers).collect();
-        let done = stage
-            .take_away(&account("control-plane", "isobard", deeds)?)
-            .await;
-        scope.shutdown(Duration::ZERO).await;
-        done
+            Deed::DistributeRoots("istio-ca-root-cert"),
+            Deed::Register { refuses: true },
+        ];
+        let deeds = always().chain(told).chain(others).chain(strangers);
+        each_is_needed(server, &Values::default(), deeds.collect()).await
+    });
+}
+
+#[test]
+fn for_waypoints_only_it_needs_each_of_the_fewer_that_it_has() {
+    run(async |server| {
+        let mut values = Values::default();
+        values.set("control-plane.waypointsOnly=true")?;
+        let others = [
+            Deed::Tell(Kind::Gateway),
+            Deed::Tell(Kind::GatewayClass),
+            Deed::DistributeRoots("isobar-ca-root-cert"),
+            Deed::Register { refuses: false },
+        ];
+        each_is_needed(server, &values, always().chain(others).collect()).await
     });
 }
 
@@ -550,7 +434,7 @@ fn the_control_plane_needs_each_of_its_rights() {
 fn the_node_agent_needs_each_of_its_rights() {
     run(async |server| {
         let scope = Scope::new("test");
-        let stage = stage(server, &scope, "isobar-cni").await?;
+        let stage = stage(server, &scope, "isobar-cni", &Values::default()).await?;
         let deeds = vec![
             Deed::Follow(Kind::Namespace),
             Deed::Follow(Kind::Pod),
@@ -559,9 +443,8 @@ fn the_node_agent_needs_each_of_its_rights() {
             Deed::Note,
             Deed::SeeDaemonSet,
         ];
-        let done = stage
-            .take_away(&account("node", "isobar-cni", deeds)?)
-            .await;
+        let agent = account(("node", "isobar-cni"), &Values::default(), deeds)?;
+        let done = stage.take_away(&agent).await;
         scope.shutdown(Duration::ZERO).await;
         done
     });
@@ -571,18 +454,18 @@ fn the_node_agent_needs_each_of_its_rights() {
 fn an_account_may_do_nothing_else() {
     run(async |server| {
         let scope = Scope::new("test");
-        let stage = stage(server, &scope, "isobar-cni").await?;
+        let stage = stage(server, &scope, "isobar-cni", &Values::default()).await?;
         for deed in [
             Deed::Follow(Kind::Service),
             Deed::Change(Kind::Pod),
             Deed::Make(Kind::ServiceAccount),
             Deed::Tell(Kind::Gateway),
             Deed::Review,
-            Deed::DistributeRoots,
+            Deed::DistributeRoots("istio-ca-root-cert"),
             Deed::KeepAuthority,
             Deed::FollowSecret,
             Deed::Lead,
-            Deed::Register,
+            Deed::Register { refuses: true },
         ] {
             ensure!(
                 stage.perform(deed).await.is_err(),

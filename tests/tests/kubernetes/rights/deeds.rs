@@ -230,7 +230,7 @@ impl Stage {
         Ok(self.account.delete_extra(&object).await?)
     }
 
-    pub(super) async fn register(&self, scope: &Scope) -> Result<()> {
+    pub(super) async fn register(&self, refuses: bool, scope: &Scope) -> Result<()> {
         let mut hooks = json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "ValidatingWebhookConfiguration",
@@ -249,17 +249,19 @@ impl Stage {
             manager: "isobar".to_owned(),
             address,
             kinds: vec![Kind::RateLimitPolicy],
+            refuses,
             warns: false,
             revision: "default".to_owned(),
             is_default: true,
-            is_needed: true,
+            is_needed: refuses,
             namespace: HOME.to_owned(),
         };
         let webhook = Webhook::new(self.account.clone(), options, roots);
         let leads = watch::channel(true).1;
         scope.spawn("webhook", webhook.run(leads, scope.lifetime()));
         let end = tokio::time::Instant::now() + PATIENCE * 3;
-        while hooks["webhooks"][0]["failurePolicy"] != "Fail" {
+        let wanted = if refuses { "Fail" } else { "Ignore" };
+        while hooks["webhooks"][0]["failurePolicy"] != wanted {
             ensure!(tokio::time::Instant::now() < end, "it is not asked");
             tokio::time::sleep(Duration::from_millis(20)).await;
             hooks = self.admin.get(&hooks).await?.context("it is gone")?;
