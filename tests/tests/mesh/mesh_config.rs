@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use isobar_tests::{Caller, Mesh, eventually};
 
-use crate::fixture::{ambient, client, other, run, server};
+use crate::fixture::{Shop, ambient, client, other, run, server, shop};
 
 /// Names callers by the name that the mesh had before.
 const OLD_NAME: &str = "\
@@ -86,6 +86,58 @@ fn the_mesh_config_of_a_lab_counts_while_it_is_there() {
             answers(&client, elsewhere, "/version").await
         })
         .await?;
+        mesh.down()
+    });
+}
+
+/// What the waypoint writes of requests, as the settings want it.
+fn lines(settings: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\n\
+         data:\n  mesh: |\n    {settings}\n"
+    )
+}
+
+#[test]
+fn one_setting_turns_lines_on_off_and_over_while_the_mesh_runs() {
+    run(async {
+        let Shop { mesh, caller, to } = shop(&[]).await?;
+        let apply = ["waypoint", "apply", "-n", "shop", "--enroll-namespace"];
+        mesh.isobar(&[&apply[..], &["--wait"]].concat()).await?;
+        // Lines for requests to this path; requests go on until there are some that are so.
+        let of = async |path: &str| -> Result<Vec<String>> {
+            answers(&caller, to, path).await?;
+            let log = mesh.log("shop/waypoint").await?;
+            let all = log.lines().filter(|line| line.contains(path));
+            Ok(all.map(str::to_owned).collect())
+        };
+        let becomes = async |path: &str, start: &str| {
+            eventually(&format!("lines begin with {start}"), async || {
+                let all = of(path).await?;
+                let last = all.last().context("no line")?;
+                ensure!(last.starts_with(start), "{last}");
+                Ok(())
+            })
+            .await
+        };
+        becomes("/ip?usual", "[").await?;
+        mesh.apply("settings.yaml", &lines("accessLogEncoding: JSON"))?;
+        becomes("/ip?json", "{\"authority\"").await?;
+        let text = "accessLogFormat: 'seen %REQ(:PATH)% %RESPONSE_CODE%'";
+        mesh.apply("settings.yaml", &lines(text))?;
+        becomes("/ip?text", "seen /ip?text 200").await?;
+        mesh.apply("settings.yaml", &lines("accessLogFile: ''"))?;
+        eventually("there are no more", async || {
+            let before = of("/ip?none").await?.len();
+            // A line that is on its way is there by the next request's end.
+            of("/ip?none").await?;
+            let now = of("/ip?none").await?.len();
+            ensure!(now == before, "{before} {now}");
+            Ok(())
+        })
+        .await?;
+        mesh.delete("settings.yaml")?;
+        becomes("/ip?again", "[").await?;
         mesh.down()
     });
 }
