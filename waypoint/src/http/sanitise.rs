@@ -7,11 +7,14 @@ use ::http::request::Parts;
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use isobar_route::{fields, path};
 
+use super::FIELDS;
 use super::reply::Local;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Fields that a gateway has written before a head is looked at: who called, and over what.
+const WRITTEN_HERE: usize = 2;
 
 /// The one view of a request that policy, routes and log share.
 #[derive(Debug, Clone)]
@@ -39,7 +42,11 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
     if parts.method == Method::CONNECT {
         return Err(Local::bad_request("connect_not_supported"));
     }
-    framing(parts)?;
+    if parts.version == Version::HTTP_2 {
+        // Over HTTP/1.1 what reads them sees to that.
+        readable(&parts.headers)?;
+    }
+    framing(parts).map_err(|local| closing(local, parts.version))?;
     let (authority, written) = authority(parts)?;
     let path = path::normalise(parts.uri.path())
         .map_err(|_| Local::bad_request("path_normalization_failed"))?
@@ -58,6 +65,40 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         scheme,
         upgrade,
     })
+}
+
+/// As many as over HTTP/1.1 at most, and values as others read them: an endpoint that is asked over HTTP/1.1
+/// takes spaces around one for none of it, and policies would have seen another value (RFC 9113 §8.2.1
+/// forbids them).
+fn readable(headers: &HeaderMap) -> Result<(), Local> {
+    if headers.len() > FIELDS + WRITTEN_HERE {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let reason = isobar_types::Reason::BadRequest;
+        return Err(Local::new(status, reason, "http2.too_many_headers", ""));
+    }
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let padded = |value: &HeaderValue| {
+        let bytes = value.as_bytes();
+        blank(bytes.first()) || blank(bytes.last())
+    };
+    if headers.values().any(padded) {
+        return Err(Local::bad_request("http2.invalid.header.field"));
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    // Equal ones too: they would go on as several.
+    if lengths.nth(1).is_some() {
+        return Err(Local::bad_request("http2.content_length_malformed"));
+    }
+    Ok(())
+}
+
+/// Where the end of a request is in doubt, so is the begin of what follows it on its connection.
+fn closing(mut local: Local, version: Version) -> Local {
+    if version == Version::HTTP_11 {
+        let close = HeaderValue::from_static("close");
+        local.headers.insert(CONNECTION, close);
+    }
+    local
 }
 
 /// One length, or chunks, never both: whoever disagrees about where a request ends can smuggle.
@@ -196,4 +237,61 @@ fn new_id() -> HeaderValue {
         }
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use ::http::Request;
+
+    use super::*;
+
+    fn asked(version: Version, fields: &[(&'static str, &'static [u8])]) -> Result<Clean, Local> {
+        let request = Request::post("http://svc/").version(version).body(());
+        let (mut parts, ()) = request.unwrap().into_parts();
+        parts.headers.insert(HOST, HeaderValue::from_static("svc"));
+        for (name, value) in fields {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            parts.headers.append(*name, value);
+        }
+        clean(&mut parts)
+    }
+
+    fn refusal(version: Version, fields: &[(&'static str, &'static [u8])]) -> Option<u16> {
+        let refused = asked(version, fields).err();
+        refused.map(|local| local.status.as_u16())
+    }
+
+    #[test]
+    fn values_over_http2_have_no_space_around_them() {
+        let over = |value| refusal(Version::HTTP_2, &[("x-user", value)]);
+        for value in [&b" admin"[..], b"admin ", b"\tadmin", b"admin\t", b" "] {
+            assert_eq!(over(value), Some(400), "{value:?}");
+        }
+        assert_eq!(over(b"the admin"), None);
+        assert_eq!(over(b""), None);
+    }
+
+    #[test]
+    fn there_are_as_many_fields_over_http2_as_over_http1() {
+        let many = |count| refusal(Version::HTTP_2, &vec![("x-one", &b"1"[..]); count]);
+        // One is the host.
+        assert_eq!(many(FIELDS - 1), None);
+        assert_eq!(many(FIELDS + WRITTEN_HERE), Some(431));
+        assert_eq!(many(1500), Some(431));
+    }
+
+    #[test]
+    fn a_length_over_http2_is_told_once() {
+        let length = ("content-length", &b"3"[..]);
+        assert_eq!(refusal(Version::HTTP_2, &[length]), None);
+        assert_eq!(refusal(Version::HTTP_2, &[length, length]), Some(400));
+    }
+
+    #[test]
+    fn nothing_follows_a_request_whose_end_is_in_doubt() {
+        let chunked = ("transfer-encoding", &b"chunked"[..]);
+        let twice = asked(Version::HTTP_11, &[chunked, chunked]).unwrap_err();
+        assert_eq!(twice.status, StatusCode::BAD_REQUEST);
+        assert_eq!(twice.headers[CONNECTION], "close");
+    }
 }

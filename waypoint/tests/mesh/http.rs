@@ -276,6 +276,23 @@ fn ambiguous_requests_are_refused() {
 }
 
 #[test]
+fn nothing_follows_a_request_whose_end_is_in_doubt() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+        let twice = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\
+            transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /next HTTP/1.1\r\nhost: a\r\n\r\n";
+        tunnel.write_all(twice).await.unwrap();
+        let mut said = Vec::new();
+        // A reset is an end too.
+        let _ = tunnel.read_to_end(&mut said).await;
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 400"), "{said}");
+        assert_eq!(said.matches("HTTP/1.1").count(), 1, "{said}");
+    });
+}
+
+#[test]
 fn a_length_beside_chunks_is_not_passed_on() {
     run(|bed| async move {
         bed.backend("a", "v1").await;
