@@ -33,6 +33,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use isobar_runtime::Lifetime;
+use tokio::time::sleep;
 
 pub use body::ReplyBody;
 pub use exchange::Exchange;
@@ -42,9 +43,9 @@ pub use standing::Live;
 pub use upload::RequestBody;
 
 use crate::gather::Gathered;
-use crate::session::Session;
+use crate::session::{STAY, Session};
 use crate::stream::{Pinned, Stream};
-use crate::upstream::LocalExecutor;
+use crate::upstream::{LocalExecutor, PIECE};
 
 /// A connection without a request for so long is closed (Envoy's default). A head that is on its way
 /// has less time: see [`Heads`].
@@ -53,6 +54,15 @@ const IDLE: Duration = Duration::from_secs(3600);
 const HEAD: usize = 60 * 1024;
 const FIELDS: usize = 100;
 const STREAMS: u32 = 1000;
+/// The same for callers from outside, whom nothing else holds to account (as Envoy advises at an edge).
+const STREAMS_OUTSIDE: u32 = 100;
+/// Bytes of one answer that wait for a caller who does not read, beyond which no more of it is taken. With
+/// what is on its way before that, 200 such answers stay within 30 MiB.
+const SEND_BUFFER: usize = 2 * PIECE;
+/// A caller from outside that says nothing over HTTP/2 is asked after that whether it is still there,
+const PING: Duration = Duration::from_secs(30);
+/// and has so long to answer: the question waits behind what a slow one has not received yet.
+const PONG: Duration = Duration::from_secs(30);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
@@ -106,15 +116,25 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
         })
     };
     let out = Gathered::new(stream);
-    let connection = http2::Builder::new(executor)
+    let mut builder = http2::Builder::new(executor);
+    builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX))
-        .serve_connection(TokioIo::new(out.clone()), service);
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
+    if session.peer.identity.is_none() {
+        // Tunnels ask for themselves.
+        builder
+            .max_concurrent_streams(STREAMS_OUTSIDE)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PONG);
+    }
+    let connection = builder.serve_connection(TokioIo::new(out.clone()), service);
     let mut connection = std::pin::pin!(connection);
     let mut asides = asides(&session, &life);
+    asides.push(Box::pin(forgotten(&session)));
     loop {
         tokio::select! {
             // What has come is looked at first: a connection that ends must not lose a request.
@@ -158,6 +178,15 @@ fn asides<'a>(
         Box::pin(session.heads.late().map(|()| Aside::Late)),
     ];
     all.into_iter().collect()
+}
+
+/// Says goodbye on a connection that had no request for long, and ends it. Over HTTP/1.1 the limit of a head
+/// does it.
+async fn forgotten(session: &Session) -> Aside {
+    session.heads.idle(IDLE).await;
+    session.leave.notify_one();
+    sleep(STAY).await;
+    Aside::Cut
 }
 
 /// One request, apart from the task that serves it: tasks are moved as a whole, several times.

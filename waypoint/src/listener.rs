@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 use isobar_hbone::{Connect, ServeError, ServerOptions, serve};
-use isobar_net::ListenOptions;
+use isobar_net::{Keepalive, ListenOptions};
 use isobar_runtime::Lifetime;
 use isobar_tls::server_config;
 use isobar_types::Reason;
@@ -24,6 +24,15 @@ const CERTIFICATE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: without descriptors the next try fails too.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How callers that are gone without a word are noticed. One that is there and reads nothing is not cut by
+/// this: it may have paused.
+const KEEPALIVE: Keepalive = Keepalive {
+    time: Duration::from_secs(60),
+    interval: Duration::from_secs(10),
+    retries: 6,
+    user_timeout: false,
+};
+
 /// Opens a listener; with `shared` several workers listen on one port.
 ///
 /// # Errors
@@ -31,6 +40,7 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub fn listen(address: SocketAddr, shared: bool) -> std::io::Result<TcpListener> {
     let mut options = ListenOptions::new(address);
     options.reuse_port = shared;
+    options.keepalive = Some(KEEPALIVE);
     isobar_net::listen(&options)
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_hbone::{Certificates, Pool as Tunnels, PoolOptions};
+use isobar_hbone::Certificates;
 use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope, Scope, Workers};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{HttpServer, Ready, Registry, standard};
@@ -266,7 +266,7 @@ fn listen(hbone: SocketAddr, doors: &[Door], shared: bool) -> std::io::Result<Li
 async fn work(parts: &Parts, listeners: Listeners, (any, shared): (IpAddr, bool), life: Lifetime) {
     let scope = Rc::new(LocalScope::new("waypoint"));
     let fetch = Rc::new(Fetch(parts.certificates.clone()));
-    let tunnels = Tunnels::new(PoolOptions::default(), fetch);
+    let tunnels = HboneDialer::tunnels(fetch);
     let dialer = HboneDialer::new(parts.world.own.clone(), tunnels);
     let worker = worker(
         parts.world.clone(),

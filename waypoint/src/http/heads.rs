@@ -28,8 +28,10 @@ const CHUNK_MARK: u64 = 16;
 pub(crate) struct Heads {
     /// Since when one is on its way.
     since: Cell<Option<Instant>>,
-    /// A request is being served.
-    serving: Cell<bool>,
+    /// Requests that are being served; several over HTTP/2 only.
+    open: Cell<usize>,
+    /// Requests that there were.
+    begun: Cell<u64>,
     /// Bytes of it and of what follows it.
     read: Cell<u64>,
 }
@@ -37,7 +39,7 @@ pub(crate) struct Heads {
 impl Heads {
     fn read(&self, bytes: usize) {
         self.read.set(self.read.get() + bytes as u64);
-        if !self.serving.get() && self.since.get().is_none() {
+        if self.open.get() == 0 && self.since.get().is_none() {
             self.since.set(Some(Instant::now()));
         }
     }
@@ -50,12 +52,13 @@ impl Heads {
     /// A head is complete.
     pub(crate) fn arrived(&self) {
         self.since.set(None);
-        self.serving.set(true);
+        self.open.set(self.open.get() + 1);
+        self.begun.set(self.begun.get() + 1);
     }
 
     /// The request is over; its fields and body had so many bytes, and its body came in so many pieces.
     pub(crate) fn over(&self, bytes: u64, pieces: u64) {
-        self.serving.set(false);
+        self.open.set(self.open.get().saturating_sub(1));
         let ahead = self.read.replace(0) > bytes + FRAMING + pieces * CHUNK_MARK;
         self.since.set(ahead.then(Instant::now));
     }
@@ -63,6 +66,24 @@ impl Heads {
     /// True while something of one is there and the rest is not.
     pub(crate) fn is_arriving(&self) -> bool {
         self.since.get().is_some()
+    }
+
+    /// Ends once there was no request for `limit`: looked at once in its length, so up to twice as late.
+    pub(super) async fn idle(&self, limit: Duration) {
+        let mut before = self.quiet();
+        loop {
+            sleep(limit).await;
+            let now = self.quiet();
+            if now.is_some() && now == before {
+                return;
+            }
+            before = now;
+        }
+    }
+
+    /// Requests that there were, while none is being served.
+    fn quiet(&self) -> Option<u64> {
+        (self.open.get() == 0).then(|| self.begun.get())
     }
 
     /// Ends once a head has taken too long.
@@ -188,6 +209,29 @@ mod tests {
         assert!(poll!(&mut late).is_pending());
         tokio::time::advance(Duration::from_millis(20)).await;
         assert!(poll!(&mut late).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_only_without_a_request_for_the_whole_time() {
+        let heads = Heads::default();
+        let limit = Duration::from_secs(10);
+        let mut idle = std::pin::pin!(heads.idle(limit));
+        assert!(poll!(&mut idle).is_pending());
+        heads.arrived();
+        heads.arrived();
+        heads.over(100, 0);
+        // One of two is still being served, for however long.
+        let ended = tokio::time::timeout(5 * limit, idle.as_mut()).await;
+        assert!(ended.is_err());
+        heads.over(100, 0);
+        let ended = tokio::time::timeout(limit + limit / 2, idle.as_mut()).await;
+        assert!(ended.is_err());
+        // Another came and went between two looks.
+        heads.arrived();
+        heads.over(100, 0);
+        let since = Instant::now();
+        idle.await;
+        assert!(since.elapsed() >= limit && since.elapsed() <= 2 * limit);
     }
 
     #[tokio::test(start_paused = true)]

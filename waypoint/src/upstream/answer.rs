@@ -10,6 +10,10 @@ use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+/// A piece of a body that is shorter, and not its last, is copied: otherwise it keeps the whole buffer of 8 KiB
+/// and more that it was read into, and a caller who reads slowly has many of them kept.
+const COPIED: usize = 4 * 1024;
+
 /// The body of an endpoint's response.
 #[derive(Debug)]
 pub struct Answer(Source);
@@ -65,6 +69,13 @@ fn ended(error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
     Poll::Ready((!early).then(|| Err(error.into())))
 }
 
+fn owned(data: Bytes, last: bool) -> Bytes {
+    if last || data.len() >= COPIED {
+        return data;
+    }
+    Bytes::copy_from_slice(&data)
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = AnswerError;
@@ -75,8 +86,13 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let (stream, left, data_done) = match &mut self.0 {
             Source::One(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                return Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::from)));
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                let last = body.is_end_stream();
+                let frame = frame.map(|frame| match frame {
+                    Ok(frame) => Ok(frame.map_data(|data| owned(data, last))),
+                    Err(error) => Err(AnswerError::from(error)),
+                });
+                return Poll::Ready(frame);
             }
             Source::Two {
                 stream,
@@ -115,5 +131,21 @@ impl Body for Answer {
             Source::One(body) => body.size_hint(),
             Source::Two { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_piece_keeps_no_large_buffer() {
+        let buffer = Bytes::from(vec![7; 8192]);
+        let small = owned(buffer.slice(..100), false);
+        assert_eq!(small, buffer.slice(..100));
+        assert!(small.is_unique());
+        // What fills its buffer, or is alone, is not worth a copy.
+        assert!(!owned(buffer.slice(..COPIED), false).is_unique());
+        assert!(!owned(buffer.slice(..100), true).is_unique());
     }
 }

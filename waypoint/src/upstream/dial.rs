@@ -1,8 +1,9 @@
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_util::future::LocalBoxFuture;
-use isobar_hbone::{Authority, ConnectHeaders, TunnelKey};
+use isobar_hbone::{Authority, Certificates, ConnectHeaders, Http2, PoolOptions, TunnelKey};
 use isobar_net::{DialError, DialOptions};
 use isobar_route::Keepalive;
 use isobar_state::TunnelProtocol;
@@ -11,6 +12,11 @@ use isobar_types::{Reason, ports};
 use crate::endpoint::Endpoint;
 use crate::stream::AnyStream;
 use crate::world::Own;
+
+/// Receive window of one stream in a tunnel to an endpoint, in bytes.
+const TUNNEL_STREAM: u32 = 1 << 20;
+/// The same of all streams of a tunnel: what of answers nobody reads waits there, and takes our memory.
+const TUNNEL: u32 = 4 << 20;
 
 /// Opens a stream to the application of an endpoint. Injected, so that tests need no mesh.
 pub trait Dial {
@@ -93,6 +99,22 @@ impl HboneDialer {
             plain: PlainDialer::default(),
             port: ports::HBONE,
         }
+    }
+
+    /// Tunnels as a waypoint opens them: with smaller windows than a node proxy's, as here what callers do not
+    /// read comes together.
+    #[must_use]
+    pub fn tunnels(certificates: Rc<dyn Certificates>) -> isobar_hbone::Pool {
+        let http2 = Http2 {
+            stream_window: TUNNEL_STREAM,
+            connection_window: TUNNEL,
+            ..Http2::default()
+        };
+        let options = PoolOptions {
+            http2,
+            ..PoolOptions::default()
+        };
+        isobar_hbone::Pool::new(options, certificates)
     }
 
     /// The same, for peers that take tunnels on another port than 15008.

@@ -31,7 +31,7 @@ const HEADER_LIST: u32 = 64 * 1024;
 /// Streams that are opened before the peer has said how many it takes.
 const FIRST_STREAMS: usize = 100;
 /// Octets of one request's body that wait for the connection at most.
-const SEND_BUFFER: usize = 1 << 20;
+const SEND_BUFFER: usize = 64 * 1024;
 /// Streams reset by us for the peer's errors, beyond which the connection ends.
 const ERROR_RESETS: usize = 1024;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

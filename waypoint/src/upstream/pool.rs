@@ -22,6 +22,7 @@ use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::{AnyStream, Pinned};
 use crate::upstream::http2::{Sender as Sender2, Unanswered};
+use crate::upstream::piecewise::Piecewise;
 use crate::upstream::{Answer, Dial, DialFailure, Origin, Origins, Preface, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
@@ -325,7 +326,8 @@ impl Pool {
         let stream = Box::pin(self.fresh(way, Within::Http1)).await?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
-        let shaken = Box::pin(builder.handshake(TokioIo::new(Pinned::new(stream)))).await;
+        let shaken =
+            Box::pin(builder.handshake(TokioIo::new(Pinned::new(Piecewise::new(stream))))).await;
         let (sender, connection) = match shaken {
             Ok(parts) => parts,
             Err(error) => return Err(ended(&error, true)),

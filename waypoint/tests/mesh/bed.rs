@@ -137,8 +137,7 @@ impl Bed {
         let dialer: Rc<dyn Dial> = match hbone {
             None => Rc::new(PlainDialer::default()),
             Some(port) => {
-                let tunnels =
-                    Pool::new(PoolOptions::default(), Rc::new(Fetch(certificates.clone())));
+                let tunnels = HboneDialer::tunnels(Rc::new(Fetch(certificates.clone())));
                 Rc::new(HboneDialer::new(world.own.clone(), tunnels).on_port(port))
             }
         };

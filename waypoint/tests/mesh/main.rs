@@ -9,6 +9,7 @@ mod destinations;
 mod edge;
 mod edge_mesh;
 mod edge_trust;
+mod hostile;
 mod http;
 mod kept;
 mod limits;
