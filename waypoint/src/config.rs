@@ -51,6 +51,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// `SECRET_TTL`, seconds or with a unit.
     pub secret_ttl: Duration,
+    /// `CRL_PATH`: lists of revoked certificates, PEM or DER, followed while they change; none by default.
+    pub revocation_file: Option<PathBuf>,
     /// Where tunnels come in: `HBONE_PORT`, normally 15008.
     pub hbone: SocketAddr,
     /// Loopback, normally port 15000: `ADMIN_PORT`.
@@ -212,6 +214,7 @@ impl Config {
             ca_name: v.get("ALT_CA_HOSTNAME").map(str::to_owned),
             token,
             secret_ttl: v.duration("SECRET_TTL", day)?,
+            revocation_file: v.get("CRL_PATH").map(PathBuf::from),
             plaintext: v.doors("ISOBAR_PLAINTEXT", any)?,
             hbone: SocketAddr::new(any, port("HBONE_PORT", ports::HBONE)?),
             admin: SocketAddr::new(local, port("ADMIN_PORT", ports::ADMIN)?),
@@ -257,12 +260,14 @@ mod tests {
         let config = read(&[]).unwrap();
         assert_eq!(config.hbone.port(), 15008);
         assert!(config.admin.ip().is_loopback());
+        assert_eq!(config.revocation_file, None);
         let config = read(&[
             ("INSTANCE_IP", "10.1.2.3"),
             ("POD_NAME", "wp-1"),
             ("POD_NAMESPACE", "shop"),
             ("TERMINATION_GRACE_PERIOD", "2m"),
             ("WORKER_THREADS", "3"),
+            ("CRL_PATH", "/etc/crl/ca-crl.pem"),
         ])
         .unwrap();
         assert_eq!(
@@ -271,6 +276,8 @@ mod tests {
         );
         assert_eq!(config.drain, Duration::from_secs(120));
         assert_eq!(config.workers, 3);
+        let lists = std::path::Path::new("/etc/crl/ca-crl.pem");
+        assert_eq!(config.revocation_file.as_deref(), Some(lists));
         let error = read(&[("HBONE_PORT", "x")]).unwrap_err();
         assert_eq!(error.variable, "HBONE_PORT");
         assert!(read(&[("SECRET_TTL", "5 years")]).is_err());

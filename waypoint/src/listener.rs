@@ -9,7 +9,7 @@ use ::http::StatusCode;
 use isobar_hbone::{Connect, ServeError, ServerOptions, serve};
 use isobar_net::{Keepalive, ListenOptions};
 use isobar_runtime::Lifetime;
-use isobar_tls::server_config;
+use isobar_tls::{HandshakeError, server_config};
 use isobar_types::Reason;
 use isobar_xds::CertSource;
 use tokio::net::{TcpListener, TcpStream};
@@ -110,6 +110,10 @@ async fn connection(
         Ok(()) | Err(ServeError::Stopped) => {}
         Err(error @ (ServeError::Turned(_) | ServeError::Abuse(_))) => {
             tracing::debug!(%peer, %error, "a caller is turned away");
+            worker.metrics.refused(error.reason());
+        }
+        Err(error @ (ServeError::Revoked | ServeError::Tls(HandshakeError::Revoked))) => {
+            tracing::info!(%peer, "a caller is cut off: {error}");
             worker.metrics.refused(error.reason());
         }
         Err(error) => {

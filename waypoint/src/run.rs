@@ -9,11 +9,11 @@ use isobar_hbone::Certificates;
 use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope, Scope, Workers};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{HttpServer, Ready, Registry, standard};
-use isobar_tls::{PeerTrust, TrustDomains, WorkloadCertificate};
+use isobar_tls::{PeerTrust, Revocations, TrustDomains, WorkloadCertificate};
 use isobar_types::Identity;
 use isobar_xds::{
     AdsClient, AdsConfig, CaClient, CaConfig, CertManager, CertSource, OutboundPolicyHandler,
-    SyncStatus,
+    RevocationFile, SyncStatus,
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -401,8 +401,8 @@ fn start_discovery(scope: &Scope, config: &Config, world: &World) -> SyncStatus 
 fn start_certificates(scope: &Scope, config: &Config, world: &World) -> CertManager {
     let mesh = world.store.clone();
     let peers = PeerTrust {
+        revocations: follow_revocations(scope, config),
         domains: TrustDomains::told_by(move |a, b| mesh.load().is_one_trust(a, b)),
-        ..PeerTrust::default()
     };
     let client = CaClient::new(CaConfig {
         address: config.ca_address.clone(),
@@ -419,4 +419,15 @@ fn start_certificates(scope: &Scope, config: &Config, world: &World) -> CertMana
     let (manager, work) = CertManager::new(Arc::new(client), scope.lifetime());
     scope.spawn("certificates", work);
     manager
+}
+
+/// Lists of revoked certificates, in force before the first handshake and followed from then on.
+fn follow_revocations(scope: &Scope, config: &Config) -> Revocations {
+    let Some(path) = config.revocation_file.clone() else {
+        return Revocations::default();
+    };
+    let file = RevocationFile::open(path);
+    let revocations = file.revocations();
+    scope.spawn("revocations", file.follow(scope.lifetime()));
+    revocations
 }

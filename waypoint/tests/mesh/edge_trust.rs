@@ -21,7 +21,7 @@ use crate::edge_mesh::{caller_of, endless, events, of_mesh, waiting_as};
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Signs whatever is asked for, and takes back what it has signed.
-struct Certificates {
+pub(crate) struct Certificates {
     folder: tempfile::TempDir,
     authority: Authority,
     lists: Revocations,
@@ -30,7 +30,7 @@ struct Certificates {
 }
 
 impl Certificates {
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let folder = tempfile::tempdir().unwrap();
         Arc::new(Self {
             authority: Authority::load_or_create(folder.path()).unwrap(),
@@ -56,13 +56,13 @@ impl Certificates {
         made
     }
 
-    fn serials(&self, account: &str) -> Vec<String> {
+    pub(crate) fn serials(&self, account: &str) -> Vec<String> {
         let signed = self.signed.lock().unwrap();
         let own = signed.iter().filter(|(of, _)| of == account);
         own.map(|(_, serial)| serial.clone()).collect()
     }
 
-    fn revoke(&self, serials: &[String]) {
+    pub(crate) fn revoke(&self, serials: &[String]) {
         let list = list(self.folder.path(), serials);
         self.lists.replace(RevocationLists::parse(&list).unwrap());
     }

@@ -18,6 +18,7 @@ mod outside;
 mod plaintext;
 mod rates;
 mod retries;
+mod revoked;
 mod scale_in;
 mod sessions;
 mod steady;
