@@ -6,7 +6,8 @@ use isobar_types::{NamespacedHostname, Str};
 
 use crate::header_text::{Facts, HeaderText};
 use crate::own_filters::OwnFilters;
-use crate::pattern::Pattern;
+pub use crate::rewrite::Rewrite;
+use crate::rewrite::with_prefix;
 use crate::text::TextMatch;
 
 /// What a rule does with a request that matched it.
@@ -150,29 +151,6 @@ impl HeaderEdits {
     }
 }
 
-/// Changes of path and authority before forwarding.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rewrite {
-    /// New path, or new form of the matched prefix.
-    pub uri: Option<String>,
-    /// New authority.
-    pub authority: Option<String>,
-    /// Search and replace on the path; replacement in RE2 form (`\1`).
-    pub regex: Option<(Pattern, String)>,
-}
-
-impl Rewrite {
-    /// The new path (without query), if it changes. `matched` is the URI match that took the request.
-    #[must_use]
-    pub fn path(&self, path: &str, matched: Option<&TextMatch>) -> Option<String> {
-        if let Some((pattern, replacement)) = &self.regex {
-            return String::from_utf8(pattern.replace_all(path, replacement)).ok();
-        }
-        let uri = self.uri.as_deref()?;
-        Some(with_prefix(uri, path, matched))
-    }
-}
-
 /// A redirect reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
@@ -253,23 +231,6 @@ impl Redirect {
 
 fn is_usual(scheme: &str, port: &str) -> bool {
     matches!((scheme, port), ("http", "80") | ("https", "443"))
-}
-
-/// `path` with `new` for what was matched of it: the prefix, or all of it; where the match says
-/// nothing about the path, the first slash.
-fn with_prefix(new: &str, path: &str, matched: Option<&TextMatch>) -> String {
-    if let Some(TextMatch::PathPrefix(prefix)) = matched {
-        let rest = path.get(prefix.len()..).unwrap_or("");
-        let whole = format!("{}{rest}", new.trim_end_matches('/'));
-        return if whole.is_empty() { "/".into() } else { whole };
-    }
-    let prefix = match matched {
-        Some(TextMatch::Prefix(prefix)) => prefix.len(),
-        None | Some(TextMatch::Present) => 1,
-        Some(TextMatch::Exact(_) | TextMatch::Regex(_) | TextMatch::PathPrefix(_)) => path.len(),
-    };
-    let rest = path.get(prefix..).unwrap_or("");
-    format!("{new}{rest}")
 }
 
 /// A fixed reply.
@@ -439,29 +400,6 @@ mod tests {
         assert_eq!(port(&target, &[]), 80);
         target.port = 7;
         assert_eq!(port(&target, &[9080]), 7);
-    }
-
-    #[test]
-    fn rewrites() {
-        let rewrite = Rewrite {
-            uri: Some("/new".into()),
-            ..Rewrite::default()
-        };
-        let prefix = TextMatch::Prefix("/old".into());
-        let exact = TextMatch::Exact("/old/x".into());
-        assert_eq!(rewrite.path("/old/x", Some(&prefix)).unwrap(), "/new/x");
-        assert_eq!(rewrite.path("/old/x", Some(&exact)).unwrap(), "/new");
-        assert_eq!(rewrite.path("/x", None).unwrap(), "/newx");
-        let below = TextMatch::PathPrefix("/old".into());
-        assert_eq!(rewrite.path("/old", Some(&below)).unwrap(), "/new");
-        assert_eq!(rewrite.path("/old/x", Some(&below)).unwrap(), "/new/x");
-        let strip = Rewrite {
-            uri: Some("/".into()),
-            ..Rewrite::default()
-        };
-        assert_eq!(strip.path("/old", Some(&below)).unwrap(), "/");
-        assert_eq!(strip.path("/old/x", Some(&below)).unwrap(), "/x");
-        assert_eq!(Rewrite::default().path("/x", None), None);
     }
 
     #[test]

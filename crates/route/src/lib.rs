@@ -36,6 +36,7 @@ pub mod path;
 mod pattern;
 mod rate_limit;
 mod retry;
+mod rewrite;
 mod session;
 mod table;
 mod tcp;

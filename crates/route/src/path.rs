@@ -15,6 +15,9 @@ pub enum PathError {
     /// The path does not start with a slash.
     #[error("the path does not start with a slash")]
     NotAbsolute,
+    /// A rewrite put a rule's words and the request's together to a segment `..`.
+    #[error("the rewritten path climbs")]
+    Climbs,
 }
 
 /// Normalises a path without its query.
@@ -32,6 +35,31 @@ pub fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
         return Ok(Cow::Borrowed(path));
     }
     Ok(Cow::Owned(resolve_dots(&decode_unreserved(path)?)))
+}
+
+/// Normalises what a rewrite made of a path that was normal: `/pub../x` with `/public/` for `/pub` must
+/// not leave as `/public/../x`, which an application reads as `/x`. `words` are what the rule itself
+/// wrote; a query in them stays as it is.
+///
+/// # Errors
+/// When the path climbs where the rule does not, or holds an encoded NUL; the request is then refused
+/// with 400.
+pub fn rewritten(made: String, words: &str) -> Result<String, PathError> {
+    let (path, query) = made.split_at(made.find('?').unwrap_or(made.len()));
+    // What is no path is for whoever sends it to refuse.
+    if is_normal(path) || !path.starts_with(['/', '\\']) {
+        return Ok(made);
+    }
+    let decoded = decode_unreserved(path)?;
+    let own = decode_unreserved(words)?;
+    if climbs(&decoded) > climbs(&own) {
+        return Err(PathError::Climbs);
+    }
+    Ok(resolve_dots(&decoded) + query)
+}
+
+fn climbs(path: &str) -> usize {
+    path.split('/').filter(|segment| *segment == "..").count()
 }
 
 fn is_normal(path: &str) -> bool {
@@ -218,6 +246,32 @@ mod tests {
             "",
         ] {
             assert!(normalise(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_rewrite_made_is_normal_too_and_does_not_climb() {
+        for (made, words, seen) in [
+            ("/new/x", "/new", Some("/new/x")),
+            ("/new//x", "/new/", Some("/new//x")),
+            ("/new/./x", "/new/", Some("/new/x")),
+            ("/new/x%2fy", "/new", Some("/new/x%2fy")),
+            ("/new/%61", "/new/%", Some("/new/a")),
+            ("/new/..x", "/new/", Some("/new/..x")),
+            ("/new/../x", "/new/", None),
+            ("/new/%2e./x", "/new/%", None),
+            (r"/new\../x", r"/new\", None),
+            ("/new/x/..", "/new/", None),
+            ("/new/%00", "/new/%0", None),
+            // What the rule says itself holds.
+            ("/a/../b/x", "/a/../b", Some("/b/x")),
+            ("/a/%2e%2e/b/x", "/a/%2e%2e/b", Some("/b/x")),
+            ("/a/../b/../x", "/a/../b/", None),
+            ("/./x?to=/../%61", "/./x?to=", Some("/x?to=/../%61")),
+            ("x/../y", "x/", Some("x/../y")),
+        ] {
+            let normal = rewritten(made.to_owned(), words).ok();
+            assert_eq!(normal.as_deref(), seen, "{made}");
         }
     }
 

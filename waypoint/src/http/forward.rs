@@ -414,7 +414,11 @@ fn head<'a>(
 ) -> Result<Head<'a>, Local> {
     let (asked, taken) = (facts.asked, facts.taken);
     let matched = taken.and_then(|t| t.block()).and_then(|b| b.uri.as_ref());
-    let rewritten = rewrite.and_then(|r| r.path(&asked.clean.path, matched));
+    let rewritten = match rewrite {
+        Some(rewrite) => rewrite.path(&asked.clean.path, matched),
+        None => Ok(None),
+    };
+    let rewritten = rewritten.map_err(|_| Local::bad_request("invalid_rewrite"))?;
     let original = rewritten
         .as_ref()
         .and_then(|_| HeaderValue::from_str(original).ok());

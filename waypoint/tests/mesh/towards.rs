@@ -306,6 +306,34 @@ fn a_server_may_be_anybody_where_the_rule_says_so() {
 }
 
 #[test]
+fn a_rewrite_leads_nowhere_but_where_the_rule_says() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let mut rule = forward("public", vec![to("v1", 1)]);
+        rule.matches = vec![on_prefix("/pub")];
+        rule.rewrite = Some(proto::HttpRewrite {
+            uri: "/public/".into(),
+            ..Default::default()
+        });
+        bed.tables(|t| {
+            t.upsert_destination_rule(&subsets()).unwrap();
+            t.upsert_virtual_service(&virtual_service(vec![rule]))
+                .unwrap();
+        });
+        let mut client = bed.client("client").await;
+        assert_eq!(
+            client.get("/pubx?a=/../b").await.body,
+            "a /public/x?a=/../b 0"
+        );
+        assert_eq!(client.get("/pub./x").await.body, "a /public/x 0");
+        assert_eq!(client.get("/pub...").await.body, "a /public/... 0");
+        for path in ["/pub../admin", "/pub..", "/pub%2e./admin"] {
+            assert_eq!(client.get(path).await.status, 400, "{path}");
+        }
+    });
+}
+
+#[test]
 fn a_destination_has_rewrites_redirects_and_copies_of_its_own() {
     run(|bed| async move {
         bed.backend("a", "v1").await;
