@@ -10,9 +10,12 @@ use isobar_route::{Caller, HttpCall, RateLimit, RateLimits, Room, Taken};
 const SHARDS: usize = 16;
 /// A full shard is swept at most so often (nanoseconds).
 const SWEEP: u64 = 100_000_000;
-/// Keys remembered in one shard. When all of them are in use, further keys of a limit share one count:
-/// whoever invents keys must neither cost memory nor get through.
+/// Keys remembered in one shard. Those of the policies of one namespace have as many places at most as are
+/// free besides: half of all if only they are used, and others always find some. Where there is none,
+/// further keys of a limit share one count: whoever invents keys must neither cost memory nor get through.
 const MOST_KEYS: usize = 16 * 1024;
+/// The bits of a key that tell whose it is.
+const OWNER: u64 = 0xffff << 48;
 
 /// Counts of every limit and key. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -32,6 +35,8 @@ struct Shared {
 struct Shard {
     /// By key, when its bucket is full again.
     buckets: HashMap<u64, u64>,
+    /// How many of them each owner has.
+    held: HashMap<u64, usize>,
     swept: u64,
 }
 
@@ -123,7 +128,12 @@ impl Rates {
         policy.name.hash(&mut hasher);
         limit.name.hash(&mut hasher);
         rest(&mut hasher);
-        hasher.finish()
+        self.owner(policy) | (hasher.finish() & !OWNER)
+    }
+
+    /// Whoever writes a namespace's policies answers for all of them together.
+    fn owner(&self, policy: &RateLimits) -> u64 {
+        self.shared.random.hash_one(&policy.name.namespace) & OWNER
     }
 
     fn shard(&self, key: u64) -> MutexGuard<'_, Shard> {
@@ -152,23 +162,47 @@ impl Rates {
 
 impl Shard {
     fn has_place(&mut self, key: u64, now: u64) -> bool {
-        if self.buckets.len() < MOST_KEYS || self.buckets.contains_key(&key) {
+        if self.is_free_for(key) || self.buckets.contains_key(&key) {
             return true;
         }
         if now.saturating_sub(self.swept) >= SWEEP {
             self.swept = now;
-            // A bucket that is full again is as good as a new one.
-            self.buckets.retain(|_, full_at| *full_at > now);
+            self.sweep(now);
         }
-        self.buckets.len() < MOST_KEYS
+        self.is_free_for(key)
+    }
+
+    fn is_free_for(&self, key: u64) -> bool {
+        let own = self.held.get(&(key & OWNER));
+        let free = MOST_KEYS.saturating_sub(self.buckets.len());
+        own.copied().unwrap_or(0) < free
+    }
+
+    /// A bucket that is full again is as good as a new one.
+    fn sweep(&mut self, now: u64) {
+        let held = &mut self.held;
+        self.buckets.retain(|key, full_at| {
+            let stays = *full_at > now;
+            if let (false, Some(own)) = (stays, held.get_mut(&(key & OWNER))) {
+                *own = own.saturating_sub(1);
+            }
+            stays
+        });
+        held.retain(|_, own| *own > 0);
     }
 
     fn take(&mut self, key: u64, limit: &RateLimit, now: u64) -> Room {
         let bucket = self.buckets.get(&key).copied().unwrap_or(0);
         let room = limit.take(bucket, now);
         let (Room::Taken { bucket, .. } | Room::None { bucket, .. }) = room;
-        self.buckets.insert(key, bucket);
+        self.put(key, bucket);
         room
+    }
+
+    fn put(&mut self, key: u64, bucket: u64) {
+        if self.buckets.insert(key, bucket).is_none() {
+            *self.held.entry(key & OWNER).or_default() += 1;
+        }
     }
 }
 
@@ -196,9 +230,13 @@ mod tests {
     }
 
     fn tables(limits: Vec<proto::RateLimit>) -> Tables {
+        tables_of("default", limits)
+    }
+
+    fn tables_of(namespace: &str, limits: Vec<proto::RateLimit>) -> Tables {
         let mut draft = Tables::default().draft();
         let policy = proto::RateLimitPolicy {
-            namespace: "default".into(),
+            namespace: namespace.into(),
             name: "p".into(),
             whole_waypoint: true,
             limits,
@@ -280,14 +318,14 @@ mod tests {
     fn invented_keys_share_one_count_once_memory_is_full() {
         let (rates, tables) = (Rates::default(), tables(vec![by_identity(1)]));
         let now = Instant::now();
+        let of_others = |n: u64| ((n % 64) << 48) | n;
         for shard in &rates.shared.shards {
-            let keys = (0..MOST_KEYS as u64).map(|key| (key, u64::MAX));
-            shard.lock().unwrap().buckets.extend(keys);
+            let keys = (0..MOST_KEYS as u64).map(|n| (of_others(n), u64::MAX));
+            let mut shard = shard.lock().unwrap();
+            keys.for_each(|(key, full_at)| shard.put(key, full_at));
         }
-        let passed = (0..50)
-            .filter(|n| passes(&rates, &tables, &format!("invented-{n}"), now))
-            .count();
-        assert_eq!(passed, 1);
+        let invented = |n| passes(&rates, &tables, &format!("invented-{n}"), now);
+        assert_eq!((0..50).filter(|n| invented(*n)).count(), 1);
         // Once the buckets are full again their places are free.
         for shard in &rates.shared.shards {
             let mut shard = shard.lock().unwrap();
@@ -295,6 +333,29 @@ mod tests {
         }
         assert!(passes(&rates, &tables, "one", now + Duration::from_secs(1)));
         assert!(passes(&rates, &tables, "two", now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn whoever_invents_keys_of_one_namespace_leaves_places_to_others() {
+        let rates = Rates::default();
+        let of = |namespace| tables_of(namespace, vec![by_identity(1)]);
+        let (busy, calm) = (of("busy"), of("calm"));
+        let owner = rates.owner(busy.rate_limits_of(None).next().unwrap());
+        for shard in &rates.shared.shards {
+            let mut shard = shard.lock().unwrap();
+            let mut keys = (0..MOST_KEYS as u64).map(|key| owner | key);
+            while let Some(key) = keys.next().filter(|key| shard.has_place(*key, 0)) {
+                shard.put(key, u64::MAX);
+            }
+            assert_eq!(shard.buckets.len(), MOST_KEYS / 2);
+        }
+        let now = Instant::now();
+        let passed = |tables: &Tables| {
+            let one = |n: &u8| passes(&rates, tables, &format!("caller-{n}"), now);
+            (0..50).filter(one).count()
+        };
+        assert_eq!((passed(&busy), passed(&calm)), (1, 50));
+        assert_eq!(passed(&calm), 0, "each has its own count");
     }
 
     #[test]
@@ -339,24 +400,42 @@ mod tests {
     fn a_full_shard_has_places_for_those_it_knows_and_is_swept_now_and_then() {
         let mut shard = Shard::default();
         let full_at = SWEEP + 7;
-        shard
-            .buckets
-            .extend((1..MOST_KEYS as u64).map(|key| (key, full_at)));
+        let half = MOST_KEYS as u64 / 2;
+        (1..half).for_each(|key| shard.put(key, full_at));
         assert!(shard.has_place(0, 0), "one is left");
-        shard.buckets.insert(0, full_at + 1);
+        shard.put(0, full_at + 1);
         assert!(shard.has_place(0, 0) && shard.has_place(1, 0));
-        assert!(!shard.has_place(u64::MAX, 0));
-        assert!(!shard.has_place(u64::MAX, SWEEP), "none is full again");
-        assert!(!shard.has_place(u64::MAX, 2 * SWEEP - 1), "too early");
-        assert_eq!(shard.buckets.len(), MOST_KEYS);
-        assert!(shard.has_place(u64::MAX, 2 * SWEEP));
-        assert!(shard.buckets.is_empty());
-        // What is full just now is as good as new, what is full later is not.
-        shard
-            .buckets
-            .extend((0..MOST_KEYS as u64).map(|key| (key, 4 * SWEEP + key % 2)));
-        assert!(shard.has_place(u64::MAX, 4 * SWEEP));
+        assert!(!shard.has_place(half, 0));
+        assert!(!shard.has_place(half, SWEEP), "none is full again");
+        assert!(!shard.has_place(half, 2 * SWEEP - 1), "too early");
         assert_eq!(shard.buckets.len(), MOST_KEYS / 2);
+        assert!(shard.has_place(half, 2 * SWEEP));
+        assert!(shard.buckets.is_empty() && shard.held.is_empty());
+        // What is full just now is as good as new, what is full later is not.
+        (0..half).for_each(|key| shard.put(key, 4 * SWEEP + key % 2));
+        assert!(shard.has_place(half, 4 * SWEEP));
+        assert_eq!(shard.buckets.len(), MOST_KEYS / 4);
+        assert_eq!(shard.held[&0], MOST_KEYS / 4);
+    }
+
+    #[test]
+    fn each_owner_has_as_many_places_as_are_free() {
+        let mut shard = Shard::default();
+        let mut fill = |owner: u64| {
+            let keys = (0..MOST_KEYS as u64).map(|key| (owner << 48) | key);
+            for key in keys {
+                // A key that is known keeps its place and takes no other.
+                if shard.has_place(key, 0) {
+                    shard.put(key, u64::MAX);
+                }
+            }
+            shard.held[&(owner << 48)]
+        };
+        assert_eq!(fill(1), MOST_KEYS / 2);
+        assert_eq!(fill(1), MOST_KEYS / 2);
+        assert_eq!(fill(2), MOST_KEYS / 4);
+        assert_eq!(fill(3), MOST_KEYS / 8);
+        assert_eq!(fill(1), MOST_KEYS / 2);
     }
 
     #[test]
