@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::HeaderValue;
-use ::http::header::{FORWARDED, HeaderName};
+use ::http::header::HeaderName;
 use ::http::request::Parts;
 use bytes::{Bytes, BytesMut};
-use isobar_route::{HttpDecision, Listener, ListenerProtocol, WaypointInfo, match_http, path};
+use isobar_route::{
+    HttpDecision, Listener, ListenerProtocol, WaypointInfo, fields, match_http, path,
+};
 use isobar_runtime::Lifetime;
 use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{AppProtocol, Service};
@@ -51,13 +53,19 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// What callers from outside have no say in, besides what nobody has.
-const CLAIMS: [HeaderName; 5] = [
-    FORWARDED,
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-client-ip"),
-    HeaderName::from_static("x-request-id"),
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What only a proxy in front of us could say, besides what nobody may say: who calls, and what was
+/// asked for before somebody changed it. So does whatever begins with `x-forwarded`.
+const CLAIMS: [&str; 9] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "x-original-forwarded-for",
+    "x-original-host",
+    "x-original-method",
+    "x-original-uri",
 ];
 
 /// Opens and closes ports as the description of this gateway says, until the worker drains.
@@ -322,10 +330,16 @@ pub(crate) fn now<'a>(view: &'a View, before: &Listener) -> Result<&'a Listener,
     })
 }
 
-/// Takes back what a caller from outside says of itself, and says what is true instead: there is no
-/// proxy in front of us whose word counts.
+/// Takes back what a caller says of itself, and says what is true instead: there is no proxy in front of
+/// us whose word counts. A waypoint's does not either, as it passes on what its own callers wrote.
 pub(crate) fn disclaim(parts: &mut Parts, listener: &Listener, peer: &Peer) {
-    for name in CLAIMS {
+    let claims = parts.headers.keys().filter(|name| is_claim(name));
+    let mut claims: Vec<HeaderName> = claims.cloned().collect();
+    // Within the mesh it belongs to the trace of a call, outside it is anybody's.
+    if peer.identity.is_none() {
+        claims.push(REQUEST_ID);
+    }
+    for name in claims {
         parts.headers.remove(name);
     }
     let address = peer.address.ip().to_string();
@@ -338,6 +352,11 @@ pub(crate) fn disclaim(parts: &mut Parts, listener: &Listener, peer: &Peer) {
     };
     let scheme = HeaderValue::from_static(scheme);
     parts.headers.insert(FORWARDED_PROTO, scheme);
+}
+
+fn is_claim(name: &HeaderName) -> bool {
+    let name = fields::folded(name);
+    name.starts_with("x-forwarded") || CLAIMS.contains(&&*name)
 }
 
 /// What becomes of a request.

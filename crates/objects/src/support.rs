@@ -63,6 +63,16 @@ const POLICY_OF_WAYPOINTS: &[Gap] = &[
     },
 ];
 
+/// A field of policies that node proxies and gateways enforce, of which only gateways see what it asks for.
+const fn seen_by_gateways(path: &'static str, asks: fn(&Value) -> bool) -> Gap {
+    Gap {
+        path,
+        asks,
+        hint: "node proxies do not see it; gateways that the policy is about do: \
+               with targetRefs it is for gateways and waypoints alone",
+    }
+}
+
 /// Beyond these, of policies that node proxies enforce.
 const POLICY_OF_NODES: &[Gap] = &[
     Gap {
@@ -70,15 +80,14 @@ const POLICY_OF_NODES: &[Gap] = &[
         asks: is_true,
         hint: "remove the annotation to enforce the policy",
     },
-    gap("spec.rules[].from[].source.remoteIpBlocks"),
-    gap("spec.rules[].from[].source.notRemoteIpBlocks"),
-    gap("spec.rules[].from[].source.trustDomains"),
-    gap("spec.rules[].from[].source.notTrustDomains"),
-    Gap {
-        path: "spec.rules[].when[].key",
-        asks: is_remote,
-        hint: "",
-    },
+    seen_by_gateways("spec.rules[].from[].source.remoteIpBlocks", says_something),
+    seen_by_gateways(
+        "spec.rules[].from[].source.notRemoteIpBlocks",
+        says_something,
+    ),
+    seen_by_gateways("spec.rules[].from[].source.trustDomains", says_something),
+    seen_by_gateways("spec.rules[].from[].source.notTrustDomains", says_something),
+    seen_by_gateways("spec.rules[].when[].key", is_remote),
 ];
 
 const GATEWAY: &[Gap] = &[
@@ -282,6 +291,14 @@ mod tests {
                 "spec.rules[0].when[1].key",
                 "metadata.annotations[istio.io/dry-run]"
             ]
+        );
+        let by_address = json!({"spec": {"selector": {"matchLabels": {"istio": "ingressgateway"}},
+            "rules": [{"from": [{"source": {"remoteIpBlocks": ["192.0.2.0/24"]}}]}]}});
+        let told = unsupported(Kind::AuthorizationPolicy, &by_address);
+        let hint = told[0].hint.as_deref().unwrap_or("");
+        assert!(
+            hint.contains("gateways that the policy is about do"),
+            "{told:?}"
         );
         let mut targeted = policy;
         targeted["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "x"}]);

@@ -1,5 +1,7 @@
 //! The one view of a request's header fields that policy, routing and the endpoint share.
 
+use std::borrow::Cow;
+
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -22,11 +24,25 @@ pub fn clean(headers: &mut HeaderMap) -> &'static str {
     forwarded_proto(headers)
 }
 
+/// A name as applications may read it that make variables of names (CGI, WSGI): `_` and `-` are one there.
+#[must_use]
+pub fn folded(name: &HeaderName) -> Cow<'_, str> {
+    let name = name.as_str();
+    if name.contains('_') {
+        Cow::Owned(name.replace('_', "-"))
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
 /// `x-envoy-*` steers Envoys behind us; a caller has no say in that, nor in what only we may set.
 fn remove_ours(headers: &mut HeaderMap) {
     let ours = |name: &&HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-") && (name.starts_with("x-envoy-") || OURS_ALONE.contains(&name))
+        if !name.as_str().starts_with('x') {
+            return false;
+        }
+        let name = folded(name);
+        name.starts_with("x-envoy-") || OURS_ALONE.contains(&&*name)
     };
     let ours: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
     for name in ours {
@@ -83,11 +99,15 @@ mod tests {
             ("x-original-url", "/admin"),
             ("x-envoy-max-retries", "7"),
             ("x-forwarded-proto", "gopher"),
+            ("x_forwarded-client_cert", "By=me"),
+            ("x_envoy_internal", "true"),
             ("x-own", "1"),
+            ("x_own", "2"),
         ]);
-        assert_eq!((headers.len(), scheme), (2, "http"), "{headers:?}");
+        assert_eq!((headers.len(), scheme), (3, "http"), "{headers:?}");
         assert_eq!(headers["x-forwarded-proto"], "http");
         assert_eq!(headers["x-own"], "1");
+        assert_eq!(headers["x_own"], "2");
         assert_eq!(cleaned(&[("x-forwarded-proto", "https")]).1, "https");
     }
 

@@ -50,9 +50,7 @@ pub(super) async fn handle(
     let mut exchange = Exchange::new(session.clone(), facts(&request));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (mut parts, body) = request.into_parts();
-    if let Target::Listener(listener) = &session.addressed.target
-        && session.peer.identity.is_none()
-    {
+    if let Target::Listener(listener) = &session.addressed.target {
         edge::disclaim(&mut parts, listener, &session.peer);
     }
     let clean = match sanitise::clean(&mut parts) {

@@ -138,9 +138,20 @@ fn a_callers_word_about_itself_counts_for_nothing() {
             ("x-request-id", "mine"),
             ("x-envoy-internal", "true"),
             ("x-forwarded-client-cert", "Hash=1"),
+            ("x-forwarded", "for=10.0.0.1"),
+            ("x-forwarded-user", "admin"),
+            ("x-forwarded-prefix", "/admin"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x_real_ip", "10.0.0.1"),
+            ("x-original-uri", "/admin"),
+            ("x-original-host", "admin"),
+            ("true-client-ip", "10.0.0.1"),
+            ("x-cluster-client-ip", "10.0.0.1"),
+            ("x-own", "1"),
         ];
         let answer = client.with("/", &claims).await;
         assert_eq!(answer.status, 200);
+        assert_eq!(answer.headers["x-got-x-own"], "1");
         let got = |name: &str| {
             let value = answer.headers.get(format!("x-got-{name}"));
             value.map(|value| value.to_str().unwrap().to_owned())
@@ -153,6 +164,15 @@ fn a_callers_word_about_itself_counts_for_nothing() {
             "x-real-ip",
             "x-envoy-internal",
             "x-forwarded-client-cert",
+            "x-forwarded",
+            "x-forwarded-user",
+            "x-forwarded-prefix",
+            "x_forwarded_for",
+            "x_real_ip",
+            "x-original-uri",
+            "x-original-host",
+            "true-client-ip",
+            "x-cluster-client-ip",
         ] {
             assert_eq!(got(gone), None, "{gone}");
         }

@@ -180,6 +180,48 @@ fn a_tunnel_is_as_good_as_a_certificate_in_it() {
     });
 }
 
+#[test]
+fn callers_of_the_mesh_do_not_choose_their_address() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        tell_certificates(&bed);
+        let (at, _open) = open(&bed, |port| of_mesh(Protocol::Https, port, "svc"));
+        rules(&bed);
+        let own = caller(&bed, Some("client")).await;
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let stream = own.connect(tcp, "svc", Within::Http1).await.unwrap();
+        let of_outside = bed.client_over(stream).await;
+        let in_tunnel = bed.client_to("client", &at.to_string()).await;
+        let from = |address: &str| {
+            let mut policy = only("client");
+            let source = &mut policy.rules[0].from[0];
+            source.remote_ip_blocks = vec![address.into()];
+            bed.tables(|tables| tables.upsert_policy(&policy));
+        };
+        let claims = [
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-user", "admin"),
+            ("x-real-ip", "10.0.0.1"),
+            ("x-request-id", "mine"),
+        ];
+        for mut client in [of_outside, in_tunnel] {
+            from("10.0.0.1/32");
+            assert_eq!(client.with("/", &claims).await.status, 403);
+            from("127.0.0.1/32");
+            let answer = client.with("/", &claims).await;
+            assert_eq!(answer.status, 200);
+            let got = &answer.headers;
+            assert_eq!(got["x-got-x-forwarded-for"], "127.0.0.1");
+            assert_eq!(got["x-got-x-forwarded-proto"], "https");
+            assert!(!got.contains_key("x-got-x-forwarded-user"));
+            assert!(!got.contains_key("x-got-x-real-ip"));
+            // Calls within the mesh are followed by it.
+            assert_eq!(got["x-got-x-request-id"], "mine");
+        }
+    });
+}
+
 /// Says what it hears.
 async fn echo(bed: &Bed) {
     let listener = TcpListener::bind("127.0.1.5:0").await.unwrap();
