@@ -356,6 +356,17 @@ mod tests {
             .collect();
         assert_eq!(longest, [25, 50, 100, 200, 250, 250, 250]);
         assert_eq!(rules.wait(3, 0), Duration::ZERO);
+        let written = Retries::compile(&proto::Retries {
+            attempts: 2,
+            backoff: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 7_000_000,
+            }),
+            ..Default::default()
+        })
+        .unwrap();
+        let longest = [0, 1, 9].map(|retry| written.wait(retry, u32::MAX).as_millis());
+        assert_eq!(longest, [7, 14, 70]);
     }
 
     #[test]

@@ -1,6 +1,12 @@
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::rc::Rc;
 
+use http_body_util::Full;
+use hyper_util::rt::TokioIo;
 use isobar_proto::isobar::v1 as proto;
+use isobar_proto::istio::workload::AppProtocol;
 use tokio::io::AsyncWriteExt;
 
 use crate::bed::*;
@@ -172,6 +178,59 @@ fn one_connection_serves_one_request_after_the_other() {
     });
 }
 
+/// An endpoint of HTTP/2 that answers once so many requests are there; says how many connections it has
+/// taken.
+async fn together(bed: &Bed, requests: usize) -> Rc<Cell<usize>> {
+    let listener = tokio::net::TcpListener::bind("127.0.1.9:0").await.unwrap();
+    bed.known_backend("together", "v1", listener.local_addr().unwrap());
+    bed.publish_mesh(AppProtocol::Http2);
+    let taken = Rc::new(Cell::new(0));
+    let (count, all) = (taken.clone(), Rc::new(tokio::sync::Barrier::new(requests)));
+    bed.scope.spawn("together", async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            count.set(count.get() + 1);
+            let all = all.clone();
+            let answer =
+                hyper::service::service_fn(move |_: http::Request<hyper::body::Incoming>| {
+                    let all = all.clone();
+                    async move {
+                        all.wait().await;
+                        Ok::<_, Infallible>(http::Response::new(Full::<bytes::Bytes>::default()))
+                    }
+                });
+            drop(tokio::task::spawn_local(async move {
+                // Ends with its peer.
+                let _ = hyper::server::conn::http2::Builder::new(Local)
+                    .serve_connection(TokioIo::new(tcp), answer)
+                    .await;
+            }));
+        }
+    });
+    taken
+}
+
+#[test]
+fn a_connection_has_so_many_streams_at_once() {
+    for (most, connections) in [(0, 1), (2, 2), (1, 3)] {
+        run(|bed| async move {
+            let taken = together(&bed, 3).await;
+            let pool = proto::HttpPool {
+                max_concurrent_streams: most,
+                ..Default::default()
+            };
+            apply(&bed, http(pool));
+            let mut clients = Vec::new();
+            for _ in 0..3 {
+                clients.push(bed.client("client").await);
+            }
+            let all = clients.iter_mut().map(|client| client.get("/"));
+            let answers = futures_util::future::join_all(all).await;
+            assert!(answers.iter().all(|a| a.status == 200), "{answers:?}");
+            assert_eq!(taken.get(), connections, "{most} on each");
+        });
+    }
+}
+
 #[test]
 fn a_retry_limit_leaves_the_answer_as_it_is() {
     run(|bed| async move {
@@ -299,9 +358,7 @@ fn mirrors_get_copies_that_nobody_waits_for() {
         let mut client = bed.client("client").await;
         let request = http::Request::post("/up")
             .header("host", "svc:8080")
-            .body(http_body_util::Full::new(bytes::Bytes::from_static(
-                b"12345",
-            )))
+            .body(Full::new(bytes::Bytes::from_static(b"12345")))
             .unwrap();
         let answer = client.send(request).await.unwrap();
         assert_eq!(answer.body, "a /up 5");
@@ -348,7 +405,7 @@ fn an_endpoint_that_does_not_answer_pings_is_given_up() {
     run(|bed| async move {
         let listener = tokio::net::TcpListener::bind("127.0.1.9:0").await.unwrap();
         bed.known_backend("mute", "v1", listener.local_addr().unwrap());
-        bed.publish_mesh(isobar_proto::istio::workload::AppProtocol::Http2);
+        bed.publish_mesh(AppProtocol::Http2);
         bed.scope.spawn("mute", async move {
             while let Ok((mut tcp, _)) = listener.accept().await {
                 drop(tokio::task::spawn_local(async move {
