@@ -120,7 +120,8 @@ mod tests {
     #[test]
     fn names_are_those_of_all_control_planes_or_not_known() {
         let ours = |argument: &str| {
-            let container = json!({ "name": "isobard", "args": ["--kubernetes", argument] });
+            let container =
+                json!({ "name": "isobard", "args": ["--kubernetes", "--state-dir=/s", argument] });
             json!({
                 "metadata": { "namespace": "mesh" },
                 "spec": { "template": { "spec": { "containers": [container] } } },
