@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use isobar_types::{labels, ports};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::forward;
 use super::proxy_config::{node_of, waypoint_pod};
@@ -88,12 +89,14 @@ async fn in_cluster(what: Dashboard, global: &Global) -> anyhow::Result<()> {
         bail!("no such pod runs in namespace {namespace}");
     };
     let mut forwarded = Forwarded::start(global, &namespace, pod, ports).await?;
+    // Before anybody is told to press it: one pressed while the listener is made would be lost.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     print(&format!(
         "forwarding http://{} to pod {namespace}/{pod} port {}; Ctrl-C ends it\n",
         forwarded.address, ports.1
     ))?;
     tokio::select! {
         ended = forwarded.ended() => ended,
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        _ = interrupt.recv() => Ok(()),
     }
 }

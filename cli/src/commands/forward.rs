@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use isobar_lab::{Lab, LabStatus, Target};
 use isobar_runtime::Scope;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::lab_access::qualified;
 use crate::output::print;
@@ -33,6 +34,8 @@ pub(crate) async fn run(
     let listener = TcpListener::bind((LOOPBACK, local))
         .await
         .with_context(|| format!("listening on 127.0.0.1:{local}"))?;
+    // Before anybody is told to press it, and once: one pressed between two listeners is heard by neither.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     print(&format!(
         "forwarding http://{} to {target} port {remote}; Ctrl-C ends it\n",
         listener.local_addr()?
@@ -41,7 +44,7 @@ pub(crate) async fn run(
     loop {
         let (stream, _) = tokio::select! {
             accepted = listener.accept() => accepted?,
-            _ = tokio::signal::ctrl_c() => break,
+            _ = interrupt.recv() => break,
         };
         let (lab, way) = (lab.clone(), way.clone());
         scope.spawn("connection", async move {
