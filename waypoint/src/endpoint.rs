@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use isobar_route::{LoadBalancer, Place, Preference, Session, Subset, TrafficRules, Warmup};
 use isobar_runtime::LocalScope;
 use isobar_state::balance::{self, Candidate, Purpose, next_dice};
@@ -138,10 +139,10 @@ pub struct Wanted<'a> {
 /// Turns and open requests of one worker.
 #[derive(Debug)]
 pub struct Turns {
-    next: RefCell<HashMap<ClusterKey, u64>>,
+    next: RefCell<HashMap<ClusterKey, u64, RandomState>>,
     clusters: Clusters,
-    known: RefCell<HashMap<ClusterKey, Arc<Cluster>>>,
-    busy: RefCell<HashMap<Str, Rc<Cell<usize>>>>,
+    known: RefCell<HashMap<ClusterKey, Arc<Cluster>, RandomState>>,
+    busy: RefCell<HashMap<Str, Rc<Cell<usize>>, RandomState>>,
     own: Arc<Own>,
     resolver: Resolver,
 }

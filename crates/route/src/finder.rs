@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use http::HeaderName;
 
 use crate::call::{Caller, HttpCall};
@@ -21,6 +22,7 @@ pub(crate) struct Place {
 
 /// Places in the order of the object.
 type Places = Vec<Place>;
+type ByText = HashMap<String, Places, RandomState>;
 
 /// Finds the first rule that takes a request without asking every rule of a large object: each match
 /// block waits under the one value it asks for that tells most requests apart, and only the blocks
@@ -34,11 +36,11 @@ pub(crate) struct Finder {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Index {
     /// By the whole path.
-    exact: HashMap<String, Places>,
+    exact: ByText,
     /// By a header's name, then by its value.
-    headers: HashMap<HeaderName, HashMap<String, Places>>,
+    headers: HashMap<HeaderName, ByText, RandomState>,
     /// By the start of the path.
-    prefix: HashMap<String, Places>,
+    prefix: ByText,
     /// Lengths that occur in `prefix`, ascending.
     lengths: Vec<usize>,
     /// Blocks that ask for none of those.

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use isobar_proto::isobar::v1 as proto;
 use isobar_types::{NamespacedHostname, NamespacedName, Str};
 
@@ -16,7 +17,7 @@ use crate::virtual_service::VirtualService;
 /// Parts that the labels are kept in: a change of one workload copies one part.
 const LABEL_PARTS: usize = 256;
 
-type LabelPart = HashMap<Str, Arc<Labels>>;
+type LabelPart = HashMap<Str, Arc<Labels>, RandomState>;
 
 /// A resource that cannot be used as it is. The rest stays in force, and so does the last good form
 /// of the object.
@@ -75,22 +76,24 @@ pub struct Tables {
     index: Arc<Index>,
 }
 
+type ByHost<T> = HashMap<NamespacedHostname, T, RandomState>;
+
 /// What is derived from the objects, by service.
 #[derive(Debug, Default)]
 struct Index {
-    routes: HashMap<NamespacedHostname, Vec<Arc<VirtualService>>>,
-    rules: HashMap<NamespacedHostname, Combined>,
-    policies: HashMap<NamespacedHostname, Vec<Arc<Policy>>>,
+    routes: ByHost<Vec<Arc<VirtualService>>>,
+    rules: ByHost<Combined>,
+    policies: ByHost<Vec<Arc<Policy>>>,
     whole: Vec<Arc<Policy>>,
     /// Some policy is an audit or a dry run.
     observes: bool,
-    rates: HashMap<NamespacedHostname, Vec<Arc<RateLimits>>>,
+    rates: ByHost<Vec<Arc<RateLimits>>>,
     rates_of_all: Vec<Arc<RateLimits>>,
 }
 
 impl Default for Tables {
     fn default() -> Self {
-        let empty = Arc::new(LabelPart::new());
+        let empty = Arc::new(LabelPart::default());
         Self {
             version: 0,
             waypoint: None,

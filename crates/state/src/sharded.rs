@@ -1,7 +1,8 @@
 use std::borrow::Borrow;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
@@ -66,7 +67,7 @@ impl<S> Clone for Sharded<S> {
 impl<S> Default for Sharded<S> {
     fn default() -> Self {
         Self {
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             shards: Arc::new([Arc::default()]),
             len: 0,
         }

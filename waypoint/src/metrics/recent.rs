@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use isobar_state::{Service, Workload};
 use isobar_types::Identity;
 use prometheus_client::metrics::counter::Counter;
@@ -49,7 +50,7 @@ pub(super) struct Counters {
 
 /// Counters used lately on one worker.
 #[derive(Default)]
-pub struct Recent(RefCell<HashMap<Key, Entry>>);
+pub struct Recent(RefCell<HashMap<Key, Entry, RandomState>>);
 
 impl Recent {
     /// Forgets everything; what it held of older states is freed. Call it now and then.
