@@ -95,8 +95,18 @@ impl Lifetime {
     }
 
     async fn reached(&self, phase: Phase) {
+        self.clone().until(phase).await;
+    }
+
+    /// Resolves when this phase is reached; as [`Self::stopped`], and keeps no second handle.
+    pub(crate) async fn until(mut self, phase: Phase) {
         // An error means that the owner is gone, which is the last phase.
-        let _ = self.phase.clone().wait_for(|now| *now >= phase).await;
+        let _ = self.phase.wait_for(|now| *now >= phase).await;
+    }
+
+    /// True once the phase is another than when this handle was made. Looks at one number.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.phase.has_changed().unwrap_or(true)
     }
 }
 

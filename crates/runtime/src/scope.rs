@@ -7,7 +7,7 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio_util::task::TaskTracker;
 
-use crate::lifetime::{Lifetime, LifetimeOwner};
+use crate::lifetime::{Lifetime, LifetimeOwner, Phase};
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
@@ -169,6 +169,10 @@ pin_project! {
     struct Owned<S, F> {
         #[pin]
         stopped: S,
+        // The runtime polls a task with one waker all its life: who has asked once is woken, and asks again
+        // only when something has changed.
+        asked: bool,
+        life: Lifetime,
         #[pin]
         future: F,
         scope: &'static str,
@@ -184,7 +188,9 @@ impl<F: Future<Output = ()>> Owned<(), F> {
         task: &'static str,
     ) -> Owned<impl Future<Output = ()> + use<F>, F> {
         Owned {
-            stopped: async move { life.stopped().await },
+            stopped: life.clone().until(Phase::Stopped),
+            asked: false,
+            life,
             future,
             scope,
             task,
@@ -202,8 +208,11 @@ impl<S: Future<Output = ()>, F: Future<Output = ()>> Future for Owned<S, F> {
             scope: this.scope,
             task: this.task,
         };
-        if this.stopped.poll(cx).is_ready() {
-            return Poll::Ready(());
+        if !*this.asked || this.life.has_moved() {
+            *this.asked = true;
+            if this.stopped.poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
         }
         this.future.poll(cx)
     }
