@@ -255,6 +255,7 @@ fn rule_text(hook: Hook, rule: &Rule) -> String {
     let mask = ports::MARK_MASK;
     match rule.verdict {
         Verdict::Accept => text.push_str("ACCEPT"),
+        Verdict::Drop => text.push_str("DROP"),
         Verdict::Redirect(port) => push(&mut text, format_args!("REDIRECT --to-ports {port}")),
         Verdict::SetConnectionMark(mark) => push(
             &mut text,
@@ -271,6 +272,9 @@ fn write_match(text: &mut String, part: &Match) {
     match part {
         Match::Tcp => text.push_str("-p tcp"),
         Match::TcpNotSyn => text.push_str("-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"),
+        Match::UntrackedSyn => text.push_str(
+            "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate UNTRACKED",
+        ),
         Match::In(interface) => push(text, format_args!("-i {interface}")),
         Match::Out(interface) => push(text, format_args!("-o {interface}")),
         Match::From(ip) => push(text, format_args!("-s {}", host(*ip))),

@@ -6,6 +6,9 @@
 //! everything on the loopback interface is left alone, whatever its address; and a stage
 //! [`Capture::Off`] keeps address translation of captured connections alive without capturing
 //! more, which is what lets a pod leave the mesh without a cut.
+//!
+//! What somebody exempts from connection tracking never comes to a rule that captures. New
+//! connections of that sort are dropped: they would be plain, and nobody would know.
 
 mod iptables;
 mod nft;
@@ -116,6 +119,8 @@ pub enum Match {
     Tcp,
     /// TCP that does not open a connection.
     TcpNotSyn,
+    /// TCP that opens a connection which is not tracked.
+    UntrackedSyn,
     /// Arriving on this interface.
     In(String),
     /// Leaving by this interface.
@@ -145,6 +150,8 @@ pub enum Match {
 pub enum Verdict {
     /// Leave alone: ends this chain.
     Accept,
+    /// It goes nowhere.
+    Drop,
     /// To this local port.
     Redirect(u16),
     /// Write the connection mark, under the mask.
@@ -163,8 +170,9 @@ pub fn plan_rules(wishes: &Wishes, capture: Capture) -> RuleSet {
         chains.push(chain(Table::Raw, Hook::Prerouting, raw_prerouting()));
         chains.push(chain(Table::Raw, Hook::Output, raw_output()));
     }
-    chains.push(chain(Table::Mangle, Hook::Prerouting, mangle_prerouting()));
-    chains.push(chain(Table::Mangle, Hook::Output, mangle_output()));
+    let (prerouting, output) = (mangle_prerouting(wishes, capture), mangle_output(capture));
+    chains.push(chain(Table::Mangle, Hook::Prerouting, prerouting));
+    chains.push(chain(Table::Mangle, Hook::Output, output));
     let (prerouting, output) = match capture {
         Capture::On => (nat_prerouting(wishes), nat_output(wishes)),
         Capture::Off => (vec![keep_tracking()], vec![keep_tracking()]),
@@ -202,31 +210,38 @@ fn raw_output() -> Vec<Rule> {
     )]
 }
 
-fn mangle_prerouting() -> Vec<Rule> {
-    vec![rule(
+fn mangle_prerouting(wishes: &Wishes, capture: Capture) -> Vec<Rule> {
+    let mut rules = vec![rule(
         [Match::Mark(ports::PACKET_MARK)],
         Verdict::SetConnectionMark(ports::CONNECTION_MARK),
         "the proxy calls the application",
-    )]
+    )];
+    if capture == Capture::On && wishes.inbound {
+        rules.extend([arrives_by_loopback(), untracked()]);
+    } else if capture == Capture::On {
+        rules.extend(wishes.reroute.iter().map(|interface| {
+            let mut rule = untracked();
+            rule.matches.push(Match::In(interface.clone()));
+            rule
+        }));
+    }
+    rules
 }
 
-fn mangle_output() -> Vec<Rule> {
-    vec![rule(
+fn mangle_output(capture: Capture) -> Vec<Rule> {
+    let mut rules = vec![rule(
         [Match::ConnectionMark(ports::CONNECTION_MARK)],
         Verdict::RestoreMark,
         "the application's answers go back to the proxy",
-    )]
+    )];
+    if capture == Capture::On {
+        rules.extend([leaves_by_loopback(), untracked()]);
+    }
+    rules
 }
 
 fn nat_prerouting(wishes: &Wishes) -> Vec<Rule> {
-    let mut rules = vec![
-        open_before(),
-        rule(
-            [Match::In("lo".to_owned())],
-            Verdict::Accept,
-            "loopback is never captured",
-        ),
-    ];
+    let mut rules = vec![open_before(), arrives_by_loopback()];
     rules.extend(wishes.reroute.iter().map(|interface| {
         rule(
             [Match::Tcp, Match::In(interface.clone())],
@@ -262,14 +277,7 @@ fn nat_prerouting(wishes: &Wishes) -> Vec<Rule> {
 }
 
 fn nat_output(wishes: &Wishes) -> Vec<Rule> {
-    let mut rules = vec![
-        open_before(),
-        rule(
-            [Match::Out("lo".to_owned())],
-            Verdict::Accept,
-            "loopback is never captured",
-        ),
-    ];
+    let mut rules = vec![open_before(), leaves_by_loopback()];
     rules.extend(probe_sources().map(|source| {
         rule(
             [Match::To(source), Match::Tcp],
@@ -309,6 +317,32 @@ fn open_before() -> Rule {
         [Match::TcpNotSyn],
         Verdict::Accept,
         "open before the pod joined",
+    )
+}
+
+fn arrives_by_loopback() -> Rule {
+    rule(
+        [Match::In("lo".to_owned())],
+        Verdict::Accept,
+        "loopback is never captured",
+    )
+}
+
+fn leaves_by_loopback() -> Rule {
+    rule(
+        [Match::Out("lo".to_owned())],
+        Verdict::Accept,
+        "loopback is never captured",
+    )
+}
+
+/// Comes after connection tracking and before address translation, which takes tracked connections
+/// only.
+fn untracked() -> Rule {
+    rule(
+        [Match::UntrackedSyn, Match::NotMark(ports::PACKET_MARK)],
+        Verdict::Drop,
+        "exempt from tracking, so nothing would capture it",
     )
 }
 

@@ -55,6 +55,7 @@ fn write_rule(text: &mut String, rule: &Rule) {
     text.push_str("counter ");
     match rule.verdict {
         Verdict::Accept => text.push_str("accept"),
+        Verdict::Drop => text.push_str("drop"),
         Verdict::Redirect(port) => {
             // The protocol must be known for a port; a redirect without a TCP or UDP match is none
             // that the plan makes.
@@ -78,6 +79,9 @@ fn write_match(text: &mut String, part: &Match) {
     match part {
         Match::Tcp => text.push_str("meta l4proto tcp"),
         Match::TcpNotSyn => text.push_str("tcp flags & (fin|syn|rst|ack) != syn"),
+        Match::UntrackedSyn => {
+            text.push_str("tcp flags & (fin|syn|rst|ack) == syn ct state untracked");
+        }
         Match::In(interface) => push(text, format_args!("iifname \"{interface}\"")),
         Match::Out(interface) => push(text, format_args!("oifname \"{interface}\"")),
         Match::From(IpAddr::V4(ip)) => push(text, format_args!("ip saddr {ip}")),

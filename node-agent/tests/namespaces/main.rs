@@ -13,6 +13,7 @@ mod network;
 mod plugin;
 mod proxy;
 mod scenario;
+mod untracked;
 
 use std::process::Command;
 

@@ -23,9 +23,10 @@ use tokio::sync::watch;
 
 use crate::network::{LIMIT, PEER, POD, Place, bridge, call, tool, v6};
 use crate::proxy::Proxy;
+use crate::untracked::untracked;
 
 /// A port of the pod that no probe goes to.
-const UNPROBED: u16 = 8081;
+pub(crate) const UNPROBED: u16 = 8081;
 const UID: &str = "11111111-2222-3333-4444-555555555555";
 
 /// Objects, and the folders that survive an agent.
@@ -197,7 +198,7 @@ pub(crate) async fn eventually<T>(ask: impl Fn() -> Option<T>) -> Option<T> {
     }
 }
 
-fn to(ip: &str, port: u16) -> String {
+pub(crate) fn to(ip: &str, port: u16) -> String {
     format!("{ip}:{port}")
 }
 
@@ -239,6 +240,7 @@ pub(crate) async fn all(choice: Choice) {
     );
     enrolled(&pod, &peer, &proxy).await;
 
+    untracked(&pod, &peer, &proxy, choice).await;
     wished_otherwise(&world, &agent, &pod, &proxy).await;
     damaged(&agent, &pod, &peer, &proxy, choice).await;
     leaving(&world, &agent, &pod, &peer, &proxy).await;

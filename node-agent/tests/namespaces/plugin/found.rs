@@ -106,6 +106,12 @@ async fn installed(node: &mut Node) {
     assert!(eventually(installed).await.is_some(), "{}", node.log());
     let program = node.path("bin/isobar-cni");
     let ours = std::fs::read(env!("CARGO_BIN_EXE_isobar-cni-plugin")).unwrap();
+    // Who finds it on a node may ask it what it is.
+    let mut asked = std::process::Command::new(env!("CARGO_BIN_EXE_isobar-cni-plugin"));
+    let said = asked.arg("--version").env_remove("CNI_COMMAND").output();
+    let said = said.unwrap();
+    assert!(said.status.success(), "{said:?}");
+    assert!(said.stdout.starts_with(b"isobar-cni-plugin 0."), "{said:?}");
     assert!(std::fs::read(&program).unwrap() == ours);
     std::fs::remove_file(&copy).unwrap();
     assert!(eventually(installed).await.is_some(), "{}", node.log());
