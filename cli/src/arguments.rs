@@ -198,7 +198,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub(crate) enum Netpol {
     /// List what policies shut: which policy, which field, which port, for which pods. Exit code 1 if
-    /// there is anything.
+    /// there is anything, or a file has errors.
     #[command(after_help = "\
 Callers in the mesh reach a pod on port 15008 only, whatever port of the application they ask for. A
 policy that opens the application's port alone cuts them; node proxies hold them to the application's

@@ -17,6 +17,8 @@ pub(crate) struct Subject {
     pub(crate) mesh: Option<Mesh>,
     /// How its control plane was started.
     pub(crate) started: Started,
+    /// Errors in files; they are told already. What they are about is not among the objects.
+    pub(crate) errors: usize,
 }
 
 impl Subject {
@@ -27,13 +29,17 @@ impl Subject {
             return Self::of_mesh(mesh).await;
         }
         let published = folders(files, None)?.subscribe().borrow().clone();
-        for finding in published.findings.iter().filter(|f| f.is_error()) {
-            complain(&anyhow::anyhow!("{finding}"));
+        let errors = published.findings.iter().filter(|f| f.is_error());
+        for finding in errors.clone() {
+            let told = finding.to_string();
+            let told = told.strip_prefix("error: ").unwrap_or(&told);
+            complain(&anyhow::anyhow!("{told}"));
         }
         Ok(Self {
             objects: isobar_explain::imagined(&published.objects),
             mesh: None,
             started: Started::default(),
+            errors: errors.count(),
         })
     }
 
@@ -45,6 +51,7 @@ impl Subject {
             objects: published.objects.as_ref().clone(),
             mesh: Some(mesh),
             started: following.started,
+            errors: 0,
         })
     }
 }

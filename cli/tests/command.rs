@@ -164,6 +164,37 @@ fn validate_names_file_and_object_and_sets_the_exit_code() {
 }
 
 #[test]
+fn a_network_policy_that_cannot_be_read_is_no_open_door() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let write = |rules: &str| {
+        let policy = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{name: in, namespace: shop}}\nspec: {{podSelector: {{}}, ingress: [{rules}]}}\n"
+        );
+        std::fs::write(dir.path().join("np.yaml"), policy).unwrap();
+    };
+    write("{from: [{podSelector: {}}]}");
+    let (code, out, _) = isobar(&["netpol", "check", "-f", path]);
+    let whole = "1 NetworkPolicy leaves open what the mesh needs\n";
+    assert_eq!((code, out.as_str()), (0, whole));
+    assert_eq!(isobar(&["netpol", "fix", "-f", path]).0, 0);
+    write("{frm: []}");
+    for command in ["check", "fix"] {
+        let (code, out, said) = isobar(&["netpol", command, "-f", path]);
+        assert_eq!(code, 1, "{command}: {out}");
+        assert!(out.contains("1 error in the files"), "{command}: {out}");
+        assert!(
+            said.starts_with("error: ") && said.contains("np.yaml") && said.contains("frm"),
+            "{command}: {said}"
+        );
+        assert_eq!(said.matches("error:").count(), 1, "{command}: {said}");
+    }
+    let (code, out, _) = isobar(&["netpol", "check", "-f", path, "-o", "json"]);
+    assert_eq!((code, out.trim()), (1, "[]"));
+}
+
+#[test]
 fn files_are_analysed_with_codes_and_pages() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();

@@ -47,13 +47,25 @@ async fn check(files: &[PathBuf], global: &Global) -> anyhow::Result<ExitCode> {
             print(&table(&remedies, subject.objects.network_policies.len()))?;
             let standing = standing(&subject.started, &subject.objects);
             print(&standing.iter().map(note).collect::<String>())?;
+            print(&unread(subject.errors))?;
         }
         format => print_value(&values(&remedies, &wider), format)?,
     }
-    Ok(match remedies.is_empty() {
+    Ok(match remedies.is_empty() && subject.errors == 0 {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+/// That files have errors: of what could not be read nothing is known.
+fn unread(errors: usize) -> String {
+    match errors {
+        0 => String::new(),
+        n => format!(
+            "{} in the files: what is wrong there is not looked at\n",
+            count(n, "error")
+        ),
+    }
 }
 
 fn table(remedies: &[Remedy], policies: usize) -> String {
@@ -202,8 +214,11 @@ async fn fix(
     }
     let wider = wider(&subject.started, &subject.objects, &remedies);
     match global.output {
-        Format::Table => print(&diffs(&remedies, &wider)?)?,
+        Format::Table => print(&(diffs(&remedies, &wider)? + &unread(subject.errors)))?,
         format => print_value(&values(&remedies, &wider), format)?,
+    }
+    if subject.errors > 0 {
+        return Ok(ExitCode::FAILURE);
     }
     let mesh = subject.mesh.filter(|_| !remedies.is_empty());
     if let Some((mesh, apply)) = mesh.zip(apply) {
