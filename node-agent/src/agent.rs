@@ -17,6 +17,7 @@ use crate::desire::{NodeDefaults, advertised, desire, probed};
 use crate::discovery::{self, Discovery};
 use crate::pod::{Driver, Order, Services};
 use crate::probes::blocking;
+use crate::report::Advertised;
 use crate::sandbox::{self, Sandbox};
 
 /// How often the folder of sandboxes is looked at.
@@ -146,7 +147,7 @@ impl Agent {
     async fn adopt(&mut self, sandbox: Sandbox, published: &Published) -> Result<(), String> {
         let wish = desire(published, &sandbox, &self.node);
         let advertised = advertised(published, &sandbox);
-        let annotated = advertised.annotated;
+        let before = advertised.clone();
         let (services, record) = (Arc::clone(&self.services), sandbox.clone());
         let held = self.discovery.as_ref().and_then(|all| all.held(&sandbox));
         let account = wish.as_ref().ok().map(|wish| wish.account.clone());
@@ -174,7 +175,7 @@ impl Agent {
         .await;
         let driver = match adopted {
             Ok(driver) => driver,
-            Err(error) => return Err(self.unreachable(&sandbox, annotated, &error).await),
+            Err(error) => return Err(self.unreachable(&sandbox, &before, &error).await),
         };
         if driver.was_enrolled() {
             let (probes, ports) = (&self.services.probes, probed(published, &sandbox));
@@ -192,11 +193,14 @@ impl Agent {
     async fn unreachable(
         &self,
         sandbox: &Sandbox,
-        annotated: bool,
+        before: &Advertised,
         error: &BackendError,
     ) -> String {
         let pod = ObjectRef::new(Kind::Pod, &sandbox.namespace, &sandbox.name);
-        if annotated && let Err(error) = self.services.writer.delete(&pod).await {
+        let writer = &self.services.writer;
+        if before.annotated
+            && let Err(error) = writer.delete_exactly(&pod, &before.uid).await
+        {
             tracing::error!(%pod, %error, "the annotation of an unreachable pod stays");
         }
         self.services.board.show(PodView {
@@ -221,13 +225,14 @@ impl Agent {
     /// Takes back annotations of pods that are gone: a later pod of that name would inherit them.
     async fn forget_strangers(&self) {
         let objects = Arc::clone(&self.objects.borrow().objects);
+        let writer = &self.services.writer;
         for pod in objects.pods.iter() {
             let ours = self.pods.values().any(|known| {
                 known.sandbox.name == pod.name() && known.sandbox.namespace == pod.namespace()
             });
             if !ours
                 && pod.annotation(labels::REDIRECTION).is_some()
-                && let Err(error) = self.services.writer.delete(&pod.reference()).await
+                && let Err(error) = writer.delete_exactly(&pod.reference(), pod.uid()).await
             {
                 tracing::warn!(pod = %pod.reference(), %error, "the annotation of a gone pod stays");
             }

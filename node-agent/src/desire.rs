@@ -173,6 +173,7 @@ pub fn is_annotated(published: &Published, sandbox: &Sandbox) -> bool {
 pub fn advertised(published: &Published, sandbox: &Sandbox) -> Advertised {
     let pod = object(published, sandbox);
     Advertised {
+        uid: pod.map(|pod| pod.uid().to_owned()).unwrap_or_default(),
         annotated: pod.is_some_and(says_enabled),
         condition: pod.and_then(Condition::on),
     }

@@ -101,6 +101,8 @@ impl Condition {
 /// What a pod's object says of its redirection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Advertised {
+    /// Which object it is; empty if it has no uid. That of a static pod has another one than the pod.
+    pub uid: String,
     /// The annotation says that callers may use HBONE.
     pub annotated: bool,
     /// The condition, if there is one.

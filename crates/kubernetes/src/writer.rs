@@ -19,7 +19,8 @@ use crate::ports;
 /// somebody else's object go by merge patch, which unlike an apply never makes the object; a pod's
 /// annotations as part of its status, so that nobody needs the right to change pods for them. The
 /// server remembers who wrote what, so that an earlier life's writes can be taken back too. It
-/// remembers fields: a whole object of ours has a label at least.
+/// remembers fields: a whole object of ours has a label at least. What is meant for one life of an
+/// object carries its uid, which the server refuses for another one of that name.
 #[derive(Debug)]
 pub struct KubernetesWriter {
     cluster: Cluster,
@@ -95,7 +96,12 @@ impl KubernetesWriter {
     }
 
     /// Applies what this writer has to say on a status; an empty one gives up what it said before.
-    async fn apply_status(&self, object: &ObjectRef, status: &Value) -> Result<(), WriteError> {
+    async fn apply_status(
+        &self,
+        object: &ObjectRef,
+        uid: Option<&str>,
+        status: &Value,
+    ) -> Result<(), WriteError> {
         let (api, resource) = self.api(object);
         let mut value = json!({
             "apiVersion": resource.api_version,
@@ -103,6 +109,9 @@ impl KubernetesWriter {
             "metadata": { "name": &*object.name },
             "status": without_nulls(status),
         });
+        if let Some(uid) = uid {
+            value["metadata"]["uid"] = json!(uid);
+        }
         let is_route = object.known().is_some_and(Kind::is_route);
         if is_route || has_plain_lists(object) {
             let Some(now) = api.get_opt(&object.name).await.map_err(refused(object))? else {
@@ -131,7 +140,7 @@ impl KubernetesWriter {
                 &Patch::Apply(value),
             )
             .await;
-        found(object, done.map(drop)).map(drop)
+        self.settled(object, uid, done.map(drop)).await
     }
 
     /// Takes away ports of others that keep a Service of ours from being as it should be. False if that
@@ -176,19 +185,94 @@ impl KubernetesWriter {
         done.is_ok()
     }
 
-    async fn merge(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError> {
+    async fn merge(
+        &self,
+        object: &ObjectRef,
+        uid: Option<&str>,
+        patch: &Value,
+    ) -> Result<(), WriteError> {
         let params = PatchParams {
             field_manager: Some(self.teller.clone()),
             ..PatchParams::default()
         };
         let (api, _) = self.api(object);
+        let with_status = goes_with_status(object, patch);
+        let mut patch = patch.clone();
+        if let Some(uid) = uid {
+            patch["metadata"]["uid"] = json!(uid);
+        }
         let change = Patch::Merge(patch);
-        let done = if goes_with_status(object, patch) {
+        let done = if with_status {
             api.patch_status(&object.name, &params, &change).await
         } else {
             api.patch(&object.name, &params, &change).await
         };
-        found(object, done.map(drop)).map(drop)
+        self.settled(object, uid, done.map(drop)).await
+    }
+
+    /// How a patch ended: it is no error if its object is gone, or another one has its name.
+    async fn settled(
+        &self,
+        object: &ObjectRef,
+        uid: Option<&str>,
+        done: Result<(), kube::Error>,
+    ) -> Result<(), WriteError> {
+        if let (Some(uid), Err(kube::Error::Api(status))) = (uid, &done)
+            // Servers differ in what they call a uid that is not the object's.
+            && matches!(status.code, 409 | 422)
+        {
+            let (api, _) = self.api(object);
+            let now = api.get_opt(&object.name).await.map_err(refused(object))?;
+            if now.is_none_or(|now| now.metadata.uid.as_deref() != Some(uid)) {
+                return Ok(());
+            }
+        }
+        found(object, done).map(drop)
+    }
+
+    async fn patch_of(
+        &self,
+        object: &ObjectRef,
+        uid: Option<&str>,
+        patch: &Value,
+    ) -> Result<(), WriteError> {
+        let mut rest = patch.clone();
+        let status = remove(&mut rest, "status");
+        if rest.as_object().is_some_and(|rest| !rest.is_empty()) {
+            self.merge(object, uid, &rest).await?;
+        }
+        if let Some(status) = status {
+            self.apply_status(object, uid, &status).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_of(&self, object: &ObjectRef, uid: Option<&str>) -> Result<(), WriteError> {
+        let (api, _) = self.api(object);
+        let Some(now) = api.get_opt(&object.name).await.map_err(refused(object))? else {
+            return Ok(());
+        };
+        if uid.is_some() && now.metadata.uid.as_deref() != uid {
+            return Ok(());
+        }
+        let managers = now.metadata.managed_fields.unwrap_or_default();
+        let written = self.written(&managers);
+        if written.is_whole {
+            // This one, not one that somebody made in the meantime.
+            let only = DeleteParams::background().preconditions(Preconditions {
+                uid: now.metadata.uid,
+                resource_version: None,
+            });
+            let done = api.delete(&object.name, &only).await;
+            return found(object, done.map(drop)).map(drop);
+        }
+        if let Some(undo) = &written.undo {
+            self.merge(object, uid, undo).await?;
+        }
+        if written.has_status {
+            self.apply_status(object, uid, &json!({})).await?;
+        }
+        Ok(())
     }
 }
 
@@ -228,40 +312,24 @@ impl ObjectWriter for KubernetesWriter {
     }
 
     async fn patch(&self, object: &ObjectRef, patch: &Value) -> Result<(), WriteError> {
-        let mut rest = patch.clone();
-        let status = remove(&mut rest, "status");
-        if rest.as_object().is_some_and(|rest| !rest.is_empty()) {
-            self.merge(object, &rest).await?;
-        }
-        if let Some(status) = status {
-            self.apply_status(object, &status).await?;
-        }
-        Ok(())
+        self.patch_of(object, None, patch).await
+    }
+
+    async fn patch_exactly(
+        &self,
+        object: &ObjectRef,
+        uid: &str,
+        patch: &Value,
+    ) -> Result<(), WriteError> {
+        self.patch_of(object, Some(uid), patch).await
     }
 
     async fn delete(&self, object: &ObjectRef) -> Result<(), WriteError> {
-        let (api, _) = self.api(object);
-        let Some(now) = api.get_opt(&object.name).await.map_err(refused(object))? else {
-            return Ok(());
-        };
-        let managers = now.metadata.managed_fields.unwrap_or_default();
-        let written = self.written(&managers);
-        if written.is_whole {
-            // This one, not one that somebody made in the meantime.
-            let only = DeleteParams::background().preconditions(Preconditions {
-                uid: now.metadata.uid,
-                resource_version: None,
-            });
-            let done = api.delete(&object.name, &only).await;
-            return found(object, done.map(drop)).map(drop);
-        }
-        if let Some(undo) = &written.undo {
-            self.merge(object, undo).await?;
-        }
-        if written.has_status {
-            self.apply_status(object, &json!({})).await?;
-        }
-        Ok(())
+        self.delete_of(object, None).await
+    }
+
+    async fn delete_exactly(&self, object: &ObjectRef, uid: &str) -> Result<(), WriteError> {
+        self.delete_of(object, Some(uid)).await
     }
 }
 

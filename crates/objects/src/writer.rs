@@ -71,6 +71,24 @@ pub trait ObjectWriter: Send + Sync + 'static {
     /// Takes back what this writer applied and patched. Not an error if there is nothing.
     async fn delete(&self, object: &ObjectRef) -> Result<(), WriteError>;
 
+    /// As [`Self::patch`], for the object that was given this `uid`: another one that has its name by
+    /// now stays as it is. A writer that does not know which one it writes to goes by the name.
+    async fn patch_exactly(
+        &self,
+        object: &ObjectRef,
+        uid: &str,
+        patch: &Value,
+    ) -> Result<(), WriteError> {
+        let _ = uid;
+        self.patch(object, patch).await
+    }
+
+    /// As [`Self::delete`], of the object that was given this `uid`, as in [`Self::patch_exactly`].
+    async fn delete_exactly(&self, object: &ObjectRef, uid: &str) -> Result<(), WriteError> {
+        let _ = uid;
+        self.delete(object).await
+    }
+
     /// Merges into `status`.
     async fn patch_status(&self, object: &ObjectRef, status: &Value) -> Result<(), WriteError> {
         self.patch(object, &json!({ "status": status })).await

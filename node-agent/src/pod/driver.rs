@@ -116,6 +116,8 @@ pub struct Driver {
     /// Service account; without it no proxy can be told of the pod.
     account: Option<String>,
     reference: ObjectRef,
+    /// Uid of its object: one of a pod that comes after it has its name and is none of its business.
+    object: String,
     observer: Arc<Mutex<Observer>>,
     annotated: bool,
     /// The condition on its object.
@@ -174,8 +176,13 @@ impl Driver {
     ) -> Result<Self, BackendError> {
         let observer = Observer::new(netns.clone(), Arc::clone(&services.canon));
         let enrolled_before = observer.has_rules()?;
+        let object = match advertised.uid.is_empty() {
+            true => sandbox.uid.clone(),
+            false => advertised.uid,
+        };
         let driver = Self {
             reference: ObjectRef::new(Kind::Pod, &sandbox.namespace, &sandbox.name),
+            object,
             observer: Arc::new(Mutex::new(observer)),
             netns,
             account,
@@ -235,6 +242,10 @@ impl Driver {
                     Pause::For(Duration::MAX)
                 }
                 Order::Be(desire) => {
+                    // That of a static pod may be made anew while the pod runs.
+                    if !desire.advertised.uid.is_empty() {
+                        self.object.clone_from(&desire.advertised.uid);
+                    }
                     if std::mem::take(&mut self.unsure) {
                         self.annotated = desire.advertised.annotated;
                     }
@@ -457,7 +468,7 @@ impl Driver {
     /// The sandbox is gone, and the rules with it.
     async fn end(self) {
         sandbox::forget(&self.services.pods_dir, &self.sandbox.uid);
-        if let Err(error) = self.services.writer.delete(&self.reference).await {
+        if let Err(error) = self.take_back().await {
             tracing::warn!(pod = %self.reference, %error, "the annotation of a gone pod stays");
         }
         self.services.zds.withdraw(&self.sandbox.uid).await;

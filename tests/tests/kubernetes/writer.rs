@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use isobar_kubernetes::KubernetesWriter;
 use isobar_objects::{Kind, ObjectRef, ObjectWriter as _, read_value};
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
 use kube::Api;
 use serde_json::{Value, json};
 
@@ -119,6 +119,56 @@ fn conditions_of_others_stay_where_istio_defined_the_kind() {
         );
         ours.delete(&cart).await?;
         ensure!(told().await? == "Reconciled", "{}", told().await?);
+        Ok(())
+    });
+}
+
+/// Somebody who follows a pod that is gone may write late, when another pod has its name.
+#[test]
+fn what_is_meant_for_one_object_does_not_reach_the_next_of_its_name() {
+    const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: db-0, namespace: shop},
+        spec: {containers: [{name: c, image: i}]}}";
+    run(async |server| {
+        server.namespace("shop").await?;
+        let pods: Api<Pod> = Api::namespaced(server.cluster().client(), "shop");
+        let writer = KubernetesWriter::new(server.cluster(), "isobar");
+        let db = ObjectRef::new(Kind::Pod, "shop", "db-0");
+        let patch = json!({
+            "metadata": {"annotations": {"isobar.dev/x": "y"}},
+            "status": {"conditions": [condition("isobar.dev/Redirected")]},
+        });
+        let uid = async || pods.get("db-0").await?.metadata.uid.context("a uid");
+        let told = async || {
+            let pod = pods.get("db-0").await?;
+            let has = pod.metadata.annotations.unwrap_or_default();
+            let status = pod.status.and_then(|status| status.conditions);
+            let conditions = status.unwrap_or_default();
+            let says = conditions
+                .iter()
+                .any(|one| one.type_ == "isobar.dev/Redirected");
+            anyhow::Ok((has.contains_key("isobar.dev/x"), says))
+        };
+        server.apply(POD).await?;
+        let first = uid().await?;
+        writer.patch_exactly(&db, &first, &patch).await?;
+        ensure!(told().await? == (true, true));
+
+        let delete = ["delete", "pod", "db-0", "-n", "shop", "--force"];
+        server.kubectl(&delete).await?;
+        writer.patch_exactly(&db, &first, &patch).await?;
+        server.apply(POD).await?;
+        let second = uid().await?;
+        ensure!(first != second);
+        writer.patch_exactly(&db, &first, &patch).await?;
+        ensure!(told().await? == (false, false), "{:?}", told().await?);
+        writer.patch_exactly(&db, &second, &patch).await?;
+        writer.delete_exactly(&db, &first).await?;
+        ensure!(told().await? == (true, true), "{:?}", told().await?);
+        writer.delete_exactly(&db, &second).await?;
+        ensure!(told().await? == (false, false), "{:?}", told().await?);
+        // What the server refuses for another reason is told.
+        let odd = json!({"metadata": {"annotations": {"no key": "y"}}});
+        ensure!(writer.patch_exactly(&db, &second, &odd).await.is_err());
         Ok(())
     });
 }

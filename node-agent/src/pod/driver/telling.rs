@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use isobar_kubernetes::Note;
+use isobar_objects::WriteError;
 use isobar_types::labels;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Driver, StepError};
@@ -23,7 +24,7 @@ impl Driver {
             labels::REDIRECTION: "enabled",
             PROBLEM: null,
         }}});
-        self.services.writer.patch(&self.reference, &patch).await?;
+        self.patch(&patch).await?;
         self.annotated = true;
         self.foreign = false;
         self.retracted = None;
@@ -33,11 +34,11 @@ impl Driver {
 
     /// Takes back the annotation and with it everything that was said, the condition too.
     pub(super) async fn retract(&mut self) -> Result<(), StepError> {
-        self.services.writer.delete(&self.reference).await?;
+        self.take_back().await?;
         if self.foreign {
             // What others wrote is not taken back with ours.
             let patch = json!({"metadata": {"annotations": {labels::REDIRECTION: null}}});
-            self.services.writer.patch(&self.reference, &patch).await?;
+            self.patch(&patch).await?;
             self.foreign = false;
         }
         self.annotated = false;
@@ -46,6 +47,18 @@ impl Driver {
         self.left.forget();
         self.condition = None;
         Ok(())
+    }
+
+    async fn patch(&self, patch: &Value) -> Result<(), WriteError> {
+        let writer = &self.services.writer;
+        let (object, uid) = (&self.reference, &self.object);
+        writer.patch_exactly(object, uid, patch).await
+    }
+
+    /// Takes back all that was written on the pod's object.
+    pub(super) async fn take_back(&self) -> Result<(), WriteError> {
+        let writer = &self.services.writer;
+        writer.delete_exactly(&self.reference, &self.object).await
     }
 
     /// Compares what the pod's object says with what was written there. What somebody else changed
@@ -80,9 +93,8 @@ impl Driver {
         if self.condition.as_ref() == Some(&next) {
             return;
         }
-        let status = json!({ "conditions": [next.value()] });
-        let written = self.services.writer.patch_status(&self.reference, &status);
-        match written.await {
+        let patch = json!({ "status": { "conditions": [next.value()] } });
+        match self.patch(&patch).await {
             Ok(()) => {
                 self.condition = Some(next);
                 self.drift.wrote();
@@ -174,7 +186,7 @@ impl Driver {
     async fn advertise_problem(&mut self, problem: &str) {
         let patch = json!({"metadata": {"annotations": {PROBLEM: problem}}});
         let retracted = self.retract().await;
-        let told = self.services.writer.patch(&self.reference, &patch).await;
+        let told = self.patch(&patch).await;
         if let Err(error) = retracted.and(told.map_err(StepError::Write)) {
             tracing::error!(pod = %self.reference, %error, "the pod's annotation cannot be written");
         }
