@@ -12,12 +12,7 @@ use isobar_node_agent::faults::crash_point;
 
 fn main() -> ExitCode {
     if std::env::var_os("CNI_COMMAND").is_none() {
-        eprintln!(
-            "isobar-cni-plugin {}: a CNI plugin, run by the container runtime with CNI_COMMAND; \
-             `isobar-cni` installs it",
-            env!("CARGO_PKG_VERSION")
-        );
-        return ExitCode::from(2);
+        return typed();
     }
     let mut input = Vec::new();
     let read = std::io::stdin().take(CONFIG_MAX).read_to_end(&mut input);
@@ -41,4 +36,21 @@ fn main() -> ExitCode {
         Some(Err(_)) => ExitCode::FAILURE,
         _ => code,
     }
+}
+
+/// Answers somebody who types its name, as no container runtime does.
+fn typed() -> ExitCode {
+    let version = concat!("isobar-cni-plugin ", env!("CARGO_PKG_VERSION"));
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == "--version")
+    {
+        let said = writeln!(std::io::stdout(), "{version}");
+        return said.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "{version}: a CNI plugin, run by the container runtime with CNI_COMMAND; \
+         `isobar-cni` installs it"
+    );
+    ExitCode::from(2)
 }
