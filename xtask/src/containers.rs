@@ -91,7 +91,7 @@ fn wrong(
             ["COPY", "--from=build", from @ .., to] => {
                 for path in from {
                     let name = path.rsplit('/').next().unwrap_or_default();
-                    let built = path.contains("/lean/");
+                    let built = path.starts_with("/programs/");
                     if built && !programs.contains(name) {
                         wrong.push(format!("there is no program {name}"));
                     }
@@ -126,7 +126,7 @@ mod tests {
         let file = |rust: &str, program: &str, entry: &str| {
             format!(
                 "FROM docker.io/library/rust:{rust}-bookworm AS build\nFROM scratch\n\
-                 COPY --from=build /src/target/lean/{program} /usr/local/bin/\nENTRYPOINT [\"{entry}\"]\n"
+                 COPY --from=build /programs/{program} /usr/local/bin/\nENTRYPOINT [\"{entry}\"]\n"
             )
         };
         let check = |text: String| wrong(&text, "1.95.0", &programs, |_| false).len();
