@@ -15,6 +15,9 @@
 //! In a `console` block lines that begin with `$ ` are commands and the others their output, in which
 //! `...` stands for anything; without such lines each line is a command. A `\` at its end goes on in
 //! the next line, and `<<EOF` up to a line `EOF`.
+//!
+//! Blocks that look like commands and would not be run are errors: [`Page::read`] takes those of the
+//! languages `console`, `text`, `yaml` and `json` only, none in front of whose first command stands something else.
 
 use std::path::Path;
 
@@ -24,6 +27,8 @@ use crate::wait::eventually;
 
 /// What starts the test of the blocks about images: they take a container engine and half an hour.
 pub const IMAGES: &str = "make test-images";
+/// Languages of blocks that nobody types.
+const PLAIN: [&str; 3] = ["text", "yaml", "json"];
 /// Tests that run blocks of pages besides those that follow whole pages.
 pub const OTHERS: [&str; 1] = [IMAGES];
 
@@ -108,8 +113,8 @@ impl Page {
     /// Reads a page.
     ///
     /// # Errors
-    /// When a note is unknown, a block does not end, or has commands in another language than
-    /// `console`.
+    /// When a note is unknown, a block does not end, is in a language that is not known here, or has
+    /// lines that are neither commands nor the output of one.
     pub fn read(text: &str) -> Result<Self> {
         let mut page = Self {
             parts: vec![Vec::new()],
@@ -129,6 +134,11 @@ impl Page {
                 }
                 continue;
             };
+            ensure!(
+                !language.starts_with('`'),
+                "line {}: three of ` begin a block",
+                at + 1
+            );
             let indent = line.len() - line.trim_start().len();
             let mut block = Vec::new();
             loop {
@@ -167,6 +177,13 @@ impl Page {
     }
 
     fn block(&mut self, language: &str, line: usize, block: &[&str], notes: Notes) -> Result<()> {
+        if let Some(first) = block.first() {
+            let prompts = block.iter().any(|line| line.starts_with("$ "));
+            ensure!(
+                language != "console" || !prompts || first.starts_with("$ "),
+                "{first:?} is in front of the first command: begin it with $ too"
+            );
+        }
         if let Some(by) = notes.run_by {
             ensure!(language == "console", "there is nothing to run");
             let steps = commands(line, block);
@@ -175,12 +192,17 @@ impl Page {
         }
         let part = self.parts.last_mut().context("there is always a part")?;
         if let Some(name) = notes.file {
+            ensure!(language != "console", "a file of commands is run by nobody");
             let text = block.join("\n") + "\n";
             part.push(Step::File { name, text });
             return Ok(());
         }
-        if ["sh", "bash", "shell"].contains(&language) {
-            bail!("write console, so that it is run");
+        if language != "console" {
+            let is_typed = block.iter().any(|line| line.trim_start().starts_with("$ "));
+            ensure!(
+                PLAIN.contains(&language) && !is_typed,
+                "write console, so that it is run"
+            );
         }
         if language == "console" {
             let mut steps = commands(line, block);
@@ -394,6 +416,12 @@ mod tests {
         for bad in [
             "```sh\nx\n```\n",
             "```console\nx\n",
+            "```\nx\n```\n",
+            "```text\n$ x\n```\n",
+            "```console \nx\n```\n",
+            "````console\nx\n````\n",
+            "```console\none\n$ two\n```\n",
+            "<!-- file: a -->\n```console\nx\n```\n",
             "<!-- nonsense -->\n",
             "<!-- not run: no engine -->\n",
             "<!-- run by: -->\n",

@@ -26,6 +26,7 @@ mod on_demand;
 mod outage;
 mod policy;
 mod port_rules;
+mod readme;
 mod report;
 mod routing;
 mod sandwich;
