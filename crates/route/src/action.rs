@@ -143,6 +143,13 @@ impl HeaderEdits {
         }
     }
 
+    /// True if it says something of this field.
+    #[must_use]
+    pub fn names(&self, name: &HeaderName) -> bool {
+        let mut written = self.set.iter().chain(&self.add);
+        self.remove.contains(name) || written.any(|(own, _)| own == name)
+    }
+
     /// True if a value of it has to be made.
     #[must_use]
     pub fn is_made(&self) -> bool {

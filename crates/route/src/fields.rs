@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::header::COOKIE;
+use http::header::{COOKIE, Entry};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -52,14 +52,18 @@ fn remove_ours(headers: &mut HeaderMap) {
 
 /// Keeps a plain statement of a gateway in front of us, says `http` otherwise.
 fn forwarded_proto(headers: &mut HeaderMap) -> &'static str {
-    let said = headers.get(&FORWARDED_PROTO).map(HeaderValue::as_bytes);
-    let scheme = if said == Some(b"https") {
-        "https"
-    } else {
-        "http"
-    };
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    scheme
+    match headers.entry(FORWARDED_PROTO) {
+        Entry::Occupied(mut said) => {
+            let https = said.get().as_bytes() == b"https";
+            let scheme = if https { "https" } else { "http" };
+            said.insert(HeaderValue::from_static(scheme));
+            scheme
+        }
+        Entry::Vacant(none) => {
+            none.insert(HeaderValue::from_static("http"));
+            "http"
+        }
+    }
 }
 
 /// HTTP/2 may send cookies in several lines (RFC 9113 §8.2.3). An application sees them as one, so

@@ -25,7 +25,9 @@ pub enum PathError {
 /// # Errors
 /// When the path holds what no honest client sends; the request is then refused with 400.
 pub fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
-    if path.bytes().any(|b| b <= b' ' || b >= 0x7f || b == b'#') {
+    // Without a way out in between, several octets are looked at together.
+    let bad = |found, b: u8| found | (b <= b' ') | (b >= 0x7f) | (b == b'#');
+    if path.bytes().fold(false, bad) {
         return Err(PathError::Character);
     }
     if !path.starts_with(['/', '\\']) {
@@ -63,7 +65,12 @@ fn climbs(path: &str) -> usize {
 }
 
 fn is_normal(path: &str) -> bool {
-    !path.bytes().any(|b| matches!(b, b'%' | b'\\')) && !path.contains("/.")
+    let mut before = 0;
+    path.bytes().fold(true, |normal, b| {
+        let dot = (before == b'/') & (b == b'.');
+        before = b;
+        normal & (b != b'%') & (b != b'\\') & !dot
+    })
 }
 
 fn decode_unreserved(path: &str) -> Result<String, PathError> {
@@ -150,8 +157,11 @@ fn resolve_dots(path: &str) -> String {
 /// `None` if it is not a host with an optional port.
 #[must_use]
 pub fn normalise_authority(authority: &str, scheme: &str) -> Option<String> {
-    let bad = |b: u8| b <= b' ' || b >= 0x7f || matches!(b, b'@' | b'/' | b'\\' | b'?' | b'#');
-    if authority.is_empty() || authority.bytes().any(bad) {
+    let bad = |found, b: u8| {
+        let mark = matches!(b, b'@' | b'/' | b'\\' | b'?' | b'#');
+        found | (b <= b' ') | (b >= 0x7f) | mark
+    };
+    if authority.is_empty() || authority.bytes().fold(false, bad) {
         return None;
     }
     let (host, port) = split_port(authority);

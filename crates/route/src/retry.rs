@@ -1,10 +1,12 @@
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use isobar_proto::isobar::v1 as proto;
 
 use crate::virtual_service::{FieldError, duration};
 
+const RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// First wait between tries where the user says nothing (Envoy's default).
 const BACKOFF: Duration = Duration::from_millis(25);
 /// Waits grow to so many times the first.
@@ -153,7 +155,7 @@ impl Retries {
             return false;
         }
         let (code, on) = (status.as_u16(), self.conditions);
-        if headers.contains_key("x-envoy-ratelimited") {
+        if headers.contains_key(&RATE_LIMITED) {
             return on.has(Conditions::RATE_LIMITED);
         }
         (status.is_server_error() && on.has(Conditions::SERVER_ERROR))
@@ -165,7 +167,7 @@ impl Retries {
 
     /// gRPC says its status in the head only if there is nothing else to say.
     fn wants_other_than_grpc(&self, headers: &HeaderMap) -> bool {
-        let status = headers.get("grpc-status").and_then(|v| v.to_str().ok());
+        let status = headers.get(&GRPC_STATUS).and_then(|v| v.to_str().ok());
         let word = match status {
             Some("1") => "cancelled",
             Some("4") => "deadline-exceeded",
