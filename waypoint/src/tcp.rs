@@ -201,6 +201,7 @@ async fn open(
                 source: session.peer.address,
                 destination: session.addressed.destination,
             }),
+            alone: true,
         };
         let opened = session.worker.pool.open(&endpoint, &how, Within::Anything);
         let opened = opened.await;

@@ -1,7 +1,7 @@
 //! How long a request's head may take over HTTP/1.1, and the first one of a caller from outside.
 //!
-//! The limit that hyper has runs from the request before, so it is the limit of an idle connection. A
-//! head that has begun holds memory, and gets less time.
+//! A head that has begun holds memory, and gets less time than a connection that is idle. The limit that hyper
+//! has runs from the request before, and is a timer for each of them: it is not used.
 
 use std::cell::Cell;
 use std::io;
@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep};
 
 use crate::session::Session;
+use crate::stream::poll_write_all_of;
 
 /// A head takes no longer. Looked at once in its length: a late one ends its connection between one
 /// and two of them.
@@ -150,7 +151,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        poll_write_all_of(&mut self.stream, cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -76,6 +76,7 @@ impl Destination {
                     .clone(),
             }),
             preface: self.preface,
+            alone: false,
         }
     }
 }

@@ -189,7 +189,10 @@ impl Sending<'_> {
         self.flow.endpoint = Some(endpoint.clone());
         self.take_place()?;
         let body = self.flow.progress.next_try(self.standing.clone());
-        let how = self.place.how();
+        let how = How {
+            alone: self.flow.request.version != ::http::Version::HTTP_2,
+            ..self.place.how()
+        };
         let mut own = self
             .rules
             .per_try

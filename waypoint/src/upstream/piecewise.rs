@@ -1,20 +1,35 @@
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 
-/// Bytes that are read at once at most: what a tunnel carries in one frame. hyper doubles its buffer whenever
+use crate::stream::poll_write_all_of;
+
+/// Bytes that are read at once at most for a caller that may have many answers on its connection: what a tunnel
+/// carries in one frame. hyper doubles its buffer whenever
 /// a read fills it; a little less than 16 KiB leaves it at that, and each buffer is nearly full.
 pub(crate) const PIECE: usize = 16_000;
 
+/// The same for a caller whose connection carries one answer at a time: nearly what the allocator keeps at hand.
+pub(super) const LARGE: usize = 2 * PIECE;
+
 /// A stream that is read in pieces. A body waits for its reader in whole pieces, some of them at several
 /// places on the way, so that larger ones are memory that a caller who does not read has us hold.
-pub(super) struct Piecewise<S>(Take<S>);
+pub(super) struct Piecewise<S> {
+    stream: Take<S>,
+    most: Rc<Cell<usize>>,
+}
 
 impl<S: AsyncRead> Piecewise<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self(stream.take(PIECE as u64))
+    /// Pieces are as large as `most` says when they are read.
+    pub(super) fn new(stream: S, most: Rc<Cell<usize>>) -> Self {
+        Self {
+            stream: stream.take(0),
+            most,
+        }
     }
 }
 
@@ -25,8 +40,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Piecewise<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // For this read, not for all.
-        self.0.set_limit(PIECE as u64);
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let most = self.most.get() as u64;
+        self.stream.set_limit(most);
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
@@ -36,15 +52,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Piecewise<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.0.get_mut()).poll_write(cx, buf)
+        Pin::new(self.stream.get_mut()).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.0.get_mut()).poll_flush(cx)
+        Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.0.get_mut()).poll_shutdown(cx)
+        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -52,11 +68,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Piecewise<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.0.get_mut()).poll_write_vectored(cx, bufs)
+        poll_write_all_of(self.stream.get_mut(), cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.get_ref().is_write_vectored()
+        self.stream.get_ref().is_write_vectored()
     }
 }
 
@@ -68,7 +84,8 @@ mod tests {
     async fn all_of_it_comes_and_no_piece_is_larger() {
         let bytes = (0..=250).cycle().take(3 * PIECE + 7);
         let whole: Vec<u8> = bytes.collect();
-        let mut stream = Piecewise::new(&whole[..]);
+        let most = Rc::new(Cell::new(PIECE));
+        let mut stream = Piecewise::new(&whole[..], most.clone());
         let mut room = vec![0; 5 * PIECE];
         let (mut seen, mut pieces) = (Vec::new(), Vec::new());
         loop {
@@ -81,5 +98,8 @@ mod tests {
         }
         assert_eq!(seen, whole);
         assert_eq!(pieces, [PIECE, PIECE, PIECE, 7]);
+        most.set(LARGE);
+        let mut stream = Piecewise::new(&whole[..], most);
+        assert_eq!(stream.read(&mut room).await.unwrap(), LARGE);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::http::{Request, Response};
+use foldhash::fast::RandomState;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -22,7 +23,7 @@ use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::{AnyStream, Pinned};
 use crate::upstream::http2::{Sender as Sender2, Unanswered};
-use crate::upstream::piecewise::Piecewise;
+use crate::upstream::piecewise::{LARGE, PIECE, Piecewise};
 use crate::upstream::{Answer, Dial, DialFailure, Origin, Origins, Preface, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
@@ -58,6 +59,8 @@ struct Key {
 }
 
 type Sender1 = http1::SendRequest<RequestBody>;
+/// HTTP/1.1 connections that no request uses, those used last at the end.
+type Idle = Rc<RefCell<Vec<Kept>>>;
 /// Held while dialling, so that requests that come together share one connection.
 type Slot2 = Rc<tokio::sync::Mutex<Vec<Shared>>>;
 
@@ -72,6 +75,8 @@ pub struct How {
     pub tls: Option<Tls>,
     /// What the endpoint is told about the caller, if it is.
     pub preface: Option<Preface>,
+    /// The caller has no other answers on its connection, so that more of this one may wait for it.
+    pub alone: bool,
 }
 
 impl How {
@@ -83,17 +88,25 @@ impl How {
         }
     }
 
+    /// Bytes of an answer that are read at once at most.
+    const fn piece(&self) -> usize {
+        if self.alone { LARGE } else { PIECE }
+    }
+
     /// True if a connection may take one more request.
-    fn still_good(&self, born: Instant, uses: u32) -> bool {
+    fn still_good(&self, born: Instant, uses: u32, now: Instant) -> bool {
         let most = self.limits.max_requests_per_connection;
         let life = self.limits.max_duration;
-        most.is_none_or(|most| uses < most) && life.is_none_or(|life| born.elapsed() < life)
+        let age = now.saturating_duration_since(born);
+        most.is_none_or(|most| uses < most) && life.is_none_or(|life| age < life)
     }
 }
 
 /// An HTTP/1.1 connection that is kept.
 struct Kept {
     sender: Sender1,
+    /// What it reads at once at most.
+    piece: Rc<Cell<usize>>,
     since: Instant,
     idle: Duration,
     born: Instant,
@@ -101,8 +114,9 @@ struct Kept {
 }
 
 impl Kept {
-    fn is_good(&self) -> bool {
-        !self.sender.is_closed() && (self.since.elapsed() < self.idle || !self.sender.is_ready())
+    fn is_good(&self, now: Instant) -> bool {
+        let rested = now.saturating_duration_since(self.since);
+        !self.sender.is_closed() && (rested < self.idle || !self.sender.is_ready())
     }
 }
 
@@ -150,8 +164,8 @@ impl Drop for InUse {
 pub struct Pool {
     dialer: Rc<dyn Dial>,
     scope: Rc<LocalScope>,
-    idle: RefCell<HashMap<Key, Vec<Kept>>>,
-    shared: RefCell<HashMap<Key, Slot2>>,
+    idle: RefCell<HashMap<Key, Idle, RandomState>>,
+    shared: RefCell<HashMap<Key, Slot2, RandomState>>,
     origins: Origins,
 }
 
@@ -307,13 +321,15 @@ impl Pool {
         mut request: Request<RequestBody>,
     ) -> Result<Sent, SendError> {
         let how = way.how;
+        let idle = self.idle.borrow_mut().entry(key).or_default().clone();
         for _ in 0..STALE_TRIES {
-            let Some(mut kept) = self.reuse(&key, how).await else {
+            let Some(mut kept) = reuse(&idle, how).await else {
                 break;
             };
+            kept.piece.set(how.piece());
             match kept.sender.try_send_request(request).await {
                 Ok(response) => {
-                    self.keep(key, kept, how);
+                    keep(&idle, kept, how);
                     return Ok(alone(response));
                 }
                 Err(mut error) => match error.take_message() {
@@ -326,8 +342,9 @@ impl Pool {
         let stream = Box::pin(self.fresh(way, Within::Http1)).await?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
-        let shaken =
-            Box::pin(builder.handshake(TokioIo::new(Pinned::new(Piecewise::new(stream))))).await;
+        let piece = Rc::new(Cell::new(how.piece()));
+        let stream = Piecewise::new(stream, piece.clone());
+        let shaken = Box::pin(builder.handshake(TokioIo::new(Pinned::new(stream)))).await;
         let (sender, connection) = match shaken {
             Ok(parts) => parts,
             Err(error) => return Err(ended(&error, true)),
@@ -340,6 +357,7 @@ impl Pool {
         let now = Instant::now();
         let mut kept = Kept {
             sender,
+            piece,
             since: now,
             idle: how.idle(),
             born: now,
@@ -347,56 +365,13 @@ impl Pool {
         };
         match kept.sender.try_send_request(request).await {
             Ok(response) => {
-                self.keep(key, kept, how);
+                keep(&idle, kept, how);
                 Ok(alone(response))
             }
             Err(mut error) => {
                 let unsent = error.take_message().is_some();
                 Err(ended(&error.into_error(), unsent))
             }
-        }
-    }
-
-    /// A kept connection. Where connections are few, the one whose request has just ended is waited
-    /// for: its task has to run before it is ready.
-    async fn reuse(&self, key: &Key, how: &How) -> Option<Kept> {
-        let kept = self.take_idle(key, how);
-        if kept.is_some() || how.limits.max_connections.is_none() {
-            return kept;
-        }
-        for _ in 0..ROUNDS {
-            tokio::task::yield_now().await;
-            let kept = self.take_idle(key, how);
-            if kept.is_some() {
-                return kept;
-            }
-        }
-        None
-    }
-
-    fn take_idle(&self, key: &Key, how: &How) -> Option<Kept> {
-        let mut idle = self.idle.borrow_mut();
-        let list = idle.get_mut(key)?;
-        list.retain(|kept| kept.is_good() && how.still_good(kept.born, kept.uses));
-        let at = list.iter().rposition(|kept| kept.sender.is_ready())?;
-        let taken = list.swap_remove(at);
-        if list.is_empty() {
-            idle.remove(key);
-        }
-        Some(taken)
-    }
-
-    /// Kept at once, while the body still flows: it is taken again only when it is ready.
-    fn keep(&self, key: Key, mut kept: Kept, how: &How) {
-        kept.uses += 1;
-        if kept.sender.is_closed() || !how.still_good(kept.born, kept.uses) {
-            return;
-        }
-        (kept.since, kept.idle) = (Instant::now(), how.idle());
-        let mut idle = self.idle.borrow_mut();
-        let list = idle.entry(key).or_default();
-        if list.len() < IDLE_PER_ENDPOINT {
-            list.push(kept);
         }
     }
 
@@ -421,7 +396,8 @@ impl Pool {
         let how = way.how;
         let mut slot = slot.lock().await;
         // Without this list a connection ends once its streams have.
-        slot.retain_mut(|shared| shared.is_good() && how.still_good(shared.born, shared.uses));
+        let now = Instant::now();
+        slot.retain_mut(|shared| shared.is_good() && how.still_good(shared.born, shared.uses, now));
         let most = how.limits.max_streams.unwrap_or(u32::MAX);
         if let Some(shared) = slot.iter_mut().find(|s| s.load.streams.get() < most) {
             shared.uses += 1;
@@ -453,9 +429,12 @@ impl Pool {
 
     /// Drops what nobody uses: closed connections and those idle for long. Call it now and then.
     pub fn sweep(&self) {
-        self.idle.borrow_mut().retain(|_, list| {
-            list.retain(Kept::is_good);
-            !list.is_empty()
+        let now = Instant::now();
+        self.idle.borrow_mut().retain(|_, idle| {
+            let mut list = idle.borrow_mut();
+            list.retain(|kept| kept.is_good(now));
+            // One with other holders is being used.
+            !list.is_empty() || Rc::strong_count(idle) > 1
         });
         self.shared.borrow_mut().retain(|_, slot| {
             // A locked slot is being dialled for; one with other holders is being used.
@@ -465,6 +444,55 @@ impl Pool {
                     !list.is_empty()
                 })
         });
+    }
+}
+
+/// A kept connection. Where connections are few, the one whose request has just ended is waited
+/// for: its task has to run before it is ready.
+async fn reuse(idle: &Idle, how: &How) -> Option<Kept> {
+    let kept = take_idle(idle, how);
+    if kept.is_some() || how.limits.max_connections.is_none() {
+        return kept;
+    }
+    for _ in 0..ROUNDS {
+        tokio::task::yield_now().await;
+        let kept = take_idle(idle, how);
+        if kept.is_some() {
+            return kept;
+        }
+    }
+    None
+}
+
+/// The one that was used last: it is looked at, and what is bad on the way to it goes. The others wait
+/// for [`Pool::sweep`], or each request would look at all.
+fn take_idle(idle: &Idle, how: &How) -> Option<Kept> {
+    let mut list = idle.borrow_mut();
+    let now = Instant::now();
+    let mut left = list.len();
+    while let Some(at) = left.checked_sub(1) {
+        left = at;
+        let kept = &list[at];
+        if !kept.is_good(now) || !how.still_good(kept.born, kept.uses, now) {
+            list.remove(at);
+        } else if kept.sender.is_ready() {
+            return Some(list.remove(at));
+        }
+    }
+    None
+}
+
+/// Kept at once, while the body still flows: it is taken again only when it is ready.
+fn keep(idle: &Idle, mut kept: Kept, how: &How) {
+    kept.uses += 1;
+    let now = Instant::now();
+    if kept.sender.is_closed() || !how.still_good(kept.born, kept.uses, now) {
+        return;
+    }
+    (kept.since, kept.idle) = (now, how.idle());
+    let mut list = idle.borrow_mut();
+    if list.len() < IDLE_PER_ENDPOINT {
+        list.push(kept);
     }
 }
 
