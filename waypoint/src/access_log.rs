@@ -250,7 +250,7 @@ fn http_line(line: &HttpLine<'_>) -> String {
             .map_or_else(|| "-".to_owned(), |t| t.as_millis().to_string()),
         forwarded = header(&request.forwarded_for),
         agent = header(&request.user_agent),
-        id = header(&request.request_id),
+        id = header(&line.request_id().cloned()),
         authority = or_dash(&request.authority),
         upstream = address(line.upstream),
         cluster = word(line.cluster),

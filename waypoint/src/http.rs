@@ -39,6 +39,7 @@ pub use body::ReplyBody;
 pub use exchange::Exchange;
 pub(crate) use exchange::RequestFacts;
 pub(crate) use heads::Heads;
+pub(crate) use sanitise::{REQUEST_ID, is_for_one_hop};
 pub use standing::Live;
 pub use upload::RequestBody;
 
@@ -78,8 +79,8 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
     };
     let stream = heads::Watched::new(session.clone(), stream);
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
+        // A timer of its own for each request: `forgotten` and `Heads::late` look now and then.
+        .header_read_timeout(None)
         .max_buf_size(HEAD + 4096)
         .max_headers(FIELDS)
         .half_close(true)
@@ -134,7 +135,6 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
     let connection = builder.serve_connection(TokioIo::new(out.clone()), service);
     let mut connection = std::pin::pin!(connection);
     let mut asides = asides(&session, &life);
-    asides.push(Box::pin(forgotten(&session)));
     loop {
         tokio::select! {
             // What has come is looked at first: a connection that ends must not lose a request.
@@ -172,7 +172,8 @@ fn asides<'a>(
     session: &'a Session,
     life: &'a Lifetime,
 ) -> FuturesUnordered<LocalBoxFuture<'a, Aside>> {
-    let all: [LocalBoxFuture<'a, Aside>; 3] = [
+    let all: [LocalBoxFuture<'a, Aside>; 4] = [
+        Box::pin(forgotten(session)),
         Box::pin(leave(session, life).map(|()| Aside::Leave)),
         Box::pin(session.cut.notified().map(|()| Aside::Cut)),
         Box::pin(session.heads.late().map(|()| Aside::Late)),
@@ -180,8 +181,7 @@ fn asides<'a>(
     all.into_iter().collect()
 }
 
-/// Says goodbye on a connection that had no request for long, and ends it. Over HTTP/1.1 the limit of a head
-/// does it.
+/// Says goodbye on a connection that had no request for long, and ends it.
 async fn forgotten(session: &Session) -> Aside {
     session.heads.idle(IDLE).await;
     session.leave.notify_one();
@@ -191,7 +191,7 @@ async fn forgotten(session: &Session) -> Aside {
 
 /// One request, apart from the task that serves it: tasks are moved as a whole, several times.
 fn answer(session: Rc<Session>, request: Request<Incoming>) -> Answered {
-    Box::pin(async move { Ok(pipeline::handle(session, request).await) })
+    Box::pin(pipeline::handle(session, request))
 }
 
 type Answered = Pin<Box<dyn Future<Output = Result<Response<ReplyBody>, Infallible>>>>;

@@ -7,6 +7,7 @@ use isobar_route::{Fact, Field, LogFact, LogForm, Piece, PlainFact};
 use serde_json::{Map, Value};
 
 use super::{HttpLine, TcpLine, clean, version};
+use crate::http::REQUEST_ID;
 
 /// Form of times where none is written.
 const TIME: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
@@ -109,9 +110,12 @@ impl HttpLine<'_> {
         match name {
             "x-forwarded-for" => self.request.forwarded_for.as_ref(),
             "user-agent" => self.request.user_agent.as_ref(),
-            "x-request-id" => self.request.request_id.as_ref(),
             _ => None,
         }
+    }
+
+    pub(super) fn request_id(&self) -> Option<&HeaderValue> {
+        self.headers?.get(&REQUEST_ID)
     }
 
     fn of_request(&self, field: &Field) -> Option<String> {
@@ -148,7 +152,7 @@ impl HttpLine<'_> {
             PlainFact::Hostname => self.own.pod.to_string(),
             PlainFact::Protocol => version(self.request.version).to_owned(),
             PlainFact::RequestId => {
-                let id = self.request.request_id.as_ref()?;
+                let id = self.request_id()?;
                 String::from_utf8_lossy(id.as_bytes()).into_owned()
             }
             PlainFact::Route => self.route.to_owned(),

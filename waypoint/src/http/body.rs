@@ -34,11 +34,11 @@ enum Source {
 pub struct ReplyBody {
     source: Source,
     limit: Option<Limit>,
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
 impl ReplyBody {
-    pub(crate) const fn local(body: Bytes, exchange: Exchange) -> Self {
+    pub(crate) const fn local(body: Bytes, exchange: Box<Exchange>) -> Self {
         Self {
             source: Source::Local(Some(body)),
             limit: None,
@@ -55,7 +55,11 @@ impl ReplyBody {
         }
     }
 
-    pub(crate) const fn upstream(body: Answer, limit: Option<Limit>, exchange: Exchange) -> Self {
+    pub(crate) const fn upstream(
+        body: Answer,
+        limit: Option<Limit>,
+        exchange: Box<Exchange>,
+    ) -> Self {
         Self {
             source: Source::Upstream(body),
             limit,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use bytes::Bytes;
 use http_body::Frame;
 use isobar_route::{Action, Change, HeaderEdits, Subset, Taken};
@@ -26,6 +26,7 @@ use crate::upstream::InUse;
 
 /// The highest status there is in gRPC: UNAUTHENTICATED.
 const LAST_GRPC_STATUS: u8 = 16;
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// One request and its answer, for the log line and the metrics written when it is over. Whatever
 /// way it ends, dropping this reports it once.
@@ -33,7 +34,6 @@ pub struct Exchange {
     session: Rc<Session>,
     /// When the head had arrived.
     pub started: Instant,
-    pub(super) at: jiff::Timestamp,
     pub(crate) request: RequestFacts,
     /// The whole head, once it was found to be one.
     pub(super) asked: Option<Rc<Asked>>,
@@ -57,7 +57,7 @@ pub struct Exchange {
     pub(crate) delayed: bool,
     /// Another try was wanted, and there were none left.
     pub(crate) retries_exhausted: bool,
-    pub(crate) detail: String,
+    pub(crate) detail: Cow<'static, str>,
     pub(crate) failure: String,
     pub(crate) response_head: usize,
     bytes_sent: u64,
@@ -152,7 +152,6 @@ pub(crate) struct RequestFacts {
     pub(crate) authority: String,
     pub(crate) forwarded_for: Option<HeaderValue>,
     pub(crate) user_agent: Option<HeaderValue>,
-    pub(crate) request_id: Option<HeaderValue>,
     pub(crate) grpc: bool,
     pub(crate) head: usize,
 }
@@ -162,7 +161,6 @@ impl Exchange {
         Self {
             session,
             started: Instant::now(),
-            at: jiff::Timestamp::now(),
             request,
             asked: None,
             progress: Rc::default(),
@@ -182,7 +180,7 @@ impl Exchange {
             reason: Reason::DownstreamReset,
             delayed: false,
             retries_exhausted: false,
-            detail: String::new(),
+            detail: Cow::Borrowed(""),
             failure: String::new(),
             response_head: 0,
             bytes_sent: 0,
@@ -239,7 +237,7 @@ impl Exchange {
             && self.endpoint.is_some()
             && edits.iter().any(|edits| edits.is_made())
         {
-            let facts = OfRequest::new(&self.session, asked, self.at, Some(taken));
+            let facts = OfRequest::new(&self.session, asked, self.started, Some(taken));
             let sent = request.insert(asked.headers.clone());
             let own = chosen.map(|chosen| &chosen.request);
             let edits: Vec<_> = [Some(&route.request), own].into_iter().flatten().collect();
@@ -254,8 +252,10 @@ impl Exchange {
         for change in self.changes.granted.drain(..) {
             change.apply(headers);
         }
-        headers.extend(self.changes.cors.take().unwrap_or_default());
-        headers.extend(self.changes.rates.take().unwrap_or_default());
+        let more = [self.changes.cors.take(), self.changes.rates.take()];
+        for more in more.into_iter().flatten() {
+            headers.extend(more);
+        }
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -271,7 +271,7 @@ impl Exchange {
         if !self.request.grpc {
             return;
         }
-        if let Some(status) = headers.get("grpc-status") {
+        if let Some(status) = headers.get(&GRPC_STATUS) {
             self.grpc_status = Some(known_status(status));
         }
     }
@@ -292,7 +292,7 @@ impl Exchange {
         let Some(ending) = self.standing.as_ref().and_then(|s| s.ending()) else {
             return false;
         };
-        ending.detail().clone_into(&mut self.detail);
+        self.detail = ending.detail().to_owned().into();
         ending.failure().clone_into(&mut self.failure);
         self.reason = ending.reason();
         true
@@ -383,7 +383,7 @@ impl Exchange {
             return;
         }
         worker.access_log.http(&HttpLine {
-            start: self.at,
+            start: moment(self.started),
             request: &self.request,
             headers: self.asked.as_ref().map(|asked| &asked.headers),
             caller: self.session.peer.identity.as_ref(),
@@ -403,6 +403,12 @@ impl Exchange {
             route: &self.route.to_string(),
         });
     }
+}
+
+/// The time of day at which something was, which most requests never ask for.
+pub(super) fn moment(of: Instant) -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    now.checked_sub(of.elapsed()).unwrap_or(now)
 }
 
 /// A gRPC status as a label. An endpoint may write anything there; each text would be kept for ever.

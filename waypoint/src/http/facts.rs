@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::time::Instant;
 
 use ::http::{HeaderMap, Version};
 use isobar_route::{Fact, Facts, Field, PlainFact, Taken};
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, moment};
 use super::standing::Asked;
 use crate::session::Session;
 
@@ -17,7 +18,7 @@ const TIME: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
 pub(super) struct OfRequest<'a> {
     pub(super) session: &'a Session,
     pub(super) asked: &'a Asked,
-    pub(super) start: jiff::Timestamp,
+    pub(super) start: Instant,
     pub(super) taken: Option<&'a Taken>,
 }
 
@@ -25,7 +26,7 @@ impl<'a> OfRequest<'a> {
     pub(super) const fn new(
         session: &'a Session,
         asked: &'a Asked,
-        start: jiff::Timestamp,
+        start: Instant,
         taken: Option<&'a Taken>,
     ) -> Self {
         Self {
@@ -47,7 +48,7 @@ impl Facts for OfRequest<'_> {
                 of_request(f, self.asked, headers)
             }),
             Fact::Reply(..) => None,
-            Fact::StartTime(form) => time(self.start, form.as_deref()),
+            Fact::StartTime(form) => time(moment(self.start), form.as_deref()),
             Fact::Plain(PlainFact::Route) => {
                 Some(self.taken.map_or_else(|| "default".to_owned(), Taken::name))
             }
@@ -72,12 +73,12 @@ impl Facts for OfReply<'_> {
                 Field::Status => Some(exchange.code.to_string()),
                 _ => None,
             }),
-            Fact::StartTime(form) => time(exchange.at, form.as_deref()),
+            Fact::StartTime(form) => time(moment(exchange.started), form.as_deref()),
             Fact::Plain(fact) => match fact {
                 PlainFact::Route => Some(exchange.route.to_string()),
                 PlainFact::Cluster => Some(exchange.cluster.to_string()),
                 PlainFact::Status => Some(exchange.code.to_string()),
-                PlainFact::Details => Some(exchange.detail.clone()),
+                PlainFact::Details => Some(exchange.detail.clone().into_owned()),
                 PlainFact::Flags => Some(exchange.flags().into_owned()),
                 PlainFact::Endpoint => Some(exchange.endpoint.as_ref()?.address.to_string()),
                 PlainFact::EndpointIp => Some(exchange.endpoint.as_ref()?.address.ip().to_string()),

@@ -40,6 +40,8 @@ use crate::upstream;
 use crate::world::View;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+/// Most answers take so long; their number needs no memory.
+const FEW_MILLIS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// The head that every try sends. What the caller asked stays as it was, for policies to be asked
@@ -53,26 +55,43 @@ pub(super) struct Head<'a> {
     /// The path before it was rewritten.
     original: Option<HeaderValue>,
     /// HTTP/2 has it in its target.
-    host: Option<HeaderValue>,
+    host: Option<Host>,
+}
+
+/// The host that an endpoint is asked for.
+enum Host {
+    /// As the caller wrote it.
+    Asked,
+    Other(HeaderValue),
 }
 
 impl Head<'_> {
+    fn names(&self, name: &HeaderName) -> bool {
+        self.edits.iter().any(|edits| edits.names(name))
+    }
+
     pub(super) fn request(&self, body: RequestBody) -> Request<RequestBody> {
         let mut headers = self.asked.headers.clone();
-        headers.remove(EXPECT);
+        if self.asked.clean.expects {
+            headers.remove(EXPECT);
+        }
         if let Some(original) = &self.original {
             headers.insert(ORIGINAL_PATH, original.clone());
         }
         HeaderEdits::apply(self.edits, &mut headers, &self.facts);
         match &self.host {
             Some(host) => {
-                headers.insert(HOST, host.clone());
+                if let Host::Other(host) = host {
+                    headers.insert(HOST, host.clone());
+                }
                 let protocol = self.asked.clean.upgrade.as_ref();
                 if let Some(protocol) = protocol.filter(|p| upgrade::is_websocket(p)) {
                     upgrade::ask(&mut headers, protocol);
                 }
-                // In HTTP/1.1 it is for one hop.
-                headers.remove(TE);
+                // In HTTP/1.1 it is for one hop. The caller's own was removed, unless it was for this.
+                if self.asked.version == Version::HTTP_2 || self.names(&TE) {
+                    headers.remove(TE);
+                }
                 frame(&mut headers, &body);
             }
             None => {
@@ -120,7 +139,7 @@ pub(super) async fn forward(mut flow: Box<Flow>, taken: Option<Taken>) -> Respon
     let edits = edits_of(route, chosen);
     let (asked, session) = (flow.asked.clone(), flow.session.clone());
     let speak = speak(&place, &flow.session, &asked);
-    let facts = OfRequest::new(&session, &asked, flow.exchange.at, taken);
+    let facts = OfRequest::new(&session, &asked, flow.exchange.started, taken);
     let rewrite = rewrite_of(route, chosen);
     let head = match head(facts, (&edits, rewrite), &flow.exchange.request.path, speak) {
         Ok(head) => head,
@@ -304,7 +323,7 @@ fn pass_on(
     mut response: Response<upstream::Answer>,
     cookie: Option<HeaderValue>,
     limit: Option<Limit>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ReplyBody> {
     if let Some(cookie) = cookie {
         response.headers_mut().append(SET_COOKIE, cookie);
@@ -315,7 +334,7 @@ fn pass_on(
     exchange.code = response.status().as_u16();
     exchange.edit(response.headers_mut());
     exchange.tell(response.headers_mut());
-    exchange.detail = "via_upstream".to_owned();
+    exchange.detail = "via_upstream".into();
     exchange.response_head = reply::head_size(response.headers());
     exchange.note_grpc_status(response.headers());
     response.map(|body| ReplyBody::upstream(body, limit, exchange))
@@ -325,7 +344,14 @@ fn finish_headers(headers: &mut HeaderMap, took: Duration) {
     sanitise::clean_response(headers);
     headers.insert(SERVER, reply::SERVER_NAME);
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(SERVICE_TIME, HeaderValue::from(millis));
+    let usual = usize::try_from(millis)
+        .ok()
+        .and_then(|at| FEW_MILLIS.get(at));
+    let value = usual.map_or_else(
+        || HeaderValue::from(millis),
+        |text| HeaderValue::from_static(text),
+    );
+    headers.insert(SERVICE_TIME, value);
 }
 
 /// What copies of a request are made from.
@@ -373,7 +399,7 @@ impl Copies<'_> {
         };
         let how = place.how();
         let speak = speak(&place, session, self.asked);
-        let facts = OfRequest::new(session, self.asked, exchange.at, self.taken);
+        let facts = OfRequest::new(session, self.asked, exchange.started, self.taken);
         let edits = (self.edits, self.rewrite);
         let head = head(facts, edits, &exchange.request.path, speak).ok()?;
         let body = exchange.progress.whole()?.next_try(self.standing.clone());
@@ -443,8 +469,14 @@ fn head<'a>(
         let uri = uri.map_err(|_| Local::bad_request("invalid_rewrite"))?;
         (uri, None)
     } else {
-        let host =
-            HeaderValue::from_str(authority).map_err(|_| Local::bad_request("invalid_rewrite"))?;
+        let asked = asked.headers.get(HOST);
+        let same = asked.is_some_and(|host| host.as_bytes() == authority.as_bytes());
+        let host = if same && !edits.iter().any(|edits| edits.names(&HOST)) {
+            Host::Asked
+        } else {
+            let host = HeaderValue::from_str(authority);
+            Host::Other(host.map_err(|_| Local::bad_request("invalid_rewrite"))?)
+        };
         (Uri::from(path), Some(host))
     };
     Ok(Head {

@@ -1,10 +1,11 @@
 //! The order in which one request is dealt with.
 
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ::http::header::{CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
-use ::http::{HeaderMap, Request, Response, StatusCode};
+use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -20,7 +21,7 @@ use super::exchange::{Exchange, RequestFacts, RouteName};
 use super::forward::forward;
 use super::rate;
 use super::reply::{self, Local};
-use super::sanitise::{self, REQUEST_ID};
+use super::sanitise;
 use super::standing::{Asked, Standing};
 use crate::attribution::Attributed;
 use crate::edge::{self, Instead};
@@ -38,16 +39,29 @@ pub(super) struct Flow {
     /// Taken once something of it is read.
     pub(super) body: Option<Incoming>,
     pub(super) upgrade: Option<OnUpgrade>,
-    pub(super) exchange: Exchange,
+    /// Boxed: it goes with the response, which is moved several times.
+    pub(super) exchange: Box<Exchange>,
 }
 
 /// Answers one request. Whatever happens there is an answer, and one record of it.
 pub(super) async fn handle(
     session: Rc<Session>,
+    request: Request<Incoming>,
+) -> Result<Response<ReplyBody>, Infallible> {
+    let response = match begin(session, request).await {
+        Ok(flow) => decide(flow).await,
+        Err(response) => response,
+    };
+    Ok(response)
+}
+
+/// What is to be known of a request before anything decides on it, or the answer that ends it here.
+async fn begin(
+    session: Rc<Session>,
     mut request: Request<Incoming>,
-) -> Response<ReplyBody> {
+) -> Result<Box<Flow>, Response<ReplyBody>> {
     session.heads.arrived();
-    let mut exchange = Exchange::new(session.clone(), facts(&request));
+    let mut exchange = Box::new(Exchange::new(session.clone(), facts(&request)));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (mut parts, body) = request.into_parts();
     if let Target::Listener(listener) = &session.addressed.target {
@@ -55,10 +69,16 @@ pub(super) async fn handle(
     }
     let clean = match sanitise::clean(&mut parts) {
         Ok(clean) => clean,
-        Err(local) => return local.respond(exchange),
+        Err(local) => return Err(local.respond(exchange)),
     };
-    exchange.request.request_id = parts.headers.get(&REQUEST_ID).cloned();
     exchange.request.authority.clone_from(&clean.authority);
+    let asked = Rc::new(Asked {
+        clean,
+        method: parts.method,
+        version: parts.version,
+        headers: parts.headers,
+    });
+    exchange.asked = Some(asked.clone());
     let caller = session.caller(&session.worker.world.view()).await;
     // The look at the caller may have waited: what is decided below sees the newest state.
     let view = session.worker.world.view();
@@ -67,18 +87,10 @@ pub(super) async fn handle(
     if let Err(refusal) = session.still_served(&view) {
         // The next connection finds the way that holds now.
         session.leave.notify_one();
-        return Local::not_served(refusal.reason, refusal.detail).respond(exchange);
+        return Err(Local::not_served(refusal.reason, refusal.detail).respond(exchange));
     }
-    let asked = Asked {
-        clean,
-        method: parts.method,
-        version: parts.version,
-        headers: parts.headers,
-    };
-    let asked = Rc::new(asked);
-    exchange.asked = Some(asked.clone());
     // Handed on from step to step: each would have room for a whole one of its own otherwise.
-    let flow = Box::new(Flow {
+    Ok(Box::new(Flow {
         session,
         view,
         caller,
@@ -86,33 +98,46 @@ pub(super) async fn handle(
         body: Some(body),
         upgrade,
         exchange,
-    });
-    decide(flow).await
+    }))
 }
 
 fn facts(request: &Request<Incoming>) -> RequestFacts {
     let headers = request.headers();
     let target = request.uri();
     let path = target.path_and_query().map_or("/", |p| p.as_str());
+    let [mut host, mut forwarded_for, mut user_agent, mut kind] = [None; 4];
+    let mut head = path.len();
+    // In one pass: each look by name would cost as much.
+    for (name, value) in headers {
+        head += reply::field_size(name, value);
+        let place = match name.as_str() {
+            "host" => &mut host,
+            "x-forwarded-for" => &mut forwarded_for,
+            "user-agent" => &mut user_agent,
+            "content-type" => &mut kind,
+            _ => continue,
+        };
+        // The first of several.
+        place.get_or_insert(value);
+    }
     let authority = target
         .authority()
         .map(|a| a.as_str())
-        .or_else(|| headers.get(HOST).and_then(|h| h.to_str().ok()));
+        .or_else(|| host.and_then(|h| h.to_str().ok()));
     RequestFacts {
         method: request.method().clone(),
         path: path.to_owned(),
         version: request.version(),
         authority: authority.unwrap_or("").to_owned(),
-        forwarded_for: headers.get("x-forwarded-for").cloned(),
-        user_agent: headers.get(USER_AGENT).cloned(),
-        request_id: None,
-        grpc: is_grpc(headers),
-        head: path.len() + reply::head_size(headers),
+        forwarded_for: forwarded_for.cloned(),
+        user_agent: user_agent.cloned(),
+        grpc: is_grpc(kind),
+        head,
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+fn is_grpc(kind: Option<&HeaderValue>) -> bool {
+    let kind = kind.map(HeaderValue::as_bytes);
     let rest = kind.and_then(|k| k.strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
 }

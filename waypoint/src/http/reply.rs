@@ -1,7 +1,7 @@
 //! Answers of the waypoint itself, with Envoy's texts.
 
 use ::http::header::{CONTENT_TYPE, DATE, LOCATION, SERVER};
-use ::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use bytes::Bytes;
 use isobar_route::Refused;
 use isobar_types::Reason;
@@ -281,10 +281,10 @@ impl Local {
 
     /// Finishes the exchange's record and builds the response. A gRPC caller gets its status in
     /// trailers-only form.
-    pub(super) fn respond(self, mut exchange: Exchange) -> Response<ReplyBody> {
+    pub(super) fn respond(self, mut exchange: Box<Exchange>) -> Response<ReplyBody> {
         exchange.reason = self.reason;
         exchange.answered = true;
-        exchange.detail = self.detail;
+        exchange.detail = self.detail.into();
         exchange.failure = self.failure;
         let mut headers = *self.headers;
         headers.insert(SERVER, SERVER_NAME);
@@ -339,6 +339,11 @@ pub(super) const fn grpc_status(status: StatusCode) -> u16 {
 pub(super) fn head_size(headers: &HeaderMap) -> usize {
     headers
         .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .map(|(name, value)| field_size(name, value))
         .sum()
+}
+
+/// The same of one field.
+pub(super) fn field_size(name: &HeaderName, value: &HeaderValue) -> usize {
+    name.as_str().len() + value.len() + 4
 }

@@ -12,7 +12,7 @@ use super::reply::Local;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Fields that a gateway has written before a head is looked at: who called, and over what.
 const WRITTEN_HERE: usize = 2;
 
@@ -27,6 +27,8 @@ pub(super) struct Clean {
     pub(super) scheme: &'static str,
     /// The protocol a caller wants to change to.
     pub(super) upgrade: Option<HeaderValue>,
+    /// There is an `expect`, which is answered here.
+    pub(super) expects: bool,
 }
 
 /// Checks and cleans a head in place.
@@ -46,15 +48,21 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         // Over HTTP/1.1 what reads them sees to that.
         readable(&parts.headers)?;
     }
-    framing(parts).map_err(|local| closing(local, parts.version))?;
+    let seen = Seen::of(&parts.headers);
+    if seen.framing {
+        framing(parts).map_err(|local| closing(local, parts.version))?;
+    }
     let (authority, written) = authority(parts)?;
     let path = path::normalise(parts.uri.path())
         .map_err(|_| Local::bad_request("path_normalization_failed"))?
         .into_owned();
     let query = parts.uri.query().map(str::to_owned);
-    let upgrade = hop_by_hop(&mut parts.headers, parts.version);
+    let upgrade = match seen.hop_by_hop {
+        true => hop_by_hop(&mut parts.headers, parts.version),
+        false => None,
+    };
     let scheme = fields::clean(&mut parts.headers);
-    if !parts.headers.contains_key(&REQUEST_ID) {
+    if !seen.id {
         parts.headers.insert(REQUEST_ID, new_id());
     }
     Ok(Clean {
@@ -64,7 +72,44 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         written,
         scheme,
         upgrade,
+        expects: seen.expects,
     })
+}
+
+/// What there is among a head's names that most have none of: looked for in one pass, not name by name.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Something of [`framing`].
+    framing: bool,
+    /// Something of [`hop_by_hop`].
+    hop_by_hop: bool,
+    id: bool,
+    expects: bool,
+}
+
+impl Seen {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "content-length" => seen.framing = true,
+                "transfer-encoding" => (seen.framing, seen.hop_by_hop) = (true, true),
+                "x-request-id" => seen.id = true,
+                "expect" => seen.expects = true,
+                other => seen.hop_by_hop |= is_for_one_hop(other),
+            }
+        }
+        // A `connection` that names the id takes nothing away: see `is_pseudo_identity`.
+        seen
+    }
+}
+
+/// Fields of a message that are for its receiver alone, `te` among them.
+pub(crate) fn is_for_one_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+    )
 }
 
 /// As many as over HTTP/1.1 at most, and values as others read them: an endpoint that is asked over HTTP/1.1
@@ -200,6 +245,9 @@ fn is_pseudo_identity(name: &HeaderName) -> bool {
 
 /// Same for a response.
 pub(super) fn clean_response(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| is_for_one_hop(name.as_str())) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -221,20 +269,29 @@ pub(super) fn clean_response(headers: &mut HeaderMap) {
     }
 }
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// A random UUID, version 4.
 fn new_id() -> HeaderValue {
     let bits = (rand::random::<u128>() & !(0xf000_u128 << 64) & !(0xc000_u128 << 48))
         | (0x4000_u128 << 64)
         | (0x8000_u128 << 48);
     // By hand: nearly every request gets one, and formatting is the larger part of making it.
+    let bits = bits.to_be_bytes();
+    let mut digits = [0; 32];
+    for (pair, octet) in digits.chunks_exact_mut(2).zip(bits) {
+        pair[0] = DIGITS[usize::from(octet >> 4)];
+        pair[1] = DIGITS[usize::from(octet & 0xf)];
+    }
     let mut text = [b'-'; 36];
-    let mut place = 0;
-    for (at, octet) in bits.to_be_bytes().into_iter().enumerate() {
-        place += usize::from(matches!(at, 4 | 6 | 8 | 10));
-        for half in [octet >> 4, octet & 0xf] {
-            text[place] = b"0123456789abcdef"[usize::from(half)];
-            place += 1;
-        }
+    for (to, from) in [
+        (0..8, 0..8),
+        (9..13, 8..12),
+        (14..18, 12..16),
+        (19..23, 16..20),
+        (24..36, 20..32),
+    ] {
+        text[to].copy_from_slice(&digits[from]);
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

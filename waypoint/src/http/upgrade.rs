@@ -31,7 +31,7 @@ pub(super) fn ask(headers: &mut HeaderMap, protocol: &HeaderValue) {
 pub(super) fn join(
     mut response: Response<Answer>,
     downstream: Option<OnUpgrade>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
 ) -> Response<ReplyBody> {
     let Some(downstream) = downstream else {
         let why = "the endpoint changed protocols unasked".to_owned();
@@ -39,7 +39,7 @@ pub(super) fn join(
     };
     let upstream = hyper::upgrade::on(&mut response);
     exchange.code = response.status().as_u16();
-    exchange.detail = "via_upstream".to_owned();
+    exchange.detail = "via_upstream".into();
     exchange.upstream_time = Some(exchange.started.elapsed());
     let scope: Rc<_> = exchange.scope();
     scope.spawn("websocket", async move {

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use super::answer::Answer;
 use crate::gather::Gathered;
-use crate::http::RequestBody;
+use crate::http::{RequestBody, is_for_one_hop};
 use crate::stream::AnyStream;
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -148,6 +148,9 @@ impl Sender {
 
 /// Removes what is for one hop of HTTP/1.1, which rules may have set.
 fn clean(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| is_for_one_hop(name.as_str())) {
+        return;
+    }
     for name in [
         CONNECTION,
         TRANSFER_ENCODING,
@@ -281,9 +284,6 @@ impl Future for Upload {
 impl Upload {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
-            if let Poll::Ready(reason) = self.out.poll_reset(cx)? {
-                return Poll::Ready(Err(reason.into()));
-            }
             if self.chunk.is_some() {
                 ready!(self.poll_room(cx))?;
             }
@@ -295,7 +295,15 @@ impl Upload {
             }
             // Room is asked for only once there is something to send: what one stream holds of the
             // connection's window others have not.
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                // Last, as whoever has asked for it is woken by what it does after that: a body that is there
+                // already goes without. Elsewhere a reset shows by itself.
+                return match self.out.poll_reset(cx)? {
+                    Poll::Ready(reason) => Poll::Ready(Err(reason.into())),
+                    Poll::Pending => Poll::Pending,
+                };
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     if self.take(frame)? {
                         return Poll::Ready(Ok(()));
