@@ -76,8 +76,8 @@ fn render(explanation: &Explanation) -> String {
         .as_ref()
         .map_or(String::new(), |id| format!(" as {id}"));
     let request = request.as_ref().map_or(String::new(), |r| format!(": {r}"));
-    let mut text =
-        format!("{source}{identity} ({enrolment})\ncalls {destination} at {address}{request}\n");
+    let at = address.map_or(String::new(), |address| format!(" at {address}"));
+    let mut text = format!("{source}{identity} ({enrolment})\ncalls {destination}{at}{request}\n");
     for way in ways {
         text.push('\n');
         text.push_str(&heading(way));
@@ -114,6 +114,9 @@ fn heading(way: &Way) -> String {
             pods => format!("reaches port {port} of one of {}", pods.join(", ")),
         },
         Outcome::Leaves { to } => format!("leaves the mesh for {to}"),
+        Outcome::Named { host, port } => format!(
+            "goes to port {port} of what {host} resolves to, if it does: nothing here knows that"
+        ),
         Outcome::Answered { status, detail } => format!("is answered {status}: {detail}"),
         Outcome::Refused {
             reason,

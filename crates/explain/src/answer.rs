@@ -7,7 +7,7 @@ use isobar_types::Reason;
 use serde::{Serialize, Serializer};
 
 use crate::caller::Caller;
-use crate::destination::Destination;
+use crate::destination::Destinations;
 use crate::left_out::LeftOut;
 use crate::question::Question;
 
@@ -24,8 +24,10 @@ pub struct Explanation {
     pub enrolment: String,
     /// What it calls, in full.
     pub destination: String,
-    /// The address that stands for it.
-    pub address: SocketAddr,
+    /// The address that stands for it, the first where there are several; none where only a name server
+    /// outside knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     /// The request, if one was asked about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
@@ -77,6 +79,15 @@ pub enum Outcome {
     Leaves {
         /// For this address, unchanged.
         to: SocketAddr,
+    },
+    /// It goes, unchanged, where a name server says that a host is. Nothing here knows where that is, nor
+    /// whether there is such a host.
+    #[serde(rename_all = "camelCase")]
+    Named {
+        /// The host.
+        host: String,
+        /// Port there.
+        port: u16,
     },
     /// A waypoint answers by itself, as it was told.
     #[serde(rename_all = "camelCase")]
@@ -130,7 +141,7 @@ impl Outcome {
     pub const fn is_allowed(&self) -> Option<bool> {
         match self {
             Self::Refused { .. } => Some(false),
-            Self::Unknown { .. } => None,
+            Self::Unknown { .. } | Self::Named { .. } => None,
             Self::Reaches { .. } | Self::Leaves { .. } | Self::Answered { .. } => Some(true),
         }
     }
@@ -178,14 +189,14 @@ impl Way {
 }
 
 impl Explanation {
-    pub(crate) fn begin(caller: &Caller, to: &Destination, question: &Question) -> Self {
+    pub(crate) fn begin(caller: &Caller, to: &Destinations, question: &Question) -> Self {
         let request = question.request.as_ref();
         Self {
             source: caller.name(),
             identity: caller.identity().map(|identity| identity.to_string()),
             enrolment: caller.enrolment.clone(),
             destination: to.name.clone(),
-            address: to.address,
+            address: to.addresses().first().copied(),
             request: request.map(|asked| format!("{} {}", asked.method, asked.path)),
             ways: Vec::new(),
             left_out: Vec::new(),

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isobar_objects::enrolment::decide;
-use isobar_objects::{ObjectHead as _, Pod, deployment_of};
+use isobar_objects::{ObjectHead as _, Pod, deployment_of, pods};
 use isobar_state::Workload;
-use isobar_types::{Identity, NetworkAddress, labels};
+use isobar_types::{Identity, labels};
 
 use crate::question::{Question, QuestionError};
 use crate::world::World;
@@ -19,6 +19,46 @@ pub(crate) struct Caller {
     /// Its connections are redirected into the mesh.
     pub(crate) enrolled: bool,
     pub(crate) enrolment: String,
+    /// It uses its node's network, and has its node's address.
+    pub(crate) on_host: bool,
+    /// A user other than root is named for all of it: what it opens on a node is nobody's probe.
+    pub(crate) is_unprivileged: bool,
+    pub(crate) lookups: Lookups,
+}
+
+/// Who answers when the caller asks for an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lookups {
+    /// Its node proxy, and the cluster's name server for what that does not know.
+    Mesh,
+    /// The cluster's name server alone, and why.
+    Cluster(String),
+    /// What its node asks, and why.
+    Node(String),
+}
+
+impl Lookups {
+    fn of(pod: &Pod, enrolled: bool, enrolment: &str) -> Self {
+        let policy = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.dns_policy.as_deref());
+        let own = pod.annotation(labels::DNS_CAPTURE);
+        let captured = enrolled && own != Some("false");
+        match policy {
+            _ if captured => Self::Mesh,
+            Some(policy @ "Default") => Self::Node(format!("dnsPolicy is {policy}")),
+            // What Kubernetes makes of it.
+            None | Some("ClusterFirst") if pods::uses_host_network(pod) => {
+                Self::Node("hostNetwork without dnsPolicy ClusterFirstWithHostNet".to_owned())
+            }
+            _ if enrolled => Self::Cluster(format!(
+                "its lookups are not captured: annotation {}",
+                labels::DNS_CAPTURE
+            )),
+            _ => Self::Cluster(format!("the caller is outside the mesh: {enrolment}")),
+        }
+    }
 }
 
 impl Caller {
@@ -28,8 +68,8 @@ impl Caller {
         let status = pod.status.as_ref();
         let ip = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
         let ip: IpAddr = ip.ok_or_else(|| QuestionError::NoAddress(name.clone()))?;
-        let here = NetworkAddress::new("".into(), ip);
-        let workload = world.snapshot.workload_by_address(&here);
+        // By its name: several pods have the address of their node.
+        let workload = world.pod(pod.namespace(), pod.name());
         let workload = workload.ok_or(QuestionError::NoAddress(name))?.clone();
         let namespace = world.objects.namespaces.get("", pod.namespace());
         let asked = decide(pod, namespace.map(|held| &held.object), &world.enrolment);
@@ -44,7 +84,10 @@ impl Caller {
             workload,
             ip,
             enrolled,
+            lookups: Lookups::of(pod, enrolled, &enrolment),
             enrolment,
+            on_host: pods::uses_host_network(pod),
+            is_unprivileged: is_unprivileged(pod),
         })
     }
 
@@ -56,6 +99,14 @@ impl Caller {
     pub(crate) fn identity(&self) -> Option<Identity> {
         self.enrolled.then(|| self.workload.identity())
     }
+}
+
+fn is_unprivileged(pod: &Pod) -> bool {
+    let context = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref());
+    context.is_some_and(|context| context.run_as_user.is_some_and(|user| user != 0))
 }
 
 /// A pod by name, or else the first of a Deployment.

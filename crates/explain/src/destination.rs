@@ -1,28 +1,45 @@
-//! What is asked for: names become addresses as the cluster's name server would have them.
+//! What is asked for: names become addresses as the caller's resolver would have them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use isobar_state::names::{NameRules, find};
-use isobar_state::{Service, Workload};
-use isobar_types::{CLUSTER_DOMAIN, NetworkAddress};
-
-use crate::caller::{Caller, some_of};
+use crate::answer::Step;
+use crate::caller::{Caller, Lookups, some_of};
+use crate::names::{Known, Place, look_up};
 use crate::question::{Question, QuestionError};
 use crate::world::World;
 
-/// Where a call goes.
+/// Where a call may go: the application takes one of the ends.
 #[derive(Debug)]
-pub(crate) struct Destination {
+pub(crate) struct Destinations {
     /// `HOST:PORT` in full.
     pub(crate) name: String,
+    /// The authority a client of HTTP would write.
+    authority: String,
+    /// What its resolver was told, where that decides something.
+    pub(crate) steps: Vec<Step>,
+    /// Never empty.
+    pub(crate) ends: Vec<End>,
+}
+
+/// One address that a name has.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// As the application's connection has it.
+    At(SocketAddr),
+    /// What a name server outside says of a host.
+    Named { host: String, port: u16 },
+}
+
+/// Where one call goes.
+#[derive(Debug)]
+pub(crate) struct Destination {
     /// As the application's connection has it.
     pub(crate) address: SocketAddr,
     /// The authority a client of HTTP would write.
     pub(crate) authority: String,
 }
 
-impl Destination {
+impl Destinations {
     pub(crate) fn find(
         world: &World,
         question: &Question,
@@ -30,11 +47,7 @@ impl Destination {
     ) -> Result<Self, QuestionError> {
         let asked = &*question.destination;
         if let Ok(address) = asked.parse::<SocketAddr>() {
-            return Ok(Self {
-                name: asked.to_owned(),
-                address,
-                authority: asked.to_owned(),
-            });
+            return Ok(Self::one(asked.to_owned(), address));
         }
         let (host, port) = match asked.rsplit_once(':') {
             Some((host, port)) => match port.parse::<u16>() {
@@ -48,6 +61,32 @@ impl Destination {
         }
         to_host(world, caller, host, port)
     }
+
+    fn one(name: String, address: SocketAddr) -> Self {
+        Self {
+            name,
+            authority: address.to_string(),
+            steps: Vec::new(),
+            ends: vec![End::At(address)],
+        }
+    }
+
+    /// The addresses that are known.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        let known = self.ends.iter().filter_map(|end| match end {
+            End::At(address) => Some(*address),
+            End::Named { .. } => None,
+        });
+        known.collect()
+    }
+
+    /// The call if the application takes this address.
+    pub(crate) fn at(&self, address: SocketAddr) -> Destination {
+        Destination {
+            address,
+            authority: self.authority.clone(),
+        }
+    }
 }
 
 fn to_pod(
@@ -55,10 +94,9 @@ fn to_pod(
     question: &Question,
     pod: &str,
     port: Option<u16>,
-) -> Result<Destination, QuestionError> {
+) -> Result<Destinations, QuestionError> {
     let (namespace, name) = pod.split_once('/').unwrap_or((&question.namespace, pod));
-    let is = |w: &&Arc<Workload>| *w.namespace == *namespace && *w.name == *name;
-    let workload = world.snapshot.workloads().find(is);
+    let workload = world.pod(namespace, name);
     let address = workload.and_then(|w| w.addresses.first().copied());
     let Some(ip) = address else {
         let here = world.snapshot.workloads();
@@ -76,10 +114,9 @@ fn to_pod(
         QuestionError::WhichPort(format!("pod {namespace}/{name}"), text)
     })?;
     let address = SocketAddr::new(ip, port);
-    Ok(Destination {
+    Ok(Destinations {
         name: format!("pod {namespace}/{name} port {port}"),
-        address,
-        authority: address.to_string(),
+        ..Destinations::one(String::new(), address)
     })
 }
 
@@ -88,8 +125,8 @@ fn to_host(
     caller: &Caller,
     host: &str,
     port: Option<u16>,
-) -> Result<Destination, QuestionError> {
-    let Some(service) = service(world, caller, host) else {
+) -> Result<Destinations, QuestionError> {
+    let Some(known) = look_up(world, caller, host) else {
         let names = world.snapshot.services();
         let names = names.filter(|s| s.key.namespace == caller.workload.namespace);
         let hint = some_of(names.map(|s| &*s.name));
@@ -97,67 +134,73 @@ fn to_host(
     };
     let port = match port {
         Some(port) => port,
-        None => only_port(service)?,
+        None => only_port(&known)?,
     };
-    let is_domain = service.key.hostname.starts_with("*.");
-    let full = if is_domain {
-        host
-    } else {
-        &service.key.hostname
+    let name = format!("{}:{port}", known.host);
+    let steps = steps(caller, &known);
+    let ends: Vec<End> = match known.place {
+        Place::Here(ips, _) => {
+            let at = |ip: IpAddr| End::At(SocketAddr::new(ip, port));
+            ips.into_iter().map(at).collect()
+        }
+        Place::Outside(host) => vec![End::Named { host, port }],
     };
-    let name = format!("{full}:{port}");
-    let ip = address(world, service).ok_or_else(|| {
+    if ends.is_empty() {
         let hint = "; it has no address and no ready pod".to_owned();
-        QuestionError::NoDestination(name.clone(), hint)
-    })?;
-    Ok(Destination {
+        return Err(QuestionError::NoDestination(name, hint));
+    }
+    Ok(Destinations {
         name,
-        address: SocketAddr::new(ip, port),
         authority: if port == 80 {
             host.to_owned()
         } else {
             format!("{host}:{port}")
         },
+        steps,
+        ends,
     })
 }
 
-/// As a pod's resolver asks its node proxy: behind each search domain (a name with fewer dots than five is
-/// no full one to it), then as it is.
-fn service<'a>(world: &'a World, caller: &Caller, host: &str) -> Option<&'a Arc<Service>> {
-    let is_full = host.ends_with('.') || host.split('.').count() > 5;
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let rules = NameRules {
-        namespace: &caller.workload.namespace,
-        network: &caller.workload.network,
-        domain: CLUSTER_DOMAIN,
-        search: None,
-        preferred_namespace: None,
+/// What the caller is told about a name, where it is not the one address of a service.
+fn steps(caller: &Caller, known: &Known) -> Vec<Step> {
+    let (place, because) = match &caller.lookups {
+        Lookups::Mesh => (format!("names of {}", caller.name()), None),
+        Lookups::Cluster(because) => ("the cluster's name server".to_owned(), Some(because)),
+        Lookups::Node(because) => ("the node's name server".to_owned(), Some(because)),
     };
-    let searched = rules.search_domains().into_iter().filter(|_| !is_full);
-    let asked = searched.map(|domain| format!("{host}.{domain}"));
-    asked
-        .chain([host.clone()])
-        .find_map(|name| find(&world.snapshot, &rules, &name))
-        .map(|found| found.service)
+    let aliases = known.aliases.iter().map(|(to, object)| {
+        let decision = format!("another name of {to}");
+        Step::new(&place, decision, format!("{object} is an ExternalName"))
+    });
+    let mut steps: Vec<Step> = aliases.collect();
+    match (&known.place, because) {
+        (Place::Here(ips, _), _) if ips.len() > 1 => {
+            let all: Vec<String> = ips.iter().map(ToString::to_string).collect();
+            steps.push(Step::new(
+                &place,
+                format!("{} addresses", ips.len()),
+                format!("the application takes one of {}", all.join(", ")),
+            ));
+        }
+        (Place::Outside(host), Some(because)) if known.aliases.is_empty() => {
+            let because = format!("{because}; what the mesh knows of {host} is not asked");
+            steps.push(Step::new(&place, format!("asked for {host}"), because));
+        }
+        _ => {}
+    }
+    steps
 }
 
-fn only_port(service: &Service) -> Result<u16, QuestionError> {
-    let mut ports = service.ports.iter().map(|(port, _)| port);
-    match (ports.next(), ports.next()) {
-        (Some(port), None) => Ok(port),
-        _ => {
-            let all = service.ports.listing();
-            Err(QuestionError::WhichPort(service.key.to_string(), all))
+fn only_port(known: &Known) -> Result<u16, QuestionError> {
+    let ports = match &known.place {
+        Place::Here(_, ports) => &ports[..],
+        Place::Outside(_) => &[],
+    };
+    match ports {
+        [port] => Ok(*port),
+        all => {
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            Err(QuestionError::WhichPort(known.host.clone(), all.join(", ")))
         }
     }
-}
-
-/// Its own address, or without one that of its first ready pod.
-fn address(world: &World, service: &Service) -> Option<IpAddr> {
-    let own: Option<&NetworkAddress> = service.vips.first();
-    own.map(|vip| vip.ip).or_else(|| {
-        let mut ready = world.snapshot.endpoints(&service.key);
-        let first = ready.find(|endpoint| endpoint.workload.healthy)?;
-        first.workload.addresses.first().copied()
-    })
 }

@@ -18,14 +18,16 @@ mod caller;
 mod destination;
 mod diagnosis;
 mod left_out;
+mod names;
 mod node;
+mod plain;
 mod question;
 mod request;
 mod waypoint;
 mod world;
 
 use crate::caller::Caller;
-use crate::destination::Destination;
+use crate::destination::{Destinations, End};
 
 pub use answer::{Explanation, Outcome, Step, Way};
 pub use diagnosis::{Diagnosis, Gravity, Lives, diagnose};
@@ -42,15 +44,30 @@ pub use world::World;
 /// [`QuestionError`] when there is no such caller or destination, or the request is none.
 pub fn explain(world: &World, question: &Question) -> Result<Explanation, QuestionError> {
     let caller = Caller::find(world, question)?;
-    let destination = Destination::find(world, question, &caller)?;
-    let mut explanation = Explanation::begin(&caller, &destination, question);
-    let ways = if caller.enrolled {
-        node::through_the_mesh(world, &caller, &destination, question)?
-    } else {
-        node::outside_the_mesh(world, &caller, &destination)
-    };
+    let found = Destinations::find(world, question, &caller)?;
+    let mut explanation = Explanation::begin(&caller, &found, question);
+    let share = 1.0 / found.ends.len() as f64;
+    let mut ways = Vec::new();
+    for end in &found.ends {
+        let after = match end {
+            End::At(address) => {
+                let to = found.at(*address);
+                if caller.enrolled {
+                    node::through_the_mesh(world, &caller, &to, question)?
+                } else {
+                    plain::outside_the_mesh(world, &caller, &to)
+                }
+            }
+            End::Named { host, port } => {
+                let (host, port) = (host.clone(), *port);
+                vec![Way::new(1.0, Vec::new(), Outcome::Named { host, port })]
+            }
+        };
+        ways.extend(after.into_iter().map(|way| way.after(share, &found.steps)));
+    }
     explanation.ways = answer::merge(ways);
-    explanation.left_out = world.left_out_for(&caller, &destination, &explanation.ways);
+    let addresses = found.addresses();
+    explanation.left_out = world.left_out_for(&caller, &addresses, &explanation.ways);
     Ok(explanation)
 }
 
@@ -60,5 +77,7 @@ mod foreign_tests;
 mod invalid_tests;
 #[cfg(test)]
 mod left_out_tests;
+#[cfg(test)]
+mod names_tests;
 #[cfg(test)]
 mod tests;

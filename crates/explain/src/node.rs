@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use isobar_control_plane::{End, dropped};
 use isobar_objects::ObjectHead as _;
-use isobar_state::balance::{Purpose, endpoints};
 use isobar_state::inbound::{Authority, InboundCall, resolve};
 use isobar_state::outbound::{NextHop, OutboundCall, route};
 use isobar_state::{
@@ -16,6 +15,8 @@ use isobar_types::{NetworkAddress, Reason, labels};
 use crate::answer::{Outcome, Step, Way};
 use crate::caller::Caller;
 use crate::destination::Destination;
+use crate::names::{Known, Place, in_place_of};
+use crate::plain::{self, Sender};
 use crate::question::{Question, QuestionError};
 use crate::waypoint;
 use crate::world::World;
@@ -57,14 +58,22 @@ pub(crate) fn through_the_mesh(
 }
 
 /// A call of a pod to an address of its own: it does not leave, and nobody captures or drops it.
-fn at_home(caller: &Caller, to: &Destination) -> Option<Way> {
+pub(crate) fn at_home(caller: &Caller, to: &Destination) -> Option<Way> {
     let ip = to.address.ip();
     let own = ip == caller.ip || caller.workload.addresses.contains(&ip) || ip.is_loopback();
     own.then(|| {
         let place = format!("pod {}", caller.name());
-        let because = format!("{ip} is the pod's own address: no policy of the mesh is asked");
-        let step = Step::new(place, "stays in the pod", because);
-        let outcome = reaches(&caller.workload, to.address.port());
+        let (stays, what) = match caller.on_host {
+            true => ("stays on the node", "node's"),
+            false => ("stays in the pod", "pod's"),
+        };
+        let because = format!("{ip} is the {what} own address: no policy of the mesh is asked");
+        let step = Step::new(place, stays, because);
+        let outcome = match caller.on_host {
+            // Who listens there is not known.
+            true => Outcome::Leaves { to: to.address },
+            false => reaches(&caller.workload, to.address.port()),
+        };
         Way::new(1.0, vec![step], outcome)
     })
 }
@@ -195,21 +204,21 @@ fn follow(
 ) -> Result<Vec<Way>, QuestionError> {
     let one = |steps, outcome| Ok(vec![Way::new(1.0, steps, outcome)]);
     let (at, callee) = match hop {
-        NextHop::Passthrough(at) | NextHop::DoubleTunnel { to: at, .. } => (Some(*at), None),
-        NextHop::Direct { to, workload, .. } | NextHop::Tunnel { to, workload, .. } => {
-            (Some(*to), Some(workload))
+        NextHop::Resolve { hostname, port, .. } => {
+            return Ok(resolved(world, caller, hop, (hostname, *port)));
         }
-        // Nobody knows its address here.
-        NextHop::Resolve { .. } => (None, None),
+        NextHop::Direct { to, workload, .. } => return Ok(directly(world, caller, workload, *to)),
+        NextHop::Passthrough(at) | NextHop::DoubleTunnel { to: at, .. } => (*at, None),
+        NextHop::Tunnel { to, workload, .. } => (*to, Some(workload)),
     };
     let from = (&*caller.workload, caller.ip);
-    if let Some(way) = at.and_then(|at| dropped_on_the_way(world, from, callee, at)) {
+    if let Some(way) = dropped_on_the_way(world, from, callee, at) {
         return Ok(vec![way]);
     }
     match hop {
         NextHop::Passthrough(address) => one(Vec::new(), Outcome::Leaves { to: *address }),
-        NextHop::Direct { to, workload, .. } => one(Vec::new(), reaches(workload, to.port())),
-        NextHop::Resolve { workload, port, .. } => one(Vec::new(), reaches(workload, *port)),
+        // Answered above.
+        NextHop::Direct { .. } | NextHop::Resolve { .. } => Ok(Vec::new()),
         NextHop::DoubleTunnel { to, .. } => {
             let step = Step::new(
                 "gateway",
@@ -236,6 +245,70 @@ fn follow(
             };
             Ok(vec![take_tunnel(world, workload, *to, authority, &peer)])
         }
+    }
+}
+
+/// A plain connection of the caller's node proxy: nobody captures it again.
+fn directly(world: &World, caller: &Caller, callee: &Arc<Workload>, to: SocketAddr) -> Vec<Way> {
+    let is_entry = callee.node.is_empty();
+    if is_entry && plain::is_of_cluster(world, to.ip()) {
+        let sender = Sender {
+            workload: &caller.workload,
+            ip: caller.ip,
+            place: node_proxy(&caller.workload),
+            because: format!("{to} is told as outside the mesh by {}", of(callee)),
+            may_probe: false,
+        };
+        return sender.send(world, to);
+    }
+    let from = (&*caller.workload, caller.ip);
+    let dropped = dropped_on_the_way(world, from, Some(callee), to);
+    let way = dropped.unwrap_or_else(|| Way::new(1.0, Vec::new(), reaches(callee, to.port())));
+    vec![way]
+}
+
+/// A host that the caller's node proxy asks for, as the caller itself would be told.
+fn resolved(world: &World, caller: &Caller, hop: &NextHop, (host, port): (&str, u16)) -> Vec<Way> {
+    let Some(Known {
+        place: Place::Here(ips, _),
+        ..
+    }) = in_place_of(world, caller, host)
+    else {
+        return vec![Way::new(1.0, Vec::new(), named(host, port))];
+    };
+    if ips.is_empty() {
+        let detail = format!("{host} has no address");
+        let step = Step::new(node_proxy(&caller.workload), "refused", detail.clone());
+        let outcome = Outcome::closed(Reason::NoHealthyUpstream, detail);
+        return vec![Way::new(1.0, vec![step], outcome)];
+    }
+    let share = 1.0 / ips.len() as f64;
+    let each = ips.iter().flat_map(|ip| {
+        let ways = match &hop.resolved(*ip) {
+            NextHop::Tunnel {
+                to,
+                workload,
+                authority,
+                ..
+            } => {
+                let peer = Peer {
+                    identity: caller.identity(),
+                    ip: caller.ip,
+                };
+                vec![take_tunnel(world, workload, *to, authority, &peer)]
+            }
+            NextHop::Direct { to, workload, .. } => directly(world, caller, workload, *to),
+            _ => vec![Way::new(1.0, Vec::new(), named(host, port))],
+        };
+        ways.into_iter().map(move |way| way.after(share, &[]))
+    });
+    each.collect()
+}
+
+pub(crate) fn named(host: &str, port: u16) -> Outcome {
+    Outcome::Named {
+        host: host.to_owned(),
+        port,
     }
 }
 
@@ -348,53 +421,6 @@ fn because(denied: &Denied) -> String {
     )
 }
 
-/// A call that no proxy of ours takes at the caller: the cluster's own balancing, in plain text.
-pub(crate) fn outside_the_mesh(world: &World, caller: &Caller, to: &Destination) -> Vec<Way> {
-    if let Some(way) = at_home(caller, to) {
-        return vec![way];
-    }
-    let peer = Peer {
-        identity: None,
-        ip: caller.ip,
-    };
-    let step = |decision: &str| {
-        let because = format!("the caller is outside the mesh: {}", caller.enrolment);
-        Step::new(format!("node {}", caller.workload.node), decision, because)
-    };
-    let here = NetworkAddress::new("".into(), to.address.ip());
-    let snapshot = &world.snapshot;
-    let from = (&*caller.workload, caller.ip);
-    if let Some(service) = snapshot.service_by_vip(&here, None) {
-        let port = to.address.port();
-        let found = endpoints(snapshot, service, port, &caller.workload, Purpose::Call);
-        let all = match found {
-            Ok(all) => all,
-            Err(refusal) => {
-                let step = step("nobody to send it to");
-                return vec![Way::new(1.0, vec![step], refusal.into())];
-            }
-        };
-        let share = 1.0 / all.len() as f64;
-        let before = [step("in plain text, to any ready pod")];
-        let arriving = all.iter().filter_map(|candidate| {
-            let workload = &candidate.endpoint.workload;
-            let at = SocketAddr::new(*workload.addresses.first()?, candidate.port);
-            let way = dropped_on_the_way(world, from, Some(workload), at)
-                .unwrap_or_else(|| arrive(world, workload, at, &peer));
-            Some(way.after(share, &before))
-        });
-        return arriving.collect();
-    }
-    let before = [step("in plain text")];
-    let known = snapshot.workload_by_address(&here);
-    let way = match (dropped_on_the_way(world, from, known, to.address), known) {
-        (Some(way), _) => way,
-        (None, Some(workload)) => arrive(world, workload, to.address, &peer),
-        (None, None) => Way::new(1.0, Vec::new(), Outcome::Leaves { to: to.address }),
-    };
-    vec![way.after(1.0, &before)]
-}
-
 pub(crate) fn reaches(workload: &Workload, port: u16) -> Outcome {
     Outcome::Reaches {
         pods: vec![of(workload)],
@@ -406,7 +432,7 @@ pub(crate) fn of(workload: &Workload) -> String {
     format!("{}/{}", workload.namespace, workload.name)
 }
 
-fn node_proxy(workload: &Workload) -> String {
+pub(crate) fn node_proxy(workload: &Workload) -> String {
     match &*workload.node {
         "" => "ztunnel".to_owned(),
         node => format!("ztunnel {node}"),

@@ -1,14 +1,15 @@
 //! What a waypoint decides: policies, then routes, then who gets it.
 
+mod choice;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use isobar_route::{
     self as route, AbortWith, Action, AuthProtocol, ExternalAuth, HttpCall, HttpDecision,
-    Preflight, RateLimits, RedirectFrom, Subset, Tables, Taken, Target, TcpCall, TcpDecision,
-    WaypointInfo, Weighted, authorize_http, authorize_tcp, match_http, match_tcp,
+    Preflight, RateLimits, RedirectFrom, Tables, Taken, Target, TcpCall, TcpDecision, WaypointInfo,
+    Weighted, authorize_http, authorize_tcp, match_http, match_tcp,
 };
-use isobar_state::balance::{Candidate, Purpose, endpoints};
 use isobar_state::inbound::Authority;
 use isobar_state::{
     AppProtocol, GatewayDestination, Peer, Service, TunnelProtocol, Workload, authorize_through,
@@ -206,6 +207,11 @@ impl Passage<'_> {
         steps.collect()
     }
 
+    fn keeps_sessions(&self) -> Step {
+        let because = "a caller that shows a session stays with its endpoint";
+        self.step("keeps sessions", because)
+    }
+
     /// Faults, then cross-origin rules, then authorisers, then the rule's action.
     fn act(&self, request: &Request, taken: &Taken, mut steps: Vec<Step>) -> Vec<Way> {
         let route = taken.route();
@@ -246,6 +252,7 @@ impl Passage<'_> {
             return ways;
         }
         steps.extend(self.authorisers(&route.external_auth));
+        steps.extend(route.session.iter().map(|_| self.keeps_sessions()));
         let rest = match &route.action {
             Action::Redirect(to) => {
                 let place = to.location(&RedirectFrom {
@@ -397,59 +404,6 @@ impl Passage<'_> {
         }
     }
 
-    fn to_service(
-        &self,
-        service: &Service,
-        subset: Option<&Subset>,
-        port: u16,
-        steps: Vec<Step>,
-    ) -> Vec<Way> {
-        let from = &self.caller.workload;
-        let snapshot = &self.world.snapshot;
-        let nobody = |mut steps: Vec<Step>, detail: String| {
-            steps.push(self.step("refused", detail.clone()));
-            let outcome = match self.request {
-                Some(_) => Outcome::status(503, Reason::NoHealthyUpstream, detail),
-                None => Outcome::closed(Reason::NoHealthyUpstream, detail),
-            };
-            self.end(steps, outcome)
-        };
-        let mut all = match endpoints(snapshot, service, port, from, Purpose::Call) {
-            Ok(all) => all,
-            Err(refusal) => return nobody(steps, refusal.detail),
-        };
-        if let Some(account) = self
-            .info
-            .account
-            .as_deref()
-            .filter(|_| self.is_ours(service))
-        {
-            all.retain(|c| {
-                let workload = &c.endpoint.workload;
-                workload.namespace == self.info.name.namespace
-                    && *workload.service_account == *account
-            });
-        }
-        if let Some(subset) = subset {
-            all.retain(|c| {
-                let labels = self.tables.labels(&c.endpoint.workload.uid);
-                subset.contains(labels.map(|l| &**l))
-            });
-        }
-        let capacity = |c: &Candidate<'_>| f64::from(c.endpoint.workload.capacity);
-        let total: f64 = all.iter().map(capacity).sum();
-        if all.is_empty() {
-            return nobody(steps, format!("no ready pod of {} is left", service.key));
-        }
-        let each = all.iter().filter_map(|candidate| {
-            let workload = &candidate.endpoint.workload;
-            let at = SocketAddr::new(*workload.addresses.first()?, candidate.port);
-            let share = capacity(candidate) / total;
-            Some(self.at_pod(workload, at).after(share, &steps))
-        });
-        each.collect()
-    }
-
     /// True if this waypoint is the one the service names.
     fn is_ours(&self, service: &Service) -> bool {
         let weighted = service.weighted_waypoints.iter().map(|w| &w.destination);
@@ -490,13 +444,7 @@ impl Passage<'_> {
         let from = (self.instance, waypoint.ip);
         let way = dropped_on_the_way(self.world, from, Some(workload), seen)
             .unwrap_or_else(|| arrive(self.world, workload, at, &waypoint));
-        match (way.outcome, &self.request) {
-            // What the pod's node refuses, the waypoint tells as an upstream that failed.
-            (Outcome::Refused { reason, detail, .. }, Some(_)) => {
-                Way::new(way.share, way.steps, Outcome::status(503, reason, detail))
-            }
-            (outcome, _) => Way::new(way.share, way.steps, outcome),
-        }
+        self.told(way)
     }
 }
 

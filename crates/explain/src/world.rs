@@ -1,19 +1,20 @@
 //! The objects as proxies see them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use isobar_control_plane::{ForeignAddress, Started, Told, imagined, told_by};
-use isobar_objects::ObjectSet;
 use isobar_objects::enrolment::EnrolmentRules;
+use isobar_objects::{ObjectHead as _, ObjectSet};
 use isobar_route::Tables;
-use isobar_state::{GatewayAddress, GatewayDestination, Snapshot, Workload};
+use isobar_state::{GatewayAddress, GatewayDestination, Service, Snapshot, Workload};
 use isobar_types::NetworkAddress;
 
 use crate::answer::{Outcome, Way};
 use crate::caller::Caller;
-use crate::destination::Destination;
 use crate::left_out::{LeftOut, counting};
+use crate::names::cluster_ips;
 
 /// A mesh to ask questions about.
 #[derive(Debug)]
@@ -87,30 +88,65 @@ impl World {
     }
 
     /// Policies that do not count and are where one about the call would be: in the root namespace, and
-    /// where what is called and its waypoints are.
+    /// where what is called (by one of `addresses`) and its waypoints are.
     pub(crate) fn left_out_for(
         &self,
         caller: &Caller,
-        to: &Destination,
+        addresses: &[SocketAddr],
         ways: &[Way],
     ) -> Vec<LeftOut> {
-        let at = NetworkAddress::new("".into(), to.address.ip());
-        let service = self
-            .snapshot
-            .service_by_vip(&at, Some(&*caller.workload.namespace));
-        let workload = self.snapshot.workload_by_address(&at);
         let mut namespaces = BTreeSet::from([&*self.root]);
-        namespaces.extend(service.map(|service| &*service.key.namespace));
-        namespaces.extend(workload.map(|workload| &*workload.namespace));
-        let of_service = service
-            .into_iter()
-            .flat_map(|service| service.accepted_waypoints());
-        let of_workload = workload.and_then(|workload| workload.waypoint.as_ref());
-        namespaces.extend(of_service.chain(of_workload).filter_map(namespace_of));
+        for address in addresses {
+            let at = NetworkAddress::new("".into(), address.ip());
+            let service = self
+                .snapshot
+                .service_by_vip(&at, Some(&*caller.workload.namespace));
+            let workload = self.snapshot.workload_by_address(&at);
+            namespaces.extend(service.map(|service| &*service.key.namespace));
+            namespaces.extend(workload.map(|workload| &*workload.namespace));
+            let of_service = service
+                .into_iter()
+                .flat_map(|service| service.accepted_waypoints());
+            let of_workload = workload.and_then(|workload| workload.waypoint.as_ref());
+            namespaces.extend(of_service.chain(of_workload).filter_map(namespace_of));
+        }
         namespaces.extend(ways.iter().flat_map(|way| reached(&way.outcome)));
         let all = self.left_out.iter();
         let there = all.filter(|one| namespaces.contains(&*one.policy.namespace));
         there.cloned().collect()
+    }
+
+    /// A pod by its name, whatever else is called so or has its address.
+    pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        let end = format!("//Pod/{namespace}/{name}");
+        self.snapshot
+            .workloads()
+            .find(|one| one.uid.ends_with(&end))
+    }
+
+    /// The pod at an address, as networks know it.
+    pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        let at = NetworkAddress::new("".into(), ip);
+        let mut there = self.snapshot.workloads_at(&at).iter();
+        // What is told by ServiceEntries and WorkloadEntries is on no node.
+        there.find(|one| !one.node.is_empty())
+    }
+
+    /// A Service of Kubernetes by its name.
+    pub(crate) fn cluster_service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.objects.services.get(namespace, name)?;
+        let begin = format!("{name}.{namespace}.svc.");
+        let is = |s: &&Arc<Service>| {
+            *s.key.namespace == *namespace && s.key.hostname.starts_with(&begin) && s.canonical
+        };
+        self.snapshot.services().find(is)
+    }
+
+    /// The Service of Kubernetes that has an address: all there is to who is outside the mesh.
+    pub(crate) fn cluster_service_at(&self, ip: IpAddr) -> Option<&Arc<Service>> {
+        let mut all = self.objects.services.iter();
+        let held = all.find(|held| cluster_ips(&held.object).any(|own| own == ip))?;
+        self.cluster_service(held.object.namespace(), held.object.name())
     }
 
     /// What the waypoint that `workload` is an instance of was told.
