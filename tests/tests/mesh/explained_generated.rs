@@ -1,6 +1,8 @@
 //! Rules drawn by chance: what `isobar explain` says of them, about the running mesh and about the
 //! files alone, is what happens.
 
+mod destinations;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
