@@ -96,6 +96,10 @@ pub(crate) struct Up {
     /// Environment of the mesh's programs; may be given several times.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub(crate) env: Vec<(String, String)>,
+    /// IPv6 addresses for nodes and pods beside the others. Services have none by themselves, and
+    /// NetworkPolicies hold for IPv4 only.
+    #[arg(long)]
+    pub(crate) dual_stack: bool,
     /// Only pods, services and DNS; no mesh.
     #[arg(long)]
     pub(crate) no_mesh: bool,

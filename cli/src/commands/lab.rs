@@ -72,6 +72,7 @@ async fn start(up: Up, global: &Global) -> anyhow::Result<ExitCode> {
     let name = given.clone().unwrap_or_else(|| NAME.to_owned());
     let mut config = LabConfig::new(name, up.files)?;
     config.nodes = up.nodes;
+    config.dual_stack = up.dual_stack;
     config.mesh = !up.no_mesh;
     config.binaries = up.bin;
     config.component_env = up.env.into_iter().collect();

@@ -34,6 +34,10 @@ pub struct LabConfig {
     /// API server, which `kubectl` reaches in the lab's outer network, and folders are not read.
     #[serde(default)]
     pub api_server: Option<PathBuf>,
+    /// Nodes and pods have IPv6 addresses beside the others. Services have none by themselves, and
+    /// NetworkPolicies are kept to for IPv4 only.
+    #[serde(default)]
+    pub dual_stack: bool,
     /// False: only the Kubernetes parts (pods, services, DNS, NetworkPolicy), no mesh.
     pub mesh: bool,
     /// The program that becomes the supervisor.
@@ -85,6 +89,7 @@ impl LabConfig {
             binaries: None,
             programs: BTreeMap::new(),
             api_server: None,
+            dual_stack: false,
             mesh: true,
             launcher: Launcher::current()?,
             root: LabRoot::from_env(),

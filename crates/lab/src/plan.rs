@@ -1,7 +1,7 @@
 //! Who has which address in a lab.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use xxhash_rust::xxh64::xxh64;
 
@@ -18,12 +18,21 @@ pub(crate) const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// The next hop of every pod, an address of its node that no other host sees.
 pub(crate) const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
+/// The IPv6 address of whoever has this IPv4 address: its bytes, a group each, so that a network of
+/// the one is one of the other.
+pub(crate) fn six(ip: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = ip.octets().map(u16::from);
+    Ipv6Addr::new(0xfd00, 0, 0, 0, a, b, c, d)
+}
+
 /// A node's place in the address plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodePlan {
     /// From 1.
     pub(crate) number: u8,
     pub(crate) name: String,
+    /// It and its pods have IPv6 addresses too.
+    pub(crate) dual_stack: bool,
 }
 
 impl NodePlan {
@@ -31,7 +40,19 @@ impl NodePlan {
         Self {
             number,
             name: format!("node-{number}"),
+            dual_stack: false,
         }
+    }
+
+    /// The same, with IPv6 addresses or without.
+    pub(crate) fn dual_stack(self, dual_stack: bool) -> Self {
+        Self { dual_stack, ..self }
+    }
+
+    /// All addresses of its pod with this one, which comes first.
+    pub(crate) fn pod_addresses(&self, ip: Ipv4Addr) -> Vec<IpAddr> {
+        let six = self.dual_stack.then(|| six(ip).into());
+        [ip.into()].into_iter().chain(six).collect()
     }
 
     /// Its address on the network between nodes.
@@ -143,6 +164,14 @@ fn service_address(hash: u64) -> Ipv4Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_have_addresses_of_both_families_where_asked_for() {
+        let (node, ip) = (NodePlan::new(3), Ipv4Addr::new(10, 244, 3, 2));
+        assert_eq!(node.pod_addresses(ip), [IpAddr::V4(ip)]);
+        let both: [IpAddr; 2] = [ip.into(), "fd00::a:f4:3:2".parse().unwrap()];
+        assert_eq!(node.dual_stack(true).pod_addresses(ip), both);
+    }
 
     #[test]
     fn pod_addresses_rest_before_they_are_given_again() {

@@ -4,7 +4,7 @@ mod environment;
 mod files;
 mod plans;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +69,13 @@ pub(crate) struct PodPlan {
     pub(crate) node: Arc<NodeHandle>,
     pub(crate) ip: Ipv4Addr,
     pub(crate) device: String,
+}
+
+impl PodPlan {
+    /// All its addresses, that of IPv4 first.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.node.plan.pod_addresses(self.ip)
+    }
 }
 
 /// A pod as its actor sees it.
@@ -199,7 +206,7 @@ impl Runner {
                 (file("hostname"), "/etc/hostname".to_owned()),
             ],
             hidden: self.hidden(),
-            sysctls: wiring::sysctls(),
+            sysctls: wiring::sysctls(self.plan.node.plan.dual_stack),
             processes: true,
         };
         let sandbox = Sandbox::start(&spec, &self.context.path, log).await?;
@@ -212,7 +219,7 @@ impl Runner {
         );
         let batch = ["ip", "-batch", "-"];
         node.place.configure(&batch, &on_node).await?;
-        let in_pod = wiring::pod(self.plan.ip);
+        let in_pod = wiring::pod(&node.plan, self.plan.ip);
         sandbox.place().configure(&batch, &in_pod).await?;
         if self.context.mesh.is_some() {
             self.write_record(&sandbox)?;
@@ -243,7 +250,7 @@ impl Runner {
             "name": pod.name(),
             "serviceAccount": pods::service_account(pod),
             "netns": sandbox.place().netns_path(),
-            "ips": [self.plan.ip],
+            "ips": self.plan.addresses(),
         });
         let path = self.record("json");
         let draft = path.with_file_name(format!(".{}.json", self.plan.uid));

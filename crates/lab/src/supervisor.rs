@@ -247,12 +247,14 @@ async fn build_network(
     outer: &Place,
     path: &str,
 ) -> Result<Nodes, LabError> {
-    for (name, value) in wiring::sysctls() {
+    for (name, value) in wiring::sysctls(config.dual_stack) {
         if let Err(error) = std::fs::write(format!("/proc/sys/{name}"), &value) {
             tracing::warn!("setting {name} to {value}: {error}");
         }
     }
-    let plans: Vec<NodePlan> = (1..=config.nodes).map(NodePlan::new).collect();
+    let plans: Vec<NodePlan> = (1..=config.nodes)
+        .map(|number| NodePlan::new(number).dual_stack(config.dual_stack))
+        .collect();
     let sandboxes = try_join_all(plans.iter().map(|plan| async {
         let log = std::fs::File::options()
             .append(true)
@@ -263,7 +265,7 @@ async fn build_network(
             hostname: plan.name.clone(),
             mounts: Vec::new(),
             hidden: None,
-            sysctls: wiring::sysctls(),
+            sysctls: wiring::sysctls(config.dual_stack),
             processes: false,
         };
         let made = std::fs::create_dir_all(paths.pods(&plan.name));

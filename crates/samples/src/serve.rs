@@ -1,5 +1,6 @@
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub(crate) async fn http(port: u16, application: impl Application) -> Result<()>
             accepted = listener.accept() => {
                 // An aborted connection is no reason to end.
                 let Ok((stream, peer)) = accepted else { continue };
+                // A caller over IPv4 has its own address, not the form it has in IPv6.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 let (application, life) = (Arc::clone(&application), scope.lifetime());
                 scope.spawn("connection", connection(stream, peer, application, life));
             }
@@ -117,10 +120,16 @@ pub(crate) async fn until_told_to_end() -> Result<()> {
     Ok(())
 }
 
+/// At every address, of both families where the kernel has IPv6.
 async fn bind(port: u16) -> Result<TcpListener> {
-    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
-        .await
-        .with_context(|| format!("listening on port {port}: choose another with --port"))
+    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await;
+    let listener = match both {
+        Err(error) if error.kind() != ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        both => both,
+    };
+    listener.with_context(|| format!("listening on port {port}: choose another with --port"))
 }
 
 /// A plain text reply.

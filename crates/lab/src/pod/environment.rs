@@ -71,7 +71,11 @@ fn from_field(path: &str, plan: &PodPlan) -> Result<String, String> {
         "metadata.uid" => plan.uid.clone(),
         "spec.nodeName" => plan.node.plan.name.clone(),
         "spec.serviceAccountName" => pods::service_account(pod).to_owned(),
-        "status.podIP" | "status.podIPs" => plan.ip.to_string(),
+        "status.podIP" => plan.ip.to_string(),
+        "status.podIPs" => {
+            let all: Vec<String> = plan.addresses().iter().map(ToString::to_string).collect();
+            all.join(",")
+        }
         "status.hostIP" | "status.hostIPs" => plan.node.plan.address().to_string(),
         other => return Err(format!("there is no field {other:?}")),
     })

@@ -89,7 +89,8 @@ fn status_value(plan: &PodPlan, report: &PodReport, ending: bool) -> Value {
     });
     if report.place.is_some() {
         status["podIP"] = json!(plan.ip);
-        status["podIPs"] = json!([{"ip": plan.ip}]);
+        let all = plan.addresses().into_iter();
+        status["podIPs"] = all.map(|ip| json!({"ip": ip})).collect();
     }
     status
 }
