@@ -56,14 +56,15 @@ fn debian(podman: &Podman) -> Result<()> {
     if root.exists() {
         std::fs::remove_dir_all(&root)?;
     }
-    let made = Command::new("debootstrap")
+    let made = podman
+        .command("debootstrap")
         .args(["--variant=minbase", "bookworm"])
         .arg(&root)
         .output()
         .context("there is no debootstrap: apt-get install debootstrap")?;
     said("debootstrap (as root)", &made)?;
     let archive = podman.folder().join("debian.tar");
-    let mut tar = Command::new("tar");
+    let mut tar = podman.command("tar");
     tar.arg("-C").arg(&root).arg("-cf").arg(&archive).arg(".");
     said("tar", &tar.output()?)?;
     let path = archive.to_string_lossy();

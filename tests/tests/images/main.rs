@@ -1,12 +1,13 @@
 //! The images of the mesh, built by the commands of the documentation as they stand there, and started:
 //! `make test-images`.
 //!
-//! It takes podman, and half an hour where nothing is built yet. What a registry would give is made on
-//! this machine (`bases`), so no registry is asked; layers and images stay in `.cache/images`. Programs
-//! are compiled once: the files for images have their first stage in common.
+//! It takes podman, half an hour, and room on the disk while it runs (`store`), of which nothing stays unless
+//! `ISOBAR_IMAGES_KEEP` names a folder. What a registry would give is made on this machine (`bases`), so no
+//! registry is asked. Programs are compiled once: the files for images have their first stage in common.
 
 mod bases;
 mod podman;
+mod store;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,6 +16,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use isobar_tests::page::{IMAGES, Page, Step};
 use isobar_tests::{Mesh, MeshOptions, eventually, samples};
 use podman::Podman;
+use store::Store;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What is in an image besides its bill of materials.
 struct Expected {
@@ -89,8 +92,37 @@ fn tag(command: &str) -> Result<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_images_of_the_pages_are_built_and_start() -> Result<()> {
-    let podman = Podman::new(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/images"))?;
-    bases::make(&podman, &sources())?;
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/images");
+    let keep = std::env::var_os("ISOBAR_IMAGES_KEEP").map(PathBuf::from);
+    let store = Store::open(keep.as_ref().unwrap_or(&own), keep.is_some())?;
+    let podman = Podman::new(store.folder())?;
+    let programs = tempfile::tempdir_in(store.folder())?;
+    let folder = programs.path().to_owned();
+    let built = tokio::task::spawn_blocking(move || images(&podman, &folder));
+    let all = async {
+        built.await??;
+        carries_calls(programs.path()).await
+    };
+    tokio::select! {
+        done = all => done,
+        // Its store ends what runs there, when it is dropped.
+        name = told_to_end() => bail!("ended by {}", name?),
+    }
+}
+
+/// The signal that wants the test to end.
+async fn told_to_end() -> Result<&'static str> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    })
+}
+
+/// Builds the images, looks into them, starts them, and copies their programs into a folder.
+fn images(podman: &Podman, programs: &Path) -> Result<()> {
+    bases::make(podman, &sources())?;
     let mut built = Vec::new();
     for command in commands()? {
         let began = Instant::now();
@@ -98,20 +130,18 @@ async fn the_images_of_the_pages_are_built_and_start() -> Result<()> {
         println!("{command}: {:.0} s", began.elapsed().as_secs_f64());
         built.push(tag(&command)?.to_owned());
     }
-    let folder = tempfile::tempdir()?;
     for expected in &IMAGES_OF_THE_MESH {
         let is_it = |tag: &&String| tag.contains(&format!("/{}:", expected.name));
         let tag = built.iter().find(is_it);
         let tag = tag.with_context(|| format!("no page builds {}", expected.name))?;
-        let size = holds(&podman, tag, expected)?;
-        starts(&podman, tag, expected)?;
-        podman.copy(tag, "usr/local/bin", expected.programs, folder.path())?;
+        let size = holds(podman, tag, expected)?;
+        starts(podman, tag, expected)?;
+        podman.copy(tag, "usr/local/bin", expected.programs, programs)?;
         println!("{tag}: {:.1} MB", size as f64 / 1e6);
     }
     ensure!(built.len() == IMAGES_OF_THE_MESH.len(), "{built:?}");
-    is_ready(&podman, built.iter().find(|tag| tag.contains("isobard")))?;
-    is_the_same_again(&podman)?;
-    carries_calls(folder.path()).await
+    is_ready(podman, built.iter().find(|tag| tag.contains("isobard")))?;
+    is_the_same_again(podman)
 }
 
 /// What is in it and how it is to be started; returns its size in bytes.
@@ -182,13 +212,19 @@ fn is_ready(podman: &Podman, tag: Option<&String>) -> Result<()> {
     let tag = tag.context("no image of the control plane")?;
     let objects = std::fs::canonicalize(samples().join("hello"))?;
     let objects = format!("--volume={}:/objects:ro", objects.display());
+    // Nobody asks it for certificates here, so it knows nobody's tokens.
+    let keys = podman.folder().join("keys.json");
+    std::fs::write(&keys, r#"{"keys":[]}"#)?;
+    let keys = format!("--volume={}:/keys.json:ro", keys.display());
     let state = "--tmpfs=/state:rw,mode=1777";
     let id = podman.start(
-        &[&objects, state],
+        &[&objects, &keys, state],
         tag,
         &[
             "--objects=/objects",
+            "--overlay=/state/overlay",
             "--state-dir=/state",
+            "--token-keys=/keys.json",
             "--health=127.0.0.1:8080",
         ],
     )?;
@@ -266,8 +302,8 @@ async fn carries_calls(folder: &Path) -> Result<()> {
     };
     let service = std::fs::read_to_string(samples().join("hello/svc-hello.yaml"))?;
     let mesh = Mesh::start_with(options, &[("waypoint.yaml", WAYPOINT)]).await?;
-    let labels = "labels: {istio.io/use-waypoint: waypoint}";
-    let bound = service.replacen("metadata:\n", &format!("metadata:\n  {labels}\n"), 1);
+    let label = "labels:\n    istio.io/use-waypoint: waypoint\n";
+    let bound = service.replacen("labels:\n", label, 1);
     ensure!(bound != service, "{service}");
     mesh.apply("svc-hello.yaml", &bound)?;
     for (path, wanted) in [("/", "200"), ("/denied", "403")] {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::store::MARK;
+
 /// Until a program that was started answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two questions.
@@ -21,10 +23,8 @@ pub(crate) struct Podman {
 }
 
 impl Podman {
-    /// Keeps everything in `folder`.
+    /// Keeps everything in `folder`, whose path has no links.
     pub(crate) fn new(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder)?;
-        let folder = std::fs::canonicalize(folder)?;
         let own = folder.display();
         std::fs::write(
             folder.join("storage.conf"),
@@ -36,10 +36,17 @@ impl Podman {
         let engine = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
                       [engine]\nevents_logger = \"none\"\nruntime = \"runc\"\n";
         std::fs::write(folder.join("containers.conf"), engine)?;
-        let podman = Self { folder };
+        let podman = Self::at(folder);
         let version = podman.command("podman").arg("--version").output();
         version.context("there is no podman: apt-get install podman runc debootstrap")?;
         Ok(podman)
+    }
+
+    /// As it was before in `folder`.
+    pub(crate) fn at(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+        }
     }
 
     /// Its folder, for what is made once.
@@ -47,13 +54,28 @@ impl Podman {
         &self.folder
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// Takes all containers away, running or not.
+    pub(crate) fn clear(&self) -> Result<String> {
+        // Said twice, as without its file podman would turn to the machine's own containers.
+        let place = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
+        let (store, run) = (place("store"), place("run"));
+        let own = ["--root", &store, "--runroot", &run];
+        self.ok(own
+            .into_iter()
+            .chain(["rm", "--all", "--force", "--time=0"]))
+    }
+
+    /// A program that works in the folder.
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .env("CONTAINERS_STORAGE_CONF", self.folder.join("storage.conf"))
             .env("CONTAINERS_CONF", self.folder.join("containers.conf"))
             // What a build runs has the machine's network and name servers.
             .env("BUILDAH_ISOLATION", "chroot")
+            // Gigabytes, for a while.
+            .env("TMPDIR", self.folder.join("tmp"))
+            .env(MARK, &self.folder)
             .stdin(Stdio::null());
         command
     }
