@@ -2,28 +2,42 @@
 //!
 //! HTTP/2 flushes after every DATA frame and TLS writes every record at once: a call into the
 //! kernel, and a packet, for each 16 KiB. Held back between the two until there is enough, or until
-//! the connection has nothing more to say, records go out together.
+//! the connection has nothing more to say, records go out together. That it has nothing more to say is
+//! known only after a look at what else has arrived.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::settings::{AROUND, DATA_MAX, TOGETHER};
+use crate::ahead::Ahead;
+use crate::settings::{FRAME_HEAD, FRAME_MAX, RECORD, TOGETHER};
 
 /// Bytes that are worth a system call. More does not pay: the kernel cuts below 64 KiB.
-const ENOUGH: usize = TOGETHER * (DATA_MAX + AROUND);
+const ENOUGH: usize = FRAME_MAX + FRAME_HEAD + TOGETHER * RECORD;
 /// Records that are worth one, however small: TLS offers at most 64 at once.
 const RECORDS: usize = 32;
+/// Looks at what else has arrived before little is sent. A look costs far less than a packet and the
+/// wake-up of the peer, which under load then bring the words of several streams.
+const LOOKS: u8 = 2;
 
 /// Below TLS: takes nothing while it is closed and too little is offered, as a full socket would.
 /// TLS keeps what is not taken.
 pub(crate) struct Held<IO> {
     io: IO,
-    closed: Rc<Cell<bool>>,
+    gate: Rc<Gate>,
+    ahead: Ahead,
+}
+
+/// What both sides of TLS know.
+#[derive(Default)]
+pub(crate) struct Gate {
+    closed: Cell<bool>,
+    /// Full reads since the connection last had nothing more to do.
+    reads: Cell<u8>,
 }
 
 /// Above TLS: what HTTP/2 writes to. Cheap to clone; one clone flushes for all.
@@ -33,31 +47,35 @@ pub(crate) struct Corked<S> {
 
 struct Shared<S> {
     stream: RefCell<S>,
-    closed: Rc<Cell<bool>>,
+    gate: Rc<Gate>,
     /// Something was written since the last real flush.
     dirty: Cell<bool>,
+    /// Looks since then.
+    looks: Cell<u8>,
     /// A writer was told to wait, though the socket is not what it waits for.
     waiting: Cell<bool>,
 }
 
 /// `io` for TLS, and what holds it back later.
-pub(crate) fn hold<IO>(io: IO) -> (Held<IO>, Rc<Cell<bool>>) {
-    let closed = Rc::new(Cell::new(false));
+pub(crate) fn hold<IO>(io: IO) -> (Held<IO>, Rc<Gate>) {
+    let gate = Rc::new(Gate::default());
     let held = Held {
         io,
-        closed: Rc::clone(&closed),
+        gate: Rc::clone(&gate),
+        ahead: Ahead::default(),
     };
-    (held, closed)
+    (held, gate)
 }
 
 impl<S> Corked<S> {
-    /// `stream` is TLS over what [`hold`] made together with `closed`.
-    pub(crate) fn new(stream: S, closed: Rc<Cell<bool>>) -> Self {
+    /// `stream` is TLS over what [`hold`] made together with `gate`.
+    pub(crate) fn new(stream: S, gate: Rc<Gate>) -> Self {
         Self {
             shared: Rc::new(Shared {
                 stream: RefCell::new(stream),
-                closed,
+                gate,
                 dirty: Cell::new(false),
+                looks: Cell::new(0),
                 waiting: Cell::new(false),
             }),
         }
@@ -65,20 +83,30 @@ impl<S> Corked<S> {
 
     /// Starts to hold back. From now on [`Self::poll_release`] must follow every use.
     pub(crate) fn close(&self) {
-        self.shared.closed.set(true);
+        self.shared.gate.closed.set(true);
     }
 }
 
 impl<S: AsyncWrite + Unpin> Corked<S> {
-    /// Sends what is held back. Pending only wakes the caller when there is more room; an error
-    /// shows at the next read or write, too.
-    pub(crate) fn poll_release(&self, cx: &mut Context<'_>) {
+    /// Sends what is held back, `now` or after some looks at what else has arrived: the caller is
+    /// woken for those. Otherwise it is only woken when there is more room; an error shows at the next
+    /// read or write, too.
+    pub(crate) fn poll_release(&self, cx: &mut Context<'_>, now: bool) {
         let shared = &*self.shared;
-        if shared.dirty.get() && shared.closed.replace(false) {
+        shared.gate.reads.set(0);
+        if shared.dirty.get() && !now && shared.looks.get() < LOOKS {
+            shared.looks.set(shared.looks.get() + 1);
+            // The runtime asks the system for what has arrived before it wakes who yields.
+            if pin!(tokio::task::yield_now()).poll(cx).is_pending() {
+                return;
+            }
+        }
+        shared.looks.set(0);
+        if shared.dirty.get() && shared.gate.closed.replace(false) {
             let mut stream = shared.stream.borrow_mut();
             let flushed = Pin::new(&mut *stream).poll_flush(cx);
             shared.dirty.set(flushed.is_pending());
-            shared.closed.set(true);
+            shared.gate.closed.set(true);
             // With a full socket the socket wakes.
             if shared.waiting.take() && flushed.is_ready() {
                 cx.waker().wake_by_ref();
@@ -141,7 +169,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.shared.closed.get() {
+        if self.shared.gate.closed.get() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut *self.shared.stream.borrow_mut()).poll_flush(cx)
@@ -149,7 +177,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The last words: nothing is held back any more.
-        self.shared.closed.set(false);
+        self.shared.gate.closed.set(false);
         Pin::new(&mut *self.shared.stream.borrow_mut()).poll_shutdown(cx)
     }
 }
@@ -160,7 +188,13 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Held<IO> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let held = &mut *self;
+        if held.ahead.is_empty() && !held.gate.closed.get() {
+            // A handshake, whose last words may be followed by anything.
+            return Pin::new(&mut held.io).poll_read(cx, buffer);
+        }
+        let Held { io, gate, ahead } = held;
+        ahead.poll_read(io, &gate.reads, cx, buffer)
     }
 }
 
@@ -170,7 +204,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Held<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.closed.get() && bytes.len() < ENOUGH {
+        if self.gate.closed.get() && bytes.len() < ENOUGH {
             return Poll::Pending;
         }
         Pin::new(&mut self.io).poll_write(cx, bytes)
@@ -182,7 +216,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Held<IO> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let offered = || slices.iter().map(|slice| slice.len()).sum::<usize>();
-        if self.closed.get() && slices.len() < RECORDS && offered() < ENOUGH {
+        if self.gate.closed.get() && slices.len() < RECORDS && offered() < ENOUGH {
             return Poll::Pending;
         }
         let io = Pin::new(&mut self.io);
@@ -213,8 +247,10 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+    use crate::settings::{AROUND, DATA_MAX};
 
-    const RECORD: usize = DATA_MAX + AROUND;
+    const FULL: usize = DATA_MAX + AROUND;
+    const TOGETHER: usize = 4 * FULL;
 
     /// A socket that takes everything and remembers each call.
     #[derive(Default, Clone)]
@@ -294,9 +330,9 @@ mod tests {
 
     fn stack() -> (Socket, Corked<Keeper<Held<Socket>>>) {
         let socket = Socket::default();
-        let (below, closed) = hold(socket.clone());
+        let (below, gate) = hold(socket.clone());
         let kept = Vec::new();
-        (socket, Corked::new(Keeper { kept, below }, closed))
+        (socket, Corked::new(Keeper { kept, below }, gate))
     }
 
     async fn write(cork: &mut Corked<Keeper<Held<Socket>>>, records: usize, size: usize) {
@@ -307,8 +343,14 @@ mod tests {
     }
 
     async fn release(cork: &Corked<Keeper<Held<Socket>>>) {
+        for _ in 0..=LOOKS {
+            look(cork).await;
+        }
+    }
+
+    async fn look(cork: &Corked<Keeper<Held<Socket>>>) {
         poll_fn(|cx| {
-            cork.poll_release(cx);
+            cork.poll_release(cx, false);
             Poll::Ready(())
         })
         .await;
@@ -328,20 +370,58 @@ mod tests {
     #[tokio::test]
     async fn before_it_is_closed_everything_leaves_at_once() {
         let (socket, mut cork) = stack();
-        write(&mut cork, 3, RECORD).await;
-        assert_eq!(*socket.0.borrow(), [RECORD; 3]);
+        write(&mut cork, 3, FULL).await;
+        assert_eq!(*socket.0.borrow(), [FULL; 3]);
     }
 
     #[tokio::test]
     async fn records_leave_together() {
         let (socket, mut cork) = stack();
         cork.close();
-        write(&mut cork, 10, RECORD).await;
-        assert_eq!(*socket.0.borrow(), [ENOUGH, ENOUGH]);
+        write(&mut cork, 10, FULL).await;
+        assert_eq!(*socket.0.borrow(), [TOGETHER, TOGETHER]);
         release(&cork).await;
-        assert_eq!(*socket.0.borrow(), [ENOUGH, ENOUGH, 2 * RECORD]);
+        assert_eq!(*socket.0.borrow(), [TOGETHER, TOGETHER, 2 * FULL]);
         release(&cork).await;
         assert_eq!(socket.0.borrow().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_a_moment_later_goes_along() {
+        let (socket, mut cork) = stack();
+        cork.close();
+        write(&mut cork, 1, 10).await;
+        look(&cork).await;
+        write(&mut cork, 1, 20).await;
+        look(&cork).await;
+        assert!(socket.0.borrow().is_empty());
+        look(&cork).await;
+        assert_eq!(*socket.0.borrow(), [30]);
+        write(&mut cork, 1, 10).await;
+        look(&cork).await;
+        poll_fn(|cx| {
+            cork.poll_release(cx, true);
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(*socket.0.borrow(), [30, 10]);
+    }
+
+    #[tokio::test]
+    async fn who_looks_is_woken_again() {
+        let (socket, mut cork) = stack();
+        cork.close();
+        write(&mut cork, 1, 10).await;
+        poll_fn(|cx| {
+            cork.poll_release(cx, false);
+            if socket.0.borrow().is_empty() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+        assert_eq!(*socket.0.borrow(), [10]);
     }
 
     #[tokio::test]

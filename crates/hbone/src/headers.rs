@@ -5,6 +5,9 @@ mod forwarded;
 mod tests;
 mod trace;
 
+use std::fmt::{self, Write as _};
+
+use bytes::{Bytes, BytesMut};
 use http::header::{FORWARDED, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Uri};
 
@@ -17,6 +20,8 @@ pub use trace::TraceParent;
 pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
 pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Room for all that a request says, as a rule: it is then written without moving.
+const TEXT: usize = 512;
 
 /// What a CONNECT request says (as Istio's ztunnel does). All but the authority is unauthenticated and
 /// for telemetry only; malformed parts are treated as absent.
@@ -63,27 +68,26 @@ impl ConnectHeaders {
 
     /// The request to send.
     pub(crate) fn to_request(&self) -> Result<Request<()>, HeaderError> {
-        let authority = self.authority.to_string();
-        let uri: Uri = authority
-            .parse()
-            .map_err(|_| HeaderError::Authority(authority.clone()))?;
+        let mut text = BytesMut::with_capacity(TEXT);
+        let uri = Uri::from_maybe_shared(written(&mut text, &self.authority))
+            .map_err(|_| HeaderError::Authority(self.authority.to_string()))?;
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
         if let Some(baggage) = &self.baggage {
-            headers.insert(BAGGAGE, value("baggage", &baggage.to_string())?);
+            headers.insert(BAGGAGE, value("baggage", &mut text, baggage)?);
         }
         if let Some(forwarded) = &self.forwarded {
-            headers.insert(FORWARDED, value("forwarded", &forwarded.to_string())?);
+            headers.insert(FORWARDED, value("forwarded", &mut text, forwarded)?);
         }
         if let Some(traceparent) = &self.traceparent {
-            headers.insert(TRACEPARENT, value("traceparent", &traceparent.to_string())?);
+            headers.insert(TRACEPARENT, value("traceparent", &mut text, traceparent)?);
         }
         if let Some(network) = &self.forwarded_network {
             headers.insert(
                 HeaderName::from_static(FORWARDED_NETWORK),
-                value(FORWARDED_NETWORK, network)?,
+                value(FORWARDED_NETWORK, &mut text, network)?,
             );
         }
         Ok(request)
@@ -112,8 +116,30 @@ impl ConnectHeaders {
     }
 }
 
-pub(crate) fn value(name: &'static str, text: &str) -> Result<HeaderValue, HeaderError> {
-    HeaderValue::from_str(text).map_err(|_| HeaderError::Value(name))
+impl Baggage {
+    /// As the value of its header.
+    pub(crate) fn to_value(&self) -> Result<HeaderValue, HeaderError> {
+        value("baggage", &mut BytesMut::with_capacity(TEXT), self)
+    }
+}
+
+/// `text` is room to write in.
+fn value(
+    name: &'static str,
+    text: &mut BytesMut,
+    what: &impl fmt::Display,
+) -> Result<HeaderValue, HeaderError> {
+    let text = written(text, what);
+    if !text.is_ascii() {
+        return Err(HeaderError::Value(name));
+    }
+    HeaderValue::from_maybe_shared(text).map_err(|_| HeaderError::Value(name))
+}
+
+fn written(text: &mut BytesMut, what: &impl fmt::Display) -> Bytes {
+    // Fails only where what is written says so itself; nothing here does.
+    let _ = write!(text, "{what}");
+    text.split().freeze()
 }
 
 /// The first value of a header, if it is visible ASCII.

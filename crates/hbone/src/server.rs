@@ -72,7 +72,7 @@ where
 {
     let permit = options.admission.handshake(options.source)?;
     let limit = permit.deadline(options.timeouts.tls);
-    let (io, closed) = cork::hold(io);
+    let (io, gate) = cork::hold(io);
     // Boxed: the room of a handshake must not stay with its connection.
     let (io, peer) = timeout(limit, Box::pin(paced(tls.accept(io))))
         .await
@@ -81,7 +81,7 @@ where
             after: limit,
         })??;
     drop(permit);
-    let cork = Corked::new(io, closed);
+    let cork = Corked::new(io, gate);
     Box::pin(serve_verified(cork, peer, options, life, handle)).await
 }
 
@@ -292,7 +292,7 @@ where
     std::future::poll_fn(|cx| {
         let polled = connection.poll_accept(cx);
         if polled.is_pending() {
-            cork.poll_release(cx);
+            cork.poll_release(cx, false);
         }
         polled
     })
@@ -310,7 +310,7 @@ async fn goodbye<IO>(
     connection.abrupt_shutdown(reason);
     let ended = std::future::poll_fn(|cx| {
         let polled = connection.poll_closed(cx);
-        cork.poll_release(cx);
+        cork.poll_release(cx, true);
         polled
     });
     // A client that does not read it is cut off.

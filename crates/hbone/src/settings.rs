@@ -1,13 +1,20 @@
 use std::time::Duration;
 
-/// Payload of a DATA frame sent. It fits one TLS record, and [`TOGETHER`] of them one packet of the
-/// kernel's: 64 KiB less its headers, in whole segments of 1398 to 1460 bytes. A rest beyond that
-/// would take a way through the network of its own, which costs as much as the whole.
+/// Payload that fills a TLS record. [`TOGETHER`] of them, with what is around, fit one packet of the
+/// kernel's: 64 KiB less its headers, in whole segments of 1398 to 1460 bytes. A rest beyond that would
+/// take a way through the network of its own, which costs as much as the whole.
 pub(crate) const DATA_MAX: usize = 16_000;
-/// Frames that are written at once.
+/// Records that are written at once.
 pub(crate) const TOGETHER: usize = 4;
-/// What HTTP/2 and TLS 1.3 put around the payload of a frame.
-pub(crate) const AROUND: usize = 9 + 22;
+/// Longest payload of a DATA frame sent, if the peer takes it: what is written at once. So the peer has
+/// as much of one stream in hand when it passes it on.
+pub(crate) const FRAME_MAX: usize = TOGETHER * DATA_MAX;
+/// What HTTP/2 and TLS 1.3 put around the payload of a record, at most.
+pub(crate) const AROUND: usize = FRAME_HEAD + RECORD;
+/// What HTTP/2 puts before a frame.
+pub(crate) const FRAME_HEAD: usize = 9;
+/// What TLS 1.3 puts around a record.
+pub(crate) const RECORD: usize = 22;
 /// Longest header list taken from a client, in bytes (as Istio's ztunnel does).
 pub(crate) const SERVER_HEADERS: u32 = 64 * 1024;
 /// Longest header list taken from a server, in bytes.
@@ -16,7 +23,7 @@ pub(crate) const CLIENT_HEADERS: u32 = 16 * 1024;
 pub(crate) const SERVER_STREAMS: u32 = 200;
 /// Bytes of one stream that wait for the connection before a writer has to wait. With many streams
 /// what they may have together counts first (`unsent`).
-pub(crate) const SEND_BUFFER: usize = 2 * TOGETHER * DATA_MAX;
+pub(crate) const SEND_BUFFER: usize = 2 * FRAME_MAX;
 /// Streams reset by the peer before we took them, beyond which the connection ends.
 pub(crate) const PENDING_RESETS: usize = 50;
 /// Streams reset by us for the peer's errors, beyond which the connection ends.

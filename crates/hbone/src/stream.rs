@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Reason as H2Reason, RecvStream, SendStream};
+use http::HeaderMap;
 use isobar_tls::VerifiedPeer;
 use isobar_types::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,7 +13,7 @@ use crate::guard::StreamPermit;
 use crate::headers::Baggage;
 use crate::pool::Slot;
 use crate::relay::{Batch, Endpoint};
-use crate::settings::{DATA_MAX, SEND_BUFFER};
+use crate::settings::{FRAME_MAX, SEND_BUFFER};
 use crate::unsent::Unsent;
 
 /// Chunks gathered before they are passed on.
@@ -47,6 +48,15 @@ impl Place {
     }
 }
 
+/// What the peer says about the workload at its end.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// Read already.
+    Read(Baggage),
+    /// Somewhere in here; most have no use for it.
+    Unread(HeaderMap),
+}
+
 /// The bytes of one CONNECT stream. Dropping it before both directions have ended resets the
 /// stream (CANCEL); [`Endpoint::reset`] says that the TCP connection behind it broke.
 #[derive(Debug)]
@@ -58,7 +68,7 @@ pub struct TunnelStream {
     finished: bool,
     unsent: Unsent,
     peer: VerifiedPeer,
-    baggage: Option<Box<Baggage>>,
+    told: Option<Box<Told>>,
     /// Last, so that the stream has ended by then.
     _place: Place,
 }
@@ -68,7 +78,7 @@ impl TunnelStream {
         send: SendStream<Bytes>,
         recv: RecvStream,
         peer: VerifiedPeer,
-        baggage: Option<Baggage>,
+        told: Option<Told>,
         place: Place,
     ) -> Self {
         Self {
@@ -78,7 +88,7 @@ impl TunnelStream {
             finished: false,
             unsent: place.unsent(),
             peer,
-            baggage: baggage.map(Box::new),
+            told: told.map(Box::new),
             _place: place,
         }
     }
@@ -92,13 +102,16 @@ impl TunnelStream {
     /// What the server said about the destination in its answer; on the server's side what the
     /// client said about the source. Unauthenticated, for telemetry.
     #[must_use]
-    pub fn baggage(&self) -> Option<&Baggage> {
-        self.baggage.as_deref()
+    pub fn baggage(&self) -> Option<Baggage> {
+        match self.told.as_deref()? {
+            Told::Read(baggage) => Some(baggage.clone()),
+            Told::Unread(headers) => Baggage::from_headers(headers),
+        }
     }
 
-    /// Takes what [`Self::baggage`] gives, so that it need not be kept.
-    pub fn take_baggage(&mut self) -> Option<Box<Baggage>> {
-        self.baggage.take()
+    /// Lets go of what [`Self::baggage`] gives, so that it need not be kept.
+    pub fn forget_baggage(&mut self) {
+        self.told = None;
     }
 
     /// The next chunk; `None` at the peer's END_STREAM. Its credit is still held.
@@ -185,7 +198,7 @@ impl Endpoint for TunnelStream {
         let mut room = ready!(self.poll_room(cx, batch.bytes()))?;
         let mut sent = 0;
         while room > 0
-            && let Some(piece) = batch.take(room.min(DATA_MAX))
+            && let Some(piece) = batch.take(room.min(FRAME_MAX))
         {
             let bytes = piece.len();
             if let Err(error) = self.send.send_data(self.unsent.count(piece), false) {

@@ -11,7 +11,7 @@ use crate::settings::DATA_MAX;
 
 /// Bytes unsent together beyond which each stream has its share only.
 const BUDGET: usize = 4 * 1024 * 1024;
-/// What a stream may always have unsent: it goes on, a frame at a time, whatever the others do.
+/// What a stream may always have unsent: it goes on, a record at a time, whatever the others do.
 const SHARE: usize = DATA_MAX;
 /// With less than this unsent a stream that has its share only may send again.
 const REFILL: usize = SHARE / 4;

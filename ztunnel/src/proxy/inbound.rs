@@ -347,7 +347,7 @@ impl Allowed {
             return None;
         };
         // What it says is in the ledger, if it is of use.
-        drop(downstream.take_baggage());
+        downstream.forget_baggage();
         if let Some(header) = header
             && let Err(error) = upstream.write_all(&header).await
         {

@@ -478,7 +478,7 @@ fn tunnel(
     opened
         .map(|mut stream| {
             // Of no use to a proxy that knows where it sent the connection.
-            drop(stream.take_baggage());
+            stream.forget_baggage();
             Upstream::Tunnel(Box::new(stream))
         })
         .map_err(|error| {

@@ -55,6 +55,16 @@ impl WorkloadType {
             .map_or("pod", |(_, text)| text)
     }
 
+    /// The member that holds the name of such an owner.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Deployment => "k8s.deployment.name",
+            Self::CronJob => "k8s.cronjob.name",
+            Self::Pod => "k8s.pod.name",
+            Self::Job => "k8s.job.name",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         Self::ALL
             .iter()
@@ -129,14 +139,11 @@ impl Baggage {
 
 impl fmt::Display for Baggage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let workload = format!(
-            "k8s.{}.name",
-            self.workload_type.unwrap_or(WorkloadType::Pod).as_str()
-        );
+        let workload_type = self.workload_type.unwrap_or(WorkloadType::Pod);
         let members = [
             ("k8s.cluster.name", &self.cluster),
             ("k8s.namespace.name", &self.namespace),
-            (workload.as_str(), &self.workload),
+            (workload_type.key(), &self.workload),
             ("service.name", &self.service),
             ("service.version", &self.revision),
             ("cloud.region", &self.region),
@@ -151,7 +158,9 @@ impl fmt::Display for Baggage {
                 f.write_str(",")?;
             }
             first = false;
-            write!(f, "{key}={value}")?;
+            f.write_str(key)?;
+            f.write_str("=")?;
+            f.write_str(value)?;
         }
         Ok(())
     }

@@ -7,8 +7,7 @@ use tokio::time::timeout;
 
 use super::entry::Slot;
 use super::tunnel::Ending;
-use crate::headers::Baggage;
-use crate::stream::Place;
+use crate::stream::{Place, Told};
 use crate::{ConnectHeaders, Stage, Timeouts, TunnelError, TunnelStream};
 
 /// A request that came to nothing.
@@ -61,13 +60,13 @@ pub(super) async fn connect(
         return Err(TunnelError::Refused { to, status }.into());
     }
     let (parts, recv) = response.into_parts();
-    let baggage = Baggage::from_headers(&parts.headers);
+    let told = Told::Unread(parts.headers);
     let peer = slot.tunnel().peer().clone();
     Ok(TunnelStream::new(
         send,
         recv,
         peer,
-        baggage,
+        Some(told),
         Place::Pooled(slot),
     ))
 }

@@ -185,9 +185,9 @@ where
             identity: key.source.clone(),
             detail,
         })?;
-    let (io, closed) = cork::hold(io);
+    let (io, gate) = cork::hold(io);
     let (tls, peer) = handshake(key, &certificate, io, &timeouts).await?;
-    let cork = Corked::new(tls, closed);
+    let cork = Corked::new(tls, gate);
     let guard = Guard::new(None);
     let watched = Watch::new(cork.clone(), Role::Client, Rc::clone(&guard));
     let (requests, connection) =
@@ -288,7 +288,7 @@ impl Driver {
         // What is to be sent leaves when there is nothing more to do.
         let driven = std::future::poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
-            cork.poll_release(cx);
+            cork.poll_release(cx, polled.is_ready());
             polled
         });
         let ending = tokio::select! {

@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -6,56 +6,71 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::settings::{DATA_MAX, TOGETHER};
 
-/// Smallest and largest read from an endpoint, in bytes. A connection starts small and grows while
-/// its reads come back full: many idle or chatty connections must not hold large buffers. The
-/// largest is cut into full frames without a rest.
-const READ_MIN: usize = 4 * 1024;
-const READ_MAX: usize = 4 * TOGETHER * DATA_MAX;
-/// Size of reads from which on a stream is called bulk.
+/// Sizes of reads from an endpoint, in bytes. A connection starts with the first and takes the next
+/// while its reads come back full: many idle or chatty connections must not hold large buffers. But for
+/// the first they are cut into full frames without a rest.
+const READS: [usize; 4] = [4 * 1024, DATA_MAX, BULK, 4 * BULK];
+/// Size of reads from which on a stream is called bulk: what leaves at once.
 const BULK: usize = TOGETHER * DATA_MAX;
 /// Largest chunk that is copied to join another to it.
 const JOIN_MAX: usize = 4 * 1024;
-/// What all reads of a thread may take above the smallest: one bulk stream gets the largest reads,
-/// many share what still fits into a core's cache.
-const BUDGET: usize = 1024 * 1024;
+/// What all reads of a thread may take above the smallest. Each read has the kernel tell the sender of
+/// the room that it made, so many streams get reads of [`BULK`], too; larger ones are for few, as
+/// together they would not fit into a core's cache.
+const BUDGET: usize = 8 * 1024 * 1024;
+const BUDGET_LARGEST: usize = 1024 * 1024;
 
 thread_local! {
-    /// Taken from [`BUDGET`].
+    /// Taken from the budgets.
     static GROWN: Cell<usize> = const { Cell::new(0) };
+    static SMALL: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// The smallest read, by a buffer of the thread's own: to copy some hundred bytes costs less than memory
+/// for the thousands that might have come.
+fn fill_small<E>(read: impl FnOnce(&mut BytesMut, usize) -> Result<usize, E>) -> Result<Bytes, E> {
+    SMALL.with_borrow_mut(|buffer| {
+        buffer.clear();
+        buffer.reserve(READS[0]);
+        read(buffer, READS[0])?;
+        Ok(Bytes::copy_from_slice(buffer))
+    })
 }
 
 /// Vain looks for something to read after which a connection counts as idle.
 const RESTS: u8 = 8;
 
-/// Size of the next read, in bytes.
-#[derive(Debug)]
+/// Size of the next read: its place among [`READS`].
+#[derive(Debug, Default)]
 struct ReadSize(usize);
 
 impl ReadSize {
+    const fn bytes(&self) -> usize {
+        READS[self.0]
+    }
+
     fn grow(&mut self) {
-        let more = self.0.min(READ_MAX - self.0);
-        if GROWN.get() + more <= BUDGET {
-            GROWN.set(GROWN.get() + more);
-            self.0 += more;
+        let Some(next) = READS.get(self.0 + 1) else {
+            return;
+        };
+        let grown = GROWN.get() + next - self.bytes();
+        let budget = if *next > BULK { BUDGET_LARGEST } else { BUDGET };
+        if grown <= budget {
+            GROWN.set(grown);
+            self.0 += 1;
         }
     }
 
     fn shrink(&mut self) {
-        let less = (self.0 / 2).min(self.0 - READ_MIN);
-        self.0 -= less;
-        GROWN.set(GROWN.get() - less);
-    }
-}
-
-impl Default for ReadSize {
-    fn default() -> Self {
-        Self(READ_MIN)
+        let before = self.bytes();
+        self.0 = self.0.saturating_sub(1);
+        GROWN.set(GROWN.get() - (before - self.bytes()));
     }
 }
 
 impl Drop for ReadSize {
     fn drop(&mut self) {
-        GROWN.set(GROWN.get() - (self.0 - READ_MIN));
+        GROWN.set(GROWN.get() - (self.bytes() - READS[0]));
     }
 }
 
@@ -172,11 +187,16 @@ impl Batch {
         &mut self,
         read: impl FnOnce(&mut BytesMut, usize) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        let size = self.read.0;
-        // Takes the old allocation again if all that was cut from it has been written.
-        self.spare.reserve(size);
-        let bytes = read(&mut self.spare, size)?;
-        let chunk = self.spare.split_to(bytes).freeze();
+        let size = self.read.bytes();
+        let chunk = if size == READS[0] {
+            fill_small(read)?
+        } else {
+            // Takes the old allocation again if all that was cut from it has been written.
+            self.spare.reserve(size);
+            let bytes = read(&mut self.spare, size)?;
+            self.spare.split_to(bytes).freeze()
+        };
+        let bytes = chunk.len();
         self.push(chunk);
         self.rests = 0;
         if bytes >= size {
@@ -189,7 +209,7 @@ impl Batch {
 
     /// True while reads come back so full that the stream is worth a way of its own.
     pub(super) const fn is_bulk(&self) -> bool {
-        self.read.0 >= BULK
+        self.read.bytes() >= BULK
     }
 
     /// Gives back the read buffer and what its size takes from others: something else reads now.
@@ -236,12 +256,12 @@ mod tests {
     fn a_lone_stream_earns_large_reads_and_gives_them_back() {
         let mut batch = Batch::default();
         let sizes: Vec<_> = (0..8).map(|_| full(&mut batch)).collect();
-        assert_eq!((sizes[0], sizes[1]), (READ_MIN, 2 * READ_MIN));
-        assert_eq!(sizes[7], READ_MAX);
+        assert_eq!((sizes[0], sizes[1]), (READS[0], READS[1]));
+        assert_eq!(sizes[7], READS[3]);
         for _ in 0..8 {
             batch.fill(|_, _| Ok::<_, ()>(0)).unwrap();
         }
-        assert_eq!(full(&mut batch), READ_MIN);
+        assert_eq!(full(&mut batch), READS[0]);
         drop(batch);
         assert_eq!(GROWN.get(), 0);
     }
@@ -255,12 +275,26 @@ mod tests {
         for _ in 1..RESTS {
             batch.rest();
         }
-        assert_eq!(full(&mut batch), READ_MAX);
+        assert_eq!(full(&mut batch), READS[3]);
         for _ in 0..RESTS {
             batch.rest();
         }
         assert_eq!(GROWN.get(), 0);
-        assert_eq!(full(&mut batch), READ_MIN);
+        assert_eq!(full(&mut batch), READS[0]);
+    }
+
+    #[test]
+    fn as_many_streams_as_a_tunnel_carries_read_what_leaves_at_once() {
+        let mut all: Vec<_> = (0..100).map(|_| Batch::default()).collect();
+        for batch in &mut all {
+            for _ in 0..8 {
+                full(batch);
+            }
+        }
+        let reads: Vec<_> = all.iter_mut().map(full).collect();
+        assert!(reads.iter().all(|read| *read >= BULK), "{reads:?}");
+        let largest = reads.iter().filter(|read| **read > BULK).count();
+        assert!((1..10).contains(&largest), "{largest}");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use http::{Response, StatusCode};
 use isobar_tls::VerifiedPeer;
 
 use crate::guard::{Guard, Misuse, StreamPermit};
-use crate::headers::{BAGGAGE, value};
-use crate::stream::Place;
+use crate::headers::BAGGAGE;
+use crate::stream::{Place, Told};
 use crate::{Baggage, ConnectHeaders, TunnelStream};
 
 /// A CONNECT request that waits for its answer. Dropping it unanswered resets the stream.
@@ -71,7 +71,7 @@ impl Connect {
         self.note_reset();
         let mut response = Response::new(());
         if let Some(baggage) = baggage {
-            match value("baggage", &baggage.to_string()) {
+            match baggage.to_value() {
                 Ok(value) => drop(response.headers_mut().insert(BAGGAGE, value)),
                 // Names that no header can carry: telemetry only, so go on without.
                 Err(error) => tracing::debug!(%error, "baggage is left out"),
@@ -85,7 +85,7 @@ impl Connect {
             send,
             self.body,
             self.peer,
-            self.headers.baggage,
+            self.headers.baggage.map(Told::Read),
             Place::Served(self.permit),
         ))
     }
