@@ -1,6 +1,6 @@
 //! The access line of an L4 connection, with Istio's keys; `reason` is ours.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use isobar_types::{Identity, Reason};
 
 /// Target of access lines; `access=off` in the log level silences them.
 pub const TARGET: &str = "access";
+
+/// Bytes that an identity takes as text, as a rule.
+const IDENTITY: usize = 128;
 
 /// The side of the proxy a connection came in on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,7 +135,12 @@ pub fn refused_early(
 }
 
 fn text(identity: Option<&Identity>) -> Option<String> {
-    identity.map(ToString::to_string)
+    identity.map(|identity| {
+        let mut text = String::with_capacity(IDENTITY);
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{identity}");
+        text
+    })
 }
 
 fn whole_millis(duration: Duration) -> String {

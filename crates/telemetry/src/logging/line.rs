@@ -11,6 +11,9 @@ use tracing_subscriber::registry::LookupSpan;
 use super::LogFormat;
 use super::output::Output;
 
+/// Bytes that a line about a connection takes, as a rule: it is then written without moving.
+const LINE: usize = 1024;
+
 /// Turns events into lines.
 pub(super) struct LineLayer {
     format: LogFormat,
@@ -82,7 +85,7 @@ fn text_line<S>(event: &Event<'_>, context: &Context<'_, S>) -> String
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let mut line = String::with_capacity(256);
+    let mut line = String::with_capacity(LINE);
     // Writing to a string cannot fail.
     let _ = write!(
         line,
@@ -111,7 +114,10 @@ where
             let _ = write!(line, "{{{}}}", fields.text.pairs);
         }
     }
-    let mut fields = TextFields::default();
+    let mut fields = TextFields {
+        message: String::new(),
+        pairs: String::with_capacity(LINE),
+    };
     event.record(&mut fields);
     line.push('\t');
     line.push_str(&fields.message);
