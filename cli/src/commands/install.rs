@@ -16,6 +16,7 @@ use isobar_chart::Values;
 use isobar_kubernetes::{Applying, Cluster, InstallError, Installer};
 use serde_json::Value;
 
+pub(crate) use self::names::refuse_lost_nodes;
 use self::place::Place;
 use self::plan::Plan;
 use self::record::Record;

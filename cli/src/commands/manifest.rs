@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use isobar_chart::{Chart, Manifest as Object, Release, Values};
 
 use crate::arguments::{Chosen, Global, Manifest};
+use crate::commands::install::refuse_lost_nodes;
 use crate::output::print;
 
 /// `isobar manifest generate`.
@@ -19,11 +20,13 @@ pub(crate) fn run(what: &Manifest, global: &Global) -> anyhow::Result<ExitCode> 
             .map(|name| Chart::named(name))
             .collect::<Result<_, _>>()?,
     };
-    let mut text = String::new();
+    let mut all = Vec::new();
     for chart in charts {
-        let rendered = render(&chart, &global.mesh_namespace, &values)?;
-        text.extend(rendered.iter().map(Object::printed));
+        all.extend(render(&chart, &global.mesh_namespace, &values)?);
     }
+    let objects: Vec<_> = all.iter().map(|one| one.value.clone()).collect();
+    refuse_lost_nodes(&objects, &global.mesh_namespace)?;
+    let text: String = all.iter().map(Object::printed).collect();
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

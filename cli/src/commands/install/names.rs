@@ -2,15 +2,20 @@
 
 use anyhow::bail;
 use isobar_kubernetes::Installer;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::place::Place;
 use super::report::label;
 
 /// Selects the Deployments of control planes, whoever installed them.
 const CONTROL_PLANES: &str = "app.kubernetes.io/name=isobard";
-/// Control planes' ClusterRoles are called so, or begin so with a `-` after it.
+/// Control planes' objects are called so, or begin so with a `-` after it.
 const ROLE: &str = "isobard";
+/// Variables that tell a node proxy where the control plane is, and the values that they come from.
+const ADDRESSES: [(&str, &str); 2] = [
+    ("XDS_ADDRESS", "node.ztunnel.xdsAddress"),
+    ("CA_ADDRESS", "node.ztunnel.caAddress"),
+];
 /// Whoever is called so has what names nobody; one without a name is.
 const DEFAULT: &str = "default";
 
@@ -20,6 +25,43 @@ pub(super) fn tags(objects: &[Value]) -> Vec<&str> {
     deployments
         .flat_map(|one| given(one, "--revision-tag="))
         .collect()
+}
+
+/// Ends where node proxies in `wanted` would look for a control plane without a name, which nothing
+/// there makes.
+pub(crate) fn refuse_lost_nodes(wanted: &[Value], namespace: &str) -> anyhow::Result<()> {
+    let Some(own) = wanted.iter().find(|one| is_control_plane(one)) else {
+        return Ok(());
+    };
+    let own = own["metadata"]["name"].as_str().unwrap_or_default();
+    if own == ROLE {
+        return Ok(());
+    }
+    let address = |name: &str| format!("https://{name}.{namespace}.svc:15012");
+    let nodes = || wanted.iter().filter(|one| one["kind"] == "DaemonSet");
+    let lost = ADDRESSES.iter().filter(|(variable, _)| {
+        let has = json!({ "name": variable, "value": address(ROLE) });
+        nodes().flat_map(environment).any(|one| *one == has)
+    });
+    let to = address(own);
+    let ways: Vec<String> = lost
+        .map(|(_, value)| format!("--set {value}={to}"))
+        .collect();
+    if ways.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "control-plane.revision calls the control plane {own}, and node proxies would look for {ROLE}, \
+         which is not there then: say {}",
+        ways.join(" ")
+    );
+}
+
+/// The environment of the pods of `workload`.
+fn environment(workload: &Value) -> impl Iterator<Item = &Value> {
+    let containers = workload["spec"]["template"]["spec"]["containers"].as_array();
+    let all = containers.into_iter().flatten();
+    all.filter_map(|one| one["env"].as_array()).flatten()
 }
 
 /// Ends where the control plane in `wanted` would have what names nobody beside one that has it: both
@@ -98,11 +140,14 @@ fn rivals<'a>(own: &Value, standing: &'a [Value]) -> impl Iterator<Item = &'a Va
     others.filter(|one| is_default(one))
 }
 
+/// True for the Deployment of a control plane.
+fn is_control_plane(object: &Value) -> bool {
+    object["kind"] == "Deployment" && object["metadata"]["labels"]["app.kubernetes.io/name"] == ROLE
+}
+
 /// True for the Deployment of a control plane that has what names nobody.
 fn is_default(deployment: &Value) -> bool {
-    let labels = &deployment["metadata"]["labels"];
-    deployment["kind"] == "Deployment"
-        && labels["app.kubernetes.io/name"] == "isobard"
+    is_control_plane(deployment)
         && (has_no_name(deployment) || given(deployment, "--revision-tag=").contains(&DEFAULT))
 }
 
@@ -129,21 +174,54 @@ mod tests {
     use crate::commands::manifest::render;
 
     #[test]
-    fn a_deployment_says_what_its_control_plane_is_called() {
-        let rendered = |revision: Option<&str>, more: &str| -> Vec<Value> {
-            let place = Place {
-                namespace: "istio-system".to_owned(),
-                revision: revision.map(str::to_owned),
-            };
-            let mut values = Values::default();
-            values.set(more).unwrap();
-            let values = place.values(&values).unwrap();
-            let charts = place.charts(&values).unwrap();
-            let all = charts
-                .iter()
-                .flat_map(|chart| render(chart, &place.namespace, &values).unwrap());
-            all.map(|manifest| manifest.value).collect()
+    fn nodes_do_not_look_for_a_control_plane_of_another_name() {
+        let refused = |revision: Option<&str>, set: &str| -> Option<String> {
+            let all = rendered(revision, set);
+            let refused = refuse_lost_nodes(&all, "istio-system");
+            refused.err().map(|error| error.to_string())
         };
+        let lost = refused(None, "control-plane.revision=blue").unwrap();
+        for flag in ["xdsAddress", "caAddress"] {
+            let way =
+                format!("--set node.ztunnel.{flag}=https://isobard-blue.istio-system.svc:15012");
+            assert!(lost.contains(&way), "{lost}");
+        }
+        let there = "https://isobard-blue.istio-system.svc:15012";
+        let half = format!("control-plane.revision=blue,node.ztunnel.xdsAddress={there}");
+        let lost = refused(None, &half).unwrap();
+        assert!(
+            !lost.contains("xdsAddress") && lost.contains("caAddress"),
+            "{lost}"
+        );
+        let whole = format!("{half},node.ztunnel.caAddress={there}");
+        for set in [
+            &*whole,
+            "global.tag=x",
+            "control-plane.revision=default",
+            "control-plane.revision=blue,control-plane.waypointsOnly=true",
+        ] {
+            assert_eq!(refused(None, set), None, "{set}");
+        }
+        assert_eq!(refused(Some("canary"), "global.tag=x"), None);
+    }
+
+    fn rendered(revision: Option<&str>, more: &str) -> Vec<Value> {
+        let place = Place {
+            namespace: "istio-system".to_owned(),
+            revision: revision.map(str::to_owned),
+        };
+        let mut values = Values::default();
+        values.set(more).unwrap();
+        let values = place.values(&values).unwrap();
+        let charts = place.charts(&values).unwrap();
+        let all = charts
+            .iter()
+            .flat_map(|chart| render(chart, &place.namespace, &values).unwrap());
+        all.map(|manifest| manifest.value).collect()
+    }
+
+    #[test]
+    fn a_deployment_says_what_its_control_plane_is_called() {
         let unnamed = |objects: &[Value]| {
             let name = "app.kubernetes.io/name";
             let mut all = objects.iter();

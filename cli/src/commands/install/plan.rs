@@ -78,6 +78,7 @@ impl Plan {
                 wanted.push(manifest.value);
             }
         }
+        names::refuse_lost_nodes(&wanted, namespace)?;
         let doubtful = names::refuse_second_default(installer, place, &wanted).await?;
         plan.notes.extend(doubtful);
         plan.notes
