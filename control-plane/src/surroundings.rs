@@ -126,7 +126,8 @@ async fn in_a_cluster(
     }
     let authorities = authorities(scope, config, state)?;
     let (reach, revision) = (Reach::of(config)?, Revision::of(config));
-    let kept = LastValid::named(cluster.clone(), own, &revision.suffixed(last_valid::NAME));
+    let kept = revision.suffixed(last_valid::NAME);
+    let kept = LastValid::named(cluster.clone(), own, &kept, MANAGER);
     let mut source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
         .with_last_valid(kept.clone())
         .with_object(config.mesh_config())

@@ -41,6 +41,8 @@ pub struct LastValid {
     namespace: String,
     /// All that carry the label if there is none.
     name: Option<String>,
+    /// Who writes, in the server's record of who wrote which field.
+    manager: Option<String>,
     known: watch::Sender<Arc<Known>>,
 }
 
@@ -83,11 +85,15 @@ impl KeepError {
 }
 
 impl LastValid {
-    /// That of one control plane.
+    /// Label of such maps, and its value.
+    pub const LABEL: (&str, &str) = LABEL;
+
+    /// That of one control plane, which writes as `manager`.
     #[must_use]
-    pub fn named(cluster: Cluster, namespace: &str, name: &str) -> Self {
+    pub fn named(cluster: Cluster, namespace: &str, name: &str, manager: &str) -> Self {
         Self {
             name: Some(name.to_owned()),
+            manager: Some(manager.to_owned()),
             ..Self::of_all(cluster, namespace)
         }
     }
@@ -99,6 +105,7 @@ impl LastValid {
             cluster,
             namespace: namespace.to_owned(),
             name: None,
+            manager: None,
             known: watch::Sender::default(),
         }
     }
@@ -131,7 +138,11 @@ impl LastValid {
                     data: Some(versions.clone()),
                     ..ConfigMap::default()
                 };
-                let made = self.maps().create(&PostParams::default(), &map).await;
+                let params = PostParams {
+                    field_manager: self.manager.clone(),
+                    ..PostParams::default()
+                };
+                let made = self.maps().create(&params, &map).await;
                 made.map(drop)
             }
             Some(version) => {
@@ -140,8 +151,14 @@ impl LastValid {
                     "metadata": { "resourceVersion": version, "labels": { LABEL.0: LABEL.1 } },
                     "data": difference(&before.versions, versions),
                 });
-                let (params, change) = (PatchParams::default(), Patch::Merge(change));
-                let done = self.maps().patch(name, &params, &change).await;
+                let params = PatchParams {
+                    field_manager: self.manager.clone(),
+                    ..PatchParams::default()
+                };
+                let done = self
+                    .maps()
+                    .patch(name, &params, &Patch::Merge(change))
+                    .await;
                 done.map(drop)
             }
         };

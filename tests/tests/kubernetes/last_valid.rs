@@ -54,6 +54,16 @@ async fn kept(server: &ApiServer) -> Result<Value> {
     Ok(object(server, &RECORD).await?["data"].clone())
 }
 
+/// Who wrote it is called as the control plane is, in the server's own record.
+async fn written_by_ours(server: &ApiServer) -> Result<()> {
+    let get = [&["--show-managed-fields"], &RECORD[..]].concat();
+    let map = object(server, &get).await?;
+    let all = map["metadata"]["managedFields"].as_array();
+    let mut all = all.into_iter().flatten();
+    ensure!(all.all(|one| one["manager"] == "isobar"), "{map}");
+    Ok(())
+}
+
 async fn uid(server: &ApiServer, namespace: &str) -> Result<String> {
     let policy = object(server, &["authorizationpolicy/wall", "-n", namespace]).await?;
     let uid = policy["metadata"]["uid"].as_str();
@@ -124,6 +134,7 @@ fn what_was_valid_last_counts_after_the_control_plane_was_killed() {
         let entries = data.as_object().context("entries")?;
         ensure!(entries.len() == 2 && entries.contains_key(&root), "{data}");
         ensure!(data[&shop].to_string().contains("ALLOW"), "{data}");
+        written_by_ours(server).await?;
         ensure!(served(&first).await? == valid, "the same as before");
         // Killed, with no time to say anything.
         drop(first);
@@ -138,6 +149,7 @@ fn what_was_valid_last_counts_after_the_control_plane_was_killed() {
         told(server, "shop", stays.0, refuses).await?;
         told(server, "istio-system", stays.0, refuses).await?;
         ensure!(served(&second).await? == valid, "still the same");
+        written_by_ours(server).await?;
 
         // Somebody removes the record: it is written again.
         server.kubectl(&[&["delete"], &RECORD[..]].concat()).await?;

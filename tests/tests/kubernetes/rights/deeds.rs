@@ -41,7 +41,7 @@ impl Stage {
     pub(super) async fn keep_versions(&self, scope: &Scope) -> Result<()> {
         let name = "isobar-last-valid";
         self.remove(&named("v1", "ConfigMap", HOME, name)).await?;
-        let kept = LastValid::named(self.account.clone(), HOME, name);
+        let kept = LastValid::named(self.account.clone(), HOME, name, "isobar");
         let options = SourceOptions {
             kinds: Vec::new(),
             ..SourceOptions::default()
