@@ -1,5 +1,6 @@
 //! `isobar install`, `upgrade` and `uninstall`: the charts of this program in a Kubernetes cluster.
 
+mod in_use;
 mod names;
 mod place;
 mod plan;

@@ -41,6 +41,7 @@ mod source;
 #[path = "../mesh/lessons/mod.rs"]
 mod taught;
 mod told;
+mod uninstall;
 mod waypoints;
 mod webhook;
 mod writer;

@@ -27,6 +27,13 @@ pub(super) fn tags(objects: &[Value]) -> Vec<&str> {
         .collect()
 }
 
+/// What stands behind `isobard` in the names of the control plane among these objects.
+pub(super) fn suffix(objects: &[Value]) -> Option<&str> {
+    let labels = objects.iter().map(|one| &one["metadata"]["labels"]);
+    let mut own = labels.filter(|labels| labels["app.kubernetes.io/name"] == ROLE);
+    own.find_map(|labels| labels["app"].as_str()?.strip_prefix(ROLE))
+}
+
 /// Ends where node proxies in `wanted` would look for a control plane without a name, which nothing
 /// there makes.
 pub(crate) fn refuse_lost_nodes(wanted: &[Value], namespace: &str) -> anyhow::Result<()> {
@@ -141,7 +148,7 @@ fn rivals<'a>(own: &Value, standing: &'a [Value]) -> impl Iterator<Item = &'a Va
 }
 
 /// True for the Deployment of a control plane.
-fn is_control_plane(object: &Value) -> bool {
+pub(super) fn is_control_plane(object: &Value) -> bool {
     object["kind"] == "Deployment" && object["metadata"]["labels"]["app.kubernetes.io/name"] == ROLE
 }
 
@@ -158,7 +165,7 @@ fn has_no_name(deployment: &Value) -> bool {
 }
 
 /// Values of an argument of its pods.
-fn given<'a>(deployment: &'a Value, argument: &str) -> Vec<&'a str> {
+pub(super) fn given<'a>(deployment: &'a Value, argument: &str) -> Vec<&'a str> {
     let containers = deployment["spec"]["template"]["spec"]["containers"].as_array();
     let all = containers.into_iter().flatten();
     let all = all.filter_map(|container| container["args"].as_array());
@@ -203,6 +210,13 @@ mod tests {
             assert_eq!(refused(None, set), None, "{set}");
         }
         assert_eq!(refused(Some("canary"), "global.tag=x"), None);
+        // By the same name what it left behind is found again, its Deployment or not.
+        let mut blue = rendered(None, &whole);
+        assert_eq!(suffix(&blue), Some("-blue"));
+        blue.retain(|one| one["kind"] == "ServiceAccount");
+        assert_eq!(suffix(&blue), Some("-blue"));
+        assert_eq!(suffix(&rendered(None, "global.tag=x")), Some(""));
+        assert_eq!(suffix(&[]), None);
     }
 
     fn rendered(revision: Option<&str>, more: &str) -> Vec<Value> {

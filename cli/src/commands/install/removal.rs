@@ -3,19 +3,20 @@
 use std::time::Instant;
 
 use anyhow::bail;
-use isobar_kubernetes::Installer;
+use isobar_kubernetes::{Installer, LastValid};
 use serde_json::{Value, json};
 
+use super::in_use::{self, Serving};
 use super::place::Place;
 use super::plan::{DEFINITION, installed};
-use super::report::{Change, Report, label};
+use super::report::{Change, Report};
 use super::{CHART, MANAGED, REVISION, SECRET, names, roots};
 use crate::arguments::Uninstall;
 
-/// The lease of the replica that writes.
+/// The lease of the replica that writes; behind it the name that a control plane has.
 const LEASE: &str = "isobar-control-plane";
-/// Class whose Gateways are waypoints of the mesh.
-const CLASS: &str = "isobar-waypoint";
+/// The map of last valid versions that it keeps; behind it the name as well.
+const LAST_VALID: &str = "isobar-last-valid";
 
 /// `isobar uninstall`.
 pub(super) async fn run(
@@ -32,17 +33,13 @@ pub(super) async fn run(
         bail!("{place}: nothing is installed that `isobar install` made");
     }
     let others = beside(installer, place).await?;
+    let serving = Serving::of(&objects);
+    let gateways = serving.gateways(installer, place, &others).await?;
     if !what.force {
-        match &place.revision {
-            Some(name) => refuse_named(installer, place, name, &names::tags(&objects)).await?,
-            None if !others.is_empty() => bail!(
-                "the nodes' parts are also those of revision {}: uninstall that first (--revision); with \
-                 --force its control plane stays, without nodes",
-                others.join(", ")
-            ),
-            None => refuse_in_use(installer).await?,
-        }
+        let refused = serving.refuse(installer, place, &others, &gateways);
+        refused.await?;
     }
+    let suffix = names::suffix(&objects).map_or_else(|| place.suffixed(""), str::to_owned);
     let is_program = |object: &Value| {
         ["DaemonSet", "Deployment", "HorizontalPodAutoscaler"]
             .iter()
@@ -61,12 +58,12 @@ pub(super) async fn run(
     }
     // While they end they still need their rights: agents take their rules off the nodes.
     if !what.dry_run {
-        ended(installer, place, what, report).await?;
+        ended(installer, place, &suffix, what, report).await?;
     }
     for object in &rest {
         remove(installer, object, what, report).await?;
     }
-    for object in left_behind(installer, place, what, &others).await? {
+    for object in left_behind(installer, place, &suffix, what, &others).await? {
         remove(installer, &object, what, report).await?;
     }
     for definition in &definitions {
@@ -75,6 +72,10 @@ pub(super) async fn run(
             continue;
         }
         remove(installer, definition, what, report).await?;
+    }
+    // Without --force there are none.
+    if let Some(note) = in_use::note_of_left(&gateways) {
+        report.note(&note)?;
     }
     Ok(())
 }
@@ -90,78 +91,11 @@ async fn beside(installer: &Installer, place: &Place) -> anyhow::Result<Vec<Stri
     Ok(others.map(str::to_owned).collect())
 }
 
-/// Ends the command while something is the control plane's of this name, or of one of its `tags`.
-async fn refuse_named(
-    installer: &Installer,
-    place: &Place,
-    name: &str,
-    tags: &[&str],
-) -> anyhow::Result<()> {
-    let all = [&[name][..], tags].concat();
-    let selector = format!("istio.io/rev in ({})", all.join(","));
-    let mut users = Vec::new();
-    for (api_version, kind) in [
-        ("v1", "Namespace"),
-        ("gateway.networking.k8s.io/v1", "Gateway"),
-    ] {
-        let found = installer.list(api_version, kind, &selector).await?;
-        users.extend(found.iter().map(label));
-    }
-    let address = format!("{}.{}.svc", place.suffixed("isobard"), place.namespace);
-    let nodes = installer
-        .list("apps/v1", "DaemonSet", "app=ztunnel")
-        .await?;
-    let nodes = nodes
-        .iter()
-        .filter(|one| one["spec"].to_string().contains(&address));
-    users.extend(nodes.map(label));
-    if !users.is_empty() {
-        bail!(
-            "{place} is in use: {}. Give them to another control plane first (label istio.io/rev, \
-             node.ztunnel.xdsAddress); with --force nobody looks after them",
-            users.join(", ")
-        );
-    }
-    Ok(())
-}
-
-/// Ends the command while the mesh is in use.
-async fn refuse_in_use(installer: &Installer) -> anyhow::Result<()> {
-    let mut users = Vec::new();
-    for label in ["istio.io/dataplane-mode", "dataplane-mode"] {
-        let found = installer
-            .list("v1", "Namespace", &format!("{label}=ambient"))
-            .await?;
-        users.extend(
-            found
-                .iter()
-                .map(|one| format!("namespace {} ({label})", name(one))),
-        );
-    }
-    let gateways = installer
-        .list("gateway.networking.k8s.io/v1", "Gateway", "")
-        .await?;
-    let gateways = gateways
-        .iter()
-        .filter(|one| one["spec"]["gatewayClassName"] == CLASS);
-    users.extend(gateways.map(|one| {
-        let namespace = one["metadata"]["namespace"].as_str().unwrap_or_default();
-        format!("waypoint {namespace}/{}", name(one))
-    }));
-    if !users.is_empty() {
-        bail!(
-            "the mesh is in use: {}. Remove the labels and the waypoints first; with --force their \
-             traffic stops",
-            users.join(", ")
-        );
-    }
-    Ok(())
-}
-
 /// What the control plane wrote by itself.
 async fn left_behind(
     installer: &Installer,
     place: &Place,
+    suffix: &str,
     what: &Uninstall,
     others: &[String],
 ) -> anyhow::Result<Vec<Value>> {
@@ -174,7 +108,8 @@ async fn left_behind(
         .into_iter()
         .filter(|map| is_last && roots::is_only_ours(map));
     let mut found: Vec<Value> = roots.collect();
-    let lease = place.suffixed(LEASE);
+    found.extend(last_valid(installer, place, suffix).await?);
+    let lease = format!("{LEASE}{suffix}");
     let mut named = vec![("coordination.k8s.io/v1", "Lease", &*lease)];
     if what.purge && is_last {
         named.push(("v1", "Secret", SECRET));
@@ -188,6 +123,21 @@ async fn left_behind(
         found.extend(installer.get(&like).await?);
     }
     Ok(found)
+}
+
+/// The map with whole objects of users that it kept while those were not valid.
+async fn last_valid(
+    installer: &Installer,
+    place: &Place,
+    suffix: &str,
+) -> anyhow::Result<Option<Value>> {
+    let selector = format!("{}={}", LastValid::LABEL.0, LastValid::LABEL.1);
+    let mut found = installer.list("v1", "ConfigMap", &selector).await?;
+    found.retain(|map| {
+        let head = &map["metadata"];
+        head["namespace"] == place.namespace && head["name"] == format!("{LAST_VALID}{suffix}")
+    });
+    Ok(found.pop())
 }
 
 /// True if there is an object of the kind that it defines.
@@ -218,13 +168,13 @@ async fn remove(
 async fn ended(
     installer: &Installer,
     place: &Place,
+    suffix: &str,
     what: &Uninstall,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let own = place.suffixed("isobard");
     let selector = match place.revision {
-        None => "app in (isobard, ztunnel, isobar-cni)".to_owned(),
-        Some(_) => format!("app={own}"),
+        None => format!("app in (isobard{suffix}, ztunnel, isobar-cni)"),
+        Some(_) => format!("app=isobard{suffix}"),
     };
     let begun = Instant::now();
     let mut told = usize::MAX;

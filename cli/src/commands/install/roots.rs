@@ -10,6 +10,8 @@ use super::{CONTROL_PLANE, SECRET};
 
 /// Where pods of every mesh of this kind find its roots, in each namespace.
 const MAP: &str = "istio-ca-root-cert";
+/// Where a control plane that leaves that one to another mesh puts its own.
+const OWN_MAP: &str = "isobar-ca-root-cert";
 /// The roots in it.
 const FILE: &str = "root-cert.pem";
 /// Where Istio's control plane is if nobody says otherwise.
@@ -89,9 +91,12 @@ fn is_others(map: &Value, own: &str) -> bool {
         && !written_by(map, CONTROL_PLANE)
 }
 
-/// True for a map of the roots that only our control plane has written.
+/// True for a map of roots, of whichever name, that only our control plane has written.
 pub(super) fn is_only_ours(map: &Value) -> bool {
-    map["metadata"]["name"] == MAP && managers(map).all(|one| one == CONTROL_PLANE)
+    let is_of_roots = [MAP, OWN_MAP]
+        .iter()
+        .any(|name| map["metadata"]["name"] == *name);
+    is_of_roots && managers(map).all(|one| one == CONTROL_PLANE)
 }
 
 fn written_by(map: &Value, manager: &str) -> bool {
@@ -137,6 +142,11 @@ mod tests {
         both["metadata"]["managedFields"] =
             json!([{ "manager": "isobar" }, { "manager": "kubectl" }]);
         assert!(!is_only_ours(&both));
+        let mut beside = map("isobar", "ours");
+        beside["metadata"]["name"] = OWN_MAP.into();
+        assert!(is_only_ours(&beside));
+        beside["metadata"]["name"] = "kube-root-ca.crt".into();
+        assert!(!is_only_ours(&beside));
     }
 
     #[test]
