@@ -9,7 +9,7 @@ use isobar_objects::{
 use isobar_types::{labels, ports};
 use serde_json::{Value, json};
 
-use super::bound::{bound, text};
+use super::bound::{binding, bound, is_bound, text, warn_of_apart};
 use super::readiness::Label;
 use super::tables::is_waypoint;
 use super::{Place, place_of};
@@ -23,6 +23,9 @@ impl Place {
         let name = &name_of(apply)?;
         let objects = self.objects.now();
         self.check(&objects, apply, name)?;
+        if apply.enroll_namespace && apply.overwrite {
+            warn_of_apart(&objects, &apply.namespace, name);
+        }
         let full = format!("{}/{name}", apply.namespace);
         let mut expected = Vec::new();
         if let Some(origin) = of_the_user(&self.objects.users, apply, name)? {
@@ -86,9 +89,10 @@ impl Place {
         name: &str,
     ) -> anyhow::Result<()> {
         let writer = &self.objects.writer;
-        let label = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: name } } });
         if objects.contains(object) {
-            writer.patch(object, &label).await?;
+            writer
+                .patch(object, &binding(objects, object, name))
+                .await?;
         } else {
             let account = service_account(&object.namespace, &object.name, name)?;
             writer.apply(&account).await?;
@@ -146,7 +150,8 @@ impl Place {
             account.map(|one| (one.reference(), one.label(labels::USE_WAYPOINT))),
         ];
         for (object, bound) in asked.into_iter().flatten() {
-            if let Some(other) = bound.filter(|other| *other != name && !apply.overwrite) {
+            let is_free = apply.overwrite || is_bound(objects, &object, name);
+            if let Some(other) = bound.filter(|_| !is_free) {
                 bail!("{object} uses waypoint {other} already; --overwrite binds it to {name}");
             }
         }
@@ -198,12 +203,6 @@ fn bindings(apply: &Apply) -> Vec<ObjectRef> {
         .as_ref()
         .map(|account| ObjectRef::new(Kind::ServiceAccount, &apply.namespace, account));
     namespace.into_iter().chain(account).collect()
-}
-
-fn is_bound(objects: &ObjectSet, object: &ObjectRef, name: &str) -> bool {
-    let all = objects.labels(object);
-    let named = all.and_then(|all| all.get(labels::USE_WAYPOINT));
-    named.is_some_and(|named| named == name)
 }
 
 fn label_of(gateway: &Gateway, key: &'static str) -> Option<Label> {

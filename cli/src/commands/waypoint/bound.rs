@@ -5,8 +5,14 @@ use isobar_objects::{
     Kind, Namespace, ObjectHead, ObjectRef, ObjectSet, Origin, Pod, Service, ServiceAccount,
 };
 use isobar_types::labels;
+use serde_json::{Value, json};
 
 use super::{Objects, place_of};
+
+/// How many objects are told of.
+const TOLD: usize = 10;
+/// Value of a label by which an object uses no waypoint.
+const NONE: &str = "none";
 
 /// What names a waypoint in a label, and where that is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +85,72 @@ fn second<T: ObjectHead>(objects: &ObjectSet, waypoint: (&str, &str), all: &mut 
     }
 }
 
+/// True if it names the waypoint of its own namespace that is called `name`.
+pub(super) fn is_bound(objects: &ObjectSet, object: &ObjectRef, name: &str) -> bool {
+    let own = match &*object.kind {
+        "Namespace" => &object.name,
+        _ => &object.namespace,
+    };
+    let all = objects.labels(object);
+    all.is_some_and(|all| {
+        let around = all.get(labels::USE_WAYPOINT_NAMESPACE);
+        all.get(labels::USE_WAYPOINT).is_some_and(|it| it == name)
+            && around.is_none_or(|around| **around == **own)
+    })
+}
+
+/// The change that makes it name the waypoint of its own namespace that is called `name`.
+pub(super) fn binding(objects: &ObjectSet, object: &ObjectRef, name: &str) -> Value {
+    let mut change = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: name } } });
+    let all = objects.labels(object);
+    if all.is_some_and(|all| all.contains_key(labels::USE_WAYPOINT_NAMESPACE)) {
+        // With it the label would name a waypoint of that namespace.
+        change["metadata"]["labels"][labels::USE_WAYPOINT_NAMESPACE] = Value::Null;
+    }
+    change
+}
+
+/// Says which objects keep another waypoint when the label of their namespace is moved to `name`.
+pub(super) fn warn_of_apart(objects: &ObjectSet, namespace: &str, name: &str) {
+    let all = apart(objects, namespace, name);
+    if all.is_empty() {
+        return;
+    }
+    let first = all[..all.len().min(TOLD)].join(", ");
+    let more = match all.len() - all.len().min(TOLD) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    anstream::eprintln!(
+        "warning: these stay with the waypoint that their own label {} names: {first}{more}. Name {name} \
+         there, or remove the label, for each that is to follow its namespace",
+        labels::USE_WAYPOINT
+    );
+}
+
+/// Objects of a namespace that name another waypoint in a label of their own, each with that name: they
+/// keep it when the namespace's label changes.
+fn apart(objects: &ObjectSet, namespace: &str, name: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    others::<ServiceAccount>(objects, (namespace, name), &mut all);
+    others::<Service>(objects, (namespace, name), &mut all);
+    others::<ServiceEntry>(objects, (namespace, name), &mut all);
+    others::<Pod>(objects, (namespace, name), &mut all);
+    all
+}
+
+fn others<T: ObjectHead>(objects: &ObjectSet, waypoint: (&str, &str), all: &mut Vec<String>) {
+    let keys = (labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE);
+    for held in T::map(objects).in_namespace(waypoint.0) {
+        let named = held
+            .label(keys.0)
+            .filter(|named| ![NONE, ""].contains(named));
+        if let Some(named) = named.filter(|_| !names(&held.object, keys, waypoint)) {
+            all.push(format!("{} ({named})", held.reference()));
+        }
+    }
+}
+
 /// True if labels of `object` name the waypoint and, where it is another one, its namespace.
 fn names<T: ObjectHead>(object: &T, keys: (&str, &str), (namespace, name): (&str, &str)) -> bool {
     let own = match T::KIND {
@@ -134,14 +206,13 @@ pub(super) fn text(bound: &[Naming]) -> String {
 mod tests {
     use super::*;
     use isobar_objects::OverlayWriter;
-    use serde_json::json;
 
     const NAMED: &str = "apiVersion: v1
 kind: Namespace
 metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint}}
 ";
 
-    fn label_patch() -> serde_json::Value {
+    fn label_patch() -> Value {
         json!({ "metadata": { "labels": { labels::USE_WAYPOINT: "waypoint" } } })
     }
 
@@ -179,6 +250,57 @@ metadata: {name: hello, labels: {istio.io/use-waypoint: waypoint}}
         assert_eq!(Bindings::of(&open(), "hello", "waypoint").yours.len(), 1);
         assert_eq!(Bindings::of(&open(), "hello", "other"), Bindings::default());
     }
+
+    #[test]
+    fn what_names_a_waypoint_of_another_namespace_is_bound_whole() {
+        let (name, around) = (labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE);
+        let namespace = |labels: Value| -> isobar_objects::Object {
+            let head = json!({ "metadata": { "name": "shop", "labels": labels } });
+            serde_json::from_value::<Namespace>(head).unwrap().into()
+        };
+        let shop = ObjectRef::new(Kind::Namespace, "", "shop");
+        for (labels, expected) in [
+            (json!({}), false),
+            (json!({ name: "ours" }), true),
+            (json!({ name: "ours", around: "shop" }), true),
+            (json!({ name: "ours", around: "infra" }), false),
+            (json!({ name: "theirs", around: "infra" }), false),
+        ] {
+            let objects = ObjectSet::of([namespace(labels.clone())]);
+            assert_eq!(is_bound(&objects, &shop, "ours"), expected, "{labels}");
+            let mut after = json!({ "metadata": { "labels": labels } });
+            isobar_objects::merge_patch(&mut after, &binding(&objects, &shop, "ours"));
+            assert_eq!(after["metadata"]["labels"], json!({ name: "ours" }));
+        }
+    }
+
+    #[test]
+    fn who_names_another_waypoint_does_not_follow_its_namespace() {
+        let service = |name: &str, labels: Value| -> isobar_objects::Object {
+            let head = json!({ "name": name, "namespace": "shop", "labels": labels });
+            let service: Service = serde_json::from_value(json!({ "metadata": head })).unwrap();
+            service.into()
+        };
+        let (own, of) = (labels::USE_WAYPOINT, labels::USE_WAYPOINT_NAMESPACE);
+        let objects = ObjectSet::of([
+            service("follows", json!({})),
+            service("same", json!({ own: "ours" })),
+            service("without", json!({ own: "none" })),
+            service("other", json!({ own: "theirs" })),
+            service("far", json!({ own: "ours", of: "far" })),
+            super::super::apply::tests::account("shop", "reviews", "theirs"),
+            super::super::apply::tests::account("elsewhere", "reviews", "theirs"),
+        ]);
+        assert_eq!(
+            apart(&objects, "shop", "ours"),
+            [
+                "ServiceAccount shop/reviews (theirs)",
+                "Service shop/far (ours)",
+                "Service shop/other (theirs)"
+            ]
+        );
+    }
+
     #[test]
     fn who_names_a_second_waypoint_is_known_with_its_share() {
         let (base, overlay) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
