@@ -178,6 +178,13 @@ fn wider(started: &Started, objects: &ObjectSet, remedies: &[Remedy]) -> Wider {
             wider.entry(said.object).or_default().push(said.message);
         }
     }
+    for remedy in remedies {
+        let told = remedy.doors.iter().filter_map(|door| door.wider.clone());
+        let told: Vec<String> = told.collect();
+        if !told.is_empty() {
+            wider.entry(remedy.after.reference()).or_default().extend(told);
+        }
+    }
     wider
 }
 

@@ -12,34 +12,36 @@ use isobar_proto::type_url;
 use prost::Message;
 
 use super::ports::{Others, Ports};
-use super::sources::{Listed, Sources};
+use super::sources::{Listed, Neighbours, Sources};
 use crate::model::services::octets;
 use crate::model::settings::PortRules;
 
 /// Name of the extension; only its type counts.
 const EXTENSION: &str = "isobar.dev/audited-rules";
 
-/// What one ingress rule opens.
+/// What ingress rules open.
 pub(super) struct Opening<'a> {
     /// To whom.
     pub(super) sources: &'a Sources,
+    /// What [`Neighbours::bytes`] says of them.
+    pub(super) bytes: usize,
     /// Which ports.
     pub(super) ports: &'a Ports,
+    /// Who they are.
+    pub(super) neighbours: &'a Neighbours<'a>,
 }
 
-/// A rule that takes too many numbers.
-pub(super) struct Unwritable {
-    /// So many.
-    pub(super) numbers: usize,
-}
+/// What would take more bytes than there are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unwritable;
 
 impl Opening<'_> {
-    /// Clauses that hold for whoever the rule does not let in; all of them have to hold. `None` if
-    /// it lets everybody in everywhere; no clause if it lets nobody in.
-    pub(super) fn clauses(&self) -> Result<Option<Vec<wire::Clause>>, Unwritable> {
+    /// Clauses that hold for whoever the rules do not let in, and the bytes that they take, of which there
+    /// are `room`. All clauses have to hold; none if nobody is let in.
+    pub(super) fn clauses(&self, room: usize) -> Result<(Vec<wire::Clause>, usize), Unwritable> {
         let port = match self.ports.others() {
-            Others::TooMany(numbers) => return Err(Unwritable { numbers }),
-            Others::All => return Ok(Some(Vec::new())),
+            // Ports that take so many numbers open nothing: their rule was told of.
+            Others::TooMany(_) | Others::All => return Ok((Vec::new(), 0)),
             Others::None => None,
             Others::Not(list) => Some(wire::Match {
                 not_destination_ports: list,
@@ -50,24 +52,48 @@ impl Opening<'_> {
                 ..wire::Match::default()
             }),
         };
+        let ports = port.as_ref().map_or(0, Message::encoded_len);
+        let bytes = self.bytes + ports * self.repeats();
+        if bytes > room {
+            return Err(Unwritable);
+        }
+        let clauses = match self.sources {
+            Sources::Everyone => port.map(|port| clause(vec![port])).into_iter().collect(),
+            Sources::Listed(listed) => strangers(listed, port.as_ref(), self.neighbours),
+        };
+        Ok((clauses, bytes))
+    }
+
+    /// How often the ports are written.
+    fn repeats(&self) -> usize {
         match self.sources {
-            Sources::Everyone => Ok(port.map(|port| vec![clause(vec![port])])),
-            Sources::Listed(listed) => Ok(Some(strangers(listed, port.as_ref()))),
+            Sources::Everyone => 1,
+            Sources::Listed(listed) => {
+                let own = listed
+                    .blocks
+                    .iter()
+                    .filter(|(_, except)| !except.is_empty());
+                1 + own.count()
+            }
         }
     }
 }
 
 /// Whoever is not listed, or goes to another port. A block with exceptions takes a clause of its
 /// own: "outside of it, or inside an exception" are two alternatives.
-fn strangers(listed: &Listed, port: Option<&wire::Match>) -> Vec<wire::Clause> {
+fn strangers(
+    listed: &Listed,
+    port: Option<&wire::Match>,
+    neighbours: &Neighbours<'_>,
+) -> Vec<wire::Clause> {
     let with_port = |mut matches: Vec<wire::Match>| {
         matches.extend(port.cloned());
         clause(matches)
     };
     let whole = listed.blocks.iter().filter(|(_, except)| except.is_empty());
-    let hosts = listed.addresses.iter().copied().map(IpNet::from);
+    let hosts = neighbours.addresses(listed).into_iter().map(IpNet::from);
     let plain = wire::Match {
-        not_namespaces: listed.namespaces.iter().map(|name| exact(name)).collect(),
+        not_namespaces: neighbours.namespaces(listed).map(exact).collect(),
         not_source_ips: hosts
             .chain(whole.map(|(network, _)| *network))
             .map(network)

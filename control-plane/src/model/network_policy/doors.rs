@@ -5,12 +5,13 @@
 //! the same callers. A rule that is not gets port 15008 beside its own ports, which stay: callers
 //! outside the mesh still use them, and inside the tunnel node proxies hold callers to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use isobar_objects::{NetworkPolicy, ObjectHead as _, selectors};
+use isobar_objects::{NetworkPolicy, ObjectHead as _, ObjectSet, selectors};
 use isobar_types::{NamespacedName, labels, ports};
 use k8s_openapi::api::networking::v1::{
     NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
@@ -19,14 +20,18 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::classes::counted;
+use super::index::Bits;
 use super::sources::{NAMESPACE_NAME, Neighbours, Sources};
+use super::told::through_foreign;
 use super::{is_about_ingress, is_member, members};
 use crate::model::gateways::instance_of;
 use crate::model::pods::PodFacts;
 use crate::model::selection::Selection;
 use crate::model::verdict::{Severity, Verdict};
 use crate::model::workloads::{Memberships, waypoints_of};
-use rule::{Rule, rules};
+use names::NameServer;
+use rule::{Rule, Tunnels, rules};
 
 mod names;
 pub(super) mod own;
@@ -39,6 +44,15 @@ const CONDITION: &str = "isobar.dev/MeshDoors";
 const DNS: u16 = 53;
 /// Pods that a sentence names.
 const PODS_NAMED: usize = 3;
+/// Doors of a policy that a finding names.
+const DOORS_NAMED: usize = 16;
+/// Doors of a policy that are told; the change opens all.
+const MAX_DOORS: usize = 64;
+/// Pods that the doors of a namespace name; after that each door names a few.
+const MAX_NAMES: usize = 65_536;
+/// Rules that are looked at for a namespace, counted for each sort of pods that they select: about half a
+/// second.
+const MAX_WORK: usize = 1 << 19;
 
 /// A connection that the mesh needs and a policy does not let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +65,12 @@ pub struct ShutDoor {
     pub consequence: String,
     /// Some of the pods concerned, `namespace/name`.
     pub pods: BTreeSet<String>,
+    /// What the change opens beyond what the policy says, as a sentence.
+    pub wider: Option<String>,
 }
 
 /// What a policy does not let through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Missing {
     /// A port.
     Port(u16),
@@ -78,41 +94,29 @@ pub(crate) fn shut_doors(
     selection: &Selection<'_>,
     pods: &[PodFacts<'_>],
     memberships: &Memberships,
+    neighbours: &Neighbours<'_>,
+    verdicts: &mut Vec<Verdict>,
 ) -> Vec<Remedy> {
     let set = selection.set;
+    let in_mesh = |pod: &PodFacts<'_>| {
+        is_member(selection, pod) || pod.labels.contains_key(labels::GATEWAY_NAME)
+    };
     let mut inspection = Inspection {
         selection,
-        pods,
         memberships,
-        neighbours: Neighbours::read(set, pods),
+        neighbours,
+        in_mesh: neighbours.pods_that(in_mesh),
+        servers: names::servers(set, pods),
+        policies: Vec::new(),
         remedies: BTreeMap::new(),
+        places: HashMap::new(),
+        names: 0,
         alike: BTreeSet::new(),
     };
     let namespaces: BTreeSet<&str> = set.network_policies.iter().map(|p| p.namespace()).collect();
     for namespace in namespaces {
-        let mut classes: BTreeMap<_, Vec<&PodFacts<'_>>> = BTreeMap::new();
-        for pod in members(selection, namespace, pods) {
-            let policies = set.network_policies.in_namespace(namespace);
-            let selecting = policies.filter(|policy| selects(policy, pod));
-            let names: Vec<&str> = selecting.map(|policy| policy.name()).collect();
-            if !names.is_empty() {
-                let own = waypoints_of(pod, memberships.get(&pod.key), selection);
-                classes.entry((names, own)).or_default().push(pod);
-            }
-        }
-        for alike in classes.values() {
-            inspection.alike = alike.iter().map(|pod| pod.key.to_string()).collect();
-            inspection.pod(namespace, alike[0]);
-            for pod in alike {
-                inspection.probes(namespace, pod);
-            }
-        }
-        for pod in pods.iter().filter(|pod| *pod.key.namespace == *namespace) {
-            let gateway = instance_of(pod, selection.gateways, selection.settings);
-            match gateway {
-                Some(gateway) => inspection.waypoint(namespace, pod, gateway),
-                None => inspection.part(namespace, pod),
-            }
+        if !inspection.namespace(namespace, pods) {
+            verdicts.extend(unfinished(set, namespace));
         }
     }
     inspection.remedies.into_values().collect()
@@ -123,7 +127,11 @@ pub(crate) fn verdicts(remedies: &[Remedy]) -> impl Iterator<Item = Verdict> {
     remedies.iter().filter_map(|remedy| {
         // A policy that is to be made has nobody to tell; what made it necessary is told by them.
         let object = remedy.before.as_ref()?.reference();
-        let doors: Vec<String> = remedy.doors.iter().map(ToString::to_string).collect();
+        let doors = remedy.doors.iter().take(DOORS_NAMED);
+        let mut doors: Vec<String> = doors.map(ToString::to_string).collect();
+        if let Some(more) = remedy.doors.len().checked_sub(DOORS_NAMED + 1) {
+            doors.push(format!("and {} more", more + 1));
+        }
         let text = format!("{}; `isobar netpol fix` shows the change", doors.join("; "));
         let is_port = |door: &ShutDoor| matches!(door.missing, Missing::Port(_));
         let reason = match remedy.doors.iter().any(is_port) {
@@ -142,6 +150,7 @@ impl fmt::Display for ShutDoor {
             missing,
             consequence,
             pods,
+            wider: _,
         } = self;
         match missing {
             Missing::Port(port) => write!(f, "{field} lacks port {port}: {consequence} (pods ")?,
@@ -167,20 +176,101 @@ impl fmt::Display for Missing {
     }
 }
 
+fn size(policy: &NetworkPolicy) -> usize {
+    rules::<NetworkPolicyIngressRule>(policy).len() + rules::<NetworkPolicyEgressRule>(policy).len()
+}
+
+fn unfinished(set: &ObjectSet, namespace: &str) -> Option<Verdict> {
+    let object = set.namespaces.get("", namespace)?.object.reference();
+    let text = "its NetworkPolicies have so many rules, for so many sorts of pods, that not all pods \
+                were looked at for doors that they shut: write fewer rules";
+    let verdict = Verdict::fails(object, CONDITION, "TooManyPeers", text);
+    Some(verdict.severity(Severity::Warning))
+}
+
 struct Inspection<'a> {
     selection: &'a Selection<'a>,
-    pods: &'a [PodFacts<'a>],
     memberships: &'a Memberships,
-    neighbours: Neighbours<'a>,
+    neighbours: &'a Neighbours<'a>,
+    /// Pods that a tunnel may lead to.
+    in_mesh: Bits,
+    /// Services that look up names.
+    servers: Vec<NameServer<'a>>,
+    /// Policies of the namespace that is looked at.
+    policies: Vec<&'a NetworkPolicy>,
     remedies: BTreeMap<NamespacedName, Remedy>,
+    /// Doors that are noted, and where among those of their policy; beyond [`MAX_DOORS`] nowhere.
+    places: HashMap<(NamespacedName, String, Missing, String), Option<usize>>,
+    /// Pods named so far in the namespace.
+    names: usize,
     /// Pods that the same policies select and the same waypoints serve: looked at once for all.
     alike: BTreeSet<String>,
 }
 
-impl Inspection<'_> {
+impl<'a> Inspection<'a> {
+    /// Looks at the pods of a namespace; false if that was too much for some of them.
+    fn namespace(&mut self, namespace: &'a str, pods: &'a [PodFacts<'a>]) -> bool {
+        let counted = counted(self.selection.set, namespace).filter(|(_, counts)| *counts);
+        self.policies = counted.map(|(policy, _)| policy).collect();
+        self.names = 0;
+        let mut classes: BTreeMap<_, Vec<&PodFacts<'_>>> = BTreeMap::new();
+        for pod in members(self.selection, namespace, pods) {
+            let policies = self.policies.iter().enumerate();
+            let selecting = policies.filter(|(_, policy)| selects(policy, pod));
+            let selecting: Vec<usize> = selecting.map(|(at, _)| at).collect();
+            if !selecting.is_empty() {
+                let own = waypoints_of(pod, self.memberships.get(&pod.key), self.selection);
+                classes.entry((selecting, own)).or_default().push(pod);
+            }
+        }
+        let sizes: Vec<usize> = self.policies.iter().map(|policy| size(policy)).collect();
+        let mut left = MAX_WORK;
+        let mut may = |rules: usize| {
+            let rest = left.checked_sub(rules);
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        for ((selecting, _), alike) in &classes {
+            let rules: usize = selecting.iter().filter_map(|at| sizes.get(*at)).sum();
+            // What probes need is asked for each pod.
+            if !may(rules * (2 + alike.len() / 8)) {
+                return false;
+            }
+            self.alike = alike.iter().map(|pod| pod.key.to_string()).collect();
+            self.pod(alike[0]);
+            for pod in alike {
+                self.probes(pod);
+            }
+        }
+        let all: usize = sizes.iter().sum();
+        for pod in pods.iter().filter(|pod| *pod.key.namespace == *namespace) {
+            let gateway = instance_of(pod, self.selection.gateways, self.selection.settings);
+            let is_ours = gateway.is_some() || own::is_part(pod);
+            if is_ours && !may(all) {
+                return false;
+            }
+            match gateway {
+                Some(gateway) => self.waypoint(namespace, pod, gateway),
+                None => self.part(namespace, pod),
+            }
+        }
+        true
+    }
+
+    /// The pods that are looked at, as far as there is room to name them.
+    fn some_alike(&mut self) -> BTreeSet<String> {
+        self.names += self.alike.len();
+        let most = if self.names > MAX_NAMES {
+            PODS_NAMED
+        } else {
+            usize::MAX
+        };
+        self.alike.iter().take(most).cloned().collect()
+    }
+
     /// A pod of the mesh: callers come to, and it calls, port 15008.
-    fn pod(&mut self, namespace: &str, pod: &PodFacts<'_>) {
-        let inbound = self.selecting(namespace, pod, is_about_ingress);
+    fn pod(&mut self, pod: &PodFacts<'_>) {
+        let inbound = self.selecting(pod, is_about_ingress);
         self.open_beside::<NetworkPolicyIngressRule>(
             &inbound,
             "callers in the mesh come on port 15008 and are dropped",
@@ -189,7 +279,7 @@ impl Inspection<'_> {
         for waypoint in &own {
             self.admit::<NetworkPolicyIngressRule>(&inbound, waypoint, "calls through");
         }
-        let outbound = self.selecting(namespace, pod, is_about_egress);
+        let outbound = self.selecting(pod, is_about_egress);
         self.open_beside::<NetworkPolicyEgressRule>(
             &outbound,
             "what it calls in the mesh is reached on port 15008: its connections are dropped",
@@ -203,34 +293,29 @@ impl Inspection<'_> {
     /// Policies, as they are to become, that select the pod and are about one direction.
     fn selecting(
         &self,
-        namespace: &str,
         pod: &PodFacts<'_>,
         about: impl Fn(&NetworkPolicy) -> bool,
     ) -> Vec<NetworkPolicy> {
-        let policies = self.selection.set.network_policies.in_namespace(namespace);
+        let policies = self.policies.iter();
         let policies = policies.filter(|policy| about(policy) && selects(policy, pod));
-        policies
-            .map(|policy| {
-                let remedy = self.remedies.get(&key(policy));
-                remedy.map_or_else(|| policy.object.clone(), |remedy| remedy.after.clone())
-            })
-            .collect()
+        policies.map(|policy| self.latest(policy)).collect()
     }
 
     /// Each rule that opens ports of the application also has to open the tunnel, here or elsewhere.
     fn open_beside<R: Rule>(&mut self, policies: &[NetworkPolicy], consequence: &str) {
-        let all = || policies.iter().flat_map(rules::<R>);
+        let tunnels = Tunnels::of::<R>(policies);
         for policy in policies {
             for (at, rule) in rules::<R>(policy).iter().enumerate() {
-                let covered = all().any(|other| other.opens_tunnel() && other.covers(rule));
-                if !rule.opens_tcp() || covered || !self.leads_into_mesh(policy, rule) {
+                let is_fine = !rule.opens_tcp() || tunnels.cover(rule);
+                if is_fine || !self.leads_into_mesh(policy, rule) {
                     continue;
                 }
                 let door = ShutDoor {
                     field: format!("spec.{}[{at}].ports", R::FIELD),
                     missing: Missing::Port(ports::HBONE),
                     consequence: consequence.to_owned(),
-                    pods: self.alike.clone(),
+                    pods: self.some_alike(),
+                    wider: None,
                 };
                 self.note(policy, door, |spec| {
                     if let Some(rule) = R::of_mut(spec).get_mut(at) {
@@ -250,12 +335,7 @@ impl Inspection<'_> {
         match self.neighbours.admitted(policy.namespace(), rule.peers()) {
             Sources::Everyone => true,
             Sources::Listed(listed) => {
-                !listed.blocks.is_empty()
-                    || self.pods.iter().any(|pod| {
-                        listed.takes(pod)
-                            && (is_member(self.selection, pod)
-                                || pod.labels.contains_key(labels::GATEWAY_NAME))
-                    })
+                !listed.blocks.is_empty() || self.neighbours.taken(&listed).meets(&self.in_mesh)
             }
         }
     }
@@ -281,13 +361,17 @@ impl Inspection<'_> {
             return;
         };
         let at = rules::<R>(first).len();
+        let gateway = self.selection.gateways.get(waypoint);
+        let foreign = R::FIELD == NetworkPolicyIngressRule::FIELD
+            && gateway.is_some_and(|gateway| gateway.foreign.is_some());
         let door = ShutDoor {
             field: format!("spec.{}[{at}]", R::FIELD),
             missing: Missing::Port(ports::HBONE),
             consequence: format!(
                 "{calls} its waypoint {waypoint} are dropped: they come from, or go to, the waypoint's pods"
             ),
-            pods: self.alike.clone(),
+            pods: self.some_alike(),
+            wider: foreign.then(|| through_foreign(waypoint)),
         };
         let peers = Some(vec![pods_of(waypoint)]);
         let rule = R::new(peers, vec![entry(ports::HBONE, "TCP")]);
@@ -315,31 +399,32 @@ impl Inspection<'_> {
                 let keys = instances
                     .map(|gateway| &gateway.pods[..])
                     .unwrap_or_default();
-                let named = |pod: &&PodFacts<'_>| keys.contains(&pod.key);
-                let mut there = self.pods.iter().filter(named).peekable();
-                listed.namespaces.contains(&waypoint.namespace)
+                let neighbours = self.neighbours;
+                let mut there = keys.iter().filter_map(|key| neighbours.pod(key)).peekable();
+                neighbours.has_namespace(&listed, &waypoint.namespace)
                     || there.peek().is_some()
-                        && there.all(|pod| pod.ips.iter().all(|ip| listed.has(*ip)))
+                        && there.all(|pod| pod.ips.iter().all(|ip| neighbours.has(&listed, *ip)))
             }
         }
     }
 
     /// Waypoints of the pods that egress rules lead to.
     fn waypoints_ahead(&self, policies: &[NetworkPolicy]) -> BTreeSet<NamespacedName> {
-        let mut found = BTreeSet::new();
+        let mut ahead = self.neighbours.pods_that(|_| false);
         for policy in policies {
             for rule in rules::<NetworkPolicyEgressRule>(policy) {
-                let to = match self.neighbours.admitted(policy.namespace(), rule.peers()) {
-                    Sources::Everyone => continue,
-                    Sources::Listed(listed) => listed,
-                };
-                for pod in self.pods.iter().filter(|pod| to.takes(pod)) {
-                    let members = self.memberships.get(&pod.key);
-                    found.extend(waypoints_of(pod, members, self.selection));
+                match self.neighbours.admitted(policy.namespace(), rule.peers()) {
+                    Sources::Everyone => {}
+                    Sources::Listed(listed) => ahead.add(&self.neighbours.taken(&listed)),
                 }
             }
         }
-        found
+        let ahead = self.neighbours.pods(&ahead);
+        let waypoints = ahead.flat_map(|pod| {
+            let members = self.memberships.get(&pod.key);
+            waypoints_of(pod, members, self.selection)
+        });
+        waypoints.collect()
     }
 
     fn latest(&self, policy: &NetworkPolicy) -> NetworkPolicy {
@@ -361,16 +446,25 @@ impl Inspection<'_> {
             after: policy.clone(),
             doors: Vec::new(),
         });
-        let same = |have: &&mut ShutDoor| {
-            have.missing == door.missing
-                && have.consequence == door.consequence
-                && have.field == door.field
-        };
-        match remedy.doors.iter_mut().find(same) {
-            Some(have) => have.pods.extend(door.pods),
-            None => {
+        let (field, consequence) = (door.field.clone(), door.consequence.clone());
+        match self
+            .places
+            .entry((key(policy), field, door.missing, consequence))
+        {
+            Entry::Occupied(known) => {
+                let have = known.get().and_then(|at| remedy.doors.get_mut(at));
+                if let Some(have) = have {
+                    have.pods.extend(door.pods);
+                }
+            }
+            Entry::Vacant(place) => {
                 change(remedy.after.spec.get_or_insert_default());
-                remedy.doors.push(door);
+                let at = remedy.doors.len();
+                let is_told = at < MAX_DOORS;
+                place.insert(is_told.then_some(at));
+                if is_told {
+                    remedy.doors.push(door);
+                }
             }
         }
     }

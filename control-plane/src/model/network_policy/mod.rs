@@ -12,19 +12,22 @@
 //!
 //! Egress rules are not carried: which of them the tunnel exceeds is told.
 
+mod classes;
 mod deny;
 mod doors;
 mod egress;
+mod index;
 mod plugin;
 mod ports;
 mod sources;
 mod standing;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use isobar_objects::enrolment;
-use isobar_objects::{NetworkPolicy, ObjectHead, ObjectRef, ObjectSet, selectors};
+use isobar_objects::{NetworkPolicy, ObjectHead, ObjectSet};
 use isobar_proto::istio::security as wire;
 use isobar_types::{NamespacedName, converted, labels};
 use k8s_openapi::api::networking::v1::{NetworkPolicyIngressRule, NetworkPolicyPort};
@@ -35,12 +38,14 @@ use super::selection::Selection;
 use super::settings::PortRules;
 use super::verdict::{Severity, Verdict};
 use super::workloads::{Memberships, waypoints_of};
-use deny::{Opening, Unwritable};
+use classes::{Ingress, MAX_NAMESPACE, Policies, short};
 pub use doors::{Missing, Remedy, ShutDoor};
+use egress::Ways;
 pub use plugin::{Dropped, End, dropped};
-use ports::{MAX_PORTS, Ports, is_tcp};
-use sources::{Neighbours, Sources, are_probes};
+use ports::is_tcp;
+use sources::{Neighbours, are_probes};
 pub(crate) use standing::{Standing, Standings, as_peer};
+use told::Told;
 
 /// Condition type of the verdicts.
 const CONDITION: &str = "isobar.dev/PortRules";
@@ -57,10 +62,12 @@ pub(crate) struct NetworkPolicies {
     keys: BTreeMap<NamespacedName, String>,
 }
 
-/// An ingress policy, its sources resolved.
-struct Ingress<'a> {
-    policy: &'a NetworkPolicy,
-    rules: Vec<(Sources, Option<&'a [NetworkPolicyPort]>)>,
+/// Pods that share a policy.
+struct Class<'p> {
+    selecting: Vec<&'p Ingress<'p>>,
+    /// One of them.
+    pod: &'p PodFacts<'p>,
+    waypoints: BTreeSet<NamespacedName>,
 }
 
 impl NetworkPolicies {
@@ -77,41 +84,43 @@ impl NetworkPolicies {
         if set.network_policies.is_empty() {
             return all;
         }
-        all.remedies = doors::shut_doors(selection, pods, memberships);
-        verdicts.extend(doors::verdicts(&all.remedies));
         let neighbours = Neighbours::read(set, pods);
+        all.remedies = doors::shut_doors(selection, pods, memberships, &neighbours, verdicts);
+        verdicts.extend(doors::verdicts(&all.remedies));
+        let ways = Ways::read(selection, pods, memberships, &neighbours);
         let mut told = Told::default();
+        // Policies that let everybody in everywhere.
+        let mut open = BTreeSet::new();
         let namespaces: BTreeSet<&str> =
             set.network_policies.iter().map(|p| p.namespace()).collect();
         for namespace in namespaces {
-            verdicts.extend(egress::verdicts(selection, namespace, pods));
+            verdicts.extend(egress::verdicts(selection, namespace, pods, &ways));
             let mode = modes.get(namespace).copied().unwrap_or(settings.port_rules);
-            let policies = ingress(set, namespace, &neighbours);
-            let mut classes: BTreeMap<String, Option<wire::Authorization>> = BTreeMap::new();
-            for pod in members(selection, namespace, pods) {
-                let selecting: Vec<&Ingress<'_>> =
-                    policies.iter().filter(|p| p.selects(pod)).collect();
-                if selecting.is_empty() {
-                    continue;
-                }
-                told.pod(&selecting, mode);
-                if mode == PortRules::Off {
-                    continue;
-                }
-                let waypoints = waypoints_of(pod, memberships.get(&pod.key), selection);
-                let name = class_name(&selecting, pod, &waypoints);
-                let key = format!("{namespace}/{name}");
-                let policy = classes.entry(name.clone()).or_insert_with(|| {
-                    let clauses = clauses(&selecting, pod, &mut told)?;
-                    let passing = principals(&waypoints, selection);
-                    Some(deny::policy(namespace, &name, &passing, clauses, mode))
-                });
-                if policy.is_some() {
-                    all.keys.insert(pod.key.clone(), key);
+            let policies = Policies::read(set, namespace, &neighbours);
+            let classes = all.classes(
+                selection,
+                (namespace, mode),
+                pods,
+                memberships,
+                &policies,
+                &mut told,
+            );
+            let mut room = MAX_NAMESPACE;
+            for (name, class) in &classes {
+                tell_of_others(&policies, class, selection, &mut told);
+                match policies.clauses(&class.selecting, class.pod, &mut room, &mut told) {
+                    Some(clauses) => {
+                        let passing = principals(&class.waypoints, selection);
+                        let policy = deny::policy(namespace, name, &passing, clauses, mode);
+                        all.wire.push(policy);
+                    }
+                    None => {
+                        open.insert(format!("{namespace}/{name}"));
+                    }
                 }
             }
-            all.wire.extend(classes.into_values().flatten());
         }
+        all.keys.retain(|_, key| !open.contains(key));
         verdicts.extend(told.verdicts());
         for pod in pods {
             let waypoints = waypoints_of(pod, memberships.get(&pod.key), selection);
@@ -121,9 +130,74 @@ impl NetworkPolicies {
         all
     }
 
+    /// Pods of a namespace by the name of the policy that they share, which each of them gets the key of.
+    fn classes<'p>(
+        &mut self,
+        selection: &Selection<'_>,
+        (namespace, mode): (&'p str, PortRules),
+        pods: &'p [PodFacts<'p>],
+        memberships: &Memberships,
+        policies: &'p Policies<'p>,
+        told: &mut Told,
+    ) -> BTreeMap<String, Class<'p>> {
+        let mut classes: BTreeMap<String, Class<'p>> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        let here = pods.iter().filter(|pod| *pod.key.namespace == *namespace);
+        for pod in here.filter(|pod| is_member(selection, pod)) {
+            let selecting = policies.selecting(pod);
+            for one in &selecting {
+                if seen.insert(one.at) {
+                    told.selects(
+                        one.policy,
+                        mode,
+                        opens_only_tunnel(one.policy),
+                        one.is_beyond,
+                    );
+                }
+            }
+            if selecting.is_empty() || mode == PortRules::Off {
+                continue;
+            }
+            let waypoints = waypoints_of(pod, memberships.get(&pod.key), selection);
+            let name = class_name(&selecting, pod, &waypoints);
+            self.keys
+                .insert(pod.key.clone(), format!("{namespace}/{name}"));
+            classes.entry(name).or_insert_with(|| Class {
+                selecting,
+                pod,
+                waypoints,
+            });
+        }
+        classes
+    }
+
     /// The key of the policy that applies to a pod, if one does.
     pub(crate) fn key_for(&self, pod: &PodFacts<'_>) -> Option<String> {
         self.keys.get(&pod.key).cloned()
+    }
+}
+
+/// A waypoint that somebody else runs passes node proxies like every waypoint of the pods, and may not ask
+/// for its callers.
+fn tell_of_others(
+    policies: &Policies<'_>,
+    class: &Class<'_>,
+    selection: &Selection<'_>,
+    told: &mut Told,
+) {
+    let is_foreign = |key: &&NamespacedName| {
+        let gateway = selection.gateways.get(key);
+        gateway.is_some_and(|gateway| gateway.foreign.is_some())
+    };
+    let Some(waypoint) = class.waypoints.iter().find(is_foreign) else {
+        return;
+    };
+    for one in class
+        .selecting
+        .iter()
+        .filter(|one| policies.limit_callers(one))
+    {
+        told.passes(one.policy, waypoint);
     }
 }
 
@@ -171,26 +245,6 @@ fn is_member(selection: &Selection<'_>, pod: &PodFacts<'_>) -> bool {
     pod.redirected() || enrolment::decide(pod.pod, namespace, rules).is_enrolled()
 }
 
-fn ingress<'a>(
-    set: &'a ObjectSet,
-    namespace: &'a str,
-    neighbours: &Neighbours<'_>,
-) -> Vec<Ingress<'a>> {
-    set.network_policies
-        .in_namespace(namespace)
-        .filter(|policy| is_about_ingress(policy))
-        .map(|policy| Ingress {
-            policy: &policy.object,
-            rules: rules_of(&policy.object)
-                .map(|rule| {
-                    let from = neighbours.admitted(namespace, rule.from.as_deref());
-                    (from, rule.ports.as_deref())
-                })
-                .collect(),
-        })
-        .collect()
-}
-
 /// Without `policyTypes` every policy is about ingress.
 fn is_about_ingress(policy: &NetworkPolicy) -> bool {
     policy.spec.as_ref().is_some_and(|spec| {
@@ -203,32 +257,21 @@ fn rules_of(policy: &NetworkPolicy) -> impl Iterator<Item = &NetworkPolicyIngres
     policy.spec.iter().flat_map(|s| &s.ingress).flatten()
 }
 
-impl Ingress<'_> {
-    fn selects(&self, pod: &PodFacts<'_>) -> bool {
-        let selector = self
-            .policy
-            .spec
-            .as_ref()
-            .and_then(|s| s.pod_selector.as_ref());
-        selector.is_none_or(|selector| selectors::selects(selector, pod.labels))
-    }
-
-    /// True if its rules open 15008 and nothing else that a mesh could carry.
-    fn opens_only_tunnel(&self) -> bool {
-        let tcp = |ports: &[NetworkPolicyPort]| {
-            let mut numbers = ports.iter().filter(|port| is_tcp(port)).peekable();
-            numbers.peek().is_some()
-                && numbers.all(|port| {
-                    let hbone = i32::from(isobar_types::ports::HBONE);
-                    port.port == Some(IntOrString::Int(hbone))
-                        && port.end_port.is_none_or(|end| end == hbone)
-                })
-        };
-        let mut rules = rules_of(self.policy)
-            .filter(|rule| !are_probes(rule.from.as_deref()))
-            .peekable();
-        rules.peek().is_some() && rules.all(|rule| rule.ports.as_deref().is_some_and(tcp))
-    }
+/// True if the rules of a policy open 15008 and nothing else that a mesh could carry.
+fn opens_only_tunnel(policy: &NetworkPolicy) -> bool {
+    let tcp = |ports: &[NetworkPolicyPort]| {
+        let mut numbers = ports.iter().filter(|port| is_tcp(port)).peekable();
+        numbers.peek().is_some()
+            && numbers.all(|port| {
+                let hbone = i32::from(isobar_types::ports::HBONE);
+                port.port == Some(IntOrString::Int(hbone))
+                    && port.end_port.is_none_or(|end| end == hbone)
+            })
+    };
+    let mut rules = rules_of(policy)
+        .filter(|rule| !are_probes(rule.from.as_deref()))
+        .peekable();
+    rules.peek().is_some() && rules.all(|rule| rule.ports.as_deref().is_some_and(tcp))
 }
 
 /// Named ports that the rules of a policy mention.
@@ -264,7 +307,7 @@ fn class_name(
         let sign = if index == 0 { '@' } else { '+' };
         let _ = write!(name, "{sign}{}.{}", waypoint.namespace, waypoint.name);
     }
-    name
+    short(name)
 }
 
 /// Identities of waypoints: they apply the same policies to their own callers.
@@ -274,103 +317,6 @@ fn principals(waypoints: &BTreeSet<NamespacedName>, selection: &Selection<'_>) -
         .filter_map(|key| selection.gateways.get(key))
         .flat_map(|gateway| selection.settings.principals(&gateway.identity))
         .collect()
-}
-
-/// Clauses of one class; `None` if everybody may reach everything.
-fn clauses(
-    selecting: &[&Ingress<'_>],
-    pod: &PodFacts<'_>,
-    told: &mut Told,
-) -> Option<Vec<wire::Clause>> {
-    let mut all = Vec::new();
-    for one in selecting {
-        for (index, (sources, ports)) in one.rules.iter().enumerate() {
-            let opening = Opening {
-                sources,
-                ports: &Ports::opened(*ports, pod),
-            };
-            match opening.clauses() {
-                Ok(Some(clauses)) => all.extend(clauses),
-                Ok(None) => return None,
-                Err(Unwritable { numbers }) => told.too_many(one.policy, index, numbers),
-            }
-        }
-    }
-    Some(all)
-}
-
-/// What there is to say about policies, collected over pods.
-#[derive(Default)]
-struct Told {
-    policies: BTreeMap<ObjectRef, Remarks>,
-}
-
-struct Remarks {
-    mode: PortRules,
-    only_tunnel: bool,
-    too_many: BTreeMap<usize, usize>,
-}
-
-impl Told {
-    fn pod(&mut self, selecting: &[&Ingress<'_>], mode: PortRules) {
-        for one in selecting {
-            let entry = self.policies.entry(one.policy.reference());
-            entry.or_insert_with(|| Remarks {
-                mode,
-                only_tunnel: one.opens_only_tunnel(),
-                too_many: BTreeMap::new(),
-            });
-        }
-    }
-
-    fn too_many(&mut self, policy: &NetworkPolicy, rule: usize, numbers: usize) {
-        if let Some(remarks) = self.policies.get_mut(&policy.reference()) {
-            remarks.too_many.insert(rule, numbers);
-        }
-    }
-
-    fn verdicts(self) -> impl Iterator<Item = Verdict> {
-        self.policies
-            .into_iter()
-            .map(|(object, remarks)| remarks.verdict(object))
-    }
-}
-
-impl Remarks {
-    fn verdict(self, object: ObjectRef) -> Verdict {
-        let warn = |reason, text: &str| {
-            Verdict::fails(object.clone(), CONDITION, reason, text).severity(Severity::Warning)
-        };
-        if let Some((rule, numbers)) = self.too_many.first_key_value() {
-            let text = format!(
-                "spec.ingress[{rule}] names {numbers} ports, at most {MAX_PORTS} can be enforced \
-                 inside tunnels; the rule opens nothing to callers in the mesh: narrow endPort"
-            );
-            return Verdict::fails(object, CONDITION, "TooManyPorts", text);
-        }
-        if self.only_tunnel && self.mode != PortRules::Off {
-            return warn(
-                "OnlyTunnelPort",
-                "it opens 15008, the tunnel, and no port behind it: name the application's ports \
-                 beside 15008 to let callers in the mesh reach them",
-            );
-        }
-        let (reason, text) = match self.mode {
-            PortRules::Enforce => ("Enforced", "node proxies enforce it inside tunnels"),
-            PortRules::Audit => (
-                "Audited",
-                "node proxies log what it forbids inside tunnels, and let it pass",
-            ),
-            PortRules::Off => {
-                return warn(
-                    "NotEnforced",
-                    "inside tunnels it is not enforced: port 15008 opens every port of the pod to \
-                     callers in the mesh",
-                );
-            }
-        };
-        Verdict::holds(object, CONDITION, reason, text)
-    }
 }
 
 #[cfg(test)]

@@ -145,8 +145,11 @@ impl Plugin<'_> {
             // Every pod, that is.
             Sources::Everyone => pod.is_some(),
             Sources::Listed(listed) => {
-                let at_home = pod.is_some_and(|pod| listed.namespaces.contains(&pod.key.namespace));
-                at_home || listed.has(ip)
+                let at_home = |pod: &PodFacts<'_>| {
+                    let home = &pod.key.namespace;
+                    self.neighbours.has_namespace(&listed, home)
+                };
+                pod.is_some_and(at_home) || self.neighbours.has(&listed, ip)
             }
         };
         peers.iter().any(one)

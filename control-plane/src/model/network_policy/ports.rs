@@ -46,6 +46,35 @@ impl Ports {
         }
     }
 
+    /// The ports that a rule's list opens on every pod; `None` if it has names, which mean something else
+    /// on each.
+    pub(super) fn fixed(list: Option<&[NetworkPolicyPort]>) -> Option<Self> {
+        let named = |port: &NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
+        match list {
+            None | Some([]) => Some(Self::all()),
+            Some(list) if list.iter().any(named) => None,
+            Some(list) => Some(Self::of(list.iter().filter_map(|port| range(port, None)))),
+        }
+    }
+
+    /// The ports of all.
+    pub(super) fn union<'p>(all: impl Iterator<Item = &'p Self>) -> Self {
+        Self::of(all.flat_map(|ports| ports.0.iter().copied()))
+    }
+
+    /// True for every port.
+    pub(super) fn is_all(&self) -> bool {
+        self.complement().0.is_empty()
+    }
+
+    /// How many numbers they take, if that is more than [`MAX_PORTS`].
+    pub(super) fn excess(&self) -> Option<usize> {
+        let open = self.count();
+        // The tunnel's own port is neither open nor closed.
+        let closed = usize::from(u16::MAX) - 1 - open;
+        Some(open.min(closed)).filter(|numbers| *numbers > MAX_PORTS)
+    }
+
     fn of(ranges: impl IntoIterator<Item = (u16, u16)>) -> Self {
         let hole = ports::HBONE;
         let mut pieces: Vec<(u32, u32)> = Vec::new();

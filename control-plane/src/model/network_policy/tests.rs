@@ -5,8 +5,10 @@ use prost::Message;
 use crate::model::golden_tests::{gateway, namespace, objects, planned, pod, reasons, settings};
 use crate::model::{KeptKeys, Plan, PortRules, plan};
 
+mod bounds;
 mod doors;
 mod oracle;
+mod others;
 
 const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 const MINE: &str = "NetworkPolicy shop/p";

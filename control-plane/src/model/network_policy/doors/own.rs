@@ -179,8 +179,8 @@ impl Inspection<'_> {
     fn own(&mut self, namespace: &str, pod: &PodFacts<'_>, own: &Own) {
         let key = self.place(namespace, own);
         let made = self.remedies.get(&key).map(|remedy| remedy.after.clone());
-        let inbound = self.selecting(namespace, pod, is_about_ingress);
-        let outbound = self.selecting(namespace, pod, is_about_egress);
+        let inbound = self.selecting(pod, is_about_ingress);
+        let outbound = self.selecting(pod, is_about_egress);
         let entering = self.shut::<NetworkPolicyIngressRule>(&inbound, made.as_ref(), &own.inbound);
         let leaving = self.shut::<NetworkPolicyEgressRule>(&outbound, made.as_ref(), &own.outbound);
         let what = &own.what;
@@ -282,6 +282,7 @@ impl Inspection<'_> {
             missing: Missing::Port(first),
             consequence,
             pods: BTreeSet::from([pod]),
+            wider: None,
         });
     }
 }

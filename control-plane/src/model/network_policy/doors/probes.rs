@@ -20,11 +20,9 @@ const CONSEQUENCE: &str = "the kubelet's probes and hooks come from there; a net
 impl Inspection<'_> {
     /// What probes a pod is let through by the policies as they are written: one that is found to
     /// shut them for one pod shuts them for others too, and names all of them.
-    pub(super) fn probes(&mut self, namespace: &str, pod: &PodFacts<'_>) {
+    pub(super) fn probes(&mut self, pod: &PodFacts<'_>) {
         let ports = probed_ports(pod.pod);
-        let set = self.selection.set;
-        let policies = set.network_policies.in_namespace(namespace);
-        let policies = policies.map(|policy| &policy.object);
+        let policies = self.policies.iter().copied();
         let selecting: Vec<&NetworkPolicy> = policies
             .filter(|policy| is_about_ingress(policy) && selects(policy, pod))
             .collect();
@@ -56,7 +54,12 @@ impl Inspection<'_> {
             Some(door) => door.field.clone(),
             None => {
                 let latest = self.latest(policy);
-                let at = rules::<NetworkPolicyIngressRule>(&latest).len();
+                let all = rules::<NetworkPolicyIngressRule>(&latest);
+                // One that is not told any more is there all the same.
+                let is_there = |rule: &NetworkPolicyIngressRule| {
+                    rule.ports().is_none() && lets_in(rule, source)
+                };
+                let at = all.iter().position(is_there).unwrap_or(all.len());
                 format!("spec.ingress[{at}]")
             }
         };
@@ -65,9 +68,9 @@ impl Inspection<'_> {
             missing,
             consequence: CONSEQUENCE.to_owned(),
             pods: [pod.key.to_string()].into(),
+            wider: None,
         };
-        let latest = self.latest(policy);
-        self.note(&latest, door, |spec| {
+        self.note(policy, door, |spec| {
             let block = IPBlock {
                 cidr: missing.to_string(),
                 except: None,

@@ -1,5 +1,7 @@
 //! Rules of policies, whichever direction they are about.
 
+use std::collections::HashMap;
+
 use isobar_objects::NetworkPolicy;
 use k8s_openapi::api::networking::v1::{
     NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
@@ -36,18 +38,6 @@ pub(in crate::model::network_policy) trait Rule: Clone {
         self.ports()
             .is_none_or(|ports| ports.is_empty() || ports.iter().any(carried))
             && !are_probes(self.peers())
-    }
-
-    /// Lets in, or out to, at least those that `other` does.
-    fn covers(&self, other: &Self) -> bool {
-        let all = |peers: Option<&[NetworkPolicyPeer]>| peers.is_none_or(<[_]>::is_empty);
-        let (own, others) = (self.peers(), other.peers());
-        all(own)
-            || !all(others)
-                && others
-                    .into_iter()
-                    .flatten()
-                    .all(|peer| own.into_iter().flatten().any(|have| have == peer))
     }
 }
 
@@ -88,6 +78,54 @@ macro_rules! rule {
 
 rule!(NetworkPolicyIngressRule, "ingress", ingress, from);
 rule!(NetworkPolicyEgressRule, "egress", egress, to);
+
+/// Rules that open the tunnel, by the peers that they name.
+#[derive(Default)]
+pub(in crate::model::network_policy) struct Tunnels {
+    /// There is one for everybody.
+    is_open: bool,
+    /// Numbers of rules by a peer's words, in order.
+    by_peer: HashMap<String, Vec<usize>>,
+}
+
+impl Tunnels {
+    /// Those among the rules of policies.
+    pub(in crate::model::network_policy) fn of<R: Rule>(policies: &[NetworkPolicy]) -> Self {
+        let mut all = Self::default();
+        let opening = policies.iter().flat_map(rules::<R>);
+        for (number, rule) in opening.filter(|rule| rule.opens_tunnel()).enumerate() {
+            let peers = rule.peers().unwrap_or_default();
+            all.is_open |= peers.is_empty();
+            for peer in peers {
+                let numbers = all.by_peer.entry(words(peer)).or_default();
+                if numbers.last() != Some(&number) {
+                    numbers.push(number);
+                }
+            }
+        }
+        all
+    }
+
+    /// True if one of them lets in, or out to, at least those that `rule` does.
+    pub(in crate::model::network_policy) fn cover<R: Rule>(&self, rule: &R) -> bool {
+        let peers = rule.peers().unwrap_or_default();
+        if self.is_open || peers.is_empty() {
+            return self.is_open;
+        }
+        let named = peers.iter().map(|peer| self.by_peer.get(&words(peer)));
+        let Some(mut named) = named.collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        named.sort_by_key(|numbers| numbers.len());
+        let mut fewest = named.first().into_iter().copied().flatten();
+        fewest.any(|number| named.iter().all(|all| all.binary_search(number).is_ok()))
+    }
+}
+
+/// A peer as text, the same for equal ones.
+fn words(peer: &NetworkPolicyPeer) -> String {
+    format!("{peer:?}")
+}
 
 /// The rules of one direction.
 pub(in crate::model::network_policy) fn rules<R: Rule>(policy: &NetworkPolicy) -> &[R] {
