@@ -9,6 +9,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::kind::Kind;
 use super::names::AddressNames;
+use super::portion::LONGEST;
 use super::resources::Resources;
 use crate::auth::Caller;
 
@@ -51,6 +52,11 @@ impl Resource {
             needs: Box::default(),
             rank: 0,
         }
+    }
+
+    /// True if it is too long for any client.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.field.len() > LONGEST
     }
 
     /// True if nobody who holds one has to be sent the other.

@@ -9,6 +9,7 @@ mod codec;
 mod held;
 pub(crate) mod kind;
 mod names;
+mod portion;
 pub(crate) mod resources;
 pub(crate) mod service;
 pub(crate) mod session;

@@ -6,6 +6,7 @@ use isobar_types::Str;
 use xxhash_rust::xxh64::xxh64;
 
 use super::catalog::Resource;
+use super::portion;
 
 /// Changes that are remembered; who is further behind compares everything.
 const STEPS: usize = 64;
@@ -77,6 +78,9 @@ impl Resources {
             .into_iter()
             .filter(|fresh| self.get(&fresh.name).is_none_or(|old| !old.is_same(fresh)))
             .collect();
+        for resource in puts.iter().filter(|resource| resource.is_too_long()) {
+            tracing::error!("{}", portion::told(resource));
+        }
         let removed: Vec<&Str> = removed
             .iter()
             .filter(|name| self.contains_key(name))

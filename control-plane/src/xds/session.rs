@@ -3,10 +3,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use isobar_types::discovery::MORE;
 use isobar_types::{Str, converted};
 
 use super::catalog::{Catalog, Resource, Scope};
 use super::kind::Kind;
+use super::portion::{self, PORTION};
 use super::subscription::{InFlight, MAX_NAMES, Subscription};
 
 /// How long the first addresses wait for a client to subscribe to the kinds that go before them.
@@ -44,6 +46,8 @@ pub(crate) struct Response {
 pub(crate) struct Session {
     scope: Scope,
     expected: &'static [Kind],
+    /// Bytes of resources in one response.
+    pub(super) portion: usize,
     started: Instant,
     subscriptions: [Option<Subscription>; Kind::ALL.len()],
     nonces: u64,
@@ -74,6 +78,7 @@ impl Session {
         Self {
             scope,
             expected,
+            portion: PORTION,
             started: now,
             subscriptions: [const { None }; Kind::ALL.len()],
             nonces: 0,
@@ -194,7 +199,12 @@ impl Session {
         if subscription.in_flight.is_some() || !self.may_add(kind, catalog, now) {
             return None;
         }
-        let difference = self.difference(kind, catalog);
+        let mut difference = self.difference(kind, catalog);
+        let is_part = portion::cut(&mut difference.resources, self.portion);
+        if is_part {
+            // They come after everything that is added.
+            difference.removed.clear();
+        }
         let first = !subscription.answered;
         if difference.resources.is_empty() && difference.removed.is_empty() && !first {
             return None;
@@ -202,14 +212,17 @@ impl Session {
         self.nonces += 1;
         let response = Response {
             kind,
-            nonce: format!("{:x}-{}", catalog.revision, self.nonces),
+            nonce: match is_part {
+                true => format!("{:x}-{}{MORE}", catalog.revision, self.nonces),
+                false => format!("{:x}-{}", catalog.revision, self.nonces),
+            },
             revision: catalog.revision,
             resources: difference.resources.into(),
             removed: difference.removed,
         };
         let subscription = self.subscriptions[kind.index()].as_mut()?;
         let response = subscription.personal(response, catalog);
-        subscription.answered = true;
+        subscription.answered |= !is_part;
         // The answer decides whether they are still to be sent.
         let adds = &mut subscription.pending.adds;
         if adds.len() == response.resources.len() {
@@ -222,6 +235,7 @@ impl Session {
         subscription.in_flight = Some(InFlight {
             nonce: response.nonce.clone(),
             revision: response.revision,
+            is_part,
             is_all: subscription.pending.adds.is_empty(),
             sent: now,
             with: subscription.pending.with.clone(),
@@ -287,6 +301,10 @@ impl Session {
                 let named = kind == Kind::Address && !state.wildcard;
                 let names = named.then(|| catalog.address_names());
                 state.compare(all, names, self.scope.node.as_deref());
+                let mut adds = state.pending.adds.values();
+                if let Some(resource) = adds.find(|resource| resource.is_too_long()) {
+                    state.error.get_or_insert_with(|| portion::told(resource));
+                }
             }
         }
     }
@@ -312,6 +330,9 @@ impl Session {
     /// A client skips policies that it does not know, so a workload that names one waits until the
     /// client has acknowledged it.
     fn withheld(&self, resource: &Resource, catalog: &Catalog) -> bool {
+        if resource.is_too_long() {
+            return true;
+        }
         let Some(policies) = self.subscription(Kind::Authorization) else {
             return false;
         };
@@ -327,7 +348,8 @@ impl Session {
             return false;
         };
         let is_due = |key: &Str| {
-            catalog.authorizations.contains_key(key)
+            let policy = catalog.authorizations.get(key);
+            policy.is_some_and(|policy| !policy.is_too_long())
                 && policies.held.get(key).is_none()
                 && !policies.rejected.contains_key(key)
         };

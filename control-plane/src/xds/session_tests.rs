@@ -417,3 +417,94 @@ fn unknown_types_end_the_stream() {
     };
     assert!(world.session.request(&request, world.now).is_err());
 }
+
+#[test]
+fn a_long_first_answer_comes_in_parts_and_counts_when_all_are_there() {
+    let mut world = World::node();
+    world.session.portion = 250;
+    let text = "x".repeat(100);
+    world.put(
+        Kind::Authorization,
+        &[
+            ("ns/a", &text, &[]),
+            ("ns/b", &text, &[]),
+            ("ns/c", "", &[]),
+        ],
+    );
+    world.put(Kind::Address, &[("w", "1", &["ns/b"])]);
+    world.subscribe(Kind::Authorization);
+    world.subscribe(Kind::Address);
+    let first = world.next().unwrap();
+    assert_eq!(shown(&first), r#"Authorization +["ns/a"] -[]"#);
+    assert!(first.nonce.ends_with('+'));
+    assert!(world.next().is_none(), "one part at a time");
+    world.answer(&first, None);
+    // What is gone meanwhile, and all that is left with it, still ends the first answer.
+    world.put(Kind::Authorization, &[("ns/a", &text, &[])]);
+    let last = world.next().unwrap();
+    assert_eq!(shown(&last), "Authorization +[] -[]");
+    assert!(!last.nonce.ends_with('+'));
+    world.answer(&last, None);
+    assert_eq!(world.settle(), [r#"Address +["w"] -[]"#]);
+    assert_eq!(world.session.confirmed(), world.catalog.revision);
+    // Later ones too, what is to go at the end.
+    world.put(
+        Kind::Authorization,
+        &[("ns/d", &text, &[]), ("ns/e", &text, &[])],
+    );
+    let log = world.settle();
+    assert_eq!(
+        log,
+        [
+            r#"Authorization +["ns/d"] -[]"#,
+            r#"Authorization +["ns/e"] -["ns/a"]"#
+        ]
+    );
+    assert!(world.settle().is_empty());
+}
+
+#[test]
+fn a_resource_of_absurd_length_stops_nothing_else() {
+    let mut world = World::node();
+    world.put(
+        Kind::Authorization,
+        &[("ns/a", "1", &[]), ("ns/b", "1", &[])],
+    );
+    world.put(
+        Kind::Address,
+        &[("v", "1", &["ns/a"]), ("w", "1", &["ns/b"])],
+    );
+    let long = Arc::new(Resource {
+        field: vec![0; (64 << 20) + 1].into(),
+        ..Resource::new(Kind::Authorization, "ns/b", &Workload::default())
+    });
+    let short = world.catalog.authorizations.get("ns/a").cloned();
+    world.catalog.authorizations = resources(short.into_iter().chain([long]).collect());
+    world.subscribe(Kind::Authorization);
+    world.subscribe(Kind::Address);
+    let log = world.settle();
+    assert_eq!(
+        log,
+        [r#"Authorization +["ns/a"] -[]"#, r#"Address +["v"] -[]"#]
+    );
+    let state = world.session.subscription(Kind::Authorization).unwrap();
+    assert!(
+        state
+            .error
+            .as_deref()
+            .unwrap_or_default()
+            .starts_with("ns/b has ")
+    );
+    // One that fits is sent, and the complaint ends.
+    world.put(
+        Kind::Authorization,
+        &[("ns/a", "1", &[]), ("ns/b", "2", &[])],
+    );
+    let log = world.settle();
+    assert_eq!(
+        log,
+        [r#"Authorization +["ns/b"] -[]"#, r#"Address +["w"] -[]"#]
+    );
+    let state = world.session.subscription(Kind::Authorization).unwrap();
+    assert_eq!(state.error, None);
+}

@@ -58,6 +58,8 @@ pub(super) struct Pending {
 pub(super) struct InFlight {
     pub(super) nonce: String,
     pub(super) revision: u64,
+    /// More follows when it is answered.
+    pub(super) is_part: bool,
     /// Nothing that the client lacks is left out.
     pub(super) is_all: bool,
     pub(super) sent: Instant,
@@ -303,7 +305,7 @@ impl Subscription {
         else {
             return;
         };
-        self.settled_once = true;
+        self.settled_once |= !flight.is_part;
         if flight.is_all {
             self.complete_revision = flight.revision;
         }

@@ -6,6 +6,7 @@
 
 mod address;
 pub mod converted;
+pub mod discovery;
 mod framing;
 mod identity;
 pub mod labels;

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use isobar_types::discovery::MORE;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -241,7 +242,7 @@ impl SyncStatus {
     pub(crate) fn applied(&self, applied: &Applied<'_>) {
         let mut facts = self.facts();
         if let Some(f) = facts.types.get_mut(applied.type_url) {
-            f.answered = true;
+            f.answered |= !applied.nonce.ends_with(MORE);
             f.resources = applied.resources;
             f.messages += 1;
             f.bytes += applied.bytes as u64;
@@ -280,19 +281,21 @@ mod tests {
     #[test]
     fn optional_types_are_not_waited_for() {
         let status = SyncStatus::new([("needed", false), ("optional", true)].into_iter());
-        let answered = |type_url| {
+        let answered = |type_url, nonce| {
             status.applied(&Applied {
                 type_url,
                 resources: 0,
                 bytes: 0,
                 version: "",
-                nonce: "",
+                nonce,
                 settled: Vec::new(),
                 rejected: &[],
             });
             status.is_synced()
         };
-        assert!(!answered("optional"));
-        assert!(answered("needed"));
+        assert!(!answered("optional", "1"));
+        assert!(!answered("needed", "1-2+"), "more follows");
+        assert!(answered("needed", "1-3"));
+        assert!(answered("needed", "2-4+"), "only the first answer counts");
     }
 }
