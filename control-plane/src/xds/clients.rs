@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use super::allowance::Allowance;
 use super::kind::Kind;
 use super::session::Progress;
 
@@ -70,6 +71,19 @@ pub(crate) struct KindState {
     pub(crate) error: Option<String>,
 }
 
+/// Why a stream is one too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Crowd {
+    /// Of its pod, or of its account where it has none.
+    #[error("{0} discovery streams are open from this pod already")]
+    Pod(usize),
+    /// Of everybody in its namespace who is neither a node proxy nor a waypoint.
+    #[error(
+        "{0} discovery streams of clients without a Gateway are open from this namespace already"
+    )]
+    Namespace(usize),
+}
+
 /// Keeps a client in the table; dropping it removes the client.
 #[derive(Debug)]
 pub(crate) struct Registration {
@@ -78,18 +92,28 @@ pub(crate) struct Registration {
 }
 
 impl Clients {
-    /// Adds a client, unless its pod, or its account if it has none, has so many streams already.
-    pub(crate) fn register(&self, state: ClientState, most: usize) -> Option<Registration> {
+    /// Adds a client, unless it has as many streams as it may have already.
+    pub(crate) fn register(
+        &self,
+        state: ClientState,
+        allowance: Allowance,
+    ) -> Result<Registration, Crowd> {
         let mut inner = self.lock();
         let connected = inner.connected.values();
         let same = connected.filter(|one| one.identity == state.identity && one.pod == state.pod);
-        if same.count() >= most {
-            return None;
+        if same.count() >= allowance.streams {
+            return Err(Crowd::Pod(allowance.streams));
+        }
+        // Accounts and pods are made at will by whoever has the namespace.
+        let connected = inner.connected.values();
+        let beside = connected.filter(|o| o.kind == state.kind && o.namespace == state.namespace);
+        if beside.count() >= allowance.of_namespace {
+            return Err(Crowd::Namespace(allowance.of_namespace));
         }
         inner.next += 1;
         let id = inner.next;
         inner.connected.insert(id, state);
-        Some(Registration {
+        Ok(Registration {
             clients: self.clone(),
             id,
         })
@@ -145,5 +169,50 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.clients.lock().connected.remove(&self.id);
         self.clients.progress.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(kind: &'static str, namespace: &str, account: usize) -> ClientState {
+        ClientState {
+            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{account}"),
+            kind,
+            node: String::new(),
+            namespace: namespace.to_owned(),
+            pod: String::new(),
+            gateway: String::new(),
+            version: String::new(),
+            peer: String::new(),
+            connected: Instant::now(),
+            connected_at: String::new(),
+            revision: 0,
+            confirmed: 0,
+            kinds: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn more_accounts_have_no_more_streams_than_their_namespace() {
+        let clients = Clients::default();
+        let open = |kind, namespace, account| {
+            let node = kind == "ztunnel";
+            let allowance = Allowance::of(node, kind == "waypoint");
+            clients.register(client(kind, namespace, account), allowance)
+        };
+        let mut held: Vec<_> = (0..64).map(|n| open("proxy", "a", n).unwrap()).collect();
+        let refused = open("proxy", "a", 64).unwrap_err();
+        assert_eq!(refused, Crowd::Namespace(64));
+        // Others are none the worse for it, and who is a waypoint after all leaves room.
+        for (kind, namespace) in [("proxy", "b"), ("waypoint", "a"), ("ztunnel", "a")] {
+            assert!(open(kind, namespace, 0).is_ok(), "{kind} of {namespace}");
+        }
+        held[0].update(|state| state.kind = "waypoint");
+        held.push(open("proxy", "a", 64).unwrap());
+        assert!(open("proxy", "a", 65).is_err());
+        held.pop();
+        assert!(open("proxy", "a", 65).is_ok());
     }
 }

@@ -3,6 +3,7 @@
 //! [`catalog`] holds what there is; [`session`] decides, without any input or output, what one
 //! client still has to be told; [`stream`] drives a session over one gRPC stream.
 
+pub(crate) mod allowance;
 pub(crate) mod catalog;
 pub(crate) mod clients;
 mod codec;

@@ -12,6 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Request, Status, Streaming};
 
+use super::allowance::Allowance;
 use super::catalog::Catalog;
 use super::clients::{ClientState, Clients};
 use super::codec::{RequestDecoder, body};
@@ -23,49 +24,6 @@ use crate::metrics::Metrics;
 
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-
-/// What a client may ask of the control plane's memory. The first request after a reconnect names
-/// every resource its sender holds, with its version: 80 bytes or so each. Whoever has an account in
-/// some namespace has a token, and may have one of a waypoint there: only node proxies, which the
-/// mesh's owner runs, are trusted with more than theirs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Allowance {
-    /// Longest request, in bytes.
-    longest: usize,
-    /// Names in one request.
-    pub(crate) names: usize,
-    /// Streams of one pod, or of one account without pods, at a time.
-    pub(crate) streams: usize,
-}
-
-impl Allowance {
-    const NODE: Self = Self {
-        longest: 32 * 1024 * 1024,
-        names: 400_000,
-        streams: usize::MAX,
-    };
-    const WAYPOINT: Self = Self {
-        longest: 8 * 1024 * 1024,
-        names: 100_000,
-        streams: 8,
-    };
-    /// A waypoint whose Gateway has not been read yet among them: it comes again.
-    const OTHER: Self = Self {
-        longest: 256 * 1024,
-        names: 4_096,
-        streams: 8,
-    };
-
-    const fn of(node: bool, waypoint: bool) -> Self {
-        if node {
-            Self::NODE
-        } else if waypoint {
-            Self::WAYPOINT
-        } else {
-            Self::OTHER
-        }
-    }
-}
 
 /// The discovery service. Written by hand instead of generated, to put bytes that sessions share on
 /// the wire as they are.
@@ -146,16 +104,10 @@ impl DiscoveryService {
         let now = Instant::now();
         let allowance = Allowance::of(node, scope.waypoint.is_some());
         let state = client_state(&caller, kind, peer, now);
-        let registration = self
-            .clients
-            .register(state, allowance.streams)
-            .ok_or_else(|| {
-                tracing::warn!(identity = %caller.identity, "discovery stream refused: too many");
-                Status::resource_exhausted(format!(
-                    "{} has {} discovery streams open from this pod already",
-                    caller.identity, allowance.streams
-                ))
-            })?;
+        let registration = self.clients.register(state, allowance).map_err(|crowd| {
+            tracing::warn!(identity = %caller.identity, "discovery stream refused: {crowd}");
+            Status::resource_exhausted(format!("{}: {crowd}", caller.identity))
+        })?;
         let limit = Some(allowance.longest);
         let requests = Streaming::new_request(RequestDecoder, request.into_inner(), None, limit);
         self.metrics.clients(1);

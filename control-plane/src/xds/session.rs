@@ -6,13 +6,17 @@ use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_types::discovery::MORE;
 use isobar_types::{Str, converted};
 
+use super::allowance::Names;
 use super::catalog::{Catalog, Resource, Scope};
 use super::kind::Kind;
 use super::portion::{self, PORTION};
-use super::subscription::{InFlight, MAX_NAMES, Subscription};
+use super::subscription::{InFlight, Subscription, beginning};
 
 /// How long the first addresses wait for a client to subscribe to the kinds that go before them.
 pub(crate) const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(1);
+
+/// How much of a type that is not served is told back, in bytes.
+const TYPE: usize = 200;
 
 /// Why a session ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,9 +24,6 @@ pub(crate) enum SessionError {
     /// The client asked for a type that is not served.
     #[error("type {0:?} is not served here")]
     UnknownType(String),
-    /// The client asked for more names than are kept.
-    #[error("more than {MAX_NAMES} names asked for one type")]
-    TooManyNames,
 }
 
 /// What to send; the caller encodes it.
@@ -92,8 +93,9 @@ impl Session {
         request: &DeltaDiscoveryRequest,
         now: Instant,
     ) -> Result<Option<Kind>, SessionError> {
-        let kind = Kind::from_url(&request.type_url)
-            .ok_or_else(|| SessionError::UnknownType(request.type_url.clone()))?;
+        let kind = Kind::from_url(&request.type_url).ok_or_else(|| {
+            SessionError::UnknownType(beginning(&request.type_url, TYPE).to_owned())
+        })?;
         let slot = &mut self.subscriptions[kind.index()];
         let first = slot.is_none();
         let subscription = slot.get_or_insert_default();
@@ -105,12 +107,18 @@ impl Session {
             subscription.wildcard = request.resource_names_subscribe.is_empty();
             subscription.claim(request);
         }
-        subscription.change(request, first)?;
+        subscription.change(request, first);
         if first && !subscription.wildcard {
             subscription.adopt(request);
         }
         subscription.answer(request, now);
         Ok(first.then_some(kind))
+    }
+
+    /// Names kept of what the client has said.
+    pub(crate) fn kept(&self) -> Names {
+        let subscriptions = self.subscriptions.iter().flatten();
+        subscriptions.map(|subscription| subscription.kept).sum()
     }
 
     /// The next response to send now, if any. Call again until `None`.

@@ -8,16 +8,20 @@ use isobar_runtime::Lifetime;
 use tokio::sync::watch;
 use tonic::{Code, Status, Streaming};
 
+use super::allowance::Allowance;
 use super::catalog::{Catalog, Scope};
 use super::clients::{KindState, Registration};
 use super::kind::Kind;
-use super::service::Allowance;
 use super::session::{Response, Session};
+use super::subscription::beginning;
 use crate::auth::Caller;
 use crate::metrics::Metrics;
 
 /// Life of a stream before it is closed politely, so that clients spread over servers.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// How much of a client's text is shown, in bytes: of its version, and of why it refuses something.
+const VERSION: usize = 64;
+const REFUSAL: usize = 1024;
 
 /// Drives one [`Session`] over one gRPC stream. It only advances when the client's flow control has
 /// room, so a slow client costs one response per kind and nothing else.
@@ -58,7 +62,7 @@ pub(crate) fn responses(driver: Driver) -> impl Stream<Item = Result<Response, S
             }
             Err(status) => {
                 tracing::warn!(
-                    identity = %driver.caller.identity, error = status.message(),
+                    identity = %driver.caller.identity, error = beginning(status.message(), REFUSAL),
                     "discovery stream ended",
                 );
                 Some((Err(status), None))
@@ -118,6 +122,7 @@ impl Driver {
         if let Some(node) = &request.node {
             check_node(node, &self.caller)?;
             if let Some(version) = version(node) {
+                let version = beginning(&version, VERSION).to_owned();
                 self.registration.update(|state| state.version = version);
             }
         }
@@ -125,7 +130,7 @@ impl Driver {
             let kind = Kind::from_url(&request.type_url).map_or("unknown", Kind::label);
             self.metrics.rejected(kind);
             tracing::warn!(
-                identity = %self.caller.identity, kind = %request.type_url, error = %error.message,
+                identity = %self.caller.identity, kind, error = beginning(&error.message, REFUSAL),
                 "a client refused resources",
             );
         }
@@ -135,6 +140,13 @@ impl Driver {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if let Some(kind) = subscribed {
             tracing::debug!(identity = %self.caller.identity, kind = kind.label(), "subscribed");
+        }
+        let (kept, most) = (self.session.kept(), self.allowance.kept);
+        if !kept.is_within(most) {
+            return Err(Status::out_of_range(format!(
+                "{} names of {} bytes on one stream, of which a client of this kind may have {} of {} bytes",
+                kept.count, kept.bytes, most.count, most.bytes
+            )));
         }
         Ok(())
     }
@@ -156,6 +168,7 @@ impl Driver {
         }
         if scope.waypoint.is_some() {
             self.session.rescope(scope.clone(), Kind::WAYPOINT);
+            self.allowance = Allowance::WAYPOINT;
             self.scope = scope;
         }
         Ok(())

@@ -5,20 +5,24 @@ use std::time::Instant;
 use isobar_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use isobar_types::Str;
 
+use super::allowance::Names;
 use super::catalog::{Catalog, Resource};
 use super::held::Held;
 use super::kind::Kind;
 use super::names::{AddressNames, with_aliases};
 use super::resources::Resources;
-use super::session::{Response, SessionError};
+use super::session::Response;
 
-/// Names one client may ask for by name, per kind.
-pub(super) const MAX_NAMES: usize = 65_536;
+/// How much is kept of what a client says about a refusal, in bytes; enough for a page.
+const ERROR: usize = 4096;
 
 /// State of one type in one session.
 #[derive(Debug, Default)]
 pub(crate) struct Subscription {
     pub(super) wildcard: bool,
+    /// What of the fields below comes from the client: names asked for, and versions claimed, which
+    /// count as long as the subscription is there.
+    pub(super) kept: Names,
     pub(super) names: BTreeSet<Str>,
     /// Names that an answer is owed for, even if the client holds what they lead to.
     pub(super) asked: BTreeSet<Str>,
@@ -228,7 +232,13 @@ impl Subscription {
                 self.held.remove(&name);
                 self.asked.insert(name.clone());
             }
-            self.names.insert(name);
+            self.ask(&name);
+        }
+    }
+
+    fn ask(&mut self, name: &Str) {
+        if self.names.insert(name.clone()) {
+            self.kept.add(name);
         }
     }
 
@@ -237,31 +247,31 @@ impl Subscription {
             // A version that is not ours can equal none of ours; 0 stands for it.
             let version = u64::from_str_radix(version, 16).unwrap_or(0);
             self.held.insert(name.as_str().into(), version);
+            self.kept.add(name);
         }
     }
 
-    pub(super) fn change(
-        &mut self,
-        request: &DeltaDiscoveryRequest,
-        first: bool,
-    ) -> Result<(), SessionError> {
+    pub(super) fn change(&mut self, request: &DeltaDiscoveryRequest, first: bool) {
         for name in &request.resource_names_subscribe {
             if name == "*" {
                 self.wildcard = true;
             } else {
-                let name: Str = name.as_str().into();
+                let asked = self.names.get(name.as_str()).cloned();
+                let name = asked.unwrap_or_else(|| name.as_str().into());
                 self.absent.remove(&name);
                 if !first || self.held.get(&name).is_none() {
                     self.asked.insert(name.clone());
                 }
-                self.names.insert(name);
+                self.ask(&name);
             }
         }
         for name in &request.resource_names_unsubscribe {
             if name == "*" {
                 self.wildcard = false;
             } else {
-                self.names.remove(name.as_str());
+                if self.names.remove(name.as_str()) {
+                    self.kept.remove(name);
+                }
                 self.absent.remove(name.as_str());
                 self.asked.remove(name.as_str());
                 if !self.wildcard {
@@ -269,10 +279,6 @@ impl Subscription {
                 }
             }
         }
-        if self.names.len() > MAX_NAMES {
-            return Err(SessionError::TooManyNames);
-        }
-        Ok(())
     }
 
     /// What the client holds now if it took `flight`: everything, where nothing was left over and
@@ -350,8 +356,13 @@ impl Subscription {
                 self.held.insert(name, version);
             }
         }
-        self.error = Some(error.message.clone());
+        self.error = Some(beginning(&error.message, ERROR).to_owned());
     }
+}
+
+/// What of `text` fits into so many bytes.
+pub(super) fn beginning(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// True if `text` has `name` as a whole, not as a part of a longer name.
@@ -405,6 +416,25 @@ mod tests {
             state.compare(&fewer, None, None);
             assert!(state.rejected.is_empty() && state.error.is_none());
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_counted_once_until_it_goes() {
+        let request = |asks: &[&str], ends: &[&str]| DeltaDiscoveryRequest {
+            resource_names_subscribe: asks.iter().map(|n| (*n).to_owned()).collect(),
+            resource_names_unsubscribe: ends.iter().map(|n| (*n).to_owned()).collect(),
+            initial_resource_versions: [("held".to_owned(), "1".to_owned())].into(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        let mut state = Subscription::default();
+        state.claim(&request(&[], &[]));
+        assert_eq!((state.kept.count, state.kept.bytes), (1, 4));
+        for _ in 0..3 {
+            state.change(&request(&["a", "bb", "*"], &["c"]), false);
+            assert_eq!((state.kept.count, state.kept.bytes), (3, 7));
+        }
+        state.change(&request(&[], &["a", "bb", "bb", "*"]), false);
+        assert_eq!((state.kept.count, state.kept.bytes), (1, 4));
     }
 
     #[test]

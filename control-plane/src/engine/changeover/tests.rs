@@ -12,6 +12,7 @@ use super::*;
 use crate::metrics::Metrics;
 use crate::model::KeptKeys;
 use crate::model::golden_tests::{gateway, namespace, objects, pod, settings};
+use crate::xds::allowance::Allowance;
 use crate::xds::catalog::{Catalog, Resource, Scope};
 use crate::xds::clients::{ClientState, Registration};
 use crate::xds::kind::Kind;
@@ -81,7 +82,7 @@ impl World {
             kinds: Vec::new(),
         };
         let mut world = Self {
-            place: clients.register(state, usize::MAX).unwrap(),
+            place: clients.register(state, Allowance::NODE).unwrap(),
             engine: Engine {
                 settings: settings(),
                 catalogs: watch::Sender::default(),
