@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -71,7 +72,7 @@ impl JwksReviewer {
 
 #[async_trait]
 impl TokenReviewer for JwksReviewer {
-    async fn review(&self, token: &str) -> Result<Caller, TokenRefused> {
+    async fn review(&self, token: &str, _: Option<IpAddr>) -> Result<Caller, TokenRefused> {
         self.check(token, SystemTime::now())
     }
 }

@@ -1,17 +1,21 @@
 //! Who is calling: bound service account tokens, reviewed behind an interface.
 
+mod gate;
 mod jwks;
 mod kubernetes;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use isobar_types::{Identity, NamespacedName};
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
 pub(crate) use jwks::JwksReviewer;
 pub(crate) use kubernetes::ClusterReviewer;
+
+use crate::server::PeerAddress;
 
 /// An authenticated caller. Everything in it comes from its verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +51,8 @@ pub(crate) enum TokenRefused {
 /// Says who a bearer token speaks for: a key set in a file, or an API server.
 #[async_trait]
 pub(crate) trait TokenReviewer: Send + Sync {
-    /// Reviews a token.
-    async fn review(&self, token: &str) -> Result<Caller, TokenRefused>;
+    /// Reviews a token that was shown from that address.
+    async fn review(&self, token: &str, from: Option<IpAddr>) -> Result<Caller, TokenRefused>;
 }
 
 /// Authenticates requests.
@@ -70,11 +74,15 @@ impl Authenticator {
         }
     }
 
-    /// The caller of a request with this metadata.
-    pub(crate) async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+    /// The caller of a request with this metadata, which came from that address.
+    pub(crate) async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+        from: Option<IpAddr>,
+    ) -> Result<Caller, Status> {
         let token = bearer(metadata)?;
         self.reviewer
-            .review(token)
+            .review(token, from)
             .await
             .map_err(|refused| match refused {
                 TokenRefused::Invalid(_) => Status::unauthenticated(refused.to_string()),
@@ -88,6 +96,12 @@ impl Authenticator {
             account.namespace == identity.namespace && account.name == identity.service_account
         })
     }
+}
+
+/// The address that a request came from.
+pub(crate) fn address<T>(request: &Request<T>) -> Option<IpAddr> {
+    let peer = request.extensions().get::<PeerAddress>();
+    peer.map(|peer| peer.0.ip())
 }
 
 fn bearer(metadata: &MetadataMap) -> Result<&str, Status> {

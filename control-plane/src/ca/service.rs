@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::{Pace, Refusal, Roster, Rules};
-use crate::auth::{Authenticator, Caller};
+use crate::auth::{Authenticator, Caller, address};
 use crate::metrics::Metrics;
 
 /// Longest life of a certificate, and the life of one that asks for none.
@@ -46,7 +46,7 @@ impl CertificateService {
     ) -> Result<IstioCertificateResponse, Status> {
         let caller = self
             .authenticator
-            .authenticate(request.metadata())
+            .authenticate(request.metadata(), address(&request))
             .await
             .inspect_err(|status| {
                 tracing::warn!(reason = status.message(), "certificate refused");
@@ -170,7 +170,11 @@ mod tests {
 
     #[tonic::async_trait]
     impl TokenReviewer for Nobody {
-        async fn review(&self, _: &str) -> Result<Caller, TokenRefused> {
+        async fn review(
+            &self,
+            _: &str,
+            _: Option<std::net::IpAddr>,
+        ) -> Result<Caller, TokenRefused> {
             Err(TokenRefused::Invalid("nobody".into()))
         }
     }

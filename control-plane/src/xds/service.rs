@@ -19,7 +19,7 @@ use super::codec::{RequestDecoder, body};
 use super::kind::Kind;
 use super::session::Session;
 use super::stream::{Driver, end_of_stream, responses};
-use crate::auth::{Authenticator, Caller};
+use crate::auth::{Authenticator, Caller, address};
 use crate::metrics::Metrics;
 
 const METHOD: &str =
@@ -81,7 +81,7 @@ impl DiscoveryService {
     async fn open(&self, request: Request<Body>) -> Result<Body, Status> {
         let caller = self
             .authenticator
-            .authenticate(request.metadata())
+            .authenticate(request.metadata(), address(&request))
             .await
             .inspect_err(|status| {
                 tracing::warn!(reason = status.message(), "discovery stream refused");

@@ -10,7 +10,7 @@ mod tests;
 
 pub use claims::{BoundObject, Claims, KubernetesClaims};
 pub use issuer::Issuer;
-pub use keys::{Expect, KeyError, Keys, verify};
+pub use keys::{Expect, KeyError, Keys, plausible, verify};
 
 /// Why a token is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -21,6 +21,8 @@ use super::{Claims, TokenError};
 const TOKEN_MAX: usize = 32 * 1024;
 /// A token may start this many seconds in our future: clocks differ between nodes.
 const SKEW: i64 = 10;
+/// How much later another clock may take a token to expire.
+const LOOSE: Duration = Duration::from_secs(60);
 
 /// Public keys that verify tokens: a JSON Web Key Set. Keys of kinds unknown here are left out.
 #[derive(Debug, Default)]
@@ -74,6 +76,71 @@ pub fn verify(
     now: SystemTime,
 ) -> Result<Claims, TokenError> {
     keys.verify(token, expect, now)
+}
+
+/// Looks whether `token`, of which nothing is verified, is one that could be accepted: three parts, a
+/// header, and claims for `audience` that have not expired. Nothing that it says may be taken for true;
+/// what fails here is not worth asking anybody about. Dates are taken loosely, as other clocks decide.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn plausible(token: &str, audience: &str, now: SystemTime) -> Result<(), TokenError> {
+    let parts = Parts::of(token)?;
+    parts.header()?;
+    let claims: Claims = serde_json::from_slice(&decode(parts.payload)?)
+        .map_err(|_| TokenError::Malformed("the claims are not those of a service account"))?;
+    let lately = now.checked_sub(LOOSE).unwrap_or(now);
+    let claims = Claims {
+        nbf: None,
+        ..claims
+    };
+    let expect = Expect {
+        issuer: None,
+        audiences: &[audience],
+    };
+    check_claims(&claims, &expect, lately)
+}
+
+/// The parts of a token as they are written.
+struct Parts<'a> {
+    /// Header and payload with their dot: what is signed.
+    signed: &'a str,
+    header: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Result<Self, TokenError> {
+        if token.len() > TOKEN_MAX {
+            return Err(TokenError::Malformed("longer than 32 KiB"));
+        }
+        let parts = token.rsplit_once('.').and_then(|(signed, signature)| {
+            let (header, payload) = signed.split_once('.')?;
+            Some(Self {
+                signed,
+                header,
+                payload,
+                signature,
+            })
+        });
+        let parts = parts.filter(|parts| !parts.payload.contains('.'));
+        parts.ok_or(TokenError::Malformed("not three parts"))
+    }
+
+    fn header(&self) -> Result<Header, TokenError> {
+        let header: Header = serde_json::from_slice(&decode(self.header)?)
+            .map_err(|_| TokenError::Malformed("the header is not what it should be"))?;
+        match header.crit {
+            Some(_) => Err(TokenError::Malformed("it asks for an extension")),
+            None => Ok(header),
+        }
+    }
+}
+
+fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
+    let decoded = URL_SAFE_NO_PAD.decode(part);
+    decoded.map_err(|_| TokenError::Malformed("not base64url"))
 }
 
 #[derive(Deserialize)]
@@ -177,29 +244,10 @@ impl Keys {
     }
 
     fn verified_payload(&self, token: &str) -> Result<Vec<u8>, TokenError> {
-        if token.len() > TOKEN_MAX {
-            return Err(TokenError::Malformed("longer than 32 KiB"));
-        }
-        let (signed, signature) = token
-            .rsplit_once('.')
-            .ok_or(TokenError::Malformed("not three parts"))?;
-        let (header, payload) = signed
-            .split_once('.')
-            .ok_or(TokenError::Malformed("not three parts"))?;
-        if payload.contains('.') {
-            return Err(TokenError::Malformed("not three parts"));
-        }
-        let decode = |part: &str| {
-            URL_SAFE_NO_PAD
-                .decode(part)
-                .map_err(|_| TokenError::Malformed("not base64url"))
-        };
-        let header: Header = serde_json::from_slice(&decode(header)?)
-            .map_err(|_| TokenError::Malformed("the header is not what it should be"))?;
-        if header.crit.is_some() {
-            return Err(TokenError::Malformed("it asks for an extension"));
-        }
-        let signature = decode(signature)?;
+        let parts = Parts::of(token)?;
+        let header = parts.header()?;
+        let signature = decode(parts.signature)?;
+        let signed = parts.signed.as_bytes();
         let mut candidates = self.0.iter().filter(|key| key.fits(&header)).peekable();
         if candidates.peek().is_none() {
             return Err(TokenError::UnknownKey {
@@ -207,10 +255,10 @@ impl Keys {
                 algorithm: header.alg,
             });
         }
-        if !candidates.any(|key| key.verifier.verifies(signed.as_bytes(), &signature)) {
+        if !candidates.any(|key| key.verifier.verifies(signed, &signature)) {
             return Err(TokenError::Signature);
         }
-        decode(payload)
+        decode(parts.payload)
     }
 }
 

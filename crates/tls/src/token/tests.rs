@@ -96,6 +96,33 @@ fn every_claim_is_checked() {
 }
 
 #[test]
+fn what_is_plausible_may_be_accepted_and_the_rest_not() {
+    let issuer = Issuer::generate(ISSUER).unwrap();
+    let token = issuer.issue(&claims()).unwrap();
+    // Whoever signed it, a minute after its end by our clock, and before its start.
+    for now in [500, 1500, 2059] {
+        plausible(&token, "istio-ca", at(now)).unwrap();
+    }
+    let late = plausible(&token, "istio-ca", at(2060)).unwrap_err();
+    assert!(matches!(late, TokenError::Expired { .. }), "{late}");
+    let other = plausible(&token, "api", at(1500)).unwrap_err();
+    assert!(matches!(other, TokenError::WrongAudience { .. }), "{other}");
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let long = format!("{signed}.{}", "A".repeat(40_000));
+    for wrong in [
+        "",
+        "nonsense",
+        signed,
+        &format!("{signed}.{signature}.x"),
+        "a.b.c",
+        &long,
+    ] {
+        let wrong = plausible(wrong, "istio-ca", at(1500)).unwrap_err();
+        assert!(matches!(wrong, TokenError::Malformed(_)), "{wrong}");
+    }
+}
+
+#[test]
 fn forgeries_fail() {
     let issuer = Issuer::generate(ISSUER).unwrap();
     let keys = Keys::from_jwks(&issuer.jwks()).unwrap();
