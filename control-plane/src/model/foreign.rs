@@ -30,10 +30,7 @@ impl Foreign {
     /// it takes tunnels itself, or says how its node proxies do that for it, and it has an address.
     pub(crate) fn read(gateway: &Gateway, set: &ObjectSet, settings: &Settings) -> Option<Self> {
         let binding = InboundBinding::of(gateway, set);
-        let mut listeners = gateway.spec.listeners.iter();
-        let takes_tunnels =
-            listeners.any(|one| one.protocol == "HBONE" && one.port == i32::from(ports::HBONE));
-        if binding.is_none() && !takes_tunnels {
+        if binding.is_none() && !takes_tunnels(gateway) {
             return None;
         }
         let addresses = gateway.gateway_status()?.addresses;
@@ -72,6 +69,19 @@ impl Foreign {
             port: binding.port.map_or(0, u32::from),
         })
     }
+}
+
+/// What a Gateway lacks that [`Foreign::read`] takes for none, to be read after "it".
+pub(crate) fn lacks(gateway: &Gateway, set: &ObjectSet) -> &'static str {
+    match InboundBinding::of(gateway, set).is_some() || takes_tunnels(gateway) {
+        true => "has no address, which whoever runs that class writes into its status",
+        false => "has no listener of protocol HBONE on port 15008",
+    }
+}
+
+fn takes_tunnels(gateway: &Gateway) -> bool {
+    let mut listeners = gateway.spec.listeners.iter();
+    listeners.any(|one| one.protocol == "HBONE" && one.port == i32::from(ports::HBONE))
 }
 
 /// By host name where it has one, which outlives addresses, else by its first address.

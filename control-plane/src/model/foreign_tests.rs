@@ -84,6 +84,31 @@ fn a_waypoint_of_another_class_takes_traffic_once_it_has_an_address() {
 }
 
 #[test]
+fn one_that_is_there_and_takes_nothing_yet_is_not_said_to_be_missing() {
+    for (gateway, lacks) in [
+        (gateway("", TUNNELS, ""), "has no address"),
+        (
+            gateway("", "port: 80, protocol: HTTP", BY_NAME),
+            "has no listener of protocol HBONE",
+        ),
+        (String::new(), "does not exist"),
+    ] {
+        let yaml = [
+            namespace("istio.io/use-waypoint: theirs"),
+            SERVICE.to_owned(),
+            gateway,
+        ];
+        let plan = planned(&yaml.concat());
+        let mut verdicts = plan.verdicts.iter();
+        let told = verdicts.find(|one| one.reason == "WaypointIsNotReady");
+        let told = told.unwrap();
+        assert!(told.message.contains(lacks), "{}", told.message);
+        let class = told.message.contains("of class other is no waypoint yet");
+        assert_eq!(class, lacks != "does not exist", "{}", told.message);
+    }
+}
+
+#[test]
 fn node_proxies_hand_over_to_a_waypoint_that_is_bound_to_them() {
     use wire::application_tunnel::Protocol::{None as Plain, Proxy};
 

@@ -7,6 +7,7 @@ use isobar_proto::istio::workload::GatewayAddress;
 use isobar_types::{NamespacedName, Str, labels};
 
 use super::bindings::{AccountBinding, BOUND, Bindings};
+use super::foreign;
 use super::gateways::{Gateways, TrafficKind, address, denied_address};
 use super::settings::Settings;
 use super::verdict::Verdict;
@@ -204,7 +205,14 @@ impl Selection<'_> {
         let Some(waypoint) = self.gateways.get(key) else {
             return Use::Away {
                 exists: false,
-                why: format!("waypoint {key} does not exist"),
+                why: match self.set.gateways.get(&key.namespace, &key.name) {
+                    Some(gateway) => format!(
+                        "Gateway {key} of class {} is no waypoint yet: it {}",
+                        gateway.spec.gateway_class_name,
+                        foreign::lacks(&gateway.object, self.set)
+                    ),
+                    None => format!("waypoint {key} does not exist"),
+                },
             };
         };
         let admitted = match reference.source {
