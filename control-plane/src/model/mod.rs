@@ -19,6 +19,7 @@ mod patch;
 mod peer_authentication;
 mod plan;
 mod pods;
+mod presence;
 mod selection;
 mod service_entries;
 mod services;

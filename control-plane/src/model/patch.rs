@@ -22,6 +22,7 @@ use super::network_policy::{Standing, Standings, as_peer};
 use super::peer_authentication::PeerAuthentications;
 use super::plan::{Plan, record};
 use super::pods::PodFacts;
+use super::presence;
 use super::selection::Selection;
 use super::service_entries::concern_entries;
 use super::services::{ServicePlan, selects};
@@ -105,7 +106,13 @@ impl Kept {
     ) -> Self {
         let mut relations = standings.counts;
         let related = workloads.iter();
-        for relation in related.filter_map(|one| relation(one, any_waypoint)) {
+        let both = |one: &WorkloadPlan| {
+            [
+                relation(one, any_waypoint),
+                presence::relation(one, &objects),
+            ]
+        };
+        for relation in related.flat_map(both).flatten() {
             *relations.entry(relation).or_default() += 1;
         }
         let pods = objects.pods.iter();
@@ -186,7 +193,8 @@ impl Kept {
                 let workload = planned.workload.as_ref();
                 let Standing { class, ways } = planned.standing;
                 let relation = workload.and_then(|one| relation(one, any));
-                for relation in [relation, class, ways].into_iter().flatten() {
+                let presence = workload.and_then(|one| presence::relation(one, objects));
+                for relation in [relation, presence, class, ways].into_iter().flatten() {
                     *changed.entry(relation).or_default() += count;
                 }
             }

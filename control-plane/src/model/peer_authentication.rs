@@ -188,7 +188,22 @@ impl<'a> PeerAuthentications<'a> {
     }
 }
 
-fn selector(object: &PeerAuthentication) -> Option<&isobar_objects::istio::WorkloadSelector> {
+/// True if anything is refused by it.
+pub(super) fn refuses(object: &PeerAuthentication) -> bool {
+    let mut ports = object.spec.port_level_mtls.values();
+    mode(object) == MutualTlsMode::Strict || ports.any(|tls| tls.mode == MutualTlsMode::Strict)
+}
+
+/// Names of those of the pod's namespace whose selector takes it.
+pub(super) fn selecting(set: &ObjectSet, pod: &PodFacts<'_>) -> Vec<String> {
+    let all = set.peer_authentications.in_namespace(&pod.key.namespace);
+    let selecting = all.filter(|held| selector(held).is_some_and(|s| s.selects(pod.labels)));
+    selecting.map(|held| held.name().to_owned()).collect()
+}
+
+pub(super) fn selector(
+    object: &PeerAuthentication,
+) -> Option<&isobar_objects::istio::WorkloadSelector> {
     object
         .spec
         .selector

@@ -18,6 +18,7 @@ use super::outbound;
 use super::passage;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
+use super::presence;
 use super::selection::Selection;
 use super::service_entries::{Allocated, Entries, EntryPlan};
 use super::services::{self, ServicePlan};
@@ -196,6 +197,7 @@ fn plan_with(
     let mut workloads = plan_workloads(&pods, memberships, &policies, &selection);
     let reached = (&workloads[..], &services[..]);
     passage::tell(&l4.wire, reached, &gateways, &mut verdicts);
+    presence::tell(set, &workloads, &settings.root_namespace, &mut verdicts);
     let mut authorizations = l4.wire;
     authorizations.extend(peers.policies());
     authorizations.extend(network.wire);

@@ -84,7 +84,7 @@ fn peer_authentication_levels() {
 fn l4_policies_are_never_looser_than_written() {
     let base = format!(
         "{}{}",
-        namespace(""),
+        namespace("istio.io/dataplane-mode: ambient"),
         pod("cart-1", "cart", "app: cart", true)
     );
     let rules = |spec: &str| {
@@ -151,7 +151,7 @@ fn what_waypoints_make_of_a_policy_of_node_proxies_is_told() {
     let objects = |labels: &str, spec: &str| {
         format!(
             "{}{}{}{}{}",
-            namespace(""),
+            namespace("istio.io/dataplane-mode: ambient"),
             pod("cart-1", "cart", &format!("app: cart{labels}"), true),
             gateway("wp", ", labels: {istio.io/waypoint-for: all}"),
             waypoint_pod("wp", true),

@@ -13,7 +13,9 @@ use super::labels::{canonical_name, canonical_revision, workload_name};
 use super::pods::PodFacts;
 use super::selection::{Selected, Selection, Source};
 use super::services::{ServicePlan, app_protocol, octets};
+use super::settings::Settings;
 use super::traversal::{self, ServiceWaypoints};
+use super::{peer_authentication, presence};
 
 /// One pod as it is published.
 #[derive(Debug, PartialEq)]
@@ -24,6 +26,10 @@ pub(crate) struct WorkloadPlan {
     pub(crate) instance_of: Option<NamespacedName>,
     /// Waypoints through which alone it may be reached, where a policy has to say so.
     pub(crate) only_through: Option<BTreeSet<NamespacedName>>,
+    /// A node proxy serves it, or shall.
+    pub(crate) in_mesh: bool,
+    /// Names of PeerAuthentications that select it.
+    pub(crate) peers: Vec<String>,
 }
 
 impl WorkloadPlan {
@@ -33,7 +39,17 @@ impl WorkloadPlan {
             wire,
             instance_of: None,
             only_through: None,
+            in_mesh: true,
+            peers: Vec::new(),
         }
+    }
+}
+
+/// As it is told: the usual one is not.
+fn trust_domain(settings: &Settings) -> String {
+    match &*settings.trust_domain {
+        DEFAULT_TRUST_DOMAIN => String::new(),
+        other => other.to_owned(),
     }
 }
 
@@ -110,10 +126,6 @@ pub(crate) fn plan_workload(
         true => wire::NetworkMode::HostNetwork,
         false => wire::NetworkMode::Standard,
     };
-    let trust_domain = match &*settings.trust_domain {
-        DEFAULT_TRUST_DOMAIN => String::new(),
-        other => other.to_owned(),
-    };
     let wire = wire::Workload {
         uid: uid(&settings.cluster_id, &pod.key),
         name: pod.key.name.to_string(),
@@ -121,7 +133,7 @@ pub(crate) fn plan_workload(
         addresses: pod.ips.iter().copied().map(octets).collect(),
         network: settings.network.to_string(),
         tunnel_protocol: tunnel.into(),
-        trust_domain,
+        trust_domain: trust_domain(settings),
         service_account: pod.account.to_string(),
         waypoint: selected.address,
         node: pod.node.to_owned(),
@@ -145,6 +157,8 @@ pub(crate) fn plan_workload(
         wire,
         instance_of,
         only_through,
+        in_mesh: presence::in_mesh(pod, selection.set, settings),
+        peers: peer_authentication::selecting(selection.set, pod),
     })
 }
 
