@@ -48,6 +48,10 @@ pub struct MeshOptions {
     pub program_env: BTreeMap<String, BTreeMap<String, String>>,
     /// Number of nodes; what a lab has by itself if none is given.
     pub nodes: Option<u8>,
+    /// Further arguments by program name.
+    pub program_args: BTreeMap<String, Vec<String>>,
+    /// Nodes and pods have IPv6 addresses too.
+    pub dual_stack: bool,
     /// Program that is etcd, kube-apiserver and kubectl: the objects are in a real API server then,
     /// and applied and deleted with kubectl.
     pub api_server: Option<PathBuf>,
@@ -110,6 +114,8 @@ impl Mesh {
         config.binaries = Some(folder);
         config.programs = options.programs;
         config.program_env = options.program_env;
+        config.program_args = options.program_args;
+        config.dual_stack = options.dual_stack;
         config.nodes = options.nodes.unwrap_or(config.nodes);
         let api_server = options.api_server.or_else(|| API_SERVER.get().cloned());
         config.api_server.clone_from(&api_server);

@@ -9,6 +9,7 @@ mod binding;
 mod canary;
 mod command_line;
 mod deletion;
+mod dual_stack;
 mod egress;
 mod egress_gateway;
 mod enrolment;
