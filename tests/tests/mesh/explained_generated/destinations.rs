@@ -205,7 +205,9 @@ async fn explained(
     files: &[&str],
 ) -> Result<(Ends, Value)> {
     let mut argv = vec!["explain", source, to, "GET", "/"];
-    argv.extend(header.iter().flat_map(|line| ["-H", line]));
+    if let Some(line) = header {
+        argv.extend(["-H", line]);
+    }
     argv.extend_from_slice(files);
     argv.extend(["-o", "json"]);
     let answer: Value = serde_json::from_str(&mesh.isobar(&argv).await?)?;
@@ -220,7 +222,9 @@ async fn call(
 ) -> Result<Seen> {
     let url = format!("http://{to}/");
     let mut argv = vec!["curl", "-s", "-m", PATIENCE, "-H", "Connection: close"];
-    argv.extend(header.iter().flat_map(|line| ["-H", line]));
+    if let Some(line) = header {
+        argv.extend(["-H", line]);
+    }
     argv.extend(["-w", "\\n%{http_code}\\n"]);
     argv.extend(std::iter::repeat_n(url.as_str(), times));
     let output = mesh.exec(source, &argv).await?;
@@ -238,17 +242,19 @@ async fn call(
             "Hello server - v3" => Some("outside/third"),
             _ => None,
         };
-        match pod {
-            Some(pod) => drop(seen.pods.insert(pod.to_owned())),
-            None => drop(seen.others.insert((status, output.code))),
+        if let Some(pod) = pod {
+            seen.pods.insert(pod.to_owned());
+        } else {
+            seen.others.insert((status, output.code));
         }
         body.clear();
     }
     Ok(seen)
 }
 
-async fn scenery() -> Result<Mesh> {
-    let pod = |namespace, name, node, image, labels| Pod {
+/// A pod of its own account, which listens at 8080.
+fn pod(namespace: &str, name: &str, node: &str, image: &str, labels: &[(&str, &str)]) -> String {
+    let pod = Pod {
         namespace,
         name,
         account: name,
@@ -257,32 +263,31 @@ async fn scenery() -> Result<Mesh> {
         port: Some(8080),
         labels,
     };
-    let server = |name, node, image, zone: &[(&str, &str)]| {
-        let text = pod("shop", name, node, image, zone).yaml();
-        let text = text.replacen(&format!("    app: \"{name}\"\n"), "    app: server\n", 1);
-        documents([service_account("shop", name, &[]), text])
-    };
-    let caller = |name: &str, head: &str| {
-        let text = pod("shop", name, "node-1", HELLO_V1, &[("zone", "a")]).yaml();
-        let text = text.replacen("metadata:\n", head, 1);
-        documents([service_account("shop", name, &[]), text])
-    };
-    let quiet = "metadata:\n  annotations: {ambient.istio.io/dns-capture: \"false\"}\n";
-    let bound = |name: &str| {
-        let text = service("shop", name, "server", 8080, false);
-        text.replacen(
-            "metadata:\n",
-            "metadata:\n  labels: {istio.io/use-waypoint: wp}\n",
-            1,
-        )
-    };
+    documents([service_account(namespace, name, &[]), pod.yaml()])
+}
+
+fn server(name: &str, node: &str, image: &str, zone: &str) -> String {
+    let text = pod("shop", name, node, image, &[("zone", zone)]);
+    text.replacen(&format!("    app: \"{name}\"\n"), "    app: server\n", 1)
+}
+
+/// A Service behind the waypoint.
+fn bound(name: &str) -> String {
+    let labels = "metadata:\n  labels: {istio.io/use-waypoint: wp}\n";
+    let text = service("shop", name, "server", 8080, false);
+    text.replacen("metadata:\n", labels, 1)
+}
+
+async fn scenery() -> Result<Mesh> {
+    let quiet = "kind: Pod\nmetadata:\n  annotations: {ambient.istio.io/dns-capture: \"false\"}\n";
+    let caller = |name| pod("shop", name, "node-1", HELLO_V1, &[("zone", "a")]);
     let third = HELLO_V1.replace(":v1", ":v3");
     let shop = documents([
         ambient("shop"),
-        server("server1", "node-1", HELLO_V1, &[("zone", "a")]),
-        server("server2", "node-2", HELLO_V2, &[("zone", "b")]),
-        caller("client", "metadata:\n"),
-        caller("nodns", quiet),
+        server("server1", "node-1", HELLO_V1, "a"),
+        server("server2", "node-2", HELLO_V2, "b"),
+        caller("client"),
+        caller("nodns").replacen("kind: Pod\nmetadata:\n", quiet, 1),
         service("shop", "server", "server", 8080, false),
         service("shop", "headless", "server", 8080, true),
         bound("near"),
@@ -291,8 +296,7 @@ async fn scenery() -> Result<Mesh> {
     ]);
     let outside = documents([
         outside(),
-        service_account("outside", "third", &[]),
-        pod("outside", "third", "node-2", &third, &[]).yaml(),
+        pod("outside", "third", "node-2", &third, &[]),
         service("outside", "third", "third", 8080, false),
     ]);
     let mesh = Mesh::start(&[
