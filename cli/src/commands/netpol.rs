@@ -182,7 +182,10 @@ fn wider(started: &Started, objects: &ObjectSet, remedies: &[Remedy]) -> Wider {
         let told = remedy.doors.iter().filter_map(|door| door.wider.clone());
         let told: Vec<String> = told.collect();
         if !told.is_empty() {
-            wider.entry(remedy.after.reference()).or_default().extend(told);
+            wider
+                .entry(remedy.after.reference())
+                .or_default()
+                .extend(told);
         }
     }
     wider

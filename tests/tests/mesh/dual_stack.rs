@@ -187,7 +187,7 @@ async fn written_with(mesh: &Mesh, backend: &str) -> Result<()> {
 }
 
 async fn get(caller: &Caller, to: SocketAddr, path: &str) -> Result<Reply> {
-    Ok(tokio::time::timeout(Duration::from_secs(2), caller.get(to, path)).await??)
+    tokio::time::timeout(Duration::from_secs(2), caller.get(to, path)).await?
 }
 
 /// The call is answered, and `word` is in the answer.
