@@ -1,6 +1,12 @@
 /// Bytes of an HTTP/2 frame header.
 const HEAD: usize = 9;
 
+/// Type of a DATA frame, as on the wire (RFC 9113 §6.1).
+pub(super) const DATA: u8 = 0;
+/// Payload of a DATA frame below which it costs more to keep than it carries, in bytes: what the HTTP/2
+/// library counts a frame up to.
+const SMALL: usize = 256;
+
 /// What an HTTP/2 frame header says (RFC 9113 §4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -10,6 +16,13 @@ pub(crate) struct Head {
     pub(crate) kind: u8,
     /// Flags of the type.
     pub(crate) flags: u8,
+}
+
+impl Head {
+    /// True of DATA that is mostly overhead.
+    pub(super) const fn is_small_data(self) -> bool {
+        self.kind == DATA && self.length < SMALL
+    }
 }
 
 /// Finds frame headers in a byte stream, however it is cut; payloads are skipped, not looked at.

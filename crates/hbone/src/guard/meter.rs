@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::heads::Head;
+use super::heads::{DATA, Head};
 use super::{Guard, Misuse};
 
 /// Control frames a connection may get in each second before they count as misuse.
@@ -13,7 +13,6 @@ const PER_STREAM: u64 = 6;
 /// Bytes sent that entitle the peer to one WINDOW_UPDATE: two for a DATA frame of one byte.
 const PER_WINDOW_UPDATE: u64 = 5;
 
-const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;

@@ -10,6 +10,11 @@ use super::Guard;
 use super::heads::Heads;
 use super::meter::{Meter, Role};
 
+/// Small DATA frames handed on before who has to take them out of their streams comes first: the HTTP/2
+/// library counts what lies there against [`DATA_FRAME_BUDGET`](crate::settings::DATA_FRAME_BUDGET), and a
+/// read may bring ten thousands of them.
+const SMALL_A_TURN: usize = 4096;
+
 /// Bytes before a client's first frame.
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
@@ -19,6 +24,8 @@ pub(crate) struct Watch<IO> {
     io: IO,
     heads: Heads,
     meter: Meter,
+    /// Small DATA frames of this turn.
+    small: usize,
     guard: Rc<Guard>,
 }
 
@@ -32,6 +39,7 @@ impl<IO> Watch<IO> {
             io,
             heads: Heads::new(preface),
             meter: Meter::new(role, Instant::now()),
+            small: 0,
             guard,
         }
     }
@@ -51,13 +59,20 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watch<IO> {
         if this.guard.is_tripped() {
             return Poll::Pending;
         }
+        if this.small >= SMALL_A_TURN {
+            this.small = 0;
+            // Behind those who were woken by what has come.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        let (meter, guard) = (&mut this.meter, &*this.guard);
+        let (meter, small, guard) = (&mut this.meter, &mut this.small, &*this.guard);
         let read = buf.filled().len() - before;
-        let passed = this
-            .heads
-            .walk(&buf.filled()[before..], |head| meter.pass(head, guard));
+        let passed = this.heads.walk(&buf.filled()[before..], |head| {
+            *small += usize::from(head.is_small_data());
+            meter.pass(head, guard)
+        });
         if passed < read {
             buf.set_filled(before + passed);
             if passed == 0 {
@@ -100,5 +115,49 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watch<IO> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// A DATA frame of one byte on stream 1.
+    const FRAME: [u8; 10] = [0, 0, 1, 0, 0, 0, 0, 0, 1, b'x'];
+
+    /// Reads until the watch waits; says how many bytes came.
+    async fn turn(watch: &mut Watch<&[u8]>) -> usize {
+        let mut all = 0;
+        poll_fn(|cx| {
+            loop {
+                let mut room = [0; 1000];
+                let mut buf = ReadBuf::new(&mut room);
+                match Pin::new(&mut *watch).poll_read(cx, &mut buf) {
+                    Poll::Ready(read) => read.unwrap(),
+                    Poll::Pending => return Poll::Ready(()),
+                }
+                all += buf.filled().len();
+                if buf.filled().is_empty() {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
+        all
+    }
+
+    #[tokio::test]
+    async fn many_small_frames_let_others_run() {
+        let bytes = FRAME.repeat(2 * SMALL_A_TURN);
+        let mut watch = Watch::new(&bytes[..], Role::Client, Guard::new(None));
+        let first = turn(&mut watch).await;
+        assert!((SMALL_A_TURN * FRAME.len()..bytes.len()).contains(&first));
+        let mut rest = 0;
+        for _ in 0..2 {
+            rest += turn(&mut watch).await;
+        }
+        assert_eq!(first + rest, bytes.len());
     }
 }
