@@ -126,12 +126,17 @@ async fn both_families(backend: &str) -> Result<()> {
     for (to, origin) in [(four, from), (six, from6)] {
         sees(&caller, (to, 80).into(), "/ip", &origin.to_string()).await?;
     }
-    let log = mesh.log("ztunnel-node-2").await?;
-    let inbound = log.lines().any(|line| {
-        line.contains(&format!("[{six}]:80"))
-            && line.contains("spiffe://cluster.local/ns/shop/sa/client")
-    });
-    ensure!(inbound, "no tunnel brought the call over IPv6:\n{log}");
+    // The line is written when the connection has ended at both sides.
+    eventually("a tunnel has brought the call over IPv6", async || {
+        let log = mesh.log("ztunnel-node-2").await?;
+        let inbound = log.lines().any(|line| {
+            line.contains(&format!("[{six}]:80"))
+                && line.contains("spiffe://cluster.local/ns/shop/sa/client")
+        });
+        ensure!(inbound, "{log}");
+        Ok(())
+    })
+    .await?;
 
     // Who has no identity is kept out, but for the node's probes.
     let outsider = mesh.caller("outside/outsider").await?;
