@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use isobar_tls::ca::Authority;
@@ -16,6 +17,9 @@ const ADMIN: &str = "admin-token";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// Life of the servers' certificates.
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Tells drafts of files apart.
+static DRAFTS: AtomicU64 = AtomicU64::new(0);
 
 /// Where an API server and its store listen and keep their files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,8 +109,16 @@ impl ApiServerPlan {
             "contexts": [{"name": name, "context": {"cluster": "cluster", "user": name}}],
         });
         let path = self.folder.join(format!("{name}.kubeconfig"));
-        let written = std::fs::write(&path, text.to_string());
-        written.map_err(LabError::io(format!("writing {}", path.display())))?;
+        let text = text.to_string();
+        // Who reads the file meanwhile finds the whole of it.
+        if std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+            return Ok(path);
+        }
+        let draft = format!("{name}.{}", DRAFTS.fetch_add(1, Ordering::Relaxed));
+        let draft = self.folder.join(draft);
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .map_err(LabError::io(format!("writing {}", path.display())))?;
         Ok(path)
     }
 

@@ -158,13 +158,17 @@ async fn goes(server: &ApiServer, clean: &str) -> Result<()> {
         said.contains("kept      CustomResourceDefinition virtualservices"),
         "{said}"
     );
-    let left = names(server, "crd").await?;
-    let left: Vec<_> = left.lines().collect();
-    ensure!(
-        left.len() == 1 && left[0].contains("virtualservices"),
-        "{left:?}"
-    );
-    Ok(())
+    // The API server takes a definition away some time after it was told to.
+    eventually("only the definition in use is left", async || {
+        let left = names(server, "crd").await?;
+        let left: Vec<_> = left.lines().collect();
+        ensure!(
+            left.len() == 1 && left[0].contains("virtualservices"),
+            "{left:?}"
+        );
+        Ok(())
+    })
+    .await
 }
 
 #[test]

@@ -81,9 +81,10 @@ impl Desk {
     /// A shell into which a line is typed.
     fn shell(&self, line: &str, env: &[(&str, &Path)]) -> Result<Command> {
         let path = std::env::var("PATH")?;
-        let mut command = Command::new("bash");
+        let mut command = Command::new("env");
         command
-            .args(["-c", line])
+            // Who tests in the background has told a shell to ignore Ctrl-C for all below; who types has not.
+            .args(["--default-signal=INT", "bash", "-c", line])
             .env("PATH", format!("{}:{path}", self.programs.display()))
             .env("HOME", &self.folder)
             .env_remove("ISOBAR_LAB")

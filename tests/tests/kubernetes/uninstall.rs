@@ -1,7 +1,7 @@
 //! What keeps a mesh from being uninstalled, and what is left when it is.
 
 use anyhow::{Result, ensure};
-use isobar_tests::ApiServer;
+use isobar_tests::{ApiServer, eventually};
 use serde_json::json;
 
 use crate::install::{bad, good, names};
@@ -147,9 +147,13 @@ fn waypoints_alone_go_whatever_another_mesh_serves() {
         );
         // Nothing serves any more, so nothing is in the way of the rest.
         good(server, &[&uninstall[..], &["--purge"]].concat()).await?;
-        let left = names(server, "crd").await?;
-        ensure!(left.is_empty(), "{left}");
-        Ok(())
+        // The API server takes a definition away some time after it was told to.
+        eventually("no definition is left", async || {
+            let left = names(server, "crd").await?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
+        .await
     });
 }
 
