@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::ca::Roster;
 use crate::metrics::Metrics;
 use crate::model::{
-    Front, Fronts, Kept, KeptKeys, Outcome, Patch, Plan, Settings, invalid, plan_during,
+    Front, Fronts, Kept, KeptKeys, Outcome, Patch, Plan, Settings, invalid, plan_during, relations,
 };
 use crate::xds::catalog::Catalog;
 use crate::xds::clients::Clients;
@@ -160,6 +160,8 @@ impl Engine {
     fn plan(&mut self, published: Arc<Published>) -> Kept {
         let mut plan = self.planned(&published);
         if self.changeover.notice(&mut plan, Instant::now()) {
+            // Two of them are much for memory.
+            drop(plan);
             plan = self.planned(&published);
             plan.fronts = Fronts::new();
         }
@@ -173,8 +175,10 @@ impl Engine {
             self.kept_keys
                 .insert(waypoint.key.clone(), waypoint.label_keys.clone());
         }
+        let any_waypoint = !plan.waypoints.is_empty();
+        let relations = relations(&plan.workloads, any_waypoint, &published.objects);
         let previous = self.catalogs.borrow().clone();
-        let mut catalog = served::catalog(&plan, &previous, &Press(&self.metrics));
+        let mut catalog = served::catalog(&mut plan, &previous, &Press(&self.metrics));
         catalog.changing = self.changeover.len();
         self.changeover.published(catalog.revision, Instant::now());
         drop(previous);
@@ -188,10 +192,8 @@ impl Engine {
             changed
         });
         self.catalogs.send_replace(Arc::new(catalog));
-        // It is in the catalog now, and would be the largest thing in memory.
-        let workloads = std::mem::take(&mut plan.workloads);
+        // It is in the catalog now, as the workloads are.
         let standings = std::mem::take(&mut plan.standings);
-        let any_waypoint = !plan.waypoints.is_empty();
         plan.entries = Vec::new();
         plan.authorizations = Vec::new();
         plan.outbound = Vec::new();
@@ -200,7 +202,7 @@ impl Engine {
         let kept = Kept::of(
             published.objects.clone(),
             plan.clone(),
-            (&workloads, any_waypoint),
+            relations,
             standings,
         );
         self.plans.send_replace(Some(Planned { published, plan }));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use isobar_proto::isobar::v1::WorkloadLabels;
-use isobar_proto::istio::workload::{Address, address};
+use isobar_proto::istio::workload::{Address, Workload, address};
 use isobar_types::Str;
 use prost::Message;
 
@@ -41,7 +41,10 @@ pub(super) fn patched(
     for pod in &patch.pods {
         match &pod.workload {
             Outcome::Same => {}
-            Outcome::Put(one) => puts.push(workload(one, press)),
+            Outcome::Put(one) => {
+                let is_waypoint = one.instance_of.is_some();
+                puts.push(workload(one.wire.clone(), is_waypoint, press));
+            }
             Outcome::Gone => gone.push(pod.uid.as_str().into()),
         }
     }
@@ -102,16 +105,14 @@ fn relabelled(
     all
 }
 
-/// Serialises a plan; what did not change is shared with `previous`.
-pub(super) fn catalog(plan: &Plan, previous: &Catalog, press: &Press<'_>) -> Catalog {
-    let authorizations = plan
-        .authorizations
-        .iter()
-        .map(|policy| {
-            let name = format!("{}/{}", policy.namespace, policy.name);
-            press.resource(Kind::Authorization, &name, policy)
-        })
-        .collect();
+/// Serialises a plan; what did not change is shared with `previous`. Workloads are taken out of it one
+/// by one: all of them as messages, beside all of them as bytes, would be the most that is ever in memory.
+pub(super) fn catalog(plan: &mut Plan, previous: &Catalog, press: &Press<'_>) -> Catalog {
+    let workloads = std::mem::take(&mut plan.workloads);
+    let authorizations = plan.authorizations.iter().map(|policy| {
+        let name = format!("{}/{}", policy.namespace, policy.name);
+        press.resource(Kind::Authorization, &name, policy)
+    });
     let outbound = plan.outbound.iter().map(|policy| {
         let name = isobar_state::convert::outbound_policy_name(policy);
         press.resource(Kind::OutboundPolicy, &name, policy)
@@ -141,9 +142,9 @@ pub(super) fn catalog(plan: &Plan, previous: &Catalog, press: &Press<'_>) -> Cat
         .collect();
     Catalog {
         revision: previous.revision + 1,
-        addresses: share(&previous.addresses, addresses(plan, press)),
+        addresses: share(&previous.addresses, addresses(plan, workloads, press)),
         authorizations: share(&previous.authorizations, authorizations),
-        outbound: share(&previous.outbound, outbound.collect()),
+        outbound: share(&previous.outbound, outbound),
         waypoints,
         instances,
         changing: 0,
@@ -151,7 +152,11 @@ pub(super) fn catalog(plan: &Plan, previous: &Catalog, press: &Press<'_>) -> Cat
     }
 }
 
-fn addresses(plan: &Plan, press: &Press<'_>) -> Vec<Resource> {
+fn addresses(
+    plan: &Plan,
+    workloads: Vec<WorkloadPlan>,
+    press: &Press<'_>,
+) -> impl Iterator<Item = Resource> {
     let services = plan.services.iter().map(|service| {
         let name = format!("{}/{}", service.wire.namespace, service.wire.hostname);
         let message = Address {
@@ -176,23 +181,23 @@ fn addresses(plan: &Plan, press: &Press<'_>) -> Vec<Resource> {
             ..press.resource(Kind::Address, &name, &message)
         }
     });
-    let workloads = plan.workloads.iter().map(|one| workload(one, press));
-    services.chain(entries).chain(workloads).collect()
+    let workloads = workloads
+        .into_iter()
+        .map(|one| workload(one.wire, one.instance_of.is_some(), press));
+    services.chain(entries).chain(workloads)
 }
 
-fn workload(workload: &WorkloadPlan, press: &Press<'_>) -> Resource {
+fn workload(workload: Workload, is_waypoint: bool, press: &Press<'_>) -> Resource {
+    let needs = workload.authorization_policies.iter();
+    let needs = needs.map(|key| key.as_str().into()).collect();
+    let name = workload.uid.clone();
     let message = Address {
-        r#type: Some(address::Type::Workload(workload.wire.clone())),
+        r#type: Some(address::Type::Workload(workload)),
     };
-    let needs = workload.wire.authorization_policies.iter();
     Resource {
-        rank: if workload.instance_of.is_some() {
-            WAYPOINT_POD
-        } else {
-            WORKLOAD
-        },
-        needs: needs.map(|key| key.as_str().into()).collect(),
-        ..press.resource(Kind::Address, &workload.wire.uid, &message)
+        rank: if is_waypoint { WAYPOINT_POD } else { WORKLOAD },
+        needs,
+        ..press.resource(Kind::Address, &name, &message)
     }
 }
 

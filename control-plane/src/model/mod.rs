@@ -37,7 +37,7 @@ pub(crate) use gateways::{
 pub(crate) use handover::{Front, Fronts, Handover, Handovers, Host, Step, service_name};
 pub(crate) use l7::{KeptKeys, ParentStatus};
 pub use network_policy::{Dropped, End, Missing, Remedy, ShutDoor, dropped};
-pub(crate) use patch::{Kept, Outcome, Patch};
+pub(crate) use patch::{Kept, Outcome, Patch, relations};
 pub(crate) use plan::{GatewayFacts, ListenerFacts, Plan, WaypointPlan, plan, plan_during};
 pub(crate) use pods::PodFacts;
 pub(crate) use service_entries::refused_hosts;

@@ -34,6 +34,28 @@ use crate::ca::PodRecord;
 /// With more pods at once, planning everything is no more work.
 const MOST: usize = 512;
 
+/// How many pods have the same to do with waypoints and policies.
+pub(crate) type Relations = HashMap<u64, usize>;
+
+/// Counts what workloads have to do with waypoints and policies.
+pub(crate) fn relations(
+    workloads: &[WorkloadPlan],
+    any_waypoint: bool,
+    objects: &ObjectSet,
+) -> Relations {
+    let mut relations = Relations::new();
+    let both = |one: &WorkloadPlan| {
+        [
+            relation(one, any_waypoint),
+            presence::relation(one, objects),
+        ]
+    };
+    for relation in workloads.iter().flat_map(both).flatten() {
+        *relations.entry(relation).or_default() += 1;
+    }
+    relations
+}
+
 /// What is kept of a plan to bring it up to date.
 pub(crate) struct Kept {
     planned: Instant,
@@ -42,8 +64,7 @@ pub(crate) struct Kept {
     bindings: Bindings,
     /// Pods that a Gateway may be ready by.
     of_waypoints: Vec<NamespacedName>,
-    /// How many pods have the same to do with waypoints and policies.
-    relations: HashMap<u64, usize>,
+    relations: Relations,
     /// Keys of policies made from NetworkPolicies, by the class of pods that have them.
     network_keys: HashMap<u64, String>,
 }
@@ -97,23 +118,16 @@ struct Surroundings<'a> {
 }
 
 impl Kept {
-    /// Keeps what is needed of a plan that was just made from `objects`. `workloads` are its.
+    /// Keeps what is needed of a plan that was just made from `objects`. `relations` are those of its
+    /// workloads.
     pub(crate) fn of(
         objects: Arc<ObjectSet>,
         plan: Arc<Plan>,
-        (workloads, any_waypoint): (&[WorkloadPlan], bool),
+        mut relations: Relations,
         standings: Standings,
     ) -> Self {
-        let mut relations = standings.counts;
-        let related = workloads.iter();
-        let both = |one: &WorkloadPlan| {
-            [
-                relation(one, any_waypoint),
-                presence::relation(one, &objects),
-            ]
-        };
-        for relation in related.flat_map(both).flatten() {
-            *relations.entry(relation).or_default() += 1;
+        for (relation, count) in standings.counts {
+            *relations.entry(relation).or_default() += count;
         }
         let pods = objects.pods.iter();
         let labelled = pods.filter(|pod| serves_others(pod.namespace(), pod.labels(), &objects));

@@ -413,12 +413,13 @@ fn plan_workloads(
     policies: &Policies<'_>,
     selection: &Selection<'_>,
 ) -> Vec<WorkloadPlan> {
-    pods.iter()
-        .filter_map(|pod| {
-            let services = memberships.remove(&pod.key).unwrap_or_default();
-            plan_workload(pod, services, policies.keys_for(pod), selection)
-        })
-        .collect()
+    // Made in one piece: while a list this long grows it is there twice.
+    let mut all = Vec::with_capacity(pods.len());
+    all.extend(pods.iter().filter_map(|pod| {
+        let services = memberships.remove(&pod.key).unwrap_or_default();
+        plan_workload(pod, services, policies.keys_for(pod), selection)
+    }));
+    all
 }
 
 fn instances(

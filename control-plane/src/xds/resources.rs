@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -175,18 +175,33 @@ impl FromIterator<Arc<Resource>> for Resources {
 }
 
 /// Merges freshly made resources with the previous ones: what did not change keeps its allocation,
-/// and where nothing changed all stay as they are, so that sessions can compare pointers.
-pub(crate) fn share(previous: &Arc<Resources>, fresh: Vec<Resource>) -> Arc<Resources> {
-    let mut by_name: HashMap<Str, Resource> = HashMap::with_capacity(fresh.len());
+/// and where nothing changed all stay as they are, so that sessions can compare pointers. What is as
+/// before is let go as it is made. Of two with one name the last counts.
+pub(crate) fn share(
+    previous: &Arc<Resources>,
+    fresh: impl IntoIterator<Item = Resource>,
+) -> Arc<Resources> {
+    let mut present: HashSet<Str> = HashSet::new();
+    let mut puts: HashMap<Str, Resource> = HashMap::new();
     for resource in fresh {
-        by_name.insert(resource.name.clone(), resource);
+        match previous.get(&resource.name) {
+            Some(old) if old.is_same(&resource) => {
+                puts.remove(&resource.name);
+                present.insert(old.name.clone());
+            }
+            _ => {
+                present.insert(resource.name.clone());
+                puts.insert(resource.name.clone(), resource);
+            }
+        }
     }
     let gone = previous.values().map(|one| &one.name);
     let gone: Vec<Str> = gone
-        .filter(|name| !by_name.contains_key(*name))
+        .filter(|name| !present.contains(*name))
         .cloned()
         .collect();
-    previous.patched(by_name.into_values().collect(), &gone)
+    drop(present);
+    previous.patched(puts.into_values().collect(), &gone)
 }
 
 #[cfg(test)]
@@ -255,10 +270,10 @@ mod tests {
 
     #[test]
     fn what_did_not_change_is_the_same() {
-        let all = |content| (0..500).map(|name| resource(name, content)).collect();
+        let all = |content| (0..500).map(move |name| resource(name, content));
         let first = share(&Arc::default(), all(1));
         assert!(Arc::ptr_eq(&first, &share(&first, all(1))));
-        let mut some: Vec<Resource> = all(1);
+        let mut some: Vec<Resource> = all(1).collect();
         some[7] = resource(7, 2);
         some.pop();
         let second = share(&first, some);
