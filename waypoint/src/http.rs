@@ -41,7 +41,7 @@ pub(crate) use exchange::RequestFacts;
 pub(crate) use heads::Heads;
 pub(crate) use sanitise::{REQUEST_ID, is_for_one_hop};
 pub use standing::Live;
-pub use upload::RequestBody;
+pub use upload::{RequestBody, RequestError};
 
 use crate::gather::Gathered;
 use crate::session::{STAY, Session};

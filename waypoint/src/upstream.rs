@@ -2,16 +2,17 @@
 
 mod answer;
 mod dial;
+mod http1;
 mod http2;
 mod origin;
-mod piecewise;
 mod pool;
 mod preface;
 
 pub use answer::{Answer, AnswerError};
 pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
+pub use http1::Error as Http1Error;
+pub(crate) use http1::PIECE;
 pub use origin::{Origin, Origins, Tls};
-pub(crate) use piecewise::PIECE;
 pub use pool::{How, InUse, Pool, SendError, Sent, Version};
 pub(crate) use pool::{LocalExecutor, chain};
 pub use preface::Preface;

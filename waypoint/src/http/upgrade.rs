@@ -14,6 +14,7 @@ use super::body::ReplyBody;
 use super::exchange::Exchange;
 use super::reply::{Local, SERVER_NAME};
 use super::standing::Side;
+use crate::stream::AnyStream;
 use crate::upstream::Answer;
 
 /// The only protocol a connection may change to, as at Envoy's waypoint.
@@ -33,19 +34,18 @@ pub(super) fn join(
     downstream: Option<OnUpgrade>,
     mut exchange: Box<Exchange>,
 ) -> Response<ReplyBody> {
-    let Some(downstream) = downstream else {
+    let (Some(downstream), Some(upstream)) = (downstream, response.body_mut().switched()) else {
         let why = "the endpoint changed protocols unasked".to_owned();
         return Local::upstream(Reason::UpstreamProtocol, why, false).respond(exchange);
     };
-    let upstream = hyper::upgrade::on(&mut response);
     exchange.code = response.status().as_u16();
     exchange.detail = "via_upstream".into();
     exchange.upstream_time = Some(exchange.started.elapsed());
     let scope: Rc<_> = exchange.scope();
     scope.spawn("websocket", async move {
-        match tokio::join!(upstream, downstream) {
-            (Ok(upstream), Ok(downstream)) => carry(downstream, upstream, &mut exchange).await,
-            _ => exchange.failed(Reason::DownstreamReset),
+        match downstream.await {
+            Ok(downstream) => carry(downstream, upstream, &mut exchange).await,
+            Err(_) => exchange.failed(Reason::DownstreamReset),
         }
     });
     let (mut parts, _) = response.into_parts();
@@ -54,9 +54,9 @@ pub(super) fn join(
 }
 
 /// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
-async fn carry(downstream: Upgraded, upstream: Upgraded, exchange: &mut Exchange) {
+async fn carry(downstream: Upgraded, upstream: AnyStream, exchange: &mut Exchange) {
     let mut downstream = Plain::new(TokioIo::new(downstream));
-    let mut upstream = Plain::new(TokioIo::new(upstream));
+    let mut upstream = Plain::new(upstream);
     let progress = Progress::default();
     let standing = exchange.standing.clone();
     let ending = async {

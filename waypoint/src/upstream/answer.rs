@@ -8,11 +8,9 @@ use ::http::header::CONTENT_LENGTH;
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-/// A piece of a body that is shorter, and not its last, is copied: otherwise it keeps the whole buffer of 8 KiB
-/// and more that it was read into, and a caller who reads slowly has many of them kept.
-const COPIED: usize = 4 * 1024;
+use super::http1;
+use crate::stream::AnyStream;
 
 /// The body of an endpoint's response.
 #[derive(Debug)]
@@ -20,7 +18,7 @@ pub struct Answer(Source);
 
 #[derive(Debug)]
 enum Source {
-    One(Incoming),
+    One(http1::Reply),
     Two {
         stream: RecvStream,
         /// Octets that are still to come, where the head said how many.
@@ -34,19 +32,27 @@ enum Source {
 pub enum AnswerError {
     /// Over HTTP/1.1.
     #[error(transparent)]
-    One(#[from] hyper::Error),
+    One(#[from] http1::Error),
     /// Over HTTP/2; the peer's code goes on to the caller.
     #[error("http2 error")]
     Two(#[from] h2::Error),
 }
 
-impl From<Incoming> for Answer {
-    fn from(body: Incoming) -> Self {
+impl From<http1::Reply> for Answer {
+    fn from(body: http1::Reply) -> Self {
         Self(Source::One(body))
     }
 }
 
 impl Answer {
+    /// What the connection carries from here on, where the endpoint has agreed to speak something else.
+    pub(crate) fn switched(&mut self) -> Option<AnyStream> {
+        match &mut self.0 {
+            Source::One(http1::Reply::Switched(stream)) => stream.take().map(|stream| stream.0),
+            Source::One(_) | Source::Two { .. } => None,
+        }
+    }
+
     /// A response over HTTP/2.
     pub(super) fn over_http2(response: Response<RecvStream>) -> Response<Self> {
         let length = response.headers().get(CONTENT_LENGTH);
@@ -69,13 +75,6 @@ fn ended(error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
     Poll::Ready((!early).then(|| Err(error.into())))
 }
 
-fn owned(data: Bytes, last: bool) -> Bytes {
-    if last || data.len() >= COPIED {
-        return data;
-    }
-    Bytes::copy_from_slice(&data)
-}
-
 impl Body for Answer {
     type Data = Bytes;
     type Error = AnswerError;
@@ -86,13 +85,8 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let (stream, left, data_done) = match &mut self.0 {
             Source::One(body) => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-                let last = body.is_end_stream();
-                let frame = frame.map(|frame| match frame {
-                    Ok(frame) => Ok(frame.map_data(|data| owned(data, last))),
-                    Err(error) => Err(AnswerError::from(error)),
-                });
-                return Poll::Ready(frame);
+                let frame = ready!(body.poll_frame(cx));
+                return Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::from)));
             }
             Source::Two {
                 stream,
@@ -131,21 +125,5 @@ impl Body for Answer {
             Source::One(body) => body.size_hint(),
             Source::Two { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_small_piece_keeps_no_large_buffer() {
-        let buffer = Bytes::from(vec![7; 8192]);
-        let small = owned(buffer.slice(..100), false);
-        assert_eq!(small, buffer.slice(..100));
-        assert!(small.is_unique());
-        // What fills its buffer, or is alone, is not worth a copy.
-        assert!(!owned(buffer.slice(..COPIED), false).is_unique());
-        assert!(!owned(buffer.slice(..100), true).is_unique());
     }
 }

@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 
 use ::http::{Request, Response};
 use foldhash::fast::RandomState;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use isobar_route::{PoolRules, TryFailure};
 use isobar_runtime::LocalScope;
 use isobar_state::TunnelProtocol;
@@ -21,23 +18,17 @@ use crate::cluster::{Cluster, Load};
 use crate::credentials::Credentials;
 use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
-use crate::stream::{AnyStream, Pinned};
+use crate::stream::AnyStream;
+use crate::upstream::http1::{Error as Error1, Idle, LARGE, Line, PIECE, Terms};
 use crate::upstream::http2::{Sender as Sender2, Unanswered};
-use crate::upstream::piecewise::{LARGE, PIECE, Piecewise};
 use crate::upstream::{Answer, Dial, DialFailure, Origin, Origins, Preface, Tls};
 
 /// An idle connection is not reused after that; the far end may be about to close it.
 const IDLE: Duration = Duration::from_secs(60);
 /// The same where the endpoint was told of one caller: nobody else may use it, and the caller may have gone.
 const IDLE_OF_ONE_CALLER: Duration = Duration::from_secs(5);
-/// Idle HTTP/1.1 connections kept for one endpoint.
-const IDLE_PER_ENDPOINT: usize = 256;
-/// Tries on kept connections before a fresh one is made.
-const STALE_TRIES: usize = 3;
 /// Turns of other tasks that a request waits for a connection to become ready.
 const ROUNDS: usize = 8;
-/// Bytes an HTTP/1.1 connection reads ahead or gathers, which bounds a response's head too.
-const BUFFER: usize = 64 * 1024;
 
 /// HTTP version towards the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,9 +49,6 @@ struct Key {
     preface: Option<Preface>,
 }
 
-type Sender1 = http1::SendRequest<RequestBody>;
-/// HTTP/1.1 connections that no request uses, those used last at the end.
-type Idle = Rc<RefCell<Vec<Kept>>>;
 /// Held while dialling, so that requests that come together share one connection.
 type Slot2 = Rc<tokio::sync::Mutex<Vec<Shared>>>;
 
@@ -99,24 +87,6 @@ impl How {
         let life = self.limits.max_duration;
         let age = now.saturating_duration_since(born);
         most.is_none_or(|most| uses < most) && life.is_none_or(|life| age < life)
-    }
-}
-
-/// An HTTP/1.1 connection that is kept.
-struct Kept {
-    sender: Sender1,
-    /// What it reads at once at most.
-    piece: Rc<Cell<usize>>,
-    since: Instant,
-    idle: Duration,
-    born: Instant,
-    uses: u32,
-}
-
-impl Kept {
-    fn is_good(&self, now: Instant) -> bool {
-        let rested = now.saturating_duration_since(self.since);
-        !self.sender.is_closed() && (rested < self.idle || !self.sender.is_ready())
     }
 }
 
@@ -285,7 +255,7 @@ impl Pool {
     }
 
     /// Sends a request and waits for the response's head. A kept connection that turns out to be
-    /// closed before the request left is replaced once by a fresh one.
+    /// closed before the request left is replaced by another one.
     ///
     /// # Errors
     /// When no connection stands, or the connection ends before the response.
@@ -318,60 +288,30 @@ impl Pool {
         &self,
         key: Key,
         way: &Way<'_>,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
     ) -> Result<Sent, SendError> {
         let how = way.how;
         let idle = self.idle.borrow_mut().entry(key).or_default().clone();
-        for _ in 0..STALE_TRIES {
-            let Some(mut kept) = reuse(&idle, how).await else {
-                break;
-            };
-            kept.piece.set(how.piece());
-            match kept.sender.try_send_request(request).await {
-                Ok(response) => {
-                    keep(&idle, kept, how);
-                    return Ok(alone(response));
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(back) => request = back,
-                    None => return Err(ended(&error.into_error(), false)),
-                },
+        let line = match reuse(&idle, how).await {
+            Some(line) => line,
+            None => {
+                // Seldom, and large: apart, so that requests on kept connections have no room for it.
+                let stream = Box::pin(self.fresh(way, Within::Http1)).await?;
+                Line::begin(stream, &idle, &self.scope)
             }
-        }
-        // Seldom, and large: apart, so that requests on kept connections have no room for it.
-        let stream = Box::pin(self.fresh(way, Within::Http1)).await?;
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER);
-        let piece = Rc::new(Cell::new(how.piece()));
-        let stream = Piecewise::new(stream, piece.clone());
-        let shaken = Box::pin(builder.handshake(TokioIo::new(Pinned::new(stream)))).await;
-        let (sender, connection) = match shaken {
-            Ok(parts) => parts,
-            Err(error) => return Err(ended(&error, true)),
         };
-        self.scope.spawn("upstream h1", async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "an upstream connection ended");
-            }
-        });
-        let now = Instant::now();
-        let mut kept = Kept {
-            sender,
-            piece,
-            since: now,
+        let most = how.limits.max_requests_per_connection;
+        let terms = Terms {
+            piece: how.piece(),
             idle: how.idle(),
-            born: now,
-            uses: 0,
+            last: most.is_some_and(|most| line.uses.get() + 1 >= most),
         };
-        match kept.sender.try_send_request(request).await {
-            Ok(response) => {
-                keep(&idle, kept, how);
-                Ok(alone(response))
-            }
-            Err(mut error) => {
-                let unsent = error.take_message().is_some();
-                Err(ended(&error.into_error(), unsent))
-            }
+        match line.send(request, terms).await {
+            Ok(response) => Ok(Sent {
+                response: response.map(Answer::from),
+                stream: None,
+            }),
+            Err(error) => Err(ended(&error)),
         }
     }
 
@@ -432,9 +372,9 @@ impl Pool {
         let now = Instant::now();
         self.idle.borrow_mut().retain(|_, idle| {
             let mut list = idle.borrow_mut();
-            list.retain(|kept| kept.is_good(now));
-            // One with other holders is being used.
-            !list.is_empty() || Rc::strong_count(idle) > 1
+            list.retain(|line| line.is_good(now));
+            // One with other holders is being used, or has connections that are.
+            !list.is_empty() || Rc::strong_count(idle) > 1 || Rc::weak_count(idle) > 0
         });
         self.shared.borrow_mut().retain(|_, slot| {
             // A locked slot is being dialled for; one with other holders is being used.
@@ -447,9 +387,8 @@ impl Pool {
     }
 }
 
-/// A kept connection. Where connections are few, the one whose request has just ended is waited
-/// for: its task has to run before it is ready.
-async fn reuse(idle: &Idle, how: &How) -> Option<Kept> {
+/// A kept connection. Where connections are few, the one whose request is just ending is waited for.
+async fn reuse(idle: &Idle, how: &How) -> Option<Rc<Line>> {
     let kept = take_idle(idle, how);
     if kept.is_some() || how.limits.max_connections.is_none() {
         return kept;
@@ -466,41 +405,16 @@ async fn reuse(idle: &Idle, how: &How) -> Option<Kept> {
 
 /// The one that was used last: it is looked at, and what is bad on the way to it goes. The others wait
 /// for [`Pool::sweep`], or each request would look at all.
-fn take_idle(idle: &Idle, how: &How) -> Option<Kept> {
+fn take_idle(idle: &Idle, how: &How) -> Option<Rc<Line>> {
     let mut list = idle.borrow_mut();
     let now = Instant::now();
-    let mut left = list.len();
-    while let Some(at) = left.checked_sub(1) {
-        left = at;
-        let kept = &list[at];
-        if !kept.is_good(now) || !how.still_good(kept.born, kept.uses, now) {
-            list.remove(at);
-        } else if kept.sender.is_ready() {
-            return Some(list.remove(at));
+    while let Some(line) = list.pop() {
+        let good = line.is_good(now) && how.still_good(line.born, line.uses.get(), now);
+        if good && line.wake_up() {
+            return Some(line);
         }
     }
     None
-}
-
-/// Kept at once, while the body still flows: it is taken again only when it is ready.
-fn keep(idle: &Idle, mut kept: Kept, how: &How) {
-    kept.uses += 1;
-    let now = Instant::now();
-    if kept.sender.is_closed() || !how.still_good(kept.born, kept.uses, now) {
-        return;
-    }
-    (kept.since, kept.idle) = (now, how.idle());
-    let mut list = idle.borrow_mut();
-    if list.len() < IDLE_PER_ENDPOINT {
-        list.push(kept);
-    }
-}
-
-fn alone(response: Response<Incoming>) -> Sent {
-    Sent {
-        response: response.map(Answer::from),
-        stream: None,
-    }
 }
 
 fn undialled(failure: DialFailure) -> SendError {
@@ -511,22 +425,15 @@ fn undialled(failure: DialFailure) -> SendError {
     }
 }
 
-fn ended(error: &hyper::Error, unsent: bool) -> SendError {
-    let reason = if error.is_parse() {
-        Reason::UpstreamProtocol
-    } else if error.is_timeout() {
-        Reason::UpstreamTimeout
-    } else {
-        Reason::UpstreamReset
-    };
+fn ended(error: &Error1) -> SendError {
     SendError {
-        reason,
-        detail: chain(error),
-        failure: if unsent {
-            TryFailure::BeforeRequest
+        reason: if error.is_protocol() {
+            Reason::UpstreamProtocol
         } else {
-            TryFailure::Reset
+            Reason::UpstreamReset
         },
+        detail: chain(error),
+        failure: TryFailure::Reset,
     }
 }
 
