@@ -10,10 +10,11 @@ use tokio::net::TcpStream;
 
 use super::GRPC;
 use super::frames::{
-    ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADERS, INITIAL_WINDOW, PING, PREFACE,
-    RST_STREAM, SETTINGS, STATUS_200, WINDOW_UPDATE, frame, parse,
+    ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADERS, INITIAL_WINDOW, INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS, PING, PREFACE, RST_STREAM, SETTINGS, STATUS_200, WINDOW_UPDATE, frame,
+    greet, parse, settings,
 };
-use super::server::{CONNECTION_WINDOW, LARGEST, MESSAGE, STREAM_WINDOW};
+use super::server::{CONNECTION_WINDOW, LARGEST, MESSAGE};
 
 /// Octets of a frame's payload (RFC 9113 §6.5.2, the least that peers may have).
 const FRAME: usize = 16 * 1024;
@@ -70,13 +71,7 @@ struct Answers {
 impl Answers {
     fn new() -> Self {
         let mut out = Vec::new();
-        let mut settings = vec![0, 3];
-        settings.extend(1000_u32.to_be_bytes());
-        settings.extend([0, 4]);
-        settings.extend(STREAM_WINDOW.to_be_bytes());
-        frame(&mut out, SETTINGS, 0, 0, &settings);
-        let more = CONNECTION_WINDOW - INITIAL_WINDOW;
-        frame(&mut out, WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+        greet(&mut out, &[(MAX_CONCURRENT_STREAMS, 1000)]);
         Self {
             bodies: VecDeque::new(),
             window: i64::from(INITIAL_WINDOW),
@@ -110,14 +105,12 @@ impl Answers {
             }
             RST_STREAM => self.bodies.retain(|body| body.stream != stream),
             SETTINGS if flags & ACK == 0 => {
-                for setting in payload.as_chunks::<6>().0 {
-                    let [a, b, value @ ..] = *setting;
-                    if u16::from_be_bytes([a, b]) == 4 {
-                        let window = i64::from(u32::from_be_bytes(value));
-                        let more = window - self.stream_window;
-                        self.bodies.iter_mut().for_each(|body| body.window += more);
-                        self.stream_window = window;
-                    }
+                let all = settings(payload);
+                for (_, value) in all.filter(|(setting, _)| *setting == INITIAL_WINDOW_SIZE) {
+                    let window = i64::from(value);
+                    let more = window - self.stream_window;
+                    self.bodies.iter_mut().for_each(|body| body.window += more);
+                    self.stream_window = window;
                 }
                 frame(&mut self.out, SETTINGS, ACK, 0, &[]);
             }

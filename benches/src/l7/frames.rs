@@ -12,6 +12,11 @@ use super::GRPC;
 use super::caller::{Load, Protocol};
 use super::server::{CONNECTION_WINDOW, MESSAGE, STREAM_WINDOW};
 
+/// Settings (RFC 9113 §6.5.2).
+const HEADER_TABLE_SIZE: u16 = 1;
+pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
+pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
+
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Octets of a frame's head (RFC 9113 §4.1).
 pub(super) const HEAD: usize = 9;
@@ -103,11 +108,7 @@ impl Connection {
             }
         };
         let mut out = PREFACE.to_vec();
-        let mut settings = vec![0, 4];
-        settings.extend(STREAM_WINDOW.to_be_bytes());
-        frame(&mut out, SETTINGS, 0, 0, &settings);
-        let more = CONNECTION_WINDOW - INITIAL_WINDOW;
-        frame(&mut out, WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+        greet(&mut out, &[]);
         Ok(Self {
             blocks: blocks(&load.path, message.is_some())?,
             message,
@@ -195,11 +196,9 @@ impl Connection {
                 Ok(())
             }
             SETTINGS if flags & ACK == 0 => {
-                for setting in payload.as_chunks::<6>().0 {
-                    let [a, b, value @ ..] = *setting;
-                    let table = u16::from_be_bytes([a, b]) == 1;
+                for (setting, value) in settings(payload) {
                     ensure!(
-                        !table || u32::from_be_bytes(value) >= TABLE,
+                        setting != HEADER_TABLE_SIZE || value >= TABLE,
                         "the peer keeps a smaller table of fields than {TABLE} octets"
                     );
                 }
@@ -289,6 +288,26 @@ pub(super) fn parse(bytes: &[u8]) -> Option<(u8, u8, u32, &[u8])> {
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
     let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
     Some((head[3], head[4], stream, rest.get(..length)?))
+}
+
+/// What either side begins with: `more` settings, and windows that never fill.
+pub(super) fn greet(out: &mut Vec<u8>, more: &[(u16, u32)]) {
+    let mut payload = Vec::new();
+    for (setting, value) in more.iter().chain(&[(INITIAL_WINDOW_SIZE, STREAM_WINDOW)]) {
+        payload.extend(setting.to_be_bytes());
+        payload.extend(value.to_be_bytes());
+    }
+    frame(out, SETTINGS, 0, 0, &payload);
+    let room = CONNECTION_WINDOW - INITIAL_WINDOW;
+    frame(out, WINDOW_UPDATE, 0, 0, &room.to_be_bytes());
+}
+
+/// The settings of a frame, with their values.
+pub(super) fn settings(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> {
+    payload.as_chunks::<6>().0.iter().map(|setting| {
+        let [a, b, value @ ..] = *setting;
+        (u16::from_be_bytes([a, b]), u32::from_be_bytes(value))
+    })
 }
 
 pub(super) fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
