@@ -1,13 +1,16 @@
 //! Lines in a form of the user's.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use ::http::HeaderValue;
 use isobar_route::{Fact, Field, LogFact, LogForm, Piece, PlainFact};
+use isobar_types::Identity;
 use serde_json::{Map, Value};
 
 use super::{HttpLine, TcpLine, clean, version};
 use crate::http::REQUEST_ID;
+use crate::world::Own;
 
 /// Form of times where none is written.
 const TIME: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
@@ -141,28 +144,28 @@ impl HttpLine<'_> {
 
     fn plain(&self, fact: PlainFact) -> Option<String> {
         Some(match fact {
-            PlainFact::Caller => self.remote.to_string(),
-            PlainFact::CallerIp => self.remote.ip().to_string(),
-            PlainFact::CallerPort => self.remote.port().to_string(),
-            PlainFact::CallerIdentity => self.caller?.to_string(),
-            PlainFact::Called => self.local.to_string(),
-            PlainFact::CalledIp => self.local.ip().to_string(),
-            PlainFact::CalledPort => self.local.port().to_string(),
-            PlainFact::OwnIdentity => self.own.identity.to_string(),
-            PlainFact::Hostname => self.own.pod.to_string(),
             PlainFact::Protocol => version(self.request.version).to_owned(),
             PlainFact::RequestId => {
                 let id = self.request_id()?;
                 String::from_utf8_lossy(id.as_bytes()).into_owned()
             }
             PlainFact::Route => self.route.to_owned(),
-            PlainFact::Endpoint => self.upstream?.to_string(),
-            PlainFact::EndpointIp => self.upstream?.ip().to_string(),
-            PlainFact::Cluster => self.cluster.to_owned(),
             PlainFact::Status => self.code.to_string(),
             PlainFact::Details => self.detail.to_owned(),
-            PlainFact::Flags => self.flags.to_owned(),
+            other => return self.ends().told(other),
         })
+    }
+
+    const fn ends(&self) -> Ends<'_> {
+        Ends {
+            caller: self.caller,
+            own: self.own,
+            remote: self.remote,
+            local: self.local,
+            endpoint: self.upstream,
+            cluster: self.cluster,
+            flags: self.flags,
+        }
     }
 }
 
@@ -182,6 +185,39 @@ impl Told for TcpLine<'_> {
 
 impl TcpLine<'_> {
     fn plain(&self, fact: PlainFact) -> Option<String> {
+        match fact {
+            PlainFact::Status => Some("0".to_owned()),
+            other => self.ends().told(other),
+        }
+    }
+
+    const fn ends(&self) -> Ends<'_> {
+        Ends {
+            caller: self.caller,
+            own: self.own,
+            remote: self.remote,
+            local: self.local,
+            endpoint: self.upstream,
+            cluster: self.cluster,
+            flags: self.flags,
+        }
+    }
+}
+
+/// Who spoke to whom through whom: what lines of both kinds tell in the same way.
+struct Ends<'a> {
+    caller: Option<&'a Identity>,
+    own: &'a Own,
+    remote: SocketAddr,
+    local: SocketAddr,
+    endpoint: Option<SocketAddr>,
+    cluster: &'a str,
+    flags: &'a str,
+}
+
+impl Ends<'_> {
+    /// `None` also for what only requests have.
+    fn told(&self, fact: PlainFact) -> Option<String> {
         Some(match fact {
             PlainFact::Caller => self.remote.to_string(),
             PlainFact::CallerIp => self.remote.ip().to_string(),
@@ -192,14 +228,15 @@ impl TcpLine<'_> {
             PlainFact::CalledPort => self.local.port().to_string(),
             PlainFact::OwnIdentity => self.own.identity.to_string(),
             PlainFact::Hostname => self.own.pod.to_string(),
-            PlainFact::Endpoint => self.upstream?.to_string(),
-            PlainFact::EndpointIp => self.upstream?.ip().to_string(),
+            PlainFact::Endpoint => self.endpoint?.to_string(),
+            PlainFact::EndpointIp => self.endpoint?.ip().to_string(),
             PlainFact::Cluster => self.cluster.to_owned(),
-            PlainFact::Status => "0".to_owned(),
             PlainFact::Flags => self.flags.to_owned(),
-            PlainFact::Protocol | PlainFact::RequestId | PlainFact::Route | PlainFact::Details => {
-                return None;
-            }
+            PlainFact::Protocol
+            | PlainFact::RequestId
+            | PlainFact::Route
+            | PlainFact::Status
+            | PlainFact::Details => return None,
         })
     }
 }
