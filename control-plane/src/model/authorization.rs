@@ -70,7 +70,11 @@ pub(crate) fn convert(policy: &AuthorizationPolicy, root: &str) -> L4Policy {
         Action::Allow => wire::Action::Allow,
         Action::Deny => wire::Action::Deny,
         Action::Audit => return nothing("action AUDIT changes nothing at L4"),
-        Action::Custom => return refuse("action CUSTOM is not supported at L4".into()),
+        Action::Custom => {
+            let text = "action CUSTOM is not supported, at a waypoint \
+                        the filter ExternalAuth of an HTTPRoute asks an authoriser";
+            return refuse(text.into());
+        }
     };
     match rules(policy, action) {
         Err(Unenforceable(text)) => refuse(text),

@@ -227,7 +227,14 @@ fn nobody_promises_that_it_keeps_policies() {
     let mut all = plan.verdicts.iter();
     let said = all.find(|one| one.condition == ACCEPTED).unwrap();
     assert_eq!((said.holds, said.reason), (false, "Invalid"));
-    assert!(said.message.contains("not known here"), "{}", said.message);
+    for part in [
+        "CUSTOM",
+        "ExternalAuth",
+        "refuse everything",
+        "not known here",
+    ] {
+        assert!(said.message.contains(part), "{part}: {}", said.message);
+    }
 }
 
 #[test]

@@ -51,7 +51,8 @@ const POLICY_OF_WAYPOINTS: &[Gap] = &[
     Gap {
         path: "spec.action",
         asks: is_custom,
-        hint: "",
+        hint: "everything is refused while it stands there; \
+               the filter ExternalAuth of an HTTPRoute asks an authoriser",
     },
     gap("spec.provider"),
     gap("spec.rules[].from[].source.requestPrincipals"),
@@ -292,6 +293,10 @@ mod tests {
                 "metadata.annotations[istio.io/dry-run]"
             ]
         );
+        let told = unsupported(Kind::AuthorizationPolicy, &policy);
+        let hint = told[0].hint.as_deref().unwrap_or("");
+        assert!(hint.contains("everything is refused"), "{hint}");
+        assert!(hint.contains("ExternalAuth"), "{hint}");
         let by_address = json!({"spec": {"selector": {"matchLabels": {"istio": "ingressgateway"}},
             "rules": [{"from": [{"source": {"remoteIpBlocks": ["192.0.2.0/24"]}}]}]}});
         let told = unsupported(Kind::AuthorizationPolicy, &by_address);

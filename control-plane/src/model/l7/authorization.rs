@@ -126,7 +126,9 @@ pub(super) fn convert(policy: &AuthorizationPolicy) -> wire::Authorization {
         Action::Deny => Out::Deny,
         Action::Audit => Out::Audit,
         Action::Custom => {
-            problems.push("action CUSTOM is not supported".to_owned());
+            let text = "action CUSTOM is not supported, \
+                        the filter ExternalAuth of an HTTPRoute asks an authoriser";
+            problems.push(text.to_owned());
             Out::Deny
         }
     };
