@@ -1,7 +1,7 @@
 //! Reads typed values out of JSON and notes every field that the type does not have.
 //!
 //! Unlike serde's usual readers it knows, at each unknown field, which names would have been
-//! right, and at the first wrong type, where in the object it is. Null counts as absent.
+//! right, and at the first wrong type, where in the object it is. Null counts as absent, but not in a list.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -177,6 +177,11 @@ impl<'a> Reader<'a> {
         let map = match self.value {
             Value::Object(map) => map,
             Value::Null => &EMPTY,
+            // Serde would take its items for the fields, and an empty list for no field at all.
+            Value::Array(_) => {
+                let wrong = de::Error::invalid_type(de::Unexpected::Seq, &visitor);
+                return Self::noted(self.path, self.strict, Err(wrong));
+            }
             _ => return self.any(visitor),
         };
         let result = visitor.visit_map(Entries {
@@ -275,6 +280,11 @@ impl<'de> SeqAccess<'de> for Items<'_> {
             return Ok(None);
         };
         let path = Path::Index(&self.path, index);
+        // An entry that says nothing is forgotten text: as a rule it would hold for everything.
+        if value.is_null() {
+            let wrong = ReadError("there is nothing in this entry of the list".to_owned());
+            return Reader::noted(path, self.strict, Err(wrong));
+        }
         let result = seed.deserialize(Reader {
             value,
             path,

@@ -3,8 +3,8 @@ use std::time::Duration;
 use super::Report;
 use super::virtual_service::host_name;
 use crate::istio::{
-    ConnectionPool, DestinationRuleSpec, LoadBalancer, OutlierDetection, TcpPool, TlsMode,
-    TlsSettings, TrafficPolicy,
+    ConnectionPool, DestinationRuleSpec, HttpCookie, LoadBalancer, OutlierDetection, TcpPool,
+    TlsMode, TlsSettings, TrafficPolicy,
 };
 use crate::names;
 
@@ -112,6 +112,29 @@ fn balancer(field: &str, balancer: Option<&LoadBalancer>, report: &mut Report) {
                 "needs one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName",
             );
         }
+        let name = hash.http_header_name.as_ref();
+        if let Some(name) = name.filter(|name| !names::is_header(name)) {
+            let message = format!("{name:?} is not a header name");
+            report.error(format!("{field}.consistentHash.httpHeaderName"), message);
+        }
+        if let Some(cookie) = &hash.http_cookie {
+            sticky(
+                &format!("{field}.consistentHash.httpCookie"),
+                cookie,
+                report,
+            );
+        }
+    }
+    if let Some(warmup) = &balancer.warmup {
+        let field = format!("{field}.warmup");
+        let least = warmup.minimum_percent;
+        if least.is_some_and(|least| !(0.0..=100.0).contains(&least)) {
+            report.error(format!("{field}.minimumPercent"), "must be 0 to 100");
+        }
+        // Istio's range; the largest number is where the curve is a step in all but name.
+        if warmup.aggression.is_some_and(|a| !(1.0..=1e6).contains(&a)) {
+            report.error(format!("{field}.aggression"), "must be 1 to 1000000");
+        }
     }
     let locality = balancer.locality_lb_setting.iter();
     for (index, spread) in locality.flat_map(|setting| setting.distribute.iter().enumerate()) {
@@ -119,6 +142,31 @@ fn balancer(field: &str, balancer: Option<&LoadBalancer>, report: &mut Report) {
         if sum != 100 {
             let field = format!("{field}.localityLbSetting.distribute[{index}].to");
             report.error(field, format!("the shares add up to {sum}, not to 100"));
+        }
+    }
+}
+
+/// The cookie of a hash, which the proxy writes where the caller has none.
+fn sticky(field: &str, cookie: &HttpCookie, report: &mut Report) {
+    if !names::is_header(&cookie.name) {
+        let message = format!("{:?} is not the name of a cookie", cookie.name);
+        report.error(format!("{field}.name"), message);
+    }
+    let attributes = cookie.attributes.iter().enumerate();
+    let attributes = attributes.flat_map(|(index, one)| {
+        let field = format!("{field}.attributes[{index}]");
+        [
+            (format!("{field}.name"), &one.name),
+            (format!("{field}.value"), &one.value),
+        ]
+    });
+    for (field, text) in attributes.chain([(format!("{field}.path"), &cookie.path)]) {
+        report.header_value(field.clone(), text);
+        if text.contains(';') {
+            report.error(
+                field,
+                format!("{text:?} has a semicolon, which ends it in a cookie"),
+            );
         }
     }
 }

@@ -211,6 +211,14 @@ impl Report {
         }
     }
 
+    /// What is sent as the value of a header, or as part of one (RFC 9110 §5.5).
+    fn header_value(&mut self, field: impl Into<String>, text: &str) {
+        if text.chars().any(|c| c.is_control() && c != '\t') {
+            let message = format!("{text:?} has a control character, which no header may have");
+            self.error(field, message);
+        }
+    }
+
     fn pattern(&mut self, field: impl Into<String>, pattern: &str) {
         if let Err(error) = isobar_route::Pattern::full(pattern) {
             let message = format!("invalid regular expression {pattern:?}: {}", error.problem);

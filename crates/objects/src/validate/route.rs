@@ -5,8 +5,8 @@ use crate::finding::{Finding, Severity};
 use crate::gateway_api::{
     BackendRef, ExtensionRef, ExternalAuthFilter, GrpcRouteSpec, HttpRouteMatch, HttpRouteSpec,
     MatchKind, NamedMatch, ParentReference, PathMatchKind, PathModifier, ReferenceGrantSpec,
-    RouteFilter, SessionLifetime, SessionPersistence, SessionType, TcpRouteRule, TcpRouteSpec,
-    TlsRouteSpec,
+    RequestMirror, RequestRedirect, RouteFilter, SessionLifetime, SessionPersistence, SessionType,
+    TcpRouteRule, TcpRouteSpec, TlsRouteSpec,
 };
 use crate::kinds::{ISTIO_NETWORKING, Kind};
 use crate::names;
@@ -36,6 +36,11 @@ pub(super) fn http(spec: &HttpRouteSpec, report: &mut Report) {
         {
             let message = "must not be longer than timeouts.request";
             report.error(format!("{field}.timeouts.backendRequest"), message);
+        }
+        let attempts = rule.retry.as_ref().and_then(|retry| retry.attempts);
+        if let Some(attempts) = attempts.filter(|attempts| *attempts < 0) {
+            let message = format!("{attempts} is negative");
+            report.error(format!("{field}.retry.attempts"), message);
         }
         let codes = rule.retry.iter().flat_map(|retry| &retry.codes);
         for code in codes.filter(|code| !(400..=599).contains(*code)) {
@@ -240,23 +245,66 @@ fn filters(field: &str, all: &[RouteFilter], report: &mut Report) {
             for name in names.chain(&edits.remove) {
                 header_name(&field, name, report);
             }
-        }
-        if let Some(redirect) = &filter.request_redirect {
-            path_modifier(&field, redirect.path.as_ref(), report);
-            let code = redirect.status_code.unwrap_or(302);
-            if !REDIRECTS.contains(&code) {
-                let message = format!("{code} is none of 301, 302, 303, 307, 308");
-                report.error(format!("{field}.requestRedirect.statusCode"), message);
+            for edit in edits.set.iter().chain(&edits.add) {
+                report.header_value(&field, &edit.value);
             }
         }
+        if let Some(mirror) = &filter.request_mirror {
+            mirrored(&format!("{field}.requestMirror"), mirror, report);
+        }
+        if let Some(to) = &filter.request_redirect {
+            redirect(&format!("{field}.requestRedirect"), to, report);
+        }
         if let Some(rewrite) = &filter.url_rewrite {
+            let field = format!("{field}.urlRewrite");
             path_modifier(&field, rewrite.path.as_ref(), report);
+            hostname(&field, rewrite.hostname.as_deref(), report);
         }
         if let Some(auth) = &filter.external_auth {
             external_auth(&format!("{field}.externalAuth"), auth, report);
         }
         if let Some(extension) = &filter.extension_ref {
             extension_ref(&format!("{field}.extensionRef"), extension, report);
+        }
+    }
+}
+
+fn redirect(field: &str, to: &RequestRedirect, report: &mut Report) {
+    path_modifier(field, to.path.as_ref(), report);
+    hostname(field, to.hostname.as_deref(), report);
+    let code = to.status_code.unwrap_or(302);
+    if !REDIRECTS.contains(&code) {
+        let message = format!("{code} is none of 301, 302, 303, 307, 308");
+        report.error(format!("{field}.statusCode"), message);
+    }
+    if !matches!(to.scheme.as_deref(), None | Some("http" | "https")) {
+        report.error(format!("{field}.scheme"), "must be http or https");
+    }
+}
+
+fn hostname(field: &str, name: Option<&str>, report: &mut Report) {
+    if let Some(name) = name.filter(|name| !names::is_hostname(name)) {
+        let message = format!("{name:?} is not a host name");
+        report.error(format!("{field}.hostname"), message);
+    }
+}
+
+fn mirrored(field: &str, mirror: &RequestMirror, report: &mut Report) {
+    if !names::is_subdomain(&mirror.backend_ref.name) {
+        let message = format!("{:?} is not a name", mirror.backend_ref.name);
+        report.error(format!("{field}.backendRef.name"), message);
+    }
+    if mirror
+        .percent
+        .is_some_and(|share| !(0..=100).contains(&share))
+    {
+        report.error(format!("{field}.percent"), "must be 0 to 100");
+    }
+    if let Some(share) = &mirror.fraction {
+        let of = share.denominator.unwrap_or(100);
+        if of < 1 || !(0..=of).contains(&share.numerator) {
+            let message = format!("{} of {of} is not a share", share.numerator);
+            report.error(format!("{field}.fraction"), message);
         }
     }
 }
@@ -322,6 +370,12 @@ fn path_modifier(field: &str, path: Option<&PathModifier>, report: &mut Report) 
     if !there {
         let message = "needs type ReplaceFullPath or ReplacePrefixMatch, and its value";
         report.error(format!("{field}.path"), message);
+    }
+    for text in [&path.replace_full_path, &path.replace_prefix_match]
+        .into_iter()
+        .flatten()
+    {
+        report.header_value(format!("{field}.path"), text);
     }
 }
 

@@ -1,5 +1,6 @@
 mod routes;
 mod service_entry;
+mod shapes;
 mod unseen;
 
 use std::path::Path;

@@ -299,6 +299,8 @@ fn http_redirect(field: &str, redirect: &HttpRedirect, report: &mut Report) {
             report.error(format!("{field}.derivePort"), "cannot be used with port");
         }
     }
+    report.header_value(format!("{field}.uri"), &redirect.uri);
+    report.header_value(format!("{field}.authority"), &redirect.authority);
     if !matches!(redirect.scheme.as_str(), "" | "http" | "https") {
         report.error(format!("{field}.scheme"), "must be http or https");
     }
@@ -337,6 +339,8 @@ fn http_rewrite(field: &str, rewrite: &HttpRewrite, report: &mut Report) {
     if rewrite.uri.is_empty() && rewrite.authority.is_empty() && pattern.is_none() {
         report.error(field, "needs one of uri, authority or uriRegexRewrite");
     }
+    report.header_value(format!("{field}.uri"), &rewrite.uri);
+    report.header_value(format!("{field}.authority"), &rewrite.authority);
     if let Some(pattern) = pattern {
         let field = format!("{field}.uriRegexRewrite");
         if !rewrite.uri.is_empty() {
@@ -492,12 +496,13 @@ fn headers(field: &str, headers: Option<&Headers>, report: &mut Report) {
         let Some(HeaderOperations { set, add, remove }) = operations else {
             continue;
         };
-        let named = set.keys().map(|name| ("set", name));
-        let named = named.chain(add.keys().map(|name| ("add", name)));
-        for (how, name) in named {
+        let written = set.iter().map(|entry| ("set", entry));
+        let written = written.chain(add.iter().map(|entry| ("add", entry)));
+        for (how, (name, value)) in written {
             let field = format!("{field}.{part}.{how}[{name}]");
             header(&field, name, report);
             report.framing(&field, name);
+            report.header_value(&field, value);
         }
         for (index, name) in remove.iter().enumerate() {
             header(&format!("{field}.{part}.remove[{index}]"), name, report);

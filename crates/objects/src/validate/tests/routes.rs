@@ -130,3 +130,41 @@ fn rules_write_no_header_that_frames_messages() {
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].contains("\"upgrade\""), "{said:?}");
 }
+
+#[test]
+fn shares_names_and_texts_of_filters_are_told_by_field() {
+    for (rule, field) in [
+        ("{retry: {attempts: -1}}", "spec.rules[0].retry.attempts"),
+        (
+            "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a}, percent: 101}}]}",
+            "spec.rules[0].filters[0].requestMirror.percent",
+        ),
+        (
+            "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a}, fraction: {numerator: 3, denominator: 2}}}]}",
+            "spec.rules[0].filters[0].requestMirror.fraction",
+        ),
+        (
+            "{filters: [{type: RequestMirror, requestMirror: {}}]}",
+            "spec.rules[0].filters[0].requestMirror.backendRef.name",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {scheme: gopher}}]}",
+            "spec.rules[0].filters[0].requestRedirect.scheme",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {hostname: a b}}]}",
+            "spec.rules[0].filters[0].requestRedirect.hostname",
+        ),
+        (
+            "{filters: [{type: URLRewrite, urlRewrite: {hostname: ''}}]}",
+            "spec.rules[0].filters[0].urlRewrite.hostname",
+        ),
+        (
+            "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: \"b\\nc\"}]}}]}",
+            "spec.rules[0].filters[0]",
+        ),
+    ] {
+        let text = format!("{{{PARENTS}, rules: [{rule}]}}");
+        assert_eq!(fields("HTTPRoute", &text), [field], "{rule}");
+    }
+}
