@@ -1,4 +1,7 @@
-use k8s_openapi::api::core::v1::{Container, NodeStatus, Pod, PodSpec, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, GRPCAction, HTTPGetAction, Lifecycle, LifecycleHandler, NodeStatus,
+    Pod, PodCondition, PodSpec, PodStatus, Probe, Secret, TCPSocketAction,
+};
 use serde_json::Value;
 
 use crate::finding::{Finding, Severity};
@@ -9,6 +12,14 @@ use crate::read::typed;
 
 /// Holds the whole object once more, and changes with every `kubectl apply`.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Conditions that Kubernetes keeps on pods for itself; what comes of them is `Ready`.
+const OF_THE_KUBELET: [&str; 4] = [
+    "PodScheduled",
+    "PodReadyToStartContainers",
+    "Initialized",
+    "ContainersReady",
+];
 
 /// One object as an API server has it, judged by the rules that files are judged by.
 #[derive(Debug, Clone)]
@@ -135,12 +146,12 @@ fn without_ballast(mut object: Object) -> Object {
 
 fn slim_pod(pod: &mut Pod) {
     if let Some(spec) = pod.spec.take() {
-        let slim = |containers: Vec<Container>| -> Vec<Container> {
-            containers.into_iter().map(slim_container).collect()
-        };
         pod.spec = Some(PodSpec {
-            containers: slim(spec.containers),
-            init_containers: spec.init_containers.map(slim),
+            containers: slim_containers(spec.containers),
+            init_containers: spec
+                .init_containers
+                .map(slim_containers)
+                .filter(|some| !some.is_empty()),
             host_network: spec.host_network,
             hostname: spec.hostname,
             subdomain: spec.subdomain,
@@ -153,7 +164,7 @@ fn slim_pod(pod: &mut Pod) {
     if let Some(status) = pod.status.take() {
         pod.status = Some(PodStatus {
             phase: status.phase,
-            conditions: status.conditions,
+            conditions: status.conditions.map(slim_conditions),
             host_ip: status.host_ip,
             pod_ip: status.pod_ip,
             pod_ips: status.pod_ips,
@@ -161,6 +172,22 @@ fn slim_pod(pod: &mut Pod) {
             ..PodStatus::default()
         });
     }
+}
+
+fn slim_conditions(mut conditions: Vec<PodCondition>) -> Vec<PodCondition> {
+    conditions.retain(|one| !OF_THE_KUBELET.contains(&one.type_.as_str()));
+    conditions.shrink_to_fit();
+    conditions
+}
+
+/// Only those that are of use to others. An empty one takes 2 KB, which is more than everything else
+/// that is kept of most pods.
+fn slim_containers(containers: Vec<Container>) -> Vec<Container> {
+    let slim = containers.into_iter().filter_map(slim_container);
+    let mut kept: Vec<Container> = slim.collect();
+    // They were collected in the room that all had.
+    kept.shrink_to_fit();
+    kept
 }
 
 /// Of a Secret only what a listener could show or ask for.
@@ -172,13 +199,60 @@ fn slim_secret(secret: &mut Secret) {
     secret.metadata.annotations = None;
 }
 
-fn slim_container(container: Container) -> Container {
-    Container {
-        name: container.name,
-        ports: container.ports,
-        restart_policy: container.restart_policy,
+/// Rules and Services mean ports of containers by their names; the kubelet calls those of probes and
+/// hooks.
+fn slim_container(container: Container) -> Option<Container> {
+    let is_named = |port: &ContainerPort| port.name.as_ref().is_some_and(|name| !name.is_empty());
+    let mut ports = container.ports.unwrap_or_default();
+    ports.retain(is_named);
+    ports.shrink_to_fit();
+    let hooks = container.lifecycle.map(|hooks| Lifecycle {
+        post_start: hooks.post_start.and_then(slim_hook),
+        pre_stop: hooks.pre_stop.and_then(slim_hook),
+        ..Lifecycle::default()
+    });
+    let slim = Container {
+        startup_probe: container.startup_probe.and_then(slim_probe),
+        readiness_probe: container.readiness_probe.and_then(slim_probe),
+        liveness_probe: container.liveness_probe.and_then(slim_probe),
+        lifecycle: hooks.filter(|hooks| *hooks != Lifecycle::default()),
+        ports: (!ports.is_empty()).then_some(ports),
         ..Container::default()
-    }
+    };
+    (slim != Container::default()).then_some(Container {
+        name: container.name,
+        restart_policy: container.restart_policy,
+        ..slim
+    })
+}
+
+/// Only where it calls; one that calls no port is nothing to others.
+fn slim_probe(probe: Probe) -> Option<Probe> {
+    let slim = Probe {
+        tcp_socket: called(probe.http_get, probe.tcp_socket),
+        grpc: probe.grpc.map(|grpc| GRPCAction {
+            port: grpc.port,
+            service: None,
+        }),
+        ..Probe::default()
+    };
+    (slim != Probe::default()).then_some(slim)
+}
+
+fn slim_hook(hook: LifecycleHandler) -> Option<LifecycleHandler> {
+    let tcp_socket = Some(called(hook.http_get, hook.tcp_socket)?);
+    Some(LifecycleHandler {
+        tcp_socket,
+        ..LifecycleHandler::default()
+    })
+}
+
+fn called(http: Option<HTTPGetAction>, tcp: Option<TCPSocketAction>) -> Option<TCPSocketAction> {
+    let http = http.map(|http| TCPSocketAction {
+        host: http.host,
+        port: http.port,
+    });
+    http.or(tcp)
 }
 
 #[cfg(test)]
@@ -186,6 +260,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::pods::probed_ports;
 
     #[test]
     fn a_newer_server_knows_fields_that_we_do_not() {
@@ -231,6 +306,50 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kubelet_calls_is_known_of_slim_pods() {
+        let pod = json!({
+            "metadata": {"name": "a", "namespace": "shop"},
+            "spec": {
+                "containers": [
+                    {"name": "c", "image": "i", "ports": [{"name": "web", "containerPort": 80}],
+                        "startupProbe": {"httpGet": {"port": "web", "path": "/", "httpHeaders": [
+                            {"name": "a", "value": "b"}]}},
+                        "readinessProbe": {"exec": {"command": ["true"]}},
+                        "livenessProbe": {"tcpSocket": {"port": 81}, "periodSeconds": 3}},
+                    {"name": "d", "image": "i", "livenessProbe": {"grpc": {"port": 82, "service": "s"}}},
+                    {"name": "e", "image": "i", "lifecycle": {
+                        "postStart": {"exec": {"command": ["true"]}},
+                        "preStop": {"httpGet": {"port": 83}}}},
+                    {"name": "f", "image": "i", "readinessProbe": {
+                        "httpGet": {"host": "10.0.0.9", "port": 84}}},
+                    {"name": "g", "image": "i", "readinessProbe": {"exec": {"command": ["true"]}}},
+                ],
+                "initContainers": [
+                    {"name": "s", "image": "i", "restartPolicy": "Always",
+                        "readinessProbe": {"httpGet": {"port": 85}}},
+                ],
+            },
+        });
+        let read = ServedObject::read(Kind::Pod, &pod);
+        let pod = |read: ServedObject| match read.object {
+            Some(Object::Pod(pod)) => pod,
+            _ => panic!("{:?}", read.findings),
+        };
+        let (whole, slim) = (pod(read.clone()), pod(read.slim()));
+        let called = probed_ports(&slim);
+        assert_eq!(called, probed_ports(&whole));
+        assert_eq!(called, [80, 81, 82, 83, 85].into());
+        let containers = slim.spec.unwrap().containers;
+        let names: Vec<&str> = containers.iter().map(|one| &*one.name).collect();
+        assert_eq!(names, ["c", "d", "e", "f"]);
+        let probe = containers[0].startup_probe.as_ref().unwrap();
+        assert_eq!(
+            (&probe.http_get, &containers[0].readiness_probe),
+            (&None, &None)
+        );
+    }
+
+    #[test]
     fn ballast_is_dropped_and_what_the_mesh_needs_stays() {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -244,11 +363,19 @@ mod tests {
                 "nodeName": "n", "serviceAccountName": "s",
                 "containers": [{
                     "name": "c", "image": "i", "env": [{"name": "A", "value": "b"}],
-                    "ports": [{"name": "http", "containerPort": 80}],
-                }],
+                    "ports": [{"containerPort": 9}, {"name": "http", "containerPort": 80}],
+                }, {"name": "other", "image": "i", "ports": [{"containerPort": 9}]}],
+                "initContainers": [{"name": "once", "image": "i"}],
                 "volumes": [{"name": "v", "emptyDir": {}}],
             },
-            "status": {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": []},
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [],
+                "conditions": [
+                    {"type": "PodScheduled", "status": "True"},
+                    {"type": "Ready", "status": "True"},
+                    {"type": "acme.io/Warm", "status": "True"},
+                ],
+            },
         });
         let read = ServedObject::read(Kind::Pod, &pod).slim();
         let Some(Object::Pod(pod)) = read.object else {
@@ -258,9 +385,21 @@ mod tests {
         assert_eq!(pod.metadata.annotations.unwrap().len(), 1);
         let spec = pod.spec.unwrap();
         assert_eq!(spec.volumes, None);
-        assert_eq!(spec.containers[0].env, None);
-        assert_eq!(spec.containers[0].ports.as_ref().unwrap().len(), 1);
+        let [container] = &spec.containers[..] else {
+            panic!("{:?}", spec.containers)
+        };
+        assert_eq!(
+            (container.env.as_ref(), spec.containers.capacity()),
+            (None, 1)
+        );
+        let ports = container.ports.as_ref().unwrap();
+        assert_eq!((ports.len(), ports[0].container_port), (1, 80));
+        assert_eq!(spec.init_containers, None);
         assert_eq!(spec.service_account_name.as_deref(), Some("s"));
-        assert_eq!(pod.status.unwrap().pod_ip.as_deref(), Some("10.0.0.1"));
+        let status = pod.status.unwrap();
+        assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.1"));
+        let conditions = status.conditions.unwrap();
+        let types: Vec<&str> = conditions.iter().map(|one| &*one.type_).collect();
+        assert_eq!(types, ["Ready", "acme.io/Warm"]);
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use isobar_types::Str;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -386,8 +386,9 @@ impl Origin {
     /// The origin of objects that did not come from a file.
     #[must_use]
     pub fn nowhere() -> Self {
+        static NOWHERE: LazyLock<Arc<Path>> = LazyLock::new(|| Path::new("-").into());
         Self {
-            file: Path::new("-").into(),
+            file: NOWHERE.clone(),
             line: 0,
         }
     }
