@@ -428,7 +428,10 @@ impl Driver {
             Goal::Plain => (Answer::Plain, Standing::Plain),
         };
         match desire.goal {
-            Goal::Enrolled => self.left.whole(&desire.wishes),
+            Goal::Enrolled => {
+                self.left.whole(&desire.wishes);
+                self.keep_probes(desire).await;
+            }
             Goal::Plain => self.left.forget(),
         }
         self.problem = desire.problems.join("; ");
@@ -436,8 +439,18 @@ impl Driver {
         self.answer(answer)?;
         self.show(standing, &desire.why);
         self.failing = None;
-        self.say_rested(desire.goal).await;
+        self.say_rested(desire).await;
         Ok(())
+    }
+
+    /// A pod that was taken over whole never had its probes written. What fails is written later by
+    /// whoever verifies the node's rules: the pod itself is whole.
+    async fn keep_probes(&self, desire: &Desire) {
+        let (uid, ips) = (&self.sandbox.uid, &self.sandbox.ips);
+        let probes = &self.services.probes;
+        if let Err(error) = probes.keep(uid, ips, &desire.wishes.probes).await {
+            tracing::error!(pod = %self.reference, %error, "the node's rules about probes");
+        }
     }
 
     /// How long a failed look may be put off: at the end of that time the pod is not advertised

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{Driver, StepError};
 use crate::board::{PodView, Standing};
 use crate::desire::Desire;
+use crate::plan::Wishes;
 use crate::pod::machine::{Goal, Rules};
 use crate::report::{Condition, Truth};
 use crate::zds::AnnounceError;
@@ -106,11 +107,11 @@ impl Driver {
     }
 
     /// Says that the pod is as wished.
-    pub(super) async fn say_rested(&mut self, goal: Goal) {
-        match goal {
+    pub(super) async fn say_rested(&mut self, desire: &Desire) {
+        match desire.goal {
             Goal::Enrolled => {
-                let message = "new connections are led through the node proxy";
-                self.say(Truth::True, "Redirected", message).await;
+                let (reason, message) = redirected(&desire.wishes);
+                self.say(Truth::True, reason, message).await;
             }
             // What went wrong on the way in does not matter any more.
             Goal::Plain if self.condition.is_some() => {
@@ -219,6 +220,22 @@ impl Driver {
     }
 }
 
+/// Which connections of an enrolled pod its rules lead: reason and message of its condition.
+const fn redirected(wishes: &Wishes) -> (&'static str, &'static str) {
+    match wishes.inbound {
+        true => (
+            "Redirected",
+            "new connections are led through the node proxy",
+        ),
+        false => (
+            "OutboundRedirected",
+            "new connections of the pod's own are led through the node proxy; plain ones to it are not, \
+             as its annotation ambient.istio.io/bypass-inbound-capture asks, and no policy of the mesh \
+             holds for them",
+        ),
+    }
+}
+
 /// Why an enrolled pod's connections go nowhere though its rules can be written, and what that means:
 /// reason and message of its condition.
 fn unserved(error: &StepError, rules: Rules) -> Option<(&'static str, String)> {
@@ -239,6 +256,18 @@ fn unserved(error: &StepError, rules: Rules) -> Option<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_whose_callers_pass_by_is_not_told_to_be_redirected_altogether() {
+        assert_eq!(redirected(&Wishes::default()).0, "Redirected");
+        let bypassed = Wishes {
+            inbound: false,
+            ..Wishes::default()
+        };
+        let (reason, message) = redirected(&bypassed);
+        assert_eq!(reason, "OutboundRedirected");
+        assert!(message.contains(isobar_types::labels::BYPASS_INBOUND));
+    }
 
     #[test]
     fn a_pod_that_no_node_proxy_serves_is_not_redirected_whatever_its_rules() {
