@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use isobar_objects::enrolment::decide;
-use isobar_objects::{Kind, ObjectSet};
+use isobar_objects::{Kind, ObjectHead as _, ObjectSet};
+use isobar_types::labels;
 use xxhash_rust::xxh64::xxh64;
 
 use super::authorization::CONDITION;
@@ -22,9 +23,13 @@ const OUTSIDE: &str = "OutsideMesh";
 pub(super) fn in_mesh(pod: &PodFacts<'_>, set: &ObjectSet, settings: &Settings) -> bool {
     let namespace = set.namespaces.get("", &pod.key.namespace);
     let namespace = namespace.map(|held| &held.object);
-    pod.redirected()
-        || pod.native_tunnel()
-        || decide(pod.pod, namespace, &settings.enrolment).is_enrolled()
+    let asks = || decide(pod.pod, namespace, &settings.enrolment).is_enrolled();
+    pod.native_tunnel() || (pod.redirected() || asks()) && !passes_callers(pod)
+}
+
+/// True for a pod whose plain callers reach it past its node proxy, as it asks.
+fn passes_callers(pod: &PodFacts<'_>) -> bool {
+    pod.pod.annotation(labels::BYPASS_INBOUND) == Some("true")
 }
 
 /// What a workload has to do with this, as a number; the same for those that have the same. None while
@@ -133,8 +138,10 @@ pub(super) fn tell(
             continue;
         };
         let who = match (found.inside, selects) {
-            (false, _) => "no pod that it is for is in the mesh",
-            (true, true) => "some of the pods that it selects are not in the mesh",
+            (false, _) => "no pod that it is for is in the mesh with its callers",
+            (true, true) => {
+                "some of the pods that it selects are not in the mesh with their callers"
+            }
             (true, false) => continue,
         };
         verdict.message = format!("{}; {who}: there no node proxy does", verdict.message);
@@ -179,6 +186,10 @@ mod tests {
             true,
         );
         let both = format!("{cart}{out}");
+        // Redirected, but for who calls it.
+        let open = cart.replace("metadata: {", "metadata: {annotations: \
+             {ambient.istio.io/redirection: enabled, ambient.istio.io/bypass-inbound-capture: 'true'}, ");
+        assert_ne!(open, cart);
         let pay = pod("pay-1", "pay", "app: pay", true);
         for (kind, rules) in [
             ("AuthorizationPolicy", "action: DENY, rules: [{}]"),
@@ -198,6 +209,8 @@ mod tests {
                 // selector.
                 (mesh, &both, &whole, "Accepted"),
                 (mesh, &both, &some, OUTSIDE),
+                (mesh, &open, &whole, OUTSIDE),
+                (mesh, &open, &some, OUTSIDE),
                 // There is nobody to be without it.
                 ("", &pay, &some, "Accepted"),
                 ("", &String::new(), &whole, "Accepted"),
