@@ -38,7 +38,7 @@ struct Batch {
 }
 
 impl Changeover {
-    /// The bindings that change now.
+    /// The bindings that change now, and what is remembered of others.
     pub(crate) const fn handovers(&self) -> &Handovers {
         &self.handovers
     }
@@ -50,7 +50,7 @@ impl Changeover {
 
     /// How many do.
     pub(crate) fn len(&self) -> usize {
-        self.handovers.0.len()
+        self.handovers.running.len()
     }
 
     /// A pod that was planned alone.
@@ -64,6 +64,7 @@ impl Changeover {
     /// Compares a plan with the one before it. True if the plan has to be made again, as bindings
     /// begin to change or need not any more.
     pub(crate) fn notice(&mut self, plan: &mut Plan, now: Instant) -> bool {
+        self.handovers.remember(plan);
         let fronts = std::mem::take(&mut plan.fronts);
         let before = std::mem::replace(&mut self.wanted, fronts);
         let none = Front::default();
@@ -77,7 +78,7 @@ impl Changeover {
         let mut begun = BTreeMap::new();
         let mut ended: Vec<String> = Vec::new();
         for (name, last, now) in changed {
-            let running = self.handovers.0.get(name);
+            let running = self.handovers.running.get(name);
             let before = match running {
                 Some(handover) if handover.step == Step::Opened => &handover.before,
                 _ => last,
@@ -89,7 +90,7 @@ impl Changeover {
                 ended.push(name.clone());
             }
         }
-        for (name, handover) in &self.handovers.0 {
+        for (name, handover) in &self.handovers.running {
             let gone = !there.contains(name.as_str());
             let back = self.wanted.get(name).unwrap_or(&none).hosts() == handover.before.hosts();
             let left = handover.before.hosts();
@@ -111,7 +112,7 @@ impl Changeover {
                 since: now,
                 confirmed: None,
             });
-            self.handovers.0.extend(begun);
+            self.handovers.running.extend(begun);
         }
         true
     }
@@ -147,7 +148,7 @@ impl Changeover {
                 }
                 if batch.step == Step::Opened {
                     for name in &batch.names {
-                        if let Some(handover) = self.handovers.0.get_mut(name) {
+                        if let Some(handover) = self.handovers.running.get_mut(name) {
                             handover.step = Step::Turned;
                         }
                     }
@@ -183,7 +184,7 @@ impl Changeover {
 
     fn forget(&mut self, names: Vec<String>) {
         for name in names {
-            self.handovers.0.remove(&name);
+            self.handovers.running.remove(&name);
             for batch in &mut self.batches {
                 batch.names.remove(&name);
             }

@@ -1,11 +1,12 @@
 //! Waypoints bound to service accounts: when a binding is in force, and that it stays in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::{ObjectHead, ObjectRef, ObjectSet, ServiceAccount};
 use isobar_types::{NamespacedName, Str, labels};
 
 use super::gateways::{Gateways, WaypointGateway};
+use super::plan::Plan;
 use super::selection::fails_open;
 use super::verdict::{Severity, Verdict};
 
@@ -34,15 +35,45 @@ pub(crate) struct Bindings {
     pub(crate) verdicts: Vec<Verdict>,
 }
 
+/// Bindings that were in force, by account.
+pub(super) type Remembered = BTreeMap<NamespacedName, AccountBinding>;
+
+/// The bindings in force by which there are pods to protect. Objects alone do not say that for as long as
+/// an account or its waypoint is made anew: label and latch go with the account's object.
+pub(super) fn remembered(plan: &Plan) -> Remembered {
+    let mut bound = plan.accounts.iter();
+    if !bound.any(|(_, binding)| matches!(binding, AccountBinding::Bound { .. })) {
+        return Remembered::new();
+    }
+    let pods = plan.workloads.iter().map(|one| &one.wire);
+    let used: BTreeSet<_> = pods
+        .map(|wire| (wire.namespace.as_str(), wire.service_account.as_str()))
+        .collect();
+    let bound = plan.accounts.iter().filter(|(account, binding)| {
+        matches!(binding, AccountBinding::Bound { .. })
+            && used.contains(&(&*account.namespace, &*account.name))
+    });
+    bound
+        .map(|(account, binding)| (account.clone(), binding.clone()))
+        .collect()
+}
+
 /// Condition type of the verdicts.
 pub(crate) const BOUND: &str = "istio.io/WaypointBound";
 
 impl Bindings {
-    /// Reads every account.
-    pub(crate) fn read(set: &ObjectSet, gateways: &Gateways<'_>) -> Self {
+    /// Reads every account. `before` is what was in force.
+    pub(crate) fn read(set: &ObjectSet, gateways: &Gateways<'_>, before: &Remembered) -> Self {
         let mut bindings = Self::default();
         for account in set.service_accounts.iter() {
-            bindings.add(account, gateways);
+            bindings.add(account, gateways, before);
+        }
+        for (account, binding) in before {
+            let accounts = &set.service_accounts;
+            let is_there = accounts.get(&account.namespace, &account.name).is_some();
+            if !is_there && !is_let_go(account, binding, gateways) {
+                bindings.accounts.insert(account.clone(), binding.clone());
+            }
         }
         let mut consenting: Vec<_> = gateways.values().filter_map(Consent::of).collect();
         consenting.sort_by(|a, b| (a.created, &a.object.name).cmp(&(b.created, &b.object.name)));
@@ -71,7 +102,7 @@ impl Bindings {
     fn keep(&mut self, consent: &Consent<'_>) {
         let (waypoint, account) = (&consent.waypoint.key, &consent.account);
         let object = consent.object.clone();
-        if !consent.waypoint.programmed {
+        if !consent.waypoint.programmed && !self.accounts.contains_key(account) {
             let text = format!("waits for ServiceAccount {account}, which does not exist");
             let verdict = Verdict::fails(object, BOUND, "AccountMissing", text);
             self.verdicts.push(verdict.severity(Severity::Warning));
@@ -97,7 +128,7 @@ impl Bindings {
         self.verdicts.push(verdict.severity(Severity::Warning));
     }
 
-    fn add(&mut self, account: &ServiceAccount, gateways: &Gateways<'_>) {
+    fn add(&mut self, account: &ServiceAccount, gateways: &Gateways<'_>, before: &Remembered) {
         let key = NamespacedName {
             namespace: account.namespace().into(),
             name: account.name().into(),
@@ -121,8 +152,20 @@ impl Bindings {
             namespace: key.namespace.clone(),
             name: named.into(),
         };
-        let (taken, verdict) = takes_force(account, &wanted, gateways);
+        let (taken, mut verdict) = takes_force(account, &wanted, gateways);
+        // A new object has no latch, and nobody has unbound it.
+        let latched = latched.or_else(|| match before.get(&key) {
+            Some(AccountBinding::Bound { waypoint, .. }) => Some(&*waypoint.name),
+            _ => None,
+        });
         let name = if taken { Some(named) } else { latched };
+        if let Some(name) = name.filter(|_| !taken) {
+            let more = format!(
+                "; until then its pods stay bound to {}/{name}",
+                key.namespace
+            );
+            verdict.message.push_str(&more);
+        }
         self.verdicts.push(verdict);
         self.latches.insert(key.clone(), name.map(Into::into));
         if let Some(name) = name {
@@ -136,6 +179,15 @@ impl Bindings {
             self.accounts.insert(key, binding);
         }
     }
+}
+
+/// True if the waypoint of an account that is no object any more has taken its consent back.
+fn is_let_go(account: &NamespacedName, binding: &AccountBinding, gateways: &Gateways<'_>) -> bool {
+    let AccountBinding::Bound { waypoint, .. } = binding else {
+        return true;
+    };
+    let gateway = gateways.get(waypoint);
+    gateway.is_some_and(|gateway| gateway.for_account.as_deref() != Some(&*account.name))
 }
 
 /// A Gateway that consents to be the waypoint of an account.
@@ -254,8 +306,9 @@ fn takes_force(
 #[cfg(test)]
 mod tests {
     use super::super::golden_tests::{account, gateway, namespace, planned, pod, waypoint_pod};
+    use super::super::golden_tests::{objects, settings};
+    use super::super::{Handovers, KeptKeys, plan_during};
     use super::*;
-    use crate::model::Plan;
 
     const FOR_CART: &str =
         ", labels: {istio.io/waypoint-for: all}, annotations: {istio.io/for-service-account: cart}";
@@ -335,5 +388,86 @@ spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: wp}]
             let expect = expect.map(|severity| ("AccountNotBound", false, severity));
             assert_eq!(told(&plan, "wp"), expect, "{labels} {policy}");
         }
+    }
+
+    /// The plan after `before`, in one life of a control plane.
+    fn after(before: &Plan, more: &str) -> Plan {
+        let yaml = format!(
+            "{}{}{more}",
+            namespace(""),
+            pod("cart-1", "cart", "app: cart", true)
+        );
+        let handovers = Handovers {
+            accounts: remembered(before),
+            ..Handovers::default()
+        };
+        plan_during(
+            &objects(&yaml),
+            &settings(),
+            &KeptKeys::default(),
+            &handovers,
+        )
+    }
+
+    #[test]
+    fn a_binding_in_force_outlives_objects_that_are_made_anew() {
+        let labelled = account("cart", "istio.io/use-waypoint: wp", "");
+        let ready = waypoint_pod("wp", true);
+        let before = plan(&format!("{}{ready}{labelled}", gateway("wp", FOR_CART)));
+        let way = |plan: &Plan| plan.workloads[0].wire.waypoint.clone();
+        assert!(is_bound(&before));
+        // The account first or the waypoint first, and both.
+        let gone = after(&before, "");
+        assert_eq!(way(&gone), way(&before));
+        // They come back one by one, and the waypoint is new: it has never been ready.
+        for new in [
+            gateway("wp", FOR_CART),
+            labelled.clone(),
+            format!("{}{labelled}", gateway("wp", FOR_CART)),
+        ] {
+            let back = after(&gone, &new);
+            assert_eq!(way(&back), way(&before), "{new}");
+            let latch = back.latches.values().next().cloned();
+            let latch = latch.map(|latch| latch.unwrap().to_string());
+            let has_account = new.contains("ServiceAccount");
+            assert_eq!(latch.is_some(), has_account, "{new}");
+            let told = told(&back, "wp").map(|(reason, holds, _)| (reason, holds));
+            let missing = Some(("AccountMissing", true));
+            assert_eq!(told, missing.filter(|_| !has_account), "{new}");
+        }
+        // Another waypoint takes over once it can.
+        let second = account("cart", "istio.io/use-waypoint: wp-2", "");
+        let waits = after(&gone, &format!("{}{second}", gateway("wp-2", FOR_CART)));
+        assert_eq!(way(&waits), way(&before));
+        let message = |plan: &Plan| {
+            let mut all = plan.verdicts.iter();
+            let of = |one: &&Verdict| one.object.to_string() == "ServiceAccount shop/cart";
+            all.find(of).unwrap().message.clone()
+        };
+        let stays = "; until then its pods stay bound to shop/wp";
+        assert!(message(&waits).ends_with(stays), "{}", message(&waits));
+    }
+
+    #[test]
+    fn what_somebody_ends_is_not_remembered() {
+        let labelled = account("cart", "istio.io/use-waypoint: wp", "");
+        let wp = format!("{}{}", gateway("wp", FOR_CART), waypoint_pod("wp", true));
+        let before = plan(&format!("{wp}{labelled}"));
+        // By the label, by the waypoint's consent, or with the last pod.
+        for (end, why) in [
+            (account("cart", "", ""), "no label"),
+            (
+                account("cart", "istio.io/use-waypoint: none", ""),
+                "opted out",
+            ),
+            (gateway("wp", ""), "no consent"),
+        ] {
+            let ended = after(&before, &end);
+            assert!(!is_bound(&ended), "{why}");
+            assert!(remembered(&ended).is_empty(), "{why}");
+        }
+        let nobody = planned(&format!("{}{wp}{labelled}", namespace("")));
+        assert_eq!(nobody.accounts.len(), 1);
+        assert!(remembered(&nobody).is_empty());
     }
 }

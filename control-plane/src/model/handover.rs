@@ -9,7 +9,9 @@ use isobar_proto::istio::workload as wire;
 use isobar_proto::istio::workload::gateway_address::Destination;
 use isobar_types::NamespacedName;
 
+use super::bindings::{Remembered, remembered};
 use super::gateways::Gateways;
+use super::plan::Plan;
 use super::pods::PodFacts;
 use super::service_entries::EntryPlan;
 use super::services::ServicePlan;
@@ -105,14 +107,24 @@ impl Handover {
     }
 }
 
-/// All of them, by the name of what is bound: `namespace/hostname`, or the uid of a workload.
+/// What holds of bindings besides what objects say.
 #[derive(Debug, Default)]
-pub(crate) struct Handovers(pub(crate) BTreeMap<String, Handover>);
+pub(crate) struct Handovers {
+    /// Those that change, by the name of what is bound: `namespace/hostname`, or the uid of a workload.
+    pub(crate) running: BTreeMap<String, Handover>,
+    /// Those of accounts that were in force in the plan before.
+    pub(super) accounts: Remembered,
+}
 
 /// What stands in front of everything that has something in front, by the same names.
 pub(crate) type Fronts = BTreeMap<String, Front>;
 
 impl Handovers {
+    /// Keeps in mind which accounts were bound in a plan: the next one may have less to go by.
+    pub(crate) fn remember(&mut self, plan: &Plan) {
+        self.accounts = remembered(plan);
+    }
+
     /// The waypoints that were go on serving what they served: they are told its policies and rules.
     pub(super) fn keep_serving(
         &self,
@@ -120,7 +132,7 @@ impl Handovers {
         entries: &mut [EntryPlan<'_>],
         gateways: &Gateways<'_>,
     ) {
-        if self.0.is_empty() {
+        if self.running.is_empty() {
             return;
         }
         let services = services.iter_mut().map(|s| (&s.wire, &mut s.waypoints));
@@ -142,7 +154,7 @@ impl Handovers {
         gateways: &Gateways<'_>,
         settings: &Settings,
     ) {
-        if self.0.is_empty() {
+        if self.running.is_empty() {
             return;
         }
         for pod in pods {
@@ -168,11 +180,11 @@ impl Handovers {
         let entries = entries.iter_mut().map(|entry| &mut entry.wire);
         for wire in services.chain(entries) {
             let front = Front::of_service(wire);
-            if front.is_bare() && self.0.is_empty() {
+            if front.is_bare() && self.running.is_empty() {
                 continue;
             }
             let name = service_name(wire);
-            if let Some(handover) = self.0.get(&name) {
+            if let Some(handover) = self.running.get(&name) {
                 let (now, also) = handover.during(front.clone());
                 wire.waypoint = now.waypoint;
                 wire.weighted_waypoints = now.weighted;
@@ -184,7 +196,7 @@ impl Handovers {
         }
         for wire in workloads.iter_mut().map(|workload| &mut workload.wire) {
             let front = Front::of_workload(wire);
-            if let Some(handover) = self.0.get(&wire.uid) {
+            if let Some(handover) = self.running.get(&wire.uid) {
                 let (now, also) = handover.during(front.clone());
                 wire.waypoint = now.waypoint;
                 wire.also_waypoints = also;
@@ -199,7 +211,7 @@ impl Handovers {
 
     /// Waypoints that were in front of what is called `name`.
     fn before(&self, name: &str, gateways: &Gateways<'_>) -> Vec<NamespacedName> {
-        let Some(handover) = self.0.get(name) else {
+        let Some(handover) = self.running.get(name) else {
             return Vec::new();
         };
         let hosts = handover.before.hosts();

@@ -171,7 +171,7 @@ fn plan_with(
 ) -> Plan {
     let pods = read_pods(set);
     let gateways = waypoints(set, &pods, settings);
-    let mut bindings = Bindings::read(set, &gateways);
+    let mut bindings = Bindings::read(set, &gateways, &handovers.accounts);
     let mut verdicts = first_verdicts(set, settings, &mut bindings);
     let selection = Selection {
         set,

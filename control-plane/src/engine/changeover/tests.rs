@@ -327,3 +327,34 @@ fn who_turns_back_is_where_he_was() {
         ("direct".to_owned(), 0)
     );
 }
+
+#[test]
+fn an_account_and_its_waypoint_that_are_made_anew_open_nothing() {
+    let account = "---\napiVersion: v1\nkind: ServiceAccount\n\
+         metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: ws}}\n";
+    let consents = ", labels: {istio.io/waypoint-for: all}, \
+         annotations: {istio.io/for-service-account: cart}";
+    let waypoint = gateway("ws", consents);
+    let label = "gateway.networking.k8s.io/gateway-name: ws";
+    let ready = pod("ws-pod", "ws", label, true);
+    let mut world = World::new(format!("{}{waypoint}{ready}{account}", mesh("")));
+    assert_eq!((&*world.ways(POD), &*world.ways(SERVICE)), ("ws", "ws"));
+    for yaml in [
+        format!("{waypoint}{ready}"),
+        String::new(),
+        account.to_owned(),
+        format!("{waypoint}{account}"),
+        format!("{waypoint}{ready}{account}"),
+    ] {
+        world.change(format!("{}{yaml}", mesh("")));
+        assert_eq!(world.ways(POD), "ws", "{yaml}");
+        assert_eq!(world.ways(SERVICE), "ws", "{yaml}");
+    }
+    // Whoever takes the label away from an account that is there means it.
+    world.change(format!(
+        "{}{waypoint}{ready}{}",
+        mesh(""),
+        account.replace("ws", "none")
+    ));
+    assert_eq!(world.ways(POD), "ws also direct");
+}
