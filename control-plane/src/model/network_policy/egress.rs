@@ -2,6 +2,7 @@
 //! what opens that opens every port behind it, and behind a waypoint's all that the waypoint serves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use isobar_objects::{NetworkPolicy, ObjectHead as _, ObjectRef};
 use isobar_types::{NamespacedName, Str, labels};
@@ -14,7 +15,7 @@ use super::doors::{is_about_egress, selects};
 use super::index::Bits;
 use super::members;
 use super::ports::is_tcp;
-use super::sources::{Neighbours, Sources};
+use super::sources::{Listed, Neighbours, Sources};
 use crate::model::pods::PodFacts;
 use crate::model::selection::{Named, Selection, named};
 use crate::model::verdict::{Severity, Verdict};
@@ -31,8 +32,13 @@ pub(super) struct Ways<'a> {
     waypoints: BTreeMap<NamespacedName, Way>,
 }
 
+#[derive(Default)]
 struct Way {
     instances: Bits,
+    /// Addresses of these.
+    ips: Vec<IpAddr>,
+    /// The first and the last address of pods that it serves, of either kind.
+    spans: [Option<(IpAddr, IpAddr)>; 2],
     /// Where pods are that it serves. Not which: those come and go.
     namespaces: BTreeSet<Str>,
     /// It serves ServiceEntries, which may be anywhere.
@@ -73,6 +79,7 @@ impl<'a> Ways<'a> {
             for key in waypoints_of(pod, memberships.get(&pod.key), selection) {
                 if let Some(way) = all.way(&key, selection) {
                     way.namespaces.insert(pod.key.namespace.clone());
+                    pod.ips.iter().for_each(|ip| way.serves(*ip));
                 }
             }
         }
@@ -98,10 +105,11 @@ impl<'a> Ways<'a> {
             let own: BTreeSet<&NamespacedName> = gateway.pods.iter().collect();
             let instances = self.neighbours.pods_that(|pod| own.contains(&pod.key));
             self.instances.add(&instances);
+            let ips = self.neighbours.pods(&instances);
             let way = Way {
+                ips: ips.flat_map(|pod| pod.ips.iter().copied()).collect(),
                 instances,
-                namespaces: BTreeSet::new(),
-                leads_out: false,
+                ..Way::default()
             };
             self.waypoints.insert(key.clone(), way);
         }
@@ -115,10 +123,34 @@ impl<'a> Ways<'a> {
             Sources::Listed(listed) => listed,
         };
         let taken = self.neighbours.taken(&listed);
-        taken.meets(&self.instances)
-            && self.waypoints.values().any(|way| {
-                let named = |namespace: &Str| self.neighbours.has_namespace(&listed, namespace);
-                taken.meets(&way.instances) && (way.leads_out || !way.namespaces.iter().all(named))
+        if listed.blocks.is_empty() && !taken.meets(&self.instances) {
+            return false;
+        }
+        self.waypoints.values().any(|way| {
+            let named = |namespace: &Str| self.neighbours.has_namespace(&listed, namespace);
+            let is_said = || way.namespaces.iter().all(named) || way.is_within(&listed);
+            let is_taken = taken.meets(&way.instances)
+                || way.ips.iter().any(|ip| self.neighbours.has(&listed, *ip));
+            is_taken && (way.leads_out || !is_said())
+        })
+    }
+}
+
+impl Way {
+    fn serves(&mut self, ip: IpAddr) {
+        let [v4, v6] = &mut self.spans;
+        let span = if ip.is_ipv4() { v4 } else { v6 };
+        let (first, last) = span.get_or_insert((ip, ip));
+        (*first, *last) = ((*first).min(ip), (*last).max(ip));
+    }
+
+    /// True if whole networks on the list hold every pod that it serves.
+    fn is_within(&self, listed: &Listed) -> bool {
+        let mut spans = self.spans.iter().flatten().peekable();
+        spans.peek().is_some()
+            && spans.all(|(first, last)| {
+                let mut whole = listed.blocks.iter().filter(|(_, except)| except.is_empty());
+                whole.any(|(network, _)| network.contains(first) && network.contains(last))
             })
     }
 }

@@ -133,16 +133,33 @@ fn a_way_to_a_waypoint_is_one_to_all_that_it_serves() {
          metadata: {name: far, namespace: shop}\n\
          spec: {hosts: [far.example.com], ports: [{number: 80, name: http, protocol: HTTP}], \
          resolution: STATIC, endpoints: [{address: 192.0.2.1}]}\n";
-    let own = "{matchExpressions: [{key: networking.istio.io/tunnel, operator: Exists}]}";
-    for (pods, more, exceeded) in [
+    let own =
+        "podSelector: {matchExpressions: [{key: networking.istio.io/tunnel, operator: Exists}]}";
+    for (peer, more, exceeded) in [
         // The waypoint's pods, by a label that does not say so.
         (own, "", true),
-        ("{matchLabels: {app: cart}}", "", false),
+        ("podSelector: {matchLabels: {app: cart}}", "", false),
         // All that it serves is in the namespace that the rule names.
-        ("{}", "", false),
-        ("{}", entry, true),
+        ("podSelector: {}", "", false),
+        ("podSelector: {}", entry, true),
+        // The waypoint's address is 10.244.1.75, and that of what it serves 10.244.1.20.
+        ("ipBlock: {cidr: 10.244.1.75/32}", "", true),
+        ("ipBlock: {cidr: 10.244.1.64/26}", "", true),
+        ("ipBlock: {cidr: 10.244.1.0/24}", "", false),
+        ("ipBlock: {cidr: 10.244.1.0/24}", entry, true),
+        (
+            "ipBlock: {cidr: 10.244.1.0/24, except: [10.244.1.20/32]}",
+            "",
+            true,
+        ),
+        (
+            "ipBlock: {cidr: 10.244.1.0/24, except: [10.244.1.75/32]}",
+            "",
+            false,
+        ),
+        ("ipBlock: {cidr: 192.0.2.0/24}", entry, false),
     ] {
-        let rule = format!("[{{to: [{{podSelector: {pods}}}]}}]");
+        let rule = format!("[{{to: [{{{peer}}}]}}]");
         let yaml = format!(
             "{}{}{}{}{}{service}{more}{}",
             namespace(&format!("{AMBIENT}, istio.io/use-waypoint: wp")),
@@ -153,6 +170,6 @@ fn a_way_to_a_waypoint_is_one_to_all_that_it_serves() {
             out(&rule),
         );
         let told = reasons(&planned(&yaml), MINE).contains(&"EgressOpen");
-        assert_eq!(told, exceeded, "{pods} {more}");
+        assert_eq!(told, exceeded, "{peer} {more}");
     }
 }
