@@ -173,8 +173,9 @@ fn explicit(
 /// waypoint. The node proxy at `workload` asks the same policies, but about the waypoint, which is
 /// all it sees: a DENY on a caller would be skipped. A match that spares this waypoint by name is
 /// about the way to the workload and stays with the node proxy, except where it stands for
-/// NetworkPolicies, which spare the waypoint because it applies them itself. ALLOW policies are the
-/// node proxy's alone.
+/// NetworkPolicies, which spare the waypoint because it applies them itself: to callers without an
+/// identity too, as a network plugin sees nobody but the waypoint. ALLOW policies are the node proxy's
+/// alone.
 ///
 /// # Errors
 /// [`Denied`] with the policy.
@@ -190,7 +191,10 @@ pub fn authorize_through(
     if !policies.has(denying) {
         return Ok(());
     }
-    let everything = Attributes::new(peer, dst);
+    let everything = Attributes {
+        only_at: peer.identity.is_none().then(|| waypoint.principal()),
+        ..Attributes::new(peer, dst)
+    };
     let of_callers = Attributes {
         way: Some((waypoint, waypoint.principal())),
         ..Attributes::new(peer, dst)
@@ -328,6 +332,9 @@ struct Attributes<'a> {
     destination: SocketAddr,
     /// The waypoint that is passed, and its principal: matches that spare it never hit.
     way: Option<(&'a Identity, String)>,
+    /// Principal of the waypoint by which alone a caller without an identity came: a match that asks
+    /// for any identity, and spares that waypoint, hits it as well.
+    only_at: Option<String>,
 }
 
 impl<'a> Attributes<'a> {
@@ -339,6 +346,7 @@ impl<'a> Attributes<'a> {
             source: peer.ip.to_canonical(),
             destination: SocketAddr::new(ip, destination.port()),
             way: None,
+            only_at: None,
         }
     }
 
@@ -371,6 +379,8 @@ impl<'a> Attributes<'a> {
         let namespace = self.identity.map_or("", |i| &*i.namespace);
         let port = self.destination.port();
         let principal = |t: &TextMatch| self.principal.as_deref().is_some_and(|p| t.matches(p));
+        let is_somebody = self.came_by(m);
+        let one_of = |t: &TextMatch| principal(t) || is_somebody && *t == TextMatch::Presence;
         let from = self.source;
         let to = self.destination.ip();
         group(&m.destination_ips, &m.not_destination_ips, |n| {
@@ -382,7 +392,8 @@ impl<'a> Attributes<'a> {
             && group(&m.service_accounts, &m.not_service_accounts, |a| {
                 self.account(a)
             })
-            && group(&m.principals, &m.not_principals, principal)
+            && (m.principals.is_empty() || m.principals.iter().any(one_of))
+            && !m.not_principals.iter().any(principal)
             && group(&m.namespaces, &m.not_namespaces, |t| t.matches(namespace))
     }
 
@@ -394,6 +405,14 @@ impl<'a> Attributes<'a> {
         let named = |t: &TextMatch| matches!(t, TextMatch::Exact(text) if **text == **principal);
         let mut accounts = m.not_service_accounts.iter();
         m.not_principals.iter().any(named) || accounts.any(|a| is_account(waypoint, a))
+    }
+
+    /// True if the match spares the waypoint that a caller without an identity came by.
+    fn came_by(&self, m: &Match) -> bool {
+        self.only_at.as_deref().is_some_and(|principal| {
+            let named = |t: &TextMatch| matches!(t, TextMatch::Exact(text) if **text == *principal);
+            m.not_principals.iter().any(named)
+        })
     }
 
     fn account(&self, want: &ServiceAccountMatch) -> bool {

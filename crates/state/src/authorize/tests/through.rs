@@ -150,6 +150,35 @@ fn a_waypoint_asks_network_policies_about_its_caller() {
     assert_eq!(denied.reason, Reason::PolicyDenied);
     assert_eq!(denied.detail, format!("explicitly denied by: shop/{name}"));
     assert_eq!(at_the_waypoint(&deny, Some(("shop", "wp")), 80), Ok(()));
+    // Who has no identity came by this waypoint too, and a network plugin sees only that.
+    assert_eq!(at_the_waypoint(&deny, None, 8080), Ok(()));
+    let denied = at_the_waypoint(&deny, None, 80).unwrap_err();
+    assert_eq!(denied.reason, Reason::PolicyDenied);
     deny.dry_run = true;
     assert_eq!(at_the_waypoint(&deny, FRONT, 80), Ok(()));
+    assert_eq!(at_the_waypoint(&deny, None, 80), Ok(()));
+}
+
+/// What stands at the edge is no waypoint of the pods: its policies are about the edge itself, whoever is
+/// behind it, and nobody else's "has an identity" holds for who has none.
+#[test]
+fn callers_without_an_identity_are_somebody_only_to_policies_that_spare_the_way() {
+    let scope = Scope::WorkloadSelector;
+    let somebody = |spared: &[&str]| sec::Match {
+        principals: vec![presence()],
+        ..but(spared)
+    };
+    let name = "converted_network_policy_p";
+    for (name, spared) in [
+        (name, &[][..]),
+        (name, &["cluster.local/ns/shop/sa/other"][..]),
+        ("mine", &[WP][..]),
+    ] {
+        let deny = policy("shop", name, scope, Deny, vec![somebody(spared)]);
+        assert_eq!(
+            at_the_waypoint(&deny, None, 80),
+            Ok(()),
+            "{name} {spared:?}"
+        );
+    }
 }
