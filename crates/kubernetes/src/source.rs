@@ -250,9 +250,11 @@ impl Collector<'_> {
             _ => true,
         };
         match notice {
-            Notice::Listed(kind, all) => {
+            Notice::Listing(kind) => self.live.unlist(kind),
+            Notice::Part(kind, part) => self.live.list(kind, part),
+            Notice::Listed(kind, rest) => {
                 self.listed.insert(kind);
-                self.live.replace(kind, all);
+                self.live.replace(kind, rest);
             }
             // A watch that was ended may have said something before.
             Notice::Present(served) if !is_asked(served.reference()) => {}

@@ -18,15 +18,22 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const PAUSE_OF_ONE: Duration = Duration::from_secs(10);
 /// How often a kind that the server does not have is looked for.
 const MISSING: Duration = Duration::from_secs(2);
-/// Objects in one answer to a list.
-const PAGE: u32 = 500;
+/// Objects in one answer to a list. While an answer is read a pod takes some tens of KB.
+const PAGE: u32 = 200;
+
+/// Objects of a list that are told at once.
+const PART: usize = 100;
 
 /// Slices that the controller makes from selectors say nothing new, and change with every pod.
 const BY_HAND: &str = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io";
 
 /// What a watch has to tell.
 pub(crate) enum Notice {
-    /// All objects of the kind.
+    /// A list of the kind begins; what came of one before counts no more.
+    Listing(Kind),
+    /// A part of all objects of the kind.
+    Part(Kind, Vec<ServedObject>),
+    /// The last of all objects of the kind.
     Listed(Kind, Vec<ServedObject>),
     /// An object as it is now.
     Present(Box<ServedObject>),
@@ -87,7 +94,8 @@ impl Watch {
                             definition = definition(self.kind),
                             "the API server does not have the kind; it is left out until it does",
                         );
-                        if self.tell(Notice::Listed(self.kind, Vec::new())).await {
+                        let nothing = Notice::Listed(self.kind, Vec::new());
+                        if self.tell(Notice::Listing(self.kind)).await || self.tell(nothing).await {
                             return;
                         }
                     }
@@ -131,11 +139,11 @@ impl Watch {
         ApiResource::from_gvk_with_plural(&gvk, self.kind.plural())
     }
 
-    /// Follows the kind until the server says that it has none of that name.
-    async fn follow(&self, resource: &ApiResource, backoff: &mut Backoff, outage: &mut Outage) {
+    /// What is asked for, and how.
+    fn asked(&self, resource: &ApiResource) -> (Api<DynamicObject>, watcher::Config) {
         let client = self.client.clone();
         let mut config = watcher::Config::default().page_size(PAGE);
-        let objects: Api<DynamicObject> = match &self.only {
+        let objects = match &self.only {
             None => Api::all_with(client, resource),
             Some(only) => {
                 config = config.fields(&format!("metadata.name={}", only.name));
@@ -148,6 +156,12 @@ impl Watch {
         if self.kind == Kind::EndpointSlice {
             config = config.labels(BY_HAND);
         }
+        (objects, config)
+    }
+
+    /// Follows the kind until the server says that it has none of that name.
+    async fn follow(&self, resource: &ApiResource, backoff: &mut Backoff, outage: &mut Outage) {
+        let (objects, config) = self.asked(resource);
         let mut events = pin!(watcher(objects, config));
         // All objects take force together: a list that breaks off leaves the last one.
         let mut listing = Vec::new();
@@ -161,10 +175,20 @@ impl Watch {
                 // Says only that a list is about to be asked for.
                 Some(Ok(Event::Init)) => {
                     listing.clear();
+                    // Another watch may be reading all of the kind.
+                    if self.only.is_none() && self.tell(Notice::Listing(self.kind)).await {
+                        return;
+                    }
                     continue;
                 }
                 Some(Ok(Event::InitApply(object))) => {
                     listing.push(self.read(resource, object));
+                    if self.only.is_none() && listing.len() >= PART {
+                        let part = std::mem::take(&mut listing);
+                        if self.tell(Notice::Part(self.kind, part)).await {
+                            return;
+                        }
+                    }
                     continue;
                 }
                 Some(Ok(Event::InitDone)) => {

@@ -41,6 +41,16 @@ pub struct LiveSet {
     told_invalid: Arc<Invalids>,
     /// Of those in the set, the ones that were never valid and refuse everything.
     refusals: BTreeSet<ObjectRef>,
+    /// Lists that are on their way.
+    listings: BTreeMap<Kind, Listing>,
+}
+
+/// The part of a list that has come.
+#[derive(Debug, Default)]
+struct Listing {
+    /// What is known as it is.
+    same: Vec<ObjectRef>,
+    others: Vec<ServedObject>,
 }
 
 impl LiveSet {
@@ -176,9 +186,45 @@ impl LiveSet {
         }
     }
 
-    /// These are all objects of a kind: what is not among them is gone.
-    pub fn replace(&mut self, kind: Kind, all: Vec<ServedObject>) {
-        let present: BTreeSet<ObjectRef> = all.iter().map(|one| one.reference.clone()).collect();
+    /// A part of all objects of a kind, which counts for nothing before [`LiveSet::replace`]. What is
+    /// known as it is is let go at once: a second copy of all pods would be the most that is ever in
+    /// memory.
+    pub fn list(&mut self, kind: Kind, part: Vec<ServedObject>) {
+        let mut listing = self.listings.remove(&kind).unwrap_or_default();
+        for served in part {
+            match self.is_known(&served) {
+                true => listing.same.push(served.reference),
+                false => listing.others.push(served),
+            }
+        }
+        self.listings.insert(kind, listing);
+    }
+
+    /// Forgets the parts of a list that broke off.
+    pub fn unlist(&mut self, kind: Kind) {
+        self.listings.remove(&kind);
+    }
+
+    /// True if taking it in would change nothing. Routes are in the set only while they have their hosts.
+    fn is_known(&self, served: &ServedObject) -> bool {
+        let reference = &served.reference;
+        let object = served.object.as_ref();
+        served.findings.is_empty()
+            && !self.findings.contains_key(reference)
+            && !self.invalid.contains_key(reference)
+            && !self.refusals.contains(reference)
+            && object.is_some_and(|object| {
+                object.kind() != Kind::VirtualService
+                    && self.set.holds(object, &Origin::nowhere().file)
+            })
+    }
+
+    /// These, and the parts that came before, are all objects of a kind: what is not among them is gone.
+    pub fn replace(&mut self, kind: Kind, rest: Vec<ServedObject>) {
+        self.list(kind, rest);
+        let Listing { same, others } = self.listings.remove(&kind).unwrap_or_default();
+        let present = others.iter().map(|one| one.reference.clone());
+        let present: BTreeSet<ObjectRef> = present.chain(same).collect();
         let changes = self.set.changes_since(&ObjectSet::default());
         let known = changes.into_iter().map(|change| change.object);
         let known = known.chain(self.findings.keys().cloned());
@@ -189,7 +235,7 @@ impl LiveSet {
         for object in gone {
             self.remove(&object);
         }
-        for served in all {
+        for served in others {
             self.put(served);
         }
     }

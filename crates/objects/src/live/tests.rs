@@ -64,6 +64,63 @@ fn a_new_list_swaps_a_kind_and_leaves_the_others() {
 }
 
 #[test]
+fn a_list_in_parts_counts_as_a_whole_and_keeps_what_is_new_only() {
+    let labelled = |name: &str, mode: &str| {
+        let value = json!({"metadata": {"name": name, "labels": {"mode": mode}}});
+        ServedObject::read(Kind::Namespace, &value)
+    };
+    let kind = Kind::Namespace;
+    let mut live = LiveSet::new();
+    live.replace(
+        kind,
+        vec![labelled("a", "x"), labelled("b", "x"), labelled("c", "x")],
+    );
+    let first = live.publish().unwrap();
+
+    live.list(kind, vec![labelled("a", "x"), labelled("b", "y")]);
+    let listing = &live.listings[&kind];
+    assert_eq!((listing.same.len(), listing.others.len()), (1, 1));
+    assert!(live.publish().is_none(), "a part is nothing");
+    // It breaks off, and the next one is another.
+    live.unlist(kind);
+    live.list(kind, vec![labelled("b", "x")]);
+    live.replace(kind, vec![labelled("c", "y"), labelled("d", "x")]);
+    assert!(live.listings.is_empty());
+    let second = live.publish().unwrap();
+    let changes = second.objects.changes_since(&first.objects);
+    let words: Vec<_> = changes
+        .iter()
+        .map(|change| (change.what, &*change.object.name))
+        .collect();
+    use crate::ChangeKind::{Added, Changed, Removed};
+    assert_eq!(words, [(Changed, "c"), (Added, "d"), (Removed, "a")]);
+}
+
+#[test]
+fn a_list_brings_back_what_was_not_valid_or_had_something_to_be_said() {
+    let kind = Kind::AuthorizationPolicy;
+    let time = "2026-01-01T00:00:00Z";
+    let policy = |spec: Value| with_spec(kind, "p", time, &spec);
+    let good = json!({"action": "ALLOW", "rules": [{}]});
+    let mut live = LiveSet::new();
+    live.put(policy(good.clone()));
+    live.put(policy(json!({"acton": "DENY"})));
+    assert!(!live.publish().unwrap().invalid.is_empty());
+    // The good version is in force all the time, but it was not the present one.
+    live.list(kind, vec![policy(good)]);
+    live.replace(kind, Vec::new());
+    let now = live.publish().unwrap();
+    assert_eq!(now.objects.authorization_policies.len(), 1);
+    assert!(now.invalid.is_empty() && now.findings.is_empty());
+    live.replace(Kind::VirtualService, vec![route("r", "x.example", time)]);
+    let of_routes = |live: &mut LiveSet| live.publish().map(|now| names(&now));
+    assert_eq!(of_routes(&mut live), Some(vec!["r".to_owned()]));
+    live.list(Kind::VirtualService, vec![route("r", "x.example", time)]);
+    live.replace(Kind::VirtualService, Vec::new());
+    assert_eq!(of_routes(&mut live), None);
+}
+
+#[test]
 fn findings_are_made_anew_when_something_they_follow_from_changes() {
     let pod = |node: &str| {
         let value = json!({
