@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use isobar_objects::{Kind, ObjectHead, ObjectRef, ObjectSet, Published};
@@ -10,6 +11,9 @@ use crate::model::{BOUND, ParentStatus, Verdict};
 /// How conditions of our own are called, and those that have Istio's names.
 const OWN: &str = "isobar.dev/";
 const TOLD: [&str; 4] = [BOUND, "Accepted", "WaypointAccepted", "ZtunnelAccepted"];
+/// Bytes of a message. An API server takes 32 KiB of them in objects of the Gateway API, and refuses the
+/// whole status otherwise.
+const LONGEST: usize = 4096;
 
 /// When each condition last changed its status, so that it is not touched while it stays.
 #[derive(Debug, Default)]
@@ -44,7 +48,7 @@ impl Transitions {
             "type": verdict.condition,
             "status": if verdict.holds { "True" } else { "False" },
             "reason": verdict.reason,
-            "message": verdict.message,
+            "message": cut(&verdict.message),
             "lastTransitionTime": entry.1,
             "observedGeneration": generation(published, &verdict.object),
         })
@@ -84,7 +88,7 @@ impl Transitions {
                     "type": one.condition,
                     "status": if one.holds { "True" } else { "False" },
                     "reason": one.reason,
-                    "message": one.message,
+                    "message": cut(&one.message),
                     "lastTransitionTime": entry.1,
                     "observedGeneration": generation,
                 })
@@ -97,6 +101,17 @@ impl Transitions {
             })
         });
         list.collect()
+    }
+}
+
+/// What a condition has of a message; `isobar analyze` has all of it.
+fn cut(message: &str) -> Cow<'_, str> {
+    match message.len() <= LONGEST {
+        true => message.into(),
+        false => {
+            let end = message.floor_char_boundary(LONGEST);
+            format!("{} (and more: isobar analyze)", &message[..end]).into()
+        }
     }
 }
 
@@ -205,4 +220,20 @@ fn generation(published: &Published, object: &ObjectRef) -> i64 {
         _ => None,
     };
     generation.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_has_the_beginning_of_a_long_message() {
+        assert_eq!(cut("short"), "short");
+        let long = "ä".repeat(LONGEST);
+        let told = cut(&long);
+        assert!(
+            told.len() < LONGEST + 64 && told.ends_with("isobar analyze)"),
+            "{told}"
+        );
+    }
 }

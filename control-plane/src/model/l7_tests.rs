@@ -92,6 +92,54 @@ fn a_rule_hands_over_to_the_rules_of_another_object() {
 }
 
 #[test]
+fn rules_that_hand_over_to_many_come_to_no_more_than_there_is_room_for() {
+    let many = |count: usize, rule: fn(usize) -> String| {
+        let rules: Vec<String> = (0..count).map(rule).collect();
+        format!("http: [{}]", rules.join(", "))
+    };
+    let root = |count| {
+        let rules = many(count, |at| {
+            format!("{{match: [{{uri: {{prefix: /{at}}}}}], delegate: {{name: team}}}}")
+        });
+        virtual_service("root", "shop", &format!("hosts: [cart], {rules}"))
+    };
+    let rule = |at| {
+        format!(
+            "{{match: [{{headers: {{a: {{exact: '{at}'}}}}}}], directResponse: {{status: 203}}}}"
+        )
+    };
+    let team = |count| virtual_service("team", "shop", &many(count, rule));
+    // Some hundred kilobytes of text would be hundreds of megabytes.
+    let plan = shop(&format!("{}{}", root(1000), team(1000)));
+    let http = &plan.waypoints[0].routes[0].http;
+    let size: usize = http.iter().map(prost::Message::encoded_len).sum();
+    assert!(size < 16 << 20, "{size}");
+    assert_eq!(goes_to(&http[0]), "203", "the first ones count");
+    // Nothing of a rule that does not count goes on to a later one.
+    let last = http.last().unwrap();
+    assert_eq!((goes_to(last), last.matches.len()), ("500".to_owned(), 1));
+    assert_eq!(reasons(&plan, "VirtualService shop/root"), ["Invalid"]);
+    // One match each, but a whole list of them at once.
+    let list: Vec<String> = (0..5000)
+        .map(|at| format!("{{uri: {{prefix: /{at}}}}}"))
+        .collect();
+    let list = format!(
+        "hosts: [cart], http: [{{match: [{}], delegate: {{name: team}}}}]",
+        list.join(", ")
+    );
+    let plan = shop(&format!(
+        "{}{}",
+        virtual_service("root", "shop", &list),
+        team(1000)
+    ));
+    assert_eq!(goes_to(&plan.waypoints[0].routes[0].http[0]), "500");
+    // A usual one has all of it.
+    let plan = shop(&format!("{}{}", root(100), team(50)));
+    let http = &plan.waypoints[0].routes[0].http;
+    assert!(http.len() == 5000 && http.iter().all(|rule| goes_to(rule) == "203"));
+}
+
+#[test]
 fn dry_runs_and_everything_a_source_may_say_reach_the_waypoint() {
     let spec = "targetRefs: [{kind: Service, group: '', name: cart}], action: DENY, \
                 rules: [{from: [{source: {remoteIpBlocks: [192.0.2.0/24], trustDomains: [td]}}], \

@@ -1,9 +1,68 @@
 //! Rules that hand over to another VirtualService, whose rules continue them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use isobar_proto::isobar::v1 as wire;
+use prost::Message as _;
 use wire::string_match::MatchType;
+
+/// What the rules of all delegates may come to in the VirtualServices of one namespace, in bytes as they
+/// are sent: a thousand rules that hand over to a thousand are a million.
+const ROOM: usize = 8 << 20;
+/// What a rule or a match takes besides.
+const EACH: usize = 64;
+
+/// What delegates have come to.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// By whom rules are for and the namespace of those that hand over.
+    used: HashMap<(String, String), usize>,
+}
+
+impl Room {
+    /// Takes so many bytes; false if there are not so many, and then there are none any more.
+    pub(super) fn take(&mut self, whom: &str, namespace: &str, bytes: usize) -> bool {
+        let used = self.used.entry((whom.to_owned(), namespace.to_owned()));
+        let used = used.or_default();
+        *used = used.saturating_add(bytes);
+        let fits = *used <= ROOM;
+        if !fits {
+            *used = usize::MAX;
+        }
+        fits
+    }
+}
+
+/// The least that so many rules with so many matches take.
+pub(super) const fn least(rules: usize, matches: usize) -> usize {
+    (rules + matches) * EACH
+}
+
+/// At least what [`merged`] comes to, in bytes.
+pub(super) fn cost(root: &wire::HttpRoute, delegate: &[wire::HttpRoute]) -> usize {
+    let sizes = |all: &[wire::HttpMatch]| all.iter().map(|one| one.encoded_len()).sum::<usize>();
+    let (of_root, root_len) = (sizes(&root.matches), root.encoded_len());
+    let mut all: usize = 0;
+    for own in delegate {
+        let pairs = root
+            .matches
+            .len()
+            .max(1)
+            .saturating_mul(own.matches.len().max(1));
+        let ours = of_root.saturating_mul(own.matches.len().max(1));
+        let theirs = sizes(&own.matches).saturating_mul(root.matches.len().max(1));
+        all = [
+            own.encoded_len(),
+            root_len,
+            ours,
+            theirs,
+            pairs.saturating_mul(EACH),
+        ]
+        .into_iter()
+        .fold(all, usize::saturating_add);
+    }
+    all
+}
 
 /// The rules of a delegate as part of the rule that hands over to it. A rule that asks for something
 /// the root does not take can never hold; it is left out.

@@ -12,6 +12,7 @@ use super::super::verdict::{Severity, Verdict};
 use super::super::workloads::uid;
 use super::authorization::Targets;
 use super::credentials::{self, keep_home, with_rules};
+use super::delegate::Room;
 use super::hosts::{Hosts, exactness};
 use super::rate_limit::{self, Rates};
 use super::routes::{ListenersTold, Overridden, RouteStatus, ServiceRoutes, service_routes};
@@ -68,12 +69,14 @@ impl<'a> Scoping<'a> {
             });
         }
         let mut routes = Vec::new();
+        let mut room = Room::default();
         for object in set.virtual_services.iter() {
             if !object.spec.applies_to_mesh() {
-                verdicts.push(ingress::verdict(object, set, hosts, places.gateways));
+                let around = (hosts, places.gateways);
+                verdicts.push(ingress::verdict(object, set, around, &mut room));
                 continue;
             }
-            let scope = virtual_service::Scope::Mesh;
+            let scope = (virtual_service::Scope::Mesh, &mut room);
             let converted = virtual_service::convert(object, set, hosts, scope);
             let unknown = unknown_subsets(&converted.wire, &rules);
             let verdict = if converted.problems.is_empty() {
@@ -90,7 +93,10 @@ impl<'a> Scoping<'a> {
             };
             let at_gateways = object.spec.gateways.iter().any(|word| word != "mesh");
             verdicts.push(match verdict.holds && at_gateways {
-                true => ingress::verdict(object, set, hosts, places.gateways),
+                true => {
+                    let around = (hosts, places.gateways);
+                    ingress::verdict(object, set, around, &mut room)
+                }
                 false => verdict,
             });
             routes.push(Visible {

@@ -6,10 +6,14 @@ use isobar_objects::{ObjectHead, ObjectSet};
 use isobar_proto::isobar::v1 as wire;
 use wire::http_route::Action;
 
-use super::delegate;
+use super::delegate::{self, Room};
 use super::hosts::Hosts;
 use super::string_match::{duration, string_match};
 use super::visibility::is_exported;
+
+/// Why a rule does not hand over.
+const TOO_MANY: &str = "has too many rules for those that hand over to it: together they come to more \
+                        than is kept for the VirtualServices of one namespace";
 
 /// Status of a reply that stands for a rule that cannot be followed.
 const BROKEN: u32 = 500;
@@ -35,6 +39,14 @@ pub(super) enum Scope<'a> {
 }
 
 impl Scope<'_> {
+    /// Whom it is, in a word.
+    fn name(self) -> String {
+        match self {
+            Self::Mesh => String::new(),
+            Self::Gateway(namespace, name) => format!("{namespace}/{name}"),
+        }
+    }
+
     /// True for what names this scope, or inherits it.
     fn takes(self, gateways: &[String], place: &str) -> bool {
         let named = |word: &String| match self {
@@ -49,12 +61,13 @@ impl Scope<'_> {
     }
 }
 
-/// Converts one object. A rule or match that cannot be expressed refuses or never matches.
+/// Converts one object. A rule or match that cannot be expressed refuses or never matches, and so does one
+/// that hands over to more rules than there is `room` for.
 pub(super) fn convert(
     object: &VirtualService,
     set: &ObjectSet,
     hosts: &Hosts,
-    scope: Scope<'_>,
+    (scope, room): (Scope<'_>, &mut Room),
 ) -> Converted {
     let mut reader = Reader::new(hosts, object.namespace(), scope);
     let spec = &object.spec;
@@ -72,7 +85,7 @@ pub(super) fn convert(
     for (index, route) in spec.http.iter().enumerate() {
         reader.at = format!("http[{index}]");
         match &route.delegate {
-            Some(to) => wire.http.extend(reader.delegated(route, to, set)),
+            Some(to) => wire.http.extend(reader.delegated((route, to), set, room)),
             None => wire.http.extend(reader.http(route)),
         }
     }
@@ -165,9 +178,9 @@ impl<'a> Reader<'a> {
     /// of this rule are refused and not left to later rules.
     fn delegated(
         &mut self,
-        route: &from::HttpRoute,
-        to: &from::Delegate,
+        (route, to): (&from::HttpRoute, &from::Delegate),
         set: &ObjectSet,
+        room: &mut Room,
     ) -> Vec<wire::HttpRoute> {
         let Some(root) = self.http(route) else {
             return Vec::new();
@@ -187,15 +200,35 @@ impl<'a> Reader<'a> {
             }
             Some(_) => None,
         };
-        if let (Some(found), None) = (found, problem) {
-            let rules = self.rules_of(&found.object);
+        if let (Some(found), None) = (found, problem)
+            && let Some(rules) = self.fitting(&root, &found.object, room)
+        {
             return delegate::merged(&root, rules);
         }
-        let problem = problem.unwrap_or_default();
+        let problem = problem.unwrap_or(TOO_MANY);
         let text = format!("VirtualService {namespace}/{} {problem}", to.name);
         let action = Some(broken(&text));
         self.problems.push(format!("{}.delegate: {text}", self.at));
         vec![wire::HttpRoute { action, ..root }]
+    }
+
+    /// The rules of a delegate, if there is room for all of them.
+    fn fitting(
+        &mut self,
+        root: &wire::HttpRoute,
+        found: &VirtualService,
+        room: &mut Room,
+    ) -> Option<Vec<wire::HttpRoute>> {
+        let whom = self.scope.name();
+        let all = &found.spec.http;
+        // Before anything is converted, which takes time as well.
+        let matches = all.iter().map(|rule| rule.matches.len()).sum();
+        if !room.take(&whom, self.namespace, delegate::least(all.len(), matches)) {
+            return None;
+        }
+        let rules = self.rules_of(found);
+        room.take(&whom, self.namespace, delegate::cost(root, &rules))
+            .then_some(rules)
     }
 
     /// The rules of a delegate; names in it are those of its own namespace. One that hands over in

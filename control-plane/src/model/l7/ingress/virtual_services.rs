@@ -9,6 +9,7 @@ use wire::listener::Protocol;
 
 use super::super::super::gateways::{Gateways, WaypointGateway};
 use super::super::super::verdict::{Severity, Verdict};
+use super::super::delegate::Room;
 use super::super::hosts::Hosts;
 use super::super::scope::{CONDITION, Scoping, accepted};
 use super::super::virtual_service::{self, Scope};
@@ -36,6 +37,7 @@ pub(super) fn bound(
     let gateways = waypoint.edge.iter().flat_map(|edge| &edge.istio);
     let gateways: Vec<_> = gateways.map(|g| (g.namespace(), g.name())).collect();
     let mut routes = Vec::new();
+    let mut room = Room::default();
     for object in scoping.set.virtual_services.iter() {
         let place = object.namespace();
         let words = &object.spec.gateways;
@@ -47,7 +49,7 @@ pub(super) fn bound(
             continue;
         }
         for gateway in &own {
-            let scope = Scope::Gateway(gateway.0, gateway.1);
+            let scope = (Scope::Gateway(gateway.0, gateway.1), &mut room);
             let wire = virtual_service::convert(object, scoping.set, scoping.hosts, scope).wire;
             let mine = servers
                 .served
@@ -193,14 +195,15 @@ fn shown(
 pub(in super::super) fn verdict(
     object: &VirtualService,
     set: &ObjectSet,
-    hosts: &Hosts,
-    gateways: &Gateways<'_>,
+    (hosts, gateways): (&Hosts, &Gateways<'_>),
+    room: &mut Room,
 ) -> Verdict {
     let place = object.namespace();
     let edges = || gateways.values().filter_map(|one| one.edge.as_ref());
     let mut problems = Vec::new();
     let mut unsupported = Vec::new();
-    for word in object.spec.gateways.iter().filter(|word| *word != "mesh") {
+    let words: BTreeSet<&String> = object.spec.gateways.iter().collect();
+    for word in words.into_iter().filter(|word| *word != "mesh") {
         let mut all = set.istio_gateways.iter();
         let found = all.find(|g| names(word, place, (g.namespace(), g.name())));
         let Some(found) = found else {
@@ -212,7 +215,7 @@ pub(in super::super) fn verdict(
         if !served.any(|g| (g.namespace(), g.name()) == own) {
             problems.push(format!("no pod is a gateway of Gateway {word}"));
         }
-        let scope = Scope::Gateway(own.0, own.1);
+        let scope = (Scope::Gateway(own.0, own.1), &mut *room);
         let converted = virtual_service::convert(object, set, hosts, scope);
         problems.extend(converted.problems);
         unsupported.extend(converted.unsupported);
