@@ -20,6 +20,7 @@ mod peer_authentication;
 mod plan;
 mod pods;
 mod presence;
+mod room;
 mod selection;
 mod service_entries;
 mod services;

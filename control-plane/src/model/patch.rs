@@ -23,6 +23,7 @@ use super::peer_authentication::PeerAuthentications;
 use super::plan::{Plan, record};
 use super::pods::PodFacts;
 use super::presence;
+use super::room::{Room, listed};
 use super::selection::Selection;
 use super::service_entries::concern_entries;
 use super::services::{ServicePlan, selects};
@@ -67,6 +68,7 @@ pub(crate) struct Kept {
     relations: Relations,
     /// Keys of policies made from NetworkPolicies, by the class of pods that have them.
     network_keys: HashMap<u64, String>,
+    room: Room,
 }
 
 /// One pod, planned.
@@ -138,6 +140,7 @@ impl Kept {
                 accounts: plan.accounts.clone(),
                 ..Bindings::default()
             },
+            room: plan.room.clone(),
             services: plan,
             relations,
             network_keys: standings.keys,
@@ -200,7 +203,10 @@ impl Kept {
             let planned = |pod: &PodFacts<'_>| self.planned(pod, &around);
             let was = old.as_ref().map(planned).unwrap_or_default();
             let is = new.as_ref().map(planned).unwrap_or_default();
-            if !self.is_same_neighbour(&was, &is, &object.namespace) {
+            let listed =
+                [&was, &is].map(|one| one.workload.as_ref().map_or(0, |o| listed(&o.wire)));
+            let fits = self.room.change(&object.namespace, listed[0], listed[1]);
+            if !fits || !self.is_same_neighbour(&was, &is, &object.namespace) {
                 return None;
             }
             for (planned, count) in [(&was, -1), (&is, 1)] {

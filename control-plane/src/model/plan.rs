@@ -19,6 +19,7 @@ use super::passage;
 use super::peer_authentication::PeerAuthentications;
 use super::pods::PodFacts;
 use super::presence;
+use super::room::Room;
 use super::selection::Selection;
 use super::service_entries::{Allocated, Entries, EntryPlan};
 use super::services::{self, ServicePlan};
@@ -41,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) allocated: BTreeMap<NamespacedName, Vec<Allocated>>,
     /// Workloads.
     pub(crate) workloads: Vec<WorkloadPlan>,
+    /// What endpoints list.
+    pub(crate) room: Room,
     /// L4 policies.
     pub(crate) authorizations: Vec<security::Authorization>,
     /// Where workloads may go and how many connections they may hold, for node proxies.
@@ -180,8 +183,8 @@ fn plan_with(
         bindings: &bindings,
     };
     let members = services::members(set, &pods);
-    let mut services = plan_services(set, &members, &selection);
-    let mut entries = Entries::read(set, &services, &selection, &mut verdicts);
+    let (mut services, mut room) = plan_services(set, &members, &selection);
+    let mut entries = Entries::read(set, &services, &selection, (&mut room, &mut verdicts));
     let targets = l7::targets(set, places(&services, &entries, &selection));
     verdicts.extend(targets.iter().map(|target| target.verdict.clone()));
     refuse_unprotected(&mut services, &mut entries.services, &targets);
@@ -199,8 +202,7 @@ fn plan_with(
     passage::tell(&l4.wire, reached, &gateways, &mut verdicts);
     presence::tell(set, &workloads, &settings.root_namespace, &mut verdicts);
     let mut authorizations = l4.wire;
-    authorizations.extend(peers.policies());
-    authorizations.extend(network.wire);
+    authorizations.extend(peers.policies().into_iter().chain(network.wire));
     authorizations.extend(of_waypoints(&workloads, &gateways, settings));
 
     let hosts = Hosts::of(&services, &entries.services, &settings.cluster_domain);
@@ -236,6 +238,7 @@ fn plan_with(
         allocated: entries.allocated,
         services,
         workloads,
+        room,
         routes,
         remedies: network.remedies,
         standings: network.standings,
@@ -291,18 +294,18 @@ fn plan_services(
     set: &ObjectSet,
     members: &services::Members<'_>,
     selection: &Selection<'_>,
-) -> Vec<ServicePlan> {
-    set.services
-        .iter()
-        .filter_map(|service| {
-            let key = NamespacedName {
-                namespace: service.namespace().into(),
-                name: service.name().into(),
-            };
-            let members = members.get(&key).map(Vec::as_slice).unwrap_or_default();
-            services::plan_service(service, members, selection)
-        })
-        .collect()
+) -> (Vec<ServicePlan>, Room) {
+    let planned = set.services.iter().filter_map(|service| {
+        let key = NamespacedName {
+            namespace: service.namespace().into(),
+            name: service.name().into(),
+        };
+        let members = members.get(&key).map(Vec::as_slice).unwrap_or_default();
+        services::plan_service(service, members, selection)
+    });
+    let mut services: Vec<ServicePlan> = planned.collect();
+    let room = Room::of(&mut services, members, set);
+    (services, room)
 }
 
 /// A Service or ServiceEntry that a policy is about and that has no waypoint to enforce it refuses.

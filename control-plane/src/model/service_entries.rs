@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use isobar_objects::istio::{Resolution, ServiceEntry};
-use isobar_objects::{EntryVisibility, ObjectHead, ObjectSet};
+use isobar_objects::{EntryVisibility, ObjectHead, ObjectSet, Service};
 use isobar_proto::istio::workload as wire;
 use isobar_types::NamespacedName;
 
 use super::l7::{EndpointLabels, Owner, Served};
 use super::pods::PodFacts;
+use super::room::{self, Room};
 use super::selection::{Named, Reference, Selection, fails_open, named, object_reference};
 use super::services::{ServicePlan, balancing, distribution, protocol};
 use super::settings::Settings;
@@ -42,6 +43,8 @@ pub(crate) struct Entries<'a> {
     pub(crate) labels: EndpointLabels,
     /// Addresses that hosts were given, to be remembered in the objects' status.
     pub(crate) allocated: BTreeMap<NamespacedName, Vec<Allocated>>,
+    /// Entries for whose endpoints there is no room: they have none.
+    left_out: BTreeSet<NamespacedName>,
 }
 
 /// One host as it is published.
@@ -84,17 +87,12 @@ impl<'a> Entries<'a> {
         set: &'a ObjectSet,
         services: &[ServicePlan],
         selection: &Selection<'_>,
-        verdicts: &mut Vec<Verdict>,
+        (room, verdicts): (&mut Room, &mut Vec<Verdict>),
     ) -> Self {
         let mut problems = Problems::default();
         let claims = claims(set, selection.settings, services, &mut problems);
         let taken: BTreeSet<&str> = services.iter().map(|s| &*s.wire.hostname).collect();
-        let allocated = addresses::allocate(
-            claims
-                .iter()
-                .filter(|claim| wants_address(claim))
-                .map(|claim| (claim.entry, &*claim.host)),
-        );
+        let allocated = addresses::allocate(of_few(&claims, &mut problems).into_iter());
         let root = &selection.settings.root_namespace;
         let owners = Owners::of(set, services, root);
         let mut entries = Self::default();
@@ -119,7 +117,13 @@ impl<'a> Entries<'a> {
                 host: host.clone(),
             }));
         }
-        let found = endpoints::workloads(&entries.services, selection, &owners, &mut problems);
+        entries.left_out = without_room(&entries.services, set, room, &mut problems);
+        let left_out = LeftOut {
+            entries: &entries.left_out,
+            services: services.iter().filter(|one| one.left_out).collect(),
+        };
+        let around = (selection, &owners, &left_out);
+        let found = endpoints::workloads(&entries.services, around, &mut problems);
         (entries.workloads, entries.labels) = (found.workloads, found.labels);
         verdicts.extend(problems.verdicts(set));
         entries
@@ -131,7 +135,8 @@ impl<'a> Entries<'a> {
         pods: &[PodFacts<'_>],
     ) -> Vec<(NamespacedName, String, wire::PortList)> {
         let mut all = Vec::new();
-        for service in &self.services {
+        let with_room = self.services.iter();
+        for service in with_room.filter(|one| !self.left_out.contains(&one.key)) {
             let Some(selector) = &service.entry.spec.workload_selector else {
                 continue;
             };
@@ -146,6 +151,58 @@ impl<'a> Entries<'a> {
         }
         all
     }
+}
+
+/// What has no endpoints because there is no room for them.
+struct LeftOut<'a> {
+    entries: &'a BTreeSet<NamespacedName>,
+    services: Vec<&'a ServicePlan>,
+}
+
+impl LeftOut<'_> {
+    fn has_service(&self, service: &Service) -> bool {
+        let mut all = self.services.iter();
+        all.any(|one| {
+            *one.key.namespace == *service.namespace() && *one.key.name == *service.name()
+        })
+    }
+}
+
+/// The newest entries that list more endpoints, of hosts and ports, than there is room for.
+fn without_room(
+    services: &[EntryPlan<'_>],
+    set: &ObjectSet,
+    room: &mut Room,
+    problems: &mut Problems,
+) -> BTreeSet<NamespacedName> {
+    let mut order: Vec<(&ServiceEntry, usize)> = Vec::new();
+    let mut at: BTreeMap<&NamespacedName, usize> = BTreeMap::new();
+    for service in services {
+        let (wire, entry) = (&service.wire, service.entry);
+        let of_one = room::bytes(&wire.namespace, &wire.hostname, entry.spec.ports.len());
+        let index = *at.entry(&service.key).or_insert_with(|| {
+            order.push((entry, 0));
+            order.len() - 1
+        });
+        order[index].1 += of_one;
+    }
+    let mut left_out = BTreeSet::new();
+    for (entry, of_each) in order {
+        let (spec, namespace) = (&entry.spec, entry.namespace());
+        let count = match &spec.workload_selector {
+            None => spec.endpoints.len().max(1),
+            Some(selector) => {
+                let pods = set.pods.in_namespace(namespace);
+                let pods = pods.filter(|pod| selector.selects(pod.labels())).count();
+                pods + set.workload_entries.in_namespace(namespace).count()
+            }
+        };
+        if !room.take(namespace, of_each.saturating_mul(count)) {
+            problems.add(entry, room::REASON, room::text());
+            left_out.insert(key(entry));
+        }
+    }
+    left_out
 }
 
 /// Hosts in the order of their objects' age. Of equal hosts in one namespace the Service stays, then
@@ -241,6 +298,29 @@ fn wants_address(claim: &Claim<'_>) -> bool {
         && entry.spec.resolution != Resolution::None
         && entry.label(OPT_OUT) != Some("false")
         && (!claim.host.contains('*') || entry.spec.resolution == Resolution::DynamicDns)
+}
+
+/// Hosts that are given addresses: the oldest of each namespace, so that nobody has all there are.
+fn of_few<'c>(
+    claims: &'c [Claim<'_>],
+    problems: &mut Problems,
+) -> Vec<(&'c ServiceEntry, &'c str)> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut few = Vec::new();
+    for claim in claims.iter().filter(|claim| wants_address(claim)) {
+        let count = counts.entry(claim.entry.namespace()).or_default();
+        *count += 1;
+        if *count <= addresses::OF_NAMESPACE {
+            few.push((claim.entry, &*claim.host));
+        } else {
+            let text = format!(
+                "no more than {} hosts of a namespace are given addresses",
+                addresses::OF_NAMESPACE
+            );
+            problems.add(claim.entry, "NoAddress", text);
+        }
+    }
+    few
 }
 
 fn plan<'a>(
@@ -365,10 +445,13 @@ struct Problems {
     told: Vec<Verdict>,
 }
 
+/// Problems of one entry that are told.
+const TOLD: usize = 10;
+
 impl Problems {
     fn add(&mut self, entry: &ServiceEntry, reason: &'static str, text: String) {
         let of = self.of.entry(key(entry)).or_default();
-        if of.iter().all(|(_, known)| *known != text) {
+        if of.len() < TOLD && of.iter().all(|(_, known)| *known != text) {
             of.push((reason, text));
         }
     }

@@ -39,6 +39,8 @@ pub(crate) struct ServicePlan {
     pub(crate) is_waypoint: bool,
     /// Asks for traffic to pass while its waypoint is away.
     pub(crate) fail_open: bool,
+    /// There is no room for its endpoints: it has none.
+    pub(super) left_out: bool,
     /// What to tell about it.
     pub(crate) verdicts: Vec<Verdict>,
 }
@@ -47,7 +49,7 @@ impl ServicePlan {
     /// True for a pod that, if selected, is an endpoint: it runs as the account that is asked for.
     pub(crate) fn takes(&self, pod: &PodFacts<'_>) -> bool {
         let only = self.only_account.as_ref();
-        only.is_none_or(|account| *account == pod.account)
+        !self.left_out && only.is_none_or(|account| *account == pod.account)
     }
 
     /// As waypoints see it.
@@ -130,6 +132,7 @@ pub(crate) fn plan_service(
         sticky: None,
         is_waypoint: is_waypoint(service, &key, selection),
         fail_open: fails_open(service.labels()),
+        left_out: false,
         verdicts: Vec::new(),
         key,
     };

@@ -15,6 +15,8 @@ use super::key;
 /// Places in each range: 240.240.0.1 to 240.240.255.254, and as many from 2001:2::f0f0:1. The ranges
 /// are Istio's.
 const PLACES: u32 = 0xfffe;
+/// Hosts of one namespace that are given addresses: a sixteenth, so that some are left for others.
+pub(super) const OF_NAMESPACE: usize = 4096;
 
 /// An address that a host was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,19 +46,47 @@ pub(super) fn allocate<'a>(
             .collect();
         all.insert((key(entry), (*host).to_owned()), kept);
     }
+    let mut free = [false, true].map(|v6| Free::new(v6, &taken));
     for (owner, addresses) in &mut all {
-        for v6 in [false, true] {
-            if addresses.iter().all(|ip| ip.is_ipv6() != v6) {
-                let first = place(owner);
-                let free = (0..PLACES)
-                    .map(|step| at((first + step) % PLACES, v6))
-                    .find(|ip| taken.insert(*ip));
-                addresses.extend(free);
+        for range in &mut free {
+            if addresses.iter().all(|ip| ip.is_ipv6() != range.v6) {
+                addresses.extend(range.take(place(owner)));
             }
         }
         addresses.sort_unstable();
     }
     all
+}
+
+/// What is left of a range.
+struct Free<'t> {
+    v6: bool,
+    taken: &'t BTreeSet<IpAddr>,
+    /// Looked up with the first that is asked for: mostly every host has been given its own before.
+    places: Option<BTreeSet<u32>>,
+}
+
+impl<'t> Free<'t> {
+    const fn new(v6: bool, taken: &'t BTreeSet<IpAddr>) -> Self {
+        Self {
+            v6,
+            taken,
+            places: None,
+        }
+    }
+
+    /// The first free one at or behind `first`, which is nobody else's from then on.
+    fn take(&mut self, first: u32) -> Option<IpAddr> {
+        let (v6, taken) = (self.v6, self.taken);
+        let places = self.places.get_or_insert_with(|| {
+            let free = (0..PLACES).filter(|place| !taken.contains(&at(*place, v6)));
+            free.collect()
+        });
+        let behind = places.range(first..).next();
+        let found = behind.or_else(|| places.first()).copied()?;
+        places.remove(&found);
+        Some(at(found, v6))
+    }
 }
 
 /// Addresses of the ranges that the status of `entry` tells for `host`, one of each family.

@@ -17,7 +17,7 @@ use super::super::selection::{Selected, Selection};
 use super::super::services::{app_protocol, octets, protocol, selects};
 use super::super::verdict::{Severity, Verdict};
 use super::owners::Owners;
-use super::{CONDITION, EntryPlan, Problems, key};
+use super::{CONDITION, EntryPlan, LeftOut, Problems, key};
 
 /// Service ports by `namespace/hostname`.
 type Ports = BTreeMap<String, wire::PortList>;
@@ -32,12 +32,12 @@ pub(super) struct Found {
 /// All endpoints of all entries.
 pub(super) fn workloads(
     services: &[EntryPlan<'_>],
-    selection: &Selection<'_>,
-    owners: &Owners,
+    (selection, owners, left_out): (&Selection<'_>, &Owners, &LeftOut<'_>),
     problems: &mut Problems,
 ) -> Found {
     let mut of_entry: BTreeMap<_, (&ServiceEntry, Vec<&wire::Service>)> = BTreeMap::new();
-    for service in services {
+    let with_room = services.iter();
+    for service in with_room.filter(|one| !left_out.entries.contains(&one.key)) {
         let of = of_entry
             .entry(key(service.entry))
             .or_insert_with(|| (service.entry, Vec::new()));
@@ -93,7 +93,7 @@ pub(super) fn workloads(
         }
     }
     for object in selection.set.workload_entries.iter() {
-        let mut own = of_its_own(object, services, selection);
+        let mut own = of_its_own(object, services, (selection, left_out));
         let taken = own
             .as_mut()
             .and_then(|(workload, _)| leave_calls(workload, &object.spec, owners, selection));
@@ -114,7 +114,7 @@ pub(super) fn workloads(
 fn of_its_own(
     object: &WorkloadEntry,
     services: &[EntryPlan<'_>],
-    selection: &Selection<'_>,
+    (selection, left_out): (&Selection<'_>, &LeftOut<'_>),
 ) -> Option<(wire::Workload, Option<Verdict>)> {
     let spec = &object.spec;
     if spec.address.starts_with("unix://") {
@@ -126,12 +126,13 @@ fn of_its_own(
     let mut ports = Ports::new();
     for service in services.iter().filter(|s| s.wire.namespace == namespace) {
         let selector = service.entry.spec.workload_selector.as_ref();
-        if selector.is_some_and(|selector| selector.selects(&labels)) {
+        let is_out = left_out.entries.contains(&service.key);
+        if !is_out && selector.is_some_and(|selector| selector.selects(&labels)) {
             ports.extend(self::ports(service.entry, spec, &[&service.wire]));
         }
     }
     for service in selection.set.services.in_namespace(namespace) {
-        if selects(service, &labels) {
+        if selects(service, &labels) && !left_out.has_service(service) {
             let host = selection.settings.hostname(namespace, service.name());
             let list = ports_of_service(service, spec);
             ports.insert(format!("{namespace}/{host}"), list);

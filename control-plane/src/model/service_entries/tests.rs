@@ -290,6 +290,31 @@ fn a_taken_place_leads_to_the_next() {
 }
 
 #[test]
+fn no_namespace_has_all_addresses_there_are() {
+    let many = (0..17).map(|at| {
+        let hosts: Vec<String> = (0..256)
+            .map(|host| format!("h{host}.e{at}.example"))
+            .collect();
+        let spec = format!("hosts: [{}], resolution: DNS, {HTTPS}", hosts.join(", "));
+        entry(&format!("e{at:02}"), "", &spec)
+    });
+    let many: String = many.collect();
+    let spec = format!("hosts: [a.example], resolution: DNS, {HTTPS}");
+    let other = entry("own", "", &spec).replace("namespace: shop", "namespace: web");
+    let plan = planned(&format!("{}{many}{other}", namespace("")));
+    let given = |name: &str| {
+        let mut all = plan.allocated.iter();
+        all.find(|(key, _)| &*key.name == name)
+            .map_or(0, |(_, all)| all.len())
+    };
+    assert_eq!([given("e00"), given("e16"), given("own")], [512, 0, 2]);
+    assert_eq!(reasons(&plan, "ServiceEntry shop/e16"), ["NoAddress"]);
+    assert_eq!(reasons(&plan, "ServiceEntry web/own"), ["Accepted"]);
+    let longest = plan.verdicts.iter().map(|one| one.message.len()).max();
+    assert!(longest < Some(4096), "{longest:?}");
+}
+
+#[test]
 fn a_policy_or_waypoint_in_front_is_never_passed_by() {
     let spec = format!("hosts: [a.example], addresses: [192.0.2.1], resolution: DNS, {HTTPS}");
     let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\

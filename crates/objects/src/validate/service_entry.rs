@@ -6,7 +6,23 @@ use super::{Report, parse_network};
 use crate::istio::{Location, Resolution, ServiceEntrySpec, WorkloadEntrySpec};
 use crate::names;
 
+/// As many as Istio's definition of the kind takes. Each endpoint is one of each host.
+const MOST_HOSTS: usize = 256;
+const MOST_ADDRESSES: usize = 256;
+const MOST_ENDPOINTS: usize = 4096;
+
 pub(super) fn check(spec: &ServiceEntrySpec, report: &mut Report) {
+    for (field, count, most) in [
+        ("spec.hosts", spec.hosts.len(), MOST_HOSTS),
+        ("spec.addresses", spec.addresses.len(), MOST_ADDRESSES),
+        ("spec.endpoints", spec.endpoints.len(), MOST_ENDPOINTS),
+    ] {
+        if count > most {
+            let message =
+                format!("{count} are too many: {most} at most, write another entry for the rest");
+            report.error(field, message);
+        }
+    }
     hosts(spec, report);
     addresses(spec, report);
     ports(spec, report);

@@ -93,3 +93,27 @@ fn a_host_that_is_found_by_its_callers_has_no_endpoints_and_is_outside() {
         ),
     ]);
 }
+
+#[test]
+fn service_entries_have_no_more_than_istio_takes() {
+    let list =
+        |count: usize, one: fn(usize) -> String| (0..count).map(one).collect::<Vec<_>>().join(", ");
+    let entry = |hosts: usize, addresses: usize, endpoints: usize| {
+        entry(&format!(
+            "{{resolution: STATIC, {PORTS}, hosts: [{}], addresses: [{}], endpoints: [{}]}}",
+            list(hosts, |at| format!("h{at}.b")),
+            list(addresses, |at| format!("10.1.{}.{}", at / 256, at % 256)),
+            list(endpoints, |at| format!(
+                "{{address: 10.{}.{}.1}}",
+                at / 256,
+                at % 256
+            )),
+        ))
+    };
+    assert_errors(&[
+        (entry(256, 256, 4096), &[]),
+        (entry(257, 1, 1), &["spec.hosts"]),
+        (entry(1, 257, 1), &["spec.addresses"]),
+        (entry(1, 1, 4097), &["spec.endpoints"]),
+    ]);
+}
