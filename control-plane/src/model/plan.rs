@@ -287,6 +287,7 @@ fn plan_waypoints(
         .map(|waypoint| l7::plan_waypoint(waypoint, scoping, kept_keys.get(&waypoint.key)))
         .collect();
     verdicts.extend(l7::around(&waypoints, scoping));
+    l7::unserved(&waypoints, scoping, verdicts);
     waypoints
 }
 

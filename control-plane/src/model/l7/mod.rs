@@ -14,6 +14,7 @@ mod served;
 mod string_match;
 mod target_refs;
 mod traffic_policy;
+mod unserved;
 mod virtual_service;
 mod visibility;
 
@@ -24,4 +25,5 @@ pub(crate) use routes::{ListenersTold, ParentStatus, RouteStatus};
 pub(crate) use scope::{EndpointLabels, KeptKeys, Scoping, plan_waypoint};
 pub(crate) use served::{Owner, Served};
 pub(crate) use target_refs::Places;
+pub(crate) use unserved::unserved;
 pub(crate) use visibility::is_exported;
