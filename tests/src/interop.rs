@@ -13,7 +13,10 @@ mod passage;
 mod peer;
 mod policy;
 mod ports;
+mod restart;
 mod scenery;
+mod six;
+mod upgrade;
 mod weights;
 
 use std::path::PathBuf;
@@ -54,7 +57,9 @@ pub async fn run(options: &Options) -> Result<bool> {
             }
         )*};
     }
-    groups!(l4, policy, passage, weights, closed, names, figures, ports);
+    groups!(
+        l4, policy, passage, weights, closed, names, figures, ports, six, restart, upgrade
+    );
     scene.down()?;
     if options.only.is_empty() {
         matrix

@@ -147,6 +147,24 @@ impl Matrix {
         });
     }
 
+    /// Notes what was seen once and cannot be looked at again.
+    pub(super) fn seen(
+        &mut self,
+        scenario: Scenario,
+        direction: Direction,
+        expected: &str,
+        observed: String,
+    ) {
+        self.note(Cell {
+            scenario: scenario.id,
+            what: scenario.what.to_owned(),
+            direction,
+            expected: expected.to_owned(),
+            pass: observed == expected,
+            observed,
+        });
+    }
+
     /// A group whose scenery failed: that is a failure too.
     pub(super) fn broken(&mut self, group: &'static str, error: &anyhow::Error) {
         self.note(Cell {
@@ -189,7 +207,7 @@ impl Matrix {
         );
         let _ = writeln!(
             line,
-            "One mesh of three nodes: ours has the node proxy of node 1, the peer those of nodes 2 and 3. Control plane, authority, node agents and waypoints are ours. `n×` counts calls, each on a connection of its own."
+            "One mesh of three nodes of both address families: ours has the node proxy of node 1, the peer those of nodes 2 and 3. Control plane, authority, node agents and waypoints are ours. `n×` counts calls, each on a connection of its own."
         );
         let mut scenarios: Vec<&Cell> = Vec::new();
         for cell in &self.cells {

@@ -88,6 +88,11 @@ impl Route {
     pub(super) fn far_node(&self) -> Target {
         Target::node(self.far)
     }
+
+    /// Whether its calls go through the node proxy of `node`.
+    pub(super) fn passes(&self, node: &str) -> bool {
+        self.near == node || self.far == node
+    }
 }
 
 /// A mesh with callers and servers.
@@ -102,6 +107,7 @@ impl Scene {
         let options = MeshOptions {
             programs: [program("node-2"), program("node-3")].into(),
             nodes: Some(3),
+            dual_stack: true,
             ..MeshOptions::default()
         };
         let callers = |ns: &str, kind: &str| {
@@ -142,7 +148,7 @@ impl Scene {
         let lab = self.mesh.lab().paths().dir().to_string_lossy().into_owned();
         for node in ["node-2", "node-3"] {
             let marks = [lab.clone(), format!("NODE_NAME={node}")];
-            let runs = processes_of(&peer.path)?
+            let runs = environments(|program| program == peer.path)?
                 .iter()
                 .any(|environ| marks.iter().all(|mark| environ.contains(mark)));
             ensure!(runs, "the node proxy of {node} is another program");
@@ -227,8 +233,8 @@ impl Scene {
     }
 }
 
-/// Environments of the processes that run this program.
-fn processes_of(program: &Path) -> Result<Vec<String>> {
+/// Environments of the processes whose program `is` one that is looked for.
+pub(super) fn environments(is: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let process = entry?.path();
@@ -236,8 +242,8 @@ fn processes_of(program: &Path) -> Result<Vec<String>> {
         let Ok(runs) = std::fs::read_link(process.join("exe")) else {
             continue;
         };
-        if runs == program {
-            let environ = std::fs::read(process.join("environ"))?;
+        if is(&runs) {
+            let environ = std::fs::read(process.join("environ")).unwrap_or_default();
             found.push(String::from_utf8_lossy(&environ).into_owned());
         }
     }
