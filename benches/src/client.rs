@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use isobar_runtime::LocalScope;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,6 +48,8 @@ pub(crate) struct Load {
     pub(crate) length: Duration,
     /// Requests a second of all connections together, for [`Kind::Paced`].
     pub(crate) rate: u32,
+    /// Connect through the SOCKS5 proxy here.
+    pub(crate) socks: Option<SocketAddr>,
 }
 
 /// What a load measured.
@@ -61,6 +63,8 @@ pub(crate) struct Measured {
     pub(crate) p50_us: u64,
     /// 99th percentile of the latency in microseconds; 0 for bulk.
     pub(crate) p99_us: u64,
+    /// Longest latency in microseconds; 0 for bulk.
+    pub(crate) max_us: u64,
     /// Units that failed.
     pub(crate) failed: u64,
 }
@@ -95,11 +99,34 @@ impl Load {
         sorted.sort_unstable();
         measured.p50_us = percentile(&sorted, 50);
         measured.p99_us = percentile(&sorted, 99);
+        measured.max_us = sorted.last().copied().unwrap_or_default();
         Ok(measured)
     }
 
+    async fn connect(&self) -> Result<TcpStream> {
+        let Some(socks) = self.socks else {
+            return Ok(TcpStream::connect(self.to).await?);
+        };
+        let SocketAddr::V4(to) = self.to else {
+            bail!("{} is no address of IPv4", self.to)
+        };
+        let mut stream = TcpStream::connect(socks).await?;
+        // RFC 1928: version, no authentication; CONNECT to an address.
+        stream.write_all(&[5, 1, 0]).await?;
+        let mut method = [0; 2];
+        stream.read_exact(&mut method).await?;
+        let mut request = vec![5, 1, 0, 1];
+        request.extend(to.ip().octets());
+        request.extend(to.port().to_be_bytes());
+        stream.write_all(&request).await?;
+        let mut reply = [0; 10];
+        stream.read_exact(&mut reply).await?;
+        ensure!(method == [5, 0] && reply[1] == 0, "{method:?} {reply:?}");
+        Ok(stream)
+    }
+
     async fn bulk(&self, totals: &RefCell<Measured>) -> Result<()> {
-        let mut stream = TcpStream::connect(self.to).await?;
+        let mut stream = self.connect().await?;
         let block = vec![0x5a; 256 * 1024];
         let until = Instant::now() + self.length;
         let mut sent = 0;
@@ -121,7 +148,7 @@ impl Load {
         totals: &RefCell<Measured>,
         latencies: &RefCell<Vec<u64>>,
     ) -> Result<()> {
-        let mut stream = TcpStream::connect(self.to).await?;
+        let mut stream = self.connect().await?;
         stream.set_nodelay(true)?;
         let mut seen = Vec::with_capacity(4096);
         let until = Instant::now() + self.length;
@@ -142,7 +169,7 @@ impl Load {
         totals: &RefCell<Measured>,
         latencies: &RefCell<Vec<u64>>,
     ) -> Result<()> {
-        let mut stream = TcpStream::connect(self.to).await?;
+        let mut stream = self.connect().await?;
         stream.set_nodelay(true)?;
         let mut seen = Vec::with_capacity(4096);
         exchange(&mut stream, &mut seen).await?;
@@ -168,7 +195,7 @@ impl Load {
     async fn idle(&self, index: usize, totals: &RefCell<Measured>) -> Result<()> {
         // One after another in waves: a burst of thousands would overflow the listen queue.
         tokio::time::sleep(Duration::from_micros(500) * u32::try_from(index)?).await;
-        let mut stream = TcpStream::connect(self.to).await?;
+        let mut stream = self.connect().await?;
         exchange(&mut stream, &mut Vec::new()).await?;
         totals.borrow_mut().units += 1;
         if totals.borrow().units == self.connections as u64 {
@@ -183,7 +210,7 @@ impl Load {
         let mut seen = Vec::with_capacity(4096);
         while Instant::now() < until {
             let start = Instant::now();
-            let mut stream = TcpStream::connect(self.to).await?;
+            let mut stream = self.connect().await?;
             stream.set_nodelay(true)?;
             seen.clear();
             exchange(&mut stream, &mut seen).await?;

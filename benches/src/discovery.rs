@@ -207,7 +207,24 @@ async fn send(
 
 fn everything(workloads: u32) -> Vec<Resource> {
     let services = (0..workloads.div_ceil(ENDPOINTS)).map(service);
-    services.chain((0..workloads).map(|n| pod(n, 0))).collect()
+    let pods = (0..workloads).map(|n| pod(n, 0));
+    services.chain(pods).chain([own()]).collect()
+}
+
+/// The workload that the proxy works for, so that it carries connections.
+fn own() -> Resource {
+    let uid = "Kubernetes//Pod/bench/bench".to_owned();
+    let message = Workload {
+        uid: uid.clone(),
+        addresses: vec![Ipv4Addr::new(10, 255, 255, 1).octets().to_vec()],
+        name: "bench".to_owned(),
+        namespace: "bench".to_owned(),
+        service_account: "bench".to_owned(),
+        node: "bench".to_owned(),
+        cluster_id: "Kubernetes".to_owned(),
+        ..Default::default()
+    };
+    resource(uid, 0, wire::address::Type::Workload(message))
 }
 
 fn namespace(service: u32) -> String {

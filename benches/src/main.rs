@@ -66,6 +66,9 @@ enum Role {
         /// Requests a second, for paced requests.
         #[arg(long, default_value_t = 1000)]
         rate: u32,
+        /// Connect through the SOCKS5 proxy here.
+        #[arg(long)]
+        socks: Option<SocketAddr>,
     },
     /// Carries TCP in TLS and nothing else: the least any encrypted proxy costs (run inside a pod).
     #[command(hide = true)]
@@ -98,6 +101,7 @@ fn main() -> anyhow::Result<()> {
             connections,
             seconds,
             rate,
+            socks,
         }) => {
             let load = client::Load {
                 kind,
@@ -105,6 +109,7 @@ fn main() -> anyhow::Result<()> {
                 connections,
                 length: Duration::from_secs(seconds),
                 rate,
+                socks,
             };
             let measured = alone(&runtime, load.run())?;
             println!("{}", serde_json::to_string(&measured)?);

@@ -197,12 +197,12 @@ fn scale(results: &Results, text: &mut String) {
     }
     let _ = writeln!(
         text,
-        "\n## Workloads over xDS\n\n| | workloads | ready | CPU until ready | RSS | 1 % changed: until ACK | CPU each | RSS after |\n|---|---:|---:|---:|---:|---:|---:|---:|"
+        "\n## Workloads over xDS\n\n| | workloads | ready | CPU until ready | RSS | 1 % changed: until ACK | CPU each | RSS after | longest request, quiet | longest request during changes |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
     for s in &results.scale {
         let _ = writeln!(
             text,
-            "| {} | {} | {:.2} s | {:.2} s | {} | {:.1} ms | {:.0} ms | {} |",
+            "| {} | {} | {:.2} s | {:.2} s | {} | {:.1} ms | {:.0} ms | {} | {:.1} ms | {:.1} ms |",
             s.contender.name(),
             s.workloads,
             s.ready_seconds,
@@ -210,7 +210,9 @@ fn scale(results: &Results, text: &mut String) {
             mib(s.rss_kib as f64),
             median(s.churn_ms.clone()).unwrap_or_default(),
             s.churn_cpu * 1000.0 / s.churn_ms.len().max(1) as f64,
-            mib(s.churned_rss_kib as f64)
+            mib(s.churned_rss_kib as f64),
+            s.quiet_wait_ms,
+            s.churn_wait_ms,
         );
     }
 }

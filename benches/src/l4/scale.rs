@@ -9,8 +9,9 @@ use serde::Serialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use super::rig::{MARK, Rig, Running, own_path};
+use super::rig::{ClientLoad, MARK, Rig, Running, own_path};
 use super::{Contender, Options};
+use crate::client::{Kind, Measured};
 use crate::cost::usage_of_marked;
 
 /// The pod the proxy runs in, alone: nothing is redirected to it.
@@ -18,8 +19,18 @@ const POD: &str = "bench-plain/near";
 const DISCOVERY: &str = "127.0.0.1:16012";
 const CHANGES: &str = "127.0.0.1:16013";
 const READINESS: &str = "127.0.0.1:15021";
+const SOCKS: &str = "127.0.0.1:15080";
+/// Port of the pod's own server.
+const SERVER: u16 = 8080;
+/// Connections through the proxy that are asked on all the while: several, so that each data worker
+/// has one.
+const OPEN: usize = 8;
+/// Requests a second of all of them together.
+const RATE: u32 = 2_000;
+/// Seconds of such requests; during changes there are [`TIMES`] in as many.
+const SECONDS: u64 = 3;
 /// Changes measured; the report shows medians.
-const TIMES: usize = 5;
+const TIMES: u32 = 5;
 /// For a proxy to learn of everything.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -39,6 +50,10 @@ pub(crate) struct Sample {
     pub(super) churn_cpu: f64,
     /// Memory after them.
     pub(super) churned_rss_kib: u64,
+    /// Milliseconds of the longest request on connections through the proxy while nothing changes.
+    pub(super) quiet_wait_ms: f64,
+    /// The same during the changes: what a data worker stalls, and what the machine does.
+    pub(super) churn_wait_ms: f64,
 }
 
 /// Every size for every contender, in turn.
@@ -58,10 +73,16 @@ pub(super) async fn all(rigs: &[Rig], options: &Options, into: &mut Vec<Sample>)
 async fn one(rig: &Rig, contender: Contender, program: &Path, workloads: u32) -> Result<Sample> {
     let folder = rig.authority().join("discovery");
     std::fs::create_dir_all(&folder)?;
+    let caller = rig.mesh().caller(POD).await?;
+    let control_plane: SocketAddr = DISCOVERY.parse()?;
+    eventually_within("the control plane before has ended", PATIENCE, async || {
+        ensure!(caller.connect(control_plane).await.is_err(), "it listens");
+        Ok(())
+    })
+    .await?;
     let _discovery = discovery(rig, &folder, workloads).await?;
     let mark = format!("scale-{}-{workloads}", contender.name().replace(' ', "-"));
     let used = || usage_of_marked(&[&format!("{MARK}={mark}"), "PROXY_WORKLOAD_INFO"]);
-    let caller = rig.mesh().caller(POD).await?;
     let readiness: SocketAddr = READINESS.parse()?;
     eventually_within("the proxy before has ended", PATIENCE, async || {
         ensure!(caller.get(readiness, "/").await.is_err(), "it answers");
@@ -85,6 +106,18 @@ async fn one(rig: &Rig, contender: Contender, program: &Path, workloads: u32) ->
     // The last change is acknowledged, but perhaps not yet in use everywhere.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let after = used();
+    let quiet_wait_ms = longest_wait(rig).await?;
+    let changes = async {
+        // Connections stand by then, and the last change is long over at the end.
+        let mut pace = tokio::time::interval(Duration::from_secs(SECONDS) / (TIMES + 2));
+        pace.tick().await;
+        for _ in 0..TIMES {
+            pace.tick().await;
+            change(rig).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (churn_wait_ms, ()) = tokio::try_join!(longest_wait(rig), changes)?;
     Ok(Sample {
         contender,
         workloads,
@@ -94,7 +127,29 @@ async fn one(rig: &Rig, contender: Contender, program: &Path, workloads: u32) ->
         churn_ms,
         churn_cpu: after.cpu_seconds - ready.cpu_seconds,
         churned_rss_kib: after.rss_kib,
+        quiet_wait_ms,
+        churn_wait_ms,
     })
+}
+
+/// Asks on connections through the proxy at a fixed rate; milliseconds that the longest took.
+async fn longest_wait(rig: &Rig) -> Result<f64> {
+    let server = rig.mesh().pod_ip(POD).await?;
+    let load = ClientLoad {
+        kind: Kind::Paced,
+        connections: OPEN,
+        seconds: SECONDS,
+        rate: RATE,
+    };
+    let mut argv = load.argv((server, SERVER).into())?;
+    argv.extend(["--socks", SOCKS].map(str::to_owned));
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let output = rig.mesh().lab().output(Target::pod(POD), &argv).await?;
+    ensure!(output.code == 0, "{}", output.stderr);
+    let measured: Measured = serde_json::from_str(output.stdout.trim())?;
+    let asked = measured.failed == 0 && measured.units > 0;
+    ensure!(asked, "requests through the proxy fail: {measured:?}");
+    Ok(measured.max_us as f64 / 1000.0)
 }
 
 async fn discovery(rig: &Rig, folder: &Path, workloads: u32) -> Result<Running> {
@@ -134,6 +189,7 @@ async fn proxy(rig: &Rig, folder: &Path, program: &Path, mark: &str) -> Result<R
         ("SERVICE_ACCOUNT", "bench"),
         ("INSTANCE_IP", "127.0.0.1"),
         ("RUST_LOG", "info"),
+        ("UNSTABLE_ENABLE_SOCKS5", "true"),
     ];
     let program = program.to_string_lossy();
     rig.start_process(POD, &[&*program, "proxy", "ztunnel"], &env)
