@@ -56,7 +56,7 @@ pub(crate) fn routes(pages: Pages, ready: Ready, registry: &Registry, log: LogCo
             let page = config.config(&call);
             async move { Reply::json(&page) }
         });
-    let routes = profiling::routes(standard::logging(routes, log));
+    let routes = profiling::routes(standard::local_logging(routes, log));
     standard::index(routes, "isobard")
 }
 

@@ -78,6 +78,8 @@ pub struct Webhook {
     roots: watch::Receiver<Arc<str>>,
     is_asked: bool,
     told: Option<bool>,
+    /// The configuration is not there, which was told.
+    is_missed: bool,
 }
 
 impl Webhook {
@@ -94,6 +96,7 @@ impl Webhook {
             roots,
             is_asked: false,
             told: None,
+            is_missed: false,
         }
     }
 
@@ -131,9 +134,17 @@ impl Webhook {
         let name = &self.options.configuration;
         let Some(found) = all.get_opt(name).await? else {
             self.is_asked = false;
-            tracing::debug!(configuration = name, "there is no webhook configuration");
+            if !std::mem::replace(&mut self.is_missed, true) {
+                tracing::warn!(
+                    configuration = name,
+                    "there is no webhook configuration: objects are let in unseen; the installation has one \
+                     (`isobar upgrade` makes it again)",
+                );
+            }
+            self.told = None;
             return Ok(false);
         };
+        self.is_missed = false;
         let roots = self.roots.borrow_and_update().clone();
         // Another leader may have seen it already.
         let mut hooks = found.webhooks.iter().flatten();

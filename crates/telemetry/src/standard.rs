@@ -67,6 +67,25 @@ pub fn logging(routes: Routes, control: LogControl) -> Routes {
     })
 }
 
+/// The same where others than the machine's own reach the port: only those change the level.
+#[must_use]
+pub fn local_logging(routes: Routes, control: LogControl) -> Routes {
+    routes.any("/logging", move |call: Call| {
+        let reply = match is_from_elsewhere(&call) {
+            false => change_level(&call, &control),
+            true => {
+                let text = "only from this machine: forward the port\n";
+                Reply::text(StatusCode::FORBIDDEN, text)
+            }
+        };
+        async move { reply }
+    })
+}
+
+fn is_from_elsewhere(call: &Call) -> bool {
+    !call.peer.ip().to_canonical().is_loopback()
+}
+
 fn change_level(call: &Call, control: &LogControl) -> Reply {
     if call.is_from_a_page() {
         return foreign();
@@ -130,4 +149,30 @@ pub fn index(routes: Routes, title: &'static str) -> Routes {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reaches_the_port_over_the_network_is_from_elsewhere() {
+        for (peer, expected) in [
+            ("127.0.0.1:1", false),
+            ("127.0.0.9:1", false),
+            ("[::1]:1", false),
+            ("[::ffff:127.0.0.1]:1", false),
+            ("10.244.1.7:1", true),
+            ("[fd00::7]:1", true),
+        ] {
+            let call = Call {
+                method: http::Method::POST,
+                path: "/logging".to_owned(),
+                query: "level=off".to_owned(),
+                headers: http::HeaderMap::new(),
+                peer: peer.parse().unwrap(),
+            };
+            assert_eq!(is_from_elsewhere(&call), expected, "{peer}");
+        }
+    }
 }

@@ -163,9 +163,22 @@ fn who_cannot_be_asked_any_more_holds_nobody_up() {
         ensure!(second.said().contains("cannot ask"), "{}", second.said());
         drop(second);
         // And one that can be asked again: what is wrong is refused again.
-        let _third = Isobard::start(server, "third", &ARGUMENTS).await?;
+        let third = Isobard::start(server, "third", &ARGUMENTS).await?;
         becomes(server, "Fail", NOTICED).await?;
         ensure!(server.apply(&route("bad", "v1", -1)).await.is_err());
+        // A configuration that is gone is not made again, and nobody is left to think that it is there.
+        let gone = [
+            "delete",
+            "validatingwebhookconfiguration",
+            "isobar-validator",
+        ];
+        server.kubectl(&gone).await?;
+        eventually_within("the log says so", NOTICED, async || {
+            let said = third.said();
+            ensure!(said.contains("there is no webhook configuration"), "{said}");
+            Ok(())
+        })
+        .await?;
         Ok(())
     });
 }
