@@ -313,6 +313,9 @@ Examples:
         /// Only this namespace.
         #[arg(short, long)]
         namespace: Option<String>,
+        /// Those of every namespace, which is so anyway.
+        #[arg(short = 'A', long, conflicts_with = "namespace")]
+        all_namespaces: bool,
     },
     /// Show the conditions of waypoints.
     Status {
@@ -321,6 +324,9 @@ Examples:
         /// Only this namespace.
         #[arg(short, long)]
         namespace: Option<String>,
+        /// Those of every namespace, which is so anyway.
+        #[arg(short = 'A', long, conflicts_with = "namespace")]
+        all_namespaces: bool,
     },
     /// Unbind what `apply` bound, wait until proxies know, then delete the waypoint.
     #[command(after_help = DELETE_HELP)]

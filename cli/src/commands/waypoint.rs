@@ -58,8 +58,10 @@ pub(crate) async fn run(what: Waypoint, global: &Global) -> anyhow::Result<ExitC
     match what {
         Waypoint::Apply(apply) => place.apply(&apply).await?,
         Waypoint::Generate(apply) => return generate(&apply, global),
-        Waypoint::List { namespace } => place.list(namespace.as_deref())?,
-        Waypoint::Status { name, namespace } => {
+        Waypoint::List { namespace, .. } => place.list(namespace.as_deref())?,
+        Waypoint::Status {
+            name, namespace, ..
+        } => {
             place.status(name.as_deref(), namespace.as_deref())?;
         }
         Waypoint::Delete {
