@@ -12,7 +12,7 @@ use http::header::{FORWARDED, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Uri};
 
 pub use authority::Authority;
-pub use baggage::{Baggage, WorkloadType};
+pub use baggage::{Baggage, BaggageValue, WorkloadType};
 pub use forwarded::Forwarded;
 pub use trace::TraceParent;
 
@@ -30,7 +30,7 @@ pub struct ConnectHeaders {
     /// Where the tunnel leads: `IP:port` or `hostname:port`.
     pub authority: Authority,
     /// What the sender says about the source workload.
-    pub baggage: Option<Baggage>,
+    pub baggage: Option<BaggageValue>,
     /// The caller's address and the host it asked for.
     pub forwarded: Option<Forwarded>,
     /// Trace context.
@@ -76,13 +76,14 @@ impl ConnectHeaders {
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
         if let Some(baggage) = &self.baggage {
-            headers.insert(BAGGAGE, value("baggage", &mut text, baggage)?);
+            headers.insert(BAGGAGE, baggage.value());
         }
         if let Some(forwarded) = &self.forwarded {
-            headers.insert(FORWARDED, value("forwarded", &mut text, forwarded)?);
+            headers.insert(FORWARDED, once(value("forwarded", &mut text, forwarded)?));
         }
         if let Some(traceparent) = &self.traceparent {
-            headers.insert(TRACEPARENT, value("traceparent", &mut text, traceparent)?);
+            let value = once(value("traceparent", &mut text, traceparent)?);
+            headers.insert(TRACEPARENT, value);
         }
         if let Some(network) = &self.forwarded_network {
             headers.insert(
@@ -107,7 +108,7 @@ impl ConnectHeaders {
         let headers = request.headers();
         Ok(Self {
             authority,
-            baggage: Baggage::from_headers(headers),
+            baggage: BaggageValue::received(headers),
             forwarded: text(headers, &FORWARDED).and_then(Forwarded::parse),
             traceparent: text(headers, &TRACEPARENT).and_then(TraceParent::parse),
             forwarded_network: text(headers, &HeaderName::from_static(FORWARDED_NETWORK))
@@ -116,11 +117,11 @@ impl ConnectHeaders {
     }
 }
 
-impl Baggage {
-    /// As the value of its header.
-    pub(crate) fn to_value(&self) -> Result<HeaderValue, HeaderError> {
-        value("baggage", &mut BytesMut::with_capacity(TEXT), self)
-    }
+/// A value that no other request has: put into the table of headers (RFC 7541 section 2.3.2) it would
+/// only push out what the next request says again.
+fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// `text` is room to write in.

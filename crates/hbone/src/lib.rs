@@ -24,8 +24,8 @@ mod unsent;
 pub use error::{ServeError, Stage, TunnelError};
 pub use guard::{Admission, Limits, Turned};
 pub use headers::{
-    Authority, Baggage, ConnectHeaders, FORWARDED_NETWORK, Forwarded, HeaderError, TraceParent,
-    WorkloadType,
+    Authority, Baggage, BaggageValue, ConnectHeaders, FORWARDED_NETWORK, Forwarded, HeaderError,
+    TraceParent, WorkloadType,
 };
 pub use liveness::past;
 pub use pool::{Certificates, Pool, PoolOptions, TunnelKey};

@@ -48,15 +48,6 @@ impl Place {
     }
 }
 
-/// What the peer says about the workload at its end.
-#[derive(Debug)]
-pub(crate) enum Told {
-    /// Read already.
-    Read(Baggage),
-    /// Somewhere in here; most have no use for it.
-    Unread(HeaderMap),
-}
-
 /// The bytes of one CONNECT stream. Dropping it before both directions have ended resets the
 /// stream (CANCEL); [`Endpoint::reset`] says that the TCP connection behind it broke.
 #[derive(Debug)]
@@ -68,7 +59,8 @@ pub struct TunnelStream {
     finished: bool,
     unsent: Unsent,
     peer: VerifiedPeer,
-    told: Option<Box<Told>>,
+    /// The server's answer, until somebody has read it or has no use for it.
+    told: Option<Box<HeaderMap>>,
     /// Last, so that the stream has ended by then.
     _place: Place,
 }
@@ -78,7 +70,7 @@ impl TunnelStream {
         send: SendStream<Bytes>,
         recv: RecvStream,
         peer: VerifiedPeer,
-        told: Option<Told>,
+        told: Option<HeaderMap>,
         place: Place,
     ) -> Self {
         Self {
@@ -99,14 +91,11 @@ impl TunnelStream {
         &self.peer
     }
 
-    /// What the server said about the destination in its answer; on the server's side what the
-    /// client said about the source. Unauthenticated, for telemetry.
+    /// What the server said about the destination in its answer; none on the server's side.
+    /// Unauthenticated, for telemetry.
     #[must_use]
     pub fn baggage(&self) -> Option<Baggage> {
-        match self.told.as_deref()? {
-            Told::Read(baggage) => Some(baggage.clone()),
-            Told::Unread(headers) => Baggage::from_headers(headers),
-        }
+        Baggage::from_headers(self.told.as_deref()?)
     }
 
     /// Lets go of what [`Self::baggage`] gives, so that it need not be kept.

@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use super::connections::{InboundGuard, Place, REJECTED, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::target::service_of;
-use super::tunnel::{certificate, describe, http2};
+use super::tunnel::{certificate, http2};
 use super::worker::{Delivered, PodWorker};
 use super::{Refused, World};
 
@@ -270,7 +270,7 @@ impl Requested {
             here.find(|w| snapshot.has_identity(w, identity)).cloned()
         });
         let source = source.flatten();
-        let told = source.is_none().then(|| headers.baggage.clone()).flatten();
+        let told = headers.baggage.as_ref().filter(|_| source.is_none());
         let service = self.target.service.clone();
         Route {
             direction: Direction::Inbound,
@@ -278,7 +278,7 @@ impl Requested {
             source: End {
                 workload: source,
                 identity: Some(identity.clone()),
-                baggage: told.map(Box::new),
+                baggage: told.map(|told| Box::new(told.read())),
             },
             destination_address: self.arrival.local,
             hbone_address: Some(headers.authority.to_string()),
@@ -340,14 +340,13 @@ impl Allowed {
                 return None;
             }
         };
-        let baggage = world.config.response_baggage.then(|| describe(&workload));
-        let Ok(mut downstream) = connect.accept(baggage.as_ref()) else {
+        let told = world.config.response_baggage;
+        let baggage = told.then(|| worker.described(&workload)).flatten();
+        let Ok(downstream) = connect.accept(baggage.as_ref()) else {
             upstream.reset();
             ledger.close(Ending::broken(Reason::DownstreamReset));
             return None;
         };
-        // What it says is in the ledger, if it is of use.
-        downstream.forget_baggage();
         if let Some(header) = header
             && let Err(error) = upstream.write_all(&header).await
         {

@@ -23,7 +23,6 @@ use super::Refused;
 use super::connections::{OutboundGuard, Slot, View};
 use super::ledger::{End, Ending, Ledger, Route};
 use super::neighbour::{Caller, Neighbour, Reached};
-use super::tunnel::describe;
 use super::way::way;
 use super::worker::PodWorker;
 
@@ -394,7 +393,7 @@ fn holds_certificate(worker: &PodWorker, hop: &NextHop, source: &Workload) -> bo
 async fn connect(
     worker: &PodWorker,
     hop: &NextHop,
-    source: &Workload,
+    source: &Arc<Workload>,
     client: SocketAddr,
 ) -> Result<Upstream, Failed> {
     match hop {
@@ -420,7 +419,7 @@ async fn connect(
             let gateway = key(source, client, *to, expect_gateway);
             let headers = ConnectHeaders {
                 forwarded_network: Some(worker.world.config.network.clone()),
-                ..headers(source, client, authority, Some(service))?
+                ..headers(worker, source, client, authority, Some(service))?
             };
             let opened = worker.pool.open_through(&gateway, expect, &headers);
             tunnel(worker, Box::pin(opened).await)
@@ -433,7 +432,7 @@ async fn connect(
             ..
         } => {
             let key = key(source, client, *to, expect);
-            let headers = headers(source, client, authority, service.as_ref())?;
+            let headers = headers(worker, source, client, authority, service.as_ref())?;
             tunnel(worker, Box::pin(worker.pool.open(&key, &headers)).await)
         }
     }
@@ -450,7 +449,8 @@ fn key(source: &Workload, client: SocketAddr, to: SocketAddr, expect: &[Identity
 
 /// What the peer is told of this connection.
 fn headers(
-    source: &Workload,
+    worker: &PodWorker,
+    source: &Arc<Workload>,
     client: SocketAddr,
     authority: &str,
     service: Option<&Arc<Service>>,
@@ -458,7 +458,7 @@ fn headers(
     let authority = Authority::parse(authority)
         .ok_or_else(|| Failed::here(Reason::Internal, format!("{authority:?} is no authority")))?;
     Ok(ConnectHeaders {
-        baggage: Some(describe(source)),
+        baggage: worker.described(source),
         forwarded: Some(Forwarded {
             client: Some(client),
             host: service.map(|s| s.key.hostname.to_string()),

@@ -1,5 +1,6 @@
 //! One pod on one worker: accepts, and carries bytes.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -7,9 +8,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isobar_hbone::{Batch, Endpoint, Pool, Progress, relay_counted};
+use isobar_hbone::{BaggageValue, Batch, Endpoint, Pool, Progress, relay_counted};
 use isobar_runtime::{Lifetime, LifetimeOwner, LocalScope};
-use isobar_state::{Denied, DryRun, Permit};
+use isobar_state::{Denied, DryRun, Permit, Workload};
 use isobar_telemetry::access::{self, Direction};
 use isobar_types::Reason;
 use tokio::net::TcpStream;
@@ -37,6 +38,8 @@ pub(super) struct PodWorker {
     pub(super) pool: Pool,
     /// Counters of this pod's connections on this thread.
     pub(super) accounts: Accounts,
+    /// What peers are told of the pod's workload, and of which object of it that is.
+    described: RefCell<Option<(Arc<Workload>, Option<BaggageValue>)>>,
     /// Life of the tunnels that end here: drains with the pod, stops once their streams have
     /// written their last line.
     pub(super) tunnels: Lifetime,
@@ -62,6 +65,7 @@ pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners
         world,
         pod,
         pool,
+        described: RefCell::default(),
         tunnels: tunnels.lifetime(),
         scope: LocalScope::new("pod"),
     });
@@ -117,6 +121,19 @@ async fn finish<E: Endpoint>(endpoint: &mut E) {
 }
 
 impl PodWorker {
+    /// What peers are told of the pod's workload: written anew when that has changed.
+    pub(super) fn described(&self, workload: &Arc<Workload>) -> Option<BaggageValue> {
+        let mut known = self.described.borrow_mut();
+        match &*known {
+            Some((of, value)) if Arc::ptr_eq(of, workload) => value.clone(),
+            _ => {
+                let value = BaggageValue::of(&tunnel::describe(workload));
+                *known = Some((workload.clone(), value.clone()));
+                value
+            }
+        }
+    }
+
     fn listen<S, F>(
         self: &Rc<Self>,
         what: &'static str,

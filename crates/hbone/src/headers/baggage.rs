@@ -1,8 +1,9 @@
 use std::fmt;
 
-use http::HeaderMap;
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue};
 
-use super::BAGGAGE;
+use super::{BAGGAGE, TEXT, value};
 
 /// What one proxy says about a workload, for the other's telemetry. Unauthenticated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -127,13 +128,50 @@ impl Baggage {
         *slot = Some(value.to_owned());
     }
 
-    /// All `baggage` lines together; one that is not ASCII discards the whole.
     pub(crate) fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let mut lines = Vec::new();
-        for line in headers.get_all(BAGGAGE) {
-            lines.push(line.to_str().ok()?);
+        BaggageValue::received(headers).map(|value| value.read())
+    }
+}
+
+/// Baggage as the value of its header: written once and sent often, read when somebody asks. Cheap to
+/// clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaggageValue(HeaderValue);
+
+impl BaggageValue {
+    /// `None` where a name is one that no header can carry: it is telemetry, to be left out.
+    #[must_use]
+    pub fn of(baggage: &Baggage) -> Option<Self> {
+        let text = &mut BytesMut::with_capacity(TEXT);
+        match value("baggage", text, baggage) {
+            Ok(value) => Some(Self(value)),
+            Err(error) => {
+                tracing::debug!(%error, "baggage is left out");
+                None
+            }
         }
-        (!lines.is_empty()).then(|| Self::parse(&lines.join(",")))
+    }
+
+    /// What it says; nothing where it is not ASCII.
+    #[must_use]
+    pub fn read(&self) -> Baggage {
+        self.0.to_str().map(Baggage::parse).unwrap_or_default()
+    }
+
+    /// All `baggage` lines together; one that is not ASCII discards the whole.
+    pub(super) fn received(headers: &HeaderMap) -> Option<Self> {
+        let mut lines = headers.get_all(BAGGAGE).iter();
+        let first = lines.next()?;
+        if lines.next().is_none() {
+            return first.to_str().is_ok().then(|| Self(first.clone()));
+        }
+        let all = headers.get_all(BAGGAGE).iter().map(HeaderValue::to_str);
+        let all: Vec<&str> = all.collect::<Result<_, _>>().ok()?;
+        HeaderValue::try_from(all.join(",")).ok().map(Self)
+    }
+
+    pub(crate) fn value(&self) -> HeaderValue {
+        self.0.clone()
     }
 }
 

@@ -12,7 +12,7 @@ fn request(headers: &[(&str, &[u8])]) -> Request<()> {
 fn a_request_round_trips() {
     let headers = ConnectHeaders {
         authority: Authority::parse("cart.shop.svc.cluster.local:80").unwrap(),
-        baggage: Some(Baggage {
+        baggage: BaggageValue::of(&Baggage {
             cluster: Some("east".into()),
             namespace: Some("web".into()),
             workload_type: Some(WorkloadType::Deployment),
@@ -37,6 +37,27 @@ fn a_request_round_trips() {
         r#"for="10.1.2.9:41822";host=cart.shop"#
     );
     assert_eq!(ConnectHeaders::from_request(&request).unwrap(), headers);
+    // What no other request says stays out of the table of headers.
+    for (name, once) in [
+        ("baggage", false),
+        ("forwarded", true),
+        ("traceparent", true),
+    ] {
+        assert_eq!(request.headers()[name].is_sensitive(), once, "{name}");
+    }
+}
+
+#[test]
+fn baggage_that_no_header_can_carry_is_left_out() {
+    let named = |name: &str| Baggage {
+        service: Some(name.into()),
+        ..Baggage::default()
+    };
+    let plain = named("cart");
+    assert_eq!(BaggageValue::of(&plain).map(|v| v.read()), Some(plain));
+    for odd in ["c\u{e4}rt", "cart\r\nx: y"] {
+        assert_eq!(BaggageValue::of(&named(odd)), None, "{odd:?}");
+    }
 }
 
 #[test]
@@ -87,7 +108,7 @@ fn check_50_malformed_headers_are_absent() {
         ("forwarded", b";;for=;host=\"h\", for=1.1.1.1"),
     ]))
     .unwrap();
-    let baggage = parsed.baggage.unwrap();
+    let baggage = parsed.baggage.unwrap().read();
     assert_eq!(
         (baggage.namespace.as_deref(), baggage.service.as_deref()),
         (Some("a"), Some("s"))

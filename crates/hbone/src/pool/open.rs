@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::entry::Slot;
 use super::tunnel::Ending;
-use crate::stream::{Place, Told};
+use crate::stream::Place;
 use crate::{ConnectHeaders, Stage, Timeouts, TunnelError, TunnelStream};
 
 /// A request that came to nothing.
@@ -60,13 +60,12 @@ pub(super) async fn connect(
         return Err(TunnelError::Refused { to, status }.into());
     }
     let (parts, recv) = response.into_parts();
-    let told = Told::Unread(parts.headers);
     let peer = slot.tunnel().peer().clone();
     Ok(TunnelStream::new(
         send,
         recv,
         peer,
-        Some(told),
+        Some(parts.headers),
         Place::Pooled(slot),
     ))
 }

@@ -12,8 +12,8 @@ use isobar_tls::VerifiedPeer;
 
 use crate::guard::{Guard, Misuse, StreamPermit};
 use crate::headers::BAGGAGE;
-use crate::stream::{Place, Told};
-use crate::{Baggage, ConnectHeaders, TunnelStream};
+use crate::stream::Place;
+use crate::{BaggageValue, ConnectHeaders, TunnelStream};
 
 /// A CONNECT request that waits for its answer. Dropping it unanswered resets the stream.
 pub struct Connect {
@@ -67,15 +67,11 @@ impl Connect {
     ///
     /// # Errors
     /// When the client has gone away meanwhile.
-    pub fn accept(mut self, baggage: Option<&Baggage>) -> io::Result<TunnelStream> {
+    pub fn accept(mut self, baggage: Option<&BaggageValue>) -> io::Result<TunnelStream> {
         self.note_reset();
         let mut response = Response::new(());
         if let Some(baggage) = baggage {
-            match baggage.to_value() {
-                Ok(value) => drop(response.headers_mut().insert(BAGGAGE, value)),
-                // Names that no header can carry: telemetry only, so go on without.
-                Err(error) => tracing::debug!(%error, "baggage is left out"),
-            }
+            response.headers_mut().insert(BAGGAGE, baggage.value());
         }
         let send = self
             .respond
@@ -85,7 +81,7 @@ impl Connect {
             send,
             self.body,
             self.peer,
-            self.headers.baggage.map(Told::Read),
+            None,
             Place::Served(self.permit),
         ))
     }

@@ -5,8 +5,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::rig::{Rig, headers, id, key, local};
 use crate::{
-    Authority, Baggage, Connect, Endpoint as _, Plain, Progress, RelaySide, TunnelError, relay,
-    relay_counted,
+    Authority, Baggage, BaggageValue, Connect, Endpoint as _, Plain, Progress, RelaySide,
+    TunnelError, relay, relay_counted,
 };
 
 async fn echo(connect: Connect) {
@@ -26,12 +26,11 @@ async fn headers_peers_and_bytes_arrive() {
                 assert_eq!(connect.peer().identity(), &id("front"));
                 assert_eq!(connect.headers().authority.to_string(), "10.0.0.1:80");
                 assert_eq!(
-                    connect.headers().baggage,
+                    connect.headers().baggage.as_ref().map(BaggageValue::read),
                     Some(Baggage::parse("service.name=front"))
                 );
-                let mut stream = connect
-                    .accept(Some(&Baggage::parse("service.name=cart")))
-                    .unwrap();
+                let told = BaggageValue::of(&Baggage::parse("service.name=cart"));
+                let mut stream = connect.accept(told.as_ref()).unwrap();
                 let mut text = String::new();
                 stream.read_to_string(&mut text).await.unwrap();
                 stream
@@ -42,7 +41,7 @@ async fn headers_peers_and_bytes_arrive() {
             })
             .await;
         let mut headers = headers();
-        headers.baggage = Some(Baggage::parse("service.name=front"));
+        headers.baggage = BaggageValue::of(&Baggage::parse("service.name=front"));
         let mut stream = rig.pool.open(&key(address), &headers).await.unwrap();
         assert_eq!(stream.peer().identity(), &id("cart"));
         assert_eq!(stream.baggage().unwrap().service.as_deref(), Some("cart"));
