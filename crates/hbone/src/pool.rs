@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use isobar_net::DialOptions;
 use isobar_runtime::{LocalScope, Phase};
 use isobar_tls::WorkloadCertificate;
@@ -80,7 +81,7 @@ pub struct Pool(Rc<Shared>);
 pub(crate) struct Shared {
     options: PoolOptions,
     certificates: Rc<dyn Certificates>,
-    entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
+    entries: RefCell<HashMap<TunnelKey, Rc<Entry>, RandomState>>,
     scope: LocalScope,
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use foldhash::fast::RandomState;
 use isobar_state::{Service, Workload};
 use isobar_telemetry::access::{self, Direction, Party};
 use isobar_types::{Identity, Reason};
@@ -58,7 +59,7 @@ pub struct Accounts {
     store: Store,
     /// Of this version of the mesh, so that nothing of earlier ones is kept.
     version: Cell<u64>,
-    known: RefCell<HashMap<Ends, Known>>,
+    known: RefCell<HashMap<Ends, Known, RandomState>>,
 }
 
 /// Connections whose labels are the same. Objects count by their place in memory.
