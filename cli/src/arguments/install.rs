@@ -70,6 +70,9 @@ pub(crate) struct Writing {
     /// Take fields back that others changed since.
     #[arg(long)]
     pub(crate) force_conflicts: bool,
+    /// Although node proxies and agents go: what they carry is plain then.
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Do not wait until everything is ready.
     #[arg(long)]
     pub(crate) no_wait: bool,

@@ -113,6 +113,9 @@ async fn carry_out(
 ) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(global.output);
     let plan = Plan::make(installer, place, values).await?;
+    if !writing.force {
+        plan.refuse_without_nodes()?;
+    }
     for note in &plan.notes {
         report.note(note)?;
     }

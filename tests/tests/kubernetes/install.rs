@@ -65,6 +65,7 @@ fn an_installation_comes_changes_and_goes() {
         let clean = names(server, LEFT).await?;
         comes(server, &clean).await?;
         changes(server).await?;
+        keeps_its_nodes(server).await?;
         goes(server, &clean).await
     });
 }
@@ -127,6 +128,31 @@ async fn changes(server: &ApiServer) -> Result<()> {
     let path = ["-o", "jsonpath={.spec.replicas}"];
     let get = ["get", "deployment", "isobard", "-n", "istio-system"];
     ensure!(server.kubectl(&[&get[..], &path].concat()).await? == "3");
+    Ok(())
+}
+
+/// What is carried on the nodes does not end by one value.
+async fn keeps_its_nodes(server: &ApiServer) -> Result<()> {
+    let only = ["--set", "control-plane.waypointsOnly=true"];
+    let before = names(server, LEFT).await?;
+    ensure!(count(&before, "daemonset.apps/ztunnel") == 1, "{before}");
+    for command in [&["upgrade", "--no-wait"][..], &["install", "--dry-run"]] {
+        let said = bad(server, &[command, &only].concat()).await?;
+        for words in [
+            "DaemonSet istio-system/ztunnel",
+            "--force",
+            "--mesh-namespace",
+        ] {
+            ensure!(said.contains(words), "{command:?}: {said}");
+        }
+    }
+    ensure!(names(server, LEFT).await? == before);
+    let forced = ["upgrade", "--dry-run", "--force"];
+    let said = good(server, &[&forced[..], &only].concat()).await?;
+    ensure!(
+        said.contains("removed   DaemonSet istio-system/ztunnel"),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -128,6 +128,25 @@ impl Plan {
             .collect()
     }
 
+    /// Ends the command where it would take the nodes' parts away: only `uninstall` asks who uses them.
+    pub(super) fn refuse_without_nodes(&self) -> anyhow::Result<()> {
+        let removed = self.removals.iter();
+        let nodes: Vec<String> = removed
+            .filter(|one| one["kind"] == "DaemonSet")
+            .map(label)
+            .collect();
+        if !nodes.is_empty() {
+            bail!(
+                "{} would go, and what they carry be plain; nothing was changed. A control plane for \
+                 waypoints only has a namespace of its own (--mesh-namespace, \
+                 control-plane.waypointsOnly), and `isobar uninstall` takes a mesh away; with --force \
+                 they go",
+                nodes.join(", ")
+            );
+        }
+        Ok(())
+    }
+
     /// False for a kind that the server does not have and this plan does not define.
     async fn is_known(&self, installer: &Installer, object: &Value) -> anyhow::Result<bool> {
         let text = |key: &str| object[key].as_str().unwrap_or_default();
