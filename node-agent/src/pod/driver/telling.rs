@@ -266,7 +266,7 @@ mod tests {
         };
         let (reason, message) = redirected(&bypassed);
         assert_eq!(reason, "OutboundRedirected");
-        assert!(message.contains(isobar_types::labels::BYPASS_INBOUND));
+        assert!(message.contains(labels::BYPASS_INBOUND));
     }
 
     #[test]
