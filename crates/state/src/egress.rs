@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isobar_types::{NamespacedHostname, Reason, Str};
 
-use crate::outbound::Refusal;
+use crate::outbound::{Refusal, service_waypoint};
 use crate::outlier::OutlierRule;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -94,15 +95,35 @@ impl Snapshot {
     }
 }
 
-/// True unless `workload` is an endpoint of ServiceEntries only, none of which lists the port: they
-/// open what they name, not a whole machine.
-pub(crate) fn is_registered(workload: &Workload, port: u16) -> bool {
-    let of_entry = workload.uid.contains("/networking.istio.io/ServiceEntry/");
-    !of_entry
-        || workload
-            .services
-            .iter()
-            .any(|(_, ports)| ports.iter().any(|(_, target)| target == port))
+/// What a workload's own address is to callers that may reach nothing but the registry.
+pub(crate) enum Listed<'a> {
+    /// It may be called.
+    Open,
+    /// It is an endpoint of ServiceEntries only, none of which lists the port: they open what they name,
+    /// not a whole machine.
+    NoPort,
+    /// It is an endpoint of ServiceEntries only, and those that list the port have waypoints, of which this
+    /// is one: a call to the address would go past it, and nobody at the other end would notice.
+    Guarded(&'a Arc<Service>),
+}
+
+pub(crate) fn listed<'a>(snapshot: &'a Snapshot, workload: &Workload, port: u16) -> Listed<'a> {
+    if !workload.uid.contains("/networking.istio.io/ServiceEntry/") {
+        return Listed::Open;
+    }
+    let mut listed = Listed::NoPort;
+    for (key, ports) in workload.services.iter() {
+        if !ports.iter().any(|(_, target)| target == port) {
+            continue;
+        }
+        let guarded = |service: &&Arc<Service>| service_waypoint(service, 0).is_some();
+        match snapshot.service(key).filter(guarded) {
+            // Calls to the address have a waypoint of their own otherwise.
+            Some(service) if workload.waypoint.is_none() => listed = Listed::Guarded(service),
+            Some(_) | None => return Listed::Open,
+        }
+    }
+    listed
 }
 
 #[cfg(test)]
@@ -232,6 +253,39 @@ mod tests {
                     gone.as_ref().err().map(|r| r.reason),
                     (!open).then_some(reason)
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_of_service_entries_are_not_called_past_their_waypoint() {
+        use isobar_proto::istio::workload as istio;
+
+        let mut far = pod("shop", "far", "192.0.2.1");
+        far.uid = "c/networking.istio.io/ServiceEntry/shop/far/192.0.2.1".to_owned();
+        let ports = istio::PortList {
+            ports: crate::testing::port_list(&[(443, 8443)]),
+        };
+        let key = format!("shop/{}", host("shop", "far"));
+        far.services = [(key, ports)].into();
+        let guarded = istio::Service {
+            waypoint: crate::testing::waypoint("shop", "wp"),
+            ..service("shop", "far", "10.96.0.9", &[(443, 8443)])
+        };
+        let cart = ("shop", "cart");
+        for (policies, open) in [(vec![], true), (vec![egress("shop", true)], false)] {
+            let mut draft = world(&policies).draft();
+            for address in [of_workload(far.clone()), of_service(guarded.clone())] {
+                draft.upsert_address(&address).unwrap();
+            }
+            let gone = go(&draft.finish(), cart, "192.0.2.1:8443");
+            match gone {
+                Ok(_) => assert!(open),
+                Err(refusal) => {
+                    assert!(!open, "{refusal}");
+                    assert_eq!(refusal.reason, Reason::UnknownDestination);
+                    assert!(refusal.detail.contains("call it by its name"), "{refusal}");
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use isobar_types::{Identity, NetworkAddress, Reason, Str, labels, ports};
 
 use crate::balance::{self, Candidate, Purpose, next_dice};
-use crate::egress::is_registered;
+use crate::egress::{Listed, listed};
 use crate::gateway::{
     Resolved, any_member, expected_identities, resolve_gateway, resolve_waypoint,
 };
@@ -158,14 +158,10 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
     }
     let closed = snapshot.is_registry_only(&call.source.namespace);
     match (snapshot.workload_by_address(&there), addressed) {
-        (Some(workload), _) if closed && !is_registered(workload, to.port()) => Err(Refusal::new(
-            Reason::UnknownDestination,
-            format!(
-                "{to} is an endpoint of a ServiceEntry that does not list that port, and \
-                     namespace {} may reach nothing else (REGISTRY_ONLY)",
-                call.source.namespace
-            ),
-        )),
+        (Some(workload), _) if closed => {
+            registered(snapshot, call, workload, dice)?;
+            to_workload(snapshot, call, workload, dice)
+        }
         (Some(workload), _) => to_workload(snapshot, call, workload, dice),
         (None, Some(service)) if !service.is_passthrough() => Err(Refusal::new(
             Reason::NoHealthyUpstream,
@@ -319,6 +315,35 @@ fn prefer_own_network<'a>(all: Vec<Candidate<'a>>, source: &Workload) -> Vec<Can
         .copied()
         .collect();
     if own.is_empty() { all } else { own }
+}
+
+/// Refuses what the registry does not hold at a workload's own address.
+fn registered(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    workload: &Workload,
+    dice: u64,
+) -> Result<(), Refusal> {
+    let (to, namespace) = (call.destination, &call.source.namespace);
+    let detail = match listed(snapshot, workload, to.port()) {
+        Listed::Open => return Ok(()),
+        Listed::NoPort => format!(
+            "{to} is an endpoint of a ServiceEntry that does not list that port, and namespace \
+             {namespace} may reach nothing else (REGISTRY_ONLY)"
+        ),
+        Listed::Guarded(service) => {
+            let gateway = service_waypoint(service, dice);
+            if gateway.is_some_and(|gateway| from_gateway(snapshot, call, gateway)) {
+                return Ok(());
+            }
+            format!(
+                "{to} is an endpoint of {}, and would be reached past its waypoint, which \
+                 namespace {namespace} may not (REGISTRY_ONLY): call it by its name",
+                owner_of(service)
+            )
+        }
+    };
+    Err(Refusal::new(Reason::UnknownDestination, detail))
 }
 
 fn to_workload(
