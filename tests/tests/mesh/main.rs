@@ -31,5 +31,6 @@ mod readme;
 mod report;
 mod routing;
 mod sandwich;
+mod unread;
 mod waypoints;
 mod wire;

@@ -6,6 +6,7 @@ mod discovery;
 mod failures;
 pub(crate) mod gateways;
 mod grpc;
+mod outside;
 mod steering;
 
 use std::collections::BTreeMap;
