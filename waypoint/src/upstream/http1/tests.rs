@@ -10,6 +10,8 @@ use tokio::task::{LocalSet, yield_now};
 
 use super::*;
 
+mod spare;
+
 const TERMS: Terms = Terms {
     piece: PIECE,
     idle: Duration::from_secs(60),

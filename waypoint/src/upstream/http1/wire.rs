@@ -175,8 +175,13 @@ impl Wire {
                         let most = most.min(self.unread.len());
                         self.unread.split_to(most).freeze()
                     } else {
-                        let most = most.min(piece);
-                        ready!(poll_read(&mut self.stream, most, cx))?
+                        // With room left the kernel has said all that it has: nobody asks again for nothing.
+                        let room = most.min(piece) + usize::from(most <= piece);
+                        let mut data = ready!(poll_read(&mut self.stream, room, cx))?;
+                        // More than it said: nobody knows what that is.
+                        self.reusable &= data.len() <= most;
+                        data.truncate(most);
+                        data
                     };
                     *left = left.saturating_sub(data.len() as u64);
                     if *left == 0 {
