@@ -14,6 +14,7 @@ use super::super::hosts::Hosts;
 use super::super::served::{Owner, Served};
 use super::super::target_refs::Places;
 use super::convert::{self, Converted, Entry, OpaqueRule, Rank};
+use super::crowd::{Crowded, Room};
 use super::edge::{EdgeRules, Edges, ListenersTold};
 use super::references::{HostKey, Problem, References, key_of, key_of_host};
 
@@ -92,6 +93,8 @@ pub(super) struct Route {
     parents: Vec<ParentReference>,
     entries: Vec<Entry>,
     rules: Vec<OpaqueRule>,
+    /// Of all its rules, in bytes as they are sent.
+    pub(super) size: usize,
     pub(super) accepted: Option<Problem>,
     pub(super) resolved: Option<Problem>,
 }
@@ -163,14 +166,19 @@ pub(in super::super) fn service_routes(
             });
         }
     }
+    let mut room = Room::default();
     let rules = attached.into_iter().map(|(key, (host, attached))| {
-        let rules = rules_of(&host, &attached);
+        let crowded = room.without(&attached);
+        let rules = rules_of(&host, &attached, &crowded);
         (key, rules)
     });
+    let rules = rules.collect();
+    let of_edges = edges.rules(&mut room);
+    room.tell(&mut statuses);
     ServiceRoutes {
-        rules: rules.collect(),
+        rules,
         statuses,
-        edges: edges.rules(),
+        edges: of_edges,
         listeners: edges.told(),
     }
 }
@@ -201,7 +209,9 @@ fn read(set: &ObjectSet, references: &References<'_>) -> Vec<Route> {
 
 impl Route {
     fn new(object: &impl ObjectHead, parents: &[ParentReference], converted: Converted) -> Self {
+        let size = converted.size();
         Self {
+            size,
             object: object.reference(),
             opaque: false,
             hostnames: Vec::new(),
@@ -352,20 +362,24 @@ pub(super) fn stands(
 
 /// The rules of one host: those of routes in a caller's own namespace take its place for that
 /// namespace, then those of the host's own namespace.
-fn rules_of(service: &Served<'_>, attached: &[Attachment<'_>]) -> wire::VirtualService {
+fn rules_of(
+    service: &Served<'_>,
+    attached: &[Attachment<'_>],
+    crowded: &Crowded<'_>,
+) -> wire::VirtualService {
     let (opaque, attached): (Vec<&Attachment<'_>>, Vec<_>) =
         attached.iter().partition(|a| a.route.opaque);
     let mut http = Vec::new();
     for consumer in consumers(&attached) {
-        put(&attached, Some(consumer), &mut http);
+        put(&attached, Some(consumer), crowded, &mut http);
     }
-    put(&attached, None, &mut http);
+    put(&attached, None, crowded, &mut http);
     // Where no route says anything, a call goes where it was addressed to.
     let everywhere = |a: &&Attachment<'_>| a.consumer.is_none() && a.port == 0;
     if !attached.is_empty() && !attached.iter().any(everywhere) {
         http.push(itself(service));
     }
-    let (tls, mut tcp) = connections(&opaque);
+    let (tls, mut tcp) = connections(&opaque, crowded);
     if !opaque.is_empty() && !opaque.iter().any(everywhere) {
         tcp.push(wire::TcpRoute {
             matches: Vec::new(),
@@ -395,6 +409,7 @@ fn consumers<'a>(attached: &[&Attachment<'a>]) -> BTreeSet<&'a str> {
 /// first, then the older route. What no rule of a port takes is refused.
 pub(super) fn connections(
     attached: &[&Attachment<'_>],
+    crowded: &Crowded<'_>,
 ) -> (Vec<wire::TlsRoute>, Vec<wire::TcpRoute>) {
     let (mut tls, mut tcp) = (Vec::new(), Vec::new());
     let places = consumers(attached).into_iter().map(Some).chain([None]);
@@ -406,9 +421,8 @@ pub(super) fn connections(
             source_namespace: consumer.unwrap_or_default().to_owned(),
             ..wire::L4Match::default()
         };
-        let rules = mine
-            .iter()
-            .flat_map(|a| a.route.rules.iter().map(|rule| (a.port, rule)));
+        let counts = mine.iter().filter(|_| !crowded.contains(&consumer));
+        let rules = counts.flat_map(|a| a.route.rules.iter().map(|rule| (a.port, rule)));
         let mut named = Vec::new();
         for (port, rule) in rules {
             match rule.server_names.as_deref() {
@@ -441,24 +455,47 @@ pub(super) fn connections(
     (tls, tcp)
 }
 
-/// Rules in their order of precedence, then a refusal of what none of them takes.
-fn put(attached: &[&Attachment<'_>], consumer: Option<&str>, http: &mut Vec<wire::HttpRoute>) {
+/// Rules in their order of precedence, then a refusal of what none of them takes; of everything where they
+/// do not count.
+fn put(
+    attached: &[&Attachment<'_>],
+    consumer: Option<&str>,
+    crowded: &Crowded<'_>,
+    http: &mut Vec<wire::HttpRoute>,
+) {
     let mine = attached.iter().filter(|a| a.consumer == consumer);
     let mine: Vec<&Attachment<'_>> = mine.copied().collect();
-    in_order(&mine, consumer, http);
+    let of_rest = match crowded.contains(&consumer) {
+        true => TOO_MANY,
+        false => {
+            in_order(&mine, consumer, http);
+            NO_ROUTE
+        }
+    };
     let ports: BTreeSet<u32> = mine.iter().map(|a| a.port).collect();
     for port in ports {
         let mut block = wire::HttpMatch::default();
         narrow(&mut block, port, consumer);
-        http.push(wire::HttpRoute {
-            name: "no route".to_owned(),
-            matches: vec![block],
-            action: Some(Action::DirectResponse(wire::DirectResponse {
-                status: 404,
-                body: Vec::new(),
-            })),
-            ..wire::HttpRoute::default()
-        });
+        http.push(refusal(of_rest, vec![block]));
+    }
+}
+
+/// Rules that refuse: name and status.
+const NO_ROUTE: (&str, u32) = ("no route", 404);
+pub(super) const TOO_MANY: (&str, u32) = ("too many rules", 500);
+
+pub(super) fn refusal(
+    (name, status): (&str, u32),
+    matches: Vec<wire::HttpMatch>,
+) -> wire::HttpRoute {
+    wire::HttpRoute {
+        name: name.to_owned(),
+        matches,
+        action: Some(Action::DirectResponse(wire::DirectResponse {
+            status,
+            body: Vec::new(),
+        })),
+        ..wire::HttpRoute::default()
     }
 }
 

@@ -10,6 +10,7 @@ use isobar_objects::gateway_api::{
 };
 use isobar_objects::{Kind, ObjectHead};
 use isobar_proto::isobar::v1 as wire;
+use prost::Message as _;
 use wire::http_route::Action;
 use wire::string_match::MatchType;
 
@@ -59,6 +60,25 @@ pub(super) struct Converted {
     pub(super) opaque: Vec<OpaqueRule>,
     pub(super) accepted: Option<Problem>,
     pub(super) resolved: Option<Problem>,
+}
+
+impl Converted {
+    /// Of all rules, in bytes as they are sent.
+    pub(super) fn size(&self) -> usize {
+        /// What a rule takes besides.
+        const EACH: usize = 64;
+        let entries = self.entries.iter().map(|one| one.rule.encoded_len() + EACH);
+        let opaque = self.opaque.iter().map(|rule| {
+            let destinations = rule.destinations.iter().map(|one| one.encoded_len());
+            let of_one = destinations.sum::<usize>() + EACH;
+            let names = rule.server_names.as_deref().unwrap_or_default();
+            let text: usize = names.iter().map(String::len).sum();
+            of_one
+                .saturating_mul(names.len().max(1))
+                .saturating_add(text)
+        });
+        entries.chain(opaque).fold(0, usize::saturating_add)
+    }
 }
 
 /// Why a filter that is an object of its own is not had.

@@ -13,7 +13,10 @@ use wire::listener::Protocol;
 use super::super::super::gateways::{Gateways, WaypointGateway};
 use super::super::super::plan::ListenerFacts;
 use super::super::ingress::{ApiServers, api_servers, exactness, meet};
-use super::attach::{Attachment, ParentStatus, Route, connections, in_order, stands};
+use super::attach::{
+    Attachment, ParentStatus, Route, TOO_MANY, connections, in_order, refusal, stands,
+};
+use super::crowd::{Crowded, Room};
 use super::references::{Problem, key_of};
 
 /// What is told about listeners, by Gateway.
@@ -109,9 +112,9 @@ impl<'a> Edges<'a> {
     }
 
     /// The rules of every host, by Gateway.
-    pub(super) fn rules(&self) -> BTreeMap<NamespacedName, Vec<EdgeRules>> {
+    pub(super) fn rules(&self, room: &mut Room) -> BTreeMap<NamespacedName, Vec<EdgeRules>> {
         let all = self.hung.iter();
-        all.map(|(key, hung)| ((*key).clone(), rules_of(key, hung)))
+        all.map(|(key, hung)| ((*key).clone(), rules_of(key, hung, room)))
             .collect()
     }
 
@@ -272,7 +275,7 @@ fn allows(listener: &Listener, gateway: &Gateway, route: &Route, set: &ObjectSet
 
 /// For each host of each listener the rules of every route that takes it, those for the more exact host
 /// first.
-fn rules_of(gateway: &NamespacedName, hung: &[Hung<'_>]) -> Vec<EdgeRules> {
+fn rules_of(gateway: &NamespacedName, hung: &[Hung<'_>], room: &mut Room) -> Vec<EdgeRules> {
     let places = hung.iter().map(|h| (&*h.listener, &*h.section, &*h.host));
     let places: BTreeSet<(&str, &str, &str)> = places.collect();
     let rules = places.into_iter().map(|(listener, section, host)| {
@@ -302,10 +305,15 @@ fn rules_of(gateway: &NamespacedName, hung: &[Hung<'_>]) -> Vec<EdgeRules> {
             ..wire::VirtualService::default()
         };
         for attached in by_host.values() {
-            let (opaque, requests): (Vec<_>, Vec<_>) =
-                attached.iter().partition(|a| a.route.opaque);
+            let crowded = room.without_at_gateway(attached, &gateway.namespace);
+            let counts = attached.iter();
+            let counts = counts.filter(|a| !crowded.contains(&*a.route.namespace));
+            let (opaque, requests): (Vec<_>, Vec<_>) = counts.partition(|a| a.route.opaque);
             in_order(&requests, None, &mut rules.http);
-            let (tls, tcp) = connections(&opaque);
+            if !crowded.is_empty() {
+                rules.http.push(refusal(TOO_MANY, Vec::new()));
+            }
+            let (tls, tcp) = connections(&opaque, &Crowded::new());
             rules.tls.extend(tls);
             rules.tcp.extend(tcp);
         }

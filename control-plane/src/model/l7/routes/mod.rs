@@ -3,6 +3,7 @@
 
 mod attach;
 mod convert;
+mod crowd;
 mod edge;
 mod filters;
 mod references;

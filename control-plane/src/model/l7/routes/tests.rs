@@ -1,4 +1,5 @@
 mod beyond;
+mod crowded;
 mod guarded;
 
 use std::fmt::Write as _;
