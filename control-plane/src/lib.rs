@@ -43,7 +43,8 @@ pub use model::{
 pub use process::run;
 pub use started::Started;
 pub use told::{
-    ForeignAddress, Told, ToldWaypoint, guards, shut_doors_by, told, told_by, verdicts_by,
+    ForeignAddress, Told, ToldWaypoint, guards, passed_by, shut_doors_by, told, told_by,
+    verdicts_by,
 };
 pub use validation::validate;
 pub use webhook::answer_reviews;

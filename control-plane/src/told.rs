@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use isobar_objects::enrolment::EnrolmentRules;
-use isobar_objects::{Kind, ObjectRef, ObjectSet, WaypointLines, mesh_config_of};
+use isobar_objects::{
+    Held, Kind, ObjectHead as _, ObjectRef, ObjectSet, Pod, WaypointLines, mesh_config_of,
+};
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
 use isobar_types::{NamespacedName, labels};
@@ -175,6 +177,54 @@ pub fn guards(set: &ObjectSet, waypoint: &NamespacedName, root_namespace: &str) 
     policies.chain(limits).collect()
 }
 
+/// Gateways of waypoints that enforce something, each with pods behind it that are not in the mesh, or have
+/// callers past their node proxy: those are reached past the waypoint.
+#[must_use]
+pub fn passed_by(started: &Started, set: &ObjectSet) -> BTreeMap<ObjectRef, BTreeSet<String>> {
+    use workload::gateway_address::Destination;
+
+    let plan = plan(set, started.settings(), &KeptKeys::default());
+    let enforcing = plan.waypoints.iter().filter(|one| {
+        let policies = one.authorizations.iter().any(|policy| !policy.dry_run);
+        (policies || !one.rate_limits.is_empty()) && one.waypoint.listeners.is_empty()
+    });
+    let enforcing: BTreeMap<&str, &NamespacedName> = enforcing
+        .map(|one| (one.waypoint.hostname.as_str(), &one.key))
+        .collect();
+    let mut found: BTreeMap<ObjectRef, BTreeSet<String>> = BTreeMap::new();
+    if enforcing.is_empty() {
+        return found;
+    }
+    let services = plan.services.iter().map(|service| &service.wire);
+    let services: BTreeMap<String, &Option<workload::GatewayAddress>> = services
+        .map(|wire| {
+            (
+                format!("{}/{}", wire.namespace, wire.hostname),
+                &wire.waypoint,
+            )
+        })
+        .collect();
+    let outside = plan.workloads.iter().filter(|one| {
+        let pod = set.pods.get(&one.wire.namespace, &one.wire.name);
+        let sidecar = |pod: &Held<Pod>| pod.annotation("sidecar.istio.io/status").is_some();
+        !one.in_mesh && one.instance_of.is_none() && pod.is_some_and(|pod| !sidecar(pod))
+    });
+    for wire in outside.map(|one| &one.wire) {
+        let of_services = wire.services.keys().filter_map(|name| services.get(name));
+        let fronts = std::iter::once(&wire.waypoint).chain(of_services.copied());
+        for front in fronts.flatten() {
+            if let Some(Destination::Hostname(host)) = &front.destination
+                && let Some(key) = enforcing.get(host.hostname.as_str())
+            {
+                let gateway = ObjectRef::new(Kind::Gateway, &key.namespace, &key.name);
+                let pod = format!("{}/{}", wire.namespace, wire.name);
+                found.entry(gateway).or_default().insert(pod);
+            }
+        }
+    }
+    found
+}
+
 pub(crate) fn settings() -> Settings {
     Settings {
         trust_domain: isobar_types::DEFAULT_TRUST_DOMAIN.into(),
@@ -276,5 +326,38 @@ mod tests {
         let names = guards(&set, &key, "istio-system");
         let names: Vec<&str> = names.iter().map(|one| &*one.name).collect();
         assert_eq!(names, ["elsewhere"], "the first waypoint keeps the others");
+    }
+
+    #[test]
+    fn pods_that_are_reached_past_their_waypoint_are_known() {
+        let policy = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {name: p, namespace: shop}\nspec: {action: DENY, rules: [{}], targetRefs: \
+             [{group: gateway.networking.k8s.io, kind: Gateway, name: wp}]}\n";
+        let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\n\
+             spec: {clusterIP: 10.96.0.7, selector: {app: cart}, ports: [{port: 80}]}\n";
+        let ambient = ", istio.io/dataplane-mode: ambient";
+        let of = |mesh: &str, kind: &str, more: &str| -> Vec<String> {
+            let yaml = format!(
+                "{}{}{}{}{more}",
+                namespace(&format!("istio.io/use-waypoint: wp{mesh}")),
+                gateway(
+                    "wp",
+                    &format!(", labels: {{istio.io/waypoint-for: {kind}}}")
+                ),
+                pod("cart-1", "cart", "app: cart", true),
+                pod("pay-1", "pay", "app: pay", true),
+            );
+            let found = passed_by(&Started::default(), &objects(&yaml));
+            let one = |(gateway, pods): (ObjectRef, BTreeSet<String>)| {
+                assert_eq!(gateway.to_string(), "Gateway shop/wp");
+                pods
+            };
+            found.into_iter().flat_map(one).collect()
+        };
+        let both = format!("{service}{policy}");
+        assert_eq!(of("", "service", &both), ["shop/cart-1"]);
+        assert_eq!(of("", "all", policy), ["shop/cart-1", "shop/pay-1"]);
+        assert!(of("", "service", service).is_empty(), "nothing to enforce");
+        assert!(of(ambient, "all", &both).is_empty(), "in the mesh");
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use isobar_control_plane::{
-    Missing, Severity as Weight, Started, Told, Verdict, imagined, shut_doors_by, told_by,
-    verdicts_by,
+    Missing, Severity as Weight, Started, Told, Verdict, imagined, passed_by, shut_doors_by,
+    told_by, verdicts_by,
 };
 use isobar_objects::enrolment::{Enrolment, EnrolmentRules, decide};
 use isobar_objects::{
@@ -62,6 +62,9 @@ pub struct Diagnosis {
 /// Annotation with codes, separated by commas, that are not to be told of an object; `*` is all of them.
 /// Istio's own codes mean nothing here.
 const SUPPRESS: &str = "galley.istio.io/analyze-suppress";
+
+/// Pods that a sentence names.
+const PODS_NAMED: usize = 3;
 
 /// Condition of a pod in which its node agent says whether it carries its traffic.
 const REDIRECTED: &str = "isobar.dev/Redirected";
@@ -124,6 +127,7 @@ pub fn diagnose(
     all.extend(judged.filter_map(of_verdict));
     all.extend(doors(started, &counting));
     all.extend(unserved(&counting, &told_by(started, &counting)));
+    all.extend(passed(started, &counting));
     all.extend(left_out::told(started, &set, not_counting));
     let rules = EnrolmentRules {
         system_namespace: root.to_owned(),
@@ -241,6 +245,25 @@ fn doors(started: &Started, set: &ObjectSet) -> Vec<Diagnosis> {
                 ..said
             }
         })
+    });
+    each.collect()
+}
+
+/// Waypoints with policies that do not hold for whoever calls the pods behind them from outside the mesh.
+fn passed(started: &Started, set: &ObjectSet) -> Vec<Diagnosis> {
+    let found = passed_by(started, set).into_iter();
+    let each = found.map(|(gateway, pods)| {
+        let named: Vec<&str> = pods.iter().take(PODS_NAMED).map(String::as_str).collect();
+        let more = match pods.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "its policies hold for callers in the mesh: others reach {}{more} past it, which no node proxy \
+             keeps",
+            named.join(", ")
+        );
+        Diagnosis::new(Gravity::Warning, Code::PAST_WAYPOINT, Some(gateway), message)
     });
     each.collect()
 }

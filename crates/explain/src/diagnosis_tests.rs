@@ -219,3 +219,28 @@ fn policies_that_count_for_nobody_are_told_and_nothing_follows_from_them() {
         ["ISO0409 all", "ISO0409 canary", "ISO0410 istio-system"]
     );
 }
+
+#[test]
+fn waypoints_that_callers_outside_the_mesh_pass_by_say_so() {
+    let waypoint = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop, labels: {istio.io/waypoint-for: all}}
+spec: {gatewayClassName: isobar-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {action: DENY, rules: [{}], targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: wp}]}
+";
+    let of = |mesh: &str| {
+        let shop = SHOP.replace("istio.io/dataplane-mode: ambient", mesh);
+        found(&[&shop, waypoint], Lives::No)
+    };
+    let inside = of("istio.io/dataplane-mode: ambient, istio.io/use-waypoint: wp");
+    assert!(inside.is_empty(), "{inside:?}");
+    let outside = of("istio.io/use-waypoint: wp");
+    assert_eq!(outside.len(), 1, "{outside:?}");
+    assert_eq!(outside[0].code, Code::PAST_WAYPOINT);
+    assert!(outside[0].message.contains("shop/cart-"), "{outside:?}");
+}

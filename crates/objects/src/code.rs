@@ -69,6 +69,8 @@ impl Code {
     pub const LEFT_OUT: Self = Self(409);
     /// The root namespace does not count for the control plane.
     pub const ROOT_LEFT_OUT: Self = Self(410);
+    /// Pods are reached past a waypoint that enforces something.
+    pub const PAST_WAYPOINT: Self = Self(411);
 
     /// The code of what a control plane gives a reason for.
     #[must_use]
@@ -204,6 +206,7 @@ const TABLE: &[CodeEntry] = &[
     entry(408, "Bypass", "metadata.annotations[ambient.istio.io/bypass-inbound-capture]", "callers reach the pod without its node proxy: no policy of the mesh holds for them", "remove the annotation unless the pod authenticates its callers itself"),
     entry(409, "LeftOut", "metadata", "a policy that the control plane does not take: its namespace is not among those that discovery selectors select, or it belongs to another revision", "label the namespace as the selectors ask, or correct the label istio.io/rev; `isobar analyze --revision NAME` asks another control plane"),
     entry(410, "RootLeftOut", "metadata.labels", "discovery selectors do not take the root namespace, so policies in it, which are for the whole mesh, count for nobody", "label the root namespace as the selectors ask, or add a selector for it"),
+    entry(411, "PastWaypoint", "metadata", "a waypoint with policies has pods behind it that are not in the mesh, or let callers in past their node proxy: callers outside the mesh reach these past the waypoint", "label the pods or their namespace istio.io/dataplane-mode: ambient, or keep such callers away with a NetworkPolicy"),
 ];
 
 #[cfg(test)]
