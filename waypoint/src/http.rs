@@ -2,6 +2,7 @@
 
 mod authoriser;
 mod body;
+mod date;
 mod exchange;
 mod facts;
 mod forward;
@@ -11,8 +12,10 @@ mod mirror;
 mod pipeline;
 mod place;
 mod rate;
+mod received;
 mod reply;
 mod sanitise;
+mod serve2;
 mod standing;
 mod stay;
 mod tries;
@@ -20,7 +23,6 @@ mod upgrade;
 mod upload;
 
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,10 +30,9 @@ use std::time::Duration;
 use ::http::{Request, Response};
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use isobar_runtime::Lifetime;
 use tokio::time::sleep;
 
@@ -39,14 +40,16 @@ pub use body::ReplyBody;
 pub use exchange::Exchange;
 pub(crate) use exchange::RequestFacts;
 pub(crate) use heads::Heads;
+pub use received::ReceiveError;
+use received::Received;
 pub(crate) use sanitise::{REQUEST_ID, is_for_one_hop};
+pub use serve2::serve2;
 pub use standing::Live;
 pub use upload::{RequestBody, RequestError};
 
-use crate::gather::Gathered;
 use crate::session::{STAY, Session};
 use crate::stream::{Pinned, Stream};
-use crate::upstream::{LocalExecutor, PIECE};
+use crate::upstream::PIECE;
 
 /// A connection without a request for so long is closed (Envoy's default). A head that is on its way
 /// has less time: see [`Heads`].
@@ -72,9 +75,9 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
     let life = session.worker.scope.lifetime();
     let service = {
         let session = session.clone();
-        service_fn(move |request| {
+        service_fn(move |request: Request<_>| {
             let session = session.clone();
-            answer(session, request)
+            answer(session, request.map(Received::One))
         })
     };
     let stream = heads::Watched::new(session.clone(), stream);
@@ -105,58 +108,6 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
     }
 }
 
-/// Serves HTTP/2 with prior knowledge until the caller or a drain ends it.
-pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
-    let life = session.worker.scope.lifetime();
-    let executor = LocalExecutor(session.worker.scope.clone());
-    let service = {
-        let session = session.clone();
-        service_fn(move |request| {
-            let session = session.clone();
-            answer(session, request)
-        })
-    };
-    let out = Gathered::new(stream);
-    let mut builder = http2::Builder::new(executor);
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
-    if session.peer.identity.is_none() {
-        // Tunnels ask for themselves.
-        builder
-            .max_concurrent_streams(STREAMS_OUTSIDE)
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PONG);
-    }
-    let connection = builder.serve_connection(TokioIo::new(out.clone()), service);
-    let mut connection = std::pin::pin!(connection);
-    let mut asides = asides(&session, &life);
-    loop {
-        tokio::select! {
-            // What has come is looked at first: a connection that ends must not lose a request.
-            biased;
-            result = poll_fn(|cx| {
-                let result = connection.as_mut().poll(cx);
-                out.poll_release(cx);
-                result
-            }) => return ended(result),
-            Some(aside) = asides.next() => match aside {
-                Aside::Leave => connection.as_mut().graceful_shutdown(),
-                Aside::Cut => return,
-                Aside::Late => {
-                    // Here it is only ever the first one that is awaited.
-                    tracing::debug!("a first request took too long to come");
-                    return;
-                }
-            },
-        }
-    }
-}
-
 /// What may happen to a connection besides what it carries.
 enum Aside {
     /// It should take no further requests.
@@ -167,11 +118,10 @@ enum Aside {
     Late,
 }
 
+type Asides<'a> = FuturesUnordered<LocalBoxFuture<'a, Aside>>;
+
 /// Each is looked at when it has something to say, and not whenever a byte comes.
-fn asides<'a>(
-    session: &'a Session,
-    life: &'a Lifetime,
-) -> FuturesUnordered<LocalBoxFuture<'a, Aside>> {
+fn asides<'a>(session: &'a Session, life: &'a Lifetime) -> Asides<'a> {
     let all: [LocalBoxFuture<'a, Aside>; 4] = [
         Box::pin(forgotten(session)),
         Box::pin(leave(session, life).map(|()| Aside::Leave)),
@@ -190,7 +140,7 @@ async fn forgotten(session: &Session) -> Aside {
 }
 
 /// One request, apart from the task that serves it: tasks are moved as a whole, several times.
-fn answer(session: Rc<Session>, request: Request<Incoming>) -> Answered {
+fn answer(session: Rc<Session>, request: Request<Received>) -> Answered {
     Box::pin(pipeline::handle(session, request))
 }
 

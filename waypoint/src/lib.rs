@@ -16,6 +16,7 @@ mod credentials;
 pub mod edge;
 pub mod endpoint;
 pub mod feed;
+mod frames;
 mod gather;
 pub mod http;
 mod kept;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use isobar_proto::isobar::v1 as proto;
 use isobar_proto::istio::{security, workload as wire};
 use isobar_route::{Draft, Tables, TrafficRules};
+use isobar_runtime::LocalScope;
 use isobar_state::{Service, Workload};
 use isobar_types::{Identity, NamespacedHostname};
 
@@ -260,4 +262,14 @@ pub(crate) fn balanced(by: proto::traffic_policy::LoadBalancer) -> Arc<TrafficRu
         load_balancer: by.into(),
         ..Default::default()
     })
+}
+
+/// Runs hyper's tasks on this thread.
+#[derive(Clone)]
+pub(crate) struct LocalExecutor(pub(crate) Rc<LocalScope>);
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        self.0.spawn("h2", future);
+    }
 }

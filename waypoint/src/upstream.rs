@@ -13,6 +13,6 @@ pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
 pub use http1::Error as Http1Error;
 pub(crate) use http1::PIECE;
 pub use origin::{Origin, Origins, Tls};
+pub(crate) use pool::chain;
 pub use pool::{How, InUse, Pool, SendError, Sent, Version};
-pub(crate) use pool::{LocalExecutor, chain};
 pub use preface::Preface;

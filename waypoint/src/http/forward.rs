@@ -10,7 +10,6 @@ use ::http::header::{
 use ::http::uri::{Authority, PathAndQuery, Scheme};
 use ::http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use isobar_route::{
     Action, HeaderEdits, HttpRoute, Mirror, Retries, Rewrite, Speak, Taken, Weighted, choose,
 };
@@ -26,6 +25,7 @@ use super::mirror;
 use super::pipeline::{self, Flow};
 use super::place::{Place, destination, place, sticky, waypoint};
 use super::rate;
+use super::received::Received;
 use super::reply::{self, Local};
 use super::sanitise;
 use super::standing::{Asked, Side, Standing};
@@ -261,7 +261,7 @@ fn limit_of(route: Option<&HttpRoute>, exchange: &Exchange) -> Option<Limit> {
 
 /// Has the exchange send the caller's body, kept where a later try or a copy may need it again.
 fn take_body(
-    body: Option<Incoming>,
+    body: Option<Received>,
     exchange: &Exchange,
     speak: upstream::Version,
     rules: &Retries,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use ::http::header::{CONTENT_TYPE, HeaderValue};
 use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use isobar_route::{
     AbortWith, Action, HttpDecision, Preflight, Redirect, RedirectFrom, Taken, match_http,
@@ -20,6 +19,7 @@ use super::body::ReplyBody;
 use super::exchange::{Exchange, RequestFacts, RouteName};
 use super::forward::forward;
 use super::rate;
+use super::received::Received;
 use super::reply::{self, Local};
 use super::sanitise;
 use super::standing::{Asked, Standing};
@@ -37,7 +37,7 @@ pub(super) struct Flow {
     pub(super) caller: Arc<Attributed>,
     pub(super) asked: Rc<Asked>,
     /// Taken once something of it is read.
-    pub(super) body: Option<Incoming>,
+    pub(super) body: Option<Received>,
     pub(super) upgrade: Option<OnUpgrade>,
     /// Boxed: it goes with the response, which is moved several times.
     pub(super) exchange: Box<Exchange>,
@@ -46,7 +46,7 @@ pub(super) struct Flow {
 /// Answers one request. Whatever happens there is an answer, and one record of it.
 pub(super) async fn handle(
     session: Rc<Session>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let response = match begin(session, request).await {
         Ok(flow) => decide(flow).await,
@@ -58,7 +58,7 @@ pub(super) async fn handle(
 /// What is to be known of a request before anything decides on it, or the answer that ends it here.
 async fn begin(
     session: Rc<Session>,
-    mut request: Request<Incoming>,
+    mut request: Request<Received>,
 ) -> Result<Box<Flow>, Response<ReplyBody>> {
     session.heads.arrived();
     let mut exchange = Box::new(Exchange::new(session.clone(), facts(&request)));
@@ -101,7 +101,7 @@ async fn begin(
     }))
 }
 
-fn facts(request: &Request<Incoming>) -> RequestFacts {
+fn facts(request: &Request<Received>) -> RequestFacts {
     let headers = request.headers();
     let target = request.uri();
     let path = target.path_and_query().map_or("/", |p| p.as_str());

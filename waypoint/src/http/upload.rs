@@ -9,9 +9,9 @@ use std::thread::LocalKey;
 use ::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::received::{ReceiveError, Received};
 use super::standing::{Side, Standing};
 
 /// Most of one request that is kept for another try; a longer one is not tried again.
@@ -104,7 +104,7 @@ enum Clock {
 /// The caller's body, and what was read of it.
 #[derive(Debug, Default)]
 struct Upload {
-    source: Option<Incoming>,
+    source: Option<Received>,
     /// What was read of a body that is read as a whole before any of it is sent.
     gathered: BytesMut,
     /// From the start of the body, as long as nothing is lost.
@@ -224,7 +224,7 @@ impl Drop for Upload {
 
 impl Progress {
     /// Takes the caller's body; with `keep`, what is read may be sent again.
-    pub(super) fn takes(&self, body: Incoming, keep: bool) {
+    pub(super) fn takes(&self, body: Received, keep: bool) {
         let mut upload = self.upload.borrow_mut();
         upload.source = Some(body);
         upload.keeping = keep;
@@ -404,7 +404,7 @@ pub struct RequestBody {
 pub enum RequestError {
     /// The caller or its connection.
     #[error(transparent)]
-    Caller(#[from] hyper::Error),
+    Caller(#[from] ReceiveError),
     /// A policy that was written meanwhile, or the end of this waypoint.
     #[error("the request may not go on: a policy was written, or the waypoint ends")]
     Withdrawn,

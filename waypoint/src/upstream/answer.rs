@@ -4,12 +4,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use ::http::Response;
-use ::http::header::CONTENT_LENGTH;
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 
 use super::http1;
+use crate::frames::Inflow;
 use crate::stream::AnyStream;
 
 /// The body of an endpoint's response.
@@ -19,12 +19,7 @@ pub struct Answer(Source);
 #[derive(Debug)]
 enum Source {
     One(http1::Reply),
-    Two {
-        stream: RecvStream,
-        /// Octets that are still to come, where the head said how many.
-        left: Option<u64>,
-        data_done: bool,
-    },
+    Two(Inflow),
 }
 
 /// Why the body of a response broke off.
@@ -49,30 +44,16 @@ impl Answer {
     pub(crate) fn switched(&mut self) -> Option<AnyStream> {
         match &mut self.0 {
             Source::One(http1::Reply::Switched(stream)) => stream.take().map(|stream| stream.0),
-            Source::One(_) | Source::Two { .. } => None,
+            Source::One(_) | Source::Two(_) => None,
         }
     }
 
     /// A response over HTTP/2.
     pub(super) fn over_http2(response: Response<RecvStream>) -> Response<Self> {
-        let length = response.headers().get(CONTENT_LENGTH);
-        let left = length
-            .and_then(|length| length.to_str().ok())
-            .and_then(|length| length.parse().ok());
-        response.map(|stream| {
-            Self(Source::Two {
-                stream,
-                left,
-                data_done: false,
-            })
-        })
+        let (head, stream) = response.into_parts();
+        let body = Self(Source::Two(Inflow::new(stream, &head.headers)));
+        Response::from_parts(head, body)
     }
-}
-
-/// A reset without an error ends an answer that came before its request was whole (RFC 9113 §8.1).
-fn ended(error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-    let early = error.reason() == Some(Reason::NO_ERROR);
-    Poll::Ready((!early).then(|| Err(error.into())))
 }
 
 impl Body for Answer {
@@ -83,47 +64,31 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let (stream, left, data_done) = match &mut self.0 {
+        Poll::Ready(match &mut self.0 {
             Source::One(body) => {
                 let frame = ready!(body.poll_frame(cx));
-                return Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::from)));
+                frame.map(|frame| frame.map_err(AnswerError::from))
             }
-            Source::Two {
-                stream,
-                left,
-                data_done,
-            } => (stream, left, data_done),
-        };
-        if !*data_done {
-            match ready!(stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // It has been read: the peer may send as much again. That fails only when the stream
-                    // is over.
-                    let _ = stream.flow_control().release_capacity(data.len());
-                    *left = left.map(|left| left.saturating_sub(data.len() as u64));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => return ended(error),
-                None => *data_done = true,
-            }
-        }
-        match ready!(stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
-            Err(error) => ended(error),
-        }
+            Source::Two(body) => match ready!(body.poll_frame(cx)) {
+                // A reset without an error ends an answer that came before its request was whole
+                // (RFC 9113 §8.1).
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => None,
+                frame => frame.map(|frame| frame.map_err(AnswerError::from)),
+            },
+        })
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Source::One(body) => body.is_end_stream(),
-            Source::Two { stream, .. } => stream.is_end_stream(),
+            Source::Two(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Source::One(body) => body.size_hint(),
-            Source::Two { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Source::Two(body) => body.size_hint(),
         }
     }
 }

@@ -2,27 +2,25 @@
 //! serves it, and what all requests of a connection have to say leaves in one write.
 
 use std::cell::Cell;
-use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ::http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use ::http::header::{CONTENT_LENGTH, HeaderValue};
 use ::http::{HeaderMap, Method, Request, Response};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong, Reason, SendStream};
-use http_body::{Body, Frame};
+use http_body::Body;
 use isobar_runtime::LocalScope;
 use tokio::sync::oneshot;
 
 use super::answer::Answer;
+use crate::frames::{Outflow, clean};
 use crate::gather::Gathered;
-use crate::http::{RequestBody, is_for_one_hop};
+use crate::http::RequestBody;
 use crate::stream::AnyStream;
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -34,8 +32,6 @@ const FIRST_STREAMS: usize = 100;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams reset by us for the peer's errors, beyond which the connection ends.
 const ERROR_RESETS: usize = 1024;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// One connection, for any number of requests.
 #[derive(Clone)]
@@ -146,25 +142,6 @@ impl Sender {
     }
 }
 
-/// Removes what is for one hop of HTTP/1.1, which rules may have set.
-fn clean(headers: &mut HeaderMap) {
-    if !headers.keys().any(|name| is_for_one_hop(name.as_str())) {
-        return;
-    }
-    for name in [
-        CONNECTION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-    ] {
-        headers.remove(name);
-    }
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
-        headers.remove(TE);
-    }
-}
-
 /// Says how long the body is, where that is known and means something.
 fn measure(headers: &mut HeaderMap, method: &Method, body: &RequestBody) {
     let Some(length) = body.size_hint().exact() else {
@@ -230,11 +207,7 @@ impl Drop for Cancel {
 
 /// Sends a body: at once as far as it is there, the rest by a task of its own.
 async fn upload(out: SendStream<Bytes>, body: RequestBody, scope: &LocalScope) -> Cancel {
-    let mut upload = Upload {
-        out,
-        body,
-        chunk: None,
-    };
+    let mut upload = Outflow::new(out, body);
     let mut first = |cx: &mut Context<'_>| Poll::Ready(Pin::new(&mut upload).poll(cx).is_ready());
     if poll_fn(&mut first).await {
         return Cancel(None);
@@ -246,7 +219,7 @@ async fn upload(out: SendStream<Bytes>, body: RequestBody, scope: &LocalScope) -
         poll_fn(move |cx| {
             match cancelled.as_mut().map(|c| Pin::new(c).poll(cx)) {
                 Some(Poll::Ready(Ok(()))) => {
-                    upload.out.send_reset(Reason::CANCEL);
+                    upload.reset(Reason::CANCEL);
                     return Poll::Ready(());
                 }
                 Some(Poll::Ready(Err(_))) => cancelled = None,
@@ -256,122 +229,6 @@ async fn upload(out: SendStream<Bytes>, body: RequestBody, scope: &LocalScope) -
         }),
     );
     Cancel(Some(cancel))
-}
-
-/// A body on its way into a stream.
-struct Upload {
-    out: SendStream<Bytes>,
-    body: RequestBody,
-    /// What waits for room, and whether nothing follows it.
-    chunk: Option<(Bytes, bool)>,
-}
-
-impl Future for Upload {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match self.poll_end(cx) {
-            Poll::Ready(Err(error)) => {
-                tracing::debug!(%error, "a request's body ended early");
-                Poll::Ready(())
-            }
-            Poll::Ready(Ok(())) => Poll::Ready(()),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl Upload {
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        loop {
-            if self.chunk.is_some() {
-                ready!(self.poll_room(cx))?;
-            }
-            if let Some((data, last)) = self.chunk.take() {
-                self.out.send_data(data, last)?;
-                if last {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            // Room is asked for only once there is something to send: what one stream holds of the
-            // connection's window others have not.
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                // Last, as whoever has asked for it is woken by what it does after that: a body that is there
-                // already goes without. Elsewhere a reset shows by itself.
-                return match self.out.poll_reset(cx)? {
-                    Poll::Ready(reason) => Poll::Ready(Err(reason.into())),
-                    Poll::Pending => Poll::Pending,
-                };
-            };
-            match frame {
-                Some(Ok(frame)) => {
-                    if self.take(frame)? {
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                Some(Err(error)) => {
-                    let reason = reason_of(&error);
-                    self.out.send_reset(reason);
-                    return Poll::Ready(Err(reason.into()));
-                }
-                None => {
-                    self.out.send_data(Bytes::new(), true)?;
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-    }
-
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        while self.out.capacity() == 0 {
-            match ready!(self.out.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                // Reset, or over.
-                None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Takes a frame of the body; true if it was the last and is sent.
-    fn take(&mut self, frame: Frame<Bytes>) -> Result<bool, h2::Error> {
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(frame) => {
-                let Ok(trailers) = frame.into_trailers() else {
-                    return Ok(false);
-                };
-                self.out.reserve_capacity(0);
-                self.out.send_trailers(trailers)?;
-                return Ok(true);
-            }
-        };
-        let last = self.body.is_end_stream();
-        if data.is_empty() {
-            self.out.send_data(data, last)?;
-            return Ok(last);
-        }
-        // h2 asks for the whole of it as soon as it is sent.
-        self.out.reserve_capacity(1);
-        self.chunk = Some((data, last));
-        Ok(false)
-    }
-}
-
-/// The code that ended a body, where HTTP/2 gave one.
-fn reason_of(error: &(dyn StdError + 'static)) -> Reason {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if let Some(reason) = cause
-            .downcast_ref::<h2::Error>()
-            .and_then(h2::Error::reason)
-        {
-            return reason;
-        }
-        next = cause.source();
-    }
-    Reason::INTERNAL_ERROR
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -164,16 +163,6 @@ pub struct SendError {
     pub detail: String,
     /// How far it came.
     pub failure: TryFailure,
-}
-
-/// Runs hyper's tasks on this worker.
-#[derive(Clone)]
-pub(crate) struct LocalExecutor(pub(crate) Rc<LocalScope>);
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        self.0.spawn("h2", future);
-    }
 }
 
 impl Pool {

@@ -35,7 +35,7 @@ use crate::session::Worker;
 use crate::stream::AnyStream;
 use crate::target::resolve;
 use crate::testing::*;
-use crate::upstream::{Dial, DialFailure, LocalExecutor};
+use crate::upstream::{Dial, DialFailure};
 
 /// What an endpoint does with a request.
 #[derive(Debug, Clone, Copy)]

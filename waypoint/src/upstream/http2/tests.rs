@@ -63,24 +63,3 @@ async fn a_connection_that_nobody_holds_ends() {
         })
         .await;
 }
-
-#[test]
-fn what_is_for_one_hop_stays_here() {
-    let mut headers = HeaderMap::new();
-    for name in ["connection", "keep-alive", "upgrade", "te", "x-kept"] {
-        headers.insert(name, HeaderValue::from_static("x"));
-    }
-    clean(&mut headers);
-    assert_eq!(headers.len(), 1);
-    headers.insert(TE, HeaderValue::from_static("trailers"));
-    clean(&mut headers);
-    assert_eq!(headers.len(), 2);
-}
-
-#[test]
-fn the_code_that_ended_a_body_goes_on() {
-    let reset = h2::Error::from(Reason::ENHANCE_YOUR_CALM);
-    let broken: crate::upstream::AnswerError = reset.into();
-    assert_eq!(reason_of(&broken), Reason::ENHANCE_YOUR_CALM);
-    assert_eq!(reason_of(&std::fmt::Error), Reason::INTERNAL_ERROR);
-}
