@@ -144,7 +144,12 @@ impl Mesh {
                 let started = control_plane(cluster, namespace, revision.as_deref()).await?;
                 let started = started.enrolling(enrolment(cluster, namespace).await);
                 let kept = LastValid::of_all(cluster.clone(), namespace);
-                let source = KubernetesSource::new(cluster.clone(), SourceOptions::default())
+                // What a pod may look up and become is asked about, too.
+                let whole = SourceOptions {
+                    slim: false,
+                    ..SourceOptions::default()
+                };
+                let source = KubernetesSource::new(cluster.clone(), whole)
                     .with_last_valid(kept)
                     .with_object(started.mesh_config().clone())
                     .with_strangers(STRANGERS);

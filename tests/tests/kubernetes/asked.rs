@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use isobar_tests::ApiServer;
 
-use crate::install::good;
+use crate::install::{bad, good};
 use crate::run;
 
 /// Callers, and a name outside of the mesh.
@@ -188,4 +188,40 @@ async fn isobar_says(server: &ApiServer, args: &[&str]) -> Result<String> {
         Ok(said) => Ok(said),
         Err(error) => Ok(error.to_string()),
     }
+}
+
+/// A probed pod, and a policy that opens everything but for whoever probes it.
+const PROBED: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, labels: {app: cart}, annotations: {ambient.istio.io/redirection: enabled}}
+spec:
+  nodeName: node-1
+  serviceAccountName: client
+  containers: [{name: c, image: i, readinessProbe: {httpGet: {port: 8080, path: /}}}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: cart, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: cart}}
+  ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}, {port: 15008}]}]
+";
+
+#[test]
+fn a_policy_that_shuts_out_probes_is_found() {
+    run(async |server| {
+        let install = ["install", "--no-wait", "--set", "crds.gatewayApi=true"];
+        good(server, &install).await?;
+        server.apply(SHOP).await?;
+        server.apply(PROBED).await?;
+        let at = ["patch", "pod/cart", "-n", "shop", "--subresource=status"];
+        let status = ["--type=merge", "-p", STATUS];
+        server.kubectl(&[&at[..], &status].concat()).await?;
+        let file = server.admin()?;
+        let file = file.to_string_lossy();
+        let said = bad(server, &["netpol", "check", "--kubeconfig", &file]).await?;
+        ensure!(said.contains("169.254.7.127"), "{said}");
+        Ok(())
+    });
 }
