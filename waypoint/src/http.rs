@@ -54,7 +54,8 @@ use crate::upstream::PIECE;
 /// A connection without a request for so long is closed (Envoy's default). A head that is on its way
 /// has less time: see [`Heads`].
 const IDLE: Duration = Duration::from_secs(3600);
-/// Request head: 60 KiB and 100 fields, as Envoy; more is answered with 431.
+/// Request head: 60 KiB and 100 fields, as Envoy; more is answered with 431. So many fields hyper takes by
+/// itself; told so, it would fill a table of them for each request.
 const HEAD: usize = 60 * 1024;
 const FIELDS: usize = 100;
 const STREAMS: u32 = 1000;
@@ -85,7 +86,6 @@ pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
         // A timer of its own for each request: `forgotten` and `Heads::late` look now and then.
         .header_read_timeout(None)
         .max_buf_size(HEAD + 4096)
-        .max_headers(FIELDS)
         .half_close(true)
         .serve_connection(TokioIo::new(Pinned::new(stream)), service)
         .with_upgrades();

@@ -56,3 +56,22 @@ fn half_a_head_ends_its_connection_and_no_request_does_not() {
         assert_eq!(idle.get("/").await.status, 200);
     });
 }
+
+#[test]
+fn a_head_has_a_hundred_fields_and_no_more() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        for (fields, passes) in [(100, true), (101, false)] {
+            let mut stream = bed.tunnel("client", VIP).await.unwrap();
+            let others = "x: y\r\n".repeat(fields - 2);
+            let head = format!("GET / HTTP/1.1\r\nhost: svc\r\nconnection: close\r\n{others}\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut said = String::new();
+            let _ = stream.read_to_string(&mut said).await;
+            // The back end has the same limit, and is told more fields.
+            let passed = said.contains("x-envoy-upstream-service-time");
+            assert_eq!(passed, passes, "{fields} fields: {said}");
+            assert!(passes || said.starts_with("HTTP/1.1 431"), "{said}");
+        }
+    });
+}
