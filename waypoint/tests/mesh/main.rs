@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod aborted;
 mod authorisers;
 mod bed;
 mod callers;
@@ -9,6 +10,7 @@ mod destinations;
 mod edge;
 mod edge_mesh;
 mod edge_trust;
+mod floods;
 mod hostile;
 mod http;
 mod kept;
