@@ -186,6 +186,7 @@ const TABLE: &[CodeEntry] = &[
     entry(240, "AccountNotBound", "metadata.annotations[istio.io/for-service-account]", "a waypoint is for an account that does not name it: its pods' traffic passes the waypoint by, and the policies for it", "label the account istio.io/use-waypoint with the waypoint's name, or remove the annotation"),
     entry(241, "OutsideMesh", "spec.selector", "a policy that node proxies enforce is for pods that are not in the mesh, or whose annotation bypass-inbound-capture lets callers in past it, where nobody does: for none that are, or with a selector that takes some that are not", "label the pods or their namespace istio.io/dataplane-mode: ambient, or let the selector leave them out"),
     entry(242, "TooManyEndpoints", "spec", "the endpoints of a namespace would list more of Services, hosts and ports than proxies are given; the newest Services and ServiceEntries have none", "remove some, name fewer hosts or ports, or move some to another namespace"),
+    entry(243, "TooManyRules", "spec.rules", "the routes of a namespace have more rules at a host, or at all hosts together, than waypoints are given; requests there that would be theirs are answered with 500", "write fewer rules, attach them to fewer hosts, or let the host's owner write them"),
     entry(299, "Other", "", "something else that the control plane says about the object", "see the finding"),
 
     entry(301, "DoorShut", "spec", "a NetworkPolicy shuts what connections of the mesh need open", "`isobar netpol fix` shows the smallest change, `--apply` makes it"),
