@@ -58,6 +58,7 @@ bars: setup ## Print the reliability bars of the node proxy with their figures (
 
 test-long: build-tests ## The same with the long forms of the tests, and the images (about an hour)
 	@$(CARGO) run --quiet --profile $(PROFILE) -p xtask -- bars --long $(if $(OUTPUT),-o $(OUTPUT))
+	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test attacks -- --nocapture paired::
 	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test differential
 	ISOBAR_TEST_LONG=1 $(CARGO) test --profile $(PROFILE) --workspace --test mesh -- steady::
 	$(MAKE) setup-kube

@@ -304,6 +304,15 @@ impl Bed {
         format!("/proc/{}/{file}", self.child.id())
     }
 
+    /// The server's threads.
+    pub(crate) fn threads(&self) -> Vec<i32> {
+        let tasks = std::fs::read_dir(self.proc("task")).unwrap();
+        let name = |task: std::fs::DirEntry| task.file_name().into_string().unwrap();
+        tasks
+            .map(|task| name(task.unwrap()).parse().unwrap())
+            .collect()
+    }
+
     /// How the next connection to end ended: reason and text.
     pub(crate) async fn end(&mut self) -> (String, String) {
         let text = line(&mut self.lines, "@end ").await;

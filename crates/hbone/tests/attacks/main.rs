@@ -11,6 +11,7 @@ mod headers;
 mod limits;
 mod matrix;
 mod memory;
+mod paired;
 mod windows;
 mod wire;
 
