@@ -33,9 +33,10 @@ fn passes_callers(pod: &PodFacts<'_>) -> bool {
 }
 
 /// What a workload has to do with this, as a number; the same for those that have the same. None while
-/// there are no policies.
+/// there are no policies, and for waypoints' own pods: one of those stands for no other pod.
 pub(super) fn relation(workload: &WorkloadPlan, set: &ObjectSet) -> Option<u64> {
-    if set.authorization_policies.is_empty() && set.peer_authentications.is_empty() {
+    let is_idle = set.authorization_policies.is_empty() && set.peer_authentications.is_empty();
+    if is_idle || workload.instance_of.is_some() {
         return None;
     }
     let wire = &workload.wire;
@@ -152,7 +153,7 @@ pub(super) fn tell(
 
 #[cfg(test)]
 mod tests {
-    use super::super::golden_tests::{namespace, planned, pod};
+    use super::super::golden_tests::{gateway, namespace, objects, planned, pod};
     use super::*;
 
     /// What is told of the policy.
@@ -223,5 +224,27 @@ mod tests {
         }
         let open = object("PeerAuthentication", "shop", "mtls: {mode: PERMISSIVE}");
         assert_eq!(told("", &cart, &open).0, "Accepted", "nothing is refused");
+    }
+
+    #[test]
+    fn a_waypoints_own_pod_does_not_stand_for_the_first_in_the_mesh() {
+        let label = "app: cart, gateway.networking.k8s.io/gateway-name: wp";
+        let policy = "selector: {matchLabels: {app: cart}}, action: DENY, rules: [{}]";
+        let yaml = [
+            namespace("istio.io/dataplane-mode: ambient"),
+            gateway("wp", ""),
+            pod("wp-1", "wp", label, true),
+            pod("cart-1", "cart", "app: cart", true),
+            object("AuthorizationPolicy", "shop", policy),
+        ];
+        let set = objects(&yaml.concat());
+        let plan = planned(&yaml.concat());
+        let related = |name: &str| {
+            let mut all = plan.workloads.iter();
+            let found = all.find(|one| one.wire.name == name).unwrap();
+            relation(found, &set)
+        };
+        assert!(related("cart-1").is_some());
+        assert_eq!(related("wp-1"), None);
     }
 }
