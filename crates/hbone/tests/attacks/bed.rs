@@ -320,6 +320,12 @@ impl Bed {
         (reason.to_owned(), text.to_owned())
     }
 
+    /// Lets go of what the server has told so far. Who ends tens of thousands of connections must: the
+    /// server waits once nobody has room for what it tells.
+    pub(crate) fn forget(&mut self) {
+        while self.lines.try_recv().is_ok() {}
+    }
+
     /// Connections and streams the server has open.
     pub(crate) async fn open(&mut self) -> (usize, usize) {
         self.stdin.write_all(b"?\n").unwrap();

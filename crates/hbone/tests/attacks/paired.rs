@@ -275,6 +275,7 @@ async fn at_honest_callers_beside_each_attack() {
             attacker.on.store(false, Ordering::Relaxed);
             pairs.push((beside.as_secs_f64() / quiet.as_secs_f64(), quiet, beside));
             tokio::time::sleep(STUCK).await;
+            bed.forget();
         }
         attacker.over.store(true, Ordering::Relaxed);
         attacker.thread.join().unwrap();
