@@ -40,10 +40,13 @@ const fn simple(from: Option<SimpleBalancer>) -> LoadBalancer {
     }
 }
 
-/// `None` without a key: validation has refused that already.
+/// `None` without a key, which validation has refused already, and for pseudo-headers, which it warns of.
 fn consistent_hash(from: &from::ConsistentHash) -> Option<wire::ConsistentHash> {
     use wire::consistent_hash::Key;
     let key = if let Some(name) = &from.http_header_name {
+        if name.starts_with(':') {
+            return None;
+        }
         Key::Header(name.clone())
     } else if let Some(cookie) = &from.http_cookie {
         Key::Cookie(wire::HashCookie {

@@ -112,10 +112,12 @@ fn balancer(field: &str, balancer: Option<&LoadBalancer>, report: &mut Report) {
                 "needs one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName",
             );
         }
-        let name = hash.http_header_name.as_ref();
-        if let Some(name) = name.filter(|name| !names::is_header(name)) {
-            let message = format!("{name:?} is not a header name");
-            report.error(format!("{field}.consistentHash.httpHeaderName"), message);
+        if let Some(name) = &hash.http_header_name {
+            hashed(
+                &format!("{field}.consistentHash.httpHeaderName"),
+                name,
+                report,
+            );
         }
         if let Some(cookie) = &hash.http_cookie {
             sticky(
@@ -143,6 +145,17 @@ fn balancer(field: &str, balancer: Option<&LoadBalancer>, report: &mut Report) {
             let field = format!("{field}.localityLbSetting.distribute[{index}].to");
             report.error(field, format!("the shares add up to {sum}, not to 100"));
         }
+    }
+}
+
+/// The header of a hash. Istio takes pseudo-headers too: the rule counts, without that hash.
+fn hashed(field: &str, name: &str, report: &mut Report) {
+    if matches!(name, ":authority" | ":path" | ":method" | ":scheme") {
+        let message =
+            format!("{name} cannot be hashed here: endpoints are chosen as without consistentHash");
+        report.warning(field, message);
+    } else if !names::is_header(name) {
+        report.error(field, format!("{name:?} is not a header name"));
     }
 }
 

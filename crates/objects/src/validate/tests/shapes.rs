@@ -76,6 +76,10 @@ fn sticky_cookies_and_warming_up_have_their_ranges() {
             "consistentHash.httpHeaderName",
         ),
         (
+            "consistentHash: {httpHeaderName: \":else\"}",
+            "consistentHash.httpHeaderName",
+        ),
+        (
             "warmup: {duration: 1s, minimumPercent: -1}",
             "warmup.minimumPercent",
         ),
@@ -94,4 +98,14 @@ fn sticky_cookies_and_warming_up_have_their_ranges() {
         let field = format!("spec.trafficPolicy.loadBalancer.{field}");
         assert_eq!(fields(&text), [field], "{text}");
     }
+}
+
+#[test]
+fn pseudo_headers_are_taken_and_told() {
+    let text = rule(
+        "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: \":authority\"}}}}",
+    );
+    let found = findings(&text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].severity, crate::Severity::Warning);
 }
