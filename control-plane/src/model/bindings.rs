@@ -83,7 +83,7 @@ impl Bindings {
                 .get(&consent.account.namespace, &consent.account.name)
             {
                 Some(account) => bindings.verdicts.extend(unused(&consent, account, set)),
-                None => bindings.keep(&consent),
+                None => bindings.keep(&consent, gateways),
             }
         }
         bindings
@@ -99,7 +99,7 @@ impl Bindings {
 
     /// An account that is no object any more: pods may still run as it, and whether it was bound was
     /// written on it. Nobody has unbound it, so the waypoint that consents keeps it, if it has ever run.
-    fn keep(&mut self, consent: &Consent<'_>) {
+    fn keep(&mut self, consent: &Consent<'_>, gateways: &Gateways<'_>) {
         let (waypoint, account) = (&consent.waypoint.key, &consent.account);
         let object = consent.object.clone();
         if !consent.waypoint.programmed && !self.accounts.contains_key(account) {
@@ -112,6 +112,14 @@ impl Bindings {
             waypoint: waypoint.clone(),
             fail_open: false,
         };
+        // One that is gone goes on being waited for only until another is ready to take its place.
+        let is_gone = |kept: &AccountBinding| match kept {
+            AccountBinding::Bound { waypoint, .. } => !gateways.contains_key(waypoint),
+            AccountBinding::OptedOut => false,
+        };
+        if self.accounts.get(account).is_some_and(is_gone) && consent.waypoint.programmed {
+            self.accounts.remove(account);
+        }
         let kept = self.accounts.entry(account.clone()).or_insert(binding);
         let by = match kept {
             AccountBinding::Bound { waypoint: by, .. } if by != waypoint => by.to_string(),
@@ -407,6 +415,30 @@ spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: wp}]
             &KeptKeys::default(),
             &handovers,
         )
+    }
+
+    #[test]
+    fn another_waypoint_that_is_ready_takes_over_from_one_that_is_gone_with_its_account() {
+        let wp = format!("{}{}", gateway("wp", FOR_CART), waypoint_pod("wp", true));
+        let there = account("cart", "istio.io/use-waypoint: wp", "");
+        let bound_to = |plan: &Plan| {
+            let account = NamespacedName {
+                namespace: "shop".into(),
+                name: "cart".into(),
+            };
+            match plan.accounts.get(&account) {
+                Some(AccountBinding::Bound { waypoint, .. }) => waypoint.name.to_string(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let before = plan(&format!("{wp}{there}"));
+        assert_eq!(bound_to(&before), "wp");
+        let starting = gateway("wp-2", FOR_CART);
+        let waiting = after(&before, &starting);
+        assert_eq!(bound_to(&waiting), "wp", "refused until another is ready");
+        let ready = format!("{starting}{}", waypoint_pod("wp-2", true));
+        assert_eq!(bound_to(&after(&waiting, &ready)), "wp-2");
+        assert_eq!(bound_to(&after(&before, &format!("{wp}{ready}"))), "wp");
     }
 
     #[test]
