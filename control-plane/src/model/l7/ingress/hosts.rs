@@ -18,7 +18,7 @@ pub(in super::super) fn meet(one: &str, other: &str) -> Option<String> {
 }
 
 /// How exact a host is.
-pub(in super::super) fn exactness(host: &str) -> usize {
+pub(super) fn exactness(host: &str) -> usize {
     match host.strip_prefix('*') {
         None => usize::MAX,
         Some(end) => end.len(),

@@ -22,7 +22,7 @@ use super::authorization;
 use super::credentials::with_rules;
 use super::scope::{Scoping, labels, named_keys, rate_limits, reached, rules_for};
 use claims::Claims;
-pub(super) use hosts::{exactness, meet};
+pub(super) use hosts::meet;
 pub(super) use servers::told;
 pub(super) use servers::{ApiServers, api_servers};
 use servers::{Server, istio_servers};

@@ -92,7 +92,7 @@ pub(super) struct Route {
     created: i64,
     parents: Vec<ParentReference>,
     entries: Vec<Entry>,
-    rules: Vec<OpaqueRule>,
+    pub(super) rules: Vec<OpaqueRule>,
     /// Of all its rules, in bytes as they are sent.
     pub(super) size: usize,
     pub(super) accepted: Option<Problem>,
@@ -435,10 +435,7 @@ pub(super) fn connections(
             }
         }
         // Stable: of equally exact names the older route's comes first.
-        named.sort_by_key(|(name, ..)| {
-            let exact = name.is_some_and(|name| !name.starts_with('*'));
-            Reverse((exact, name.map_or(0, |name| name.len())))
-        });
+        named.sort_by_key(|(name, ..)| Reverse(exactness(name.map(String::as_str))));
         tls.extend(named.into_iter().map(|(name, port, rule)| wire::TlsRoute {
             matches: vec![wire::TlsMatch {
                 sni_hosts: name.into_iter().cloned().collect(),
@@ -453,6 +450,12 @@ pub(super) fn connections(
         }));
     }
     (tls, tcp)
+}
+
+/// How exact a server name is; `None` for every one.
+pub(super) fn exactness(server_name: Option<&str>) -> (bool, usize) {
+    let exact = server_name.is_some_and(|name| !name.starts_with('*'));
+    (exact, server_name.map_or(0, str::len))
 }
 
 /// Rules in their order of precedence, then a refusal of what none of them takes; of everything where they

@@ -10,12 +10,15 @@ use super::attach::{Attachment, RouteStatus};
 const OF_NAMESPACE: usize = 32 << 20;
 /// At one host of its own, and at one of another namespace. What is longer than 64 MiB is not sent.
 const AT_OWN: usize = 16 << 20;
-const AT_ANOTHER: usize = 1 << 20;
+pub(super) const AT_ANOTHER: usize = 1 << 20;
 
 /// Why routes do not count.
 const REASON: &str = "TooManyRules";
 const TEXT: &str = "the routes of this namespace have more rules at a host than are kept, or at all hosts \
                     together: requests there that would be theirs are answered with 500";
+const AGAIN: &str = "behind the routes of this namespace's hosts those of wildcard hosts come again, and at all \
+                     its hosts together that is more than is kept: requests there that no route of the \
+                     host takes are answered with 500";
 
 /// Namespaces whose routes at a host do not count: as callers, `None` for everybody.
 pub(super) type Crowded<'a> = BTreeSet<Option<&'a str>>;
@@ -24,8 +27,10 @@ pub(super) type Crowded<'a> = BTreeSet<Option<&'a str>>;
 #[derive(Debug, Default)]
 pub(super) struct Room {
     used: BTreeMap<String, usize>,
-    /// Routes that do not count somewhere, by kind, namespace and name.
-    left_out: BTreeSet<String>,
+    /// What rules of wildcard hosts come to again at more exact ones, by the namespace of the latter.
+    again: BTreeMap<String, usize>,
+    /// Routes that do not count somewhere, by kind, namespace and name, and what is told of them.
+    left_out: BTreeMap<String, &'static str>,
 }
 
 impl Room {
@@ -54,12 +59,7 @@ impl Room {
         attached: &[Attachment<'a>],
         home: &str,
     ) -> BTreeSet<&'a str> {
-        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
-        for one in attached {
-            let size = sizes.entry(&one.route.namespace).or_default();
-            *size = size.saturating_add(one.route.size);
-        }
-        let sizes = sizes.into_iter();
+        let sizes = sizes(attached).into_iter();
         let crowded = sizes.filter_map(|(namespace, size)| {
             let fits = self.take(namespace, namespace == home, size);
             (!fits).then_some(namespace)
@@ -69,36 +69,91 @@ impl Room {
         crowded
     }
 
-    fn take(&mut self, namespace: &str, is_own: bool, size: usize) -> bool {
-        let used = self.used.entry(namespace.to_owned()).or_default();
-        let most = match is_own {
-            true => AT_OWN,
-            false => AT_ANOTHER,
-        };
-        let fits = size <= most && *used + size <= OF_NAMESPACE;
-        if fits {
-            *used += size;
+    /// The same for routes of a wildcard host where they stand again, behind those of a more exact one.
+    /// The room is that of the more exact host's `owners`, who made the place, and apart from that of
+    /// their own rules: neither can those of the wildcard be driven out by hosts of others, nor others'
+    /// rules by a large wildcard.
+    pub(super) fn without_again<'a>(
+        &mut self,
+        attached: &[Attachment<'a>],
+        owners: &[Attachment<'_>],
+        home: &str,
+    ) -> BTreeSet<&'a str> {
+        let mut crowded = BTreeSet::new();
+        for (namespace, size) in sizes(attached) {
+            // What is too long for one host was told where the wildcard has its own.
+            if size > most(namespace == home) {
+                crowded.insert(namespace);
+            } else if !self.take_again(owners, size) {
+                crowded.insert(namespace);
+                for one in owners {
+                    let told = self.left_out.entry(one.route.object.to_string());
+                    told.or_insert(AGAIN);
+                }
+            }
         }
-        fits
+        crowded
+    }
+
+    fn take(&mut self, namespace: &str, is_own: bool, size: usize) -> bool {
+        size <= most(is_own) && charge(&mut self.used, namespace, size)
+    }
+
+    /// One owner pays, the first that can: who joins a host costs its others nothing.
+    fn take_again(&mut self, owners: &[Attachment<'_>], size: usize) -> bool {
+        let owners = owners.iter().map(|one| &*one.route.namespace);
+        let owners: BTreeSet<&str> = owners.collect();
+        let mut owners = owners.into_iter();
+        owners.any(|owner| charge(&mut self.again, owner, size))
     }
 
     fn leave_out(&mut self, attached: &[Attachment<'_>], is_out: impl Fn(&Attachment<'_>) -> bool) {
         let out = attached.iter().filter(|one| is_out(one));
         self.left_out
-            .extend(out.map(|one| one.route.object.to_string()));
+            .extend(out.map(|one| (one.route.object.to_string(), TEXT)));
     }
 
     /// Says so on the routes.
     pub(super) fn tell(&self, statuses: &mut [RouteStatus]) {
-        let mut all = statuses.iter_mut();
-        while let Some(status) = all.find(|one| self.left_out.contains(&one.object.to_string())) {
+        for status in statuses {
+            let Some(text) = self.left_out.get(&status.object.to_string()) else {
+                continue;
+            };
             let parents = status.parents.iter_mut();
             let conditions = parents.flat_map(|parent| &mut parent.conditions);
             for one in conditions.filter(|one| one.condition == "Programmed") {
                 one.holds = false;
                 one.reason = REASON;
-                TEXT.clone_into(&mut one.message);
+                (*text).clone_into(&mut one.message);
             }
         }
     }
+}
+
+/// Of the routes at a host of a Gateway, by namespace.
+fn sizes<'a>(attached: &[Attachment<'a>]) -> BTreeMap<&'a str, usize> {
+    let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+    for one in attached {
+        let size = sizes.entry(&one.route.namespace).or_default();
+        *size = size.saturating_add(one.route.size);
+    }
+    sizes
+}
+
+/// At one host.
+fn most(is_own: bool) -> usize {
+    match is_own {
+        true => AT_OWN,
+        false => AT_ANOTHER,
+    }
+}
+
+/// Whether there is room in what a namespace has at all hosts, which is then used.
+fn charge(of_all: &mut BTreeMap<String, usize>, namespace: &str, size: usize) -> bool {
+    let used = of_all.entry(namespace.to_owned()).or_default();
+    let fits = used.saturating_add(size) <= OF_NAMESPACE;
+    if fits {
+        *used += size;
+    }
+    fits
 }

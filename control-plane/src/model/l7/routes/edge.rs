@@ -12,11 +12,12 @@ use wire::listener::Protocol;
 
 use super::super::super::gateways::{Gateways, WaypointGateway};
 use super::super::super::plan::ListenerFacts;
-use super::super::ingress::{ApiServers, api_servers, exactness, meet};
+use super::super::ingress::{ApiServers, api_servers, meet};
 use super::attach::{
-    Attachment, ParentStatus, Route, TOO_MANY, connections, in_order, refusal, stands,
+    Attachment, ParentStatus, Route, TOO_MANY, connections, exactness, in_order, refusal, stands,
 };
-use super::crowd::{Crowded, Room};
+use super::convert::nowhere;
+use super::crowd::{AT_ANOTHER, Crowded, Room};
 use super::references::{Problem, key_of};
 
 /// What is told about listeners, by Gateway.
@@ -273,55 +274,142 @@ fn allows(listener: &Listener, gateway: &Gateway, route: &Route, set: &ObjectSet
     }
 }
 
+/// Routes at one listener, by host.
+type ByHost<'a> = BTreeMap<&'a str, Vec<Attachment<'a>>>;
+
 /// For each host of each listener the rules of every route that takes it, those for the more exact host
 /// first.
 fn rules_of(gateway: &NamespacedName, hung: &[Hung<'_>], room: &mut Room) -> Vec<EdgeRules> {
-    let places = hung.iter().map(|h| (&*h.listener, &*h.section, &*h.host));
-    let places: BTreeSet<(&str, &str, &str)> = places.collect();
-    let rules = places.into_iter().map(|(listener, section, host)| {
-        let here = hung
-            .iter()
-            .filter(|one| one.listener == listener && one.section == section);
-        let takes = here.filter(|one| meet(&one.host, host).as_deref() == Some(host));
-        let mut by_host: BTreeMap<Reverse<usize>, Vec<Attachment<'_>>> = BTreeMap::new();
-        for one in takes {
-            let attached = by_host.entry(Reverse(exactness(&one.host))).or_default();
-            if attached
-                .iter()
-                .all(|have| !std::ptr::eq(have.route, one.route))
-            {
-                attached.push(Attachment {
-                    route: one.route,
-                    consumer: None,
-                    port: 0,
-                });
-            }
+    let mut listeners: BTreeMap<(&str, &str), ByHost<'_>> = BTreeMap::new();
+    for one in hung {
+        let hosts = listeners.entry((&one.listener, &one.section)).or_default();
+        let attached = hosts.entry(&one.host).or_default();
+        // A route that names the listener twice does so in a row.
+        let last = attached.last();
+        if last.is_none_or(|have| !std::ptr::eq(have.route, one.route)) {
+            attached.push(Attachment {
+                route: one.route,
+                consumer: None,
+                port: 0,
+            });
         }
-        let mut rules = wire::VirtualService {
-            namespace: gateway.namespace.to_string(),
-            // No object has a colon in its name.
-            name: format!("{}:{listener}:{host}", gateway.name),
-            hosts: vec![host.to_owned()],
-            ..wire::VirtualService::default()
-        };
-        for attached in by_host.values() {
-            let crowded = room.without_at_gateway(attached, &gateway.namespace);
-            let counts = attached.iter();
-            let counts = counts.filter(|a| !crowded.contains(&*a.route.namespace));
-            let (opaque, requests): (Vec<_>, Vec<_>) = counts.partition(|a| a.route.opaque);
-            in_order(&requests, None, &mut rules.http);
-            if !crowded.is_empty() {
-                rules.http.push(refusal(TOO_MANY, Vec::new()));
-            }
-            let (tls, tcp) = connections(&opaque, &Crowded::new());
-            rules.tls.extend(tls);
-            rules.tcp.extend(tcp);
-        }
-        EdgeRules {
+    }
+    let mut all = Vec::new();
+    for ((listener, _), hosts) in listeners {
+        all.extend(hosts.iter().map(|(host, owners)| EdgeRules {
             listener: listener.to_owned(),
-            host: host.to_owned(),
-            rules,
+            host: (*host).to_owned(),
+            rules: wire::VirtualService {
+                namespace: gateway.namespace.to_string(),
+                // No object has a colon in its name.
+                name: format!("{}:{listener}:{host}", gateway.name),
+                hosts: vec![(*host).to_owned()],
+                ..rules_at((host, owners), &hosts, &gateway.namespace, room)
+            },
+        }));
+    }
+    all
+}
+
+/// The rules at one host of a Gateway in `home`: its owners', then those of wildcards around it.
+fn rules_at(
+    (host, owners): (&str, &[Attachment<'_>]),
+    hosts: &ByHost<'_>,
+    home: &str,
+    room: &mut Room,
+) -> wire::VirtualService {
+    let mut rules = wire::VirtualService::default();
+    let crowded = room.without_at_gateway(owners, home);
+    if put(owners, &crowded, &mut rules) {
+        return rules;
+    }
+    for wildcard in wildcards_around(host) {
+        let Some(attached) = hosts.get(&*wildcard) else {
+            continue;
+        };
+        let crowded = room.without_again(attached, owners, home);
+        if put(attached, &crowded, &mut rules) {
+            break;
         }
-    });
-    rules.collect()
+    }
+    rules
+}
+
+/// Every wildcard that takes all of a host besides itself, the most exact first.
+fn wildcards_around(host: &str) -> impl Iterator<Item = String> {
+    let own = host.strip_prefix('*').unwrap_or(host);
+    let ends = own.char_indices().skip(1).map(|(at, _)| &own[at..]);
+    let last = (!own.is_empty()).then_some("");
+    ends.chain(last).map(|end| format!("*{end}"))
+}
+
+/// Adds the rules of routes for one host, but for those of crowded namespaces: what would be theirs is refused.
+/// Whether no request is left for rules behind these.
+fn put(
+    attached: &[Attachment<'_>],
+    crowded: &BTreeSet<&str>,
+    rules: &mut wire::VirtualService,
+) -> bool {
+    let (opaque, requests): (Vec<_>, Vec<_>) = attached.iter().partition(|a| a.route.opaque);
+    let is_out = |a: &&Attachment<'_>| crowded.contains(&*a.route.namespace);
+    let (out, counts): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_out);
+    in_order(&counts, None, &mut rules.http);
+    let is_shut = !out.is_empty();
+    if is_shut {
+        rules.http.push(refusal(TOO_MANY, Vec::new()));
+    }
+    let (out, counts): (Vec<_>, Vec<_>) = opaque.into_iter().partition(is_out);
+    let (mut tls, mut tcp) = connections(&counts, &Crowded::new());
+    if !out.is_empty() {
+        tls.extend(shut(&out));
+        // Stable: of equally exact names those that count come first.
+        tls.sort_by_key(|rule| {
+            let mut names = rule.matches.iter().flat_map(|one| &one.sni_hosts);
+            Reverse(exactness(names.next().map(String::as_str)))
+        });
+        // As behind those that count.
+        if counts.is_empty() {
+            tcp.push(wire::TcpRoute {
+                matches: Vec::new(),
+                destinations: vec![nowhere()],
+            });
+        }
+    }
+    rules.tls.extend(tls);
+    rules.tcp.extend(tcp);
+    is_shut
+}
+
+/// Rules that refuse the server names of routes that do not count: a wildcard of somebody else would take
+/// these connections. Names of one length are one rule, and a namespace's come to what its routes may: of
+/// more only the first are refused.
+fn shut(out: &[&Attachment<'_>]) -> impl Iterator<Item = wire::TlsRoute> {
+    let mut used: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut all: BTreeMap<(bool, usize), BTreeSet<&str>> = BTreeMap::new();
+    for one in out {
+        let names = one.route.rules.iter().map(|rule| &rule.server_names);
+        for names in names.flatten() {
+            if names.is_empty() {
+                all.entry(exactness(None)).or_default();
+            }
+            let used = used.entry(&one.route.namespace).or_default();
+            for name in names {
+                if *used + name.len() > AT_ANOTHER {
+                    break;
+                }
+                let alike = all.entry(exactness(Some(name))).or_default();
+                if alike.insert(name) {
+                    *used += name.len();
+                }
+            }
+        }
+    }
+    let all = all.into_values();
+    all.map(|names| wire::TlsRoute {
+        matches: vec![wire::TlsMatch {
+            sni_hosts: names.into_iter().map(str::to_owned).collect(),
+            l4: Some(wire::L4Match::default()),
+        }],
+        destinations: vec![nowhere()],
+    })
 }

@@ -1,5 +1,6 @@
 mod beyond;
 mod crowded;
+mod crowded_gateways;
 mod guarded;
 
 use std::fmt::Write as _;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// So many rules of some 4 KiB.
-fn large(count: usize) -> String {
+pub(super) fn large(count: usize) -> String {
     let value = "x".repeat(4000);
     let rules = (0..count).map(|at| {
         format!("{{matches: [{{headers: [{{name: a, value: '{at}{value}'}}]}}], backendRefs: [{{name: pay, port: 80}}]}}")
