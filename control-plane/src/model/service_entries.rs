@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use isobar_objects::istio::{Resolution, ServiceEntry};
-use isobar_objects::{EntryVisibility, ObjectHead, ObjectSet, Service};
+use isobar_objects::{EntryVisibility, ObjectHead, ObjectSet};
 use isobar_proto::istio::workload as wire;
 use isobar_types::NamespacedName;
 
 use super::l7::{EndpointLabels, Owner, Served};
 use super::pods::PodFacts;
-use super::room::{self, Room};
+use super::room::{self, Labelled, Room};
 use super::selection::{Named, Reference, Selection, fails_open, named, object_reference};
 use super::services::{ServicePlan, balancing, distribution, protocol};
 use super::settings::Settings;
@@ -120,7 +120,11 @@ impl<'a> Entries<'a> {
         entries.left_out = without_room(&entries.services, set, room, &mut problems);
         let left_out = LeftOut {
             entries: &entries.left_out,
-            services: services.iter().filter(|one| one.left_out).collect(),
+            services: services
+                .iter()
+                .filter(|one| one.left_out)
+                .map(|one| (&*one.key.namespace, &*one.key.name))
+                .collect(),
         };
         let around = (selection, &owners, &left_out);
         let found = endpoints::workloads(&entries.services, around, &mut problems);
@@ -156,16 +160,8 @@ impl<'a> Entries<'a> {
 /// What has no endpoints because there is no room for them.
 struct LeftOut<'a> {
     entries: &'a BTreeSet<NamespacedName>,
-    services: Vec<&'a ServicePlan>,
-}
-
-impl LeftOut<'_> {
-    fn has_service(&self, service: &Service) -> bool {
-        let mut all = self.services.iter();
-        all.any(|one| {
-            *one.key.namespace == *service.namespace() && *one.key.name == *service.name()
-        })
-    }
+    /// Namespaces and names.
+    services: BTreeSet<(&'a str, &'a str)>,
 }
 
 /// The newest entries that list more endpoints, of hosts and ports, than there is room for.
@@ -187,14 +183,18 @@ fn without_room(
         order[index].1 += of_one;
     }
     let mut left_out = BTreeSet::new();
+    // Pods and WorkloadEntries of the namespaces where something is selected.
+    let mut of_namespace: BTreeMap<&str, [Labelled<'_>; 2]> = BTreeMap::new();
     for (entry, of_each) in order {
         let (spec, namespace) = (&entry.spec, entry.namespace());
         let count = match &spec.workload_selector {
             None => spec.endpoints.len().max(1),
             Some(selector) => {
-                let pods = set.pods.in_namespace(namespace);
-                let pods = pods.filter(|pod| selector.selects(pod.labels())).count();
-                pods + set.workload_entries.in_namespace(namespace).count()
+                let both = of_namespace.entry(namespace).or_insert_with(|| {
+                    let entries = Labelled::workload_entries(set, namespace);
+                    [Labelled::pods(set, namespace), entries]
+                });
+                both.iter().map(|some| some.count(&selector.labels)).sum()
             }
         };
         if !room.take(namespace, of_each.saturating_mul(count)) {
@@ -445,13 +445,14 @@ struct Problems {
     told: Vec<Verdict>,
 }
 
-/// Problems of one entry that are told.
+/// Problems of one entry that are told; beyond, the first of each other reason.
 const TOLD: usize = 10;
 
 impl Problems {
     fn add(&mut self, entry: &ServiceEntry, reason: &'static str, text: String) {
         let of = self.of.entry(key(entry)).or_default();
-        if of.len() < TOLD && of.iter().all(|(_, known)| *known != text) {
+        let is_new = of.iter().all(|(_, known)| *known != text);
+        if is_new && (of.len() < TOLD || of.iter().all(|(known, _)| *known != reason)) {
             of.push((reason, text));
         }
     }
@@ -474,5 +475,7 @@ impl Problems {
     }
 }
 
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod tests;

@@ -3,14 +3,16 @@
 //!
 //! Slices of Services with a selector say what the selector says already, and are not read at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use isobar_objects::{EndpointSlice, ObjectHead as _, ObjectSet, Service};
 use isobar_proto::istio::workload as wire;
 use isobar_types::NamespacedName;
+use k8s_openapi::api::core::v1::ServicePort;
 
 use super::pods::PodFacts;
+use super::room;
 use super::services::{ServicePlan, app_protocol, octets};
 use super::settings::Settings;
 use super::workloads::{Memberships, WorkloadPlan};
@@ -23,6 +25,23 @@ struct Sliced<'a> {
     slice: &'a EndpointSlice,
     object: &'a Service,
     plan: &'a ServicePlan,
+    /// TCP ports of the slice, by the name that they have in the Service.
+    ports: Vec<wire::Port>,
+}
+
+/// Ports of a Service by name.
+type Offered<'a> = HashMap<&'a str, &'a ServicePort>;
+
+/// What the endpoints in slices list of their Service, in bytes.
+pub(super) fn listed(set: &ObjectSet, services: &[ServicePlan]) -> BTreeMap<NamespacedName, usize> {
+    let mut all: BTreeMap<NamespacedName, usize> = BTreeMap::new();
+    for one in sliced(set, services) {
+        let (key, host) = (&one.plan.key, &one.plan.wire.hostname);
+        let of_one = room::bytes(&key.namespace, host, one.ports.len());
+        let bytes = all.entry(key.clone()).or_default();
+        *bytes = bytes.saturating_add(of_one.saturating_mul(one.slice.endpoints.len()));
+    }
+    all
 }
 
 /// True if a slice of the namespace names pods: a pod then decides about more than itself.
@@ -71,7 +90,7 @@ pub(crate) fn join(
                 .entry(one.name())
                 .or_default()
                 .ports
-                .extend(one.ports());
+                .extend_from_slice(&one.ports);
             of.waypoints.add(one.plan, one.object);
         }
     }
@@ -85,6 +104,7 @@ pub(crate) fn workloads(
 ) -> Vec<WorkloadPlan> {
     let mut all: Vec<wire::Workload> = Vec::new();
     for one in sliced(set, services) {
+        let service = one.name();
         let (namespace, name) = (one.slice.namespace(), one.slice.name());
         for endpoint in one.slice.endpoints.iter() {
             let address = endpoint.addresses.first();
@@ -113,7 +133,13 @@ pub(crate) fn workloads(
                 network: settings.network.to_string(),
                 status: status.into(),
                 cluster_id: cluster.to_string(),
-                services: [(one.name(), wire::PortList { ports: one.ports() })].into(),
+                services: [(
+                    service.clone(),
+                    wire::PortList {
+                        ports: one.ports.clone(),
+                    },
+                )]
+                .into(),
                 network_mode: wire::NetworkMode::HostNetwork.into(),
                 ..wire::Workload::default()
             });
@@ -129,33 +155,38 @@ impl Sliced<'_> {
     fn name(&self) -> String {
         format!("{}/{}", self.plan.key.namespace, self.plan.wire.hostname)
     }
-
-    /// TCP ports of the slice, by the name that they have in the Service.
-    fn ports(&self) -> Vec<wire::Port> {
-        let offered = self
-            .object
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.ports.as_ref());
-        let given = self.slice.ports.iter().flatten().filter(|port| {
-            port.protocol
-                .as_deref()
-                .is_none_or(|protocol| protocol == "TCP")
-        });
-        let joined = given.filter_map(|port| {
-            let name = port.name.as_deref().unwrap_or_default();
-            let mut offered = offered.into_iter().flatten();
-            let of = offered.find(|of| of.name.as_deref().unwrap_or_default() == name)?;
-            Some(wire::Port {
-                service_port: u32::try_from(of.port).ok()?,
-                target_port: u32::try_from(port.port?).ok().filter(|port| *port != 0)?,
-                app_protocol: app_protocol(of).into(),
-            })
-        });
-        joined.collect()
-    }
 }
 
+/// The ports of a Service; of two of a name the first counts.
+fn offered(service: &Service) -> Offered<'_> {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    let mut offered = Offered::new();
+    for port in ports.into_iter().flatten() {
+        let name = port.name.as_deref().unwrap_or_default();
+        offered.entry(name).or_insert(port);
+    }
+    offered
+}
+
+/// TCP ports of a slice that the Service offers.
+fn ports(slice: &EndpointSlice, offered: &Offered<'_>) -> Vec<wire::Port> {
+    let given = slice.ports.iter().flatten().filter(|port| {
+        port.protocol
+            .as_deref()
+            .is_none_or(|protocol| protocol == "TCP")
+    });
+    let joined = given.filter_map(|port| {
+        let of = offered.get(port.name.as_deref().unwrap_or_default())?;
+        Some(wire::Port {
+            service_port: u32::try_from(of.port).ok()?,
+            target_port: u32::try_from(port.port?).ok().filter(|port| *port != 0)?,
+            app_protocol: app_protocol(of).into(),
+        })
+    });
+    joined.collect()
+}
+
+/// Slices that count, of Services for whose endpoints there is room.
 fn sliced<'a>(set: &'a ObjectSet, services: &'a [ServicePlan]) -> Vec<Sliced<'a>> {
     if set.endpoint_slices.is_empty() {
         return Vec::new();
@@ -164,6 +195,7 @@ fn sliced<'a>(set: &'a ObjectSet, services: &'a [ServicePlan]) -> Vec<Sliced<'a>
         .iter()
         .map(|service| (&service.key, service))
         .collect();
+    let mut offered_by: BTreeMap<NamespacedName, Offered<'a>> = BTreeMap::new();
     let slices = set.endpoint_slices.iter().filter_map(|slice| {
         let slice = &slice.object;
         if !matches!(&*slice.address_type, "IPv4" | "IPv6") {
@@ -179,11 +211,13 @@ fn sliced<'a>(set: &'a ObjectSet, services: &'a [ServicePlan]) -> Vec<Sliced<'a>
             namespace: slice.namespace().into(),
             name: name.into(),
         };
-        let plan = plans.get(&key)?;
+        let plan = plans.get(&key).filter(|plan| !plan.left_out)?;
+        let offered = offered_by.entry(key).or_insert_with(|| offered(object));
         Some(Sliced {
             slice,
             object,
             plan,
+            ports: ports(slice, offered),
         })
     });
     slices.collect()
@@ -193,7 +227,8 @@ fn sliced<'a>(set: &'a ObjectSet, services: &'a [ServicePlan]) -> Vec<Sliced<'a>
 mod tests {
     use isobar_proto::istio::workload as wire;
 
-    use crate::model::golden_tests::{namespace, objects, pod, settings};
+    use crate::model::golden_tests::{namespace, objects, pod, reasons, settings};
+    use crate::model::room::{OF_NAMESPACE, REASON};
     use crate::model::{KeptKeys, plan};
 
     const SERVICE: &str = "---
@@ -264,6 +299,50 @@ spec: {clusterIP: 10.96.0.7, ports: [{name: sql, port: 5432}, {name: web, port: 
         let wrong = all(", uid: other");
         assert_eq!(wrong.len(), 1);
         assert!(wrong[0].services.is_empty());
+    }
+
+    #[test]
+    fn the_newest_services_have_no_endpoints_where_there_is_no_room() {
+        // Each of two Services takes three fifths of it, in two slices.
+        let count = OF_NAMESPACE * 3 / 5 / 1000 / 12;
+        let list = |key: &str| {
+            let ports = (1..=count).map(|port| format!("{{name: p{port}, {key}: {port}}}"));
+            ports.collect::<Vec<_>>().join(", ")
+        };
+        let ports = list("port");
+        let addresses = |third: u8| {
+            let all =
+                (0..500).map(|at| format!("{{addresses: [10.{third}.{}.{}]}}", at / 250, at % 250));
+            format!("[{}]", all.collect::<Vec<_>>().join(", "))
+        };
+        let one = |name: &str, day: u8| {
+            let slices = [day, day + 10].map(|third| {
+                format!(
+                    "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                     metadata: {{name: {name}-{third}, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+                     addressType: IPv4\nendpoints: {}\nports: [{ports}]\n",
+                    addresses(third)
+                )
+            });
+            format!(
+                "---\napiVersion: v1\nkind: Service\n\
+                 metadata: {{name: {name}, namespace: shop, creationTimestamp: \"2026-01-0{day}T00:00:00Z\"}}\n\
+                 spec: {{clusterIP: 10.96.0.{day}, ports: [{ports}]}}\n{}",
+                slices.concat()
+            )
+        };
+        let yaml = format!("{}{}{}", namespace(""), one("new", 2), one("old", 1));
+        let plan = plan(&objects(&yaml), &settings(), &KeptKeys::default());
+        let services = plan
+            .workloads
+            .iter()
+            .map(|one| one.wire.services.keys().next());
+        let names: Vec<_> = services.flatten().collect();
+        assert_eq!(names, ["shop/old.shop.svc.cluster.local"; 1000]);
+        assert_eq!(reasons(&plan, "Service shop/new"), [REASON]);
+        assert!(reasons(&plan, "Service shop/old").is_empty());
+        // A pod there is not planned alone.
+        assert!(!plan.room.clone().change("shop", 0, 1));
     }
 
     #[test]

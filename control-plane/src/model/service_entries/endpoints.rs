@@ -22,6 +22,9 @@ use super::{CONDITION, EntryPlan, LeftOut, Problems, key};
 /// Service ports by `namespace/hostname`.
 type Ports = BTreeMap<String, wire::PortList>;
 
+/// An entry with its hosts.
+type Hosts<'a> = (&'a ServiceEntry, Vec<&'a wire::Service>);
+
 /// Endpoints that are no pods, and their labels by uid.
 #[derive(Default)]
 pub(super) struct Found {
@@ -35,7 +38,7 @@ pub(super) fn workloads(
     (selection, owners, left_out): (&Selection<'_>, &Owners, &LeftOut<'_>),
     problems: &mut Problems,
 ) -> Found {
-    let mut of_entry: BTreeMap<_, (&ServiceEntry, Vec<&wire::Service>)> = BTreeMap::new();
+    let mut of_entry: BTreeMap<_, Hosts<'_>> = BTreeMap::new();
     let with_room = services.iter();
     for service in with_room.filter(|one| !left_out.entries.contains(&one.key)) {
         let of = of_entry
@@ -92,8 +95,27 @@ pub(super) fn workloads(
             found.workloads.push(workload);
         }
     }
+    let around = (selection, owners, left_out);
+    workload_entries(of_entry.values(), around, (&mut found, problems));
+    found
+}
+
+/// The WorkloadEntries, as endpoints of these entries and of Services.
+fn workload_entries<'a>(
+    entries: impl Iterator<Item = &'a Hosts<'a>>,
+    (selection, owners, left_out): (&Selection<'_>, &Owners, &LeftOut<'_>),
+    (found, problems): (&mut Found, &mut Problems),
+) {
+    let mut selecting: BTreeMap<&str, Vec<&Hosts<'_>>> = BTreeMap::new();
+    for one in entries {
+        if one.0.spec.workload_selector.is_some() {
+            selecting.entry(one.0.namespace()).or_default().push(one);
+        }
+    }
     for object in selection.set.workload_entries.iter() {
-        let mut own = of_its_own(object, services, (selection, left_out));
+        let all = selecting.get(object.namespace());
+        let all = all.map(Vec::as_slice).unwrap_or_default();
+        let mut own = of_its_own(object, all, (selection, left_out));
         let taken = own
             .as_mut()
             .and_then(|(workload, _)| leave_calls(workload, &object.spec, owners, selection));
@@ -106,14 +128,13 @@ pub(super) fn workloads(
             found.workloads.push(workload);
         }
     }
-    found
 }
 
-/// A WorkloadEntry, of all hosts of the ServiceEntries and of the Services that select it; `None` for
-/// what cannot be reached.
+/// A WorkloadEntry, of all hosts of those of `entries`, its namespace's, and of the Services that
+/// select it; `None` for what cannot be reached.
 fn of_its_own(
     object: &WorkloadEntry,
-    services: &[EntryPlan<'_>],
+    entries: &[&Hosts<'_>],
     (selection, left_out): (&Selection<'_>, &LeftOut<'_>),
 ) -> Option<(wire::Workload, Option<Verdict>)> {
     let spec = &object.spec;
@@ -124,15 +145,14 @@ fn of_its_own(
     labels.extend(spec.labels.clone());
     let (namespace, name) = (object.namespace(), object.name());
     let mut ports = Ports::new();
-    for service in services.iter().filter(|s| s.wire.namespace == namespace) {
-        let selector = service.entry.spec.workload_selector.as_ref();
-        let is_out = left_out.entries.contains(&service.key);
-        if !is_out && selector.is_some_and(|selector| selector.selects(&labels)) {
-            ports.extend(self::ports(service.entry, spec, &[&service.wire]));
+    for (entry, hosts) in entries {
+        let selector = entry.spec.workload_selector.as_ref();
+        if selector.is_some_and(|selector| selector.selects(&labels)) {
+            ports.extend(self::ports(entry, spec, hosts));
         }
     }
     for service in selection.set.services.in_namespace(namespace) {
-        if selects(service, &labels) && !left_out.has_service(service) {
+        if selects(service, &labels) && !left_out.services.contains(&(namespace, service.name())) {
             let host = selection.settings.hostname(namespace, service.name());
             let list = ports_of_service(service, spec);
             ports.insert(format!("{namespace}/{host}"), list);
