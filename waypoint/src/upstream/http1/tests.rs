@@ -96,6 +96,19 @@ impl Bed {
         });
         sent
     }
+
+    /// Begins an upload, which the endpoint answers with this before any of it comes.
+    async fn upload(&mut self, answer: &str) -> (Tell, Response<Reply>) {
+        let (tell, frames) = mpsc::channel(8);
+        let request = Request::post("/").body(told(frames)).unwrap();
+        let line = self.line.clone();
+        let (sent, ()) = tokio::join!(line.send(request, TERMS), async {
+            self.hears("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+                .await;
+            self.says(answer).await;
+        });
+        (tell, sent.unwrap())
+    }
 }
 
 fn none() -> impl Body<Data = Bytes, Error = RequestError> {
@@ -108,6 +121,7 @@ fn whole(body: &'static str) -> impl Body<Data = Bytes, Error = RequestError> {
 
 /// A body that comes as a test says, its length unknown.
 type Frames = mpsc::Receiver<Result<Frame<Bytes>, RequestError>>;
+type Tell = mpsc::Sender<Result<Frame<Bytes>, RequestError>>;
 
 fn told(frames: Frames) -> impl Body<Data = Bytes, Error = RequestError> {
     StreamBody::new(Box::pin(stream::unfold(frames, |mut frames| async {
@@ -409,16 +423,10 @@ fn no_request_is_longer_or_shorter_than_its_head_says() {
 #[test]
 fn a_body_goes_on_after_an_early_answer() {
     run(async |mut bed| {
-        let (tell, frames) = mpsc::channel(8);
-        let request = Request::post("/").body(told(frames)).unwrap();
-        let line = bed.line.clone();
-        let (sent, ()) = tokio::join!(line.send(request, TERMS), async {
-            bed.hears("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
-                .await;
-            bed.says("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                .await;
-        });
-        assert_eq!(read(sent.unwrap().into_body()).await.unwrap().0, "ok");
+        let (tell, answer) = bed
+            .upload("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            .await;
+        assert_eq!(read(answer.into_body()).await.unwrap().0, "ok");
         assert!(!bed.kept().await, "the request is not through");
         tell.send(data("more")).await.unwrap();
         bed.hears("4\r\nmore\r\n").await;
@@ -444,19 +452,13 @@ fn a_body_that_breaks_off_ends_the_exchange() {
     });
     // While the answer is read.
     run(async |mut bed| {
-        let (tell, frames) = mpsc::channel(8);
-        let request = Request::post("/").body(told(frames)).unwrap();
-        let line = bed.line.clone();
-        let (sent, ()) = tokio::join!(line.send(request, TERMS), async {
-            bed.hears("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
-                .await;
-            bed.says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
-                .await;
-        });
-        let mut answer = Box::pin(read(sent.unwrap().into_body()));
-        assert!(futures_util::poll!(&mut answer).is_pending());
+        let (tell, answer) = bed
+            .upload("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+            .await;
+        let mut body = Box::pin(read(answer.into_body()));
+        assert!(futures_util::poll!(&mut body).is_pending());
         tell.send(Err(RequestError::Withdrawn)).await.unwrap();
-        assert!(matches!(answer.await.unwrap_err(), Error::Request(_)));
+        assert!(matches!(body.await.unwrap_err(), Error::Request(_)));
         assert!(bed.sees_the_end().await);
         assert!(!bed.kept().await);
     });
@@ -465,16 +467,10 @@ fn a_body_that_breaks_off_ends_the_exchange() {
 #[test]
 fn an_upload_ends_with_the_answer_that_nobody_wants() {
     run(async |mut bed| {
-        let (tell, frames) = mpsc::channel(8);
-        let request = Request::post("/").body(told(frames)).unwrap();
-        let line = bed.line.clone();
-        let (sent, ()) = tokio::join!(line.send(request, TERMS), async {
-            bed.hears("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
-                .await;
-            bed.says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
-                .await;
-        });
-        drop(sent.unwrap());
+        let (tell, answer) = bed
+            .upload("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+            .await;
+        drop(answer);
         tell.closed().await;
         assert!(bed.sees_the_end().await);
     });
