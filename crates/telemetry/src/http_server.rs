@@ -1,3 +1,5 @@
+mod patience;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,10 +19,14 @@ use isobar_runtime::{Lifetime, Scope};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use patience::{Patient, Shares};
+
 /// A client that has not sent its request head by then is dropped (Istio's admin: 2 s).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections served at once; more wait in the backlog.
 const CONNECTIONS: usize = 128;
+/// Connections of one address, of those: the ports for probes and scrapers are open to everybody.
+const SHARE: usize = CONNECTIONS / 2;
 /// Pause after a failed accept: without descriptors the next try fails too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At most one log line about failed accepts in this time.
@@ -269,6 +275,7 @@ impl HttpServer {
     pub async fn run(self, life: Lifetime) {
         let scope = Scope::new(self.name);
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let shares = Shares::new(SHARE);
         for listener in self.listeners {
             let inner = scope.lifetime();
             scope.spawn(
@@ -277,7 +284,7 @@ impl HttpServer {
                     self.name,
                     listener,
                     self.routes.clone(),
-                    slots.clone(),
+                    (slots.clone(), shares.clone()),
                     inner,
                 ),
             );
@@ -291,7 +298,7 @@ async fn accept(
     name: &'static str,
     listener: TcpListener,
     routes: Arc<Routes>,
-    slots: Arc<Semaphore>,
+    (slots, shares): (Arc<Semaphore>, Shares),
     life: Lifetime,
 ) {
     let connections = Scope::new(name);
@@ -307,11 +314,15 @@ async fn accept(
         };
         match accepted {
             Ok((tcp, peer)) => {
+                let Some(share) = shares.take(peer.ip()) else {
+                    tracing::debug!(server = name, %peer, "the address has its share of connections");
+                    continue;
+                };
                 let routes = routes.clone();
                 let life = connections.lifetime();
                 connections.spawn("connection", async move {
                     serve(name, tcp, peer, routes, life).await;
-                    drop(slot);
+                    drop((slot, share));
                 });
             }
             Err(error) => {
@@ -350,7 +361,7 @@ async fn serve(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(tcp), service)
+            .serve_connection(TokioIo::new(Patient::new(tcp)), service)
     );
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -436,6 +447,60 @@ mod tests {
         owner.stop();
         assert!(scope.shutdown(Duration::from_secs(5)).await);
         assert!(TcpStream::connect(at).await.is_err());
+    }
+
+    /// Connects from an address of the loopback, asks for much, and reads nothing.
+    async fn deaf(from: &str, to: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::new(from.parse().unwrap(), 0))
+            .unwrap();
+        let mut tcp = socket.connect(to).await.unwrap();
+        let request = "GET /much HTTP/1.1\r\nhost: x\r\n\r\n".repeat(8);
+        // Who has no share is cut off meanwhile.
+        let _ = tcp.write_all(request.as_bytes()).await;
+        tcp
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_holds_no_place_that_others_need() {
+        let body = Bytes::from(vec![b'x'; 4 << 20]);
+        let much = Reply {
+            body,
+            ..Reply::text(StatusCode::OK, "")
+        };
+        let routes = Routes::new()
+            .get("/much", move |_| std::future::ready(much.clone()))
+            .get("/few", |_| async { Reply::text(StatusCode::OK, "few") });
+        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let server = HttpServer::bind("test", &[local], routes).unwrap();
+        let at = server.addresses()[0];
+        let owner = LifetimeOwner::new();
+        let scope = Scope::new("test");
+        scope.spawn("server", server.run(owner.lifetime()));
+
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS + 8 {
+            held.push(deaf("127.0.0.3", at).await);
+        }
+        let asked = tokio::time::timeout(Duration::from_secs(20), ask(at, "GET /few"));
+        assert!(asked.await.unwrap().ends_with("few"));
+
+        // Cut off however long the answer is that waits for it.
+        let mut one = held.swap_remove(0);
+        let gone = async {
+            while one
+                .write_all(b"GET /much HTTP/1.1\r\nhost: x\r\n\r\n")
+                .await
+                .is_ok()
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let gone = tokio::time::timeout(Duration::from_secs(20), gone).await;
+        assert!(gone.is_ok(), "it is still served");
+        owner.stop();
+        assert!(scope.shutdown(Duration::from_secs(5)).await);
     }
 
     #[test]
