@@ -13,6 +13,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::mesh::Trust;
 use crate::peer::Shown;
+use crate::verify::CLOCK_SKEW;
 use crate::{CryptoFailure, PeerError, PeerTrust, PrivateKey, ServerTls, pem, provider};
 
 /// A workload's certificate chain, its key and the roots it trusts: all that both ends of HBONE
@@ -205,10 +206,31 @@ impl WorkloadCertificate {
         self.not_before + life / 2
     }
 
-    /// True from `not_before` to `not_after`.
+    /// True from `not_before`, or a minute earlier, to `not_after`: peers allow as much for clocks that
+    /// differ.
     #[must_use]
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
-        now >= self.not_before && now <= self.not_after
+        now + CLOCK_SKEW >= self.not_before && now <= self.not_after
+    }
+
+    /// Whether it is on a list that is in force now: no peer would accept it.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        let Trust {
+            revocations, roots, ..
+        } = &self.trust;
+        revocations.revokes(&self.key.cert, roots)
+    }
+
+    /// Resolves when it is revoked; never where no lists are in use.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again at any time.
+    pub async fn revoked(&self) {
+        let Trust {
+            revocations, roots, ..
+        } = &self.trust;
+        revocations.until_revoked(&self.key.cert, roots).await;
     }
 
     /// Leaf first, then intermediates.

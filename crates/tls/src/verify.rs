@@ -26,7 +26,7 @@ const CHAIN_BYTES: usize = 16 * 1024;
 /// Least bits of an RSA key.
 const RSA_BITS: usize = 2048;
 /// How far our clock and the authority's may be apart.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Accepts callers: chain to our roots for client use, then one SPIFFE identity of our trust domain,
 /// under any name of it.

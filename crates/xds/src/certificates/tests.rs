@@ -210,6 +210,43 @@ async fn check_43_a_renewal_replaces_the_certificate() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_not_in_force_does_not_replace_what_is() {
+    let mut s = setup();
+    let a = id("a");
+    let manager = s.manager.clone();
+    let (first, _) = tokio::join!(manager.fetch(&a), s.grant());
+    let first = first.unwrap();
+    // Half an hour later: over by our clock, which has gone on while the authority's has not.
+    let (_, answer) = s.call().await;
+    let over = s.authority.issue_workload(&a, Duration::from_secs(300));
+    answer.send(Ok(over.unwrap())).unwrap();
+    s.settle().await;
+    let held = manager.current(&a).unwrap();
+    assert!(Arc::ptr_eq(&held, &first), "the old one is still good");
+    s.grant().await;
+    s.settle().await;
+    assert!(!Arc::ptr_eq(&manager.current(&a).unwrap(), &first));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_behind_is_told_at_once() {
+    let mut s = setup();
+    let behind = SystemTime::now() - Duration::from_secs(24 * 3600);
+    let (sender, calls) = mpsc::channel(100);
+    let clock: Clock = Arc::new(move || behind);
+    let (manager, work) =
+        CertManager::with_clock(Arc::new(Scripted(sender)), s.scope.lifetime(), clock);
+    s.scope.spawn("behind", work);
+    s.calls = calls;
+    let a = id("a");
+    let told = async { tokio::join!(manager.fetch(&a), s.grant()).0 };
+    let told = tokio::time::timeout(Duration::from_secs(5), told).await;
+    let error = told.unwrap().unwrap_err();
+    assert!(matches!(error, CertError::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains("clock"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_forgotten_identity_is_not_renewed_and_leaves_nobody_waiting() {
     let mut s = setup();
     let a = id("a");

@@ -121,7 +121,7 @@ impl Worker {
     fn land(&mut self, identity: &Identity, result: Result<WorkloadCertificate, CertError>) {
         let now = Instant::now();
         let wall = (self.shared.clock)();
-        match result {
+        match result.and_then(|cert| in_force(cert, wall)) {
             Ok(cert) => {
                 let renew = now + until(cert.renew_at(), wall).max(Duration::from_secs(1));
                 if self.schedule.succeeded(identity, renew, now) {
@@ -170,6 +170,22 @@ impl Drop for Worker {
         self.queue.close();
         self.shared.write().clear();
     }
+}
+
+/// An answer that is out of date, or ahead of it, by the clock of this machine is as good as none: what is
+/// in hand stays.
+fn in_force(cert: WorkloadCertificate, wall: SystemTime) -> Result<WorkloadCertificate, CertError> {
+    if cert.is_valid_at(wall) {
+        return Ok(cert);
+    }
+    let detail = match cert.not_before().duration_since(wall) {
+        Ok(ahead) => format!("it is not valid for another {} s", ahead.as_secs()),
+        Err(_) => format!("it ended {} s ago", until(wall, cert.not_after()).as_secs()),
+    };
+    Err(CertError::Unusable {
+        identity: cert.identity().clone(),
+        detail: format!("{detail} by the clock of this machine: is one of the clocks wrong?"),
+    })
 }
 
 fn until(at: SystemTime, wall: SystemTime) -> Duration {
