@@ -1,6 +1,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+/// Longest host that is taken, in bytes (RFC 1035 section 2.3.4): it is held for as long as the connection
+/// lives, and whoever calls may have thousands of those.
+const MOST_HOST: usize = 253;
+
 /// The caller as the sending proxy saw it, and the host it asked for. Unauthenticated: never for
 /// policy, never as a source address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +17,7 @@ pub struct Forwarded {
 
 impl Forwarded {
     /// Reads the first element of a `Forwarded` header (RFC 7239); parts that cannot be read are
-    /// absent. `None` when neither part is there.
+    /// absent, and so is a host longer than any name. `None` when neither part is there.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let first = text.split(',').next()?;
@@ -31,7 +35,7 @@ impl Forwarded {
             }
             match key.trim().to_ascii_lowercase().as_str() {
                 "for" => found.client = address(value),
-                "host" => found.host = Some(value.to_owned()),
+                "host" if value.len() <= MOST_HOST => found.host = Some(value.to_owned()),
                 _ => {}
             }
         }

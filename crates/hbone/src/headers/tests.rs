@@ -182,3 +182,15 @@ fn a_trace_context_has_one_form() {
         assert_eq!(TraceParent::parse(&bad), None, "{bad}");
     }
 }
+
+#[test]
+fn a_host_longer_than_any_name_is_not_kept() {
+    let parse =
+        |length: usize| Forwarded::parse(&format!("for=10.0.0.1;host={}", "a".repeat(length)));
+    let host = |length: usize| parse(length).and_then(|forwarded| forwarded.host);
+    assert_eq!(host(253).map(|host| host.len()), Some(253));
+    assert_eq!(host(254), None);
+    assert_eq!(host(60_000), None);
+    let client = parse(60_000).and_then(|forwarded| forwarded.client);
+    assert!(client.is_some(), "the rest counts");
+}
