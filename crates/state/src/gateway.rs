@@ -5,6 +5,7 @@ use isobar_types::{CLUSTER_DOMAIN, Identity, NamespacedHostname, NetworkAddress,
 
 use crate::balance::{self, Purpose};
 use crate::outbound::{Refusal, choose_address};
+use crate::outlier::{Avoided, Place};
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::workload::{GatewayAddress, GatewayDestination, Workload};
@@ -66,6 +67,35 @@ pub fn resolve_waypoint(
     owner: &str,
     dice: u64,
 ) -> Result<Resolved, Refusal> {
+    let tried = &[];
+    resolve_waypoint_but(
+        snapshot,
+        gateway,
+        source,
+        prefer,
+        owner,
+        Dicing { tried, dice },
+    )
+}
+
+/// What an endpoint is chosen by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dicing<'a> {
+    /// Those that are not chosen.
+    pub(crate) tried: &'a [Place],
+    /// Any number.
+    pub(crate) dice: u64,
+}
+
+/// As [`resolve_waypoint`], without the endpoints that were tried.
+pub(crate) fn resolve_waypoint_but(
+    snapshot: &Snapshot,
+    gateway: &GatewayAddress,
+    source: &Workload,
+    prefer: IpAddr,
+    owner: &str,
+    dicing: Dicing<'_>,
+) -> Result<Resolved, Refusal> {
     let name = gateway_name(gateway);
     if is_reserved(gateway) {
         return Err(Refusal::new(
@@ -76,7 +106,7 @@ pub fn resolve_waypoint(
             ),
         ));
     }
-    let chosen = choose(snapshot, gateway, source, prefer, Purpose::Waypoint, dice);
+    let chosen = choose(snapshot, gateway, source, prefer, Purpose::Waypoint, dicing);
     chosen.map_err(|failure| match failure {
         Failure::Unknown => Refusal::new(
             Reason::WaypointMissing,
@@ -104,7 +134,8 @@ pub(crate) fn resolve_gateway(
     dice: u64,
 ) -> Result<Waypoint, String> {
     let name = gateway_name(gateway);
-    match choose(snapshot, gateway, source, prefer, Purpose::Call, dice) {
+    let dicing = Dicing { tried: &[], dice };
+    match choose(snapshot, gateway, source, prefer, Purpose::Call, dicing) {
         Ok(Resolved::Here(found)) => Ok(found),
         Ok(Resolved::Elsewhere(workload, _)) => Err(format!(
             "{name} leads to network {:?} itself",
@@ -126,7 +157,7 @@ fn choose(
     source: &Workload,
     prefer: IpAddr,
     purpose: Purpose,
-    dice: u64,
+    Dicing { tried, dice }: Dicing<'_>,
 ) -> Result<Resolved, Failure> {
     let prefer = match &gateway.destination {
         GatewayDestination::Address(address) => address.ip,
@@ -137,8 +168,9 @@ fn choose(
         Found::Workload(workload) => (workload, None, gateway.hbone_port),
         Found::Service(service) => {
             let port = gateway.hbone_port;
-            let candidates = balance::endpoints(snapshot, service, port, source, purpose)
-                .map_err(|refusal| Failure::Unusable(refusal.detail))?;
+            let avoided = Avoided::default().and(tried);
+            let all = balance::endpoints_but(snapshot, service, port, source, purpose, &avoided);
+            let candidates = all.map_err(|refusal| Failure::Unusable(refusal.detail))?;
             let chosen = balance::pick(&candidates, dice)
                 .ok_or_else(|| Failure::Unusable("every endpoint has capacity 0".to_owned()))?;
             (&chosen.endpoint.workload, Some(service), chosen.port)

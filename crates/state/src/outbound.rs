@@ -1,21 +1,23 @@
 //! Where a connection of a local workload goes. The order of the steps is the behaviour of Istio's
 //! ztunnel; what differs is that a refusal says why.
 
-use std::fmt;
+mod hop;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use isobar_types::{Identity, NetworkAddress, Reason, Str, labels, ports};
+use isobar_types::{Identity, NetworkAddress, Reason, labels, ports};
+
+pub use hop::NextHop;
+use hop::at_address;
 
 use crate::balance::{self, Candidate, Purpose, next_dice};
 use crate::egress::{Listed, listed};
-use crate::gateway::{
-    Resolved, any_member, expected_identities, resolve_gateway, resolve_waypoint,
-};
-use crate::outlier::{Avoided, Ejections};
+use crate::gateway::{Dicing, Resolved, any_member, resolve_gateway, resolve_waypoint_but};
+use crate::outlier::{Avoided, Ejections, Place};
 use crate::service::Service;
 use crate::snapshot::{AddressObject, Snapshot};
-use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
+use crate::workload::{GatewayAddress, Workload};
 
 /// A captured connection of a local workload.
 #[derive(Debug, Clone, Copy)]
@@ -33,67 +35,6 @@ pub struct OutboundCall<'a> {
     pub crosses_networks: bool,
     /// Endpoints to leave out; `None` where nobody counts failures.
     pub ejections: Option<&'a dyn Ejections>,
-}
-
-/// Where to go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NextHop {
-    /// The original destination, unchanged: unknown to the mesh, or a service that stands for
-    /// itself.
-    Passthrough(SocketAddr),
-    /// Plain TCP to a workload outside the mesh.
-    Direct {
-        /// Address to connect to.
-        to: SocketAddr,
-        /// The workload.
-        workload: Arc<Workload>,
-        /// The service the call was for.
-        service: Option<Arc<Service>>,
-    },
-    /// A workload known by DNS name only: resolve it, then ask [`NextHop::resolved`].
-    Resolve {
-        /// Name to resolve.
-        hostname: Str,
-        /// Port to connect to.
-        port: u16,
-        /// Prefer addresses of IPv6.
-        prefer_v6: bool,
-        /// The workload.
-        workload: Arc<Workload>,
-        /// The service the call was for.
-        service: Option<Arc<Service>>,
-    },
-    /// An HBONE tunnel.
-    Tunnel {
-        /// Address of the tunnel's end.
-        to: SocketAddr,
-        /// `:authority` of the CONNECT request.
-        authority: String,
-        /// One of these the peer must show.
-        expect: Vec<Identity>,
-        /// The workload at the tunnel's end.
-        workload: Arc<Workload>,
-        /// The service the call was for; with a waypoint, the waypointed one.
-        service: Option<Arc<Service>>,
-        /// The tunnel ends at a waypoint, not at the destination.
-        via_waypoint: bool,
-    },
-    /// A tunnel inside a tunnel, to another network: the outer one ends at the gateway of that
-    /// network, which passes the inner one on, unread, to the destination or its waypoint.
-    DoubleTunnel {
-        /// Address of the gateway.
-        to: SocketAddr,
-        /// `:authority` of both CONNECT requests: host name and port of the service.
-        authority: String,
-        /// One of these the gateway must show.
-        expect_gateway: Vec<Identity>,
-        /// One of these the inner tunnel's end must show. Never the gateway's own.
-        expect: Vec<Identity>,
-        /// The gateway.
-        gateway: Arc<Workload>,
-        /// The service the call was for.
-        service: Arc<Service>,
-    },
 }
 
 /// A connection that is not made, and why.
@@ -121,6 +62,37 @@ impl Refusal {
 /// # Errors
 /// A [`Refusal`] where the connection must not be made; never a silent way around a waypoint.
 pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<NextHop, Refusal> {
+    route_but(snapshot, call, &[], dice)
+}
+
+/// Decides once more, for a call that could not be connected to the endpoints in `tried`: as [`route`]
+/// would if they were not there. So the next rank of endpoints may take it; the way stays the same one,
+/// through the waypoint or direct.
+///
+/// # Errors
+/// As [`route`]; where there is no endpoint but those that were tried.
+pub fn route_again(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    tried: &[Place],
+    dice: u64,
+) -> Result<NextHop, Refusal> {
+    let hop = route_but(snapshot, call, tried, dice)?;
+    match hop.endpoint() {
+        Some(workload) if !tried.contains(&Place::from(&**workload)) => Ok(hop),
+        _ => Err(Refusal::new(
+            Reason::NoHealthyUpstream,
+            "there is no other endpoint",
+        )),
+    }
+}
+
+fn route_but(
+    snapshot: &Snapshot,
+    call: &OutboundCall<'_>,
+    tried: &[Place],
+    dice: u64,
+) -> Result<NextHop, Refusal> {
     let canonical = call.destination.ip().to_canonical();
     let to = SocketAddr::new(canonical, call.destination.port());
     let call = &OutboundCall {
@@ -144,7 +116,7 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
     {
         let owner = owner_of(service);
         let dice = next_dice(dice);
-        return via_waypoint(snapshot, call, gateway, Some(service), &owner, dice);
+        return via_waypoint(snapshot, call, gateway, Some(service), &owner, tried, dice);
     }
     let there = if *call.network == *call.source.network {
         here
@@ -154,15 +126,15 @@ pub fn route(snapshot: &Snapshot, call: &OutboundCall<'_>, dice: u64) -> Result<
     // From here on services come first: an address that is both a workload's and a service's is
     // balanced, yet it was not "addressed to a service" above.
     if let Some(service) = snapshot.service_by_vip(&there, client) {
-        return to_service(snapshot, call, service, addressed.is_some(), dice);
+        return to_service(snapshot, call, service, addressed.is_some(), tried, dice);
     }
     let closed = snapshot.is_registry_only(&call.source.namespace);
     match (snapshot.workload_by_address(&there), addressed) {
         (Some(workload), _) if closed => {
             registered(snapshot, call, workload, dice)?;
-            to_workload(snapshot, call, workload, dice)
+            to_workload(snapshot, call, workload, tried, dice)
         }
-        (Some(workload), _) => to_workload(snapshot, call, workload, dice),
+        (Some(workload), _) => to_workload(snapshot, call, workload, tried, dice),
         (None, Some(service)) if !service.is_passthrough() => Err(Refusal::new(
             Reason::NoHealthyUpstream,
             format!("{} is not on the caller's network", owner_of(service)),
@@ -222,6 +194,7 @@ fn to_service(
     call: &OutboundCall<'_>,
     service: &Arc<Service>,
     addressed_to_service: bool,
+    tried: &[Place],
     dice: u64,
 ) -> Result<NextHop, Refusal> {
     let to = call.destination;
@@ -232,7 +205,7 @@ fn to_service(
         }
         return Ok(NextHop::Passthrough(to));
     }
-    let avoided = Avoided::of(snapshot, service, call.ejections);
+    let avoided = Avoided::of(snapshot, service, call.ejections).and(tried);
     let source = call.source;
     let mut all = balance::endpoints_but(
         snapshot,
@@ -261,7 +234,7 @@ fn to_service(
         && !from_gateway(snapshot, call, gateway)
     {
         let owner = format!("workload {}", workload.display_name());
-        return via_waypoint(snapshot, call, gateway, None, &owner, dice);
+        return via_waypoint(snapshot, call, gateway, None, &owner, tried, dice);
     }
     reach(chosen, Some(service), call.source, to.ip())
 }
@@ -350,6 +323,7 @@ fn to_workload(
     snapshot: &Snapshot,
     call: &OutboundCall<'_>,
     workload: &Arc<Workload>,
+    tried: &[Place],
     dice: u64,
 ) -> Result<NextHop, Refusal> {
     let to = call.destination;
@@ -357,7 +331,7 @@ fn to_workload(
         && !from_gateway(snapshot, call, gateway)
     {
         let owner = format!("workload {}", workload.display_name());
-        return via_waypoint(snapshot, call, gateway, None, &owner, dice);
+        return via_waypoint(snapshot, call, gateway, None, &owner, tried, dice);
     }
     hop(workload, None, call.source, to.ip(), to.port())
 }
@@ -377,11 +351,13 @@ fn via_waypoint(
     gateway: &GatewayAddress,
     service: Option<&Arc<Service>>,
     owner: &str,
+    tried: &[Place],
     dice: u64,
 ) -> Result<NextHop, Refusal> {
     let to = call.destination;
     let source = call.source;
-    let waypoint = match resolve_waypoint(snapshot, gateway, source, to.ip(), owner, dice)? {
+    let dicing = Dicing { tried, dice };
+    let waypoint = match resolve_waypoint_but(snapshot, gateway, source, to.ip(), owner, dicing)? {
         Resolved::Here(waypoint) => waypoint,
         Resolved::Elsewhere(workload, of) => {
             let names = of.as_ref().map_or(&[][..], |s| &s.subject_alt_names);
@@ -425,48 +401,6 @@ fn hop(
     }
 }
 
-/// The way to a workload of the caller's network whose address is known.
-fn at_address(
-    workload: &Arc<Workload>,
-    service: Option<&Arc<Service>>,
-    ip: IpAddr,
-    port: u16,
-) -> NextHop {
-    let (workload_owned, service_owned) = (Arc::clone(workload), service.cloned());
-    match workload.tunnel {
-        TunnelProtocol::Hbone => NextHop::Tunnel {
-            to: SocketAddr::new(ip, ports::HBONE),
-            authority: SocketAddr::new(ip, port).to_string(),
-            expect: expected_identities(service.map(|s| &**s), workload),
-            workload: workload_owned,
-            service: service_owned,
-            via_waypoint: false,
-        },
-        TunnelProtocol::None => NextHop::Direct {
-            to: SocketAddr::new(ip, port),
-            workload: workload_owned,
-            service: service_owned,
-        },
-    }
-}
-
-impl NextHop {
-    /// The next hop once the host name of [`NextHop::Resolve`] is known to be at `ip`. Any other
-    /// stays what it is.
-    #[must_use]
-    pub fn resolved(&self, ip: IpAddr) -> Self {
-        match self {
-            Self::Resolve {
-                port,
-                workload,
-                service,
-                ..
-            } => at_address(workload, service.as_ref(), ip.to_canonical(), *port),
-            other => other.clone(),
-        }
-    }
-}
-
 fn other_network(workload: &Workload, source: &Workload) -> Refusal {
     Refusal::new(
         Reason::NoHealthyUpstream,
@@ -502,82 +436,6 @@ pub(crate) fn choose_address(
 
 fn owner_of(service: &Service) -> String {
     format!("service {}/{}", service.key.namespace, service.name)
-}
-
-impl NextHop {
-    /// The service that balancing here has chosen an endpoint of; none where a waypoint balances.
-    #[must_use]
-    pub fn service(&self) -> Option<&Arc<Service>> {
-        match self {
-            Self::Passthrough(_)
-            | Self::Tunnel {
-                via_waypoint: true, ..
-            } => None,
-            Self::Direct { service, .. }
-            | Self::Resolve { service, .. }
-            | Self::Tunnel { service, .. } => service.as_ref(),
-            Self::DoubleTunnel { service, .. } => Some(service),
-        }
-    }
-}
-
-impl NextHop {
-    /// The endpoint and the service that balancing here has chosen it for. Of a service on another
-    /// network only the gateway is known, which stands for many.
-    #[must_use]
-    pub fn chosen(&self) -> Option<(&Arc<Service>, &Arc<Workload>)> {
-        match self {
-            Self::Passthrough(_)
-            | Self::DoubleTunnel { .. }
-            | Self::Tunnel {
-                via_waypoint: true, ..
-            } => None,
-            Self::Direct {
-                service, workload, ..
-            }
-            | Self::Resolve {
-                service, workload, ..
-            }
-            | Self::Tunnel {
-                service, workload, ..
-            } => Some((service.as_ref()?, workload)),
-        }
-    }
-}
-
-impl fmt::Display for NextHop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Passthrough(to) => write!(f, "passthrough to {to}"),
-            Self::Direct { to, workload, .. } => {
-                write!(f, "plain TCP to {} at {to}", workload.display_name())
-            }
-            Self::DoubleTunnel {
-                to,
-                authority,
-                gateway,
-                ..
-            } => {
-                let name = gateway.display_name();
-                write!(
-                    f,
-                    "double HBONE through gateway {name} at {to} for {authority}"
-                )
-            }
-            Self::Resolve { hostname, port, .. } => write!(f, "resolve {hostname} for port {port}"),
-            Self::Tunnel {
-                to,
-                authority,
-                workload,
-                via_waypoint,
-                ..
-            } => {
-                let kind = if *via_waypoint { "waypoint " } else { "" };
-                let name = workload.display_name();
-                write!(f, "HBONE to {kind}{name} at {to} for {authority}")
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -256,6 +256,12 @@ impl Avoided {
         Self(out)
     }
 
+    /// Those, and `more`.
+    pub(crate) fn and(mut self, more: &[Place]) -> Self {
+        self.0.extend_from_slice(more);
+        self
+    }
+
     #[cfg(test)]
     pub(crate) fn all_of(places: &[Place]) -> Self {
         Self(places.to_vec())

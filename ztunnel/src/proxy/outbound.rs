@@ -1,5 +1,7 @@
 //! Captured outbound (15001): attribute to the pod's workload, route, connect, relay.
 
+mod tries;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -7,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use isobar_hbone::{
     Authority, ConnectHeaders, Forwarded, TraceParent, TunnelError, TunnelKey, TunnelStream,
 };
@@ -20,10 +21,9 @@ use isobar_types::{Identity, Reason, Str};
 use tokio::net::TcpStream;
 
 use super::Refused;
-use super::connections::{OutboundGuard, Slot, View};
+use super::connections::{OutboundGuard, Slot};
 use super::ledger::{End, Ending, Ledger, Route};
-use super::neighbour::{Caller, Neighbour, Reached};
-use super::way::way;
+use super::neighbour::Reached;
 use super::worker::PodWorker;
 
 /// For the system's resolver to answer about a workload known by name only.
@@ -48,6 +48,8 @@ struct Routed {
     attributed: Attributed,
     hop: NextHop,
     limits: Option<ConnectionLimits>,
+    /// What the way was chosen by.
+    dice: u64,
 }
 
 /// … whose other side is open. Boxed as a whole: it lives long, and moves.
@@ -157,16 +159,20 @@ impl Accepted {
 }
 
 impl Attributed {
-    /// `None`: refused, and told.
-    async fn route(self, worker: &PodWorker) -> Option<Routed> {
-        let call = OutboundCall {
+    fn call<'a>(&'a self, worker: &'a PodWorker) -> OutboundCall<'a> {
+        OutboundCall {
             source: &self.source,
             source_ip: self.accepted.client.ip(),
             destination: self.accepted.destination,
             network: &worker.world.config.network,
             crosses_networks: true,
             ejections: Some(&*worker.pod.ejections),
-        };
+        }
+    }
+
+    /// `None`: refused, and told.
+    async fn route(self, worker: &PodWorker) -> Option<Routed> {
+        let call = self.call(worker);
         let learnt = worker.world.learn(|known| before_route(known, &call)).await;
         let snapshot = match learnt {
             Ok(snapshot) => snapshot,
@@ -176,79 +182,16 @@ impl Attributed {
                 return None;
             }
         };
-        match route(&snapshot, &call, rand::random()) {
+        let dice = rand::random();
+        match route(&snapshot, &call, dice) {
             Ok(hop) => Some(Routed {
                 limits: hop.service().and_then(|s| snapshot.limits(&s.key)),
                 attributed: self,
                 hop,
+                dice,
             }),
             Err(refusal) => {
                 self.tell_refusal(worker, &snapshot, refusal);
-                None
-            }
-        }
-    }
-}
-
-impl Routed {
-    /// `None`: not opened, and told.
-    async fn open(self, worker: &PodWorker) -> Option<Box<Opened>> {
-        let Self {
-            attributed,
-            hop,
-            limits,
-        } = self;
-        let Attributed { accepted, source } = attributed;
-        let neighbour = Neighbour::of(worker, &hop);
-        let way = way(&hop, accepted.destination, neighbour.is_some());
-        let view = View {
-            src: accepted.client,
-            original_dst: Some(accepted.destination.into()),
-            actual_dst: match &way.authority {
-                Some(authority) => authority.as_str().into(),
-                None => way.to.into(),
-            },
-            protocol: if way.authority.is_some() {
-                "HBONE"
-            } else {
-                "TCP"
-            },
-        };
-        let route = way.route(accepted.client, &source);
-        let listed = worker.pod.connections.outbound(view);
-        let mut ledger = Ledger::open(&worker.accounts, route, accepted.since);
-        let caller = Caller {
-            workload: &source,
-            address: accepted.client,
-            since: accepted.since,
-        };
-        let connecting = connect_within(worker, &hop, &caller, neighbour, limits);
-        let connected = tokio::select! {
-            connected = connecting => {
-                tell_endpoint(worker, &hop, limits, connected.as_ref().err());
-                connected
-            }
-            ending = worker.pod.cut_ending() => {
-                ledger.close(ending);
-                return None;
-            }
-        };
-        match connected {
-            Ok((upstream, slot)) => {
-                if let Upstream::Tunnel(tunnel) = &upstream {
-                    ledger.prove_destination(tunnel.peer().identity());
-                }
-                Some(Box::new(Opened {
-                    downstream: accepted.tcp,
-                    upstream,
-                    ledger,
-                    listed,
-                    slot,
-                }))
-            }
-            Err(failed) => {
-                drop(listed);
-                ledger.close(Ending::failed(failed.reason, failed.detail));
                 None
             }
         }
@@ -294,100 +237,6 @@ impl Opened {
         ledger.close(ending);
         drop(downstream);
     }
-}
-
-async fn next_door(
-    worker: &PodWorker,
-    neighbour: Neighbour,
-    caller: &Caller<'_>,
-) -> Result<Upstream, Failed> {
-    match Box::pin(neighbour.reach(worker, caller)).await {
-        Ok(reached) => Ok(Upstream::NextDoor(Box::new(reached))),
-        Err(ending) => Err(Failed {
-            reason: ending.reason,
-            detail: ending.detail.unwrap_or_default(),
-            by_endpoint: matches!(
-                ending.reason,
-                Reason::UpstreamRefused | Reason::UpstreamConnectTimeout
-            ),
-        }),
-    }
-}
-
-/// Connects within the limits of the service, if it has any; what is returned beside the connection
-/// counts it as long as it lives.
-async fn connect_within(
-    worker: &PodWorker,
-    hop: &NextHop,
-    caller: &Caller<'_>,
-    neighbour: Option<Neighbour>,
-    limits: Option<ConnectionLimits>,
-) -> Result<(Upstream, Option<Slot>), Failed> {
-    let connecting = async {
-        match neighbour {
-            Some(neighbour) => next_door(worker, neighbour, caller).await,
-            None => connect(worker, hop, caller.workload, caller.address).await,
-        }
-    };
-    let (Some(limits), Some(service)) = (limits, hop.service()) else {
-        return Ok((connecting.await?, None));
-    };
-    let slot = worker
-        .pod
-        .connections
-        .take_slot(service, &limits)
-        .map_err(|refusal| Failed::here(refusal.reason, refusal.detail))?;
-    let Some(limit) = limits.connect_timeout else {
-        return Ok((connecting.await?, Some(slot)));
-    };
-    match tokio::time::timeout(limit, connecting).await {
-        Ok(connected) => Ok((connected?, Some(slot))),
-        Err(_) => Err(Failed {
-            reason: Reason::UpstreamConnectTimeout,
-            detail: format!(
-                "no connection within {limit:?}, the connectTimeout of service {}/{}",
-                service.key.namespace, service.name
-            ),
-            // The wait may have been for a certificate of ours.
-            by_endpoint: holds_certificate(worker, hop, caller.workload),
-        }),
-    }
-}
-
-/// Remembers how the chosen endpoint took the connection, where its service has a rule for that.
-fn tell_endpoint(
-    worker: &PodWorker,
-    hop: &NextHop,
-    limits: Option<ConnectionLimits>,
-    failed: Option<&Failed>,
-) {
-    let rule = limits.and_then(|limits| limits.outliers);
-    let (Some(rule), Some((service, endpoint))) = (rule, hop.chosen()) else {
-        return;
-    };
-    let ejections = &worker.pod.ejections;
-    match failed {
-        None => ejections.succeeded(service, endpoint, &rule),
-        Some(failed) if failed.by_endpoint => {
-            let snapshot = worker.world.store.load();
-            let metrics = &worker.world.metrics;
-            ejections.failed(&snapshot, service, endpoint, &rule, metrics);
-        }
-        Some(_) => {}
-    }
-}
-
-/// True if a tunnel for `hop` need not wait for a certificate of `source`.
-fn holds_certificate(worker: &PodWorker, hop: &NextHop, source: &Workload) -> bool {
-    let tunnel = matches!(hop, NextHop::Tunnel { .. } | NextHop::DoubleTunnel { .. });
-    let identity = source.identity();
-    !tunnel
-        || worker
-            .world
-            .certificates
-            .fetch(&identity)
-            .now_or_never()
-            .is_some_and(|held| held.is_ok())
 }
 
 async fn connect(

@@ -337,3 +337,82 @@ fn who_has_chosen_the_endpoint_is_told() {
     }));
     assert_eq!(told(through, "10.96.0.1:80"), (None, None));
 }
+
+#[test]
+fn who_could_not_be_reached_is_made_up_for_by_another() {
+    let port = [(80, 8080)];
+    let second = serves(pod("default", "web-2", "10.0.0.2"), "default", "web", &port);
+    let all = vec![
+        of_service(web(&port)),
+        of_workload(web_pod()),
+        of_workload(second),
+    ];
+    let snapshot = with_client(all);
+    let source = snapshot
+        .local_workload("node-1", "default", "client", "client")
+        .unwrap();
+    let to = |destination: &str| OutboundCall {
+        source,
+        source_ip: ip(CLIENT),
+        destination: at(destination),
+        network: "",
+        crosses_networks: false,
+        ejections: None,
+    };
+    let call = to("10.96.0.1:80");
+    for dice in 0..8 {
+        let first = route(&snapshot, &call, dice).unwrap();
+        let first = Place::from(&**first.endpoint().unwrap());
+        let tried = [first];
+        let second = route_again(&snapshot, &call, &tried, dice).unwrap();
+        let second = Place::from(&**second.endpoint().unwrap());
+        assert!(!tried.contains(&second));
+        let [first] = tried;
+        let none = route_again(&snapshot, &call, &[first, second], dice);
+        assert_eq!(none.unwrap_err().reason, Reason::NoHealthyUpstream);
+    }
+    // A pod that is called by its own address is no endpoint among others.
+    let call = to("10.0.0.1:8080");
+    assert!(route(&snapshot, &call, 1).unwrap().endpoint().is_none());
+    assert!(route_again(&snapshot, &call, &[], 1).is_err());
+}
+
+#[test]
+fn another_pod_of_the_waypoint_makes_up_for_one_never_the_direct_way() {
+    let bound = wire::Service {
+        waypoint: waypoint("default", "way"),
+        ..web(&[(80, 8080)])
+    };
+    let mut all = waypoint_objects("default", "way", "10.96.0.9", "10.0.0.20");
+    all.push(of_service(bound));
+    all.push(of_workload(web_pod()));
+    let second = pod("default", "way-2", "10.0.0.21");
+    let second = serves(second, "default", "way", &[(15008, 15008)]);
+    let snapshot = with_client([all.clone(), vec![of_workload(second)]].concat());
+    let alone = with_client(all);
+    let again = |snapshot: &Snapshot| {
+        let source = snapshot
+            .local_workload("node-1", "default", "client", "client")
+            .unwrap();
+        let call = OutboundCall {
+            source,
+            source_ip: ip(CLIENT),
+            destination: at("10.96.0.1:80"),
+            network: "",
+            crosses_networks: false,
+            ejections: None,
+        };
+        let first = route(snapshot, &call, 1).unwrap();
+        let tried = [Place::from(&**first.endpoint().unwrap())];
+        route_again(snapshot, &call, &tried, 1)
+    };
+    let Ok(NextHop::Tunnel {
+        via_waypoint, to, ..
+    }) = again(&snapshot)
+    else {
+        panic!("no tunnel");
+    };
+    assert!(via_waypoint);
+    assert!([at("10.0.0.20:15008"), at("10.0.0.21:15008")].contains(&to));
+    assert_eq!(again(&alone).unwrap_err().reason, Reason::WaypointNotReady);
+}
