@@ -15,6 +15,7 @@ use isobar_state::outbound::NextHop;
 use isobar_state::unknown::before_inbound;
 use isobar_state::{Peer, Permit, Workload, authorize};
 use isobar_telemetry::access::Direction;
+use isobar_tls::WorkloadCertificate;
 use isobar_types::{Identity, Reason};
 use tokio::net::TcpStream;
 
@@ -78,6 +79,8 @@ pub(super) struct Reached {
     /// The destination's side.
     ledger: Ledger,
     pod: Arc<Pod>,
+    /// The caller's and the destination's: what they prove ends when they are revoked.
+    certificates: [Arc<WorkloadCertificate>; 2],
     _permit: Permit,
 }
 
@@ -119,7 +122,7 @@ impl Neighbour {
         caller: &Caller<'_>,
     ) -> Result<Reached, Ending> {
         let source = caller.workload.identity();
-        self.check_certificates(worker, &source).await?;
+        let certificates = self.check_certificates(worker, &source).await?;
         let target = self.resolve(worker).await?;
         let (guard, ledger, permit) = self.authorize(worker, caller, source, &target)?;
         let to = target.to;
@@ -143,6 +146,7 @@ impl Neighbour {
                 guard,
                 ledger,
                 pod: self.pod,
+                certificates,
                 _permit: permit,
             }),
             Err(error) => {
@@ -153,12 +157,13 @@ impl Neighbour {
         }
     }
 
-    /// Both ends have a certificate in force, and the destination's names who is expected.
+    /// Both ends have a certificate in force, which nobody has revoked, and the destination's names who is
+    /// expected.
     async fn check_certificates(
         &self,
         worker: &PodWorker,
         source: &Identity,
-    ) -> Result<(), Ending> {
+    ) -> Result<[Arc<WorkloadCertificate>; 2], Ending> {
         let destination = self.workload.identity();
         if !self.expect.contains(&destination) {
             let text = format!("expected {:?}, found {destination}", self.expect);
@@ -169,18 +174,10 @@ impl Neighbour {
             let text = format!("{source} and {destination} are of different trust domains");
             return Err(Ending::failed(Reason::UpstreamTls, text));
         }
-        let now = std::time::SystemTime::now();
-        for identity in [source, &destination] {
-            let held = certificate(&*worker.world.certificates, identity).await;
-            let why = match held {
-                Ok(held) if held.is_valid_at(now) && held.identity() == identity => continue,
-                Ok(_) => "it is not in force".to_owned(),
-                Err(error) => error,
-            };
-            let text = format!("no certificate for {identity}: {why}");
-            return Err(Ending::failed(Reason::NoCertificate, text));
-        }
-        Ok(())
+        Ok([
+            valid(worker, source, Direction::Inbound).await?,
+            valid(worker, &destination, Direction::Outbound).await?,
+        ])
     }
 
     async fn resolve(&self, worker: &PodWorker) -> Result<Target, Ending> {
@@ -193,12 +190,20 @@ impl Neighbour {
         };
         let learnt = world.learn(|known| before_inbound(known, &call)).await;
         let snapshot = learnt.map_err(|r| Ending::failed(r.reason, r.detail))?;
-        resolve(&snapshot, &call).map_err(|refusal| {
+        let target = resolve(&snapshot, &call).map_err(|refusal| {
             world
                 .metrics
                 .refused_early(Direction::Inbound, refusal.reason);
             Ending::failed(refusal.reason, refusal.detail)
-        })
+        })?;
+        let port = target.to.port();
+        if world.config.ports.is_reserved(port) {
+            let reason = Reason::ReservedPort;
+            world.metrics.refused_early(Direction::Inbound, reason);
+            let text = format!("port {port} belongs to the mesh itself");
+            return Err(Ending::failed(reason, text));
+        }
+        Ok(target)
     }
 
     fn authorize(
@@ -266,6 +271,32 @@ impl Neighbour {
     }
 }
 
+/// The certificate of `identity`, if a handshake would take it; `told` is the side that would refuse it.
+async fn valid(
+    worker: &PodWorker,
+    identity: &Identity,
+    told: Direction,
+) -> Result<Arc<WorkloadCertificate>, Ending> {
+    let held = certificate(&*worker.world.certificates, identity).await;
+    let now = std::time::SystemTime::now();
+    let why = match held {
+        Ok(held) if held.is_revoked() => {
+            worker.world.metrics.revoked(told);
+            return Err(revoked(identity));
+        }
+        Ok(held) if held.is_valid_at(now) && held.identity() == identity => return Ok(held),
+        Ok(_) => "it is not in force".to_owned(),
+        Err(error) => error,
+    };
+    let text = format!("no certificate for {identity}: {why}");
+    Err(Ending::failed(Reason::NoCertificate, text))
+}
+
+fn revoked(identity: &Identity) -> Ending {
+    let text = format!("the certificate of {identity} is revoked");
+    Ending::failed(Reason::CertificateRevoked, text)
+}
+
 impl PodWorker {
     /// Carries a connection to a pod next door until it ends; both sides' counts are kept.
     pub(super) async fn carry_next_door(
@@ -279,6 +310,7 @@ impl PodWorker {
             guard,
             ledger: theirs,
             pod,
+            certificates: [source, destination],
             ..
         } = reached;
         let stop = pin!(async {
@@ -286,6 +318,8 @@ impl PodWorker {
                 ending = guard.withdrawn() => ending,
                 ending = pod.cut_ending() => ending,
                 ending = self.pod.cut_ending() => ending,
+                () = source.revoked() => revoked(source.identity()),
+                () = destination.revoked() => revoked(destination.identity()),
             }
         });
         let count = |sent, received| {

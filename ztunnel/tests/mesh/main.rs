@@ -81,7 +81,8 @@ fn inside() {
             "taken" => agent::taken(w).await,
             "socks5" => modes::socks5(w).await,
             "dedicated" => modes::dedicated().await,
-            "revoked" => revocation::revoked().await,
+            "revoked" => revocation::revoked(false).await,
+            "next-door-revoked" => revocation::revoked(true).await,
             "dead-peer" => silence::dead_peer().await,
             "own-pod" => modes::own_pod().await,
             "admin" => telemetry::admin().await,
@@ -214,6 +215,11 @@ fn socks5_goes_where_captured_connections_go() {
 #[test]
 fn the_revoked_are_cut_off_at_once_and_refused() {
     apart("revoked");
+}
+
+#[test]
+fn the_revoked_are_cut_off_next_door_as_well() {
+    apart("next-door-revoked");
 }
 
 #[test]

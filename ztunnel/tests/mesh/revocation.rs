@@ -62,11 +62,15 @@ fn replace(file: &Path, content: &[u8]) {
     std::fs::rename(beside, file).unwrap();
 }
 
-pub(crate) async fn revoked() {
+/// With or without a tunnel between the two pods.
+pub(crate) async fn revoked(same_node: bool) {
     let node = Node::new().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca-crl.pem");
-    let settings = [("CRL_PATH", file.to_str().unwrap())];
+    let settings = [
+        ("CRL_PATH", file.to_str().unwrap()),
+        ("ISOBAR_SAME_NODE", if same_node { "true" } else { "false" }),
+    ];
     let process = node.serving(Place::new("zt", "10.0.0.11"), &settings).await;
     // The file is not there yet: nothing is revoked.
     until("the missing file is told", || {
