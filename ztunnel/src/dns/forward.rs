@@ -188,20 +188,74 @@ async fn over_tcp(
     Ok(answer)
 }
 
-/// True if an answer repeats the question (bytes 12 on: name, type, class), as answers must.
+/// True if an answer repeats the question, as answers must (RFC 5452 section 9.1). What else it holds is
+/// the client's to understand: records that our library cannot read come through.
 fn same_question(query: &[u8], answer: &[u8]) -> bool {
-    let Ok(asked) = hickory_proto::op::Message::from_vec(query) else {
+    let (Some(asked), Some(answered)) = (question(query), question(answer)) else {
         return false;
     };
-    let Ok(answered) = hickory_proto::op::Message::from_vec(answer) else {
-        return false;
+    let is_answer = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
+    let same = match (asked, answered) {
+        (_, None) => true,
+        (Some((name, kind)), Some((answered, of))) => {
+            name.eq_ignore_ascii_case(answered) && kind == of
+        }
+        (None, Some(_)) => false,
     };
-    answered.queries.is_empty() || asked.queries == answered.queries
+    is_answer && same
+}
+
+/// Name, and type with class, of the one question of a message, `None` within if it has none (RFC 1035
+/// section 4.1.2).
+fn question(message: &[u8]) -> Option<Option<(&[u8], &[u8])>> {
+    match message.get(4..6)? {
+        [0, 0] => return Some(None),
+        [0, 1] => {}
+        _ => return None,
+    }
+    let mut end = 12;
+    loop {
+        match message.get(end)? {
+            0 => break,
+            length @ 1..=63 => end += 1 + usize::from(*length),
+            // Nothing to point back to yet.
+            _ => return None,
+        }
+    }
+    Some(Some((message.get(12..end)?, message.get(end..end + 5)?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_is_known_by_its_question_whatever_else_it_holds() {
+        let query = |name: &[u8], kind: u8| {
+            let header = [7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            [&header[..], name, &[0, 0, kind, 0, 1]].concat()
+        };
+        let asked = query(b"\x03web\x02ns", 65);
+        let answer = |mut question: Vec<u8>| {
+            question[2] |= 0x80;
+            question[7] = 1;
+            // A record of 200 bytes, of which there are two.
+            question.extend(b"\xc0\x0c\x00\x41\x00\x01\x00\x00\x00\x05\x00\xc8\x00\x01");
+            question
+        };
+        assert!(same_question(&asked, &answer(asked.clone())));
+        assert!(same_question(&asked, &answer(query(b"\x03WeB\x02nS", 65))));
+        // 97 is to 65 as `a` is to `A`.
+        assert!(!same_question(&asked, &answer(query(b"\x03web\x02ns", 97))));
+        assert!(!same_question(&asked, &answer(query(b"\x03wab\x02ns", 65))));
+        assert!(!same_question(&asked, &asked), "a query is no answer");
+        let mut none = answer(asked.clone())[..12].to_vec();
+        none[5] = 0;
+        assert!(same_question(&asked, &none), "some servers leave it out");
+        for end in 0..asked.len() {
+            same_question(&asked, &answer(asked.clone())[..end]);
+        }
+    }
 
     #[test]
     fn reads_servers_and_search_domains() {

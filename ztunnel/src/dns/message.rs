@@ -40,8 +40,10 @@ pub(super) fn read(packet: &[u8]) -> Read {
         Some(bytes) => Read::Answer(bytes),
         None => Read::Drop,
     };
+    // Never answered, or two servers that are told of each other answer for ever; one is enough, if told
+    // that a query came from itself.
     if message.metadata.message_type == MessageType::Response {
-        return refuse(ResponseCode::FormErr);
+        return Read::Drop;
     }
     if message.metadata.op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
@@ -153,4 +155,25 @@ fn encode(message: &Message) -> Option<Vec<u8>> {
         .to_vec()
         .map_err(|error| tracing::warn!(%error, "a DNS answer could not be written"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_not_answered() {
+        let query = question("web.ns", false).unwrap();
+        let Read::Query(asked) = read(&query) else {
+            panic!("it is a query");
+        };
+        for code in [ResponseCode::NoError, ResponseCode::FormErr] {
+            let answer = asked.failed(code).unwrap();
+            assert!(matches!(read(&answer), Read::Drop), "{code}");
+        }
+        // What is no query otherwise is told so.
+        let mut update = query;
+        update[2] |= 5 << 3;
+        assert!(matches!(read(&update), Read::Answer(_)));
+    }
 }
