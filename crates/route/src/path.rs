@@ -2,7 +2,8 @@
 //!
 //! Policy, routing, rewriting, log and what is forwarded all use these values, so that a policy can
 //! never see another path than the application does. The mode is Istio's BASE: dot segments are
-//! resolved, unreserved characters decoded, backslashes are slashes; doubled slashes stay.
+//! resolved, also those with parameters (`..;x`), unreserved characters decoded, backslashes are slashes;
+//! doubled slashes stay.
 
 use std::borrow::Cow;
 
@@ -61,7 +62,14 @@ pub fn rewritten(made: String, words: &str) -> Result<String, PathError> {
 }
 
 fn climbs(path: &str) -> usize {
-    path.split('/').filter(|segment| *segment == "..").count()
+    path.split('/')
+        .filter(|one| without_parameters(one) == "..")
+        .count()
+}
+
+/// Applications take `..;x` for `..`: parameters of a segment are no part of its name (RFC 3986 §3.3).
+fn without_parameters(segment: &str) -> &str {
+    segment.split_once(';').map_or(segment, |(name, _)| name)
 }
 
 fn is_normal(path: &str) -> bool {
@@ -130,7 +138,7 @@ fn resolve_dots(path: &str) -> String {
     let mut segments = path[1..].split('/').peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
-        match segment {
+        match without_parameters(segment) {
             "." if last => kept.push(""),
             "." => {}
             ".." => {
@@ -139,7 +147,7 @@ fn resolve_dots(path: &str) -> String {
                     kept.push("");
                 }
             }
-            other => kept.push(other),
+            _ => kept.push(segment),
         }
     }
     let mut out = String::with_capacity(path.len());
@@ -222,7 +230,13 @@ mod tests {
             ("/admin%2f", "/admin%2f"),
             ("/admin;x=1", "/admin;x=1"),
             ("/%2e%2e/admin", "/admin"),
-            ("/..;/admin", "/..;/admin"),
+            ("/..;/admin", "/admin"),
+            ("/x/..;a=b/admin", "/admin"),
+            ("/x/%2e%2e;/admin", "/admin"),
+            ("/x/.;/y/..;", "/x/"),
+            ("/x/.;a", "/x/"),
+            ("/x/...;/y;/../z;a", "/x/...;/z;a"),
+            ("/x/..%3b/y", "/x/..%3b/y"),
             (r"\admin", "/admin"),
             (r"/a\..\admin", "/admin"),
             ("/a/..", "/"),
@@ -271,6 +285,7 @@ mod tests {
             ("/new/../x", "/new/", None),
             ("/new/%2e./x", "/new/%", None),
             (r"/new\../x", r"/new\", None),
+            ("/new/..;/x", "/new/", None),
             ("/new/x/..", "/new/", None),
             ("/new/%00", "/new/%0", None),
             // What the rule says itself holds.
