@@ -434,16 +434,17 @@ impl Value {
     }
 }
 
-/// `{*}` stands for one segment that is not empty, `{**}` for any number, none included.
-/// Greedy with one point to come back to, so the time is the product of the lengths at most.
+/// `{*}` stands for one segment that is not empty, `{**}` for any text: one segment at least, as it stands
+/// between slashes. Greedy with one point to come back to, so the time is the product of the lengths at most.
 fn template_matches(template: &[String], path: &[&str]) -> bool {
     let (mut t, mut p) = (0, 0);
     let mut back: Option<(usize, usize)> = None;
     while p < path.len() {
         let segment = template.get(t).map(String::as_str);
         if segment == Some("{**}") {
-            back = Some((t, p));
+            back = Some((t, p + 1));
             t += 1;
+            p += 1;
         } else if segment.is_some_and(|s| {
             if s == "{*}" {
                 !path[p].is_empty()
@@ -461,7 +462,7 @@ fn template_matches(template: &[String], path: &[&str]) -> bool {
             return false;
         }
     }
-    template[t..].iter().all(|s| s == "{**}")
+    t == template.len()
 }
 
 #[cfg(test)]
@@ -479,12 +480,18 @@ mod tests {
         assert!(!yes("/a/{*}", "/a/b/c"));
         assert!(yes("/a/{**}", "/a/b/c"));
         assert!(yes("/a/{**}", "/a/"));
+        assert!(yes("/a/{**}/c", "/a//c"));
+        for (pattern, path) in [("/a/{**}", "/a"), ("/a/{**}/c", "/a/c"), ("/{**}/c", "/c")] {
+            assert!(!yes(pattern, path), "{pattern} {path}");
+        }
         assert!(yes("/{**}/z", "/a/z/b/z"));
         assert!(!yes("/{**}/z", "/a/z/b"));
         assert!(yes("/{**}/x/{*}", "/x/x/y"));
         // What was matched before the stars is not matched again.
         assert!(yes("/a/{**}/c", "/a/a/c"));
         assert!(yes("{**}/x", "/x"));
+        assert!(yes("/{**}/{**}", "/a/b"));
+        assert!(!yes("/{**}/{**}", "/a"));
         assert!(template("/a{*}").is_err());
         assert!(template("/{*}b/c").is_err());
     }

@@ -154,8 +154,7 @@ fn operation(from: &proto::AuthorizationOperation, port: u16) -> Value {
     );
     let paths = |values: &[proto::ValueMatch]| -> Vec<Value> {
         let each = values.iter();
-        each.map(|v| json!({"url_path": {"path": text(v, "", false)}}))
-            .collect()
+        each.map(path).collect()
     };
     put(paths(&from.paths), paths(&from.not_paths));
     // The port that is meant is the service's; Envoy listens on another here.
@@ -169,6 +168,19 @@ fn operation(from: &proto::AuthorizationOperation, port: u16) -> Value {
         all.push(json!({"any": true}));
     }
     json!({"and_rules": {"rules": all}})
+}
+
+fn path(value: &proto::ValueMatch) -> Value {
+    if let Some(MatchType::Exact(text)) = &value.match_type
+        && text.contains("{*")
+    {
+        let template = text.replace(['{', '}'], "");
+        return json!({"uri_template": {
+            "name": "envoy.path.match.uri_template.uri_template_matcher", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig",
+                "path_template": template}}});
+    }
+    json!({"url_path": {"path": text(value, "", false)}})
 }
 
 fn constant(holds: bool, not: &str) -> Value {
