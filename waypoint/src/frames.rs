@@ -1,78 +1,30 @@
-//! Bodies over HTTP/2, as h2 has them: one that comes in, and one that goes out.
+//! Bodies that go out over HTTP/2. Pieces that are small leave together where they are there together, and where
+//! the peer takes nothing: each that waits costs h2 as much as a large one.
+
+mod inflow;
 
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use ::http::HeaderMap;
-use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
-use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
-use http_body::{Body, Frame, SizeHint};
+use ::http::header::{CONNECTION, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, SendStream};
+use http_body::{Body, Frame};
 
+pub(crate) use self::inflow::{Inflow, Inflows, SMALL_FRAMES};
+use crate::gather::Gate;
 use crate::http::is_for_one_hop;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// A body that comes in.
-#[derive(Debug)]
-pub(crate) struct Inflow {
-    stream: RecvStream,
-    /// Octets that are still to come, where the head said how many.
-    left: Option<u64>,
-    data_done: bool,
-}
-
-impl Inflow {
-    /// What follows a head with these fields.
-    pub(crate) fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
-        let length = headers.get(CONTENT_LENGTH);
-        let left = length
-            .and_then(|length| length.to_str().ok())
-            .and_then(|length| length.parse().ok());
-        Self {
-            stream,
-            left,
-            data_done: false,
-        }
-    }
-
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if !self.data_done {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // It has been read: the peer may send as much again. That fails only when the stream
-                    // is over.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => self.data_done = true,
-            }
-        }
-        let trailers = ready!(self.stream.poll_trailers(cx));
-        Poll::Ready(
-            trailers
-                .map(|trailers| trailers.map(Frame::trailers))
-                .transpose(),
-        )
-    }
-
-    pub(crate) fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        self.left
-            .map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
+/// Pieces that are shorter are put together,
+const SMALL: usize = 1024;
+/// until they come to so much.
+const TOGETHER: usize = 4 * 1024;
 
 /// A body on its way into a stream. Ready when it is through, or has ended otherwise.
 pub(crate) struct Outflow<B> {
@@ -80,14 +32,22 @@ pub(crate) struct Outflow<B> {
     body: B,
     /// What waits for room, and whether nothing follows it.
     chunk: Option<(Bytes, bool)>,
+    gate: Rc<Gate>,
+    /// Small pieces that others may follow.
+    small: BytesMut,
+    /// When it waited for the gate last.
+    waited: u64,
 }
 
 impl<B> Outflow<B> {
-    pub(crate) const fn new(out: SendStream<Bytes>, body: B) -> Self {
+    pub(crate) fn new(out: SendStream<Bytes>, body: B, gate: Rc<Gate>) -> Self {
         Self {
             out,
             body,
             chunk: None,
+            gate,
+            small: BytesMut::new(),
+            waited: 0,
         }
     }
 
@@ -133,6 +93,13 @@ where
             // Room is asked for only once there is something to send: what one stream holds of the
             // connection's window others have not.
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                if !self.small.is_empty() {
+                    if !self.gate.is_shut() {
+                        self.send_small(false);
+                        continue;
+                    }
+                    self.gate.wait(&mut self.waited, cx);
+                }
                 // Last, as whoever has asked for it is woken by what it does after that: a body that is there
                 // already goes without. Elsewhere a reset shows by itself.
                 return match self.out.poll_reset(cx)? {
@@ -151,10 +118,11 @@ where
                     self.out.send_reset(reason);
                     return Poll::Ready(Err(reason.into()));
                 }
-                None => {
+                None if self.small.is_empty() => {
                     self.out.send_data(Bytes::new(), true)?;
                     return Poll::Ready(Ok(()));
                 }
+                None => self.send_small(true),
             }
         }
     }
@@ -171,6 +139,13 @@ where
         Poll::Ready(Ok(()))
     }
 
+    /// Has small pieces wait for room.
+    fn send_small(&mut self, last: bool) {
+        // h2 asks for the whole of it as soon as it is sent.
+        self.out.reserve_capacity(1);
+        self.chunk = Some((self.small.split().freeze(), last));
+    }
+
     /// Takes a frame of the body; true if it was the last and is sent.
     fn take(&mut self, frame: Frame<Bytes>) -> Result<bool, h2::Error> {
         let data = match frame.into_data() {
@@ -179,12 +154,22 @@ where
                 let Ok(trailers) = frame.into_trailers() else {
                     return Ok(false);
                 };
+                if !self.small.is_empty() {
+                    self.out.send_data(self.small.split().freeze(), false)?;
+                }
                 self.out.reserve_capacity(0);
                 self.out.send_trailers(trailers)?;
                 return Ok(true);
             }
         };
         let last = self.body.is_end_stream();
+        if !self.small.is_empty() || (data.len() < SMALL && !last) {
+            self.small.extend_from_slice(&data);
+            if last || self.small.len() >= TOGETHER {
+                self.send_small(last);
+            }
+            return Ok(false);
+        }
         if data.is_empty() {
             self.out.send_data(data, last)?;
             return Ok(last);

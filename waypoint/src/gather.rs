@@ -1,13 +1,14 @@
 //! What an HTTP/2 connection writes while it is polled once leaves in one system call.
 //!
 //! HTTP/2 flushes after every DATA frame of more than a few bytes. A connection that carries many small
-//! responses would enter the kernel, and wake its peer, once for each of them.
+//! responses would enter the kernel, and wake its peer, once for each of them. Nor does it read more in one
+//! turn than those who are to have it can follow.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -18,12 +19,18 @@ const FIRST: usize = 8 * 1024;
 /// Slices of one write that go out together with what waits.
 const SLICES: usize = 15;
 
+/// Bytes that are read in one turn, about.
+pub(crate) const TURN: usize = 128 * 1024;
+
 /// A stream that keeps back what is written to it until [`Self::poll_release`], or until it is much. Cheap
 /// to clone; all clones are the same stream.
 pub(crate) struct Gathered<S>(Rc<RefCell<Inner<S>>>);
 
 struct Inner<S> {
     stream: S,
+    /// Bytes that were read since [`Gathered::has_read_much`] said so last.
+    read: usize,
+    gate: Rc<Gate>,
     waiting: Vec<u8>,
     /// Bytes of `waiting` that the stream has taken.
     taken: usize,
@@ -38,11 +45,64 @@ impl<S> Gathered<S> {
     pub(crate) fn new(stream: S) -> Self {
         Self(Rc::new(RefCell::new(Inner {
             stream,
+            read: 0,
+            gate: Rc::default(),
             waiting: Vec::new(),
             taken: 0,
             dirty: false,
             failed: None,
         })))
+    }
+
+    /// True once so much was read that nothing more is before it was asked here: what came is to be taken first.
+    pub(crate) fn has_read_much(&self) -> bool {
+        let read = &mut self.0.borrow_mut().read;
+        let much = *read >= TURN;
+        if much {
+            *read = 0;
+        }
+        much
+    }
+
+    /// Whether the peer takes what is written.
+    pub(crate) fn gate(&self) -> Rc<Gate> {
+        self.0.borrow().gate.clone()
+    }
+}
+
+/// Shut while the peer takes nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    shut: Cell<bool>,
+    /// How often it was shut so far.
+    times: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Gate {
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.get()
+    }
+
+    /// Wakes the task of `cx` when it opens. `before`, from zero on, is for who waits to keep: nobody waits twice.
+    pub(crate) fn wait(&self, before: &mut u64, cx: &Context<'_>) {
+        if *before != self.times.get() {
+            *before = self.times.get();
+            self.waiting.borrow_mut().push(cx.waker().clone());
+        }
+    }
+
+    fn set(&self, shut: bool) {
+        if self.shut.replace(shut) == shut {
+            return;
+        }
+        if shut {
+            self.times.set(self.times.get() + 1);
+            return;
+        }
+        for waiting in self.waiting.take() {
+            waiting.wake();
+        }
     }
 }
 
@@ -60,7 +120,9 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         if !inner.dirty {
             return;
         }
-        if let Poll::Ready(Err(error)) = inner.poll_flush(cx) {
+        let flushed = inner.poll_flush(cx);
+        inner.gate.set(flushed.is_pending());
+        if let Poll::Ready(Err(error)) = flushed {
             inner.forget();
             inner.failed = Some(error);
             cx.waker().wake_by_ref();
@@ -153,10 +215,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let inner = &mut *self.0.borrow_mut();
-        match inner.failed.take() {
-            Some(error) => Poll::Ready(Err(error)),
-            None => Pin::new(&mut inner.stream).poll_read(cx, buffer),
+        if let Some(error) = inner.failed.take() {
+            return Poll::Ready(Err(error));
         }
+        if inner.read >= TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut inner.stream).poll_read(cx, buffer);
+        inner.read += buffer.filled().len() - before;
+        polled
     }
 }
 

@@ -9,7 +9,7 @@ use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::frames::Inflow;
+use crate::frames::{Inflow, Inflows};
 
 /// The body of a caller's request.
 #[derive(Debug)]
@@ -31,9 +31,9 @@ pub enum ReceiveError {
 
 impl Received {
     /// A request over HTTP/2.
-    pub(crate) fn over_http2(request: Request<RecvStream>) -> Request<Self> {
+    pub(crate) fn over_http2(request: Request<RecvStream>, all: &Inflows) -> Request<Self> {
         let (head, stream) = request.into_parts();
-        let body = Self::Two(Inflow::new(stream, &head.headers));
+        let body = Self::Two(all.begin(stream, &head.headers));
         Request::from_parts(head, body)
     }
 }

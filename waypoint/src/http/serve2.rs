@@ -21,8 +21,8 @@ use super::{
     Answered, Aside, Asides, CONNECTION_WINDOW, HEAD, PING, PONG, SEND_BUFFER, STREAM_WINDOW,
     STREAMS, STREAMS_OUTSIDE, answer, asides, date,
 };
-use crate::frames::{Outflow, clean};
-use crate::gather::Gathered;
+use crate::frames::{Inflows, Outflow, SMALL_FRAMES, clean};
+use crate::gather::{Gate, Gathered};
 use crate::session::Session;
 use crate::stream::Stream;
 
@@ -42,8 +42,14 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_FRAMES)
         .max_local_error_reset_streams(Some(ERROR_RESETS))
         .max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
+    let link = Link {
+        session: session.clone(),
+        bodies: Inflows::default(),
+        gate: out.gate(),
+    };
     let mut asides = asides(&session, &life);
     let handshake = builder.handshake(out.clone());
     let Some(mut connection) = shake(handshake, &out, &mut asides).await else {
@@ -56,7 +62,10 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
             // What has come is looked at first: a connection that ends must not lose a request.
             biased;
             result = poll_fn(|cx| {
-                let result = poll_requests(&session, &mut connection, cx);
+                let result = poll_requests(&link, &mut connection, cx);
+                if out.has_read_much() {
+                    link.bodies.take();
+                }
                 out.poll_release(cx);
                 result
             }) => match result {
@@ -78,6 +87,13 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
             },
         }
     }
+}
+
+/// What requests of a connection have of it.
+struct Link {
+    session: Rc<Session>,
+    bodies: Inflows,
+    gate: Rc<Gate>,
 }
 
 /// Begins a connection; `None` if it ends before that.
@@ -112,14 +128,14 @@ async fn shake<S: Stream>(
 
 /// Takes requests, each to a task of its own, until there will be no more.
 fn poll_requests<S: Stream>(
-    session: &Rc<Session>,
+    link: &Link,
     connection: &mut Connection<Gathered<S>, Bytes>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), h2::Error>> {
     while let Some(taken) = ready!(connection.poll_accept(cx)) {
         let (request, reply) = taken?;
-        let answering = Answering::new(session.clone(), request, reply);
-        session.worker.scope.spawn("h2", answering);
+        let answering = Answering::new(link, request, reply);
+        link.session.worker.scope.spawn("h2", answering);
     }
     Poll::Ready(Ok(()))
 }
@@ -147,6 +163,7 @@ fn ended(error: &h2::Error) {
 /// One request, to the end of its response.
 struct Answering {
     reply: SendResponse<Bytes>,
+    gate: Rc<Gate>,
     state: State,
 }
 
@@ -156,10 +173,12 @@ enum State {
 }
 
 impl Answering {
-    fn new(session: Rc<Session>, request: Request<RecvStream>, reply: SendResponse<Bytes>) -> Self {
-        let answer = answer(session, Received::over_http2(request));
+    fn new(link: &Link, request: Request<RecvStream>, reply: SendResponse<Bytes>) -> Self {
+        let request = Received::over_http2(request, &link.bodies);
+        let answer = answer(link.session.clone(), request);
         Self {
             reply,
+            gate: link.gate.clone(),
             state: State::Deciding(answer),
         }
     }
@@ -181,7 +200,7 @@ impl Answering {
             .reply
             .send_response(Response::from_parts(head, ()), whole)
         {
-            Ok(out) => (!whole).then(|| Outflow::new(out, body)),
+            Ok(out) => (!whole).then(|| Outflow::new(out, body, self.gate.clone())),
             Err(error) => {
                 tracing::debug!(%error, "a response cannot be sent");
                 self.reply.send_reset(Reason::INTERNAL_ERROR);

@@ -9,7 +9,7 @@ use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 
 use super::http1;
-use crate::frames::Inflow;
+use crate::frames::{Inflow, Inflows};
 use crate::stream::AnyStream;
 
 /// The body of an endpoint's response.
@@ -49,9 +49,9 @@ impl Answer {
     }
 
     /// A response over HTTP/2.
-    pub(super) fn over_http2(response: Response<RecvStream>) -> Response<Self> {
+    pub(super) fn over_http2(response: Response<RecvStream>, all: &Inflows) -> Response<Self> {
         let (head, stream) = response.into_parts();
-        let body = Self(Source::Two(Inflow::new(stream, &head.headers)));
+        let body = Self(Source::Two(all.begin(stream, &head.headers)));
         Response::from_parts(head, body)
     }
 }

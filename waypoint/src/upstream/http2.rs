@@ -12,14 +12,14 @@ use ::http::header::{CONTENT_LENGTH, HeaderValue};
 use ::http::{HeaderMap, Method, Request, Response};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
-use h2::{Ping, PingPong, Reason, SendStream};
+use h2::{Ping, PingPong, Reason};
 use http_body::Body;
 use isobar_runtime::LocalScope;
 use tokio::sync::oneshot;
 
 use super::answer::Answer;
-use crate::frames::{Outflow, clean};
-use crate::gather::Gathered;
+use crate::frames::{Inflows, Outflow, SMALL_FRAMES, clean};
+use crate::gather::{Gate, Gathered};
 use crate::http::RequestBody;
 use crate::stream::AnyStream;
 
@@ -45,6 +45,8 @@ struct State {
     over: Cell<bool>,
     /// The peer did not answer a PING in time.
     silent: Cell<bool>,
+    bodies: Inflows,
+    gate: Rc<Gate>,
 }
 
 /// Why a request has no response.
@@ -73,17 +75,21 @@ impl Sender {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
+            .data_frame_budget(SMALL_FRAMES)
             .max_local_error_reset_streams(Some(ERROR_RESETS))
             .enable_push(false)
             .handshake(out.clone())
             .await?;
-        let state = Rc::new(State::default());
+        let state = Rc::new(State {
+            gate: out.gate(),
+            ..State::default()
+        });
         let pings = ping.and_then(|times| Some((connection.ping_pong()?, times)));
         let end = state.clone();
         scope.spawn("upstream h2", async move {
             tokio::select! {
                 biased;
-                ended = carry(connection, out) => if let Err(error) = ended {
+                ended = carry(connection, out, &end.bodies) => if let Err(error) = ended {
                     tracing::debug!(%error, "an upstream connection ended");
                 },
                 () = unanswered(pings) => {
@@ -134,11 +140,12 @@ impl Sender {
         let cancel = if whole {
             Cancel(None)
         } else {
-            upload(out, body, scope).await
+            let upload = Outflow::new(out, body, self.state.gate.clone());
+            send(upload, scope).await
         };
         let response = response.await;
         cancel.disarm();
-        response.map(Answer::over_http2)
+        response.map(|response| Answer::over_http2(response, &self.state.bodies))
     }
 }
 
@@ -160,10 +167,14 @@ fn measure(headers: &mut HeaderMap, method: &Method, body: &RequestBody) {
 async fn carry(
     connection: Connection<Gathered<AnyStream>, Bytes>,
     out: Gathered<AnyStream>,
+    bodies: &Inflows,
 ) -> Result<(), h2::Error> {
     let mut connection = Box::pin(connection);
     poll_fn(|cx| {
         let ended = connection.as_mut().poll(cx);
+        if out.has_read_much() {
+            bodies.take();
+        }
         out.poll_release(cx);
         ended
     })
@@ -206,8 +217,7 @@ impl Drop for Cancel {
 }
 
 /// Sends a body: at once as far as it is there, the rest by a task of its own.
-async fn upload(out: SendStream<Bytes>, body: RequestBody, scope: &LocalScope) -> Cancel {
-    let mut upload = Outflow::new(out, body);
+async fn send(mut upload: Outflow<RequestBody>, scope: &LocalScope) -> Cancel {
     let mut first = |cx: &mut Context<'_>| Poll::Ready(Pin::new(&mut upload).poll(cx).is_ready());
     if poll_fn(&mut first).await {
         return Cancel(None);

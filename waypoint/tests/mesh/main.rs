@@ -27,4 +27,5 @@ mod steady;
 mod tcp;
 mod towards;
 mod translation;
+mod trickle;
 mod withdrawn;
