@@ -1,6 +1,7 @@
 //! Discovery of what only waypoints need, compiled into [`Tables`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use isobar_proto::envoy::service::discovery::v3::Resource;
@@ -18,14 +19,18 @@ pub struct Feed {
 #[derive(Debug)]
 struct Shared {
     tables: ArcSwap<Tables>,
+    /// Where the newest are in memory.
+    newest: AtomicUsize,
     version: watch::Sender<u64>,
 }
 
 impl Default for Feed {
     fn default() -> Self {
+        let tables = Arc::new(Tables::default());
         Self {
             shared: Arc::new(Shared {
-                tables: ArcSwap::from_pointee(Tables::default()),
+                newest: AtomicUsize::new(Arc::as_ptr(&tables).addr()),
+                tables: ArcSwap::new(tables),
                 version: watch::Sender::new(0),
             }),
         }
@@ -39,6 +44,11 @@ impl Feed {
         self.shared.tables.load_full()
     }
 
+    /// As [`isobar_xds::Store::is_newest`].
+    pub(crate) fn is_newest(&self, tables: &Arc<Tables>) -> bool {
+        self.shared.newest.load(Ordering::Acquire) == Arc::as_ptr(tables).addr()
+    }
+
     /// Version of the newest tables; changes after they are in place.
     #[must_use]
     pub fn versions(&self) -> watch::Receiver<u64> {
@@ -48,7 +58,10 @@ impl Feed {
     /// Puts the next tables in place; one writer only (the discovery client, or a test).
     pub fn publish(&self, tables: Tables) {
         let version = tables.version();
-        self.shared.tables.store(Arc::new(tables));
+        let tables = Arc::new(tables);
+        let place = Arc::as_ptr(&tables).addr();
+        self.shared.tables.store(tables);
+        self.shared.newest.store(place, Ordering::Release);
         self.shared.version.send_replace(version);
     }
 

@@ -148,15 +148,25 @@ impl Session {
         }
     }
 
+    /// The caller, if it was looked up in this view.
+    pub(crate) fn known_caller(&self, view: &View) -> Option<Arc<Attributed>> {
+        let versions = (view.snapshot.version(), view.tables.version());
+        let known = self.known.borrow();
+        let known = known.as_ref().filter(|known| known.versions == versions);
+        known.map(|known| known.caller.clone())
+    }
+
     /// The caller in this view; looked up again when something has changed. The first look may wait
     /// for discovery.
     pub async fn caller(&self, view: &View) -> Arc<Attributed> {
+        if let Some(caller) = self.known_caller(view) {
+            return caller;
+        }
         let versions = (view.snapshot.version(), view.tables.version());
-        let known = self.known.borrow().clone();
-        let caller = match known {
-            Some(known) if known.versions == versions => return known.caller,
-            Some(_) => attribute(view, &self.worker.world.own.network, &self.peer),
-            None => Box::pin(attribute_in_time(&self.worker.world, &self.peer)).await,
+        let first = self.known.borrow().is_none();
+        let caller = match first {
+            false => attribute(view, &self.worker.world.own.network, &self.peer),
+            true => Box::pin(attribute_in_time(&self.worker.world, &self.peer)).await,
         };
         let caller = Arc::new(caller);
         *self.known.borrow_mut() = Some(Known {

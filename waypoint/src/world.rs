@@ -94,6 +94,13 @@ impl World {
     }
 }
 
+impl World {
+    /// True if this view shows the newest of both: cheaper than another.
+    pub(crate) fn is_newest(&self, view: &View) -> bool {
+        self.store.is_newest(&view.snapshot) && self.feed.is_newest(&view.tables)
+    }
+}
+
 impl View {
     /// The workload that is this waypoint, if it is known.
     #[must_use]

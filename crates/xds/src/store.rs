@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -13,6 +14,8 @@ pub struct Store {
 #[derive(Debug)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
+    /// Where the newest is in memory.
+    newest: AtomicUsize,
     version: watch::Sender<u64>,
     /// Replaced snapshots that somebody may still be looking at. Only the writer drops them: to
     /// free a big one takes longer than a data-path worker may stop.
@@ -30,9 +33,11 @@ impl Store {
     #[must_use]
     pub fn new(snapshot: Snapshot) -> Self {
         let version = watch::Sender::new(snapshot.version());
+        let snapshot = Arc::new(snapshot);
         Self {
             shared: Arc::new(Shared {
-                snapshot: ArcSwap::from_pointee(snapshot),
+                newest: AtomicUsize::new(Arc::as_ptr(&snapshot).addr()),
+                snapshot: ArcSwap::new(snapshot),
                 version,
                 retired: Mutex::default(),
             }),
@@ -43,6 +48,14 @@ impl Store {
     #[must_use]
     pub fn load(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()
+    }
+
+    /// True if no newer one than this was there a moment ago: much cheaper than to load it again. Whoever was
+    /// told of a newer version gets `false`.
+    #[must_use]
+    pub fn is_newest(&self, snapshot: &Arc<Snapshot>) -> bool {
+        // Whoever asks holds it, so that no other can be in its place.
+        self.shared.newest.load(Ordering::Acquire) == Arc::as_ptr(snapshot).addr()
     }
 
     /// The version of the newest snapshot; changes after the snapshot is in place.
@@ -75,7 +88,10 @@ impl Store {
     /// stands in for it (a file, a test).
     pub fn publish(&self, snapshot: Snapshot) {
         let version = snapshot.version();
-        let old = self.shared.snapshot.swap(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        let place = Arc::as_ptr(&snapshot).addr();
+        let old = self.shared.snapshot.swap(snapshot);
+        self.shared.newest.store(place, Ordering::Release);
         self.shared.version.send_replace(version);
         self.retire(old);
     }
@@ -122,6 +138,16 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_loaded_is_the_newest_until_another_is_published() {
+        let store = Store::default();
+        let first = store.load();
+        assert!(store.is_newest(&first));
+        store.publish(first.draft().finish());
+        assert!(!store.is_newest(&first));
+        assert!(store.is_newest(&store.load()));
+    }
 
     #[test]
     fn a_replaced_snapshot_is_dropped_by_the_writer_not_by_the_last_reader() {

@@ -79,9 +79,16 @@ async fn begin(
         headers: parts.headers,
     });
     exchange.asked = Some(asked.clone());
-    let caller = session.caller(&session.worker.world.view()).await;
-    // The look at the caller may have waited: what is decided below sees the newest state.
-    let view = session.worker.world.view();
+    let mut view = session.worker.world.view();
+    let caller = match session.known_caller(&view) {
+        Some(caller) => caller,
+        None => {
+            let caller = Box::pin(session.caller(&view)).await;
+            // That may have waited: what is decided below sees the newest state.
+            view = session.worker.world.view();
+            caller
+        }
+    };
     exchange.caller = Some(caller.clone());
     exchange.service = session.addressed.service().cloned();
     if let Err(refusal) = session.still_served(&view) {

@@ -152,10 +152,14 @@ impl Standing {
     ///
     /// # Errors
     /// The detail for the log.
-    pub(super) fn goes_to(&self, endpoint: &Endpoint) -> Result<(), String> {
-        // The newest: a request may have waited since it was decided.
-        let view = self.session.worker.world.view();
-        self.session.admitted(&view, endpoint)?;
+    pub(super) fn goes_to(&self, view: &View, endpoint: &Endpoint) -> Result<(), String> {
+        // The newest: a request may have waited since it was decided on `view`.
+        let world = &self.session.worker.world;
+        if world.is_newest(view) {
+            self.session.admitted(view, endpoint)?;
+        } else {
+            self.session.admitted(&world.view(), endpoint)?;
+        }
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
         Ok(())
     }

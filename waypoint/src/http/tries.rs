@@ -183,7 +183,7 @@ impl Sending<'_> {
         endpoint: &Endpoint,
         head: &Head<'_>,
     ) -> Result<Response<Answer>, Failure> {
-        let admitted = self.standing.goes_to(endpoint);
+        let admitted = self.standing.goes_to(self.view, endpoint);
         admitted.map_err(Failure::Denied)?;
         self.flow.busy = Some(self.session.worker.turns.busy(&endpoint.workload.uid));
         self.flow.endpoint = Some(endpoint.clone());
