@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 use isobar_net::DialOptions;
 use isobar_runtime::{LocalScope, Phase};
 use isobar_tls::WorkloadCertificate;
-use isobar_types::Identity;
+use isobar_types::{Identity, Str};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use entry::Slot;
@@ -36,6 +36,9 @@ pub struct TunnelKey {
     pub to: SocketAddr,
     /// The source address of the application's connection.
     pub from: IpAddr,
+    /// Uid of the workload at that address, empty where it is not known: the next one there, which may run
+    /// as the same account, gets tunnels of its own.
+    pub workload: Str,
 }
 
 /// Where a pool gets certificates from.

@@ -102,6 +102,7 @@ impl Ours {
             expect: vec![Identity::new("cluster.local", NAMESPACE, WAYPOINT)],
             to: self.at,
             from: LOOPBACK,
+            workload: "".into(),
         };
         let authority = Authority::parse(authority).ok_or("not an authority")?;
         let headers = ConnectHeaders::new(authority);

@@ -130,6 +130,7 @@ impl HboneDialer {
             expect: vec![to.workload.identity()],
             to: SocketAddr::new(to.tunnel_ip(), self.port),
             from: self.own.ip,
+            workload: to.workload.uid.clone(),
         };
         let headers = ConnectHeaders::new(Authority::Address(to.address));
         match self.tunnels.open(&key, &headers).await {

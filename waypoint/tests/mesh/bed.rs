@@ -420,6 +420,7 @@ impl Bed {
             expect: vec![identity("wp")],
             to,
             from: IpAddr::from([127, 0, 0, 1]),
+            workload: "".into(),
         };
         let authority = Authority::parse(authority).ok_or("not an authority")?;
         let headers = ConnectHeaders::new(authority);

@@ -262,10 +262,10 @@ async fn connect(
             authority,
             expect_gateway,
             expect,
+            gateway,
             service,
-            ..
         } => {
-            let gateway = key(source, client, *to, expect_gateway);
+            let gateway = key(source, client, (*to, gateway), expect_gateway);
             let headers = ConnectHeaders {
                 forwarded_network: Some(worker.world.config.network.clone()),
                 ..headers(worker, source, client, authority, Some(service))?
@@ -277,22 +277,29 @@ async fn connect(
             to,
             authority,
             expect,
+            workload,
             service,
             ..
         } => {
-            let key = key(source, client, *to, expect);
+            let key = key(source, client, (*to, workload), expect);
             let headers = headers(worker, source, client, authority, service.as_ref())?;
             tunnel(worker, Box::pin(worker.pool.open(&key, &headers)).await)
         }
     }
 }
 
-fn key(source: &Workload, client: SocketAddr, to: SocketAddr, expect: &[Identity]) -> TunnelKey {
+fn key(
+    source: &Workload,
+    client: SocketAddr,
+    (to, whose): (SocketAddr, &Workload),
+    expect: &[Identity],
+) -> TunnelKey {
     TunnelKey {
         source: source.identity(),
         expect: expect.to_vec(),
         to,
         from: client.ip(),
+        workload: whose.uid.clone(),
     }
 }
 

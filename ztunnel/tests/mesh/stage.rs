@@ -118,6 +118,7 @@ impl Stage {
             expect: vec![Identity::new("cluster.local", "ns", "server")],
             to: "10.0.0.3:15008".parse().unwrap(),
             from: self.outsider.ip,
+            workload: "".into(),
         };
         let headers = ConnectHeaders::new(Authority::parse(authority).unwrap());
         let dial = DialOptions {

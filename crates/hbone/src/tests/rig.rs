@@ -175,6 +175,7 @@ pub(super) fn key(to: SocketAddr) -> TunnelKey {
         expect: vec![id("cart")],
         to,
         from: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        workload: "cart-1".into(),
     }
 }
 

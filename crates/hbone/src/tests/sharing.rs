@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
 use super::rig::{Rig, headers, key, local};
-use crate::{Connect, Http2, PoolOptions, Stage, Timeouts, TunnelError};
+use crate::{Connect, Http2, PoolOptions, Stage, Timeouts, TunnelError, TunnelKey};
 
 async fn hold(connect: Connect) {
     let mut stream = connect.accept(None).unwrap();
@@ -77,6 +77,27 @@ async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
         .into_iter()
         .filter_map(|(_, output)| output)
         .collect()
+}
+
+/// The address of a pod that is gone may be another's of the same account at once.
+#[tokio::test]
+async fn the_next_workload_at_an_address_gets_a_tunnel_of_its_own() {
+    local(async {
+        let rig = Rig::with(few_streams(4));
+        let address = rig.serve(hold).await;
+        let headers = headers();
+        let gone = key(address);
+        let next = TunnelKey {
+            workload: "cart-2".into(),
+            ..gone.clone()
+        };
+        let mut held = Vec::new();
+        for key in [&gone, &gone, &next] {
+            held.push(rig.pool.open(key, &headers).await.unwrap());
+        }
+        assert_eq!((rig.pool.tunnels(), rig.pool.streams()), (2, 3));
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ pub(crate) async fn hold(folder: &Path) {
                 to: words[0].parse().unwrap(),
                 // Callers of different addresses never share a tunnel.
                 from: IpAddr::from([10, 1, 1, n]),
+                workload: "".into(),
             };
             for _ in 0..words[2].parse::<usize>().unwrap() {
                 held.push(Box::pin(pool.open(&key, &headers)).await.unwrap());
