@@ -32,6 +32,8 @@ pub(crate) struct Outflow<B> {
     body: B,
     /// What waits for room, and whether nothing follows it.
     chunk: Option<(Bytes, bool)>,
+    /// Something was sent: what follows waits for room.
+    begun: bool,
     gate: Rc<Gate>,
     /// Small pieces that others may follow.
     small: BytesMut,
@@ -45,6 +47,7 @@ impl<B> Outflow<B> {
             out,
             body,
             chunk: None,
+            begun: false,
             gate,
             small: BytesMut::new(),
             waited: 0,
@@ -157,20 +160,21 @@ where
                 if !self.small.is_empty() {
                     self.out.send_data(self.small.split().freeze(), false)?;
                 }
-                self.out.reserve_capacity(0);
                 self.out.send_trailers(trailers)?;
                 return Ok(true);
             }
         };
         let last = self.body.is_end_stream();
-        if !self.small.is_empty() || (data.len() < SMALL && !last) {
+        if !self.small.is_empty() || (self.begun && !last && data.len() < SMALL) {
             self.small.extend_from_slice(&data);
             if last || self.small.len() >= TOGETHER {
                 self.send_small(last);
             }
             return Ok(false);
         }
-        if data.is_empty() {
+        // Most bodies are a single frame, for which there is room. Where there is none it waits in the stream
+        // as it would here.
+        if !std::mem::replace(&mut self.begun, true) || data.is_empty() {
             self.out.send_data(data, last)?;
             return Ok(last);
         }
