@@ -179,7 +179,10 @@ impl Question<'_> {
             let uid = endpoint.workload.uid.clone();
             let _busy = session.worker.turns.busy(&uid);
             let request = self.request(&hostname, version)?;
-            let sent = session.worker.pool.send(&endpoint, version, request, &how);
+            let sent = session
+                .worker
+                .pool
+                .send(&endpoint, version, Box::new(request), &how);
             match sent.await {
                 Ok(sent) => return self.read(sent).await,
                 Err(error) => tried.push(self.may_go_on(error, tried.len(), uid)?),

@@ -62,7 +62,10 @@ pub(super) fn send(
     scope.spawn("mirror", async move {
         let _under_way = under_way;
         let exchange = async {
-            let sent = worker.pool.send(&endpoint, version, request, &how).await;
+            let sent = worker
+                .pool
+                .send(&endpoint, version, Box::new(request), &how)
+                .await;
             let sent = sent.map_err(|error| error.detail)?;
             let _stream = sent.stream;
             let mut body = sent.response.into_body();

@@ -257,7 +257,7 @@ impl Sending<'_> {
         };
         let pool = &self.session.worker.pool;
         let sent = pool
-            .send(endpoint, head.speak, head.request(body), how)
+            .send(endpoint, head.speak, Box::new(head.request(body)), how)
             .await;
         Ok((sent.map_err(|error| self.failed(error))?, connection))
     }

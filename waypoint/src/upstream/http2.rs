@@ -1,7 +1,7 @@
 //! HTTP/2 towards endpoints, by way of h2 itself: a request is sent and its response awaited by the task that
 //! serves it, and what all requests of a connection have to say leaves in one write.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use ::http::header::{CONTENT_LENGTH, HeaderValue};
 use ::http::{HeaderMap, Method, Request, Response};
 use bytes::Bytes;
-use h2::client::{Builder, Connection, SendRequest};
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason};
 use http_body::Body;
 use isobar_runtime::LocalScope;
@@ -36,9 +36,16 @@ const ERROR_RESETS: usize = 1024;
 /// One connection, for any number of requests.
 #[derive(Clone)]
 pub(super) struct Sender {
-    requests: SendRequest<Bytes>,
+    /// Shared: a handle of h2's for each request costs as much as some of its fields.
+    requests: Rc<RefCell<SendRequest<Bytes>>>,
     state: Rc<State>,
 }
+
+type Opened = (
+    ResponseFuture,
+    h2::SendStream<Bytes>,
+    Option<SendRequest<Bytes>>,
+);
 
 #[derive(Debug, Default)]
 struct State {
@@ -99,13 +106,20 @@ impl Sender {
             }
             end.over.set(true);
         });
-        Ok(Self { requests, state })
+        Ok(Self {
+            requests: Rc::new(RefCell::new(requests)),
+            state,
+        })
     }
 
     /// True if it takes requests: it stands, and the peer has not said goodbye.
-    pub(super) fn is_open(&mut self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        !self.state.over.get() && matches!(self.requests.poll_ready(&mut cx), Poll::Ready(Ok(())))
+        if self.state.over.get() {
+            return false;
+        }
+        let ready = self.requests.borrow_mut().poll_ready(&mut cx);
+        matches!(ready, Poll::Ready(Ok(())))
     }
 
     /// Sends a request and waits for the head of its response; the rest of its body goes on by itself.
@@ -113,8 +127,8 @@ impl Sender {
     /// # Errors
     /// When there is no response.
     pub(super) async fn send(
-        mut self,
-        request: Request<RequestBody>,
+        self,
+        request: Box<Request<RequestBody>>,
         scope: &LocalScope,
     ) -> Result<Response<Answer>, Unanswered> {
         let sent = self.exchange(request, scope).await;
@@ -124,9 +138,28 @@ impl Sender {
         })
     }
 
+    /// Opens a stream; with it comes a handle to wait on where the peer takes no more streams now.
+    fn open(&self, head: Request<()>, whole: bool) -> Result<Opened, h2::Error> {
+        let requests = &mut *self.requests.borrow_mut();
+        let (response, out) = requests.send_request(head, whole)?;
+        let mut cx = Context::from_waker(Waker::noop());
+        let full = match requests.poll_ready(&mut cx) {
+            Poll::Ready(ready) => {
+                ready?;
+                None
+            }
+            Poll::Pending => {
+                // One that waits for its own stream refuses others; its copy does not wait.
+                let other = requests.clone();
+                Some(std::mem::replace(requests, other))
+            }
+        };
+        Ok((response, out, full))
+    }
+
     async fn exchange(
-        &mut self,
-        request: Request<RequestBody>,
+        &self,
+        request: Box<Request<RequestBody>>,
         scope: &LocalScope,
     ) -> Result<Response<Answer>, h2::Error> {
         let (mut head, body) = request.into_parts();
@@ -134,9 +167,11 @@ impl Sender {
         measure(&mut head.headers, &head.method, &body);
         let whole = body.is_end_stream();
         let head = Request::from_parts(head, ());
-        let (response, out) = self.requests.send_request(head, whole)?;
-        // Where the peer takes no more streams now, nothing of the body is read before it does.
-        poll_fn(|cx| self.requests.poll_ready(cx)).await?;
+        let (response, out, full) = self.open(head, whole)?;
+        if let Some(mut full) = full {
+            // Nothing of the body is read before the peer takes the stream.
+            poll_fn(|cx| full.poll_ready(cx)).await?;
+        }
         let cancel = if whole {
             Cancel(None)
         } else {

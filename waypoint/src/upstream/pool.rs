@@ -81,11 +81,10 @@ impl How {
     }
 
     /// True if a connection may take one more request.
-    fn still_good(&self, born: Instant, uses: u32, now: Instant) -> bool {
+    fn still_good(&self, born: Instant, uses: u32) -> bool {
         let most = self.limits.max_requests_per_connection;
         let life = self.limits.max_duration;
-        let age = now.saturating_duration_since(born);
-        most.is_none_or(|most| uses < most) && life.is_none_or(|life| age < life)
+        most.is_none_or(|most| uses < most) && life.is_none_or(|life| born.elapsed() < life)
     }
 }
 
@@ -105,7 +104,7 @@ struct Load2 {
 }
 
 impl Shared {
-    fn is_good(&mut self) -> bool {
+    fn is_good(&self) -> bool {
         let idle = self.load.streams.get() == 0 && self.load.since.get().elapsed() >= self.idle;
         self.sender.is_open() && !idle
     }
@@ -124,8 +123,11 @@ impl InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get().saturating_sub(1));
-        self.0.since.set(Instant::now());
+        let left = self.0.streams.get().saturating_sub(1);
+        self.0.streams.set(left);
+        if left == 0 {
+            self.0.since.set(Instant::now());
+        }
     }
 }
 
@@ -244,7 +246,7 @@ impl Pool {
     }
 
     /// Sends a request and waits for the response's head. A kept connection that turns out to be
-    /// closed before the request left is replaced by another one.
+    /// closed before the request left is replaced by another one. Boxed: it is handed on several times.
     ///
     /// # Errors
     /// When no connection stands, or the connection ends before the response.
@@ -252,7 +254,7 @@ impl Pool {
         &self,
         to: &Endpoint,
         version: Version,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
         how: &How,
     ) -> Result<Sent, SendError> {
         let origin = match &how.tls {
@@ -277,7 +279,7 @@ impl Pool {
         &self,
         key: Key,
         way: &Way<'_>,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
     ) -> Result<Sent, SendError> {
         let how = way.how;
         let idle = self.idle.borrow_mut().entry(key).or_default().clone();
@@ -295,7 +297,7 @@ impl Pool {
             idle: how.idle(),
             last: most.is_some_and(|most| line.uses.get() + 1 >= most),
         };
-        match line.send(request, terms).await {
+        match line.send(*request, terms).await {
             Ok(response) => Ok(Sent {
                 response: response.map(Answer::from),
                 stream: None,
@@ -308,7 +310,7 @@ impl Pool {
         &self,
         key: Key,
         way: &Way<'_>,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
     ) -> Result<Sent, SendError> {
         let slot = self.shared.borrow_mut().entry(key).or_default().clone();
         let (sender, stream) = self.sender2(&slot, way).await?;
@@ -325,8 +327,7 @@ impl Pool {
         let how = way.how;
         let mut slot = slot.lock().await;
         // Without this list a connection ends once its streams have.
-        let now = Instant::now();
-        slot.retain_mut(|shared| shared.is_good() && how.still_good(shared.born, shared.uses, now));
+        slot.retain(|shared| shared.is_good() && how.still_good(shared.born, shared.uses));
         let most = how.limits.max_streams.unwrap_or(u32::MAX);
         if let Some(shared) = slot.iter_mut().find(|s| s.load.streams.get() < most) {
             shared.uses += 1;
@@ -369,7 +370,7 @@ impl Pool {
             // A locked slot is being dialled for; one with other holders is being used.
             Rc::strong_count(slot) > 1
                 || slot.try_lock().is_ok_and(|mut list| {
-                    list.retain_mut(Shared::is_good);
+                    list.retain(Shared::is_good);
                     !list.is_empty()
                 })
         });
@@ -398,7 +399,7 @@ fn take_idle(idle: &Idle, how: &How) -> Option<Rc<Line>> {
     let mut list = idle.borrow_mut();
     let now = Instant::now();
     while let Some(line) = list.pop() {
-        let good = line.is_good(now) && how.still_good(line.born, line.uses.get(), now);
+        let good = line.is_good(now) && how.still_good(line.born, line.uses.get());
         if good && line.wake_up() {
             return Some(line);
         }

@@ -21,7 +21,7 @@ async fn an_endpoint_that_answers_no_ping_is_given_up() {
     let times = Some((Duration::from_secs(3), Duration::from_secs(2)));
     LocalSet::new()
         .run_until(async {
-            let (mut sender, mut far) = shaken(times, &scope).await;
+            let (sender, mut far) = shaken(times, &scope).await;
             // As long as the endpoint does its part.
             let answers = async { far.accept().await.is_none() };
             let asked = tokio::time::timeout(Duration::from_secs(60), answers).await;
@@ -38,7 +38,7 @@ async fn an_endpoint_that_says_goodbye_gets_nothing_more() {
     let scope = Rc::new(LocalScope::new("test"));
     LocalSet::new()
         .run_until(async {
-            let (mut sender, mut far) = shaken(None, &scope).await;
+            let (sender, mut far) = shaken(None, &scope).await;
             assert!(sender.is_open());
             far.graceful_shutdown();
             let request = far.accept().await;
@@ -60,6 +60,40 @@ async fn a_connection_that_nobody_holds_ends() {
             drop(sender);
             assert!(far.accept().await.is_none());
             assert!(scope.shutdown(Duration::from_secs(1)).await);
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_beyond_what_a_peer_takes_wait_and_refuse_no_other() {
+    let scope = Rc::new(LocalScope::new("test"));
+    LocalSet::new()
+        .run_until(async {
+            let (near, far) = duplex(64 * 1024);
+            let near: AnyStream = Box::new(near);
+            let mut one_stream = h2::server::Builder::new();
+            let far = one_stream.max_concurrent_streams(1).handshake(far);
+            let (sender, far) = tokio::join!(Sender::begin(near, None, &scope), far);
+            let (sender, mut far): (Sender, Far) = (sender.unwrap(), far.unwrap());
+            // Until the peer's settings are there.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let open = |_| {
+                let head = Request::get("http://svc/").body(()).unwrap();
+                sender.open(head, true).unwrap()
+            };
+            let opened: Vec<_> = (0..3).map(open).collect();
+            assert!(sender.is_open());
+            scope.spawn("endpoint", async move {
+                while let Some(Ok((_, mut reply))) = far.accept().await {
+                    let _ = reply.send_response(Response::new(()), true).unwrap();
+                }
+            });
+            for (response, _, full) in opened {
+                if let Some(mut full) = full {
+                    poll_fn(|cx| full.poll_ready(cx)).await.unwrap();
+                }
+                assert_eq!(response.await.unwrap().status(), 200);
+            }
         })
         .await;
 }
