@@ -1,5 +1,5 @@
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -68,23 +68,27 @@ impl ReplyBody {
     }
 }
 
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+impl ReplyBody {
+    /// Ends it at its route's timeout.
+    fn late(&mut self) -> Polled {
+        self.limit = None;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.failed(Reason::UpstreamTimeout);
+        }
+        Poll::Ready(Some(Err(BodyError::Timeout)))
+    }
+}
+
 impl Body for ReplyBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
-        if let Some(limit) = this.limit.as_mut()
-            && limit.poll_reached(cx).is_ready()
-        {
-            this.limit = None;
-            if let Some(exchange) = &mut this.exchange {
-                exchange.failed(Reason::UpstreamTimeout);
-            }
-            return Poll::Ready(Some(Err(BodyError::Timeout)));
+        if this.limit.as_ref().is_some_and(Limit::is_reached) {
+            return this.late();
         }
         let frame = match &mut this.source {
             Source::Local(body) => body
@@ -100,12 +104,19 @@ impl Body for ReplyBody {
                     return Poll::Ready(Some(last.ok_or(BodyError::Withdrawn)));
                 }
                 let frame = Pin::new(body).poll_frame(cx);
-                if let (Poll::Pending, Some(exchange)) = (&frame, &this.exchange)
-                    && let Some(standing) = &exchange.standing
-                {
-                    standing.wake(Side::Reply, cx);
-                }
-                ready!(frame)
+                let Poll::Ready(frame) = frame else {
+                    if let Some(standing) = this.exchange.as_ref().and_then(|e| e.standing.as_ref())
+                    {
+                        standing.wake(Side::Reply, cx);
+                    }
+                    // A timer only for what is waited for: most bodies are there with their head.
+                    let limit = this.limit.as_mut();
+                    return match limit.map(|limit| limit.poll_reached(cx)) {
+                        Some(Poll::Ready(())) => this.late(),
+                        Some(Poll::Pending) | None => Poll::Pending,
+                    };
+                };
+                frame
             }
         };
         if let Some(exchange) = &mut this.exchange {

@@ -41,6 +41,18 @@ impl Limit {
         Some(since.max(self.begun) + self.time)
     }
 
+    /// True if this one is reached first, as things are now.
+    pub(super) fn is_before(&self, other: &Self) -> bool {
+        let other = other.at();
+        self.at()
+            .is_some_and(|at| other.is_none_or(|other| at < other))
+    }
+
+    /// True if it is reached; asks the clock, and leaves no timer.
+    pub(super) fn is_reached(&self) -> bool {
+        self.at().is_some_and(|at| at <= Instant::now())
+    }
+
     /// Ready once the limit is reached.
     pub(super) fn poll_reached(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
@@ -53,7 +65,7 @@ impl Limit {
                 sleep.as_mut().reset(at);
             }
             ready!(sleep.as_mut().poll(cx));
-            if self.at().is_some_and(|at| at <= Instant::now()) {
+            if self.is_reached() {
                 return Poll::Ready(());
             }
         }

@@ -204,14 +204,14 @@ impl Sending<'_> {
                 if let Poll::Ready(sent) = send.as_mut().poll(cx) {
                     return Poll::Ready(sent);
                 }
-                let reached = |limit: &mut Limit, cx: &mut _| limit.poll_reached(cx).is_ready();
-                if whole.as_deref_mut().is_some_and(|limit| reached(limit, cx)) {
-                    return Poll::Ready(Err(Failure::Deadline));
-                }
-                if own.as_mut().is_some_and(|limit| reached(limit, cx)) {
-                    return Poll::Ready(Err(Failure::TryTimeout));
-                }
-                Poll::Pending
+                // One timer: the later of two limits is not reached before the other.
+                let (limit, failure) = match (whole.as_deref_mut(), own.as_mut()) {
+                    (None, None) => return Poll::Pending,
+                    (Some(whole), None) => (whole, Failure::Deadline),
+                    (Some(whole), Some(own)) if !own.is_before(whole) => (whole, Failure::Deadline),
+                    (_, Some(own)) => (own, Failure::TryTimeout),
+                };
+                limit.poll_reached(cx).map(|()| Err(failure))
             })
             .await
         };
