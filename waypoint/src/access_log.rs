@@ -1,6 +1,7 @@
 //! One line a request or connection: in Envoy's default text format, or as the mesh's settings say.
 
 mod form;
+mod usual;
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -10,14 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use ::http::{HeaderMap, HeaderValue, Version};
+use ::http::{HeaderMap, Version};
 use arc_swap::ArcSwap;
 use isobar_route::Lines;
 use isobar_runtime::Lifetime;
 use isobar_types::Identity;
 
+pub(crate) use self::usual::{put_address, put_number};
 use crate::feed::Feed;
-use crate::http::RequestFacts;
+use crate::http::{ClusterName, RequestFacts, RouteName};
 use crate::world::Own;
 
 /// Lines that may wait for a slow reader of our output; more are dropped and counted, because a log
@@ -58,10 +60,10 @@ pub(crate) struct HttpLine<'a> {
     pub(crate) duration: Duration,
     pub(crate) upstream_time: Option<Duration>,
     pub(crate) upstream: Option<SocketAddr>,
-    pub(crate) cluster: &'a str,
+    pub(crate) cluster: &'a ClusterName,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
-    pub(crate) route: &'a str,
+    pub(crate) route: &'a RouteName,
 }
 
 /// An opaque connection at its end.
@@ -175,7 +177,7 @@ impl AccessLog {
 
     pub(crate) fn http(&self, line: &HttpLine<'_>) {
         match &**self.wanted.load() {
-            Lines::Usual => self.put(|| http_line(line)),
+            Lines::Usual => self.put(|| usual::line(line)),
             Lines::Off => {}
             Lines::Form(form) => self.put(|| form::line(form, line)),
         }
@@ -220,44 +222,6 @@ fn write(queue: &Receiver<String>, dropped: &AtomicU64, waiting: &AtomicU64) {
             std::thread::sleep(PAUSE);
         }
     }
-}
-
-fn http_line(line: &HttpLine<'_>) -> String {
-    let request = line.request;
-    let header = |value: &Option<HeaderValue>| -> String {
-        let Some(value) = value else {
-            return "-".to_owned();
-        };
-        clean(&String::from_utf8_lossy(value.as_bytes())).into_owned()
-    };
-    format!(
-        "[{start:.3}] \"{method} {path} {version}\" {code} {flags} {detail} - \"{failure}\" \
-         {received} {sent} {duration} {service_time} \"{forwarded}\" \"{agent}\" \"{id}\" \
-         \"{authority}\" \"{upstream}\" {cluster} - {local} {remote} - {route}",
-        start = line.start,
-        method = request.method,
-        path = clean(&request.path),
-        version = version(request.version),
-        code = line.code,
-        flags = line.flags,
-        detail = word(line.detail),
-        failure = or_dash(line.failure),
-        received = line.bytes_received,
-        sent = line.bytes_sent,
-        duration = line.duration.as_millis(),
-        service_time = line
-            .upstream_time
-            .map_or_else(|| "-".to_owned(), |t| t.as_millis().to_string()),
-        forwarded = header(&request.forwarded_for),
-        agent = header(&request.user_agent),
-        id = header(&line.request_id().cloned()),
-        authority = or_dash(&request.authority),
-        upstream = address(line.upstream),
-        cluster = word(line.cluster),
-        local = line.local,
-        remote = line.remote,
-        route = word(line.route),
-    )
 }
 
 fn tcp_line(line: &TcpLine<'_>) -> String {
@@ -309,9 +273,7 @@ fn word(text: &str) -> Cow<'_, str> {
 
 /// A caller must not be able to end a quoted part or a line.
 fn clean(text: &str) -> Cow<'_, str> {
-    let plain =
-        |byte: u8| byte.is_ascii() && !byte.is_ascii_control() && byte != b'"' && byte != b'\\';
-    if text.bytes().all(plain) {
+    if is_plain(text) {
         return Cow::Borrowed(text);
     }
     let escaped = text.chars().flat_map(|c| match c {
@@ -320,4 +282,12 @@ fn clean(text: &str) -> Cow<'_, str> {
         c => vec![c],
     });
     Cow::Owned(escaped.collect())
+}
+
+/// True if nothing of it has to be written differently.
+fn is_plain(text: &str) -> bool {
+    let plain =
+        |byte: u8| byte.is_ascii() && !byte.is_ascii_control() && byte != b'"' && byte != b'\\';
+    // All are looked at, several at once.
+    text.bytes().fold(true, |all, byte| all & plain(byte))
 }

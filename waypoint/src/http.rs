@@ -38,7 +38,7 @@ use tokio::time::sleep;
 
 pub use body::ReplyBody;
 pub use exchange::Exchange;
-pub(crate) use exchange::RequestFacts;
+pub(crate) use exchange::{ClusterName, RequestFacts, RouteName};
 pub(crate) use heads::Heads;
 pub use received::ReceiveError;
 use received::Received;

@@ -1,6 +1,6 @@
 //! Lines in a form of the user's.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use ::http::HeaderValue;
@@ -149,14 +149,14 @@ impl HttpLine<'_> {
                 let id = self.request_id()?;
                 String::from_utf8_lossy(id.as_bytes()).into_owned()
             }
-            PlainFact::Route => self.route.to_owned(),
+            PlainFact::Route => self.route.to_string(),
             PlainFact::Status => self.code.to_string(),
             PlainFact::Details => self.detail.to_owned(),
             other => return self.ends().told(other),
         })
     }
 
-    const fn ends(&self) -> Ends<'_> {
+    fn ends(&self) -> Ends<'_> {
         Ends {
             caller: self.caller,
             own: self.own,
@@ -191,14 +191,14 @@ impl TcpLine<'_> {
         }
     }
 
-    const fn ends(&self) -> Ends<'_> {
+    fn ends(&self) -> Ends<'_> {
         Ends {
             caller: self.caller,
             own: self.own,
             remote: self.remote,
             local: self.local,
             endpoint: self.upstream,
-            cluster: self.cluster,
+            cluster: &self.cluster,
             flags: self.flags,
         }
     }
@@ -211,7 +211,7 @@ struct Ends<'a> {
     remote: SocketAddr,
     local: SocketAddr,
     endpoint: Option<SocketAddr>,
-    cluster: &'a str,
+    cluster: &'a dyn fmt::Display,
     flags: &'a str,
 }
 
@@ -230,7 +230,7 @@ impl Ends<'_> {
             PlainFact::Hostname => self.own.pod.to_string(),
             PlainFact::Endpoint => self.endpoint?.to_string(),
             PlainFact::EndpointIp => self.endpoint?.ip().to_string(),
-            PlainFact::Cluster => self.cluster.to_owned(),
+            PlainFact::Cluster => self.cluster.to_string(),
             PlainFact::Flags => self.flags.to_owned(),
             PlainFact::Protocol
             | PlainFact::RequestId

@@ -17,7 +17,7 @@ use super::facts::{OfReply, OfRequest};
 use super::reply;
 use super::standing::{Asked, Standing};
 use super::upload::Progress;
-use crate::access_log::HttpLine;
+use crate::access_log::{HttpLine, put_address, put_number};
 use crate::attribution::Attributed;
 use crate::cluster::Held;
 use crate::endpoint::{Busy, Endpoint};
@@ -101,13 +101,22 @@ pub(crate) enum RouteName {
     Rule(Taken),
 }
 
+impl RouteName {
+    /// Writes it at the end of `out`.
+    pub(crate) fn put(&self, out: &mut String) {
+        match self {
+            Self::None => {}
+            Self::Default => out.push_str("default"),
+            Self::Rule(taken) => taken.put_name(out),
+        }
+    }
+}
+
 impl fmt::Display for RouteName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => Ok(()),
-            Self::Default => f.write_str("default"),
-            Self::Rule(taken) => f.write_str(&taken.name()),
-        }
+        let mut name = String::new();
+        self.put(&mut name);
+        f.write_str(&name)
     }
 }
 
@@ -127,19 +136,35 @@ pub(crate) enum ClusterName {
     },
 }
 
-impl fmt::Display for ClusterName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl ClusterName {
+    /// Writes it at the end of `out`.
+    pub(crate) fn put(&self, out: &mut String) {
         match self {
-            Self::None => Ok(()),
-            Self::Pod(address) => write!(f, "encap|{address}"),
+            Self::None => {}
+            Self::Pod(address) => {
+                out.push_str("encap|");
+                put_address(out, *address);
+            }
             Self::Service { port, subset, host } => {
-                let (slash, subset) = match subset {
-                    Some(subset) => ("/", &*subset.name),
-                    None => ("", ""),
-                };
-                write!(f, "inbound-vip|{port}|http{slash}{subset}|{host}")
+                out.push_str("inbound-vip|");
+                put_number(out, (*port).into());
+                out.push_str("|http");
+                if let Some(subset) = subset {
+                    out.push('/');
+                    out.push_str(&subset.name);
+                }
+                out.push('|');
+                out.push_str(host);
             }
         }
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut name = String::new();
+        self.put(&mut name);
+        f.write_str(&name)
     }
 }
 
@@ -397,10 +422,10 @@ impl Exchange {
             duration,
             upstream_time: self.upstream_time,
             upstream: self.endpoint.as_ref().map(|e| e.address),
-            cluster: &self.cluster.to_string(),
+            cluster: &self.cluster,
             local: self.destination(),
             remote: self.session.peer.address,
-            route: &self.route.to_string(),
+            route: &self.route,
         });
     }
 }
