@@ -34,6 +34,8 @@ impl Rewrite {
             (None, Some(uri)) => (Some(with_prefix(uri, path, matched)), uri),
             (None, None) => return Ok(None),
         };
+        // Nothing is no path: it stays as it was.
+        let made = made.filter(|made| !made.is_empty());
         made.map(|made| rewritten(made, words)).transpose()
     }
 }
@@ -95,6 +97,12 @@ mod tests {
             ..Rewrite::default()
         };
         assert_eq!(made(&by_pattern, "/older", None), is("/er"));
+        let to_nothing = Rewrite {
+            regex: Some((Pattern::search("^/old(.*)$").unwrap(), r"\1".into())),
+            ..Rewrite::default()
+        };
+        assert_eq!(to_nothing.path("/old", None), Ok(None));
+        assert_eq!(made(&to_nothing, "/old/x", None), is("/x"));
         let climbs = made(&by_pattern, "/old../x", None);
         assert_eq!(climbs, Err(PathError::Climbs));
     }
