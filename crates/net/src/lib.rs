@@ -11,6 +11,7 @@ mod listen;
 mod netns;
 mod original;
 mod seqpacket;
+mod share;
 mod splice;
 #[cfg(test)]
 mod tests;
@@ -22,5 +23,6 @@ pub use listen::{ListenOptions, UdpOptions, listen, udp};
 pub use netns::{NetNs, NetNsId};
 pub use original::{local_addr, original_dst, peer_addr};
 pub use seqpacket::{Packet, PacketError, PeerCredentials, SeqPacket, SeqPacketListener};
+pub use share::Share;
 pub use splice::Pipe;
 pub use tune::{Keepalive, Want, reset_on_close, set_tcp_migrate_req};

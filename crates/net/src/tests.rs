@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     DialError, DialOptions, Keepalive, ListenOptions, NetNs, PacketError, SeqPacket,
-    SeqPacketListener, UdpOptions, dial, listen, local_addr, original_dst, peer_addr,
+    SeqPacketListener, Share, UdpOptions, dial, listen, local_addr, original_dst, peer_addr,
     raise_open_files, reset_on_close, udp,
 };
 
@@ -103,6 +103,42 @@ async fn accepted_connections_inherit_their_options() {
         server.tcp_user_timeout().unwrap(),
         Some(keepalive.time + keepalive.interval * keepalive.retries)
     );
+}
+
+#[tokio::test]
+async fn one_of_those_that_share_a_port_may_take_all() {
+    let mut options = ListenOptions {
+        reuse_port: true,
+        ..ListenOptions::new(LOOPBACK)
+    };
+    let first = listen(&options).unwrap();
+    let to = first.local_addr().unwrap();
+    options.address = to;
+    let second = listen(&options).unwrap();
+    // All of these by one of two, or none of them, by chance: once in a thousand billion runs.
+    const CALLS: usize = 40;
+    for (share, by_one) in [(Share::One, true), (Share::Each, false), (Share::One, true)] {
+        share.set(&second).unwrap();
+        let mut taken = 0;
+        for _ in 0..CALLS {
+            let _client = dial(&DialOptions::default(), to).await.unwrap();
+            tokio::select! {
+                accepted = first.accept() => {
+                    drop(accepted.unwrap());
+                    taken += 1;
+                }
+                accepted = second.accept() => drop(accepted.unwrap()),
+            }
+        }
+        assert_eq!(taken == CALLS, by_one, "{share:?}: {taken}");
+        assert!(taken > 0, "{share:?}");
+    }
+    // Its place goes over to whoever is left.
+    drop(first);
+    let _client = dial(&DialOptions::default(), to).await.unwrap();
+    second.accept().await.unwrap();
+    let alone = listen(&ListenOptions::new(LOOPBACK)).unwrap();
+    assert!(Share::One.set(&alone).is_err());
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Pod;
+use super::together::Turn;
 
 /// Between two looks whether descriptors have become free.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -90,16 +91,21 @@ impl Descriptors {
 }
 
 /// Hands every connection to `take` until the pod drains. What waited in the queue then is still
-/// taken: the kernel would reset it.
+/// taken: the kernel would reset it. `turn` is this worker's part among those that share the port.
 pub(super) async fn accept_all(
     pod: &Pod,
     descriptors: &Descriptors,
     listener: TcpListener,
+    turn: &mut Turn<'_>,
     mut take: impl FnMut(TcpStream, SocketAddr),
 ) {
     loop {
         let accepted = tokio::select! {
             () = pod.draining() => break,
+            () = turn.due() => {
+                turn.look(&listener);
+                continue;
+            }
             accepted = async {
                 descriptors.room().await;
                 listener.accept().await
@@ -108,12 +114,14 @@ pub(super) async fn accept_all(
         match accepted {
             Ok((tcp, peer)) => {
                 descriptors.taken(tcp.as_raw_fd());
+                turn.taken(&listener);
                 take(tcp, canonical(peer));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => descriptors.run_short(&error),
         }
     }
+    turn.end(&listener);
     // Asked directly: the runtime may not have heard of the last ones yet.
     let Ok(listener) = listener.into_std() else {
         return;

@@ -208,6 +208,11 @@ impl Connections {
         })
     }
 
+    /// How many the pod's own application has open.
+    pub(super) fn outbound_open(&self) -> usize {
+        self.with(|open| open.outbound.len())
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Open) -> T) -> T {
         act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }

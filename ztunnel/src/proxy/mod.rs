@@ -19,6 +19,7 @@ mod plaintext;
 mod pod;
 mod socks5;
 mod target;
+mod together;
 mod tunnel;
 mod way;
 mod worker;

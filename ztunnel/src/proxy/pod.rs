@@ -12,6 +12,7 @@ use super::World;
 use super::connections::Connections;
 use super::ejections::PodEjections;
 use super::ledger::Ending;
+use super::together::Together;
 use crate::zds::PodInfo;
 
 /// How far the end of a pod has come.
@@ -38,6 +39,8 @@ pub struct Pod {
     pub connections: Arc<Connections>,
     /// Endpoints that its calls leave out.
     pub ejections: Arc<PodEjections>,
+    /// Whether one worker takes all that its application opens.
+    pub(super) together: Together,
     admission: OnceLock<Admission>,
     stage: watch::Receiver<Stage>,
 }
@@ -54,6 +57,7 @@ impl Pod {
             own: false,
             connections: Arc::default(),
             ejections: Arc::default(),
+            together: Together::default(),
             admission: OnceLock::new(),
             stage,
         };

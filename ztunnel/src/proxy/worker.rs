@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::accept::accept_all;
 use super::connections::InboundGuard;
 use super::ledger::{Accounts, Ending, Ledger};
+use super::together::Turn;
 use super::{Pod, PodListeners, Refused, World, inbound, outbound, plaintext, socks5, tunnel};
 
 /// How often the byte counters of an open connection are brought up to date.
@@ -29,6 +30,9 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 const FAREWELL: Duration = Duration::from_millis(150);
 /// How long open connections may run on here; whoever drains sets the real limit.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// Name of the tasks of captured connections of the pod's application.
+const OUTBOUND: &str = "outbound";
 
 /// One pod on one worker thread.
 pub(super) struct PodWorker {
@@ -76,7 +80,7 @@ pub async fn serve_pod(world: Arc<World>, pod: Arc<Pod>, listeners: PodListeners
         socks5: socks,
     } = listeners;
     if let Some(captured) = captured {
-        worker.listen("outbound", captured, outbound::serve);
+        worker.listen(OUTBOUND, captured, outbound::serve);
     }
     if let Some(plain) = plain {
         worker.listen("plaintext", plain, plaintext::serve);
@@ -145,8 +149,15 @@ impl PodWorker {
     {
         let worker = self.clone();
         self.scope.spawn(what, async move {
-            let descriptors = &worker.world.descriptors;
-            accept_all(&worker.pod, descriptors, listener, |tcp, peer| {
+            let PodWorker { world, pod, .. } = &*worker;
+            // What the application opens may go to one worker: callers' tunnels come one at a time.
+            let workers = if what == OUTBOUND {
+                world.config.worker_threads
+            } else {
+                1
+            };
+            let mut turn = Turn::new(pod, workers);
+            accept_all(pod, &world.descriptors, listener, &mut turn, |tcp, peer| {
                 worker.scope.spawn(what, serve(worker.clone(), tcp, peer));
             })
             .await;
