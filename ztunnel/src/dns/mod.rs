@@ -76,7 +76,8 @@ impl Resolver {
         Ok(self.server(world, pod).run(sockets))
     }
 
-    /// An address of a name, as the application of `pod` would be told it.
+    /// An address of a name, as the application of `pod` would be told it; of the other family where it has
+    /// none of the one preferred.
     ///
     /// # Errors
     /// Why there is none.
@@ -85,17 +86,21 @@ impl Resolver {
         world: &Arc<World>,
         pod: &Arc<Pod>,
         name: &str,
-        v6: bool,
+        prefer_v6: bool,
     ) -> Result<IpAddr, String> {
         let nothing = || format!("{name} has no address");
-        let query = message::question(name, v6).ok_or_else(|| format!("{name} is no name"))?;
         let server = self.server(world, pod);
-        for stream in [false, true] {
-            let answer = server.answer(&query, stream).await.ok_or_else(nothing)?;
-            match message::addresses(&answer) {
-                Some(all) => return all.into_iter().next().ok_or_else(nothing),
-                // Truncated: once more over TCP.
-                None => continue,
+        for v6 in [prefer_v6, !prefer_v6] {
+            let query = message::question(name, v6).ok_or_else(|| format!("{name} is no name"))?;
+            for stream in [false, true] {
+                let answer = server.answer(&query, stream).await.ok_or_else(nothing)?;
+                // None is one that was cut: once more over TCP.
+                if let Some(all) = message::addresses(&answer) {
+                    if let Some(ip) = all.into_iter().next() {
+                        return Ok(ip);
+                    }
+                    break;
+                }
             }
         }
         Err(nothing())

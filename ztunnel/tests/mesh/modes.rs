@@ -1,10 +1,11 @@
 //! SOCKS5, the mode for one workload, and the process's own pod.
 
+use isobar_proto::istio::workload::address::Type;
 use isobar_runtime::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::process::Node;
-use crate::rig::{LIMIT, Place};
+use crate::rig::{LIMIT, Place, service};
 use crate::stage::Stage;
 
 async fn through_socks(place: &Place, request: &[u8]) -> (u8, String) {
@@ -48,6 +49,17 @@ pub(crate) async fn socks5(workers: Vec<Worker>) {
     by_name.extend([0, 80]);
     let answer = through_socks(&stage.client, &by_name).await;
     assert_eq!(answer, (0, "10.0.0.2:via socks".into()));
+    // A name that has addresses of the other family only is found; there is no way to them here.
+    let mut six = service("six", "10.96.0.6", 8080);
+    let ip: std::net::Ipv6Addr = "fd00::96".parse().unwrap();
+    six.addresses[0].address = ip.octets().to_vec();
+    stage.mesh.put([Type::Service(six)]);
+    let name = b"six.ns.svc.cluster.local";
+    let mut of_six = vec![5, 1, 0, 3, u8::try_from(name.len()).unwrap()];
+    of_six.extend(name);
+    of_six.extend([0, 80]);
+    let answer = through_socks(&stage.client, &of_six).await;
+    assert_eq!(answer, (0, String::new()));
     // No such name, no name server that answers: 4. Another command: 7. Own ports: nothing.
     let unknown = b"\x05\x01\x00\x03\x04\x68\x65\x61\x64\x00\x50";
     assert_eq!(through_socks(&stage.client, unknown).await.0, 4);
