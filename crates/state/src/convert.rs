@@ -75,6 +75,9 @@ pub enum ConvertError {
         /// Path of the field.
         field: String,
     },
+    /// A namespace that cannot be part of a name.
+    #[error("namespace is {0:?}; a namespace has no slash")]
+    Namespace(String),
     /// A text that is no key.
     #[error("{field} is {key:?}; expected NAMESPACE/NAME")]
     Key {

@@ -20,6 +20,14 @@ pub(super) fn required(
     Ok(interner.intern(text))
 }
 
+/// The namespace of an object whose name is `NAMESPACE/…`: with a slash it could never be removed.
+pub(super) fn namespace(text: &str, interner: &mut Interner) -> Result<Str, ConvertError> {
+    if text.contains('/') {
+        return Err(ConvertError::Namespace(text.to_owned()));
+    }
+    required("namespace", text, interner)
+}
+
 /// A text that must be set and that no other object shares.
 pub(super) fn own(field: &str, text: &str) -> Result<Str, ConvertError> {
     if text.is_empty() {

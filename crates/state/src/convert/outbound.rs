@@ -5,7 +5,7 @@ use isobar_proto::isobar::v1 as wire;
 use isobar_types::NamespacedHostname;
 use wire::outbound_policy::Kind;
 
-use super::fields::required;
+use super::fields::{namespace, required};
 use super::{ConvertError, Interner};
 use crate::egress::{ConnectionLimits, OutboundPolicy};
 use crate::outlier::OutlierRule;
@@ -33,7 +33,7 @@ pub fn outbound_policy(
         }),
         Some(Kind::Limits(limits)) => Ok(OutboundPolicy::Limits {
             service: NamespacedHostname {
-                namespace: required("namespace", &limits.namespace, interner)?,
+                namespace: namespace(&limits.namespace, interner)?,
                 hostname: required("hostname", &limits.hostname, interner)?,
             },
             limits: ConnectionLimits {

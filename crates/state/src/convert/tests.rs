@@ -105,6 +105,10 @@ fn service_errors_name_the_field() {
             "namespace is not set",
         ),
         (
+            service_error(|s| s.namespace = "a/b".into()),
+            "namespace is \"a/b\"; a namespace has no slash",
+        ),
+        (
             service_error(|s| s.addresses[0].length = Some(33)),
             "addresses[0] has prefix length 33, more than the address has bits",
         ),

@@ -6,7 +6,9 @@ use isobar_types::{
     DEFAULT_CLUSTER_ID, DEFAULT_TRUST_DOMAIN, NamespacedHostname, NamespacedName, NetworkAddress,
 };
 
-use super::fields::{gateway, hostname_key, ip, known, net, or_default, own, port, required};
+use super::fields::{
+    gateway, hostname_key, ip, known, namespace, net, or_default, own, port, required,
+};
 use super::{ConvertError, Interner};
 use crate::service::{
     AppProtocol, BalanceMode, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope, Service,
@@ -109,7 +111,7 @@ pub fn service(
     warnings: &mut Vec<String>,
 ) -> Result<Service, ConvertError> {
     let key = NamespacedHostname {
-        namespace: required("namespace", &s.namespace, interner)?,
+        namespace: namespace(&s.namespace, interner)?,
         hostname: required("hostname", &s.hostname, interner)?,
     };
     let mut vips = Vec::new();
