@@ -13,5 +13,5 @@ mod workers;
 
 pub use backoff::Backoff;
 pub use lifetime::{Lifetime, LifetimeOwner, Phase};
-pub use scope::{LocalScope, Scope, panics};
+pub use scope::{LocalScope, Scope, panics, polls};
 pub use workers::{Worker, Workers, worker_threads};

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,17 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 #[must_use]
 pub fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
+}
+
+thread_local! {
+    static POLLS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often tasks of scopes were polled on this thread: who waits for a quiet moment sees by it
+/// whether others have had something to do meanwhile.
+#[must_use]
+pub fn polls() -> u64 {
+    POLLS.get()
 }
 
 fn panicked(scope: &'static str, task: &'static str) {
@@ -202,6 +214,7 @@ impl<S: Future<Output = ()>, F: Future<Output = ()>> Future for Owned<S, F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        POLLS.set(POLLS.get().wrapping_add(1));
         let this = self.project();
         // Told here, as the runtime drops what has panicked only once the panic is over.
         let _guard = PanicGuard {

@@ -1,27 +1,49 @@
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
+use isobar_runtime::polls;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
+/// While there is other work, a step waits for so many times what the one before it took: handshakes
+/// then get a quarter of the thread, however many there are.
+const REST: u32 = 3;
+
+/// Of two tasks that yield, now this one is woken first and now that one: only two looks with nothing
+/// in between are a whole turn.
+const LOOKS: u8 = 2;
+
 thread_local! {
-    static TURN: Rc<Semaphore> = Rc::new(Semaphore::new(1));
+    static PACE: Rc<Pace> = Rc::new(Pace::new());
 }
 
-/// Runs `handshake` so that of all those on this thread at most one takes one step in each turn of
-/// the event loop: a storm of handshakes then delays what is established by one step at a time.
-/// (A step is a signature or a key exchange, a good part of a millisecond.)
+/// Whose turn it is among the handshakes of a thread.
+struct Pace {
+    turn: Semaphore,
+    /// From when on the next step need not wait for a quiet moment.
+    rested: Cell<Instant>,
+}
+
+/// Runs `handshake` so that of all those on this thread one at a time takes a step, and only once a
+/// turn of the event loop has found nothing else to do, or the rest after the last step is over. What
+/// is established then waits for one step, that under way when it wakes up, and not for one at
+/// each of the turns that a question takes from the socket to its stream and back. (A step is a
+/// signature or a key exchange, a good part of a millisecond, and cannot be interrupted.)
 pub(crate) async fn paced<F: Future>(handshake: F) -> F::Output {
-    let turns = TURN.with(Rc::clone);
+    let pace = PACE.with(Rc::clone);
     let mut handshake = pin!(handshake);
     loop {
         // Fails only when closed, which nobody does.
-        let turn = turns.acquire().await;
-        // Whoever else is ready goes first.
-        yield_now().await;
+        let turn = pace.turn.acquire().await;
+        pace.quiet().await;
+        let start = Instant::now();
         let step = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;
+        let end = Instant::now();
+        pace.rested.set(end + REST * (end - start));
         drop(turn);
         if let Poll::Ready(output) = step {
             return output;
@@ -36,5 +58,87 @@ pub(crate) async fn paced<F: Future>(handshake: F) -> F::Output {
             }
         })
         .await;
+    }
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            turn: Semaphore::new(1),
+            rested: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Resolves after a turn in which no other task ran, at the latest after the turn in which the rest ends.
+    async fn quiet(&self) {
+        let mut looks = 0;
+        while looks < LOOKS {
+            let before = polls();
+            // What has arrived meanwhile wakes its tasks before this one.
+            yield_now().await;
+            if Instant::now() >= self.rested.get() {
+                return;
+            }
+            // One of them is the caller's own.
+            looks = if polls() <= before + 1 { looks + 1 } else { 0 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use isobar_runtime::LocalScope;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// Turns in which another task has work.
+    const BUSY: u32 = 100;
+
+    /// Waits for a quiet moment beside a task that is busy; how far that was when the moment came.
+    async fn waited(pace: Pace) -> u32 {
+        let done = Rc::new(Cell::new(0));
+        let scope = LocalScope::new("test");
+        let other = Rc::clone(&done);
+        scope.spawn("busy", async move {
+            for _ in 0..BUSY {
+                yield_now().await;
+                other.set(other.get() + 1);
+            }
+        });
+        let (tell, told) = tokio::sync::oneshot::channel();
+        scope.spawn("handshake", async move {
+            pace.quiet().await;
+            let _ = tell.send(done.get());
+        });
+        told.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_step_waits_for_a_quiet_moment_while_it_rests() {
+        let pace = Pace::new();
+        pace.rested.set(Instant::now() + Duration::from_secs(3600));
+        let done = LocalSet::new().run_until(waited(pace)).await;
+        assert_eq!(done, BUSY);
+    }
+
+    #[tokio::test]
+    async fn a_busy_thread_leaves_handshakes_their_share() {
+        let done = LocalSet::new().run_until(waited(Pace::new())).await;
+        assert!(done < 3, "{done}");
+    }
+
+    #[tokio::test]
+    async fn each_step_has_its_rest() {
+        let start = Instant::now();
+        paced(async {
+            let step = Instant::now();
+            while step.elapsed() < Duration::from_millis(2) {}
+        })
+        .await;
+        let rest = PACE.with(|pace| pace.rested.get()) - start;
+        assert!(rest >= Duration::from_millis(8), "{rest:?}");
     }
 }
