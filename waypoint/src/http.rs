@@ -15,6 +15,7 @@ mod rate;
 mod received;
 mod reply;
 mod sanitise;
+mod serve1;
 mod serve2;
 mod standing;
 mod stay;
@@ -29,10 +30,7 @@ use std::time::Duration;
 
 use ::http::{Request, Response};
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use futures_util::stream::FuturesUnordered;
 use isobar_runtime::Lifetime;
 use tokio::time::sleep;
 
@@ -43,21 +41,19 @@ pub(crate) use heads::Heads;
 pub use received::ReceiveError;
 use received::Received;
 pub(crate) use sanitise::{REQUEST_ID, is_for_one_hop};
+pub use serve1::serve1;
 pub use serve2::serve2;
 pub use standing::Live;
 pub use upload::{RequestBody, RequestError};
 
+use crate::message::{FIELDS, PIECE};
 use crate::session::{STAY, Session};
-use crate::stream::{Pinned, Stream};
-use crate::upstream::PIECE;
 
 /// A connection without a request for so long is closed (Envoy's default). A head that is on its way
 /// has less time: see [`Heads`].
 const IDLE: Duration = Duration::from_secs(3600);
-/// Request head: 60 KiB and 100 fields, as Envoy; more is answered with 431. So many fields hyper takes by
-/// itself; told so, it would fill a table of them for each request.
+/// Request head: 60 KiB and 100 fields, as Envoy; more is answered with 431.
 const HEAD: usize = 60 * 1024;
-const FIELDS: usize = 100;
 const STREAMS: u32 = 1000;
 /// The same for callers from outside, whom nothing else holds to account (as Envoy advises at an edge).
 const STREAMS_OUTSIDE: u32 = 100;
@@ -70,43 +66,6 @@ const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(30);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-
-/// Serves HTTP/1.1 until the caller or a drain ends it.
-pub async fn serve1<S: Stream>(session: Rc<Session>, stream: S) {
-    let life = session.worker.scope.lifetime();
-    let service = {
-        let session = session.clone();
-        service_fn(move |request: Request<_>| {
-            let session = session.clone();
-            answer(session, request.map(Received::One))
-        })
-    };
-    let stream = heads::Watched::new(session.clone(), stream);
-    let connection = http1::Builder::new()
-        // A timer of its own for each request: `forgotten` and `Heads::late` look now and then.
-        .header_read_timeout(None)
-        .max_buf_size(HEAD + 4096)
-        .half_close(true)
-        .serve_connection(TokioIo::new(Pinned::new(stream)), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let mut asides = asides(&session, &life);
-    loop {
-        tokio::select! {
-            // What has come is looked at first: a connection that ends must not lose a request.
-            biased;
-            result = connection.as_mut() => return ended(result),
-            Some(aside) = asides.next() => match aside {
-                Aside::Leave => connection.as_mut().graceful_shutdown(),
-                Aside::Cut => return,
-                Aside::Late => {
-                    tracing::debug!("a request's head took too long");
-                    return;
-                }
-            },
-        }
-    }
-}
 
 /// What may happen to a connection besides what it carries.
 enum Aside {
@@ -151,11 +110,5 @@ async fn leave(session: &Session, life: &Lifetime) {
     tokio::select! {
         () = life.draining() => {}
         () = session.leave.notified() => {}
-    }
-}
-
-fn ended(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended");
     }
 }

@@ -21,6 +21,7 @@ mod gather;
 pub mod http;
 mod kept;
 pub mod listener;
+mod message;
 pub mod metrics;
 pub mod names;
 mod observation;

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use send_wrapper::SendWrapper;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes of one write that are put together before they go: to the kernel the copy is cheaper than the list
@@ -54,57 +53,6 @@ pub type AnyStream = Box<dyn Stream>;
 pub struct Rewound<S> {
     first: Bytes,
     inner: S,
-}
-
-/// A stream of one thread that hyper may hold through an upgrade, which asks for `Send`. Everything
-/// of a connection stays on its worker; a mistake there would be a panic, not a race.
-pub struct Pinned<S>(SendWrapper<S>);
-
-impl<S> Pinned<S> {
-    /// Ties the stream to this thread.
-    pub fn new(stream: S) -> Self {
-        Self(SendWrapper::new(stream))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Pinned<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Pinned<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
 }
 
 impl<S> Rewound<S> {

@@ -11,7 +11,6 @@ mod preface;
 pub use answer::{Answer, AnswerError};
 pub use dial::{Dial, DialFailure, HboneDialer, PlainDialer};
 pub use http1::Error as Http1Error;
-pub(crate) use http1::PIECE;
 pub use origin::{Origin, Origins, Tls};
 pub(crate) use pool::chain;
 pub use pool::{How, InUse, Pool, SendError, Sent, Version};

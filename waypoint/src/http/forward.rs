@@ -114,7 +114,7 @@ impl Head<'_> {
     }
 }
 
-/// A body of unknown length goes in chunks: left alone, hyper takes a GET to have none.
+/// A body of unknown length goes in chunks.
 fn frame(headers: &mut HeaderMap, body: &RequestBody) {
     let unknown = !body.is_end_stream() && body.size_hint().exact().is_none();
     if unknown && !headers.contains_key(CONTENT_LENGTH) {

@@ -1,7 +1,6 @@
 //! How long a request's head may take over HTTP/1.1, and the first one of a caller from outside.
 //!
-//! A head that has begun holds memory, and gets less time than a connection that is idle. The limit that hyper
-//! has runs from the request before, and is a timer for each of them: it is not used.
+//! A head that has begun holds memory, and gets less time than a connection that is idle.
 
 use std::cell::Cell;
 use std::io;
@@ -14,7 +13,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep};
 
 use crate::session::Session;
-use crate::stream::poll_write_all_of;
 
 /// A head takes no longer. Looked at once in its length: a late one ends its connection between one
 /// and two of them.
@@ -151,7 +149,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        poll_write_all_of(&mut self.stream, cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use ::http::header::{CONTENT_TYPE, HeaderValue};
 use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
-use hyper::upgrade::OnUpgrade;
 use isobar_route::{
     AbortWith, Action, HttpDecision, Preflight, Redirect, RedirectFrom, Taken, match_http,
     observe_http,
@@ -22,6 +21,7 @@ use super::rate;
 use super::received::Received;
 use super::reply::{self, Local};
 use super::sanitise;
+use super::serve1::Upgrade;
 use super::standing::{Asked, Standing};
 use crate::attribution::Attributed;
 use crate::edge::{self, Instead};
@@ -38,7 +38,7 @@ pub(super) struct Flow {
     pub(super) asked: Rc<Asked>,
     /// Taken once something of it is read.
     pub(super) body: Option<Received>,
-    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) upgrade: Option<Upgrade>,
     /// Boxed: it goes with the response, which is moved several times.
     pub(super) exchange: Box<Exchange>,
 }
@@ -58,12 +58,12 @@ pub(super) async fn handle(
 /// What is to be known of a request before anything decides on it, or the answer that ends it here.
 async fn begin(
     session: Rc<Session>,
-    mut request: Request<Received>,
+    request: Request<Received>,
 ) -> Result<Box<Flow>, Response<ReplyBody>> {
     session.heads.arrived();
     let mut exchange = Box::new(Exchange::new(session.clone(), facts(&request)));
-    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    let upgrade = body.upgrade();
     if let Target::Listener(listener) = &session.addressed.target {
         edge::disclaim(&mut parts, listener, &session.peer);
     }

@@ -7,14 +7,16 @@ use ::http::Request;
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use super::serve1::{Body as Body1, Upgrade};
 use crate::frames::{Inflow, Inflows};
+use crate::message;
 
 /// The body of a caller's request.
 #[derive(Debug)]
 pub(crate) enum Received {
-    One(Incoming),
+    /// With what the connection may become.
+    One(Body1, Option<Upgrade>),
     Two(Inflow),
 }
 
@@ -23,7 +25,7 @@ pub(crate) enum Received {
 pub enum ReceiveError {
     /// Over HTTP/1.1.
     #[error(transparent)]
-    One(#[from] hyper::Error),
+    One(#[from] message::Error),
     /// Over HTTP/2; the peer's code goes on to the endpoint.
     #[error("http2 error")]
     Two(#[from] h2::Error),
@@ -35,6 +37,14 @@ impl Received {
         let (head, stream) = request.into_parts();
         let body = Self::Two(all.begin(stream, &head.headers));
         Request::from_parts(head, body)
+    }
+
+    /// The connection itself, where it may become something else.
+    pub(super) fn upgrade(&mut self) -> Option<Upgrade> {
+        match self {
+            Self::One(_, upgrade) => upgrade.take(),
+            Self::Two(_) => None,
+        }
     }
 }
 
@@ -56,8 +66,8 @@ impl Body for Received {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         Poll::Ready(match &mut *self {
-            Self::One(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
+            Self::One(body, _) => {
+                let frame = ready!(body.poll_frame(cx));
                 frame.map(|frame| frame.map_err(ReceiveError::from))
             }
             Self::Two(body) => {
@@ -69,14 +79,14 @@ impl Body for Received {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::One(body) => body.is_end_stream(),
+            Self::One(body, _) => body.is_end_stream(),
             Self::Two(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::One(body) => body.size_hint(),
+            Self::One(body, _) => body.size_hint(),
             Self::Two(body) => body.size_hint(),
         }
     }

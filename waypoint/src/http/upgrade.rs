@@ -4,15 +4,13 @@ use std::rc::Rc;
 
 use ::http::header::{CONNECTION, HeaderValue, UPGRADE};
 use ::http::{HeaderMap, Response};
-use hyper::upgrade::OnUpgrade;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use isobar_hbone::{Plain, Progress, relay_counted};
 use isobar_types::Reason;
 
 use super::body::ReplyBody;
 use super::exchange::Exchange;
 use super::reply::{Local, SERVER_NAME};
+use super::serve1::Upgrade;
 use super::standing::Side;
 use crate::stream::AnyStream;
 use crate::upstream::Answer;
@@ -31,7 +29,7 @@ pub(super) fn ask(headers: &mut HeaderMap, protocol: &HeaderValue) {
 /// Passes the endpoint's agreement on and joins both sides.
 pub(super) fn join(
     mut response: Response<Answer>,
-    downstream: Option<OnUpgrade>,
+    downstream: Option<Upgrade>,
     mut exchange: Box<Exchange>,
 ) -> Response<ReplyBody> {
     let (Some(downstream), Some(upstream)) = (downstream, response.body_mut().switched()) else {
@@ -43,7 +41,7 @@ pub(super) fn join(
     exchange.upstream_time = Some(exchange.started.elapsed());
     let scope: Rc<_> = exchange.scope();
     scope.spawn("websocket", async move {
-        match downstream.await {
+        match downstream.stream().await {
             Ok(downstream) => carry(downstream, upstream, &mut exchange).await,
             Err(_) => exchange.failed(Reason::DownstreamReset),
         }
@@ -54,8 +52,8 @@ pub(super) fn join(
 }
 
 /// Carries bytes until both sides are done, or a policy written meanwhile forbids it.
-async fn carry(downstream: Upgraded, upstream: AnyStream, exchange: &mut Exchange) {
-    let mut downstream = Plain::new(TokioIo::new(downstream));
+async fn carry(downstream: AnyStream, upstream: AnyStream, exchange: &mut Exchange) {
+    let mut downstream = Plain::new(downstream);
     let mut upstream = Plain::new(upstream);
     let progress = Progress::default();
     let standing = exchange.standing.clone();

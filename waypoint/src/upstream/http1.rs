@@ -1,7 +1,6 @@
 //! HTTP/1.1 towards endpoints: the task that serves a request writes it and reads its response itself. Nothing
 //! is handed to a task of the connection and back, which would cost more than the exchange.
 
-mod chunks;
 mod head;
 mod upload;
 mod wire;
@@ -9,7 +8,6 @@ mod wire;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -20,19 +18,13 @@ use http_body::{Body, Frame, SizeHint};
 use isobar_runtime::LocalScope;
 use tokio::io::AsyncWriteExt as _;
 
-use self::chunks::Chunks;
 use self::head::Head;
 use self::upload::Upload;
 use self::wire::Wire;
 use crate::http::RequestError;
+use crate::message::{self, Broken, Framing};
 use crate::stream::{AnyStream, Rewound};
 
-/// Bytes that are read at once at most for a caller that may have many answers on its connection: what a tunnel
-/// carries in one frame. A body waits for its reader in whole pieces, some of them at several places on the way,
-/// so that larger ones are memory that a caller who does not read has us hold.
-pub(crate) const PIECE: usize = 16_000;
-/// The same for a caller whose connection carries one answer at a time: nearly what the allocator keeps at hand.
-pub(super) const LARGE: usize = 2 * PIECE;
 /// Connections kept for one endpoint.
 const KEPT: usize = 256;
 /// For the last words on a connection.
@@ -44,18 +36,9 @@ pub(super) type Idle = Rc<RefCell<Vec<Rc<Line>>>>;
 /// Why an exchange over HTTP/1.1 broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The stream's own error.
-    #[error("the connection broke")]
-    Io(#[from] io::Error),
-    /// The endpoint ended the connection.
-    #[error("the connection ended before the response was complete")]
-    Incomplete,
-    /// The head is none.
-    #[error("the head of the response is malformed")]
-    Head(#[from] httparse::Error),
-    /// Something else is not as HTTP/1.1 has it.
-    #[error("the response is malformed: {0}")]
-    Malformed(&'static str),
+    /// The response was not read to its end, or the connection broke.
+    #[error(transparent)]
+    Message(#[from] message::Error),
     /// The request's body has another length than its head says.
     #[error("the request's body is not as long as its head says")]
     Length,
@@ -64,28 +47,23 @@ pub enum Error {
     Request(#[source] RequestError),
 }
 
-impl Error {
-    /// True if the endpoint does not speak HTTP/1.1 as it should.
-    pub(super) const fn is_protocol(&self) -> bool {
-        matches!(self, Self::Head(_) | Self::Malformed(_))
+impl From<Broken<RequestError>> for Error {
+    fn from(broken: Broken<RequestError>) -> Self {
+        match broken {
+            Broken::Io(error) => Self::Message(error.into()),
+            Broken::Length => Self::Length,
+            Broken::Body(error) => Self::Request(error),
+        }
     }
 }
 
-/// How the end of a response's body is found.
-#[derive(Debug)]
-enum Framing {
-    /// Nothing more is to come.
-    Over,
-    /// So many octets.
-    Length(u64),
-    Chunked(Box<Chunks>),
-    /// Until the endpoint ends the connection.
-    Close,
-}
-
-impl Framing {
-    const fn is_over(&self) -> bool {
-        matches!(self, Self::Over)
+impl Error {
+    /// True if the endpoint does not speak HTTP/1.1 as it should.
+    pub(super) const fn is_protocol(&self) -> bool {
+        match self {
+            Self::Message(error) => error.is_protocol(),
+            Self::Length | Self::Request(_) => false,
+        }
     }
 }
 
@@ -128,7 +106,7 @@ impl Line {
             uses: Cell::new(0),
             since: Cell::new(now),
             terms: Cell::new(Terms {
-                piece: PIECE,
+                piece: message::PIECE,
                 idle: Duration::ZERO,
                 last: false,
             }),
@@ -141,7 +119,7 @@ impl Line {
     /// True if it stands, and has not rested for longer than it may.
     pub(super) fn is_good(&self, now: Instant) -> bool {
         let rested = now.saturating_duration_since(self.since.get());
-        rested < self.terms.get().idle && self.wire.borrow().stream.is_some()
+        rested < self.terms.get().idle && self.wire.borrow().intake.stream.is_some()
     }
 
     /// Takes it for a request; false if its endpoint has ended it, or says something unasked.
@@ -149,7 +127,7 @@ impl Line {
         let mut wire = self.wire.borrow_mut();
         wire.rests = false;
         let mut cx = Context::from_waker(Waker::noop());
-        wire.poll_silence(&mut cx).is_pending()
+        wire.intake.poll_silence(&mut cx).is_pending()
     }
 
     /// Sends a request and waits for the head of its response; the rest of its body goes on by itself.
@@ -199,10 +177,14 @@ impl Line {
     fn take_over(&self, rest: Bytes) -> Result<Switched, Error> {
         let mut wire = self.wire.borrow_mut();
         if wire.upload.is_some() {
-            return Err(Error::Malformed("it switches before it has the request"));
+            return Err(message::Error::Malformed("it switches before it has the request").into());
         }
-        wire.framing = Framing::Over;
-        let stream = wire.stream.take().ok_or(Error::Incomplete)?;
+        wire.intake.framing = Framing::Over;
+        let stream = wire
+            .intake
+            .stream
+            .take()
+            .ok_or(message::Error::Incomplete)?;
         Ok(Switched(Box::new(Rewound::new(rest, stream))))
     }
 
@@ -247,8 +229,8 @@ impl Line {
     /// Has it rest once nothing of a request and its response is left.
     fn through(self: &Rc<Self>) {
         let mut wire = self.wire.borrow_mut();
-        let busy = wire.upload.is_some() || !wire.framing.is_over();
-        if busy || wire.rests || wire.stream.is_none() {
+        let busy = wire.upload.is_some() || !wire.intake.framing.is_over();
+        if busy || wire.rests || wire.intake.stream.is_none() {
             return;
         }
         let home = self.home.upgrade().filter(|_| wire.reusable);
@@ -257,7 +239,7 @@ impl Line {
             let listener = self.exit.listener.borrow();
             let listener = listener.as_ref().unwrap_or(Waker::noop());
             let mut cx = Context::from_waker(listener);
-            wire.poll_silence(&mut cx).is_pending()
+            wire.intake.poll_silence(&mut cx).is_pending()
         });
         wire.rests = home.is_some();
         drop(wire);
@@ -274,7 +256,7 @@ impl Line {
     fn leave(&self) {
         let mut wire = self.wire.borrow_mut();
         let (upload, uploader) = (wire.upload.take(), wire.uploader.take());
-        let stream = wire.stream.take();
+        let stream = wire.intake.stream.take();
         drop(wire);
         drop(upload);
         if let Some(uploader) = uploader {
@@ -286,7 +268,7 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.exit.take(self.wire.get_mut().stream.take());
+        self.exit.take(self.wire.get_mut().intake.stream.take());
     }
 }
 
@@ -323,14 +305,14 @@ impl Exit {
             return Poll::Ready(());
         };
         let mut wire = line.wire.borrow_mut();
-        if wire.stream.is_none() {
+        if wire.intake.stream.is_none() {
             return Poll::Ready(());
         }
         *self.listener.borrow_mut() = Some(cx.waker().clone());
         if !wire.rests {
             return Poll::Pending;
         }
-        ready!(wire.poll_silence(cx));
+        ready!(wire.intake.poll_silence(cx));
         drop(wire);
         line.leave();
         Poll::Ready(())
@@ -342,13 +324,13 @@ pub(super) struct Flight(Rc<Line>);
 
 impl fmt::Debug for Flight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0.wire.borrow().framing)
+        write!(f, "{:?}", self.0.wire.borrow().intake.framing)
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if self.0.wire.borrow().framing.is_over() {
+        if self.0.wire.borrow().intake.framing.is_over() {
             self.0.through();
         } else {
             self.0.leave();
@@ -393,7 +375,7 @@ impl Reply {
             }
             return Poll::Pending;
         };
-        let over = wire.framing.is_over();
+        let over = wire.intake.framing.is_over();
         drop(wire);
         if over {
             *self = Self::Whole(None);
@@ -404,7 +386,7 @@ impl Reply {
     pub(super) fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(data) => data.is_none(),
-            Self::Flowing(Flight(line)) => line.wire.borrow().framing.is_over(),
+            Self::Flowing(Flight(line)) => line.wire.borrow().intake.framing.is_over(),
             Self::Switched(_) => true,
         }
     }
@@ -414,7 +396,7 @@ impl Reply {
             Self::Whole(data) => {
                 SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
             }
-            Self::Flowing(Flight(line)) => match line.wire.borrow().framing {
+            Self::Flowing(Flight(line)) => match line.wire.borrow().intake.framing {
                 Framing::Length(left) => SizeHint::with_exact(left),
                 _ => SizeHint::default(),
             },

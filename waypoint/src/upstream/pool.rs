@@ -18,7 +18,8 @@ use crate::credentials::Credentials;
 use crate::endpoint::Endpoint;
 use crate::http::RequestBody;
 use crate::stream::AnyStream;
-use crate::upstream::http1::{Error as Error1, Idle, LARGE, Line, PIECE, Terms};
+use crate::message::{LARGE, PIECE};
+use crate::upstream::http1::{Error as Error1, Idle, Line, Terms};
 use crate::upstream::http2::{Sender as Sender2, Unanswered};
 use crate::upstream::{Answer, Dial, DialFailure, Origin, Origins, Preface, Tls};
 

@@ -13,6 +13,7 @@ mod edge_trust;
 mod floods;
 mod hostile;
 mod http;
+mod keepalive;
 mod kept;
 mod limits;
 mod lines;

@@ -1,19 +1,16 @@
-//! Heads of requests and responses over HTTP/1.1.
+//! Heads of requests to endpoints, and of their responses.
 
 use std::mem::MaybeUninit;
 
-use ::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use ::http::header::TRANSFER_ENCODING;
 use ::http::request::Parts;
-use ::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use ::http::{Response, StatusCode, Version};
 use bytes::{Bytes, BytesMut};
-use hyper::ext::ReasonPhrase;
 
-use super::{Error, Framing};
+use crate::message::{Error, FIELDS, Framing, Phrase, into_map, length, says_close, write_fields};
 
 /// Octets of a response's head.
 pub(super) const MOST: usize = 64 * 1024;
-/// Fields of one.
-const FIELDS: usize = 100;
 
 /// The head of a response, and what it says of what follows.
 #[derive(Debug)]
@@ -42,19 +39,6 @@ pub(super) fn write(head: &Parts, out: &mut Vec<u8>) {
     out.extend_from_slice(b" HTTP/1.1\r\n");
     write_fields(&head.headers, out);
     out.extend_from_slice(b"\r\n");
-}
-
-/// Writes fields, a line each.
-pub(super) fn write_fields<'a>(
-    fields: impl IntoIterator<Item = (&'a HeaderName, &'a HeaderValue)>,
-    out: &mut Vec<u8>,
-) {
-    for (name, value) in fields {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
 }
 
 /// Takes the head of the final response out of what was read, and those that announce it; `None` if it is not
@@ -118,45 +102,7 @@ fn framing(response: &mut Response<()>) -> Result<Framing, Error> {
     if length.is_some() {
         return Err(Error::Malformed("it has a length and comes in chunks"));
     }
-    Ok(Framing::Chunked(Box::default()))
-}
-
-/// The length that a head tells, as one field: equal ones are the same, others are none.
-fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Error> {
-    let mut fields = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(first) = fields.next() else {
-        return Ok(None);
-    };
-    let length = digits(first.as_bytes());
-    if fields.next().is_none()
-        && let Some(length) = length
-    {
-        return Ok(Some(length));
-    }
-    let all = headers.get_all(CONTENT_LENGTH).iter();
-    let mut all = all.flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
-    let first = all.next().and_then(|text| digits(text.trim_ascii()));
-    let same = all.all(|text| digits(text.trim_ascii()) == first);
-    let length = first.filter(|_| same);
-    let length = length.ok_or(Error::Malformed("its length is none"))?;
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    Ok(Some(length))
-}
-
-/// A number of nothing but digits, if it fits.
-pub(super) fn digits(text: &[u8]) -> Option<u64> {
-    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let text = str::from_utf8(text).ok().filter(|_| digits)?;
-    text.parse().ok()
-}
-
-/// True if a `connection` names `close`.
-pub(super) fn says_close(headers: &HeaderMap) -> bool {
-    let mut fields = headers.get_all(CONNECTION).iter();
-    fields.any(|field| {
-        let mut words = field.as_bytes().split(|byte| *byte == b',');
-        words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+    Ok(Framing::chunked())
 }
 
 /// The head at the begin of `whole`, and its length.
@@ -178,25 +124,17 @@ fn parse(whole: &Bytes) -> Result<Option<(Response<()>, usize)>, Error> {
     };
     if let Some(reason) = parsed.reason
         && status.canonical_reason() != Some(reason)
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
     {
-        response.extensions_mut().insert(reason);
+        response.extensions_mut().insert(Phrase::new(reason));
     }
-    let headers = response.headers_mut();
-    headers.reserve(parsed.headers.len());
-    for field in &*parsed.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(whole.slice_ref(field.value));
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(Error::Malformed("a field of the head is none"));
-        };
-        headers.append(name, value);
-    }
+    into_map(parsed.headers, whole, response.headers_mut())?;
     Ok(Some((response, length)))
 }
 
 #[cfg(test)]
 mod tests {
+    use ::http::header::CONTENT_LENGTH;
+
     use super::*;
 
     fn given(text: &str, without_body: bool) -> Result<Option<Head>, Error> {
@@ -312,11 +250,8 @@ mod tests {
         let head = read(&mut unread, false).unwrap().unwrap();
         assert_eq!(head.response.status(), 404);
         assert!(!head.response.headers().contains_key("link"));
-        let reason = head.response.extensions().get::<ReasonPhrase>();
-        assert_eq!(
-            reason.map(ReasonPhrase::as_bytes),
-            Some(&b"Nobody Home"[..])
-        );
+        let reason = head.response.extensions().get::<Phrase>();
+        assert_eq!(reason.map(Phrase::as_bytes), Some(&b"Nobody Home"[..]));
         assert_eq!(head.rest, b"x"[..]);
         assert!(unread.is_empty());
     }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::{LocalSet, yield_now};
 
 use super::*;
+use crate::message::PIECE;
 
 mod spare;
 
@@ -230,7 +231,10 @@ fn an_answer_that_ends_too_early_is_an_error() {
             let response = bed.get(&head).await.unwrap();
             drop(std::mem::replace(&mut bed.far, duplex(1).0));
             let ended = read(response.into_body()).await.unwrap_err();
-            assert!(matches!(ended, Error::Incomplete), "{head:?} gave {ended}");
+            assert!(
+                matches!(ended, Error::Message(message::Error::Incomplete)),
+                "{head:?} gave {ended}"
+            );
             assert!(!bed.kept().await);
         });
     }
@@ -242,7 +246,10 @@ fn an_answer_that_ends_too_early_is_an_error() {
             bed.says("HTTP/1.1 200").await;
             drop(std::mem::replace(&mut bed.far, duplex(1).0));
         });
-        assert!(matches!(sent.unwrap_err(), Error::Incomplete));
+        assert!(matches!(
+            sent.unwrap_err(),
+            Error::Message(message::Error::Incomplete)
+        ));
     });
 }
 

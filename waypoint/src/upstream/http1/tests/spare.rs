@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::io;
 use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

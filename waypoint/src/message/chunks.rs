@@ -1,5 +1,5 @@
-//! Chunks of a response's body (RFC 9112 §7.1), read strictly: whoever disagrees about where a body ends can
-//! have others read one response as two.
+//! Chunks of a body (RFC 9112 §7.1), read strictly: whoever disagrees about where a body ends can have others
+//! read one message as two.
 
 use ::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -13,7 +13,7 @@ const FIELDS: usize = 100;
 
 /// Where in a body in chunks the reader is.
 #[derive(Debug, Default)]
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     at: At,
     /// Octets of extensions so far.
     extensions: usize,
@@ -30,7 +30,7 @@ enum At {
 
 /// What comes next in a body.
 #[derive(Debug, PartialEq)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Data(Bytes),
     /// The end.
     End(Option<HeaderMap>),
@@ -38,7 +38,7 @@ pub(super) enum Event {
 
 impl Chunks {
     /// Takes what comes next out of what was read; `None` if that is not all of it.
-    pub(super) fn next(&mut self, read: &mut BytesMut) -> Result<Option<Event>, Error> {
+    pub(crate) fn next(&mut self, read: &mut BytesMut) -> Result<Option<Event>, Error> {
         loop {
             match self.at {
                 At::Size => {
