@@ -6,6 +6,7 @@ mod heads;
 mod meter;
 mod pace;
 mod score;
+mod sources;
 mod watch;
 
 use std::cell::{Cell, RefCell};

@@ -71,6 +71,9 @@ where
     F: Future<Output = ()> + 'static,
 {
     let permit = options.admission.handshake(options.source)?;
+    permit.turn().await;
+    // Dropped with the connection, which may have been too short to be worth its handshake.
+    let _visit = permit.visit();
     let limit = permit.deadline(options.timeouts.tls);
     let (io, gate) = cork::hold(io);
     // Boxed: the room of a handshake must not stay with its connection.

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use isobar_types::{Identity, Reason};
 
 use super::score::{Misuse, Score};
+use super::sources::{HandshakePermit, Handshakes};
 use crate::unsent::UnsentTotal;
 
-/// Handshake time while more than half of all places are taken.
-const SHED_DEADLINE: Duration = Duration::from_secs(2);
 /// Points of one identity, over all its connections, at which it is shut out.
 const PEER_LIMIT: f64 = 1000.0;
 /// How long it stays shut out.
@@ -72,14 +71,8 @@ impl Turned {
 #[derive(Debug, Clone, Default)]
 pub struct Admission {
     limits: Limits,
-    handshakes: Arc<Mutex<Handshakes>>,
+    handshakes: Handshakes,
     peers: Arc<Mutex<Peers>>,
-}
-
-#[derive(Debug, Default)]
-struct Handshakes {
-    all: usize,
-    by_source: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -133,25 +126,9 @@ impl Admission {
 
     /// A place for a handshake with a caller at `source`.
     pub(crate) fn handshake(&self, source: Option<IpAddr>) -> Result<HandshakePermit, Turned> {
-        let limits = &self.limits;
-        let mut handshakes = lock(&self.handshakes);
-        if handshakes.all >= limits.handshakes {
-            return Err(Turned::Handshakes);
-        }
-        if let Some(source) = source {
-            let count = handshakes.by_source.entry(source).or_default();
-            if *count >= limits.handshakes_per_source {
-                return Err(Turned::Handshakes);
-            }
-            *count += 1;
-        }
-        handshakes.all += 1;
-        let crowded = handshakes.all > limits.handshakes / 2;
-        Ok(HandshakePermit {
-            handshakes: Arc::clone(&self.handshakes),
-            source,
-            crowded,
-        })
+        self.handshakes
+            .begin(&self.limits, source, Instant::now())
+            .ok_or(Turned::Handshakes)
     }
 
     /// A place for a connection of `peer`.
@@ -214,40 +191,6 @@ impl Conduct {
     }
 }
 
-/// A handshake under way.
-#[derive(Debug)]
-pub(crate) struct HandshakePermit {
-    handshakes: Arc<Mutex<Handshakes>>,
-    source: Option<IpAddr>,
-    crowded: bool,
-}
-
-impl HandshakePermit {
-    /// The time allowed, at most `usual`.
-    pub(crate) fn deadline(&self, usual: Duration) -> Duration {
-        if self.crowded {
-            usual.min(SHED_DEADLINE)
-        } else {
-            usual
-        }
-    }
-}
-
-impl Drop for HandshakePermit {
-    fn drop(&mut self) {
-        let mut handshakes = lock(&self.handshakes);
-        handshakes.all -= 1;
-        if let Some(source) = self.source
-            && let Some(count) = handshakes.by_source.get_mut(&source)
-        {
-            *count -= 1;
-            if *count == 0 {
-                handshakes.by_source.remove(&source);
-            }
-        }
-    }
-}
-
 /// A connection of a known identity.
 #[derive(Debug)]
 pub(crate) struct Member {
@@ -299,7 +242,7 @@ impl Drop for StreamPermit {
 }
 
 /// The counts hold whatever a thread that panicked was doing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -309,28 +252,6 @@ mod tests {
 
     fn peer(n: usize) -> Identity {
         Identity::new("cluster.local", "shop", format!("a{n}").as_str())
-    }
-
-    #[test]
-    fn handshakes_are_bounded_by_source_and_in_all() {
-        let admission = Admission::new(Limits {
-            handshakes: 4,
-            handshakes_per_source: 2,
-            ..Limits::default()
-        });
-        let at = |n: u8| Some(IpAddr::from([10, 0, 0, n]));
-        let one = admission.handshake(at(1)).unwrap();
-        assert_eq!(one.deadline(Duration::from_secs(10)).as_secs(), 10);
-        let _two = admission.handshake(at(1)).unwrap();
-        assert!(admission.handshake(at(1)).is_err());
-        let three = admission.handshake(at(2)).unwrap();
-        assert_eq!(three.deadline(Duration::from_secs(10)), SHED_DEADLINE);
-        let _four = admission.handshake(None).unwrap();
-        assert!(admission.handshake(at(3)).is_err());
-        drop(one);
-        assert!(admission.handshake(at(1)).is_ok());
-        let held = lock(&admission.handshakes).by_source.len();
-        assert_eq!(held, 2, "addresses without handshakes are forgotten");
     }
 
     #[test]

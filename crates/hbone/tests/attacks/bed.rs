@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use isobar_hbone::{
@@ -18,7 +19,7 @@ use isobar_tls::{WorkloadCertificate, client_config, server_config};
 use isobar_types::Identity;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -207,6 +208,16 @@ async fn carry(port: u16, mut stream: TunnelStream) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A connection from an address that no other has: callers are pods, each with its own.
+pub(crate) async fn dial(to: SocketAddr) -> std::io::Result<TcpStream> {
+    static CALLERS: AtomicU32 = AtomicU32::new(0);
+    let caller = CALLERS.fetch_add(1, Ordering::Relaxed) % (1 << 16);
+    let socket = TcpSocket::new_v4()?;
+    let address = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + caller);
+    socket.bind((address, 0).into())?;
+    socket.connect(to).await
+}
+
 /// The server as its attacker's test sees it.
 pub(crate) struct Bed {
     pub(crate) address: SocketAddr,
@@ -279,8 +290,16 @@ impl Bed {
     }
 
     pub(crate) async fn tls_as(&self, certificate: &WorkloadCertificate) -> Option<Raw> {
+        let tcp = dial(self.address).await.unwrap();
+        self.tls_over(tcp, certificate).await
+    }
+
+    pub(crate) async fn tls_over(
+        &self,
+        tcp: TcpStream,
+        certificate: &WorkloadCertificate,
+    ) -> Option<Raw> {
         let config = client_config(certificate, &[id("cart")]).unwrap();
-        let tcp = TcpStream::connect(self.address).await.unwrap();
         tcp.set_nodelay(true).unwrap();
         let (io, _) = config.connect(tcp).await.ok()?;
         Some(Raw::new(io))

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use isobar_runtime::LocalScope;
 use isobar_tls::client_config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::LocalSet;
 
-use super::bed::{Bed, Before, DEADLINE, ECHO, HOLD, Mode, PANIC, REFUSE, TIGHT, id};
+use super::bed::{Bed, Before, DEADLINE, ECHO, HOLD, Mode, PANIC, REFUSE, TIGHT, dial, id};
+use super::paired::answer;
 use super::wire::*;
 
 #[tokio::test]
@@ -106,8 +109,13 @@ async fn at_16_slow_starters_are_closed_in_time() {
     assert!(usual.ping_interval + usual.ping_timeout <= Duration::from_secs(30));
 }
 
-/// Opens and closes connections with valid certificates, as fast as one core can, until told.
-fn churn(bed: &Bed, stop: Arc<AtomicBool>) -> (std::thread::JoinHandle<()>, Arc<AtomicU32>) {
+/// Opens and closes connections with valid certificates, as fast as one core can, until told: each from
+/// an address of its own, or all from one.
+fn churn(
+    bed: &Bed,
+    spread: bool,
+    stop: Arc<AtomicBool>,
+) -> (std::thread::JoinHandle<()>, Arc<AtomicU32>) {
     let (address, certificate) = (bed.address, bed.certificate("churn"));
     let count = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&count);
@@ -119,7 +127,12 @@ fn churn(bed: &Bed, stop: Arc<AtomicBool>) -> (std::thread::JoinHandle<()>, Arc<
         let config = client_config(&certificate, &[id("cart")]).unwrap();
         let one = async || {
             while !stop.load(Ordering::Relaxed) {
-                let Ok(tcp) = TcpStream::connect(address).await else {
+                let tcp = if spread {
+                    dial(address).await
+                } else {
+                    TcpStream::connect(address).await
+                };
+                let Ok(tcp) = tcp else {
                     continue;
                 };
                 if config.connect(tcp).await.is_ok() {
@@ -154,7 +167,7 @@ async fn at_18_handshake_churn_leaves_established_tunnels_their_turn() {
     assert!(honest.send(&connect(1, ECHO)).await);
     let quiet = round_trips(&mut honest, 1, 500).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let (thread, count) = churn(&bed, Arc::clone(&stop));
+    let (thread, count) = churn(&bed, true, Arc::clone(&stop));
     let (start, before) = (Instant::now(), bed.cpu());
     let stormy = round_trips(&mut honest, 1, 1000).await;
     let (passed, cpu) = (start.elapsed(), bed.cpu() - before);
@@ -175,6 +188,72 @@ async fn at_18_handshake_churn_leaves_established_tunnels_their_turn() {
     );
     drop(honest);
     bed.all_back().await;
+}
+
+/// Asks again and again, without a pause.
+async fn ask(mut raw: Raw) {
+    assert!(raw.send(&connect(1, ECHO)).await);
+    loop {
+        assert!(raw.send(&frame(DATA, 0, 1, b"x")).await);
+        answer(&mut raw).await;
+    }
+}
+
+/// Handshakes wait for those who are established, but not for ever.
+#[tokio::test]
+async fn at_18_newcomers_get_in_beside_churn_and_busy_tunnels() {
+    let bed = Bed::new(Mode::Usual).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let slowest = LocalSet::new()
+        .run_until(async {
+            let scope = LocalScope::new("busy");
+            for _ in 0..8 {
+                scope.spawn("caller", ask(bed.raw().await));
+            }
+            let (thread, _) = churn(&bed, true, Arc::clone(&stop));
+            let mut slowest = Duration::ZERO;
+            for n in 0..10 {
+                let start = Instant::now();
+                bed.raw_of(&format!("new{n}")).await.serves(1).await;
+                slowest = slowest.max(start.elapsed());
+            }
+            stop.store(true, Ordering::Relaxed);
+            thread.join().unwrap();
+            scope.stop();
+            slowest
+        })
+        .await;
+    println!("AT-18: the slowest of ten newcomers waited {slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+/// An address that opens and closes without end waits for its turns, with who else is there; others do not.
+#[tokio::test]
+async fn at_18_an_address_of_brief_connections_is_slowed_down() {
+    let bed = Bed::new(Mode::Usual).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let start = Instant::now();
+    let (thread, count) = churn(&bed, false, Arc::clone(&stop));
+    while count.load(Ordering::Relaxed) < 150 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let passed = start.elapsed();
+    let start = Instant::now();
+    bed.raw_of("elsewhere").await.serves(1).await;
+    let elsewhere = start.elapsed();
+    let start = Instant::now();
+    let tcp = TcpStream::connect(bed.address).await.unwrap();
+    let certificate = bed.certificate("beside");
+    assert!(bed.tls_over(tcp, &certificate).await.is_some());
+    let beside = start.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    thread.join().unwrap();
+    println!(
+        "AT-18: 150 connections of one address in {passed:?}; a newcomer in {elsewhere:?}, beside it in {beside:?}"
+    );
+    // A hundred at once, then twenty a second.
+    assert!(passed > Duration::from_millis(500), "{passed:?}");
+    assert!(beside < Duration::from_secs(5), "{beside:?}");
 }
 
 #[tokio::test]
