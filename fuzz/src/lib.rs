@@ -3,3 +3,5 @@
 
 pub mod credentials;
 pub mod peer;
+pub mod pods;
+pub mod told;

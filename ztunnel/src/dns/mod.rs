@@ -131,6 +131,12 @@ impl Resolver {
     }
 }
 
+/// Whether a packet is a query that is looked up; what is not is answered at once, or dropped.
+#[must_use]
+pub fn is_query(packet: &[u8]) -> bool {
+    matches!(message::read(packet), message::Read::Query(_))
+}
+
 fn bind(world: &World, pod: &Pod, address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     let mark = world.config.packet_mark.filter(|_| pod.netns.is_some());
     let reuse_port = world.config.port_reuse;
