@@ -30,7 +30,7 @@ const STUCK: Duration = Duration::from_millis(100);
 /// together with the next figure.
 const MOST: f64 = 1.5;
 /// Longer than what the machine itself makes of one answer in a hundred now and then. Without an attack
-/// that is 0.2 to 0.5 ms.
+/// that is 0.2 to 1 ms.
 const LONG: Duration = Duration::from_millis(2);
 
 /// What an attacker sends on each of its connections after the handshake, if anything.
