@@ -1,8 +1,8 @@
 //! What an HTTP/2 connection writes while it is polled once leaves in one system call.
 //!
 //! HTTP/2 flushes after every DATA frame of more than a few bytes. A connection that carries many small
-//! responses would enter the kernel, and wake its peer, once for each of them. Nor does it read more in one
-//! turn than those who are to have it can follow.
+//! responses would enter the kernel, and wake its peer, once for each of them. Nor does it read more small
+//! frames in one turn than those who are to have them can follow.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
+use isobar_hbone::FrameHeads;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that wait for others at most. More does not pay, and each connection may have as many.
@@ -19,8 +20,9 @@ const FIRST: usize = 8 * 1024;
 /// Slices of one write that go out together with what waits.
 const SLICES: usize = 15;
 
-/// Bytes that are read in one turn, about.
-pub(crate) const TURN: usize = 128 * 1024;
+/// Small DATA frames that are read before who has to take them out of their streams comes first, about: a
+/// read may bring a thousand more.
+const SMALL_A_TURN: usize = 4096;
 
 /// A stream that keeps back what is written to it until [`Self::poll_release`], or until it is much. Cheap
 /// to clone; all clones are the same stream.
@@ -28,8 +30,9 @@ pub(crate) struct Gathered<S>(Rc<RefCell<Inner<S>>>);
 
 struct Inner<S> {
     stream: S,
-    /// Bytes that were read since [`Gathered::has_read_much`] said so last.
-    read: usize,
+    heads: FrameHeads,
+    /// Small DATA frames that were read since [`Gathered::has_many_small`] said so last.
+    small: usize,
     gate: Rc<Gate>,
     waiting: Vec<u8>,
     /// Bytes of `waiting` that the stream has taken.
@@ -41,11 +44,12 @@ struct Inner<S> {
 }
 
 impl<S> Gathered<S> {
-    /// From now on [`Self::poll_release`] must follow every use.
-    pub(crate) fn new(stream: S) -> Self {
+    /// From now on [`Self::poll_release`] must follow every use. `preface` bytes come before the first frame.
+    pub(crate) fn new(stream: S, preface: usize) -> Self {
         Self(Rc::new(RefCell::new(Inner {
             stream,
-            read: 0,
+            heads: FrameHeads::new(preface),
+            small: 0,
             gate: Rc::default(),
             waiting: Vec::new(),
             taken: 0,
@@ -54,14 +58,15 @@ impl<S> Gathered<S> {
         })))
     }
 
-    /// True once so much was read that nothing more is before it was asked here: what came is to be taken first.
-    pub(crate) fn has_read_much(&self) -> bool {
-        let read = &mut self.0.borrow_mut().read;
-        let much = *read >= TURN;
-        if much {
-            *read = 0;
+    /// True once so many small frames were read that nothing more is before it was asked here: what came is
+    /// to be taken first.
+    pub(crate) fn has_many_small(&self) -> bool {
+        let small = &mut self.0.borrow_mut().small;
+        let many = *small >= SMALL_A_TURN;
+        if many {
+            *small = 0;
         }
-        much
+        many
     }
 
     /// Whether the peer takes what is written.
@@ -218,13 +223,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
         if let Some(error) = inner.failed.take() {
             return Poll::Ready(Err(error));
         }
-        if inner.read >= TURN {
+        if inner.small >= SMALL_A_TURN {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut inner.stream).poll_read(cx, buffer);
-        inner.read += buffer.filled().len() - before;
+        let small = &mut inner.small;
+        inner.heads.walk(&buffer.filled()[before..], |head| {
+            *small += usize::from(head.is_small_data());
+            true
+        });
         polled
     }
 }

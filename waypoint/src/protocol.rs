@@ -13,7 +13,8 @@ const SNIFF: Duration = Duration::from_millis(100);
 /// How long a client of an HTTP port may take to show which HTTP it speaks, and one of a TLS port to
 /// say hello.
 const CLIENT_START: Duration = Duration::from_secs(10);
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a client of HTTP/2 says first (RFC 9113 §3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A request line that is not complete by then is not HTTP for us.
 const LONGEST_LINE: usize = 8192;
 /// Longest method name taken for one.

@@ -16,6 +16,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 pub use admission::{Admission, Limits, Turned};
+pub use heads::{FrameHead, FrameHeads};
 pub(crate) use admission::{Member, StreamPermit};
 pub(crate) use meter::Role;
 pub(crate) use pace::paced;

@@ -14,7 +14,7 @@ use h2::RecvStream;
 use http_body::{Frame, SizeHint};
 
 /// Overhead of small DATA frames that wait in h2, in octets (each counts as what it lacks to 256), beyond
-/// which the connection ends. More than can come in one turn of [`crate::gather::TURN`] octets.
+/// which the connection ends. More than comes before [`crate::gather::Gathered`] has them taken out.
 pub(crate) const SMALL_FRAMES: usize = 6 * 1024 * 1024;
 /// Pieces that are shorter are put together,
 const SMALL: usize = 256;
@@ -25,10 +25,17 @@ const FEW: usize = 32;
 
 /// A body that comes in.
 #[derive(Debug)]
-pub(crate) struct Inflow {
-    inner: Rc<RefCell<Inner>>,
-    /// Nothing follows, as was seen once: h2 is not asked again.
-    ended: Cell<bool>,
+pub(crate) struct Inflow(Body);
+
+#[derive(Debug)]
+enum Body {
+    /// Nothing follows the head, which may have named a length all the same.
+    Over(Option<u64>),
+    Open {
+        inner: Rc<RefCell<Inner>>,
+        /// Nothing more follows, as was seen once: h2 is not asked again.
+        ended: Cell<bool>,
+    },
 }
 
 #[derive(Debug)]
@@ -54,11 +61,13 @@ pub(crate) struct Inflows(Rc<RefCell<Vec<Weak<RefCell<Inner>>>>>);
 impl Inflows {
     /// What follows a head with these fields.
     pub(crate) fn begin(&self, stream: RecvStream, headers: &HeaderMap) -> Inflow {
-        let ended = stream.is_end_stream();
         let length = headers.get(CONTENT_LENGTH);
         let left = length
             .and_then(|length| length.to_str().ok())
             .and_then(|length| length.parse().ok());
+        if stream.is_end_stream() {
+            return Inflow(Body::Over(left));
+        }
         let inner = Rc::new(RefCell::new(Inner {
             stream,
             left,
@@ -68,15 +77,13 @@ impl Inflows {
             broken: None,
             reader: None,
         }));
-        if !ended {
-            let mut all = self.0.borrow_mut();
-            if all.len() >= FEW && all.len() == all.capacity() {
-                all.retain(|one| one.strong_count() > 0);
-            }
-            all.push(Rc::downgrade(&inner));
+        let mut all = self.0.borrow_mut();
+        if all.len() >= FEW && all.len() == all.capacity() {
+            all.retain(|one| one.strong_count() > 0);
         }
-        let ended = Cell::new(ended);
-        Inflow { inner, ended }
+        all.push(Rc::downgrade(&inner));
+        let ended = Cell::new(false);
+        Inflow(Body::Open { inner, ended })
     }
 
     /// Takes out of h2 what has come.
@@ -96,7 +103,10 @@ impl Inflow {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let inner = &mut *self.inner.borrow_mut();
+        let Body::Open { inner, .. } = &self.0 else {
+            return Poll::Ready(None);
+        };
+        let inner = &mut *inner.borrow_mut();
         let data = match inner.taken() {
             Some(data) => Some(Ok(data)),
             None => ready!(inner.poll_data(cx)),
@@ -122,16 +132,22 @@ impl Inflow {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        if !self.ended.get() {
-            let inner = self.inner.borrow();
+        let Body::Open { inner, ended } = &self.0 else {
+            return true;
+        };
+        if !ended.get() {
+            let inner = inner.borrow();
             let read = inner.ahead.is_empty() && inner.small.is_empty() && inner.broken.is_none();
-            self.ended.set(read && inner.stream.is_end_stream());
+            ended.set(read && inner.stream.is_end_stream());
         }
-        self.ended.get()
+        ended.get()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        let left = self.inner.borrow().left;
+        let left = match &self.0 {
+            Body::Over(length) => *length,
+            Body::Open { inner, .. } => inner.borrow().left,
+        };
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -74,7 +74,7 @@ impl AsyncWrite for Far {
 
 fn stack() -> (Far, Gathered<Far>) {
     let far = Far::default();
-    (far.clone(), Gathered::new(far))
+    (far.clone(), Gathered::new(far, 0))
 }
 
 async fn release(gathered: &Gathered<Far>) {

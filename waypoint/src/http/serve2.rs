@@ -23,6 +23,7 @@ use super::{
 };
 use crate::frames::{Inflows, Outflow, SMALL_FRAMES, clean};
 use crate::gather::{Gate, Gathered};
+use crate::protocol::PREFACE;
 use crate::session::Session;
 use crate::stream::Stream;
 
@@ -32,7 +33,7 @@ const ERROR_RESETS: usize = 1024;
 /// Serves HTTP/2 with prior knowledge until the caller or a drain ends it.
 pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
     let life = session.worker.scope.lifetime();
-    let out = Gathered::new(stream);
+    let out = Gathered::new(stream, PREFACE.len());
     // Tunnels ask for themselves whether the caller is there.
     let outside = session.peer.identity.is_none();
     let streams = if outside { STREAMS_OUTSIDE } else { STREAMS };
@@ -63,7 +64,7 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
             biased;
             result = poll_fn(|cx| {
                 let result = poll_requests(&link, &mut connection, cx);
-                if out.has_read_much() {
+                if out.has_many_small() {
                     link.bodies.take();
                 }
                 out.poll_release(cx);

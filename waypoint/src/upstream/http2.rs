@@ -75,7 +75,7 @@ impl Sender {
         ping: Option<(Duration, Duration)>,
         scope: &LocalScope,
     ) -> Result<Self, h2::Error> {
-        let out = Gathered::new(stream);
+        let out = Gathered::new(stream, 0);
         let (requests, mut connection) = Builder::new()
             .initial_max_send_streams(FIRST_STREAMS)
             .initial_window_size(STREAM_WINDOW)
@@ -207,7 +207,7 @@ async fn carry(
     let mut connection = Box::pin(connection);
     poll_fn(|cx| {
         let ended = connection.as_mut().poll(cx);
-        if out.has_read_much() {
+        if out.has_many_small() {
             bodies.take();
         }
         out.poll_release(cx);

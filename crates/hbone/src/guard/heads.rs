@@ -9,34 +9,34 @@ const SMALL: usize = 256;
 
 /// What an HTTP/2 frame header says (RFC 9113 §4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Head {
+pub struct FrameHead {
     /// Payload bytes.
-    pub(crate) length: usize,
+    pub length: usize,
     /// Frame type as on the wire.
-    pub(crate) kind: u8,
+    pub kind: u8,
     /// Flags of the type.
-    pub(crate) flags: u8,
+    pub flags: u8,
 }
 
-impl Head {
-    /// True of DATA that is mostly overhead.
-    pub(super) const fn is_small_data(self) -> bool {
+impl FrameHead {
+    /// True of DATA that is mostly overhead: the HTTP/2 library counts what such frames lack to 256 bytes.
+    pub const fn is_small_data(self) -> bool {
         self.kind == DATA && self.length < SMALL
     }
 }
 
 /// Finds frame headers in a byte stream, however it is cut; payloads are skipped, not looked at.
 #[derive(Debug)]
-pub(crate) struct Heads {
+pub struct FrameHeads {
     /// Bytes before the next header.
     skip: usize,
     partial: [u8; HEAD],
     have: usize,
 }
 
-impl Heads {
+impl FrameHeads {
     /// `preface` bytes come before the first frame.
-    pub(crate) const fn new(preface: usize) -> Self {
+    pub const fn new(preface: usize) -> Self {
         Self {
             skip: preface,
             partial: [0; HEAD],
@@ -47,7 +47,7 @@ impl Heads {
     /// Calls `pass` with each header that is complete now; false stops there. Returns how many
     /// bytes come before the header that was stopped at, all of them if none was. (Of a header cut
     /// in two the first half may have gone before.)
-    pub(crate) fn walk(&mut self, bytes: &[u8], mut pass: impl FnMut(Head) -> bool) -> usize {
+    pub fn walk(&mut self, bytes: &[u8], mut pass: impl FnMut(FrameHead) -> bool) -> usize {
         let mut at = 0;
         loop {
             let skipped = self.skip.min(bytes.len() - at);
@@ -68,7 +68,7 @@ impl Heads {
             let [a, b, c, kind, flags, ..] = self.partial;
             let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             self.skip = length;
-            if !pass(Head {
+            if !pass(FrameHead {
                 length,
                 kind,
                 flags,
@@ -97,7 +97,7 @@ mod tests {
     fn headers_are_found_however_the_stream_is_cut() {
         let bytes = frames();
         for size in 1..bytes.len() {
-            let mut heads = Heads::new(3);
+            let mut heads = FrameHeads::new(3);
             let mut found = Vec::new();
             for piece in bytes.chunks(size) {
                 let passed = heads.walk(piece, |head| {
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn what_comes_before_a_stop_is_told() {
         let bytes = frames();
-        let mut heads = Heads::new(3);
+        let mut heads = FrameHeads::new(3);
         assert_eq!(heads.walk(&bytes, |head| head.kind != 1), 3 + 9 + 9 + 5);
     }
 }

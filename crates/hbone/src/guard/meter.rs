@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::heads::{DATA, Head};
+use super::heads::{DATA, FrameHead};
 use super::{Guard, Misuse};
 
 /// Control frames a connection may get in each second before they count as misuse.
@@ -53,7 +53,7 @@ impl Meter {
     }
 
     /// Judges one frame by its header; false once the guard has tripped.
-    pub(super) fn pass(&mut self, head: Head, guard: &Guard) -> bool {
+    pub(super) fn pass(&mut self, head: FrameHead, guard: &Guard) -> bool {
         match head.kind {
             DATA if head.length > 0 || head.flags & END_STREAM != 0 => return true,
             HEADERS | CONTINUATION => self.header_block(head, guard),
@@ -72,7 +72,7 @@ impl Meter {
         !guard.is_tripped()
     }
 
-    fn header_block(&mut self, head: Head, guard: &Guard) {
+    fn header_block(&mut self, head: FrameHead, guard: &Guard) {
         if head.kind == HEADERS {
             self.block = 0;
             match self.role {

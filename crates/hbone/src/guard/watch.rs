@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Guard;
-use super::heads::Heads;
+use super::heads::FrameHeads;
 use super::meter::{Meter, Role};
 
 /// Small DATA frames handed on before who has to take them out of their streams comes first: the HTTP/2
@@ -22,7 +22,7 @@ const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 /// reads nothing more, so that whoever floods waits while the goodbye is said.
 pub(crate) struct Watch<IO> {
     io: IO,
-    heads: Heads,
+    heads: FrameHeads,
     meter: Meter,
     /// Small DATA frames of this turn.
     small: usize,
@@ -37,7 +37,7 @@ impl<IO> Watch<IO> {
         };
         Self {
             io,
-            heads: Heads::new(preface),
+            heads: FrameHeads::new(preface),
             meter: Meter::new(role, Instant::now()),
             small: 0,
             guard,
