@@ -16,8 +16,8 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 pub use admission::{Admission, Limits, Turned};
-pub use heads::{FrameHead, FrameHeads};
 pub(crate) use admission::{Member, StreamPermit};
+pub use heads::{FrameHead, FrameHeads};
 pub(crate) use meter::Role;
 pub(crate) use pace::paced;
 pub(crate) use score::Misuse;
