@@ -1,3 +1,5 @@
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -308,15 +310,19 @@ async fn check_28_what_is_no_connect_is_a_bad_request() {
 async fn rapid_resets_end_the_connection() {
     local(async {
         let rig = Rig::new();
+        let taken = Rc::new(Cell::new(0));
+        let count = Rc::clone(&taken);
         let address = rig
-            .serve(|mut connect: Connect| async move {
-                connect.gone().await;
-                connect.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+            .serve(move |mut connect: Connect| {
+                count.set(count.get() + 1);
+                async move {
+                    connect.gone().await;
+                    connect.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+                }
             })
             .await;
         let mut requests = bare_client(&rig, address).await;
-        let mut sent = 0;
-        while sent < 5000 {
+        for _ in 0..5000 {
             if std::future::poll_fn(|cx| requests.poll_ready(cx))
                 .await
                 .is_err()
@@ -333,7 +339,6 @@ async fn rapid_resets_end_the_connection() {
             };
             send.send_reset(h2::Reason::CANCEL);
             drop(response);
-            sent += 1;
             tokio::task::yield_now().await;
         }
         rig.until(|rig| rig.ends.borrow().len() == 1).await;
@@ -342,7 +347,8 @@ async fn rapid_resets_end_the_connection() {
             "{:?}",
             rig.ends
         );
-        assert!(sent < 1000, "{sent}");
+        // More may have been sent: the last step of the handshake lets others go first.
+        assert!(taken.get() < 1000, "{taken:?}");
     })
     .await;
 }
