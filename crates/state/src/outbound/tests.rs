@@ -14,6 +14,20 @@ fn with_client(addresses: Vec<wire::Address>) -> Snapshot {
     mesh(&all)
 }
 
+/// A call of the pod that [`with_client`] adds.
+fn of_client<'a>(snapshot: &'a Snapshot, to: &str) -> OutboundCall<'a> {
+    OutboundCall {
+        source: snapshot
+            .local_workload("node-1", "default", "client", "client")
+            .unwrap(),
+        source_ip: ip(CLIENT),
+        destination: at(to),
+        network: "",
+        crosses_networks: false,
+        ejections: None,
+    }
+}
+
 fn call(snapshot: &Snapshot, to: &str, dice: u64) -> Result<NextHop, Refusal> {
     call_from(snapshot, "default", "client", CLIENT, to, dice)
 }
@@ -266,16 +280,9 @@ fn a_waypoint_is_told_the_one_form_of_an_address() {
 fn from_far(mut web: wire::Service, vip_network: &str) -> Result<NextHop, Refusal> {
     web.addresses[0].network = vip_network.to_owned();
     let snapshot = with_client(vec![of_service(web), of_workload(web_pod())]);
-    let source = snapshot
-        .local_workload("node-1", "default", "client", "client")
-        .unwrap();
     let call = OutboundCall {
-        source,
-        source_ip: ip(CLIENT),
-        destination: at("10.96.0.1:80"),
         network: "far",
-        crosses_networks: false,
-        ejections: None,
+        ..of_client(&snapshot, "10.96.0.1:80")
     };
     route(&snapshot, &call, 1)
 }
@@ -348,17 +355,7 @@ fn who_could_not_be_reached_is_made_up_for_by_another() {
         of_workload(second),
     ];
     let snapshot = with_client(all);
-    let source = snapshot
-        .local_workload("node-1", "default", "client", "client")
-        .unwrap();
-    let to = |destination: &str| OutboundCall {
-        source,
-        source_ip: ip(CLIENT),
-        destination: at(destination),
-        network: "",
-        crosses_networks: false,
-        ejections: None,
-    };
+    let to = |destination: &str| of_client(&snapshot, destination);
     let call = to("10.96.0.1:80");
     for dice in 0..8 {
         let first = route(&snapshot, &call, dice).unwrap();
@@ -391,17 +388,7 @@ fn another_pod_of_the_waypoint_makes_up_for_one_never_the_direct_way() {
     let snapshot = with_client([all.clone(), vec![of_workload(second)]].concat());
     let alone = with_client(all);
     let again = |snapshot: &Snapshot| {
-        let source = snapshot
-            .local_workload("node-1", "default", "client", "client")
-            .unwrap();
-        let call = OutboundCall {
-            source,
-            source_ip: ip(CLIENT),
-            destination: at("10.96.0.1:80"),
-            network: "",
-            crosses_networks: false,
-            ejections: None,
-        };
+        let call = of_client(snapshot, "10.96.0.1:80");
         let first = route(snapshot, &call, 1).unwrap();
         let tried = [Place::from(&**first.endpoint().unwrap())];
         route_again(snapshot, &call, &tried, 1)
