@@ -422,6 +422,17 @@ mod tests {
         text
     }
 
+    /// A server of these, until the owner stops it.
+    fn serving(routes: Routes) -> (SocketAddr, LifetimeOwner, Scope) {
+        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let server = HttpServer::bind("test", &[local], routes).unwrap();
+        let at = server.addresses()[0];
+        let owner = LifetimeOwner::new();
+        let scope = Scope::new("test");
+        scope.spawn("server", server.run(owner.lifetime()));
+        (at, owner, scope)
+    }
+
     #[tokio::test]
     async fn routes_by_path_and_method() {
         let routes = Routes::new()
@@ -429,12 +440,7 @@ mod tests {
                 Reply::text(StatusCode::OK, call.query_value("k").unwrap_or_default())
             })
             .post("/b", |_| async { Reply::json(&[1, 2]) });
-        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let server = HttpServer::bind("test", &[local], routes).unwrap();
-        let at = server.addresses()[0];
-        let owner = LifetimeOwner::new();
-        let scope = Scope::new("test");
-        scope.spawn("server", server.run(owner.lifetime()));
+        let (at, owner, scope) = serving(routes);
 
         let got = ask(at, "GET /a?x=1&k=a%2Cb").await;
         assert!(
@@ -472,12 +478,7 @@ mod tests {
         let routes = Routes::new()
             .get("/much", move |_| std::future::ready(much.clone()))
             .get("/few", |_| async { Reply::text(StatusCode::OK, "few") });
-        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let server = HttpServer::bind("test", &[local], routes).unwrap();
-        let at = server.addresses()[0];
-        let owner = LifetimeOwner::new();
-        let scope = Scope::new("test");
-        scope.spawn("server", server.run(owner.lifetime()));
+        let (at, owner, scope) = serving(routes);
 
         let mut held = Vec::new();
         for _ in 0..CONNECTIONS + 8 {
