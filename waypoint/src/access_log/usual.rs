@@ -105,19 +105,8 @@ fn put_millis(out: &mut String, time: Duration) {
     put_number(out, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
 }
 
-pub(crate) fn put_number(out: &mut String, mut number: u64) {
-    // As many as the largest has.
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = digit(number);
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.push_str(std::str::from_utf8(&digits[at..]).unwrap_or_default());
+pub(crate) fn put_number(out: &mut String, number: u64) {
+    out.push_str(itoa::Buffer::new().format(number));
 }
 
 pub(crate) fn put_address(out: &mut String, address: SocketAddr) {

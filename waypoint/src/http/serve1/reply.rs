@@ -155,18 +155,7 @@ fn write_fields(headers: &HeaderMap, length: &Length, out: &mut Vec<u8>) -> Seen
 
 fn write_length(length: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b"content-length: ");
-    // By hand: nearly every response has one, and formatting costs more than the digits.
-    let mut digits = [0; 20];
-    let (mut at, mut left) = (digits.len(), length);
-    loop {
-        at -= 1;
-        digits[at] = b'0' + u8::try_from(left % 10).unwrap_or_default();
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
+    out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
