@@ -102,10 +102,12 @@ fn change_level(call: &Call, control: &LogControl) -> Reply {
         let text = format!("{error}\n{LOGGING_USAGE}");
         return Reply::text(StatusCode::BAD_REQUEST, text);
     }
-    Reply::text(
-        StatusCode::OK,
-        format!("current log level is {}\n", control.current()),
-    )
+    let mut text = format!("current log level is {}\n", control.current());
+    if let Some(unheard) = control.unheard() {
+        text.push_str(&unheard);
+        text.push('\n');
+    }
+    Reply::text(StatusCode::OK, text)
 }
 
 /// Adds `POST /quitquitquit`, which calls `quit`, to `routes`.

@@ -49,6 +49,11 @@ impl Filter {
         Ok(())
     }
 
+    /// Whether it asks for lines above `most`, the level up to which a program was built.
+    pub(crate) fn exceeds(&self, most: LevelFilter) -> bool {
+        self.all > most || self.targets.values().any(|level| *level > most)
+    }
+
     /// The filter of the subscriber. A target `xds` also means our crate `isobar_xds` and the
     /// module `ztunnel::xds`, so that what Istio's users type has the effect they expect.
     pub(crate) fn targets(&self) -> Targets {

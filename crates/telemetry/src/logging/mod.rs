@@ -11,6 +11,7 @@ mod output;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing::level_filters::STATIC_MAX_LEVEL;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -88,12 +89,16 @@ pub fn init(config: &LogConfig) -> Result<LogControl, LogError> {
         .with(layer.with_filter(targets))
         .try_init()
         .map_err(|_| LogError::Taken)?;
-    Ok(LogControl {
+    let control = LogControl {
         current: Arc::new(Mutex::new(initial.clone())),
         initial,
         handle,
         output,
-    })
+    };
+    if let Some(unheard) = control.unheard() {
+        tracing::warn!("{unheard}");
+    }
+    Ok(control)
 }
 
 impl LogControl {
@@ -116,6 +121,17 @@ impl LogControl {
         let _ = self.handle.reload(next.targets());
         *current = next;
         Ok(())
+    }
+
+    /// What the filter in force asks for and this program was built without, in words; programs of
+    /// the images have no level above debug, since asking for it costs every request and connection.
+    #[must_use]
+    pub fn unheard(&self) -> Option<String> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = STATIC_MAX_LEVEL;
+        current.exceeds(most).then(|| {
+            format!("this program has no log level above {most}: what asks for more gets {most}")
+        })
     }
 
     /// The filter in force, as text.

@@ -128,3 +128,21 @@ fn r_26_hostile_text_is_escaped_in_both_forms() {
         lines[0].len()
     );
 }
+
+#[test]
+fn what_a_program_was_built_without_is_known_of_a_filter() {
+    let most = tracing::level_filters::LevelFilter::DEBUG;
+    for (text, exceeds) in [
+        ("debug", false),
+        ("info,h2=debug", false),
+        ("trace", true),
+        ("warn,h2=trace", true),
+        ("off", false),
+    ] {
+        assert_eq!(
+            Filter::parse(text).unwrap().exceeds(most),
+            exceeds,
+            "{text}"
+        );
+    }
+}
