@@ -7,7 +7,7 @@ PROFILE := quick
 CARGO := cargo
 BIN := target/$(PROFILE)
 
-.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube test-images checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 bench-micro interop mutants
+.PHONY: help setup setup-kube build build-tests build-bench demo test test-unit test-e2e test-oracle test-kube test-images checks bars test-long features findings sbom lint fmt bench bench-l4 bench-l7 profile bench-micro interop mutants
 
 help: ## List the targets
 	@echo "Isobar: an ambient service mesh. Targets:"
@@ -90,7 +90,11 @@ fmt: ## Format the code
 # functions kept once, relocations packed.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 LEAN = target/$(HOST)/lean
-LEAN_FLAGS := -C target-feature=+crt-static -C link-arg=-Wl,--icf=all -C link-arg=-Wl,-z,pack-relative-relocs
+LEAN_LINK := -C target-feature=+crt-static -C link-arg=-Wl,--icf=all -C link-arg=-Wl,-z,pack-relative-relocs
+# How often the proxies run each of their functions under the loads of `make bench-l4` and `make bench-l7`; the
+# compiler lays them out by it. A function that has changed since is compiled as without; `make profile` renews it.
+PROFILE_DATA = benches/profile/proxies.profdata
+LEAN_FLAGS = $(LEAN_LINK) -C profile-use=$(CURDIR)/$(PROFILE_DATA) -C llvm-args=-no-pgo-warn-mismatch
 
 # The programs a benchmark runs, and no other: whole-program optimisation takes minutes for each.
 build-bench: setup
@@ -104,6 +108,20 @@ bench-l4: build-bench ## Compare the node proxy with no mesh, a TLS relay and PE
 
 bench-l7: build-bench ## Compare the waypoint with a real Envoy, both as a plain hop
 	$(LEAN)/isobar-benches l7 --out target/bench $(BENCH_ARGS)
+
+# Counts of functions are written as a program ends. The programs that count are not static: a library's unused
+# functions, which counting keeps, want the C library's shared form.
+COUNTING = $(CURDIR)/target/profile
+LLVM_PROFDATA = $(firstword $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/bin/llvm-profdata) $(shell command -v llvm-profdata-22 llvm-profdata))
+profile: build-bench ## Count under load what the proxies run, for the compiler: renews benches/profile
+	@test -n "$(LLVM_PROFDATA)" || { echo "llvm-profdata is missing: rustup component add llvm-tools" >&2; exit 2; }
+	RUSTFLAGS="-C profile-generate=$(COUNTING)/counts" $(CARGO) build --profile lean --target $(HOST) --target-dir $(COUNTING) --workspace --bin ztunnel --bin waypoint
+	rm -rf $(COUNTING)/counts $(COUNTING)/bin && mkdir -p $(COUNTING)/counts $(COUNTING)/bin
+	cp $(addprefix $(LEAN)/,isobar isobard isobar-cni isobar-samples isobar-benches) $(addprefix $(COUNTING)/$(HOST)/lean/,ztunnel waypoint) $(COUNTING)/bin
+	$(COUNTING)/bin/isobar-benches l7 --only loads,policies --rounds 1 --seconds 1 --out $(COUNTING)/out
+	$(COUNTING)/bin/isobar-benches l4 --only loads --rounds 1 --seconds 2 --out $(COUNTING)/out
+	@mkdir -p $(dir $(PROFILE_DATA))
+	$(LLVM_PROFDATA) merge --sparse -o $(PROFILE_DATA) $(COUNTING)/counts/*.profraw
 
 bench-micro: setup ## What one decision costs, and how that grows with the mesh (BENCH_ARGS=filter)
 	$(CARGO) bench --workspace --bench micro $(if $(BENCH_ARGS),-- $(BENCH_ARGS))

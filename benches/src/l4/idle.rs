@@ -34,11 +34,11 @@ pub(super) async fn all(options: &Options, into: &mut Vec<Sample>) -> Result<()>
     for (contender, program) in options.contenders() {
         let rig = Rig::start(contender, program, &[]).await?;
         measure(&rig, "streams", &STREAMS, into).await?;
-        rig.down()?;
+        rig.down().await?;
         let one = [("POOL_MAX_STREAMS_PER_CONNECTION", "1")];
         let rig = Rig::start(contender, program, &one).await?;
         measure(&rig, "connections", &[CONNECTIONS], into).await?;
-        rig.down()?;
+        rig.down().await?;
     }
     Ok(())
 }

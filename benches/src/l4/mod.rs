@@ -135,7 +135,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             scale::all(&rigs, options, &mut results.scale).await?;
         }
         for rig in rigs {
-            rig.down()?;
+            rig.down().await?;
         }
     }
     if options.wants("idle") {

@@ -116,7 +116,13 @@ impl Rig {
         Ok(rig)
     }
 
-    pub(super) fn down(self) -> Result<()> {
+    /// Ends the node proxies as their operator would, since one that was built to tell how often it ran
+    /// each of its functions (`make profile`) writes that as it ends; then the lab.
+    pub(super) async fn down(self) -> Result<()> {
+        for node in ["node-1", "node-2"] {
+            let component = format!("ztunnel-{node}");
+            self.mesh.lab().stop_component(&component).await?;
+        }
         self.mesh.down()
     }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use isobar_tests::envoy::{Envoy, Export};
 use isobar_tests::eventually_within;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -25,6 +27,10 @@ use crate::cost::{Usage, usage_of_process};
 
 /// For a proxy to serve: thousands of routes take their time.
 const START: Duration = Duration::from_secs(60);
+/// For a proxy to end before it is killed.
+const ENDING: Duration = Duration::from_secs(10);
+/// Between two looks at whether it has.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The application; ends with this value.
 pub(super) struct Application {
@@ -86,6 +92,26 @@ pub(super) struct Rig {
     proxy: Proxy,
     endpoints: Vec<SocketAddr>,
     folder: TempDir,
+}
+
+impl Drop for Rig {
+    /// Ends our proxy as its operator would: a program that was built to tell how often it ran each of
+    /// its functions (`make profile`) writes that as it ends.
+    fn drop(&mut self) {
+        let Proxy::Ours { child, .. } = &mut self.proxy else {
+            return;
+        };
+        let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) else {
+            return;
+        };
+        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        for _ in 0..ENDING.as_millis() / LOOK.as_millis() {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
 }
 
 enum Proxy {
