@@ -183,7 +183,18 @@ impl Allowed {
             accepted.client.ip(),
             accepted.destination.ip(),
         );
-        match dial(&options, accepted.destination).await {
+        let dialled = tokio::select! {
+            dialled = dial(&options, accepted.destination) => dialled,
+            ending = guard.withdrawn() => {
+                ledger.close(ending);
+                return None;
+            }
+            ending = worker.pod.cut_ending() => {
+                ledger.close(ending);
+                return None;
+            }
+        };
+        match dialled {
             Ok(upstream) => Some(Box::new(Delivered {
                 downstream: accepted.tcp,
                 upstream,

@@ -4,6 +4,7 @@ use isobar_net::{ListenOptions, listen};
 use isobar_proto::istio::{security, workload as wire};
 use isobar_runtime::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use ztunnel::zds::PodHost as _;
 
 use crate::rig::deny;
 use crate::stage::{Stage, echoes, ends_soon, greeted, until};
@@ -134,6 +135,35 @@ pub(crate) async fn live_denial(workers: Vec<Worker>, same_node: bool) {
         stage.metrics().contains("reason=\"plaintext_refused\"")
     })
     .await;
+}
+
+/// Whoever waits for an application that does not answer is cut like those who are served.
+pub(crate) async fn denial_while_dialling(workers: Vec<Worker>) {
+    const MUTE: &str = "table ip mute { chain input { type filter hook input priority -300; \
+                        tcp dport 8080 drop; }; }";
+    let stage = Stage::new(workers).await;
+    stage.server.inside("nft", &[MUTE]);
+    let waiting = || async {
+        let tcp = stage.outsider.connect("10.0.0.3:8080").await.unwrap();
+        until("the application is dialled", || {
+            let pods = stage.mesh.pods.connections();
+            let mut open = pods.iter().map(|(_, _, pod)| pod.views().inbound.len());
+            open.any(|open| open == 1)
+        })
+        .await;
+        tcp
+    };
+    let mut plain = waiting().await;
+    stage.mesh.policy(&strict());
+    ends_soon(&mut plain).await;
+    let line = stage.lines.wait(&[("error", WITHDRAWN)]).await;
+    assert!(line["src.addr"].contains("10.0.0.4"), "{line:?}");
+
+    stage.mesh.remove_policy("ns/strict");
+    let mut plain = waiting().await;
+    stage.mesh.pods.stop("server").await;
+    ends_soon(&mut plain).await;
+    stage.lines.wait(&[("reason", "workload_removed")]).await;
 }
 
 /// The application's peer is the client, through a tunnel and captured in plaintext.

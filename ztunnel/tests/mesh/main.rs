@@ -69,6 +69,7 @@ fn inside() {
             "ejections" => ejections::left_out(w, false).await,
             "next-door-ejections" => ejections::left_out(w, true).await,
             "live-denial" => conformance::live_denial(w, false).await,
+            "denial-while-dialling" => conformance::denial_while_dialling(w).await,
             "addresses" => conformance::addresses(w).await,
             "proxied" => conformance::proxied(w, true).await,
             "proxied-shown" => conformance::proxied(w, false).await,
@@ -150,6 +151,11 @@ fn check_27_nobody_listening_is_503_and_told() {
 #[test]
 fn check_37_r_18_a_new_denial_cuts_what_is_open() {
     apart("live-denial");
+}
+
+#[test]
+fn a_new_denial_cuts_who_waits_for_the_application() {
+    apart("denial-while-dialling");
 }
 
 #[test]
