@@ -225,6 +225,11 @@ impl Pods {
         self.shared.world.node()
     }
 
+    /// Network of the node.
+    pub(crate) fn network(&self) -> &str {
+        &self.shared.world.config.network
+    }
+
     /// The open connections of every served pod, by uid.
     #[must_use]
     pub fn connections(&self) -> Vec<(String, PodInfo, Arc<Connections>)> {

@@ -12,9 +12,9 @@ use crate::proxy::Connections;
 use crate::zds::PodInfo;
 
 impl Pods {
-    /// Asks again about open inbound connections whenever a decision may have changed: all of them
-    /// after a change of policies, services or known workloads, those of one pod when its own
-    /// workload has become another. Runs until `life` is stopped: a drain does not suspend policy.
+    /// Asks again about open inbound connections, and those that are passed through, whenever a decision may
+    /// have changed: all of them after a change of policies, services or known workloads, those of one pod
+    /// when its own workload has become another. Runs until `life` is stopped: a drain does not suspend policy.
     pub async fn recheck(self, store: Store, life: Lifetime) {
         let mut versions = store.versions();
         let mut seen = Seen::default();
@@ -30,7 +30,7 @@ impl Pods {
             let snapshot = store.load();
             for (uid, info, connections) in seen.changed(&snapshot, self.node(), self.connections())
             {
-                let cut = connections.recheck(&snapshot);
+                let cut = connections.recheck(&snapshot, self.network());
                 if cut > 0 {
                     let pod = format!("{}/{}", info.namespace, info.name);
                     tracing::info!(uid, pod, cut, "connections cut by policy");
@@ -166,7 +166,7 @@ mod tests {
 
         fn cut_by(&mut self, snapshot: &Snapshot) -> usize {
             let due = self.due(snapshot);
-            due.iter().map(|(_, _, c)| c.recheck(snapshot)).sum()
+            due.iter().map(|(_, _, c)| c.recheck(snapshot, "")).sum()
         }
     }
 

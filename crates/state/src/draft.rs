@@ -98,7 +98,8 @@ impl Draft {
                 namespace,
                 registry_only,
             } => {
-                all.registry_only.insert(namespace, registry_only);
+                let before = all.registry_only.insert(namespace, registry_only);
+                self.decisions_changed |= before != Some(registry_only);
             }
             OutboundPolicy::Limits { service, limits } => {
                 all.limits.insert(service, limits);
@@ -115,7 +116,11 @@ impl Draft {
     pub fn remove_outbound_policy(&mut self, name: &str) -> bool {
         let all = Arc::make_mut(&mut self.next.outbound);
         match name.split_once('/') {
-            Some(("egress", namespace)) => all.registry_only.remove(namespace).is_some(),
+            Some(("egress", namespace)) => {
+                let had = all.registry_only.remove(namespace).is_some();
+                self.decisions_changed |= had;
+                had
+            }
             Some(("limits", service)) => NamespacedHostname::parse(service)
                 .is_some_and(|service| all.limits.remove(&service).is_some()),
             Some(("trust", "")) => {

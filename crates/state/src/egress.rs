@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use isobar_types::{NamespacedHostname, Reason, Str};
 
-use crate::outbound::{Refusal, service_waypoint};
+use crate::outbound::{OutboundCall, Refusal, route, service_waypoint};
 use crate::outlier::OutlierRule;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
@@ -95,6 +95,28 @@ impl Snapshot {
     }
 }
 
+/// Decides again about an open connection that was passed through to a destination outside the mesh. It goes
+/// on whatever the mesh has come to know of the destination since, unless that is closed to the caller now.
+///
+/// # Errors
+/// Where the caller's namespace may reach the registry only, and that does not hold the destination.
+pub fn pass_again(snapshot: &Snapshot, call: &OutboundCall<'_>) -> Result<(), Refusal> {
+    if !snapshot.is_registry_only(&call.source.namespace) {
+        return Ok(());
+    }
+    match route(snapshot, call, 0) {
+        Err(refusal)
+            if matches!(
+                refusal.reason,
+                Reason::UnknownDestination | Reason::NoSuchPort
+            ) =>
+        {
+            Err(refusal)
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// What a workload's own address is to callers that may reach nothing but the registry.
 pub(crate) enum Listed<'a> {
     /// It may be called.
@@ -132,7 +154,7 @@ mod tests {
     use wire::outbound_policy::Kind;
 
     use super::*;
-    use crate::outbound::{NextHop, OutboundCall, route};
+    use crate::outbound::NextHop;
     use crate::testing::{at, host, ip, of_service, of_workload, pod, service, uid};
 
     fn egress(namespace: &str, registry_only: bool) -> wire::OutboundPolicy {
@@ -214,6 +236,34 @@ mod tests {
         assert!(draft.remove_outbound_policy("egress/shop"));
         assert!(!draft.remove_outbound_policy("egress/shop"));
         assert!(go(&draft.finish(), CART, "192.0.2.1:443").is_ok());
+    }
+
+    #[test]
+    fn what_was_passed_through_ends_once_only_the_registry_may_be_reached() {
+        let open = world(&[]);
+        let source = open.workload_by_uid(&uid("shop", "cart")).unwrap();
+        let call = |to: &str| OutboundCall {
+            source,
+            source_ip: ip("10.0.0.1"),
+            destination: at(to),
+            network: "",
+            crosses_networks: true,
+            ejections: None,
+        };
+        let unknown = call("192.0.2.1:443");
+        assert_eq!(pass_again(&open, &unknown), Ok(()));
+        let mut draft = open.draft();
+        draft.upsert_outbound_policy(&egress("shop", true)).unwrap();
+        let closed = draft.finish();
+        assert_eq!(closed.policy_version(), closed.version(), "a decision");
+        let refusal = pass_again(&closed, &unknown).unwrap_err();
+        assert!(refusal.detail.contains("REGISTRY_ONLY"), "{refusal}");
+        // Known by now; that it has no endpoint concerns new connections.
+        assert_eq!(pass_again(&closed, &call("10.96.0.1:80")), Ok(()));
+        let mut draft = closed.draft();
+        draft.upsert_outbound_policy(&egress("shop", true)).unwrap();
+        let same = draft.finish();
+        assert_ne!(same.policy_version(), same.version(), "nothing is new");
     }
 
     #[test]

@@ -38,7 +38,7 @@ mod workload;
 pub use authorize::{Denied, DryRun, Peer, Permit, authorize, authorize_through};
 pub use convert::{ConvertError, Interner};
 pub use draft::Draft;
-pub use egress::{ConnectionLimits, OutboundPolicy};
+pub use egress::{ConnectionLimits, OutboundPolicy, pass_again};
 pub use gateway::{Resolved, Waypoint, resolve_waypoint};
 pub use outbound::Refusal;
 pub use outlier::{Ejected, Ejections, Failure, OutlierRule, Outliers, Place};

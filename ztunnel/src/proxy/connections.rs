@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use isobar_state::{ConnectionLimits, Peer, Refusal, Service, Snapshot, Workload, authorize};
+use isobar_state::outbound::OutboundCall;
+use isobar_state::{
+    ConnectionLimits, Peer, Refusal, Service, Snapshot, Workload, authorize, pass_again,
+};
 use isobar_types::{NamespacedHostname, Reason, Str};
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -28,7 +31,7 @@ pub struct Connections {
 struct Open {
     next: u64,
     inbound: BTreeMap<u64, Arc<Inbound>>,
-    outbound: BTreeMap<u64, View>,
+    outbound: BTreeMap<u64, Outbound>,
     /// Connections that count towards the limit of a service.
     to_service: BTreeMap<NamespacedHostname, u32>,
 }
@@ -86,9 +89,85 @@ struct Inbound {
     /// As known when the connection came; used only once the mesh does not know it any more.
     workload: Arc<Workload>,
     view: View,
-    /// Set once, when the connection is not allowed any more; `cut` tells of it.
+    standing: Standing,
+}
+
+#[derive(Debug)]
+struct Outbound {
+    view: View,
+    /// What is asked again.
+    passed: Option<Arc<Passed>>,
+}
+
+/// Whether a connection is still allowed.
+#[derive(Debug, Default)]
+struct Standing {
+    /// Set once, when it is not allowed any more; `cut` tells of it.
     ending: OnceLock<Ending>,
     cut: Notify,
+}
+
+impl Standing {
+    /// Ends the connection. False if that was done before.
+    fn end(&self, ending: Ending) -> bool {
+        let first = self.ending.set(ending).is_ok();
+        self.cut.notify_waiters();
+        first
+    }
+
+    async fn ended(&self) -> Ending {
+        loop {
+            // Registered before looking, so that no change is missed.
+            let mut told = pin!(self.cut.notified());
+            told.as_mut().enable();
+            if let Some(ending) = self.ending.get() {
+                return ending.clone();
+            }
+            told.await;
+        }
+    }
+}
+
+/// A connection of the pod's application to a place outside the mesh, in the clear.
+#[derive(Debug)]
+pub struct Passed {
+    /// As known when the connection came; used only once the mesh does not know it any more.
+    source: Arc<Workload>,
+    client: SocketAddr,
+    destination: SocketAddr,
+    standing: Standing,
+}
+
+impl Passed {
+    /// From `client`, which belongs to `source`, to `destination`.
+    #[must_use]
+    pub fn new(source: Arc<Workload>, client: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source,
+            client,
+            destination,
+            standing: Standing::default(),
+        }
+    }
+
+    /// Decides anew. True if that ends the connection.
+    fn ask_again(&self, snapshot: &Snapshot, network: &str) -> bool {
+        let call = OutboundCall {
+            source: snapshot
+                .workload_by_uid(&self.source.uid)
+                .unwrap_or(&self.source),
+            source_ip: self.client.ip(),
+            destination: self.destination,
+            network,
+            crosses_networks: true,
+            ejections: None,
+        };
+        pass_again(snapshot, &call).is_err_and(|refusal| {
+            let text = format!("{WITHDRAWN}: {}", refusal.detail);
+            let ending = Ending::failed(Reason::PolicyWithdrawn, text);
+            self.standing.end(ending.gently())
+        })
+    }
 }
 
 /// Keeps an inbound connection registered; ends that when dropped.
@@ -111,6 +190,7 @@ pub struct Slot {
 pub struct OutboundGuard {
     id: u64,
     connections: Arc<Connections>,
+    passed: Option<Arc<Passed>>,
 }
 
 impl Connections {
@@ -129,8 +209,7 @@ impl Connections {
             destination,
             workload,
             view,
-            ending: OnceLock::new(),
-            cut: Notify::new(),
+            standing: Standing::default(),
         });
         let id = self.with(|open| {
             open.next += 1;
@@ -147,14 +226,29 @@ impl Connections {
     /// Lists an outbound connection.
     #[must_use]
     pub fn outbound(self: &Arc<Self>, view: View) -> OutboundGuard {
+        self.list(view, None)
+    }
+
+    /// As [`Self::outbound`], for a connection that [`Self::recheck`] decides anew about.
+    #[must_use]
+    pub fn passed_through(self: &Arc<Self>, view: View, passed: Passed) -> OutboundGuard {
+        self.list(view, Some(Arc::new(passed)))
+    }
+
+    fn list(self: &Arc<Self>, view: View, passed: Option<Arc<Passed>>) -> OutboundGuard {
+        let entry = Outbound {
+            view,
+            passed: passed.clone(),
+        };
         let id = self.with(|open| {
             open.next += 1;
-            open.outbound.insert(open.next, view);
+            open.outbound.insert(open.next, entry);
             open.next
         });
         OutboundGuard {
             id,
             connections: self.clone(),
+            passed,
         }
     }
 
@@ -178,12 +272,16 @@ impl Connections {
         })
     }
 
-    /// Decides anew about every inbound connection and cuts those that are not allowed any more.
-    /// Returns how many were cut.
-    pub fn recheck(&self, snapshot: &Snapshot) -> usize {
-        let open: Vec<_> = self.with(|open| open.inbound.values().cloned().collect());
-        let mut cut = 0;
-        for entry in open {
+    /// Decides anew about every inbound connection and every one that was passed through, and cuts those that
+    /// are not allowed any more. `network` is the node's. Returns how many were cut.
+    pub fn recheck(&self, snapshot: &Snapshot, network: &str) -> usize {
+        let (inbound, passed): (Vec<_>, Vec<_>) = self.with(|open| {
+            let passed = open.outbound.values().filter_map(|o| o.passed.clone());
+            (open.inbound.values().cloned().collect(), passed.collect())
+        });
+        let again = passed.iter().filter(|p| p.ask_again(snapshot, network));
+        let mut cut = again.count();
+        for entry in inbound {
             let workload = snapshot
                 .workload_by_uid(&entry.workload.uid)
                 .unwrap_or(&entry.workload);
@@ -192,8 +290,7 @@ impl Connections {
                     Reason::PolicyWithdrawn,
                     format!("{WITHDRAWN}: {}", denied.detail),
                 );
-                cut += usize::from(entry.ending.set(ending).is_ok());
-                entry.cut.notify_waiters();
+                cut += usize::from(entry.standing.end(ending));
             }
         }
         cut
@@ -204,7 +301,7 @@ impl Connections {
     pub fn views(&self) -> Views {
         self.with(|open| Views {
             inbound: open.inbound.values().map(|e| e.view.clone()).collect(),
-            outbound: open.outbound.values().cloned().collect(),
+            outbound: open.outbound.values().map(|e| e.view.clone()).collect(),
         })
     }
 
@@ -224,14 +321,26 @@ impl InboundGuard {
     /// # Cancel safety
     /// May be dropped and called again at any time.
     pub async fn withdrawn(&self) -> Ending {
-        loop {
-            // Registered before looking, so that no change is missed.
-            let mut told = pin!(self.entry.cut.notified());
-            told.as_mut().enable();
-            if let Some(ending) = self.entry.ending.get() {
-                return ending.clone();
-            }
-            told.await;
+        self.entry.standing.ended().await
+    }
+}
+
+impl OutboundGuard {
+    /// Decides anew about a connection that is passed through; nothing for others.
+    pub fn ask_again(&self, snapshot: &Snapshot, network: &str) {
+        if let Some(passed) = &self.passed {
+            passed.ask_again(snapshot, network);
+        }
+    }
+
+    /// Resolves when the connection is not allowed any more: those that are passed through may end so.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again at any time.
+    pub async fn withdrawn(&self) -> Ending {
+        match &self.passed {
+            Some(passed) => passed.standing.ended().await,
+            None => std::future::pending().await,
         }
     }
 }

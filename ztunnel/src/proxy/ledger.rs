@@ -154,6 +154,8 @@ pub struct Ending {
     pub reason: Reason,
     /// What to tell the operator; `None` for an orderly end.
     pub detail: Option<String>,
+    /// Both sides see the end of the stream, and no reset.
+    gentle: bool,
 }
 
 impl Ending {
@@ -163,6 +165,7 @@ impl Ending {
         Self {
             reason: Reason::Complete,
             detail: None,
+            gentle: true,
         }
     }
 
@@ -172,6 +175,7 @@ impl Ending {
         Self {
             reason,
             detail: None,
+            gentle: false,
         }
     }
 
@@ -181,7 +185,23 @@ impl Ending {
         Self {
             reason,
             detail: Some(detail.into()),
+            gentle: matches!(reason, Reason::Drained),
         }
+    }
+
+    /// The same, but both sides see the end of the stream, as at the end of a drain.
+    #[must_use]
+    pub fn gently(self) -> Self {
+        Self {
+            gentle: true,
+            ..self
+        }
+    }
+
+    /// True if both sides are to see the end of the stream; else a reset.
+    #[must_use]
+    pub const fn is_gentle(&self) -> bool {
+        self.gentle
     }
 }
 
@@ -222,7 +242,7 @@ impl Ledger {
 
     /// Ends the connection: counts it and writes its line.
     pub fn close(mut self, ending: Ending) {
-        let Ending { reason, detail } = ending;
+        let Ending { reason, detail, .. } = ending;
         self.finish(reason, detail.as_deref());
     }
 

@@ -204,6 +204,7 @@ impl Opened {
             downstream,
             upstream,
             ledger,
+            listed,
             ..
         } = &mut *self;
         let ending = match upstream {
@@ -212,7 +213,12 @@ impl Opened {
             }
             Upstream::Plain(upstream) => {
                 let count = |sent, received| ledger.count(sent, received);
-                let stop = pin!(worker.pod.cut_ending());
+                let stop = pin!(async {
+                    tokio::select! {
+                        ending = listed.withdrawn() => ending,
+                        ending = worker.pod.cut_ending() => ending,
+                    }
+                });
                 worker.carry(downstream, upstream, count, stop).await
             }
             Upstream::Tunnel(upstream) => {

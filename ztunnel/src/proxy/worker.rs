@@ -199,7 +199,7 @@ impl PodWorker {
                 }
             }
             Err(ending) => {
-                if ending.reason == Reason::Drained {
+                if ending.is_gentle() {
                     // Boxed, like all that few connections ever need.
                     Box::pin(farewell(downstream, upstream)).await;
                 } else {

@@ -6,7 +6,7 @@ use isobar_runtime::Worker;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ztunnel::zds::PodHost as _;
 
-use crate::rig::deny;
+use crate::rig::{LIMIT, deny};
 use crate::stage::{Stage, echoes, ends_soon, greeted, until};
 
 const DENIED: &str = "connection closed due to policy rejection";
@@ -135,6 +135,28 @@ pub(crate) async fn live_denial(workers: Vec<Worker>, same_node: bool) {
         stage.metrics().contains("reason=\"plaintext_refused\"")
     })
     .await;
+}
+
+/// What leads out of the mesh ends, orderly, once the registry alone may be reached; other calls go on.
+pub(crate) async fn closed_later(workers: Vec<Worker>) {
+    let stage = Stage::new(workers).await;
+    let mut inside = greeted(&stage.client, "10.0.0.2:").await;
+    let mut outside = stage.client.connect("10.0.0.4:8080").await.unwrap();
+    let mut greeting = [0; 9];
+    outside.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"10.0.0.2:");
+    stage.mesh.keep_to_registry(false);
+    echoes(&mut outside).await;
+
+    stage.mesh.keep_to_registry(true);
+    let end = tokio::time::timeout(LIMIT, outside.read(&mut greeting)).await;
+    assert_eq!(end.unwrap().unwrap(), 0, "the end of the stream, no reset");
+    let line = stage.lines.wait(&[("error", WITHDRAWN)]).await;
+    assert!(line["direction"].contains("outbound"), "{line:?}");
+    assert!(line["error"].contains("REGISTRY_ONLY"), "{line:?}");
+    assert!(line["reason"].contains("policy_withdrawn"), "{line:?}");
+    echoes(&mut inside).await;
+    assert_eq!(stage.client.ask("10.0.0.4:8080", "hello").await, "");
 }
 
 /// Whoever waits for an application that does not answer is cut like those who are served.

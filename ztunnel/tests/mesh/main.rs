@@ -69,6 +69,7 @@ fn inside() {
             "ejections" => ejections::left_out(w, false).await,
             "next-door-ejections" => ejections::left_out(w, true).await,
             "live-denial" => conformance::live_denial(w, false).await,
+            "closed-later" => conformance::closed_later(w).await,
             "denial-while-dialling" => conformance::denial_while_dialling(w).await,
             "addresses" => conformance::addresses(w).await,
             "proxied" => conformance::proxied(w, true).await,
@@ -156,6 +157,11 @@ fn check_37_r_18_a_new_denial_cuts_what_is_open() {
 #[test]
 fn a_new_denial_cuts_who_waits_for_the_application() {
     apart("denial-while-dialling");
+}
+
+#[test]
+fn what_was_passed_through_ends_when_the_way_out_is_closed() {
+    apart("closed-later");
 }
 
 #[test]

@@ -311,6 +311,22 @@ impl Mesh {
         self.store.publish(draft.finish());
     }
 
+    /// Says whether the namespace may reach the mesh only.
+    pub(crate) fn keep_to_registry(&self, only: bool) {
+        use isobar_proto::isobar::v1 as isobar;
+
+        let egress = isobar::Egress {
+            namespace: "ns".into(),
+            registry_only: only,
+        };
+        let policy = isobar::OutboundPolicy {
+            kind: Some(isobar::outbound_policy::Kind::Egress(egress)),
+        };
+        let mut draft = self.store.load().draft();
+        draft.upsert_outbound_policy(&policy).unwrap();
+        self.store.publish(draft.finish());
+    }
+
     pub(crate) fn remove_policy(&self, key: &str) {
         let mut draft = self.store.load().draft();
         assert!(draft.remove_authorization(key));

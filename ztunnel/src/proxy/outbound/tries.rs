@@ -8,7 +8,7 @@ use isobar_state::{ConnectionLimits, Place, Workload};
 use isobar_types::Reason;
 
 use super::{Attributed, Failed, Opened, Routed, Upstream, connect};
-use crate::proxy::connections::{OutboundGuard, Slot, View};
+use crate::proxy::connections::{OutboundGuard, Passed, Slot, View};
 use crate::proxy::ledger::{Ending, Ledger};
 use crate::proxy::neighbour::{Caller, Neighbour};
 use crate::proxy::way::way;
@@ -109,7 +109,17 @@ impl Routed {
             },
         };
         let route = way.route(accepted.client, source);
-        let listed = worker.pod.connections.outbound(view);
+        let connections = &worker.pod.connections;
+        let listed = match hop {
+            NextHop::Passthrough(_) => {
+                let passed = Passed::new(source.clone(), accepted.client, accepted.destination);
+                let listed = connections.passed_through(view, passed);
+                // The way was chosen before: a change between the two is seen here.
+                listed.ask_again(&worker.world.store.load(), &worker.world.config.network);
+                listed
+            }
+            _ => connections.outbound(view),
+        };
         let mut ledger = Ledger::open(&worker.accounts, route, accepted.since);
         let caller = Caller {
             workload: source,
@@ -118,6 +128,11 @@ impl Routed {
         };
         let connecting = connect_within(worker, hop, &caller, neighbour, *limits);
         let connected = tokio::select! {
+            biased; // nothing is dialled for what is not allowed any more
+            ending = listed.withdrawn() => {
+                ledger.close(ending);
+                return Try::Over;
+            }
             connected = connecting => {
                 tell_endpoint(worker, hop, *limits, connected.as_ref().err());
                 connected
