@@ -123,13 +123,15 @@ async fn control(
     let metrics = Metrics::new(&registry);
     let pending = PendingPods::new(metrics.pending_pods.clone());
     let dns = config.dns.clone();
+    let dns = dns.map(|dns| dns::Resolver::of_process(dns, &registry));
+    tidy(&scope, &metrics, dns.as_ref(), &store);
     let world = Arc::new(World {
         config: config.clone(),
         store: store.clone(),
         on_demand,
         certificates: Arc::new(certificates.clone()),
         metrics,
-        dns: dns.map(|dns| dns::Resolver::of_process(dns, &registry)),
+        dns,
         descriptors: Descriptors::of_process(),
         neighbours: Neighbours::default(),
         admission: isobar_hbone::Admission::default(),
@@ -237,6 +239,15 @@ impl Gates {
             dns.pass();
         }
     }
+}
+
+/// Forgets the series of what is gone.
+fn tidy(scope: &Scope, metrics: &Metrics, dns: Option<&dns::Resolver>, store: &Store) {
+    let life = scope.lifetime();
+    if let Some(dns) = dns {
+        scope.spawn("dns series", dns.tidy(store.clone(), life.clone()));
+    }
+    scope.spawn("series", metrics.clone().tidy(store.clone(), life));
 }
 
 fn watch_signals(scope: &Scope, end: Arc<LifetimeOwner>) -> Result<(), AppError> {

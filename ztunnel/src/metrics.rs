@@ -1,10 +1,11 @@
 //! The metrics of the data path, with Istio's names and labels (as Istio's ztunnel does).
 
 mod discovery;
+mod series;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use isobar_state::Service;
 use isobar_telemetry::Registry;
@@ -16,9 +17,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 pub use discovery::DiscoveryMetrics;
+pub use series::Series;
+use series::Traffic;
+pub(crate) use series::{Idle, LOOK};
 
-/// Ends that are known only from what peers told of themselves and that have series of their own. A
-/// series stays for good, and anybody with a certificate can tell something new with each connection.
+/// Ends that are known only from what peers told of themselves and that have series of their own, at once:
+/// anybody with a certificate can tell something new with each connection.
 const TOLD_ENDS: usize = 512;
 
 /// What stands for a label that is not known.
@@ -82,14 +86,9 @@ pub struct TrafficLabels {
 /// Traffic and life of pods.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    opened: Family<TrafficLabels, Counter>,
-    closed: Family<TrafficLabels, Counter>,
-    failed: Family<TrafficLabels, Counter>,
-    received: Family<TrafficLabels, Counter>,
-    sent: Family<TrafficLabels, Counter>,
+    traffic: Traffic,
     refused: Family<RefusedLabels, Counter>,
     dry_runs: Family<DryRunLabels, Counter>,
-    open: Family<ReporterLabels, Gauge>,
     revoked: Family<ReporterLabels, Counter>,
     ejections: Family<EjectionLabels, Counter>,
     told: Arc<Mutex<HashSet<EndLabels>>>,
@@ -138,31 +137,7 @@ impl Metrics {
     #[must_use]
     pub fn new(registry: &Registry) -> Self {
         Self {
-            opened: registry.register(
-                "istio_tcp_connections_opened",
-                "The total number of TCP connections opened",
-                Family::default(),
-            ),
-            closed: registry.register(
-                "istio_tcp_connections_closed",
-                "The total number of TCP connections closed",
-                Family::default(),
-            ),
-            failed: registry.register(
-                "istio_tcp_connections_failed",
-                "The total number of TCP connections that failed (unstable)",
-                Family::default(),
-            ),
-            received: registry.register(
-                "istio_tcp_received_bytes",
-                "The size of total bytes received during request in case of a TCP connection",
-                Family::default(),
-            ),
-            sent: registry.register(
-                "istio_tcp_sent_bytes",
-                "The total number of bytes sent during response in case of a TCP connection",
-                Family::default(),
-            ),
+            traffic: Traffic::new(registry),
             refused: registry.register(
                 "isobar_connections_refused_early",
                 "Connections refused before anything was known about their destination",
@@ -171,11 +146,6 @@ impl Metrics {
             dry_runs: registry.register(
                 "isobar_dry_run_denials",
                 "Connections let in that a policy in dry run or audit would have refused",
-                Family::default(),
-            ),
-            open: registry.register(
-                "istio_tcp_sockets_open",
-                "The current number of open TCP connections (unstable)",
                 Family::default(),
             ),
             revoked: registry.register(
@@ -208,24 +178,6 @@ impl Metrics {
         }
     }
 
-    /// The counters of connections with these labels, which are those of an open one.
-    #[must_use]
-    pub fn series(&self, labels: TrafficLabels) -> Series {
-        Series {
-            opened: self.opened.get_or_create(&labels).clone(),
-            open: self
-                .open
-                .get_or_create(&ReporterLabels(labels.direction))
-                .clone(),
-            // At both sides "received" is what the destination receives (Istio's historic view).
-            received: self.received.get_or_create(&labels).clone(),
-            sent: self.sent.get_or_create(&labels).clone(),
-            complete: OnceLock::new(),
-            metrics: self.clone(),
-            labels,
-        }
-    }
-
     /// Labels of an end that only its peer's words describe, except for namespace and identity where a
     /// certificate proves them: those of the first 512 of them as told, of all others what is proven.
     #[must_use]
@@ -246,51 +198,6 @@ impl Metrics {
         self.refused
             .get_or_create(&RefusedLabels { direction, reason })
             .inc();
-    }
-}
-
-/// The counters of connections between the same ends: looking them up by all their labels costs
-/// more than counting.
-#[derive(Debug)]
-pub struct Series {
-    metrics: Metrics,
-    labels: TrafficLabels,
-    opened: Counter,
-    open: Gauge,
-    /// Bytes towards the destination.
-    pub received: Counter,
-    /// Bytes from the destination.
-    pub sent: Counter,
-    /// Orderly ends; made with the first.
-    complete: OnceLock<Counter>,
-}
-
-impl Series {
-    /// Counts a connection whose way is known.
-    pub fn opened(&self) {
-        self.opened.inc();
-        self.open.inc();
-    }
-
-    /// Counts the end of a connection that was counted as opened, with Istio's `flags`.
-    pub fn closed(&self, reason: Reason, flags: &'static str) {
-        self.open.dec();
-        let closed = |reason, flags| {
-            let labels = TrafficLabels {
-                flags,
-                reason: Some(reason),
-                ..self.labels.clone()
-            };
-            if flags != "-" {
-                self.metrics.failed.get_or_create(&labels).inc();
-            }
-            self.metrics.closed.get_or_create(&labels).clone()
-        };
-        if reason == Reason::Complete && flags == "-" {
-            self.complete.get_or_init(|| closed(reason, flags)).inc();
-        } else {
-            closed(reason, flags).inc();
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod forward;
 mod message;
+mod metrics;
 mod server;
 
 use std::future::Future;
@@ -15,14 +16,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use isobar_net::{ListenOptions, UdpOptions, listen, udp};
+use isobar_runtime::Lifetime;
 use isobar_telemetry::Registry;
+use isobar_xds::Store;
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::config::{Dns, Mode};
 use crate::proxy::{Pod, World};
 
 pub use forward::Upstreams;
-use server::{DnsMetrics, Server};
+use metrics::DnsMetrics;
+use server::Server;
 
 /// Makes the DNS proxies of pods. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -48,6 +52,11 @@ impl Resolver {
     pub fn of_process(config: Dns, registry: &Registry) -> Self {
         let upstreams = Upstreams::read(Path::new("/etc/resolv.conf"));
         Self::new(config, upstreams, registry)
+    }
+
+    /// Forgets what was counted for services that are gone, until `life` is stopped.
+    pub fn tidy(&self, store: Store, life: Lifetime) -> impl Future<Output = ()> + Send + use<> {
+        self.metrics.clone().tidy(store, life)
     }
 
     /// Binds the sockets of a pod; the future serves them until the pod drains.

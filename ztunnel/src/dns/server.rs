@@ -1,6 +1,5 @@
 //! Answering the queries of one pod.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,18 +10,13 @@ use hickory_proto::rr::RecordType;
 use isobar_runtime::Scope;
 use isobar_state::Workload;
 use isobar_state::names::{NameRules, addresses, find};
-use isobar_telemetry::Registry;
-use isobar_types::Str;
-use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, LabelSetEncoder};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::forward::Upstreams;
 use super::message::{Query, Read, read};
+use super::metrics::{DnsLabels, DnsMetrics, kind_label};
 use crate::config::Dns;
 use crate::proxy::{Pod, World};
 
@@ -51,44 +45,6 @@ pub(super) struct Server {
     pub(super) upstreams: Upstreams,
     pub(super) metrics: DnsMetrics,
     pub(super) search: Option<Vec<String>>,
-}
-
-/// DNS metrics, with Istio's names.
-#[derive(Debug, Clone)]
-pub(super) struct DnsMetrics {
-    requests: Family<DnsLabels, Counter>,
-    forwarded: Family<DnsLabels, Counter>,
-    failures: Family<DnsLabels, Counter>,
-    duration: Family<DnsLabels, Histogram>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct DnsLabels {
-    kind: &'static str,
-    protocol: &'static str,
-    service: Str,
-    revision: Str,
-}
-
-/// The type as a label: a pod may ask for 65,536 of them, and every series stays.
-const fn kind_label(kind: RecordType) -> &'static str {
-    match kind {
-        RecordType::A => "A",
-        RecordType::AAAA => "AAAA",
-        RecordType::ANY => "ANY",
-        RecordType::CAA => "CAA",
-        RecordType::CNAME => "CNAME",
-        RecordType::HTTPS => "HTTPS",
-        RecordType::MX => "MX",
-        RecordType::NAPTR => "NAPTR",
-        RecordType::NS => "NS",
-        RecordType::PTR => "PTR",
-        RecordType::SOA => "SOA",
-        RecordType::SRV => "SRV",
-        RecordType::SVCB => "SVCB",
-        RecordType::TXT => "TXT",
-        _ => "other",
-    }
 }
 
 impl Server {
@@ -229,7 +185,7 @@ impl Server {
             service: client.canonical_name.clone(),
             revision: client.canonical_revision.clone(),
         };
-        self.metrics.requests.get_or_create(&labels).inc();
+        self.metrics.asked(&labels);
         if let Some(answer) = self.mesh_answer(&query, &client) {
             let answer = answer?;
             if !stream && answer.len() > query.payload() {
@@ -321,62 +277,5 @@ fn shuffle<T>(list: &mut [T]) {
     for at in (1..list.len()).rev() {
         let other = rand::random_range(0..=at);
         list.swap(at, other);
-    }
-}
-
-impl DnsMetrics {
-    pub(super) fn new(registry: &Registry) -> Self {
-        Self {
-            requests: registry.register(
-                "istio_dns_requests",
-                "Total number of DNS requests (unstable)",
-                Family::default(),
-            ),
-            forwarded: registry.register(
-                "istio_dns_upstream_requests",
-                "Total number of DNS requests forwarded to upstream (unstable)",
-                Family::default(),
-            ),
-            failures: registry.register(
-                "istio_dns_upstream_failures",
-                "Total number of DNS requests forwarded to upstream (unstable)",
-                Family::default(),
-            ),
-            duration: registry.register(
-                "istio_dns_upstream_request_duration_seconds",
-                "Total time in seconds Istio takes to get DNS response from upstream (unstable)",
-                Family::new_with_constructor(|| {
-                    Histogram::new([0.0005, 0.001, 0.01, 0.1, 1.0, 5.0])
-                }),
-            ),
-        }
-    }
-}
-
-impl EncodeLabelSet for DnsLabels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, value) in [
-            ("request_query_type", self.kind),
-            ("request_protocol", self.protocol),
-            ("source_canonical_service", &*self.service),
-            ("source_canonical_revision", &*self.revision),
-        ] {
-            (name, value).encode(encoder.encode_label())?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn types_are_a_handful_of_labels() {
-        let labels: std::collections::BTreeSet<_> = (0..=u16::MAX)
-            .map(|n| kind_label(RecordType::from(n)))
-            .collect();
-        assert_eq!(labels.len(), 15);
-        assert_eq!(kind_label(RecordType::AAAA), "AAAA");
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -74,7 +74,8 @@ struct Ends {
 
 #[derive(Debug)]
 struct Known {
-    series: Arc<Series>,
+    /// What is remembered must not keep it shown.
+    series: Weak<Series>,
     /// Held, so that their places in memory stay theirs.
     _workloads: [Arc<Workload>; 2],
     _service: Option<Arc<Service>>,
@@ -96,7 +97,7 @@ impl Accounts {
         let (Some(source), Some(destination)) =
             (&route.source.workload, &route.destination.workload)
         else {
-            return Arc::new(self.metrics.series(labels(&self.metrics, route)));
+            return self.metrics.series(labels(&self.metrics, route));
         };
         let version = self.store.load().version();
         let mut known = self.known.borrow_mut();
@@ -110,12 +111,17 @@ impl Accounts {
             identities: [&route.source, &route.destination].map(|end| end.identity.clone()),
             service: route.service.as_ref().map(Arc::as_ptr),
         };
-        let entry = known.entry(ends).or_insert_with(|| Known {
-            series: Arc::new(self.metrics.series(labels(&self.metrics, route))),
+        if let Some(series) = known.get(&ends).and_then(|known| known.series.upgrade()) {
+            return series;
+        }
+        let series = self.metrics.series(labels(&self.metrics, route));
+        let entry = Known {
+            series: Arc::downgrade(&series),
             _workloads: [source, destination].map(Arc::clone),
             _service: route.service.clone(),
-        });
-        entry.series.clone()
+        };
+        known.insert(ends, entry);
+        series
     }
 }
 
