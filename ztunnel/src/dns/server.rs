@@ -1,8 +1,10 @@
 //! Answering the queries of one pod.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
@@ -22,6 +24,8 @@ use crate::proxy::{Pod, World};
 
 /// Queries and connections of one pod served at once; more wait in the socket.
 const AT_ONCE: usize = 512;
+/// Queries of one pod that are answered before others have their turn.
+const A_TURN: u64 = 16;
 /// Addresses in one answer: those of a headless service with more pods would not fit a message. Which
 /// ones is chosen anew each time.
 const MOST_ADDRESSES: usize = 512;
@@ -69,7 +73,11 @@ impl Server {
     async fn udp(self: Arc<Self>, socket: Arc<UdpSocket>, slots: Arc<Semaphore>) {
         let queries = Scope::new("dns.query");
         let mut buffer = vec![0; DATAGRAM];
-        loop {
+        for number in 1_u64.. {
+            if number.is_multiple_of(A_TURN) {
+                // One thread answers all pods: however many one sends, others wait for so many of them.
+                tokio::task::yield_now().await;
+            }
             // Never closed.
             let Ok(slot) = slots.clone().acquire_owned().await else {
                 return;
@@ -86,7 +94,9 @@ impl Server {
                     continue;
                 }
             };
-            self.clone().query(&queries, &socket, packet, client, slot);
+            self.clone()
+                .query(&queries, &socket, packet, client, slot)
+                .await;
         }
         // What waited in the socket would be lost with it.
         let end = tokio::time::Instant::now() + LAST_LOOK;
@@ -97,12 +107,15 @@ impl Server {
                 break;
             };
             let packet = buffer[..len].to_vec();
-            self.clone().query(&queries, &socket, packet, client, slot);
+            self.clone()
+                .query(&queries, &socket, packet, client, slot)
+                .await;
         }
         queries.shutdown(DRAIN).await;
     }
 
-    fn query(
+    /// Answers what is known at once. What has to be asked for is answered by a task of its own.
+    async fn query(
         self: Arc<Self>,
         queries: &Scope,
         socket: &Arc<UdpSocket>,
@@ -111,13 +124,17 @@ impl Server {
         slot: OwnedSemaphorePermit,
     ) {
         let socket = socket.clone();
-        queries.spawn("query", async move {
+        let mut answered = Box::pin(async move {
             if let Some(answer) = self.answer(&packet, false).await {
                 // A client that is gone needs no answer.
                 let _ = socket.send_to(&answer, client).await;
             }
             drop(slot);
         });
+        let now = poll_fn(|cx| Poll::Ready(answered.as_mut().poll(cx))).await;
+        if now.is_pending() {
+            queries.spawn("query", answered);
+        }
     }
 
     async fn tcp(self: Arc<Self>, listener: TcpListener, slots: Arc<Semaphore>) {

@@ -69,12 +69,13 @@ fn inside() {
             "ejections" => ejections::left_out(w, false).await,
             "next-door-ejections" => ejections::left_out(w, true).await,
             "live-denial" => conformance::live_denial(w, false).await,
-            "closed-later" => conformance::closed_later(w).await,
             "denial-while-dialling" => conformance::denial_while_dialling(w).await,
+            "closed-later" => conformance::closed_later(w).await,
             "addresses" => conformance::addresses(w).await,
             "proxied" => conformance::proxied(w, true).await,
             "proxied-shown" => conformance::proxied(w, false).await,
             "names" => names::all(w).await,
+            "names-fair" => names::fair(w).await,
             "names-ipv4" => names::without_ipv6(w).await,
             "twice" => agent::twice(w).await,
             "moved" => agent::moved(w).await,
@@ -197,6 +198,11 @@ fn check_45_names_on_the_wire() {
 #[test]
 fn check_45_without_ipv6_the_mesh_has_no_aaaa() {
     apart("names-ipv4");
+}
+
+#[test]
+fn names_are_answered_to_each_pod_in_turn() {
+    apart("names-fair");
 }
 
 #[test]

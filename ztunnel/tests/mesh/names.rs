@@ -1,6 +1,7 @@
 //! The DNS proxy on the wire: UDP as redirected, and TCP.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, SOA};
@@ -8,11 +9,16 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use isobar_net::{UdpOptions, udp};
 use isobar_proto::istio::workload as wire;
 use isobar_runtime::{Scope, Worker};
+use isobar_telemetry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use wire::address::Type;
+use ztunnel::config::Dns;
+use ztunnel::dns::{self, Upstreams};
+use ztunnel::proxy::Pod;
+use ztunnel::zds::PodInfo;
 
-use crate::rig::{LIMIT, NAMESERVER, Place, VIP, service};
+use crate::rig::{LIMIT, Mesh, NAMESERVER, Place, VIP, network, service};
 use crate::stage::{Stage, until};
 
 fn question(name: &str, kind: RecordType) -> Message {
@@ -436,4 +442,74 @@ async fn stranger(stage: &Stage) {
     stage.serve(&pod).await;
     let answer = Resolver::of(&pod).await.ask("web.", RecordType::A).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+}
+
+/// Queries of one pod that came first do not make another pod wait for all of them.
+pub(crate) async fn fair(workers: Vec<Worker>) {
+    network();
+    let mesh = Mesh::new(workers, &[]);
+    let places = [("one", [10, 0, 0, 2]), ("two", [10, 0, 0, 3])];
+    mesh.put(places.map(|(name, ip)| {
+        Type::Workload(wire::Workload {
+            uid: name.into(),
+            name: name.into(),
+            namespace: "ns".into(),
+            service_account: name.into(),
+            addresses: vec![ip.to_vec()],
+            node: "node".into(),
+            ..wire::Workload::default()
+        })
+    }));
+    mesh.put([Type::Service(service("web", VIP, 8080))]);
+    let query = question("web.ns.svc.cluster.local.", RecordType::A);
+    let query = query.to_vec().unwrap();
+    let order = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(answered(&mesh, &query))
+    });
+    let place = order.join().unwrap();
+    assert!(place < 40, "answered after {place} of the other pod's");
+}
+
+/// Asks 200 times as one pod and then once as another; how many of the one's answers come first.
+async fn answered(mesh: &Mesh, query: &[u8]) -> usize {
+    let servers = ["127.0.0.1:15053", "127.0.0.1:15153"].map(|at| at.parse().unwrap());
+    let mut serving = Vec::new();
+    let mut stages = Vec::new();
+    for (name, listen) in ["one", "two"].into_iter().zip(servers) {
+        let config = Dns {
+            listen,
+            ..mesh.world.config.dns.clone().unwrap()
+        };
+        let resolver = dns::Resolver::new(config, Upstreams::default(), &Registry::new());
+        let info = PodInfo {
+            name: name.into(),
+            namespace: "ns".into(),
+            service_account: name.into(),
+        };
+        let (pod, stage) = Pod::new(info, None);
+        serving.push(resolver.serve(&mesh.world, &Arc::new(pod)).unwrap());
+        stages.push(stage);
+    }
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for _ in 0..200 {
+        client.send_to(query, servers[0]).await.unwrap();
+    }
+    client.send_to(query, servers[1]).await.unwrap();
+    let scope = Scope::new("dns");
+    for one in serving {
+        scope.spawn("pod", one);
+    }
+    let mut buffer = [0; 512];
+    let mut first = 0;
+    loop {
+        let received = tokio::time::timeout(LIMIT, client.recv_from(&mut buffer)).await;
+        if received.unwrap().unwrap().1 == servers[1] {
+            break first;
+        }
+        first += 1;
+    }
 }
