@@ -39,8 +39,16 @@ pub fn metrics(registry: &Registry) -> Routes {
     for path in ["/metrics", "/stats/prometheus"] {
         let registry = registry.clone();
         routes = routes.get(path, move |call: Call| {
-            let body = registry.encode();
+            let registry = registry.clone();
             async move {
+                // Thousands of series take a while, in which this thread would do nothing else.
+                let encoded = tokio::task::spawn_blocking(move || registry.encode()).await;
+                let body = match encoded {
+                    Ok(body) => body,
+                    Err(error) => {
+                        return Reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+                    }
+                };
                 let openmetrics = call
                     .headers
                     .get_all(ACCEPT)

@@ -5,20 +5,23 @@ use isobar_state::{
     Service, Snapshot, TunnelProtocol, Visibility, Workload,
 };
 use isobar_types::{DEFAULT_TRUST_DOMAIN, Str};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::dump::InTurn;
+
 /// All workloads, by uid.
-pub(super) fn workloads(snapshot: &Snapshot) -> Vec<Value> {
+pub(super) fn workloads(snapshot: &Snapshot) -> impl Serialize {
     let mut all: Vec<_> = snapshot.workloads().collect();
     all.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
-    all.into_iter().map(|w| workload(w)).collect()
+    InTurn::new(all, |w| workload(w))
 }
 
 /// All services, by namespace and host.
-pub(super) fn services(snapshot: &Snapshot) -> Vec<Value> {
+pub(super) fn services(snapshot: &Snapshot) -> impl Serialize {
     let mut all: Vec<_> = snapshot.services().collect();
     all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    all.into_iter().map(|s| service(snapshot, s)).collect()
+    InTurn::new(all, move |s| service(snapshot, s))
 }
 
 fn workload(w: &Workload) -> Value {

@@ -1,6 +1,7 @@
 //! The servers of this process: readiness, metrics, and admin on loopback.
 
 mod certificates;
+mod dump;
 mod mesh;
 mod policies;
 
@@ -11,6 +12,7 @@ use isobar_runtime::{Lifetime, LifetimeOwner, Scope};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{HttpServer, Ready, Registry, Reply, Routes, standard};
 use isobar_xds::{CertManager, Store, SyncStatus};
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -37,38 +39,17 @@ impl Admin {
     /// The whole dump (as Istio's ztunnel does); `isobar` is ours: the snapshot's version and the sync state
     /// of each resource type.
     #[must_use]
-    pub fn config_dump(&self) -> Value {
-        let snapshot = self.store.load();
-        let pods = self.pods.views(&self.pending);
-        json!({
-            "workloads": mesh::workloads(&snapshot),
-            "services": mesh::services(&snapshot),
-            "policies": policies::policies(&snapshot),
-            "stagedServices": {},
-            "staticConfig": self.config.local,
-            "version": version(),
-            "config": *self.config,
-            "certificates": certificates::certificates(&self.certificates),
-            "workloadState": pods,
-            "isobar": {
-                "snapshotVersion": snapshot.version(),
-                "policyVersion": snapshot.policy_version(),
-                "ejections": self.pods.ejections(),
-                "xds": self.sync.as_ref().map(SyncStatus::report),
-            },
-        })
+    pub fn config_dump(&self) -> impl Serialize + use<'_> {
+        Dump(self)
     }
 
     /// The admin routes.
     #[must_use]
     pub fn routes(&self, logging: LogControl, quit: Arc<LifetimeOwner>) -> Routes {
-        let dump = self.clone();
+        let dump = dump::Writer::new(self.clone());
         let sync = self.clone();
         let routes = Routes::new()
-            .any("/config_dump", move |_| {
-                let reply = Reply::json(&dump.config_dump());
-                async move { reply }
-            })
+            .any("/config_dump", move |_| dump.clone().reply())
             .get("/debug/syncz", move |_| {
                 let report = sync.sync.as_ref().map(SyncStatus::report);
                 async move { Reply::json(&report) }
@@ -76,6 +57,34 @@ impl Admin {
         let routes = standard::logging(routes, logging);
         let routes = standard::quit(routes, move || quit.drain());
         standard::index(routes, "ztunnel")
+    }
+}
+
+struct Dump<'a>(&'a Admin);
+
+impl Serialize for Dump<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Self(admin) = self;
+        let snapshot = admin.store.load();
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("workloads", &mesh::workloads(&snapshot))?;
+        map.serialize_entry("services", &mesh::services(&snapshot))?;
+        map.serialize_entry("policies", &policies::policies(&snapshot))?;
+        map.serialize_entry("stagedServices", &json!({}))?;
+        map.serialize_entry("staticConfig", &admin.config.local)?;
+        map.serialize_entry("version", &version())?;
+        map.serialize_entry("config", &*admin.config)?;
+        let certificates = certificates::certificates(&admin.certificates);
+        map.serialize_entry("certificates", &certificates)?;
+        map.serialize_entry("workloadState", &admin.pods.views(&admin.pending))?;
+        let ours = json!({
+            "snapshotVersion": snapshot.version(),
+            "policyVersion": snapshot.policy_version(),
+            "ejections": admin.pods.ejections(),
+            "xds": admin.sync.as_ref().map(SyncStatus::report),
+        });
+        map.serialize_entry("isobar", &ours)?;
+        map.end()
     }
 }
 

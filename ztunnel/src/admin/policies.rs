@@ -3,13 +3,16 @@
 use isobar_state::{
     Action, Authorization, Match, PolicyScope, ServiceAccountMatch, Snapshot, TextMatch,
 };
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::dump::InTurn;
+
 /// All policies, by key.
-pub(super) fn policies(snapshot: &Snapshot) -> Vec<Value> {
+pub(super) fn policies(snapshot: &Snapshot) -> impl Serialize {
     let mut all: Vec<_> = snapshot.authorizations().collect();
     all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    all.into_iter().map(|p| policy(p)).collect()
+    InTurn::new(all, |p| policy(p))
 }
 
 fn policy(p: &Authorization) -> Value {
