@@ -2,6 +2,8 @@
 //! something: what is printed reads back, what is accepted is as it should be.
 
 pub mod credentials;
+pub mod kept;
+pub mod local;
 pub mod peer;
 pub mod pods;
 pub mod told;

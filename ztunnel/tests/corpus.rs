@@ -1,10 +1,13 @@
-//! The fuzz targets for what pods and the node agent send, over their committed inputs and small changes to them.
+//! The fuzz targets for what pods, the node agent and operators write, over their committed inputs and small changes to them.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 #[allow(unreachable_pub, reason = "a module beside the fuzz library")]
 #[path = "../../fuzz/src/corpus.rs"]
 mod corpus;
+#[allow(unreachable_pub, reason = "a module of the fuzz library")]
+#[path = "../../fuzz/src/local.rs"]
+mod local;
 #[allow(unreachable_pub, reason = "a module of the fuzz library")]
 #[path = "../../fuzz/src/pods.rs"]
 mod pods;
@@ -19,4 +22,9 @@ fn packets() {
 #[test]
 fn queries() {
     over("query", pods::query);
+}
+
+#[test]
+fn local_meshes() {
+    over("local_mesh", local::local_mesh);
 }

@@ -109,6 +109,18 @@ impl SavedCertificates {
         all
     }
 
+    /// The certificate in these bytes of a file, which a seal goes around or not. For tests of what is read,
+    /// without a file.
+    ///
+    /// # Errors
+    /// As for a file that cannot be used.
+    pub fn read(bytes: &[u8]) -> Result<WorkloadCertificate, SavedError> {
+        let path = Path::new(FOLDER);
+        let sealed = file::unseal(path, bytes.to_vec(), KIND);
+        let content = sealed.unwrap_or_else(|_| bytes.to_vec());
+        restore(path, &PeerTrust::default(), &content)
+    }
+
     /// Keeps a certificate in the place of the identity's earlier one.
     pub(crate) fn save(&self, cert: &WorkloadCertificate) -> Result<(), SavedError> {
         let path = self.path(cert.identity());
@@ -145,7 +157,16 @@ impl SavedCertificates {
 fn read(path: &Path, peers: &PeerTrust) -> Result<WorkloadCertificate, SavedError> {
     let damaged = |detail: String| SavedError::damaged(path, detail);
     let bytes = file::read(path, KIND)?.ok_or_else(|| damaged("is gone".to_owned()))?;
-    let content = Content::decode_length_delimited(&bytes[..]);
+    restore(path, peers, &bytes)
+}
+
+fn restore(
+    path: &Path,
+    peers: &PeerTrust,
+    bytes: &[u8],
+) -> Result<WorkloadCertificate, SavedError> {
+    let damaged = |detail: String| SavedError::damaged(path, detail);
+    let content = Content::decode_length_delimited(bytes);
     let content = content.map_err(|e| damaged(e.to_string()))?;
     let identity: Identity = content
         .identity

@@ -76,7 +76,7 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>, SavedErro
     unseal(path, bytes, kind).map(Some)
 }
 
-fn unseal(path: &Path, mut bytes: Vec<u8>, kind: Kind) -> Result<Vec<u8>, SavedError> {
+pub(super) fn unseal(path: &Path, mut bytes: Vec<u8>, kind: Kind) -> Result<Vec<u8>, SavedError> {
     if bytes.len() as u64 > kind.limit {
         return Err(SavedError::TooLarge {
             path: path.to_owned(),

@@ -94,14 +94,34 @@ impl SavedMesh {
         let Some(bytes) = file::read(&self.path, KIND)? else {
             return Ok(None);
         };
+        self.restore(&bytes).map(Some)
+    }
+
+    /// What these bytes of a file tell, which a seal goes around or not: resources by type. For tests of what
+    /// is read, without a file.
+    ///
+    /// # Errors
+    /// As for a file that cannot be used.
+    pub fn read(origin: &str, bytes: &[u8]) -> Result<BTreeMap<String, Vec<Resource>>, SavedError> {
+        let path = PathBuf::from(FILE);
+        let sealed = file::unseal(&path, bytes.to_vec(), KIND);
+        let content = sealed.unwrap_or_else(|_| bytes.to_vec());
+        let origin = origin.to_owned();
+        let restored = Self { path, origin }.restore(&content)?;
+        Ok(restored.resources)
+    }
+
+    fn restore(&self, bytes: &[u8]) -> Result<Restored, SavedError> {
         let malformed = |e: prost::DecodeError| SavedError::damaged(&self.path, e.to_string());
-        let mut rest = &bytes[..];
+        let mut rest = bytes;
         let header = Header::decode_length_delimited(&mut rest).map_err(malformed)?;
         if header.origin != self.origin {
             let detail = format!("is of another mesh: {}", header.origin);
             return Err(SavedError::damaged(&self.path, detail));
         }
-        let written = SystemTime::UNIX_EPOCH + Duration::from_secs(header.written);
+        let written = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(header.written));
+        let written = written
+            .ok_or_else(|| SavedError::damaged(&self.path, "is of a time that cannot be"))?;
         let age = written.elapsed().unwrap_or_default();
         if age > OLDEST {
             let detail = format!("is {} hours old", age.as_secs() / 3600);
@@ -125,7 +145,7 @@ impl SavedMesh {
                 _ => return Err(SavedError::damaged(&self.path, "holds an unknown type")),
             }
         }
-        Ok(Some(restored))
+        Ok(restored)
     }
 
     /// Writes what is in force. `held` must have been read before the snapshot: an old version
