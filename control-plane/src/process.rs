@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use isobar_objects::WaypointLines;
 use isobar_objects::enrolment::EnrolmentRules;
 use isobar_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
+use isobar_route::path::Normalization;
 use isobar_runtime::Scope;
 use isobar_telemetry::logging::{self, LogConfig, LogFormat};
 use isobar_telemetry::{Gate, HttpServer, Ready, Registry};
@@ -336,6 +337,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         port_rules: config.port_rules,
         entry_visibilities: None,
         lines: WaypointLines::Usual,
+        paths: Normalization::default(),
         allow_waypoints: config.auto_allow_waypoint_policy,
         enrolment: EnrolmentRules::default(),
         mesh_config: config.mesh_config(),

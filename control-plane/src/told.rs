@@ -7,6 +7,7 @@ use isobar_objects::{
 };
 use isobar_proto::isobar::v1 as isobar;
 use isobar_proto::istio::{security, workload};
+use isobar_route::path::Normalization;
 use isobar_types::{NamespacedName, labels};
 
 use crate::controller::{WaypointPods, waypoint_verdicts};
@@ -241,6 +242,7 @@ pub(crate) fn settings() -> Settings {
         port_rules: PortRules::Enforce,
         entry_visibilities: None,
         lines: WaypointLines::Usual,
+        paths: Normalization::default(),
         allow_waypoints: false,
         enrolment: EnrolmentRules::default(),
         mesh_config: mesh_config_of("istio-system", None),

@@ -18,6 +18,7 @@ impl Settings {
         };
         let mut all = self.clone();
         all.lines = mesh.lines();
+        all.paths = mesh.path_normalization.normalization.0;
         if all.trust_domain_aliases.is_empty() {
             let aliases = mesh.trust_domain_aliases.iter();
             all.trust_domain_aliases = aliases.map(|one| one.as_str().into()).collect();
@@ -106,7 +107,7 @@ pub(super) fn tell(set: &ObjectSet, own: &Settings, verdicts: &mut Vec<Verdict>)
 
 #[cfg(test)]
 mod tests {
-    use super::super::golden_tests::{namespace, objects, settings};
+    use super::super::golden_tests::{gateway, namespace, objects, settings};
     use super::super::{KeptKeys, Plan, plan};
     use super::*;
 
@@ -134,6 +135,32 @@ mod tests {
             .find(|one| &*one.object.kind == "ConfigMap");
         let one = one.unwrap();
         (one.holds, one.message.clone())
+    }
+
+    #[test]
+    fn waypoints_are_told_how_far_paths_are_normalised() {
+        use isobar_proto::isobar::v1::PathNormalization;
+
+        for (text, expect) in [
+            ("{}", PathNormalization::Base),
+            (
+                "pathNormalization: {normalization: NONE}",
+                PathNormalization::None,
+            ),
+            (
+                "pathNormalization: {normalization: MERGE_SLASHES}",
+                PathNormalization::MergeSlashes,
+            ),
+            (
+                "pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}",
+                PathNormalization::DecodeAndMergeSlashes,
+            ),
+        ] {
+            let yaml = namespace("") + &gateway("wp", "") + &mesh(text);
+            let plan = plan(&objects(&yaml), &settings(), &KeptKeys::default());
+            let told = plan.waypoints[0].waypoint.path_normalization();
+            assert_eq!(told, expect, "{text}");
+        }
     }
 
     const ALL: &str = "trustDomainAliases: [old.example]\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\n\

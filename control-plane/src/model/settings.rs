@@ -1,5 +1,6 @@
 use isobar_objects::enrolment::EnrolmentRules;
 use isobar_objects::{EntryVisibilities, ObjectRef, WaypointLines};
+use isobar_route::path::Normalization;
 use isobar_types::{Identity, NamespacedName, Str};
 
 /// Settings of the mesh that decide what objects mean.
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) entry_visibilities: Option<EntryVisibilities>,
     /// What is wanted of waypoints' lines.
     pub(crate) lines: WaypointLines,
+    /// How far waypoints normalise paths.
+    pub(crate) paths: Normalization,
     /// Node proxies let waypoints in to what is behind them by a policy of their own.
     pub(crate) allow_waypoints: bool,
     /// Whose pods node agents take into the mesh. Only they are told so; a control plane goes by what they

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use isobar_route::path::Normalization;
 use isobar_route::{HttpCall, fields, path};
 
 use crate::destination::Destination;
@@ -27,7 +28,11 @@ pub(crate) struct Request {
 
 impl Request {
     /// The request that was asked about, or a GET of `/`.
-    pub(crate) fn new(asked: Option<&Asked>, to: &Destination) -> Result<Self, QuestionError> {
+    pub(crate) fn new(
+        asked: Option<&Asked>,
+        to: &Destination,
+        normal: Normalization,
+    ) -> Result<Self, QuestionError> {
         let wrong = |text: &str, what| QuestionError::Malformed(text.to_owned(), what);
         let mut headers = asked.map(|asked| asked.headers.clone()).unwrap_or_default();
         let target = asked.map_or("/", |asked| &asked.path);
@@ -35,7 +40,7 @@ impl Request {
             Some((path, query)) => (path, Some(query.to_owned())),
             None => (target, None),
         };
-        let normal = path::normalise(path).map_err(|_| wrong(path, "path"))?;
+        let normal = path::normalise(path, normal).map_err(|_| wrong(path, "path"))?;
         let host = headers.remove(header::HOST);
         let written = match &host {
             Some(host) => {

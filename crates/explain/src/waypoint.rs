@@ -81,7 +81,7 @@ pub(crate) fn pass(
     };
     let request = match opaque {
         true => None,
-        false => Some(Request::new(question.request.as_ref(), to)?),
+        false => Some(Request::new(question.request.as_ref(), to, info.paths)?),
     };
     let passage = Passage {
         world,

@@ -33,6 +33,7 @@ mod live;
 mod merge;
 mod mesh_config;
 mod mesh_lines;
+mod mesh_paths;
 mod named_secrets;
 mod nameless;
 mod names;
@@ -64,6 +65,7 @@ pub use mesh_config::{
     OutboundTrafficPolicy, ReadMeshConfig, is_trust_domain, mesh_config_of,
 };
 pub use mesh_lines::{LineEncoding, WaypointLines};
+pub use mesh_paths::{PathForm, PathNormalization};
 pub use named_secrets::{
     NamedSecret, UNREAD, authority_of_callers, may_name_secret, named_secrets, secret_name,
 };

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::kinds::{Kind, ObjectRef};
 use crate::mesh_lines::LineEncoding;
+use crate::mesh_paths::PathNormalization;
 use crate::selectors;
 use crate::strict::{self, Strict, UnknownField};
 
@@ -38,6 +39,8 @@ pub struct MeshConfig {
     pub access_log_format: Option<String>,
     /// How lines are written.
     pub access_log_encoding: Option<LineEncoding>,
+    /// How far paths are normalised.
+    pub path_normalization: PathNormalization,
 }
 
 /// Where workloads may go.
@@ -136,6 +139,7 @@ const HONOURED: &[&str] = &[
     "accessLogFormat",
     "discoverySelectors",
     "outboundTrafficPolicy",
+    "pathNormalization",
     "rootNamespace",
     "serviceEntryVisibility",
     "trustDomain",
@@ -143,7 +147,11 @@ const HONOURED: &[&str] = &[
 ];
 
 /// Of these, those that narrow something.
-const NARROWING: &[&str] = &["discoverySelectors", "serviceEntryVisibility"];
+const NARROWING: &[&str] = &[
+    "discoverySelectors",
+    "pathNormalization",
+    "serviceEntryVisibility",
+];
 
 /// What becomes of a field that is not honoured.
 pub(crate) fn instead(field: &str) -> &'static str {
@@ -176,11 +184,17 @@ pub(crate) fn is_one(name: &str, value: &Value) -> bool {
 }
 
 /// What stands for one that is not valid and was not seen before: whoever wrote it may have meant that
-/// nobody goes anywhere else.
+/// nobody goes anywhere else, and where there is a word of paths, that no policy is passed by another
+/// spelling of one.
 pub(crate) fn closed(value: &Value) -> Option<ConfigMap> {
     let metadata = ObjectMeta::deserialize(value.get("metadata")?).ok()?;
     let name = metadata.name.as_deref().unwrap_or_default();
-    let text = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}".to_owned();
+    let written = value.get("data").and_then(|data| data.get(MESH_KEY));
+    let written = written.and_then(Value::as_str).unwrap_or_default();
+    let mut text = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n".to_owned();
+    if written.contains("pathNormalization") {
+        text.push_str("pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}\n");
+    }
     is_one(name, value).then(|| ConfigMap {
         data: Some([(MESH_KEY.to_owned(), text)].into()),
         metadata,
@@ -254,8 +268,8 @@ fn ignored(fields: &Map<String, Value>) -> Vec<String> {
     all
 }
 
-/// Fields that no type has, within those that say who counts and who sees what: a selector without the
-/// condition that was meant takes everything.
+/// Fields that no type has, within those that say who counts, who sees what, and what policies see: a
+/// selector without the condition that was meant takes everything.
 fn unknown(value: &Value) -> Vec<UnknownField> {
     let strict = Strict::default();
     // What has another type is told by whoever reads the same for good.
@@ -321,6 +335,7 @@ extensionProviders: [{name: x}]
 defaultConfig: {holdApplicationUntilProxyStarts: true, proxyMetadata: {}}
 outboundTrafficPolicy: {tls: {}}
 pathNormalization: {normalization: MERGE_SLASHES}
+pathNormalisation: {}
 ";
         let mut ignored = read(text).unwrap().unwrap().ignored;
         ignored.sort();
@@ -329,7 +344,7 @@ pathNormalization: {normalization: MERGE_SLASHES}
             "extensionProviders",
             "meshMTLS",
             "outboundTrafficPolicy.tls",
-            "pathNormalization",
+            "pathNormalisation",
         ];
         assert_eq!(ignored, expect);
     }
@@ -339,6 +354,7 @@ pathNormalization: {normalization: MERGE_SLASHES}
         let text = "
 discoverySelectors: [{matchLabel: {a: b}}, {matchExpressions: [{key: a, operator: In, value: [b]}]}]
 discoverySelectorz: []
+pathNormalization: {normalisation: MERGE_SLASHES}
 serviceEntryVisibility:
   defaultVisibilty: NONE
   policies:
@@ -350,6 +366,7 @@ serviceEntryVisibility:
         let expect = [
             "discoverySelectors[0].matchLabel",
             "discoverySelectors[1].matchExpressions[0].value",
+            "pathNormalization.normalisation",
             "serviceEntryVisibility.defaultVisibilty",
             "serviceEntryVisibility.policies[0].matchRules",
             "serviceEntryVisibility.policies[0].matchingRules[0].namespaceSelecter",
@@ -365,11 +382,48 @@ serviceEntryVisibility:
             ("outboundTrafficPolicy: {mode: SOMEWHERE}", "SOMEWHERE"),
             ("trustDomainAliases: [Old.Example]", "Old.Example"),
             ("trustDomainAliases: old", "sequence"),
+            (
+                "pathNormalization: {normalization: MERGE_SLASH}",
+                "pathNormalization.normalization: \"MERGE_SLASH\" is none of NONE, BASE",
+            ),
+            ("pathNormalization: MERGE_SLASHES", "MERGE_SLASHES"),
             ("a: [", ""),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn paths_are_normalised_as_far_as_it_says() {
+        use isobar_route::path::Normalization;
+
+        let of = |text: &str| {
+            let found = read(text).unwrap().unwrap();
+            assert!(found.ignored.is_empty() && found.unknown.is_empty());
+            found.config.path_normalization.normalization.0
+        };
+        for (word, expect) in [
+            ("{}", Normalization::Base),
+            ("{normalization: DEFAULT}", Normalization::Base),
+            ("{normalization: NONE}", Normalization::None),
+            (
+                "{normalization: MERGE_SLASHES}",
+                Normalization::MergeSlashes,
+            ),
+        ] {
+            assert_eq!(of(&format!("pathNormalization: {word}")), expect);
+        }
+        assert_eq!(of("trustDomainAliases: []"), Normalization::Base);
+        let closed = |mesh: &str| {
+            let value = serde_json::json!({
+                "metadata": {"name": "istio"}, "data": {"mesh": mesh}});
+            let found = MeshConfig::read(&closed(&value).unwrap()).unwrap();
+            found.unwrap().config.path_normalization.normalization.0
+        };
+        let strictest = Normalization::DecodeAndMergeSlashes;
+        assert_eq!(closed("pathNormalization: {normalization: X}"), strictest);
+        assert_eq!(closed("outboundTrafficPolicy: X"), Normalization::Base);
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! The one normalised view of a request's path and host.
 //!
 //! Policy, routing, rewriting, log and what is forwarded all use these values, so that a policy can
-//! never see another path than the application does. The mode is Istio's BASE: dot segments are
-//! resolved, also those with parameters (`..;x`), unreserved characters decoded, backslashes are slashes;
-//! doubled slashes stay.
+//! never see another path than the application does. How far paths are normalised the mesh says
+//! ([`Normalization`]).
 
 use std::borrow::Cow;
 
@@ -21,11 +20,39 @@ pub enum PathError {
     Climbs,
 }
 
+/// How far paths are normalised before anything looks at them; the words are Istio's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Normalization {
+    /// They stay as they came.
+    None,
+    /// Dot segments are resolved, also those with parameters (`..;x`), unreserved characters decoded,
+    /// backslashes are slashes; doubled slashes stay.
+    #[default]
+    Base,
+    /// After that several slashes in a row are one.
+    MergeSlashes,
+    /// Before that escaped slashes and backslashes (`%2f`, `%5c`) are decoded.
+    DecodeAndMergeSlashes,
+}
+
+impl Normalization {
+    /// As a waypoint is told; `None` for what this version does not know.
+    pub(crate) fn compile(from: i32) -> Option<Self> {
+        use isobar_proto::isobar::v1::PathNormalization as Wire;
+        Some(match Wire::try_from(from).ok()? {
+            Wire::Base => Self::Base,
+            Wire::None => Self::None,
+            Wire::MergeSlashes => Self::MergeSlashes,
+            Wire::DecodeAndMergeSlashes => Self::DecodeAndMergeSlashes,
+        })
+    }
+}
+
 /// Normalises a path without its query.
 ///
 /// # Errors
 /// When the path holds what no honest client sends; the request is then refused with 400.
-pub fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
+pub fn normalise(path: &str, how: Normalization) -> Result<Cow<'_, str>, PathError> {
     // Without a way out in between, several octets are looked at together.
     let bad = |found, b: u8| found | (b <= b' ') | (b >= 0x7f) | (b == b'#');
     if path.bytes().fold(false, bad) {
@@ -34,23 +61,40 @@ pub fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
     if !path.starts_with(['/', '\\']) {
         return Err(PathError::NotAbsolute);
     }
-    if is_normal(path) {
+    let merges = match how {
+        Normalization::None if path.starts_with('\\') => return Err(PathError::NotAbsolute),
+        Normalization::None if path.contains("%00") => return Err(PathError::Character),
+        Normalization::None => return Ok(Cow::Borrowed(path)),
+        Normalization::Base => false,
+        Normalization::MergeSlashes | Normalization::DecodeAndMergeSlashes => true,
+    };
+    if is_normal(path) && !(merges && path.contains("//")) {
         return Ok(Cow::Borrowed(path));
     }
-    Ok(Cow::Owned(resolve_dots(&decode_unreserved(path)?)))
+    let plain = match how {
+        Normalization::DecodeAndMergeSlashes => Cow::Owned(decode_slashes(path)),
+        _ => Cow::Borrowed(path),
+    };
+    let resolved = resolve_dots(&decode_unreserved(&plain)?);
+    Ok(Cow::Owned(match merges {
+        true => merge_slashes(&resolved),
+        false => resolved,
+    }))
 }
 
 /// Normalises what a rewrite made of a path that was normal: `/pub../x` with `/public/` for `/pub` must
 /// not leave as `/public/../x`, which an application reads as `/x`. `words` are what the rule itself
-/// wrote; a query in them stays as it is.
+/// wrote; a query in them stays as it is, and so do doubled slashes, as in Envoy. Where paths are not
+/// normalised, neither is what is made of them.
 ///
 /// # Errors
 /// When the path climbs where the rule does not, or holds an encoded NUL; the request is then refused
 /// with 400.
-pub fn rewritten(made: String, words: &str) -> Result<String, PathError> {
+pub fn rewritten(made: String, words: &str, how: Normalization) -> Result<String, PathError> {
     let (path, query) = made.split_at(made.find('?').unwrap_or(made.len()));
     // What is no path is for whoever sends it to refuse.
-    if is_normal(path) || !path.starts_with(['/', '\\']) {
+    let done = how == Normalization::None || is_normal(path);
+    if done || !path.starts_with(['/', '\\']) {
         return Ok(made);
     }
     let decoded = decode_unreserved(path)?;
@@ -79,6 +123,21 @@ fn is_normal(path: &str) -> bool {
         before = b;
         normal & (b != b'%') & (b != b'\\') & !dot
     })
+}
+
+fn decode_slashes(path: &str) -> String {
+    let both = path.replace("%2f", "/").replace("%2F", "/");
+    both.replace("%5c", "/").replace("%5C", "/")
+}
+
+fn merge_slashes(path: &str) -> String {
+    let mut before = ' ';
+    let kept = path.chars().filter(|now| {
+        let again = *now == '/' && before == '/';
+        before = *now;
+        !again
+    });
+    kept.collect()
 }
 
 fn decode_unreserved(path: &str) -> Result<String, PathError> {
@@ -254,9 +313,10 @@ mod tests {
             ("/%2f%61", "/%2fa"),
             ("/%%%36%31", "/%%2561"),
         ] {
-            let once = normalise(given).unwrap();
+            let once = normalise(given, Normalization::Base).unwrap();
             assert_eq!(once, seen, "{given}");
-            assert_eq!(normalise(&once).unwrap(), seen, "{given} twice");
+            let twice = normalise(&once, Normalization::Base).unwrap();
+            assert_eq!(twice, seen, "{given} twice");
         }
         for bad in [
             "/a b",
@@ -269,8 +329,64 @@ mod tests {
             "*",
             "",
         ] {
-            assert!(normalise(bad).is_err(), "{bad:?}");
+            for how in ALL {
+                assert!(normalise(bad, how).is_err(), "{bad:?}");
+            }
         }
+    }
+
+    const ALL: [Normalization; 4] = [
+        Normalization::None,
+        Normalization::Base,
+        Normalization::MergeSlashes,
+        Normalization::DecodeAndMergeSlashes,
+    ];
+
+    #[test]
+    fn a_path_is_normal_as_far_as_the_mesh_wants_it() {
+        for (given, [none, base, merged, decoded]) in [
+            ("/admin", ["/admin"; 4]),
+            ("//admin", ["//admin", "//admin", "/admin", "/admin"]),
+            ("//", ["//", "//", "/", "/"]),
+            ("/a///b//", ["/a///b//", "/a///b//", "/a/b/", "/a/b/"]),
+            ("/x/../admin", ["/x/../admin", "/admin", "/admin", "/admin"]),
+            ("/a//../b", ["/a//../b", "/a/b", "/a/b", "/a/b"]),
+            ("/%61", ["/%61", "/a", "/a", "/a"]),
+            ("/a\\b", ["/a\\b", "/a/b", "/a/b", "/a/b"]),
+            ("/a\\/b", ["/a\\/b", "/a//b", "/a/b", "/a/b"]),
+            ("/a%2Fb", ["/a%2Fb", "/a%2Fb", "/a%2Fb", "/a/b"]),
+            ("/a%5cb", ["/a%5cb", "/a%5cb", "/a%5cb", "/a/b"]),
+            (
+                "/a/%2f%5C/b",
+                ["/a/%2f%5C/b", "/a/%2f%5C/b", "/a/%2f%5C/b", "/a/b"],
+            ),
+            (
+                "/x%2f..%2fadmin",
+                [
+                    "/x%2f..%2fadmin",
+                    "/x%2f..%2fadmin",
+                    "/x%2f..%2fadmin",
+                    "/admin",
+                ],
+            ),
+            (
+                "/x%2f%2e%2e;a/b",
+                ["/x%2f%2e%2e;a/b", "/x%2f..;a/b", "/x%2f..;a/b", "/b"],
+            ),
+            ("/a%252fb", ["/a%252fb"; 4]),
+            ("/a%%32fb", ["/a%%32fb", "/a%252fb", "/a%252fb", "/a%252fb"]),
+        ] {
+            for (how, seen) in ALL.into_iter().zip([none, base, merged, decoded]) {
+                let once = normalise(given, how).unwrap();
+                assert_eq!(once, seen, "{given} {how:?}");
+                assert_eq!(
+                    normalise(&once, how).unwrap(),
+                    seen,
+                    "{given} {how:?} twice"
+                );
+            }
+        }
+        assert!(normalise(r"\admin", Normalization::None).is_err());
     }
 
     #[test]
@@ -295,14 +411,18 @@ mod tests {
             ("/./x?to=/../%61", "/./x?to=", Some("/x?to=/../%61")),
             ("x/../y", "x/", Some("x/../y")),
         ] {
-            let normal = rewritten(made.to_owned(), words).ok();
+            let normal = rewritten(made.to_owned(), words, Normalization::Base).ok();
             assert_eq!(normal.as_deref(), seen, "{made}");
+            let same = rewritten(made.to_owned(), words, Normalization::None);
+            assert_eq!(same.as_deref(), Ok(made));
         }
     }
 
     #[test]
     fn a_plain_path_is_not_copied() {
-        assert!(matches!(normalise("/a/b"), Ok(Cow::Borrowed("/a/b"))));
+        for how in ALL {
+            assert!(matches!(normalise("/a/b", how), Ok(Cow::Borrowed("/a/b"))));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a rule makes of a path before a request goes on.
 
-use crate::path::{PathError, rewritten};
+use crate::path::{Normalization, PathError, rewritten};
 use crate::pattern::Pattern;
 use crate::text::TextMatch;
 
@@ -25,6 +25,7 @@ impl Rewrite {
         &self,
         path: &str,
         matched: Option<&TextMatch>,
+        how: Normalization,
     ) -> Result<Option<String>, PathError> {
         let (made, words) = match (&self.regex, &self.uri) {
             (Some((pattern, replacement)), _) => {
@@ -36,7 +37,7 @@ impl Rewrite {
         };
         // Nothing is no path: it stays as it was.
         let made = made.filter(|made| !made.is_empty());
-        made.map(|made| rewritten(made, words)).transpose()
+        made.map(|made| rewritten(made, words, how)).transpose()
     }
 }
 
@@ -70,7 +71,8 @@ mod tests {
         let prefix = TextMatch::Prefix("/old".into());
         let exact = TextMatch::Exact("/old/x".into());
         let made = |rewrite: &Rewrite, path: &str, matched: Option<&TextMatch>| {
-            rewrite.path(path, matched).map(Option::unwrap)
+            let made = rewrite.path(path, matched, Normalization::Base);
+            made.map(Option::unwrap)
         };
         let is = |path: &str| Ok(path.to_owned());
         assert_eq!(made(&rewrite, "/old/x", Some(&prefix)), is("/new/x"));
@@ -85,7 +87,8 @@ mod tests {
         };
         assert_eq!(made(&strip, "/old", Some(&below)), is("/"));
         assert_eq!(made(&strip, "/old/x", Some(&below)), is("/x"));
-        assert_eq!(Rewrite::default().path("/x", None), Ok(None));
+        let nothing = Rewrite::default();
+        assert_eq!(nothing.path("/x", None, Normalization::Base), Ok(None));
         // A rest that would lead out of what the rule wrote.
         assert_eq!(
             made(&strip, "/old../x", Some(&prefix)),
@@ -101,7 +104,7 @@ mod tests {
             regex: Some((Pattern::search("^/old(.*)$").unwrap(), r"\1".into())),
             ..Rewrite::default()
         };
-        assert_eq!(to_nothing.path("/old", None), Ok(None));
+        assert_eq!(to_nothing.path("/old", None, Normalization::Base), Ok(None));
         assert_eq!(made(&to_nothing, "/old/x", None), is("/x"));
         let climbs = made(&by_pattern, "/old../x", None);
         assert_eq!(climbs, Err(PathError::Climbs));

@@ -10,6 +10,7 @@ use crate::call::Labels;
 use crate::destination_rule::{Combined, DestinationRule, NO_RULES, Subset};
 use crate::listener::Listener;
 use crate::log_form::Lines;
+use crate::path::Normalization;
 use crate::rate_limit::RateLimits;
 use crate::traffic::TrafficRules;
 use crate::virtual_service::VirtualService;
@@ -53,6 +54,8 @@ pub struct WaypointInfo {
     pub through_waypoint: BTreeSet<NamespacedHostname>,
     /// What is done with lines for requests and connections.
     pub lines: Lines,
+    /// How far paths are normalised.
+    pub paths: Normalization,
 }
 
 impl WaypointInfo {
@@ -257,17 +260,25 @@ impl Draft {
     /// Replaces the waypoint's own description.
     ///
     /// # Errors
-    /// When the kind of traffic is not known to this version, or a port cannot be opened as it is told;
-    /// the draft is unchanged.
+    /// When the kind of traffic or the form of paths is not known to this version, or a port cannot be
+    /// opened as it is told; the draft is unchanged.
     pub fn set_waypoint(&mut self, from: &proto::Waypoint) -> Result<(), ResourceError> {
         use proto::waypoint::Traffic;
-        let traffic = Traffic::try_from(from.traffic).map_err(|_| ResourceError {
-            kind: "Waypoint",
-            object: format!("{}/{}", from.namespace, from.name),
-            field: "traffic".into(),
-            problem: format!("{} is not a kind of traffic", from.traffic),
-        })?;
         let object = format!("{}/{}", from.namespace, from.name);
+        let unknown = |field: &str, problem: String| ResourceError {
+            kind: "Waypoint",
+            object: object.clone(),
+            field: field.into(),
+            problem,
+        };
+        let traffic = Traffic::try_from(from.traffic).map_err(|_| {
+            let problem = format!("{} is not a kind of traffic", from.traffic);
+            unknown("traffic", problem)
+        })?;
+        let paths = Normalization::compile(from.path_normalization).ok_or_else(|| {
+            let problem = format!("{} is no form of paths", from.path_normalization);
+            unknown("path_normalization", problem)
+        })?;
         let listeners = from.listeners.iter();
         let listeners = listeners.map(|one| Listener::compile(one, &object).map(Arc::new));
         let through = from.through_waypoint.iter().map(|one| NamespacedHostname {
@@ -278,6 +289,7 @@ impl Draft {
             listeners: listeners.collect::<Result<_, _>>()?,
             through_waypoint: through.collect(),
             lines: Lines::compile(from.access_log.as_ref()),
+            paths,
             name: NamespacedName {
                 namespace: from.namespace.as_str().into(),
                 name: from.name.as_str().into(),

@@ -135,18 +135,19 @@ fn requests(mesh: &Mesh<'_>, listener: &proto::Listener) -> Value {
         };
         json!({"name": host.host, "domains": domains, "routes": routes.of(rules)})
     });
-    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": {
+    let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "codec_type": "AUTO",
         "stat_prefix": "oracle",
-        "normalize_path": true,
         "use_remote_address": true,
         "server_name": "istio-envoy",
         "stream_idle_timeout": "0s",
         "route_config": {"name": "routes", "validate_clusters": false,
             "virtual_hosts": hosts.collect::<Vec<_>>()},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}})
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]});
+    mesh.normalise(&mut manager);
+    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager})
 }
 
 fn transport(listener: &proto::Listener, tls: &proto::ListenerTls, of_mesh: OfMesh<'_>) -> Value {

@@ -61,6 +61,7 @@ pub(super) struct Mesh<'a> {
     pub(super) destination_rules: &'a [proto::DestinationRule],
     pub(super) authorizations: &'a [proto::Authorization],
     pub(super) labels: &'a [proto::WorkloadLabels],
+    paths: proto::PathNormalization,
 }
 
 impl Export {
@@ -168,6 +169,7 @@ impl<'a> Mesh<'a> {
             destination_rules: &told.destination_rules,
             authorizations: &told.authorizations,
             labels: &told.labels,
+            paths: told.waypoint.path_normalization(),
         }
     }
 
@@ -192,6 +194,19 @@ impl<'a> Mesh<'a> {
         found.map(|labels| &labels.labels)
     }
 
+    /// Writes down in the HTTP part of a listener how far paths are normalised.
+    pub(super) fn normalise(&self, manager: &mut Value) {
+        use proto::PathNormalization as Form;
+
+        let decodes = self.paths == Form::DecodeAndMergeSlashes;
+        let merges = decodes || self.paths == Form::MergeSlashes;
+        manager["normalize_path"] = json!(self.paths != Form::None);
+        manager["merge_slashes"] = json!(merges);
+        if decodes {
+            manager["path_with_escaped_slashes_action"] = json!("UNESCAPE_AND_FORWARD");
+        }
+    }
+
     pub(super) fn service(&self, hostname: &str) -> Option<&'a wire::Service> {
         let mut all = self.services.iter();
         all.find(|service| service.hostname == hostname).copied()
@@ -211,11 +226,10 @@ fn listener(mesh: &Mesh<'_>, caller: &Caller, call: &Call) -> Value {
     filters.extend(external_auth::filters(mesh));
     filters.push(filter("envoy.filters.http.router", "router.v3.Router"));
     let host = json!({"name": "inbound|http", "domains": ["*"], "routes": routes.of(service)});
-    let manager = json!({
+    let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "codec_type": "AUTO",
         "stat_prefix": "oracle",
-        "normalize_path": true,
         "use_remote_address": false,
         "server_name": "istio-envoy",
         "stream_idle_timeout": "0s",
@@ -223,6 +237,7 @@ fn listener(mesh: &Mesh<'_>, caller: &Caller, call: &Call) -> Value {
         "route_config": {"name": "routes", "validate_clusters": false, "virtual_hosts": [host]},
         "http_filters": filters,
     });
+    mesh.normalise(&mut manager);
     json!({
         "name": call.listener(mesh.name),
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},

@@ -441,7 +441,7 @@ fn head<'a>(
     let (asked, taken) = (facts.asked, facts.taken);
     let matched = taken.and_then(|t| t.block()).and_then(|b| b.uri.as_ref());
     let rewritten = match rewrite {
-        Some(rewrite) => rewrite.path(&asked.clean.path, matched),
+        Some(rewrite) => rewrite.path(&asked.clean.path, matched, asked.clean.normal),
         None => Ok(None),
     };
     let rewritten = rewritten.map_err(|_| Local::bad_request("invalid_rewrite"))?;

@@ -67,7 +67,10 @@ async fn begin(
     if let Target::Listener(listener) = &session.addressed.target {
         edge::disclaim(&mut parts, listener, &session.peer);
     }
-    let clean = match sanitise::clean(&mut parts) {
+    let mut view = session.worker.world.view();
+    let own = view.tables.waypoint();
+    let normal = own.map(|own| own.paths).unwrap_or_default();
+    let clean = match sanitise::clean(&mut parts, normal) {
         Ok(clean) => clean,
         Err(local) => return Err(local.respond(exchange)),
     };
@@ -79,7 +82,6 @@ async fn begin(
         headers: parts.headers,
     });
     exchange.asked = Some(asked.clone());
-    let mut view = session.worker.world.view();
     let caller = match session.known_caller(&view) {
         Some(caller) => caller,
         None => {

@@ -5,6 +5,7 @@ use ::http::header::{
 };
 use ::http::request::Parts;
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use isobar_route::path::Normalization;
 use isobar_route::{fields, path};
 
 use super::FIELDS;
@@ -20,6 +21,8 @@ const WRITTEN_HERE: usize = 2;
 #[derive(Debug, Clone)]
 pub(super) struct Clean {
     pub(super) path: String,
+    /// How far the path was normalised.
+    pub(super) normal: Normalization,
     pub(super) query: Option<String>,
     pub(super) authority: String,
     /// The authority as it was written, where that is another.
@@ -31,11 +34,11 @@ pub(super) struct Clean {
     pub(super) expects: bool,
 }
 
-/// Checks and cleans a head in place.
+/// Checks and cleans a head in place; its path is normalised as the mesh wants it.
 ///
 /// # Errors
 /// The answer for a request that is refused.
-pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
+pub(super) fn clean(parts: &mut Parts, normal: Normalization) -> Result<Clean, Local> {
     if matches!(parts.version, Version::HTTP_10 | Version::HTTP_09) {
         let status = StatusCode::UPGRADE_REQUIRED;
         let reason = isobar_types::Reason::BadRequest;
@@ -53,7 +56,7 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
         framing(parts).map_err(|local| closing(local, parts.version))?;
     }
     let (authority, written) = authority(parts)?;
-    let path = path::normalise(parts.uri.path())
+    let path = path::normalise(parts.uri.path(), normal)
         .map_err(|_| Local::bad_request("path_normalization_failed"))?
         .into_owned();
     let query = parts.uri.query().map(str::to_owned);
@@ -67,6 +70,7 @@ pub(super) fn clean(parts: &mut Parts) -> Result<Clean, Local> {
     }
     Ok(Clean {
         path,
+        normal,
         query,
         authority,
         written,
@@ -310,7 +314,7 @@ mod tests {
             let value = HeaderValue::from_bytes(value).unwrap();
             parts.headers.append(*name, value);
         }
-        clean(&mut parts)
+        clean(&mut parts, Normalization::Base)
     }
 
     fn refusal(version: Version, fields: &[(&'static str, &'static [u8])]) -> Option<u16> {

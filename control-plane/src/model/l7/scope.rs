@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use isobar_objects::{ObjectHead, ObjectRef, ObjectSet, WaypointLines};
 use isobar_proto::isobar::v1 as wire;
+use isobar_route::path::Normalization;
 use isobar_types::NamespacedName;
 
 use super::super::gateways::WaypointGateway;
@@ -167,7 +168,17 @@ pub(crate) fn plan_waypoint(
         None => plan_inside(waypoint, scoping, kept_keys),
     };
     plan.waypoint.access_log = access_log(&scoping.settings.lines);
+    plan.waypoint.path_normalization = paths(scoping.settings.paths).into();
     plan
+}
+
+const fn paths(how: Normalization) -> wire::PathNormalization {
+    match how {
+        Normalization::None => wire::PathNormalization::None,
+        Normalization::Base => wire::PathNormalization::Base,
+        Normalization::MergeSlashes => wire::PathNormalization::MergeSlashes,
+        Normalization::DecodeAndMergeSlashes => wire::PathNormalization::DecodeAndMergeSlashes,
+    }
 }
 
 fn access_log(lines: &WaypointLines) -> Option<wire::AccessLog> {

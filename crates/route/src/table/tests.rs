@@ -99,11 +99,16 @@ fn a_waypoint_knows_what_it_takes() {
         ..Default::default()
     };
     draft.set_waypoint(&from).unwrap();
+    from.path_normalization = 42;
+    assert!(draft.set_waypoint(&from).is_err());
+    from.path_normalization = proto::PathNormalization::MergeSlashes.into();
+    draft.set_waypoint(&from).unwrap();
     from.traffic = 42;
     assert!(draft.set_waypoint(&from).is_err());
     let tables = draft.finish();
     let own = tables.waypoint().unwrap();
     assert!(own.for_services && own.for_workloads && own.account.is_none());
+    assert_eq!(own.paths, Normalization::MergeSlashes);
 }
 
 fn service(name: &str) -> NamespacedHostname {
