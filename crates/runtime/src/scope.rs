@@ -141,12 +141,29 @@ impl LocalScope {
         drop(tokio::task::spawn_local(self.tasks.track_future(owned)));
     }
 
+    /// Starts `task` on this thread, which ends by itself as soon as another task of this scope does: that one
+    /// alone is told to stop. For what is brief and many: to be told costs as much as half of a start.
+    ///
+    /// # Panics
+    /// Outside a worker (a `LocalSet` or local runtime).
+    pub fn spawn_below<F>(&self, task: &'static str, future: F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let counted = Counted {
+            future,
+            scope: self.name,
+            task,
+        };
+        drop(tokio::task::spawn_local(self.tasks.track_future(counted)));
+    }
+
     /// Asks tasks for a polite end.
     pub fn drain(&self) {
         self.owner.drain();
     }
 
-    /// Ends every task at its next await.
+    /// Ends every task at its next await, but for those of [`Self::spawn_below`].
     pub fn stop(&self) {
         self.owner.stop();
     }
@@ -186,9 +203,32 @@ pin_project! {
         asked: bool,
         life: Lifetime,
         #[pin]
+        counted: Counted<F>,
+    }
+}
+
+pin_project! {
+    /// A task whose polls and panics are told.
+    struct Counted<F> {
+        #[pin]
         future: F,
         scope: &'static str,
         task: &'static str,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Counted<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        POLLS.set(POLLS.get().wrapping_add(1));
+        let this = self.project();
+        // Told here, as the runtime drops what has panicked only once the panic is over.
+        let _guard = PanicGuard {
+            scope: this.scope,
+            task: this.task,
+        };
+        this.future.poll(cx)
     }
 }
 
@@ -203,9 +243,11 @@ impl<F: Future<Output = ()>> Owned<(), F> {
             stopped: life.clone().until(Phase::Stopped),
             asked: false,
             life,
-            future,
-            scope,
-            task,
+            counted: Counted {
+                future,
+                scope,
+                task,
+            },
         }
     }
 }
@@ -214,20 +256,14 @@ impl<S: Future<Output = ()>, F: Future<Output = ()>> Future for Owned<S, F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        POLLS.set(POLLS.get().wrapping_add(1));
         let this = self.project();
-        // Told here, as the runtime drops what has panicked only once the panic is over.
-        let _guard = PanicGuard {
-            scope: this.scope,
-            task: this.task,
-        };
         if !*this.asked || this.life.has_moved() {
             *this.asked = true;
             if this.stopped.poll(cx).is_ready() {
                 return Poll::Ready(());
             }
         }
-        this.future.poll(cx)
+        this.counted.poll(cx)
     }
 }
 
@@ -281,6 +317,32 @@ mod tests {
         let life = LifetimeOwner::new().lifetime();
         let owned = size_of_val(&Owned::new(life, future, "test", "large"));
         assert!(owned - alone < 512, "{alone} became {owned}");
+    }
+
+    #[tokio::test]
+    async fn what_is_below_another_task_is_joined_and_its_panics_are_told() {
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let scope = LocalScope::new("test");
+                let (above, below) = tokio::sync::oneshot::channel::<()>();
+                scope.spawn("above", async move {
+                    let _above = above;
+                    std::future::pending::<()>().await;
+                });
+                let ended = std::rc::Rc::new(Cell::new(false));
+                let end = ended.clone();
+                scope.spawn_below("below", async move {
+                    let _ = below.await;
+                    end.set(true);
+                });
+                let before = panics();
+                scope.spawn_below("bad", async { panic!("on purpose") });
+                assert!(!scope.shutdown(Duration::from_millis(1)).await);
+                assert!(ended.get() && scope.is_empty());
+                assert!(panics() > before);
+            })
+            .await;
     }
 
     #[tokio::test]
