@@ -6,6 +6,10 @@ use serde_json::{Map, Value, json};
 use super::listener::{Caller, Mesh};
 
 const KEY: &str = "oracle.peer_principal";
+/// Who opened the connection.
+const DIRECT: &str = "direct_remote_ip";
+/// Who called by the word of `x-forwarded-for`.
+const TOLD: &str = "remote_ip";
 
 /// The filters for the policies of a service: who calls is written down, then DENY, then ALLOW.
 pub(super) fn filters(mesh: &Mesh<'_>, caller: &Caller, hostname: &str, port: u16) -> Vec<Value> {
@@ -67,8 +71,9 @@ fn policy_of(rule: &proto::AuthorizationRule, port: u16) -> Value {
     let (mut who, mut what) = (vec![any_of("or_ids", principals)], Vec::new());
     what.push(any_of("or_rules", permissions));
     for condition in &rule.when {
-        let about_caller =
-            condition.key.starts_with("source.") || condition.key.starts_with("request.headers");
+        let about_caller = ["source.", "remote.", "request.headers"]
+            .iter()
+            .any(|begin| condition.key.starts_with(begin));
         let each = |value: &proto::ValueMatch| self::condition(&condition.key, value, port);
         let (list, or, not) = if about_caller {
             (&mut who, "or_ids", "not_id")
@@ -115,20 +120,31 @@ fn source(from: &proto::AuthorizationSource) -> Value {
         each(&from.service_accounts, "source.serviceAccount"),
         each(&from.not_service_accounts, "source.serviceAccount"),
     );
-    let blocks = |texts: &[String]| texts.iter().map(|text| block(text)).collect();
-    put(blocks(&from.ip_blocks), blocks(&from.not_ip_blocks));
+    let blocks = |texts: &[String], which: &str| -> Vec<Value> {
+        let each = texts.iter();
+        each.map(|text| block(text, which)).collect()
+    };
+    put(
+        blocks(&from.ip_blocks, DIRECT),
+        blocks(&from.not_ip_blocks, DIRECT),
+    );
+    put(
+        blocks(&from.remote_ip_blocks, TOLD),
+        blocks(&from.not_remote_ip_blocks, TOLD),
+    );
     if all.is_empty() {
         all.push(json!({"any": true}));
     }
     json!({"and_ids": {"ids": all}})
 }
 
-fn block(text: &str) -> Value {
-    let (address, length) = text.split_once('/').unwrap_or((text, "32"));
+fn block(text: &str, which: &str) -> Value {
+    let whole = if text.contains(':') { "128" } else { "32" };
+    let (address, length) = text.split_once('/').unwrap_or((text, whole));
     let length: u32 = length
         .parse()
         .expect("the control plane tells a length in bits");
-    json!({"direct_remote_ip": {"address_prefix": address, "prefix_len": length}})
+    json!({which: {"address_prefix": address, "prefix_len": length}})
 }
 
 fn operation(from: &proto::AuthorizationOperation, port: u16) -> Value {
@@ -229,9 +245,10 @@ fn condition(key: &str, value: &proto::ValueMatch, port: u16) -> Value {
         "source.principal" => principal(text(value, "spiffe://", false)),
         "source.namespace" => inside("/ns/", "/.*"),
         "source.serviceAccount" => inside("/ns/", ""),
-        "source.ip" => match value.match_type.as_ref() {
-            Some(MatchType::Exact(text)) => block(text),
-            other => panic!("source.ip {other:?}"),
+        "source.ip" | "remote.ip" => match value.match_type.as_ref() {
+            Some(MatchType::Exact(text)) if key == "remote.ip" => block(text, TOLD),
+            Some(MatchType::Exact(text)) => block(text, DIRECT),
+            other => panic!("{key} {other:?}"),
         },
         "destination.port" => match value.match_type.as_ref() {
             Some(MatchType::Exact(text)) => constant(*text == port.to_string(), "not_rule"),
