@@ -1,16 +1,13 @@
 //! The access line of an L4 connection, with Istio's keys; `reason` is ours.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use isobar_types::{Identity, Reason};
+use isobar_types::{AddressText, Identity, Reason};
 
 /// Target of access lines; `access=off` in the log level silences them.
 pub const TARGET: &str = "access";
-
-/// Bytes that an identity takes as text, as a rule.
-const IDENTITY: usize = 128;
 
 /// The side of the proxy a connection came in on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,17 +79,17 @@ impl Connection<'_> {
                 tracing::$level!(
                     target: "access",
                     {
-                    src.addr = %self.source_address,
+                    src.addr = %AddressText::from(self.source_address),
                     src.workload = self.source.workload,
                     src.namespace = self.source.namespace,
-                    src.identity = text(self.source.identity).as_deref(),
+                    src.identity = self.source.identity.map(Identity::uri).as_deref(),
                     src.cluster = self.source.cluster,
-                    dst.addr = self.destination_address.map(tracing::field::display),
+                    dst.addr = self.destination_address.map(AddressText::from).map(tracing::field::display),
                     dst.hbone_addr = self.hbone_address.map(tracing::field::display),
                     dst.service = self.service,
                     dst.workload = self.destination.workload,
                     dst.namespace = self.destination.namespace,
-                    dst.identity = text(self.destination.identity).as_deref(),
+                    dst.identity = self.destination.identity.map(Identity::uri).as_deref(),
                     dst.cluster = self.destination.cluster,
                     direction = self.direction.as_str(),
                     bytes_sent = self.bytes_sent,
@@ -134,15 +131,6 @@ pub fn refused_early(
     );
 }
 
-fn text(identity: Option<&Identity>) -> Option<String> {
-    identity.map(|identity| {
-        let mut text = String::with_capacity(IDENTITY);
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{identity}");
-        text
-    })
-}
-
 fn whole_millis(duration: Duration) -> String {
-    format!("{}ms", duration.as_millis())
+    [itoa::Buffer::new().format(duration.as_millis()), "ms"].concat()
 }

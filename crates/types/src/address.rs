@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::Str;
 
@@ -91,6 +91,68 @@ impl fmt::Display for NetworkAddress {
     }
 }
 
+/// An address and a port as text. Each connection is told of in several, and the general way to write
+/// numbers costs ten times as much.
+#[derive(Clone, Copy)]
+pub struct AddressText {
+    bytes: [u8; Self::LONGEST],
+    length: usize,
+}
+
+impl AddressText {
+    /// Of IPv6 with a mapped address and a scope: `[`, 45, `%` and 10, `]:` and 5.
+    const LONGEST: usize = 64;
+
+    /// As `IP:port` or `[v6]:port`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..self.length).unwrap_or_default();
+        // Nothing but ASCII was put in.
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+
+    fn push(&mut self, text: &str) {
+        let end = self.length + text.len();
+        if let Some(room) = self.bytes.get_mut(self.length..end) {
+            room.copy_from_slice(text.as_bytes());
+            self.length = end;
+        }
+    }
+}
+
+impl From<SocketAddr> for AddressText {
+    fn from(address: SocketAddr) -> Self {
+        let mut text = Self {
+            bytes: [0; Self::LONGEST],
+            length: 0,
+        };
+        match address {
+            SocketAddr::V4(v4) => {
+                let mut digits = itoa::Buffer::new();
+                for (octet, after) in v4.ip().octets().into_iter().zip([".", ".", ".", ":"]) {
+                    text.push(digits.format(octet));
+                    text.push(after);
+                }
+                text.push(digits.format(v4.port()));
+            }
+            SocketAddr::V6(v6) => text.push(&v6.to_string()),
+        }
+        text
+    }
+}
+
+impl fmt::Display for AddressText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for AddressText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +164,23 @@ mod tests {
         assert_eq!(key.to_string(), "ns/a.b/c");
         for bad in ["", "ns", "/host", "ns/"] {
             assert!(NamespacedHostname::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_as_the_library_does() {
+        let all = [
+            "0.0.0.0:0",
+            "10.244.2.3:8080",
+            "255.255.255.255:65535",
+            "[::]:0",
+            "[2001:db8::1]:15008",
+            "[::ffff:255.255.255.255%4294967295]:65535",
+            "[1111:2222:3333:4444:5555:6666:7777:8888%4294967295]:65535",
+        ];
+        for text in all {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(AddressText::from(address).as_str(), address.to_string());
         }
     }
 

@@ -3,6 +3,8 @@ use std::str::FromStr;
 
 use crate::Str;
 
+const SCHEME: &str = "spiffe://";
+
 /// A workload identity: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT` (Istio's SPIFFE form).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
@@ -36,20 +38,33 @@ impl Identity {
     /// The identity without its scheme, as policies write principals: `cluster.local/ns/a/sa/b`.
     #[must_use]
     pub fn principal(&self) -> String {
-        format!(
-            "{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.service_account
-        )
+        self.parts().concat()
+    }
+
+    /// As text, in one piece of memory: `spiffe://cluster.local/ns/a/sa/b`.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        let [domain, ns, namespace, sa, account] = self.parts();
+        [SCHEME, domain, ns, namespace, sa, account].concat()
+    }
+
+    fn parts(&self) -> [&str; 5] {
+        [
+            &self.trust_domain,
+            "/ns/",
+            &self.namespace,
+            "/sa/",
+            &self.service_account,
+        ]
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "spiffe://{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.service_account
-        )
+        f.write_str(SCHEME)?;
+        self.parts()
+            .into_iter()
+            .try_for_each(|part| f.write_str(part))
     }
 }
 

@@ -13,7 +13,7 @@ pub mod labels;
 pub mod ports;
 mod reason;
 
-pub use address::{NamespacedHostname, NamespacedName, NetworkAddress, canonical_ip};
+pub use address::{AddressText, NamespacedHostname, NamespacedName, NetworkAddress, canonical_ip};
 pub use framing::is_framing;
 pub use identity::{Identity, IdentityError};
 pub use reason::{Reason, Side};

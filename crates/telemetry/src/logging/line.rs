@@ -86,18 +86,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     let mut line = String::with_capacity(LINE);
-    // Writing to a string cannot fail.
-    let _ = write!(
-        line,
-        "{}\t{}\t{}",
-        now(),
-        level(event),
-        event
-            .metadata()
-            .target()
-            .trim_start_matches("isobar_")
-            .trim_start_matches("ztunnel::")
-    );
+    let target = event.metadata().target();
+    let target = target.strip_prefix("isobar_").unwrap_or(target);
+    let target = target.strip_prefix("ztunnel::").unwrap_or(target);
+    for part in [&now(), "\t", level(event), "\t", target] {
+        line.push_str(part);
+    }
     for span in context
         .event_scope(event)
         .into_iter()
@@ -111,6 +105,7 @@ where
         if let Some(fields) = span.extensions().get::<SpanFields>()
             && !fields.text.pairs.is_empty()
         {
+            // Writing to a string cannot fail.
             let _ = write!(line, "{{{}}}", fields.text.pairs);
         }
     }
@@ -183,13 +178,23 @@ impl TextFields {
 }
 
 impl Visit for TextFields {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.key(field);
+        self.pairs.push_str(itoa::Buffer::new().format(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.key(field);
+        self.pairs.push_str(itoa::Buffer::new().format(value));
+    }
+
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "message" {
             escape_controls(value, &mut self.message);
             return;
         }
         self.key(field);
-        let _ = write!(self.pairs, "{:?}", cut(value));
+        quote(cut(value), &mut self.pairs);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -203,7 +208,7 @@ impl Visit for TextFields {
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
         self.key(field);
-        let _ = write!(self.pairs, "{:?}", cut(&chain(value)));
+        quote(cut(&chain(value)), &mut self.pairs);
     }
 }
 
@@ -256,6 +261,21 @@ impl fmt::Write for Escaping<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         escape_controls(text, self.0);
         Ok(())
+    }
+}
+
+/// Writes text in quotes, escaped.
+fn quote(text: &str, out: &mut String) {
+    // Nearly all text is as it is written: looking at each character costs more.
+    if text
+        .bytes()
+        .all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\')
+    {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        let _ = write!(out, "{text:?}");
     }
 }
 

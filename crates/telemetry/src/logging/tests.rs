@@ -87,6 +87,19 @@ fn spans_follow_the_target_and_text_stays_on_one_line() {
 }
 
 #[test]
+fn values_are_written_as_the_library_does() {
+    for text in [
+        "", "plain ~!", "it's", "a\"b", "a\\b", "a\tb", "\u{fc}", "\u{7f}",
+    ] {
+        let lines = capture(LogFormat::Text, || {
+            tracing::warn!(text, less = -7, most = u64::MAX, "said");
+        });
+        let expected = format!("text={text:?} less=-7 most={}", u64::MAX);
+        assert_eq!(lines[0].split('\t').next_back(), Some(&*expected));
+    }
+}
+
+#[test]
 fn filter_takes_both_separators_and_later_directives_win() {
     let mut filter = Filter::parse("").unwrap();
     assert_eq!(filter.to_string(), "info");
