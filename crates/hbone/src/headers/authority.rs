@@ -1,6 +1,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use isobar_types::AddressText;
+
 /// Where a tunnel leads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Authority {
@@ -57,7 +59,7 @@ impl Authority {
 impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Address(address) => address.fmt(f),
+            Self::Address(address) => f.write_str(AddressText::from(*address).as_str()),
             Self::Host { host, port } => write!(f, "{host}:{port}"),
         }
     }

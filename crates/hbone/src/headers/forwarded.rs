@@ -1,6 +1,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use isobar_types::AddressText;
+
 /// Longest host that is taken, in bytes (RFC 1035 section 2.3.4): it is held for as long as the connection
 /// lives, and whoever calls may have thousands of those.
 const MOST_HOST: usize = 253;
@@ -33,10 +35,11 @@ impl Forwarded {
             if value.is_empty() {
                 continue;
             }
-            match key.trim().to_ascii_lowercase().as_str() {
-                "for" => found.client = address(value),
-                "host" if value.len() <= MOST_HOST => found.host = Some(value.to_owned()),
-                _ => {}
+            let key = key.trim();
+            if key.eq_ignore_ascii_case("for") {
+                found.client = address(value);
+            } else if key.eq_ignore_ascii_case("host") && value.len() <= MOST_HOST {
+                found.host = Some(value.to_owned());
             }
         }
         (found.client.is_some() || found.host.is_some()).then_some(found)
@@ -66,11 +69,17 @@ fn address(text: &str) -> Option<SocketAddr> {
 impl fmt::Display for Forwarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(client) = self.client {
-            write!(f, "for=\"{client}\"")?;
+            f.write_str("for=\"")?;
+            f.write_str(AddressText::from(client).as_str())?;
+            f.write_str("\"")?;
         }
         if let Some(host) = &self.host {
-            let comma = if self.client.is_some() { ";" } else { "" };
-            write!(f, "{comma}host={host}")?;
+            f.write_str(if self.client.is_some() {
+                ";host="
+            } else {
+                "host="
+            })?;
+            f.write_str(host)?;
         }
         Ok(())
     }

@@ -1,5 +1,9 @@
 use std::fmt;
 
+/// A context without its numbers.
+const BLANK: &[u8; 55] = b"00-00000000000000000000000000000000-0000000000000000-00";
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// W3C trace context of one application connection: `00-TRACE-SPAN-FLAGS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceParent {
@@ -25,27 +29,17 @@ impl TraceParent {
     /// Reads exactly `00-<32 hex>-<16 hex>-<2 hex>`, lower case, ids not zero.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('-');
-        let (version, trace, span, flags) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex = |part: &str, digits: usize| {
-            part.len() == digits
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        let shaped = parts.next().is_none()
-            && version == "00"
-            && hex(trace, 32)
-            && hex(span, 16)
-            && hex(flags, 2);
-        if !shaped {
+        let bytes = text.as_bytes();
+        let dashes = bytes.len() == BLANK.len()
+            && bytes.get(35) == Some(&b'-')
+            && bytes.get(52) == Some(&b'-');
+        if !dashes || !bytes.starts_with(b"00-") {
             return None;
         }
         let found = Self {
-            trace: u128::from_str_radix(trace, 16).ok()?,
-            span: u64::from_str_radix(span, 16).ok()?,
-            flags: u8::from_str_radix(flags, 16).ok()?,
+            trace: number(bytes.get(3..35)?)?,
+            span: u64::try_from(number(bytes.get(36..52)?)?).ok()?,
+            flags: u8::try_from(number(bytes.get(53..)?)?).ok()?,
         };
         (found.trace != 0 && found.span != 0).then_some(found)
     }
@@ -53,10 +47,30 @@ impl TraceParent {
 
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "00-{:032x}-{:016x}-{:02x}",
-            self.trace, self.span, self.flags
-        )
+        let mut text = *BLANK;
+        write_number(&mut text[3..35], self.trace);
+        write_number(&mut text[36..52], u128::from(self.span));
+        write_number(&mut text[53..], u128::from(self.flags));
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+/// Reads lower case hexadecimal digits only.
+fn number(digits: &[u8]) -> Option<u128> {
+    digits.iter().try_fold(0, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u128::from(value))
+    })
+}
+
+/// Fills `text` with the last digits of `number`.
+fn write_number(text: &mut [u8], mut number: u128) {
+    for digit in text.iter_mut().rev() {
+        *digit = DIGITS[(number & 0xf) as usize];
+        number >>= 4;
     }
 }

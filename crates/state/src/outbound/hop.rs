@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use isobar_types::{Identity, Str, ports};
+use isobar_types::{AddressText, Identity, Str, ports};
 
 use crate::gateway::expected_identities;
 use crate::service::Service;
@@ -82,7 +82,9 @@ pub(super) fn at_address(
     match workload.tunnel {
         TunnelProtocol::Hbone => NextHop::Tunnel {
             to: SocketAddr::new(ip, ports::HBONE),
-            authority: SocketAddr::new(ip, port).to_string(),
+            authority: AddressText::from(SocketAddr::new(ip, port))
+                .as_str()
+                .to_owned(),
             expect: expected_identities(service.map(|s| &**s), workload),
             workload: workload_owned,
             service: service_owned,
@@ -155,8 +157,8 @@ impl NextHop {
 }
 
 impl NextHop {
-    /// What a connection is made to. None where that is no endpoint among others, or, behind the gateway
-    /// of another network, not known.
+    /// What a connection is made to: for an endpoint on another network, of which nothing is known, the
+    /// gateway's pod. None where that is no endpoint among others.
     #[must_use]
     pub fn endpoint(&self) -> Option<&Arc<Workload>> {
         match self {
@@ -164,6 +166,9 @@ impl NextHop {
                 via_waypoint: true,
                 workload,
                 ..
+            }
+            | Self::DoubleTunnel {
+                gateway: workload, ..
             } => Some(workload),
             other => other.chosen().map(|(_, workload)| workload),
         }
