@@ -131,10 +131,9 @@ pub(crate) fn resolve_gateway(
     gateway: &GatewayAddress,
     source: &Workload,
     prefer: IpAddr,
-    dice: u64,
+    dicing: Dicing<'_>,
 ) -> Result<Waypoint, String> {
     let name = gateway_name(gateway);
-    let dicing = Dicing { tried: &[], dice };
     match choose(snapshot, gateway, source, prefer, Purpose::Call, dicing) {
         Ok(Resolved::Here(found)) => Ok(found),
         Ok(Resolved::Elsewhere(workload, _)) => Err(format!(

@@ -77,7 +77,15 @@ pub fn route_again(
     tried: &[Place],
     dice: u64,
 ) -> Result<NextHop, Refusal> {
-    let hop = route_but(snapshot, call, tried, dice)?;
+    let hop = route_but(snapshot, call, tried, dice).or_else(|refusal| {
+        // Without another way through the gateway of another network, who is on this one may take it.
+        let near = OutboundCall {
+            crosses_networks: false,
+            ..*call
+        };
+        let near = route_but(snapshot, &near, tried, dice);
+        near.map_err(|_| refusal)
+    })?;
     match hop.endpoint() {
         Some(workload) if !tried.contains(&Place::from(&**workload)) => Ok(hop),
         _ => Err(Refusal::new(
@@ -226,8 +234,15 @@ fn to_service(
     })?;
     let workload = &chosen.endpoint.workload;
     if workload.network != call.source.network {
-        let names = &service.subject_alt_names;
-        return across(snapshot, call, workload, service, names, next_dice(dice));
+        let names = &service.subject_alt_names[..];
+        let dice = next_dice(dice);
+        return across(
+            snapshot,
+            call,
+            (workload, names),
+            service,
+            Dicing { tried, dice },
+        );
     }
     if !addressed_to_service
         && let Some(gateway) = &workload.waypoint
@@ -244,10 +259,9 @@ fn to_service(
 fn across(
     snapshot: &Snapshot,
     call: &OutboundCall<'_>,
-    workload: &Arc<Workload>,
+    (workload, names): (&Arc<Workload>, &[Identity]),
     service: &Arc<Service>,
-    names: &[Identity],
-    dice: u64,
+    dicing: Dicing<'_>,
 ) -> Result<NextHop, Refusal> {
     if !call.crosses_networks {
         return Err(other_network(workload, call.source));
@@ -269,7 +283,7 @@ fn across(
         return Err(refuse("no identity is known for the far end"));
     }
     let prefer = call.destination.ip();
-    let found = resolve_gateway(snapshot, gateway, call.source, prefer, dice)
+    let found = resolve_gateway(snapshot, gateway, call.source, prefer, dicing)
         .map_err(|why| refuse(&format!("its gateway cannot be used: {why}")))?;
     Ok(NextHop::DoubleTunnel {
         to: found.to,
@@ -362,7 +376,14 @@ fn via_waypoint(
         Resolved::Elsewhere(workload, of) => {
             let names = of.as_ref().map_or(&[][..], |s| &s.subject_alt_names);
             let service = service.ok_or_else(|| other_network(&workload, source))?;
-            return across(snapshot, call, &workload, service, names, next_dice(dice));
+            let dice = next_dice(dice);
+            return across(
+                snapshot,
+                call,
+                (&workload, names),
+                service,
+                Dicing { tried, dice },
+            );
         }
     };
     Ok(NextHop::Tunnel {

@@ -114,6 +114,55 @@ fn near_and_far_endpoints_share_by_capacity() {
 }
 
 #[test]
+fn another_pod_of_a_gateway_is_tried_and_then_who_is_near() {
+    let mut objects = split_horizon(|_, _| {});
+    let other = pod("istio-system", "east-west-2", "10.9.0.2");
+    let ports = &[(15008, 15008)];
+    objects.push(of_workload(serves(
+        other,
+        "istio-system",
+        "east-west",
+        ports,
+    )));
+    let near = serves(
+        pod("default", "web-1", "10.0.0.1"),
+        "default",
+        "web",
+        &[(80, 8080)],
+    );
+    for (near, last) in [(None, None), (Some(near), Some("10.0.0.1"))] {
+        objects.extend(near.map(of_workload));
+        let snapshot = mesh(&objects);
+        let source = snapshot.local_workload("node-1", "default", "client", "client");
+        let call = OutboundCall {
+            source: source.unwrap(),
+            source_ip: ip("10.0.0.9"),
+            destination: at("10.96.0.1:80"),
+            network: "",
+            crosses_networks: true,
+            ejections: None,
+        };
+        for dice in 0..50 {
+            let mut tried = Vec::new();
+            let mut hop = route(&snapshot, &call, dice);
+            let mut ways = Vec::new();
+            while let Ok(way) = hop {
+                tried.push(Place::from(&**way.endpoint().unwrap()));
+                ways.push(way.to_string());
+                hop = route_again(&snapshot, &call, &tried, dice);
+            }
+            let through = |at| ways.iter().filter(|way| way.contains(at)).count();
+            assert_eq!(through("10.9.0.1"), 1, "{ways:?}");
+            assert_eq!(through("10.9.0.2"), 1, "{ways:?}");
+            if let Some(last) = last {
+                assert_eq!(through(last), 1, "{ways:?}");
+            }
+            assert_eq!(ways.len(), 2 + usize::from(last.is_some()), "{ways:?}");
+        }
+    }
+}
+
+#[test]
 fn a_way_that_is_not_there_is_named() {
     let refusals = [
         (
