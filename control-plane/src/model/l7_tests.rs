@@ -375,3 +375,37 @@ fn who_called_is_told_as_the_rule_says() {
         assert_eq!(reasons(&plan, "DestinationRule shop/out"), ["Accepted"]);
     }
 }
+
+#[test]
+fn a_rule_for_some_callers_is_in_force_nowhere_and_stands_before_none() {
+    let simple =
+        |kind: &str| destination_rule("shop", &format!("loadBalancer: {{simple: {kind}}}"));
+    let for_some = |place: &str| {
+        let rule = simple("RANDOM").replace("name: out, namespace: shop", place);
+        rule.replace(
+            "spec: {",
+            "spec: {workloadSelector: {matchLabels: {app: a}}, ",
+        )
+    };
+    // One of an older name beside it, one of the root namespace, and none.
+    for (more, rules) in [(simple("ROUND_ROBIN"), 1), (String::new(), 0)] {
+        let plan = shop(&format!("{}{more}", for_some("name: a, namespace: shop")));
+        let told: Vec<_> = plan.waypoints[0].rules.iter().map(|r| &*r.name).collect();
+        assert_eq!(told, vec!["out"; rules]);
+        assert_eq!(
+            reasons(&plan, "DestinationRule shop/a"),
+            ["UnsupportedValue"]
+        );
+    }
+    let of_mesh = simple("ROUND_ROBIN").replace("namespace: shop", "namespace: istio-system");
+    let plan = shop(&format!(
+        "{}{of_mesh}",
+        for_some("name: a, namespace: shop")
+    ));
+    let told: Vec<_> = plan.waypoints[0]
+        .rules
+        .iter()
+        .map(|r| &*r.namespace)
+        .collect();
+    assert_eq!(told, ["istio-system"]);
+}

@@ -30,7 +30,11 @@ const VIRTUAL_SERVICE: &[Gap] = &[
     gap("spec.http[].fault.abort.http2Error"),
 ];
 
-const DESTINATION_RULE: &[Gap] = &[gap("spec.workloadSelector")];
+const DESTINATION_RULE: &[Gap] = &[Gap {
+    path: "spec.workloadSelector",
+    asks: says_something,
+    hint: "the rule is in force nowhere; without the field it counts for all callers",
+}];
 
 /// Below `spec` and below `spec.subsets[]`.
 const TRAFFIC_POLICY: &[Gap] = &[

@@ -37,9 +37,6 @@ pub(super) fn convert(object: &DestinationRule, hosts: &Hosts) -> Converted {
         "trafficPolicy",
         &mut unsupported,
     );
-    if spec.workload_selector.is_some() {
-        unsupported.push("workloadSelector".to_owned());
-    }
     let wire = wire::DestinationRule {
         namespace: object.namespace().to_owned(),
         name: object.name().to_owned(),

@@ -50,25 +50,7 @@ impl<'a> Scoping<'a> {
         targets: &'a [Targets],
         verdicts: &mut Vec<Verdict>,
     ) -> Self {
-        let mut rules = Vec::new();
-        for object in set.destination_rules.iter() {
-            let converted = destination_rule::convert(object, hosts);
-            let unusable = credentials::problems(&converted.wire, set);
-            verdicts.push(
-                match unusable.is_empty() || !converted.unsupported.is_empty() {
-                    true => accepted(object.reference(), &converted.unsupported),
-                    false => {
-                        let (object, text) = (object.reference(), unusable.join("; "));
-                        Verdict::fails(object, CONDITION, "InvalidCertificateRef", text)
-                            .severity(Severity::Warning)
-                    }
-                },
-            );
-            rules.push(Visible {
-                wire: converted.wire,
-                export_to: object.spec.export_to.clone(),
-            });
-        }
+        let rules = rules(set, hosts, verdicts);
         let mut routes = Vec::new();
         let mut room = Room::default();
         for object in set.virtual_services.iter() {
@@ -127,6 +109,38 @@ impl<'a> Scoping<'a> {
     }
 }
 
+/// Rules that count for all callers, and what is told about each.
+fn rules(
+    set: &ObjectSet,
+    hosts: &Hosts,
+    verdicts: &mut Vec<Verdict>,
+) -> Vec<Visible<wire::DestinationRule>> {
+    let mut rules = Vec::new();
+    for object in set.destination_rules.iter() {
+        if object.spec.workload_selector.is_some() {
+            verdicts.push(for_some_callers(object.reference()));
+            continue;
+        }
+        let converted = destination_rule::convert(object, hosts);
+        let unusable = credentials::problems(&converted.wire, set);
+        verdicts.push(
+            match unusable.is_empty() || !converted.unsupported.is_empty() {
+                true => accepted(object.reference(), &converted.unsupported),
+                false => {
+                    let (object, text) = (object.reference(), unusable.join("; "));
+                    Verdict::fails(object, CONDITION, "InvalidCertificateRef", text)
+                        .severity(Severity::Warning)
+                }
+            },
+        );
+        rules.push(Visible {
+            wire: converted.wire,
+            export_to: object.spec.export_to.clone(),
+        });
+    }
+    rules
+}
+
 /// Hosts that a VirtualService routes.
 fn overridden(routes: &[Visible<wire::VirtualService>], places: Places<'_>) -> Overridden {
     let claimed = |about: fn(&wire::VirtualService) -> bool| {
@@ -153,6 +167,14 @@ pub(super) fn accepted(object: ObjectRef, unsupported: &[String]) -> Verdict {
         return Verdict::holds(object, CONDITION, "Accepted", "served to its waypoints");
     }
     let text = format!("not honoured yet: {}", unsupported.join(", "));
+    Verdict::fails(object, CONDITION, "UnsupportedValue", text).severity(Severity::Warning)
+}
+
+/// A rule with a selector is for the calls of the pods that it takes. A waypoint makes those of everybody: the
+/// rule must not count for all, nor stand before one that does.
+fn for_some_callers(object: ObjectRef) -> Verdict {
+    let text = "not honoured: workloadSelector; a rule for some callers is in force nowhere: remove the field, and \
+                it counts for all";
     Verdict::fails(object, CONDITION, "UnsupportedValue", text).severity(Severity::Warning)
 }
 
