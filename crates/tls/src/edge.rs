@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use boring::pkey::Id;
 use boring::x509::X509;
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -16,6 +17,9 @@ use crate::callers::NamedCallers;
 use crate::outwards::apart;
 use crate::provider::{key_log, provider_outwards};
 use crate::{CryptoFailure, HandshakeError, PrivateKey, ServerStream, pem};
+
+/// With a smaller key callers end the handshake, or it cannot sign what they ask for.
+const RSA_BITS: u32 = 2048;
 
 /// A chain and its key, ready to be shown. `Debug` shows neither.
 #[derive(Clone)]
@@ -31,7 +35,7 @@ impl EdgeCertificate {
     /// Reads a chain, leaf first, and the leaf's key, both PEM.
     ///
     /// # Errors
-    /// When one of them cannot be read, or the key is not the certificate's.
+    /// When one of them cannot be read, the key is not the certificate's, or it is too small.
     pub fn from_pem(chain: &str, key: &str) -> Result<Self, CryptoFailure> {
         let chain = pem::certificates(chain).map_err(CryptoFailure::of("read the chain"))?;
         let key = PrivateKey::from_pem(key)?;
@@ -41,6 +45,13 @@ impl EdgeCertificate {
         if !public.public_eq(key.pkey()) {
             let text = "the key is not that of the certificate";
             return Err(CryptoFailure::new("match key and certificate", text));
+        }
+        if public.id() == Id::RSA && public.bits() < RSA_BITS {
+            let text = format!(
+                "a key of RSA has {} bits, {RSA_BITS} at least",
+                public.bits()
+            );
+            return Err(CryptoFailure::new("read the certificate", text));
         }
         let provider = provider_outwards();
         let key = provider.key_provider.load_private_key(key.to_der()?);
@@ -206,6 +217,31 @@ mod tests {
         ] {
             assert_eq!(meet(&server, &client, name).await, good, "{name}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_too_small_is_refused_when_it_is_read() {
+        use boring::asn1::Asn1Time;
+        use boring::hash::MessageDigest;
+        use boring::pkey::PKey;
+        use boring::rsa::Rsa;
+
+        let read = |bits| {
+            let key = PKey::from_rsa(Rsa::generate(bits).unwrap()).unwrap();
+            let mut leaf = X509::builder().unwrap();
+            let at = |days| Asn1Time::days_from_now(days).unwrap();
+            leaf.set_not_before(&at(0)).unwrap();
+            leaf.set_not_after(&at(1)).unwrap();
+            leaf.set_pubkey(&key).unwrap();
+            leaf.sign(&key, MessageDigest::sha256()).unwrap();
+            let chain = String::from_utf8(leaf.build().to_pem().unwrap()).unwrap();
+            let key = String::from_utf8(key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+            let read = EdgeCertificate::from_pem(&chain, &key);
+            read.map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(2048), Ok(()));
+        let why = read(1024).unwrap_err();
+        assert!(why.contains("1024 bits, 2048 at least"), "{why}");
     }
 
     #[tokio::test]

@@ -65,7 +65,7 @@ pub(in super::super) fn signer(key: &str, set: &ObjectSet) -> Option<String> {
 
 /// What is wrong with a Secret.
 pub(in super::super) enum Unusable {
-    /// It is not there: nobody is served.
+    /// It is not there, or nothing of it is: nobody is served.
     Missing(String),
     /// What it holds cannot be used: pods go on with what they had before.
     Content(String),
@@ -99,6 +99,11 @@ pub(in super::super) fn usable(
         return Ok(());
     }
     let (chain, key) = pair(secret);
+    if chain.is_empty() && key.is_empty() {
+        let text =
+            format!("Secret {namespace}/{name} has no certificate (tls.crt) and no key (tls.key)");
+        return Err(Unusable::Missing(text));
+    }
     let read = EdgeCertificate::from_pem(&chain, &key);
     read.map(|_| ())
         .map_err(|error| Unusable::Content(format!("Secret {namespace}/{name}: {error}")))
