@@ -4,9 +4,11 @@
 mod admission;
 mod heads;
 mod meter;
+mod opening;
 mod pace;
 mod score;
 mod sources;
+mod turns;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -19,9 +21,12 @@ pub use admission::{Admission, Limits, Turned};
 pub(crate) use admission::{Member, StreamPermit};
 pub use heads::{FrameHead, FrameHeads};
 pub(crate) use meter::Role;
+pub use opening::taken_of_opening;
 pub(crate) use pace::paced;
 pub(crate) use score::Misuse;
 use score::{CONNECTION_LIMIT, Score};
+use turns::Turn;
+pub(crate) use turns::in_turns;
 pub(crate) use watch::Watch;
 
 /// Watches over one connection.
@@ -34,6 +39,7 @@ pub(crate) struct Guard {
     opened: Cell<u64>,
     /// Bytes sent on it.
     sent: Cell<u64>,
+    turn: Turn,
     /// Who is at the other end, if counted.
     member: Option<Rc<Member>>,
 }
@@ -46,6 +52,7 @@ impl Guard {
             trip: Notify::new(),
             opened: Cell::new(0),
             sent: Cell::new(0),
+            turn: Turn::default(),
             member,
         })
     }

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 pub use connect::Connect;
 
 use crate::cork::{self, Corked};
-use crate::guard::{Admission, Guard, Member, Misuse, Role, Watch, paced};
+use crate::guard::{Admission, Guard, Member, Misuse, Role, Watch, in_turns, paced};
 use crate::liveness::{self, Liveness};
 use crate::settings::{
     DATA_FRAME_BUDGET, ERROR_RESETS, PENDING_RESETS, SEND_BUFFER, SERVER_HEADERS, SERVER_STREAMS,
@@ -137,7 +137,8 @@ where
         streams: LocalScope::new("hbone-streams"),
         timeouts: *timeouts,
     };
-    let result = Box::pin(serving.run(connection, &cork, life, handle)).await;
+    let running = Box::pin(serving.run(connection, &cork, life, handle));
+    let result = in_turns(&serving.guard, running).await;
     // The connection is gone: every stream fails at its next use, so futures end by themselves.
     // Those that wait for something else end when the process stops.
     tokio::select! {

@@ -26,7 +26,7 @@ impl FrameHead {
 }
 
 /// Finds frame headers in a byte stream, however it is cut; payloads are skipped, not looked at.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FrameHeads {
     /// Bytes before the next header.
     skip: usize,

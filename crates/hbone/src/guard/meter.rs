@@ -16,10 +16,25 @@ const PER_WINDOW_UPDATE: u64 = 5;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+
+/// What it costs to take a frame, where that is not for its bytes: a small DATA frame is one.
+pub(super) const fn weight(head: FrameHead) -> u32 {
+    match head.kind {
+        DATA => head.is_small_data() as u32,
+        // A task of its own, and what it answers.
+        HEADERS => 16,
+        // Something is sent for it.
+        WINDOW_UPDATE => 4,
+        PING | CONTINUATION => 2,
+        PRIORITY | 10.. => 1,
+        RST_STREAM | 4..=7 => 8,
+    }
+}
 
 /// Which end we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

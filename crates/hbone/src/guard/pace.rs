@@ -2,15 +2,16 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
 use isobar_runtime::polls;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
 
 /// While there is other work, a step waits for so many times what the one before it took: handshakes
-/// then get a quarter of the thread, however many there are.
+/// then get a quarter of the thread, however many there are, and so do floods of frames.
 const REST: u32 = 3;
 
 /// Of two tasks that yield, now this one is woken first and now that one: only two looks with nothing
@@ -18,14 +19,29 @@ const REST: u32 = 3;
 const LOOKS: u8 = 2;
 
 thread_local! {
-    static PACE: Rc<Pace> = Rc::new(Pace::new());
+    static HANDSHAKES: Rc<Pace> = Rc::new(Pace::new());
+    static FLOODS: Rc<Pace> = Rc::new(Pace::new());
 }
 
-/// Whose turn it is among the handshakes of a thread.
+/// Whose turn it is among those of a thread that have work without end.
 struct Pace {
-    turn: Semaphore,
+    turn: Arc<Semaphore>,
     /// From when on the next step need not wait for a quiet moment.
     rested: Cell<Instant>,
+}
+
+/// One step under way. The rest begins when it is dropped.
+pub(super) struct Step {
+    pace: Rc<Pace>,
+    start: Instant,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        let end = Instant::now();
+        self.pace.rested.set(end + REST * (end - self.start));
+    }
 }
 
 /// Runs `handshake` so that of all those on this thread one at a time takes a step, and only once a
@@ -34,18 +50,13 @@ struct Pace {
 /// each of the turns that a question takes from the socket to its stream and back. (A step is a
 /// signature or a key exchange, a good part of a millisecond, and cannot be interrupted.)
 pub(crate) async fn paced<F: Future>(handshake: F) -> F::Output {
-    let pace = PACE.with(Rc::clone);
+    let pace = HANDSHAKES.with(Rc::clone);
     let mut handshake = pin!(handshake);
     loop {
-        // Fails only when closed, which nobody does.
-        let turn = pace.turn.acquire().await;
-        pace.quiet().await;
-        let start = Instant::now();
-        let step = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;
-        let end = Instant::now();
-        pace.rested.set(end + REST * (end - start));
-        drop(turn);
-        if let Poll::Ready(output) = step {
+        let step = Rc::clone(&pace).step().await;
+        let polled = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;
+        drop(step);
+        if let Poll::Ready(output) = polled {
             return output;
         }
         // No await between that poll and this one, so no wake-up is lost.
@@ -61,11 +72,30 @@ pub(crate) async fn paced<F: Future>(handshake: F) -> F::Output {
     }
 }
 
+/// Resolves when a connection that has sent more than is read at once may be read on: as for handshakes,
+/// one of a thread at a time.
+pub(super) async fn flood() -> Step {
+    let pace = FLOODS.with(Rc::clone);
+    pace.step().await
+}
+
 impl Pace {
     fn new() -> Self {
         Self {
-            turn: Semaphore::new(1),
+            turn: Arc::new(Semaphore::new(1)),
             rested: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Resolves when the next step may begin, which is to be taken in the same poll.
+    async fn step(self: Rc<Self>) -> Step {
+        // Fails only when closed, which nobody does.
+        let turn = Arc::clone(&self.turn).acquire_owned().await.ok();
+        self.quiet().await;
+        Step {
+            pace: self,
+            start: Instant::now(),
+            _turn: turn,
         }
     }
 
@@ -138,7 +168,7 @@ mod tests {
             while step.elapsed() < Duration::from_millis(2) {}
         })
         .await;
-        let rest = PACE.with(|pace| pace.rested.get()) - start;
+        let rest = HANDSHAKES.with(|pace| pace.rested.get()) - start;
         assert!(rest >= Duration::from_millis(8), "{rest:?}");
     }
 }

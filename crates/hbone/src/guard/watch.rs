@@ -4,28 +4,25 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Guard;
 use super::heads::FrameHeads;
 use super::meter::{Meter, Role};
 
-/// Small DATA frames handed on before who has to take them out of their streams comes first: the HTTP/2
-/// library counts what lies there against [`DATA_FRAME_BUDGET`](crate::settings::DATA_FRAME_BUDGET), and a
-/// read may bring ten thousands of them.
-const SMALL_A_TURN: usize = 4096;
-
 /// Bytes before a client's first frame.
-const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+pub(super) const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 /// A byte stream whose frame headers are judged on their way in. Once the guard has tripped it
-/// reads nothing more, so that whoever floods waits while the goodbye is said.
+/// reads nothing more, so that whoever floods waits while the goodbye is said. Nor does it after a turn:
+/// a read may bring ten thousands of frames.
 pub(crate) struct Watch<IO> {
     io: IO,
     heads: FrameHeads,
     meter: Meter,
-    /// Small DATA frames of this turn.
-    small: usize,
+    /// Read, for the next turn.
+    later: Bytes,
     guard: Rc<Guard>,
 }
 
@@ -39,7 +36,7 @@ impl<IO> Watch<IO> {
             io,
             heads: FrameHeads::new(preface),
             meter: Meter::new(role, Instant::now()),
-            small: 0,
+            later: Bytes::new(),
             guard,
         }
     }
@@ -55,30 +52,38 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watch<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.guard.is_tripped() {
-            return Poll::Pending;
-        }
-        if this.small >= SMALL_A_TURN {
-            this.small = 0;
-            // Behind those who were woken by what has come.
-            cx.waker().wake_by_ref();
+        let Self {
+            io,
+            heads,
+            meter,
+            later,
+            guard,
+        } = &mut *self;
+        if guard.is_tripped() || guard.turn.is_over() {
+            // Whoever runs the connection in turns wakes it.
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        let (meter, small, guard) = (&mut this.meter, &mut this.small, &*this.guard);
-        let read = buf.filled().len() - before;
-        let passed = this.heads.walk(&buf.filled()[before..], |head| {
-            *small += usize::from(head.is_small_data());
-            meter.pass(head, guard)
-        });
-        if passed < read {
-            buf.set_filled(before + passed);
-            if passed == 0 {
-                // Nothing to hand on, and no end either.
-                return Poll::Pending;
-            }
+        let is_new = later.is_empty();
+        if !is_new {
+            buf.put_slice(&later[..later.len().min(buf.remaining())]);
+        } else if Pin::new(io).poll_read(cx, buf)?.is_pending() {
+            guard.turn.renew();
+            return Poll::Pending;
+        }
+        let read = &buf.filled()[before..];
+        let all = read.len();
+        let part = guard.turn.part(heads, read);
+        if !is_new {
+            later.advance(part);
+        } else if part < all {
+            *later = Bytes::copy_from_slice(&read[part..]);
+        }
+        let passed = heads.walk(&read[..part], |head| meter.pass(head, guard));
+        buf.set_filled(before + passed);
+        if passed == 0 && all > 0 {
+            // Nothing to hand on, and no end either.
+            return Poll::Pending;
         }
         Poll::Ready(Ok(()))
     }
@@ -124,12 +129,11 @@ mod tests {
 
     use super::*;
 
-    /// A DATA frame of one byte on stream 1.
-    const FRAME: [u8; 10] = [0, 0, 1, 0, 0, 0, 0, 0, 1, b'x'];
+    use crate::guard::turns::FRAMES_A_TURN;
 
-    /// Reads until the watch waits; says how many bytes came.
-    async fn turn(watch: &mut Watch<&[u8]>) -> usize {
-        let mut all = 0;
+    /// Reads until the watch waits.
+    async fn turn(watch: &mut Watch<&[u8]>) -> Vec<u8> {
+        let mut all = Vec::new();
         poll_fn(|cx| {
             loop {
                 let mut room = [0; 1000];
@@ -138,7 +142,7 @@ mod tests {
                     Poll::Ready(read) => read.unwrap(),
                     Poll::Pending => return Poll::Ready(()),
                 }
-                all += buf.filled().len();
+                all.extend_from_slice(buf.filled());
                 if buf.filled().is_empty() {
                     return Poll::Ready(());
                 }
@@ -149,15 +153,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_small_frames_let_others_run() {
-        let bytes = FRAME.repeat(2 * SMALL_A_TURN);
-        let mut watch = Watch::new(&bytes[..], Role::Client, Guard::new(None));
-        let first = turn(&mut watch).await;
-        assert!((SMALL_A_TURN * FRAME.len()..bytes.len()).contains(&first));
-        let mut rest = 0;
-        for _ in 0..2 {
-            rest += turn(&mut watch).await;
+    async fn a_turn_ends_at_a_frame_and_loses_none() {
+        // Frames that do not fit the reads.
+        let bytes: Vec<u8> = (0..1000_u16)
+            .flat_map(|n| {
+                let length = u8::try_from(n % 3).unwrap();
+                let payload = vec![n.to_be_bytes()[1]; length.into()];
+                [&[0, 0, length, 0, 0, 0, 0, 0, 1][..], &payload].concat()
+            })
+            .collect();
+        let guard = Guard::new(None);
+        let mut watch = Watch::new(&bytes[..], Role::Client, Rc::clone(&guard));
+        let mut all = Vec::new();
+        for turns in 1.. {
+            all.extend(turn(&mut watch).await);
+            if all.len() == bytes.len() {
+                assert_eq!(turns, 1000_usize.div_ceil(FRAMES_A_TURN as usize));
+                break;
+            }
+            assert!(guard.turn.is_over());
+            assert_eq!(count(&all), turns * FRAMES_A_TURN as usize);
+            assert_eq!(turn(&mut watch).await, [0; 0], "before the next turn");
+            guard.turn.renew();
         }
-        assert_eq!(first + rest, bytes.len());
+        assert_eq!(all, bytes);
+    }
+
+    /// Whole frames.
+    fn count(bytes: &[u8]) -> usize {
+        let mut count = 0;
+        let whole = FrameHeads::new(0).walk(bytes, |_| {
+            count += 1;
+            true
+        });
+        assert_eq!(whole, bytes.len());
+        count
+    }
+
+    #[tokio::test]
+    async fn requests_count_for_more_than_data() {
+        let request = vec![0, 0, 1, 1, 4, 0, 0, 0, 1, 0x82];
+        let bulk = [&[0, 4, 0, 0, 0, 0, 0, 0, 1][..], &[0; 1024]].concat();
+        for (frame, a_turn) in [(request, 16), (bulk, 1000)] {
+            let bytes = frame.repeat(1000);
+            let mut watch = Watch::new(&bytes[..], Role::Client, Guard::new(None));
+            let read = turn(&mut watch).await.len();
+            assert_eq!(read, (a_turn * frame.len()).min(bytes.len()));
+        }
     }
 }

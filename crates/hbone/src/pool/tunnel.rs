@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use super::entry::Entry;
 use super::{Shared, TunnelKey};
 use crate::cork::{self, Corked};
-use crate::guard::{Guard, Role, Watch};
+use crate::guard::{Guard, Role, Watch, in_turns};
 use crate::liveness::{self, Liveness};
 use crate::settings::{CLIENT_HEADERS, DATA_FRAME_BUDGET, SEND_BUFFER};
 use crate::unsent::UnsentTotal;
@@ -292,7 +292,7 @@ impl Driver {
             polled
         });
         let ending = tokio::select! {
-            result = driven => self.ending(result),
+            result = in_turns(&self.guard, driven) => self.ending(result),
             ending = self.keep_alive(pings) => ending,
             () = self.revoked() => {
                 Ending::Lost("the peer's certificate is revoked".to_owned())
