@@ -3,6 +3,10 @@
 //! HTTP/2 flushes after every DATA frame of more than a few bytes. A connection that carries many small
 //! responses would enter the kernel, and wake its peer, once for each of them. Nor does it read more small
 //! frames in one turn than those who are to have them can follow.
+//!
+//! What is little waits a moment longer where a worker carries its turns to their ends ([`turn`]).
+
+pub(crate) mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -24,6 +28,11 @@ const SLICES: usize = 15;
 /// read may bring a thousand more.
 const SMALL_A_TURN: usize = 4096;
 
+/// Bytes to a caller that wait for the end of a turn at most, for answers to its other requests.
+pub(crate) const ANSWERS: usize = FIRST;
+/// The same to an endpoint: some sixteen requests without bodies. It begins with them while more are got ready.
+pub(crate) const REQUESTS: usize = 1024;
+
 /// A stream that keeps back what is written to it until [`Self::poll_release`], or until it is much. Cheap
 /// to clone; all clones are the same stream.
 pub(crate) struct Gathered<S>(Rc<RefCell<Inner<S>>>);
@@ -41,6 +50,10 @@ struct Inner<S> {
     dirty: bool,
     /// What the stream said to bytes that were taken from the writer long before.
     failed: Option<io::Error>,
+    /// It is to be released at the end of the turn.
+    joined: bool,
+    /// Who is woken by what comes of that.
+    writer: Option<Waker>,
 }
 
 impl<S> Gathered<S> {
@@ -55,6 +68,8 @@ impl<S> Gathered<S> {
             taken: 0,
             dirty: false,
             failed: None,
+            joined: false,
+            writer: None,
         })))
     }
 
@@ -117,25 +132,51 @@ impl<S> Clone for Gathered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Gathered<S> {
-    /// Sends what waits. The task of `cx` is woken when there is room for more; an error shows at the next
-    /// read or write.
-    pub(crate) fn poll_release(&self, cx: &mut Context<'_>) {
+impl<S: AsyncWrite + Unpin + 'static> Gathered<S> {
+    /// Sends what waits: up to `little` at the end of the turn, if that has one, more of it now. The task of `cx`
+    /// is woken when there is room for more; an error shows at the next read or write.
+    pub(crate) fn poll_release(&self, little: usize, cx: &mut Context<'_>) {
         let inner = &mut *self.0.borrow_mut();
         if !inner.dirty {
             return;
         }
-        let flushed = inner.poll_flush(cx);
-        inner.gate.set(flushed.is_pending());
-        if let Poll::Ready(Err(error)) = flushed {
-            inner.forget();
-            inner.failed = Some(error);
-            cx.waker().wake_by_ref();
+        let waits = inner.waiting.len() - inner.taken <= little && !inner.gate.is_shut();
+        if waits && (inner.joined || turn::join(&self.0)) {
+            inner.joined = true;
+            let writer = inner.writer.take().filter(|w| w.will_wake(cx.waker()));
+            inner.writer = Some(writer.unwrap_or_else(|| cx.waker().clone()));
+            return;
         }
+        inner.release(cx);
+    }
+}
+
+impl<S: AsyncWrite + Unpin> turn::Release for RefCell<Inner<S>> {
+    fn release(&self) {
+        let inner = &mut *self.borrow_mut();
+        inner.joined = false;
+        let writer = inner.writer.take();
+        if let Some(writer) = &writer
+            && inner.dirty
+        {
+            inner.release(&mut Context::from_waker(writer));
+        }
+        // Mostly that of the next time.
+        inner.writer = writer;
     }
 }
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
+    fn release(&mut self, cx: &mut Context<'_>) {
+        let flushed = self.poll_flush(cx);
+        self.gate.set(flushed.is_pending());
+        if let Poll::Ready(Err(error)) = flushed {
+            self.forget();
+            self.failed = Some(error);
+            cx.waker().wake_by_ref();
+        }
+    }
+
     fn forget(&mut self) {
         (self.waiting, self.taken) = (Vec::new(), 0);
         self.dirty = false;
@@ -151,7 +192,8 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
             self.taken += taken;
         }
         // An idle connection keeps no room.
-        (self.waiting, self.taken) = (Vec::new(), 0);
+        turn::give_back(std::mem::take(&mut self.waiting));
+        self.taken = 0;
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.dirty = false;
         Poll::Ready(Ok(()))
@@ -169,7 +211,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         self.dirty |= offered > 0;
         if self.waiting.len() + offered <= MOST {
             if self.waiting.capacity() == 0 && offered > 0 {
-                self.waiting.reserve(FIRST);
+                self.waiting = turn::room();
             }
             for slice in slices {
                 self.waiting.extend_from_slice(slice);

@@ -329,6 +329,7 @@ pub fn worker(
     let upstreams = Rc::new(LocalScope::new("upstream"));
     let live: Rc<Live> = Rc::default();
     upstreams.spawn("policies", live.clone().watch(world.clone()));
+    upstreams.spawn("turns", crate::gather::turn::carry());
     let kept: Rc<Kept> = Rc::default();
     upstreams.spawn("kept connections", kept.clone().watch(world.clone()));
     Rc::new(Worker {

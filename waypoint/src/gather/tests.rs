@@ -79,7 +79,7 @@ fn stack() -> (Far, Gathered<Far>) {
 
 async fn release(gathered: &Gathered<Far>) {
     poll_fn(|cx| {
-        gathered.poll_release(cx);
+        gathered.poll_release(ANSWERS, cx);
         Poll::Ready(())
     })
     .await;
@@ -167,4 +167,80 @@ async fn the_end_holds_nothing_back() {
     near.write_all(b"goodbye").await.unwrap();
     near.shutdown().await.unwrap();
     assert_eq!(far.0.borrow().bytes, b"goodbye");
+}
+
+#[tokio::test]
+async fn little_waits_until_nothing_else_is_ready() {
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let scope = isobar_runtime::LocalScope::new("test");
+            scope.spawn("turns", turn::carry());
+            tokio::task::yield_now().await;
+            let (far, mut near) = stack();
+            let (other_far, mut other) = stack();
+            near.write_all(b"first").await.unwrap();
+            release(&near).await;
+            other.write_all(b"another").await.unwrap();
+            release(&other).await;
+            assert!(far.0.borrow().calls.is_empty());
+            // A second answer comes by a task that is ready meanwhile.
+            let (done, told) = tokio::sync::oneshot::channel();
+            scope.spawn("late", async move {
+                near.write_all(b", second").await.unwrap();
+                release(&near).await;
+                drop(done.send(near));
+            });
+            let mut near = told.await.unwrap();
+            while far.0.borrow().calls.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(far.0.borrow().calls, [13]);
+            assert_eq!(other_far.0.borrow().bytes, b"another");
+            // Much does not wait, and takes along what did.
+            near.write_all(b"x").await.unwrap();
+            release(&near).await;
+            near.write_all(&[0; ANSWERS]).await.unwrap();
+            release(&near).await;
+            assert_eq!(far.0.borrow().calls, [13, 1 + ANSWERS]);
+            // What waits when turns end goes.
+            near.write_all(b"last").await.unwrap();
+            release(&near).await;
+            assert_eq!(far.0.borrow().calls.len(), 2);
+            scope.stop();
+            assert!(scope.shutdown(std::time::Duration::from_secs(5)).await);
+            assert_eq!(far.0.borrow().calls, [13, 1 + ANSWERS, 4]);
+            near.write_all(b"now").await.unwrap();
+            release(&near).await;
+            assert_eq!(far.0.borrow().calls.len(), 4, "nobody carries turns");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_error_at_the_end_of_a_turn_wakes_the_writer() {
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let scope = isobar_runtime::LocalScope::new("test");
+            scope.spawn("turns", turn::carry());
+            tokio::task::yield_now().await;
+            let (far, mut near) = stack();
+            far.0.borrow_mut().broken = true;
+            near.write_all(b"lost").await.unwrap();
+            let mut released = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut released, true) {
+                    return Poll::Ready(());
+                }
+                near.poll_release(ANSWERS, cx);
+                Poll::Pending
+            })
+            .await;
+            let error = near.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            scope.stop();
+            assert!(scope.shutdown(std::time::Duration::from_secs(5)).await);
+        })
+        .await;
 }

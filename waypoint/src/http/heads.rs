@@ -62,6 +62,11 @@ impl Heads {
         self.since.set(ahead.then(Instant::now));
     }
 
+    /// True while requests are being served.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.open.get() > 0
+    }
+
     /// True while something of one is there and the rest is not.
     pub(crate) fn is_arriving(&self) -> bool {
         self.since.get().is_some()

@@ -22,7 +22,7 @@ use super::{
     STREAMS, STREAMS_OUTSIDE, answer, asides, date,
 };
 use crate::frames::{Inflows, Outflow, SMALL_FRAMES, clean};
-use crate::gather::{Gate, Gathered};
+use crate::gather::{ANSWERS, Gate, Gathered};
 use crate::protocol::PREFACE;
 use crate::session::Session;
 use crate::stream::Stream;
@@ -67,7 +67,9 @@ pub async fn serve2<S: Stream>(session: Rc<Session>, stream: S) {
                 if out.has_many_small() {
                     link.bodies.take();
                 }
-                out.poll_release(cx);
+                // Once all that was asked is answered there is nothing to wait for.
+                let little = if link.session.heads.is_serving() { ANSWERS } else { 0 };
+                out.poll_release(little, cx);
                 result
             }) => match result {
                 Ok(()) => return,
@@ -110,7 +112,7 @@ async fn shake<S: Stream>(
             biased;
             shaken = poll_fn(|cx| {
                 let shaken = handshake.as_mut().poll(cx);
-                out.poll_release(cx);
+                out.poll_release(0, cx);
                 shaken
             }) => {
                 let mut connection = shaken.inspect_err(ended).ok()?;
@@ -136,7 +138,8 @@ fn poll_requests<S: Stream>(
     while let Some(taken) = ready!(connection.poll_accept(cx)) {
         let (request, reply) = taken?;
         let answering = Answering::new(link, request, reply);
-        link.session.worker.scope.spawn("h2", answering);
+        // It looks for a reset of its stream whenever it waits, and all are reset once the connection is gone.
+        link.session.worker.scope.spawn_below("h2", answering);
     }
     Poll::Ready(Ok(()))
 }

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::answer::Answer;
 use crate::frames::{Inflows, Outflow, SMALL_FRAMES, clean};
-use crate::gather::{Gate, Gathered};
+use crate::gather::{Gate, Gathered, REQUESTS};
 use crate::http::RequestBody;
 use crate::stream::AnyStream;
 
@@ -44,6 +44,12 @@ pub(super) struct Sender {
 type Opened = (
     ResponseFuture,
     h2::SendStream<Bytes>,
+    Option<SendRequest<Bytes>>,
+);
+
+type Started = (
+    ResponseFuture,
+    Option<Outflow<RequestBody>>,
     Option<SendRequest<Bytes>>,
 );
 
@@ -157,27 +163,32 @@ impl Sender {
         Ok((response, out, full))
     }
 
-    async fn exchange(
-        &self,
-        request: Box<Request<RequestBody>>,
-        scope: &LocalScope,
-    ) -> Result<Response<Answer>, h2::Error> {
+    /// Opens a stream for a request, with its body, if there is one. Apart: a head that is awaited beside takes
+    /// room for as long.
+    fn start(&self, request: Box<Request<RequestBody>>) -> Result<Started, h2::Error> {
         let (mut head, body) = request.into_parts();
         clean(&mut head.headers);
         measure(&mut head.headers, &head.method, &body);
         let whole = body.is_end_stream();
         let head = Request::from_parts(head, ());
         let (response, out, full) = self.open(head, whole)?;
-        if let Some(mut full) = full {
+        let upload = (!whole).then(|| Outflow::new(out, body, self.state.gate.clone()));
+        Ok((response, upload, full))
+    }
+
+    async fn exchange(
+        &self,
+        request: Box<Request<RequestBody>>,
+        scope: &LocalScope,
+    ) -> Result<Response<Answer>, h2::Error> {
+        let (response, mut upload, full) = self.start(request)?;
+        if let Some(full) = full {
             // Nothing of the body is read before the peer takes the stream.
-            poll_fn(|cx| full.poll_ready(cx)).await?;
+            taken(full).await?;
         }
-        let cancel = if whole {
-            Cancel(None)
-        } else {
-            let upload = Outflow::new(out, body, self.state.gate.clone());
-            send(upload, scope).await
-        };
+        let mut begin = |cx: &mut Context<'_>| upload.take().map(|upload| send(upload, scope, cx));
+        let cancel = poll_fn(|cx| Poll::Ready(begin(cx))).await;
+        let cancel = cancel.unwrap_or(Cancel(None));
         let response = response.await;
         cancel.disarm();
         response.map(|response| Answer::over_http2(response, &self.state.bodies))
@@ -210,7 +221,7 @@ async fn carry(
         if out.has_many_small() {
             bodies.take();
         }
-        out.poll_release(cx);
+        out.poll_release(REQUESTS, cx);
         ended
     })
     .await
@@ -251,10 +262,14 @@ impl Drop for Cancel {
     }
 }
 
+/// Ends once the peer takes the stream that was opened last.
+async fn taken(mut full: SendRequest<Bytes>) -> Result<(), h2::Error> {
+    poll_fn(|cx| full.poll_ready(cx)).await
+}
+
 /// Sends a body: at once as far as it is there, the rest by a task of its own.
-async fn send(mut upload: Outflow<RequestBody>, scope: &LocalScope) -> Cancel {
-    let mut first = |cx: &mut Context<'_>| Poll::Ready(Pin::new(&mut upload).poll(cx).is_ready());
-    if poll_fn(&mut first).await {
+fn send(mut upload: Outflow<RequestBody>, scope: &LocalScope, cx: &mut Context<'_>) -> Cancel {
+    if Pin::new(&mut upload).poll(cx).is_ready() {
         return Cancel(None);
     }
     let (cancel, cancelled) = oneshot::channel();
