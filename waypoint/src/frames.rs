@@ -202,22 +202,29 @@ pub(crate) fn reason_of(error: &(dyn StdError + 'static)) -> Reason {
 
 /// Removes what is for one hop of HTTP/1.1, which rules may have set; true if there was something.
 pub(crate) fn clean(headers: &mut HeaderMap) -> bool {
-    if !headers.keys().any(|name| is_for_one_hop(name.as_str())) {
-        return false;
+    let (mut te, mut others) = (false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "te" => te = true,
+            other => others |= is_for_one_hop(other),
+        }
     }
-    for name in [
-        CONNECTION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-    ] {
-        headers.remove(name);
+    // Each call of gRPC says `te`, and hardly any request anything else: names are not looked for in vain.
+    if others {
+        for name in [
+            CONNECTION,
+            TRANSFER_ENCODING,
+            UPGRADE,
+            KEEP_ALIVE,
+            PROXY_CONNECTION,
+        ] {
+            headers.remove(name);
+        }
     }
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
+    if te && headers.get(TE).is_some_and(|te| te != "trailers") {
         headers.remove(TE);
     }
-    true
+    te || others
 }
 
 #[cfg(test)]

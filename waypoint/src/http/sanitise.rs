@@ -60,7 +60,8 @@ pub(super) fn clean(parts: &mut Parts, normal: Normalization) -> Result<Clean, L
         .map_err(|_| Local::bad_request("path_normalization_failed"))?
         .into_owned();
     let query = parts.uri.query().map(str::to_owned);
-    let upgrade = match seen.hop_by_hop {
+    let te_alone = seen.te && parts.version == Version::HTTP_2 && takes_trailers(&parts.headers);
+    let upgrade = match seen.hop_by_hop || (seen.te && !te_alone) {
         true => hop_by_hop(&mut parts.headers, parts.version),
         false => None,
     };
@@ -85,8 +86,9 @@ pub(super) fn clean(parts: &mut Parts, normal: Normalization) -> Result<Clean, L
 struct Seen {
     /// Something of [`framing`].
     framing: bool,
-    /// Something of [`hop_by_hop`].
+    /// Something of [`hop_by_hop`] besides `te`.
     hop_by_hop: bool,
+    te: bool,
     id: bool,
     expects: bool,
 }
@@ -100,6 +102,7 @@ impl Seen {
                 "transfer-encoding" => (seen.framing, seen.hop_by_hop) = (true, true),
                 "x-request-id" => seen.id = true,
                 "expect" => seen.expects = true,
+                "te" => seen.te = true,
                 other => seen.hop_by_hop |= is_for_one_hop(other),
             }
         }
@@ -202,6 +205,12 @@ impl Clean {
     pub(super) fn written(&self) -> &str {
         self.written.as_deref().unwrap_or(&self.authority)
     }
+}
+
+/// True if `te` is as [`hop_by_hop`] leaves it over HTTP/2, which every call of gRPC writes.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut all = headers.get_all(TE).iter();
+    all.next().is_some_and(|te| te == "trailers") && all.next().is_none()
 }
 
 /// Removes what is meant for this hop only; returns the upgrade asked for.
@@ -346,6 +355,33 @@ mod tests {
         let length = ("content-length", &b"3"[..]);
         assert_eq!(refusal(Version::HTTP_2, &[length]), None);
         assert_eq!(refusal(Version::HTTP_2, &[length, length]), Some(400));
+    }
+
+    #[test]
+    fn of_te_only_trailers_go_on_and_only_over_http2() {
+        let left = |version, values: &[&'static [u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(TE, HeaderValue::from_bytes(value).unwrap());
+            }
+            let request = Request::post("http://svc/").version(version).body(());
+            let (mut parts, ()) = request.unwrap().into_parts();
+            parts.headers = headers;
+            assert!(clean(&mut parts, Normalization::Base).is_ok());
+            let all = parts.headers.get_all(TE).iter();
+            all.map(|te| te.as_bytes().to_vec()).collect::<Vec<_>>()
+        };
+        let trailers: &[u8] = b"trailers";
+        for written in [
+            &[trailers][..],
+            &[b"Trailers"],
+            &[b"gzip", trailers],
+            &[trailers, trailers],
+        ] {
+            assert_eq!(left(Version::HTTP_2, written), [trailers], "{written:?}");
+            assert!(left(Version::HTTP_11, written).is_empty(), "{written:?}");
+        }
+        assert!(left(Version::HTTP_2, &[b"gzip"]).is_empty());
     }
 
     #[test]
