@@ -24,8 +24,10 @@ use crate::endpoint::{Busy, Endpoint};
 use crate::session::Session;
 use crate::upstream::InUse;
 
-/// The highest status there is in gRPC: UNAUTHENTICATED.
-const LAST_GRPC_STATUS: u8 = 16;
+/// The statuses there are in gRPC, up to UNAUTHENTICATED.
+const GRPC_STATUSES: [&str; 17] = [
+    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
+];
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// One request and its answer, for the log line and the metrics written when it is over. Whatever
@@ -52,7 +54,7 @@ pub struct Exchange {
     pub(crate) held: Holding,
     pub(crate) upstream_time: Option<Duration>,
     pub(crate) code: u16,
-    pub(crate) grpc_status: Option<Str>,
+    pub(crate) grpc_status: Option<&'static str>,
     pub(crate) reason: Reason,
     pub(crate) delayed: bool,
     /// Another try was wanted, and there were none left.
@@ -396,7 +398,7 @@ impl Exchange {
             service: self.service.as_ref(),
             workload: self.workload(),
             grpc: self.request.grpc,
-            grpc_status: self.grpc_status.as_deref(),
+            grpc_status: self.grpc_status,
             code: self.code,
             flags: &flags,
             duration,
@@ -437,12 +439,10 @@ pub(super) fn moment(of: Instant) -> jiff::Timestamp {
 }
 
 /// A gRPC status as a label. An endpoint may write anything there; each text would be kept for ever.
-fn known_status(value: &HeaderValue) -> Str {
-    let code = value.to_str().ok().and_then(|text| text.parse::<u8>().ok());
-    match code.filter(|code| *code <= LAST_GRPC_STATUS) {
-        Some(code) => code.to_string().into(),
-        None => "unknown".into(),
-    }
+fn known_status(value: &HeaderValue) -> &'static str {
+    let code = value.to_str().ok().and_then(|text| text.parse().ok());
+    let known = code.and_then(|code: usize| GRPC_STATUSES.get(code));
+    known.copied().unwrap_or("unknown")
 }
 
 impl Drop for Exchange {

@@ -1,5 +1,6 @@
 //! Sending a request on: destination, rewriting, endpoint, tries, response.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use ::http::header::{
     CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, SERVER, SET_COOKIE, TE,
     TRANSFER_ENCODING,
 };
-use ::http::uri::{Authority, PathAndQuery, Scheme};
+use ::http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
 use ::http::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use isobar_route::{
@@ -165,11 +166,11 @@ pub(super) async fn forward(mut flow: Box<Flow>, taken: Option<Taken>) -> Respon
         rules,
         limit: limit.as_mut(),
     };
-    let sent = tokio::select! {
-        biased;
-        () = standing.until_ending(Side::Reply) => Err(ended(&mut flow.exchange, &standing)),
-        sent = sending.tries(&head) => sent,
+    let sent = {
+        let tries = pin!(sending.tries(&head));
+        standing.unless_ending(Side::Reply, tries).await
     };
+    let sent = sent.unwrap_or_else(|| Err(ended(&mut flow.exchange, &standing)));
     let copies = Copies {
         session: &flow.session,
         view: &flow.view,
@@ -431,6 +432,19 @@ fn speak(place: &Place, session: &Session, asked: &Asked) -> upstream::Version {
     }
 }
 
+/// `path` with the query that was asked for. Most are as the caller wrote them, and not made again.
+fn full_path(asked: &Asked, path: &str) -> Result<PathAndQuery, InvalidUri> {
+    let query = asked.clean.query.as_deref();
+    let written = asked.uri.path_and_query();
+    if let Some(written) = written.filter(|w| w.path() == path && w.query() == query) {
+        return Ok(written.clone());
+    }
+    PathAndQuery::try_from(match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    })
+}
+
 /// Path, authority and headers as the endpoint gets them.
 fn head<'a>(
     facts: OfRequest<'a>,
@@ -453,14 +467,14 @@ fn head<'a>(
         .or_else(|| edits.iter().find_map(|e| e.authority.as_ref()))
         .unwrap_or(&asked.clean.authority);
     let path = rewritten.as_deref().unwrap_or(&asked.clean.path);
-    let full = match &asked.clean.query {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    };
     let wrong = |_| Local::bad_request("invalid_rewrite");
-    let path = PathAndQuery::try_from(full).map_err(wrong)?;
+    let path = full_path(asked, path).map_err(wrong)?;
     let (uri, host) = if speak == upstream::Version::H2 {
-        let authority = Authority::try_from(authority.as_str()).map_err(wrong)?;
+        let written = asked.uri.authority().filter(|a| a.as_str() == authority);
+        let authority = match written {
+            Some(written) => written.clone(),
+            None => Authority::try_from(authority.as_str()).map_err(wrong)?,
+        };
         let mut parts = ::http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(authority);

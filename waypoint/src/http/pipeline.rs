@@ -48,11 +48,12 @@ pub(super) async fn handle(
     session: Rc<Session>,
     request: Request<Received>,
 ) -> Result<Response<ReplyBody>, Infallible> {
-    let response = match begin(session, request).await {
-        Ok(flow) => decide(flow).await,
-        Err(response) => response,
+    // Not in one with what follows: what is matched on takes room for as long as that is awaited.
+    let flow = match begin(session, request).await {
+        Ok(flow) => flow,
+        Err(response) => return Ok(response),
     };
-    Ok(response)
+    Ok(decide(flow).await)
 }
 
 /// What is to be known of a request before anything decides on it, or the answer that ends it here.
@@ -79,6 +80,7 @@ async fn begin(
         clean,
         method: parts.method,
         version: parts.version,
+        uri: parts.uri,
         headers: parts.headers,
     });
     exchange.asked = Some(asked.clone());

@@ -8,12 +8,13 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ::http::{HeaderMap, Method, Version};
+use ::http::{HeaderMap, Method, Uri, Version};
 use isobar_route::{Denied, HttpCall, Permit, Tables, authorize_http};
 use isobar_types::Reason;
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ pub(super) struct Asked {
     pub(super) clean: Clean,
     pub(super) method: Method,
     pub(super) version: Version,
+    /// As it was written.
+    pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
 }
 
@@ -146,6 +149,25 @@ impl Standing {
             Poll::Pending
         })
         .await;
+    }
+
+    /// What `of` comes to; `None` once this may not go on.
+    pub(super) async fn unless_ending<F: Future>(
+        &self,
+        side: Side,
+        mut of: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        poll_fn(|cx| {
+            if self.ending.get().is_some() {
+                return Poll::Ready(None);
+            }
+            let done = of.as_mut().poll(cx);
+            if done.is_pending() {
+                self.wake(side, cx);
+            }
+            done.map(Some)
+        })
+        .await
     }
 
     /// Asks the endpoint's policies about the caller.

@@ -271,19 +271,24 @@ impl Pool {
         };
         let way = Way { to, how, origin };
         match version {
-            Version::H1 => self.send1(key, &way, request).await,
-            Version::H2 => self.send2(key, &way, request).await,
+            Version::H1 => {
+                let idle = self.idle.borrow_mut().entry(key).or_default().clone();
+                self.send1(idle, &way, request).await
+            }
+            Version::H2 => {
+                let slot = self.shared.borrow_mut().entry(key).or_default().clone();
+                self.send2(slot, &way, request).await
+            }
         }
     }
 
     async fn send1(
         &self,
-        key: Key,
+        idle: Idle,
         way: &Way<'_>,
         request: Box<Request<RequestBody>>,
     ) -> Result<Sent, SendError> {
         let how = way.how;
-        let idle = self.idle.borrow_mut().entry(key).or_default().clone();
         let line = match reuse(&idle, how).await {
             Some(line) => line,
             None => {
@@ -309,11 +314,10 @@ impl Pool {
 
     async fn send2(
         &self,
-        key: Key,
+        slot: Slot2,
         way: &Way<'_>,
         request: Box<Request<RequestBody>>,
     ) -> Result<Sent, SendError> {
-        let slot = self.shared.borrow_mut().entry(key).or_default().clone();
         let (sender, stream) = self.sender2(&slot, way).await?;
         match sender.send(request, &self.scope).await {
             Ok(response) => Ok(Sent {
