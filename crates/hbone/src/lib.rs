@@ -22,7 +22,7 @@ mod tests;
 mod unsent;
 
 pub use error::{ServeError, Stage, TunnelError};
-pub use guard::{Admission, FrameHead, FrameHeads, Limits, Turned};
+pub use guard::{Admission, FrameHead, FrameHeads, Limits, Turned, taken_of_opening};
 pub use headers::{
     Authority, Baggage, BaggageValue, ConnectHeaders, FORWARDED_NETWORK, Forwarded, HeaderError,
     TraceParent, WorkloadType,
