@@ -229,7 +229,12 @@ impl Line {
     /// Has it rest once nothing of a request and its response is left.
     fn through(self: &Rc<Self>) {
         let mut wire = self.wire.borrow_mut();
-        let busy = wire.upload.is_some() || !wire.intake.framing.is_over();
+        let answered = wire.intake.framing.is_over();
+        if answered && wire.upload.is_some() {
+            // Who has answered already may leave the rest unread, and take it for the next request.
+            wire.reusable = false;
+        }
+        let busy = wire.upload.is_some() || !answered;
         if busy || wire.rests || wire.intake.stream.is_none() {
             return;
         }
