@@ -5,6 +5,7 @@ mod routes;
 
 use std::sync::Arc;
 
+use ::http::StatusCode;
 use isobar_runtime::{LifetimeOwner, Scope};
 use isobar_telemetry::logging::LogControl;
 use isobar_telemetry::{HttpServer, Registry, Reply, Routes, standard};
@@ -41,8 +42,14 @@ pub fn serve(
     let syncs = admin.sync.clone();
     let routes = Routes::new()
         .get("/config_dump", move |_| {
-            let page = dump::page(&admin);
-            async move { Reply::json(&page) }
+            let admin = admin.clone();
+            // Discovery and readiness have this thread too.
+            let page = tokio::task::spawn_blocking(move || Reply::json(&dump::page(&admin)));
+            async move {
+                page.await.unwrap_or_else(|error| {
+                    Reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+                })
+            }
         })
         .get("/syncz", move |_| {
             let report = syncs.report();

@@ -1,5 +1,6 @@
 //! `/config_dump`: the shape that `isobar proxy-config waypoint` reads.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -46,7 +47,7 @@ pub(super) fn page(admin: &Admin) -> Value {
 
 /// Services that name this waypoint, and those its routes lead to.
 fn served(view: &View) -> Vec<std::sync::Arc<Service>> {
-    let targets: Vec<NamespacedHostname> = view
+    let targets: BTreeSet<&NamespacedHostname> = view
         .tables
         .virtual_services()
         .flat_map(|v| v.http.iter())
@@ -55,7 +56,7 @@ fn served(view: &View) -> Vec<std::sync::Arc<Service>> {
             Action::Redirect(_) | Action::Direct(_) => None,
         })
         .flatten()
-        .filter_map(|w| w.target.service.clone())
+        .filter_map(|w| w.target.service.as_ref())
         .collect();
     let mut all: Vec<_> = view
         .snapshot
