@@ -1,8 +1,8 @@
-//! What a peer can send before or with a request: texts of headers, the PROXY header.
+//! What a peer can send before or with a request: frames, texts of headers, the PROXY header.
 
 use std::net::IpAddr;
 
-use isobar_hbone::{Authority, Baggage, Forwarded, ProxyHeader, TraceParent};
+use isobar_hbone::{Authority, Baggage, Forwarded, ProxyHeader, TraceParent, taken_of_opening};
 
 /// The authority of CONNECT.
 ///
@@ -91,4 +91,17 @@ pub fn proxy_header(data: &[u8]) {
         return;
     };
     assert_eq!(ProxyHeader::parse(&bytes), Ok((found, bytes.len())));
+}
+
+/// The frames a caller begins with, in pieces as long as the first byte says.
+///
+/// # Panics
+/// When more is taken than came, or how the bytes are cut makes more difference than a frame's header.
+pub fn frames(data: &[u8]) {
+    let Some((piece, bytes)) = data.split_first() else {
+        return;
+    };
+    let whole = taken_of_opening(bytes, bytes.len());
+    let cut = taken_of_opening(bytes, usize::from(*piece));
+    assert!(whole <= cut && cut < whole + 9 && cut <= bytes.len());
 }

@@ -35,3 +35,8 @@ fn trace_parents() {
 fn proxy_headers() {
     over("proxy_header", peer::proxy_header);
 }
+
+#[test]
+fn frames() {
+    over("frames", peer::frames);
+}
