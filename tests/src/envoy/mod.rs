@@ -9,6 +9,7 @@ mod listener;
 mod matching;
 mod process;
 mod route;
+mod tunnels;
 
 pub use gateway::OfMesh;
 pub use listener::{Call, Export};

@@ -42,6 +42,7 @@ impl Envoy {
         let bootstrap = json!({
             "node": {"id": "oracle", "cluster": "oracle"},
             "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
+            "bootstrap_extensions": export.extensions(),
             "static_resources": {"listeners": export.listeners, "clusters": export.clusters},
         });
         let output = target_folder().join(format!("differential-{name}"));
