@@ -106,7 +106,7 @@ bench: build-bench ## Run the benchmarks in a lab and write a table to target/be
 bench-l4: build-bench ## Compare the node proxy with no mesh, a TLS relay and PEER=/path/to/a/ztunnel
 	$(LEAN)/isobar-benches l4 --out target/bench $(if $(PEER),--peer $(PEER)) $(BENCH_ARGS)
 
-bench-l7: build-bench ## Compare the waypoint with a real Envoy, both as a plain hop
+bench-l7: build-bench ## Compare the waypoint with a real Envoy, as a plain hop and between tunnels
 	$(LEAN)/isobar-benches l7 --out target/bench $(BENCH_ARGS)
 
 # Counts of functions are written as a program ends. The programs that count are not static: a library's unused

@@ -76,13 +76,17 @@ enum Role {
     /// A control plane that knows as many workloads as asked for (run inside a pod).
     #[command(hide = true)]
     Discovery(discovery::Discovery),
-    /// Serves HTTP/1.1, HTTP/2 and gRPC on a port of its own, which it prints.
+    /// Serves HTTP/1.1, HTTP/2 and gRPC at two addresses, which it prints.
     #[command(hide = true)]
-    HttpServer,
+    HttpServer {
+        /// Only through tunnels, on the mesh's port; the folder holds the authority that both ends trust.
+        #[arg(long)]
+        mesh: Option<PathBuf>,
+    },
     /// Makes HTTP load and prints what it measured as JSON.
     #[command(hide = true)]
     HttpClient(l7::caller::Load),
-    /// Compare the waypoint with Envoy, both as a plain hop.
+    /// Compare the waypoint with Envoy.
     L7(l7::Options),
     /// Compare the node proxy with no mesh, with a plain TLS relay, and with a peer.
     L4(l4::Options),
@@ -117,7 +121,7 @@ fn main() -> anyhow::Result<()> {
         }
         Some(Role::Floor(floor)) => runtime.block_on(floor.run()),
         Some(Role::Discovery(discovery)) => runtime.block_on(discovery.run()),
-        Some(Role::HttpServer) => alone(&runtime, l7::server::run()),
+        Some(Role::HttpServer { mesh }) => alone(&runtime, l7::server::run(mesh.as_deref())),
         Some(Role::HttpClient(load)) => {
             let measured = alone(&runtime, load.run())?;
             println!("{}", serde_json::to_string(&measured)?);

@@ -5,8 +5,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::GRPC;
 use super::frames::{
@@ -19,18 +18,30 @@ use super::server::{CONNECTION_WINDOW, LARGEST, MESSAGE};
 /// Octets of a frame's payload (RFC 9113 §6.5.2, the least that peers may have).
 const FRAME: usize = 16 * 1024;
 
-/// Answers everything on one connection until the peer ends it: a request without a body with `size` octets,
-/// another one with a gRPC message.
+/// Answers everything on one connection, of which `seen` was read, until the peer ends it: a request without a body
+/// with `size` octets, another one with a gRPC message.
 ///
 /// # Errors
 /// When the connection breaks, or the peer does what a load never sees.
-pub(super) async fn run(mut tcp: TcpStream, size: &Cell<usize>) -> Result<()> {
-    let mut preface = [0; PREFACE.len()];
-    tcp.read_exact(&mut preface).await?;
+pub(super) async fn run(
+    mut tcp: impl AsyncRead + AsyncWrite + Unpin,
+    seen: &[u8],
+    size: &Cell<usize>,
+) -> Result<()> {
+    let begun = seen.len().min(PREFACE.len());
+    tcp.read_exact(&mut [0; PREFACE.len()][begun..]).await?;
     let mut answers = Answers::new();
     let mut buffer = vec![0; 256 * 1024];
-    let mut filled = 0;
+    let mut filled = seen.len() - begun;
+    buffer[..filled].copy_from_slice(&seen[begun..]);
     loop {
+        let mut at = 0;
+        while let Some((kind, flags, stream, payload)) = parse(&buffer[at..filled]) {
+            at += HEAD + payload.len();
+            answers.take(kind, flags, stream, payload, size.get())?;
+        }
+        buffer.copy_within(at..filled, 0);
+        filled -= at;
         answers.send_bodies();
         tcp.write_all(&answers.out).await?;
         answers.out.clear();
@@ -39,13 +50,6 @@ pub(super) async fn run(mut tcp: TcpStream, size: &Cell<usize>) -> Result<()> {
             return Ok(());
         }
         filled += count;
-        let mut at = 0;
-        while let Some((kind, flags, stream, payload)) = parse(&buffer[at..filled]) {
-            at += HEAD + payload.len();
-            answers.take(kind, flags, stream, payload, size.get())?;
-        }
-        buffer.copy_within(at..filled, 0);
-        filled -= at;
     }
 }
 
@@ -231,7 +235,7 @@ mod tests {
         let scope = Rc::new(LocalScope::new("test"));
         scope.spawn("server", async move {
             let (tcp, _) = listener.accept().await.unwrap();
-            run(tcp, &Cell::new(size)).await.unwrap();
+            run(tcp, b"", &Cell::new(size)).await.unwrap();
         });
         let tcp = connect(to).await.unwrap();
         let (mut client, connection) = h2::client::handshake(tcp).await.unwrap();

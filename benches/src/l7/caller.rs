@@ -10,11 +10,12 @@ use bytes::Bytes;
 use http::{Method, Request};
 use isobar_runtime::LocalScope;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::GRPC;
 use super::frames::{self, Pace};
+use super::hbone::{Door, Entrance, Stream};
 use super::server::{CONNECTION_WINDOW, MESSAGE, STREAM_WINDOW};
 use crate::client::{content_length, micros, percentile};
 use crate::cost::usage_of_process;
@@ -39,8 +40,8 @@ pub(crate) struct Load {
     #[arg(long)]
     pub(super) protocol: Protocol,
     /// Where to.
-    #[arg(long)]
-    pub(super) to: SocketAddr,
+    #[command(flatten)]
+    pub(super) door: Door,
     /// What is asked for; its last word is the size of the body wanted.
     #[arg(long)]
     pub(super) path: String,
@@ -158,14 +159,14 @@ impl Load {
             due: share.map(|share| (start + share * index, share * all)),
         });
         let mut loops: Vec<Loop> = loops.collect();
+        let entrance = self.door.entrance()?;
         while !loops.is_empty() {
             let rest = loops.split_off(streams.min(loops.len()));
             let (load, own) = (self.clone(), std::mem::replace(&mut loops, rest));
-            let within = Rc::clone(&scope);
-            scope.spawn(
-                "connection",
-                async move { load.connection(own, &within).await },
-            );
+            let (within, entrance) = (Rc::clone(&scope), entrance.clone());
+            scope.spawn("connection", async move {
+                load.connection(own, &entrance, &within).await;
+            });
         }
         // Connections of HTTP/2 end with their last stream.
         scope.shutdown(length + Duration::from_secs(10)).await;
@@ -184,11 +185,11 @@ impl Load {
         })
     }
 
-    async fn connection(self, mut loops: Vec<Loop>, scope: &Rc<LocalScope>) {
+    async fn connection(self, mut loops: Vec<Loop>, entrance: &Entrance, scope: &Rc<LocalScope>) {
         let outcome = match (self.protocol, loops.pop()) {
-            (Protocol::Http1, Some(only)) => self.http1(only).await,
-            (_, Some(last)) if self.rate == 0 => match connect(self.to).await {
-                Ok(tcp) => frames::run(tcp, &self, self.streams.max(1), &last).await,
+            (Protocol::Http1, Some(only)) => self.http1(only, entrance).await,
+            (_, Some(last)) if self.rate == 0 => match entrance.open().await {
+                Ok(io) => frames::run(io, &self, self.streams.max(1), &last).await,
                 Err(error) => {
                     last.note(Instant::now(), &Err(error));
                     Ok(())
@@ -196,7 +197,7 @@ impl Load {
             },
             (_, Some(last)) => {
                 loops.push(last);
-                self.http2(loops, scope).await
+                self.http2(loops, entrance, scope).await
             }
             (_, None) => Ok(()),
         };
@@ -205,18 +206,18 @@ impl Load {
         }
     }
 
-    async fn http1(&self, mut times: Loop) -> Result<()> {
+    async fn http1(&self, mut times: Loop, entrance: &Entrance) -> Result<()> {
         let request = format!(
             "GET {} HTTP/1.1\r\nhost: bench\r\nuser-agent: bench\r\nx-noise: 1\r\n\r\n",
             self.path
         );
         let mut buffer = vec![0; 128 * 1024];
-        let mut kept: Option<TcpStream> = None;
+        let mut kept: Option<Stream> = None;
         while let Some(start) = times.next().await {
             let outcome = async {
                 let tcp = match &mut kept {
                     Some(tcp) => tcp,
-                    None => kept.insert(connect(self.to).await?),
+                    None => kept.insert(entrance.open().await?),
                 };
                 tcp.write_all(request.as_bytes()).await?;
                 read_reply(tcp, &mut buffer).await
@@ -230,14 +231,19 @@ impl Load {
         Ok(())
     }
 
-    async fn http2(self, loops: Vec<Loop>, scope: &Rc<LocalScope>) -> Result<()> {
+    async fn http2(
+        self,
+        loops: Vec<Loop>,
+        entrance: &Entrance,
+        scope: &Rc<LocalScope>,
+    ) -> Result<()> {
         let shaken = async {
-            let tcp = connect(self.to).await?;
+            let io = entrance.open().await?;
             let mut builder = h2::client::Builder::new();
             builder
                 .initial_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW);
-            Ok(builder.handshake::<_, Bytes>(tcp).await?)
+            Ok(builder.handshake::<_, Bytes>(io).await?)
         };
         let (sender, connection) = match shaken.await {
             Ok(shaken) => shaken,
@@ -306,7 +312,10 @@ pub(super) async fn connect(to: SocketAddr) -> Result<TcpStream> {
 }
 
 /// Reads one reply, which nothing follows, and leaves its head in the buffer.
-pub(super) async fn read_reply(tcp: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+pub(super) async fn read_reply(
+    tcp: &mut (impl AsyncRead + Unpin),
+    buffer: &mut [u8],
+) -> Result<()> {
     let mut filled = 0;
     let end = loop {
         let count = tcp.read(&mut buffer[filled..]).await?;

@@ -53,10 +53,9 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) async fn start(told: &Told) -> Result<Self> {
+    pub(super) async fn start(told: &Told, authority: Arc<Authority>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let authority = Arc::new(Authority::generate("bench")?);
         let certificate = authority.issue_server(&[address.ip().to_string()], LIFE)?;
         let scope = Scope::new("feed");
         let incoming = secured(listener, server_config(&certificate)?, &scope);

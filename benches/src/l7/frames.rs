@@ -5,8 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::GRPC;
 use super::caller::{Load, Protocol};
@@ -57,7 +56,7 @@ pub(super) trait Pace {
 /// When the connection breaks, or the peer does what a load never sees: each request that was under way is
 /// noted as failed.
 pub(super) async fn run(
-    mut tcp: TcpStream,
+    mut tcp: impl AsyncRead + AsyncWrite + Unpin,
     load: &Load,
     streams: usize,
     pace: &impl Pace,
@@ -142,7 +141,11 @@ impl Connection {
         });
     }
 
-    async fn serve(&mut self, tcp: &mut TcpStream, pace: &impl Pace) -> Result<()> {
+    async fn serve(
+        &mut self,
+        tcp: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        pace: &impl Pace,
+    ) -> Result<()> {
         let mut buffer = vec![0; 256 * 1024];
         let mut filled = 0;
         while !self.open.is_empty() {
@@ -357,6 +360,7 @@ mod tests {
 
     use super::*;
     use crate::l7::caller::connect;
+    use crate::l7::hbone::Door;
     use crate::l7::server;
 
     /// So many requests, and their outcomes.
@@ -387,7 +391,7 @@ mod tests {
         };
         let load = Load {
             protocol,
-            to,
+            door: Door::plain(to),
             path: path.to_owned(),
             connections: 1,
             streams: 4,

@@ -1,10 +1,11 @@
-//! `make bench-l7`: the waypoint as a plain hop beside a real Envoy with the same routes, round by round
-//! in the same run. Everything is on loopback; each proxy has one worker and a processor of its own.
+//! `make bench-l7`: the waypoint beside a real Envoy with the same routes, as a plain hop and between tunnels, round
+//! by round in the same run. Everything is on loopback; each proxy has one worker and a processor of its own.
 
 mod answers;
 pub(crate) mod caller;
 mod feed;
 mod frames;
+mod hbone;
 mod memory;
 mod push;
 mod report;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
+use hbone::Mesh;
 use rig::{Application, Rig};
 use scene::Scene;
 
@@ -47,7 +49,7 @@ pub(crate) struct Options {
     /// Changes of routes under load.
     #[arg(long, default_value_t = 100)]
     pushes: u32,
-    /// Only the parts named: `loads`, `policies`, `paced`, `routes`, `push`, `memory`.
+    /// Only the parts named: `loads`, `hbone`, `policies`, `paced`, `routes`, `push`, `memory`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only loads whose name contains this.
@@ -112,7 +114,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         ..Results::default()
     };
     let out = options.out.clone().unwrap_or_else(|| "target/bench".into());
-    let application = Application::start().await?;
+    let application = Application::start(None).await?;
     if options.wants("loads") || options.wants("paced") {
         let rigs = rigs(&Scene::plain(), &application).await?;
         if options.wants("loads") {
@@ -124,6 +126,13 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             rounds::paced(&rigs, &application, options, &mut results.loads).await?;
             report::write(&results, &out)?;
         }
+    }
+    if options.wants("hbone") {
+        let application = Application::start(Some(Mesh::new()?)).await?;
+        let rigs = rigs(&Scene::hbone(), &application).await?;
+        let plans = rounds::hbone();
+        rounds::loads(&rigs, &application, &plans, options, &mut results.loads).await?;
+        report::write(&results, &out)?;
     }
     if options.wants("policies") {
         let rigs = rigs(&Scene::policies(), &application).await?;
@@ -148,10 +157,10 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Each contender with one scene, the proxies alone where the scene is more than a plain hop.
+/// Each contender with one scene, the proxies alone where the scene is more than a hop.
 async fn rigs(scene: &Scene, application: &Application) -> Result<Vec<Rig>> {
     let mut rigs = Vec::new();
-    if *scene == Scene::plain() {
+    if scene.is_hop() {
         rigs.push(Rig::start(Contender::NoProxy, scene, application).await?);
     }
     for contender in PROXIES {

@@ -1,11 +1,11 @@
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
-use super::caller::{connect, read_reply};
+use super::caller::read_reply;
+use super::hbone::{Entrance, Stream};
 use super::rig::{Application, Rig, measured};
 use super::rounds::Plan;
 use super::scene::Scene;
@@ -65,7 +65,7 @@ async fn changes(rig: &Rig, routes: u32, options: &Options) -> Result<Sample> {
     let before = rig.used();
     let load = rig.start_load(&plan.load(rig, options)?)?;
     let called = rig.scene.service("web").context("no service to call")?;
-    let mut probe = Probe::connect(rig.door("web")?, &called.path(1)).await?;
+    let mut probe = Probe::connect(&rig.door("web")?.entrance()?, &called.path(1)).await?;
     let mut effect_ms = Vec::new();
     let mut next = tokio::time::interval(PERIOD);
     for version in 1..=options.pushes {
@@ -93,15 +93,15 @@ async fn changes(rig: &Rig, routes: u32, options: &Options) -> Result<Sample> {
 
 /// One connection that asks again and again.
 struct Probe {
-    tcp: tokio::net::TcpStream,
+    tcp: Stream,
     request: String,
     buffer: Vec<u8>,
 }
 
 impl Probe {
-    async fn connect(to: SocketAddr, path: &str) -> Result<Self> {
+    async fn connect(to: &Entrance, path: &str) -> Result<Self> {
         Ok(Self {
-            tcp: connect(to).await?,
+            tcp: to.open().await?,
             request: format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n"),
             buffer: vec![0; 16 * 1024],
         })

@@ -5,11 +5,14 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use isobar_tests::envoy::{Envoy, Export};
 use isobar_tests::eventually_within;
+use isobar_tls::ca::Authority;
+use isobar_types::ports;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -18,10 +21,10 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 
 use super::Contender;
-use super::caller::{Load, Measured, connect, read_reply};
+use super::caller::{Load, Measured, read_reply};
 use super::feed::Feed;
-use super::scene::{ACCOUNT, NAMESPACE, Scene, WAYPOINT};
-use super::server::endpoints;
+use super::hbone::{Door, Entrance, Mesh};
+use super::scene::{ACCOUNT, Called, NAMESPACE, Scene, WAYPOINT};
 use crate::cores::give_own;
 use crate::cost::{Usage, usage_of_process};
 
@@ -38,6 +41,8 @@ pub(super) struct Application {
     /// What it is told, and what it says to that.
     talk: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
     pub(super) endpoints: Vec<SocketAddr>,
+    /// Where that is so, it is reached by tunnels only.
+    mesh: Option<Mesh>,
 }
 
 /// A program of ours that ends with its handle.
@@ -48,8 +53,12 @@ fn own_program(role: &str) -> Result<Command> {
 }
 
 impl Application {
-    pub(super) async fn start() -> Result<Self> {
-        let mut child = own_program("http-server")?
+    pub(super) async fn start(mesh: Option<Mesh>) -> Result<Self> {
+        let mut command = own_program("http-server")?;
+        if let Some(mesh) = &mesh {
+            command.arg("--mesh").arg(mesh.folder());
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -58,12 +67,24 @@ impl Application {
         let mut output = BufReader::new(child.stdout.take().context("no output")?);
         let mut line = String::new();
         output.read_line(&mut line).await?;
-        let port: u16 = line.trim().parse().context("the application's port")?;
+        let endpoints = line.split_whitespace().map(str::parse::<SocketAddr>);
+        let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
+        ensure!(!endpoints.is_empty(), "the application has no address");
         Ok(Self {
             child,
             talk: Mutex::new((input, output)),
-            endpoints: endpoints(port).collect(),
+            endpoints,
+            mesh,
         })
+    }
+
+    /// The way to it with nothing between.
+    fn door(&self) -> Door {
+        let to = self.endpoints[0];
+        match &self.mesh {
+            Some(mesh) => mesh.door(to, (to.ip(), ports::HBONE).into()),
+            None => Door::plain(to),
+        }
     }
 
     /// Requests of HTTP/2 are answered with bodies of this size from now on.
@@ -88,7 +109,7 @@ impl Application {
 pub(super) struct Rig {
     pub(super) contender: Contender,
     pub(super) scene: Scene,
-    doors: BTreeMap<&'static str, SocketAddr>,
+    doors: Doors,
     proxy: Proxy,
     endpoints: Vec<SocketAddr>,
     folder: TempDir,
@@ -133,13 +154,11 @@ impl Rig {
         let folder = tempfile::tempdir()?;
         let endpoints = application.endpoints.clone();
         let (proxy, doors) = match contender {
-            Contender::Ours => ours(scene, &endpoints, folder.path()).await?,
-            Contender::Envoy => envoy(scene, &endpoints, folder.path()).await?,
+            Contender::Ours => ours(scene, application, folder.path()).await?,
+            Contender::Envoy => envoy(scene, application, folder.path()).await?,
             Contender::NoProxy => {
-                let doors = scene
-                    .called
-                    .iter()
-                    .map(|called| (called.name, endpoints[0]));
+                let called = scene.called.iter();
+                let doors = called.map(|called| (called.name, application.door()));
                 (Proxy::None, doors.collect())
             }
         };
@@ -166,11 +185,8 @@ impl Rig {
             bail!("it has ended: {status}");
         }
         for called in self.scene.called.iter().filter(|c| c.name == "web") {
-            let path = called.path(1);
-            eventually_within("it serves", START, async || {
-                get(self.door(called.name)?, &path).await
-            })
-            .await?;
+            let (path, entrance) = (called.path(1), self.door(called.name)?.entrance()?);
+            eventually_within("it serves", START, async || get(&entrance, &path).await).await?;
         }
         Ok(())
     }
@@ -185,8 +201,8 @@ impl Rig {
     }
 
     /// Where requests for a service go.
-    pub(super) fn door(&self, service: &str) -> Result<SocketAddr> {
-        let door = self.doors.get(service).copied();
+    pub(super) fn door(&self, service: &str) -> Result<Door> {
+        let door = self.doors.get(service).cloned();
         door.with_context(|| format!("no service {service}"))
     }
 
@@ -210,7 +226,6 @@ impl Rig {
         let protocol = protocol.context("a protocol without a name")?;
         let words = [
             ("--protocol", protocol.get_name().to_owned()),
-            ("--to", load.to.to_string()),
             ("--path", load.path.clone()),
             ("--connections", load.connections.to_string()),
             ("--streams", load.streams.to_string()),
@@ -218,6 +233,7 @@ impl Rig {
             ("--rate", load.rate.to_string()),
         ];
         let mut command = own_program("http-client")?;
+        command.args(load.door.arguments());
         for (flag, value) in words {
             command.args([flag, &value]);
         }
@@ -256,27 +272,49 @@ pub(super) async fn measured(load: Child) -> Result<Measured> {
 }
 
 /// Asks once, on a new connection.
-async fn get(to: SocketAddr, path: &str) -> Result<()> {
-    let mut tcp = connect(to).await?;
+async fn get(to: &Entrance, path: &str) -> Result<()> {
+    let mut tcp = to.open().await?;
     let head = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
     tcp.write_all(head.as_bytes()).await?;
     let reply = async { read_reply(&mut tcp, &mut vec![0; 16 * 1024]).await };
     tokio::time::timeout(Duration::from_secs(5), reply).await?
 }
 
-type Started = (Proxy, BTreeMap<&'static str, SocketAddr>);
+/// Ways to services by their names.
+type Doors = BTreeMap<&'static str, Door>;
+type Started = (Proxy, Doors);
 
-async fn ours(scene: &Scene, endpoints: &[SocketAddr], folder: &Path) -> Result<Started> {
-    let feed = Feed::start(&scene.told(endpoints, 0)?).await?;
-    let mut doors = BTreeMap::new();
-    for called in &scene.called {
-        doors.insert(called.name, free_address()?);
+/// Where our waypoint is reached, and the variables that make it so.
+fn doors(scene: &Scene, mesh: Option<&Mesh>) -> Result<(Doors, [(&'static str, String); 2])> {
+    let mut doors = Doors::new();
+    let (mut tunnels, mut plaintext) = (0, Vec::new());
+    if let Some(mesh) = mesh {
+        let at = free_address()?;
+        let all = scene.addresses();
+        doors.extend(all.map(|(called, to)| (called.name, mesh.door(to, at))));
+        tunnels = at.port();
+    } else {
+        for called in &scene.called {
+            let at = free_address()?;
+            doors.insert(called.name, Door::plain(at));
+            plaintext.push(format!("{at}={}", called.authority()));
+        }
     }
-    let plaintext: Vec<String> = scene
-        .called
-        .iter()
-        .map(|called| format!("{}={}", doors[called.name], called.authority()))
-        .collect();
+    let told = [
+        ("HBONE_PORT", tunnels.to_string()),
+        ("ISOBAR_PLAINTEXT", plaintext.join(",")),
+    ];
+    Ok((doors, told))
+}
+
+async fn ours(scene: &Scene, application: &Application, folder: &Path) -> Result<Started> {
+    let mesh = application.mesh.as_ref();
+    let authority = match mesh {
+        Some(mesh) => Arc::clone(&mesh.authority),
+        None => Arc::new(Authority::generate("bench")?),
+    };
+    let feed = Feed::start(&scene.told(&application.endpoints, 0)?, authority).await?;
+    let (doors, entrances) = doors(scene, mesh)?;
     let server = format!("https://{}", feed.address);
     let log = if scene.access_log { "on" } else { "off" };
     let child = Command::new(isobar_tests::binaries()?.join("waypoint"))
@@ -295,12 +333,11 @@ async fn ours(scene: &Scene, endpoints: &[SocketAddr], folder: &Path) -> Result<
             ("WORKER_THREADS", "1"),
             ("ACCESS_LOG", log),
             ("RUST_LOG", "warn"),
-            ("HBONE_PORT", "0"),
             ("ADMIN_PORT", "0"),
             ("STATS_PORT", "0"),
             ("READINESS_PORT", "0"),
-            ("ISOBAR_PLAINTEXT", &*plaintext.join(",")),
         ])
+        .envs(entrances)
         .kill_on_drop(true)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -317,16 +354,25 @@ fn free_address() -> Result<SocketAddr> {
     Ok(listener.local_addr()?)
 }
 
-async fn envoy(scene: &Scene, endpoints: &[SocketAddr], folder: &Path) -> Result<Started> {
-    let mut export = export(scene, &scene.told(endpoints, 0)?);
+async fn envoy(scene: &Scene, application: &Application, folder: &Path) -> Result<Started> {
+    let mut export = export(scene, &scene.told(&application.endpoints, 0)?);
     export.read_routes_from(folder)?;
     if scene.access_log {
         export.log_requests(Path::new("/dev/null"));
     }
+    let listener = |called: &Called| called.call().listener(&scene.name);
+    if let Some(mesh) = &application.mesh {
+        let ways = scene.addresses();
+        let ways = ways.map(|(called, to)| (to, listener(called)));
+        export.through_tunnels(mesh.of_waypoint()?.of_mesh(), ports::HBONE, ways);
+    }
     let envoy = Envoy::start(&format!("bench-{}", scene.name), export).await?;
-    let doors = scene.called.iter().map(|called| {
-        let listener = called.call().listener(&scene.name);
-        (called.name, envoy.address(&listener))
+    let doors = scene.addresses().map(|(called, to)| {
+        let door = match &application.mesh {
+            Some(mesh) => mesh.door(to, envoy.address(Export::TUNNELS)),
+            None => Door::plain(envoy.address(&listener(called))),
+        };
+        (called.name, door)
     });
     let doors = doors.collect();
     Ok((Proxy::Envoy(envoy), doors))
@@ -334,7 +380,7 @@ async fn envoy(scene: &Scene, endpoints: &[SocketAddr], folder: &Path) -> Result
 
 fn export(scene: &Scene, told: &isobar_control_plane::Told) -> Export {
     let mut export = Export::default();
-    let calls = scene.called.iter().map(super::scene::Called::call);
+    let calls = scene.called.iter().map(Called::call);
     export.add(&scene.name, told, &format!("{NAMESPACE}/{WAYPOINT}"), calls);
     export
 }

@@ -83,7 +83,7 @@ impl Plan {
         let called = rig.scene.service(self.service);
         Ok(Load {
             protocol: self.protocol,
-            to: rig.door(self.service)?,
+            door: rig.door(self.service)?,
             path: called.map_or_else(|| "/".to_owned(), |c| c.path(self.body)),
             connections: self.connections,
             streams: self.streams,
@@ -118,6 +118,19 @@ pub(super) fn plain() -> Vec<Plan> {
             SMALL,
         ),
     ]
+}
+
+/// Through tunnels on both sides of the proxy.
+pub(super) fn hbone() -> Vec<Plan> {
+    let wanted = |plan: &Plan| {
+        let many = plan.connections > 1;
+        many && (plan.body == SMALL || plan.protocol == Protocol::Http1)
+    };
+    let plans = plain().into_iter().filter(wanted).map(|plan| Plan {
+        name: format!("Through HBONE: {}", plan.name),
+        ..plan
+    });
+    plans.collect()
 }
 
 /// With ten policies.

@@ -1,18 +1,22 @@
 //! What both proxies are configured with: ordinary objects, put through the control plane's model.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
 use isobar_control_plane::{Told, told};
 use isobar_objects::{ObjectSet, read_text};
 use isobar_tests::envoy::Call;
+use isobar_types::labels::REDIRECTION;
 use serde_json::{Value, json};
 
 pub(super) const NAMESPACE: &str = "bench";
 pub(super) const WAYPOINT: &str = "wp";
 /// The waypoint runs as that.
 pub(super) const ACCOUNT: &str = "wp";
+/// Endpoints run as that, and callers who come through tunnels.
+pub(super) const APP: &str = "app";
+pub(super) const CALLER: &str = "caller";
 /// The port of every service.
 const PORT: u16 = 80;
 /// Endpoints of a service nobody calls.
@@ -47,6 +51,8 @@ pub(super) struct Scene {
     pub(super) access_log: bool,
     /// Services nobody calls.
     pub(super) services: u32,
+    /// Callers and endpoints of those that are called are in the mesh.
+    pub(super) tunnels: bool,
 }
 
 impl Scene {
@@ -61,7 +67,22 @@ impl Scene {
             ],
             access_log: false,
             services: 0,
+            tunnels: false,
         }
+    }
+
+    /// The same routes between tunnels.
+    pub(super) fn hbone() -> Self {
+        Self {
+            name: "hbone".to_owned(),
+            tunnels: true,
+            ..Self::plain()
+        }
+    }
+
+    /// True without policies: then the application alone can be asked the same.
+    pub(super) fn is_hop(&self) -> bool {
+        self.called == Self::plain().called && self.services == 0
     }
 
     /// The same with ten policies.
@@ -75,6 +96,7 @@ impl Scene {
             ],
             access_log: true,
             services: 0,
+            tunnels: false,
         }
     }
 
@@ -85,6 +107,7 @@ impl Scene {
             called: vec![called("web", "http", count, false)],
             access_log: false,
             services: 0,
+            tunnels: false,
         }
     }
 
@@ -100,6 +123,13 @@ impl Scene {
     /// The one called so.
     pub(super) fn service(&self, name: &str) -> Option<&Called> {
         self.called.iter().find(|called| called.name == name)
+    }
+
+    /// Those that are called, with their addresses.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (&Called, SocketAddr)> {
+        (1..)
+            .zip(&self.called)
+            .map(|(n, called)| (called, (Ipv4Addr::new(10, 96, 0, n), PORT).into()))
     }
 
     /// What a waypoint is told, with endpoints at these addresses. `version` is seen in a header of
@@ -129,20 +159,20 @@ impl Scene {
                     "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]}}),
         ];
         for (index, at) in endpoints.iter().enumerate() {
-            all.push(pod(
-                &format!("app-{index}"),
-                "app",
-                &at.ip().to_string(),
-                at.port(),
-            ));
+            let name = format!("app-{index}");
+            all.push(pod(&name, APP, &at.ip().to_string(), at.port()));
         }
-        for (index, one) in self.called.iter().enumerate() {
-            all.push(service(
-                one.name,
-                &format!("10.96.0.{}", index + 1),
-                one.port,
-                "app",
-            ));
+        if self.tunnels {
+            // Loads come from there.
+            let mut caller = pod("caller", CALLER, &Ipv4Addr::LOCALHOST.to_string(), PORT);
+            caller["spec"]["serviceAccountName"] = json!(CALLER);
+            all.push(caller);
+            for pod in all.iter_mut().filter(|object| object["kind"] == "Pod") {
+                pod["metadata"]["annotations"] = json!({REDIRECTION: "enabled"});
+            }
+        }
+        for (one, at) in self.addresses() {
+            all.push(service(one.name, &at.ip().to_string(), one.port, APP));
             all.push(one.virtual_service(version));
             if one.policies {
                 all.extend(one.policies());
@@ -248,7 +278,7 @@ fn pod(name: &str, app: &str, ip: &str, port: u16) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("u-{name}"),
             "labels": {"app": app}},
-        "spec": {"serviceAccountName": "app", "nodeName": "node-1",
+        "spec": {"serviceAccountName": APP, "nodeName": "node-1",
             "containers": [{"name": "main", "image": "app",
                 "ports": [{"name": "app", "containerPort": port}]}]},
         "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
@@ -257,13 +287,17 @@ fn pod(name: &str, app: &str, ip: &str, port: u16) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use isobar_proto::istio::workload::TunnelProtocol;
+    use isobar_proto::istio::workload::address::Type;
+
     use super::*;
 
     #[test]
     fn every_scene_is_in_force_as_written() {
-        let endpoints = ["127.0.0.1:8080".parse().unwrap()];
+        let endpoints = ["127.128.0.2:8080".parse().unwrap()];
         for scene in [
             Scene::plain(),
+            Scene::hbone(),
             Scene::policies(),
             Scene::routes(20),
             Scene::services(300),
@@ -283,5 +317,22 @@ mod tests {
         let told = Scene::policies().told(&endpoints, 1).unwrap();
         assert_eq!(told.waypoints["bench/wp"].authorizations.len(), 6);
         assert_eq!(Scene::routes(20).called[0].path(64), "/r19/64");
+    }
+
+    #[test]
+    fn only_pods_of_the_mesh_take_tunnels() {
+        let endpoints = ["127.128.0.2:8080".parse().unwrap()];
+        let tunnels = |scene: Scene| -> Vec<bool> {
+            let told = scene.told(&endpoints, 1).unwrap();
+            let workloads = told.addresses.into_iter().filter_map(|a| match a.r#type {
+                Some(Type::Workload(workload)) => Some(workload),
+                _ => None,
+            });
+            workloads
+                .map(|w| w.tunnel_protocol() == TunnelProtocol::Hbone)
+                .collect()
+        };
+        assert_eq!(tunnels(Scene::plain()), [false]);
+        assert_eq!(tunnels(Scene::hbone()), [true, true]);
     }
 }

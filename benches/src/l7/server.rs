@@ -4,18 +4,24 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use isobar_runtime::LocalScope;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use isobar_types::ports;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::TcpListener;
 
-use super::answers;
+use super::{answers, hbone};
 use crate::server::head_end;
 
 /// Addresses it listens on, with one port: two endpoints to choose from.
-pub(super) const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+/// The port of endpoints that are reached by tunnels; nobody listens there.
+const TARGET: u16 = 8080;
 /// Body of a reply where the path asks for none: of typical small size.
 const SMALL: usize = 128;
 /// More than any load asks for.
@@ -26,16 +32,27 @@ const PREFACE: &[u8] = b"PRI";
 /// A gRPC message of 32 bytes with its prefix.
 pub(super) const MESSAGE: &[u8] = b"\0\0\0\0\x200123456789abcdef0123456789abcdef";
 
-/// Serves until its input ends; prints its port first. Each line of its input is the size of body that
+/// Serves until its input ends; prints its addresses first. Those of endpoints in a `mesh`, which is the folder of
+/// its authority, take tunnels on the mesh's port. Each line of its input is the size of body that
 /// requests of HTTP/2 are answered with from then on, and is printed once that is so.
-pub(crate) async fn run() -> Result<()> {
+pub(crate) async fn run(mesh: Option<&Path>) -> Result<()> {
     let scope = Rc::new(LocalScope::new("server"));
-    let (listener, others) = listen().await?;
-    println!("{}", listener.local_addr()?.port());
     let size = Rc::new(Cell::new(SMALL));
-    for listener in others.into_iter().chain([listener]) {
-        scope.spawn("accept", accept(scope.clone(), listener, Rc::clone(&size)));
+    let mut endpoints = Vec::new();
+    if let Some(folder) = mesh {
+        let tls = hbone::of_application(folder)?;
+        for listener in listen(own_addresses(), ports::HBONE).await? {
+            endpoints.push(SocketAddr::new(listener.local_addr()?.ip(), TARGET).to_string());
+            let tunnels = hbone::accept(scope.clone(), listener, tls.clone(), Rc::clone(&size));
+            scope.spawn("accept", tunnels);
+        }
+    } else {
+        for listener in listen(ADDRESSES, 0).await? {
+            endpoints.push(listener.local_addr()?.to_string());
+            scope.spawn("accept", accept(scope.clone(), listener, Rc::clone(&size)));
+        }
     }
+    println!("{}", endpoints.join(" "));
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         size.set(line.parse().context("a line that is no size")?);
@@ -44,46 +61,56 @@ pub(crate) async fn run() -> Result<()> {
     Ok(())
 }
 
-/// The same free port on every address.
-async fn listen() -> Result<(TcpListener, Vec<TcpListener>)> {
-    let first = TcpListener::bind((ADDRESSES[0], 0)).await?;
-    let port = first.local_addr()?.port();
-    let mut others = Vec::new();
-    for ip in &ADDRESSES[1..] {
-        let bound = TcpListener::bind((*ip, port)).await;
-        others.push(bound.with_context(|| format!("{ip}:{port}"))?);
+/// The same port on every address: any that is free where it is 0.
+async fn listen(addresses: [Ipv4Addr; 2], mut port: u16) -> Result<Vec<TcpListener>> {
+    let mut all = Vec::new();
+    for ip in addresses {
+        let bound = TcpListener::bind((ip, port)).await;
+        let bound = bound.with_context(|| format!("{ip}:{port}"))?;
+        port = bound.local_addr()?.port();
+        all.push(bound);
     }
-    Ok((first, others))
+    Ok(all)
+}
+
+/// Loopback addresses of this process alone: the port of tunnels is the same for everybody.
+fn own_addresses() -> [Ipv4Addr; 2] {
+    // An id has 22 bits at most.
+    let first = u32::from(Ipv4Addr::new(127, 128, 0, 0)) | std::process::id() << 1;
+    [first.into(), (first | 1).into()]
 }
 
 pub(super) async fn accept(scope: Rc<LocalScope>, listener: TcpListener, size: Rc<Cell<usize>>) {
     while let Ok((tcp, _)) = listener.accept().await {
+        if tcp.set_nodelay(true).is_err() {
+            continue;
+        }
         let connection = connection(tcp, Rc::clone(&size));
         // A connection that breaks shows as a failure at the load generator.
         scope.spawn("connection", async move { drop(connection.await) });
     }
 }
 
-async fn connection(tcp: TcpStream, size: Rc<Cell<usize>>) -> Result<()> {
-    tcp.set_nodelay(true)?;
-    let mut first = [0; PREFACE.len()];
-    loop {
-        let count = tcp.peek(&mut first).await?;
-        if count == 0 {
+/// Answers on one connection.
+pub(super) async fn connection(
+    mut io: impl AsyncRead + AsyncWrite + Unpin,
+    size: Rc<Cell<usize>>,
+) -> Result<()> {
+    let mut seen = Vec::with_capacity(16 * 1024);
+    while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
+        if io.read_buf(&mut seen).await? == 0 {
             return Ok(());
         }
-        if first[..count] != PREFACE[..count] {
-            return http1(tcp).await;
-        }
-        if count == PREFACE.len() {
-            return answers::run(tcp, &size).await;
-        }
+    }
+    if seen.starts_with(PREFACE) {
+        answers::run(io, &seen, &size).await
+    } else {
+        http1(io, seen).await
     }
 }
 
-async fn http1(mut tcp: TcpStream) -> Result<()> {
+async fn http1(mut tcp: impl AsyncRead + AsyncWrite + Unpin, mut seen: Vec<u8>) -> Result<()> {
     let mut replies: HashMap<usize, Vec<u8>> = HashMap::new();
-    let mut seen = Vec::with_capacity(16 * 1024);
     loop {
         while let Some(end) = head_end(&seen) {
             let size = wanted(std::str::from_utf8(&seen[..end])?.split(' ').nth(1));
@@ -109,11 +136,6 @@ fn wanted(path: Option<&str>) -> usize {
     let last = path.and_then(|p| p.rsplit('/').next());
     let size = last.and_then(|word| word.parse().ok());
     size.unwrap_or(SMALL).min(LARGEST)
-}
-
-/// The endpoints' addresses at `port`.
-pub(super) fn endpoints(port: u16) -> impl Iterator<Item = SocketAddr> {
-    ADDRESSES.into_iter().map(move |ip| (ip, port).into())
 }
 
 #[cfg(test)]
