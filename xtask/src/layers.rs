@@ -19,6 +19,7 @@ const BANDS: &[(&str, u8)] = &[
     ("isobar-net", 2),
     ("isobar-tls", 2),
     ("isobar-telemetry", 2),
+    ("isobar-spans", 2),
     ("isobar-chart", 3),
     ("isobar-objects", 3),
     ("isobar-hbone", 3),
