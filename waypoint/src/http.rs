@@ -19,6 +19,7 @@ mod serve1;
 mod serve2;
 mod standing;
 mod stay;
+mod trace;
 mod tries;
 mod upgrade;
 mod upload;

@@ -35,6 +35,7 @@ pub mod session;
 pub mod stream;
 pub mod target;
 pub mod tcp;
+pub mod traces;
 #[cfg(test)]
 mod testing;
 pub mod upstream;

@@ -29,6 +29,7 @@ use crate::listener;
 use crate::metrics::{Metrics, Recent};
 use crate::plaintext::{self, Door};
 use crate::session::Worker;
+use crate::traces;
 use crate::upstream::{Dial, HboneDialer, Pool};
 use crate::world::{Own, World};
 
@@ -128,6 +129,9 @@ async fn control(
     certificates.prefetch(&world.own.identity);
     let metrics = Metrics::new(&registry);
     let access_log = start_access_log(&scope, &config, &world)?;
+    registry.register("isobar_spans", "Spans of requests", world.spans.outcomes());
+    let followed = traces::follow(world.clone(), scope.lifetime());
+    scope.spawn("spans", followed);
     let admin = Admin {
         config: config.clone(),
         world: world.clone(),
@@ -174,6 +178,7 @@ async fn control(
         // A worker that is gone has drained.
         let _ = worker.await;
     }
+    parts.world.spans.finish(LAST_WORDS).await;
     parts.access_log.flush(LAST_WORDS).await;
     end.stop();
     scope.shutdown(CONTROL_DRAIN).await;

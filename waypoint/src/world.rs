@@ -10,6 +10,7 @@ use isobar_state::{
     WorkloadType,
 };
 use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
+use isobar_spans::Spans;
 use isobar_xds::Store;
 
 use crate::cluster::Clusters;
@@ -55,6 +56,8 @@ pub struct World {
     pub room: Room,
     /// Where endpoints are that are told by a host name, for all workers.
     pub names: Names,
+    /// Spans that wait to be sent, of all workers.
+    pub spans: Spans,
 }
 
 /// One moment of the world; a decision looks at one view only.
@@ -81,6 +84,7 @@ impl World {
             rates: Rates::default(),
             credentials: Credentials::default(),
             room: Room::default(),
+            spans: Spans::default(),
         }
     }
 

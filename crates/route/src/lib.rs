@@ -42,6 +42,7 @@ mod table;
 mod tcp;
 mod text;
 mod tls;
+mod traces;
 mod traffic;
 mod unsupported;
 mod virtual_service;
@@ -70,6 +71,7 @@ pub use table::{Draft, ResourceError, Tables, WaypointInfo};
 pub use tcp::{L4Match, TcpDecision, TcpRoute, match_tcp};
 pub use text::{TextMatch, ValueMatch};
 pub use tls::{Origination, TlsRules};
+pub use traces::Tracing;
 pub use traffic::{
     Balancing, Keepalive, LoadBalancer, OutlierRules, PoolRules, ProxyVersion, RetryBudget, Speak,
     Traffic, TrafficRules, Warmup,

@@ -12,6 +12,7 @@ use crate::listener::Listener;
 use crate::log_form::Lines;
 use crate::path::Normalization;
 use crate::rate_limit::RateLimits;
+use crate::traces::Tracing;
 use crate::traffic::TrafficRules;
 use crate::virtual_service::VirtualService;
 
@@ -56,6 +57,8 @@ pub struct WaypointInfo {
     pub lines: Lines,
     /// How far paths are normalised.
     pub paths: Normalization,
+    /// Where spans of requests go; `None`: there are none.
+    pub tracing: Option<Tracing>,
 }
 
 impl WaypointInfo {
@@ -290,6 +293,7 @@ impl Draft {
             through_waypoint: through.collect(),
             lines: Lines::compile(from.access_log.as_ref()),
             paths,
+            tracing: Tracing::compile(from.tracing.as_ref()),
             name: NamespacedName {
                 namespace: from.namespace.as_str().into(),
                 name: from.name.as_str().into(),

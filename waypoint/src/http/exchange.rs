@@ -10,12 +10,14 @@ use bytes::Bytes;
 use http_body::Frame;
 use isobar_route::{Action, Change, HeaderEdits, Subset, Taken};
 use isobar_runtime::LocalScope;
+use isobar_spans::Context;
 use isobar_state::{Service, Workload};
 use isobar_types::{Reason, Str};
 
 use super::facts::{OfReply, OfRequest};
 use super::reply;
 use super::standing::{Asked, Standing};
+use super::trace;
 use super::upload::Progress;
 use crate::access_log::{HttpLine, put_address, put_number};
 use crate::attribution::Attributed;
@@ -63,6 +65,8 @@ pub struct Exchange {
     pub(crate) failure: String,
     pub(crate) response_head: usize,
     bytes_sent: u64,
+    /// Its place in its trace, where the mesh wants spans.
+    pub(super) trace: Option<Box<Context>>,
     /// Answered here: the reason is known.
     pub(crate) answered: bool,
     over: bool,
@@ -211,6 +215,7 @@ impl Exchange {
             failure: String::new(),
             response_head: 0,
             bytes_sent: 0,
+            trace: None,
             answered: false,
             over: false,
         }
@@ -406,6 +411,9 @@ impl Exchange {
             response_bytes: self.response_head as u64 + self.bytes_sent,
         };
         worker.metrics.request(&request, &worker.recent);
+        if let Some(context) = &self.trace {
+            trace::record(self, context, &flags, duration);
+        }
         if !worker.access_log.is_on() {
             return;
         }

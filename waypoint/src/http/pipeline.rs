@@ -23,6 +23,7 @@ use super::reply::{self, Local};
 use super::sanitise;
 use super::serve1::Upgrade;
 use super::standing::{Asked, Standing};
+use super::trace;
 use crate::attribution::Attributed;
 use crate::edge::{self, Instead};
 use crate::observation;
@@ -75,6 +76,9 @@ async fn begin(
         Ok(clean) => clean,
         Err(local) => return Err(local.respond(exchange)),
     };
+    if let Some(with) = own.and_then(|own| own.tracing.as_ref()) {
+        exchange.trace = Some(trace::begin(with, &mut parts.headers));
+    }
     exchange.request.authority.clone_from(&clean.authority);
     let asked = Rc::new(Asked {
         clean,
