@@ -338,6 +338,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         entry_visibilities: None,
         lines: WaypointLines::Usual,
         paths: Normalization::default(),
+        traces: None,
         allow_waypoints: config.auto_allow_waypoint_policy,
         enrolment: EnrolmentRules::default(),
         mesh_config: config.mesh_config(),

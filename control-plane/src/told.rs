@@ -243,6 +243,7 @@ pub(crate) fn settings() -> Settings {
         entry_visibilities: None,
         lines: WaypointLines::Usual,
         paths: Normalization::default(),
+        traces: None,
         allow_waypoints: false,
         enrolment: EnrolmentRules::default(),
         mesh_config: mesh_config_of("istio-system", None),

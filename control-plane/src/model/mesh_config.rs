@@ -19,6 +19,7 @@ impl Settings {
         let mut all = self.clone();
         all.lines = mesh.lines();
         all.paths = mesh.path_normalization.normalization.0;
+        all.traces = mesh.traces();
         if all.trust_domain_aliases.is_empty() {
             let aliases = mesh.trust_domain_aliases.iter();
             all.trust_domain_aliases = aliases.map(|one| one.as_str().into()).collect();
@@ -161,6 +162,21 @@ mod tests {
             let told = plan.waypoints[0].waypoint.path_normalization();
             assert_eq!(told, expect, "{text}");
         }
+    }
+
+    #[test]
+    fn waypoints_are_told_where_spans_go() {
+        let told = |text: &str| {
+            let yaml = namespace("") + &gateway("wp", "") + &mesh(text);
+            let plan = plan(&objects(&yaml), &settings(), &KeptKeys::default());
+            let told = plan.waypoints[0].waypoint.tracing.clone();
+            told.map(|told| (told.host, told.port, told.per_million))
+        };
+        let providers = "extensionProviders: [{name: otel, opentelemetry: {service: otel.obs, port: 4317}}]\n\
+                         defaultConfig: {tracing: {sampling: 50}}\n";
+        assert_eq!(told(providers), None);
+        let both = format!("{providers}defaultProviders: {{tracing: [otel]}}");
+        assert_eq!(told(&both), Some(("otel.obs".into(), 4317, 500_000)));
     }
 
     const ALL: &str = "trustDomainAliases: [old.example]\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\n\

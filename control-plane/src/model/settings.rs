@@ -1,5 +1,5 @@
 use isobar_objects::enrolment::EnrolmentRules;
-use isobar_objects::{EntryVisibilities, ObjectRef, WaypointLines};
+use isobar_objects::{EntryVisibilities, MeshTraces, ObjectRef, WaypointLines};
 use isobar_route::path::Normalization;
 use isobar_types::{Identity, NamespacedName, Str};
 
@@ -32,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) lines: WaypointLines,
     /// How far waypoints normalise paths.
     pub(crate) paths: Normalization,
+    /// Where waypoints send spans.
+    pub(crate) traces: Option<MeshTraces>,
     /// Node proxies let waypoints in to what is behind them by a policy of their own.
     pub(crate) allow_waypoints: bool,
     /// Whose pods node agents take into the mesh. Only they are told so; a control plane goes by what they

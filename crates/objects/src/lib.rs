@@ -34,6 +34,7 @@ mod merge;
 mod mesh_config;
 mod mesh_lines;
 mod mesh_paths;
+mod mesh_traces;
 mod named_secrets;
 mod nameless;
 mod names;
@@ -65,6 +66,7 @@ pub use mesh_config::{
     OutboundTrafficPolicy, ReadMeshConfig, is_trust_domain, mesh_config_of,
 };
 pub use mesh_lines::{LineEncoding, WaypointLines};
+pub use mesh_traces::MeshTraces;
 pub use mesh_paths::{PathForm, PathNormalization};
 pub use named_secrets::{
     NamedSecret, UNREAD, authority_of_callers, may_name_secret, named_secrets, secret_name,

@@ -41,6 +41,14 @@ pub struct MeshConfig {
     pub access_log_encoding: Option<LineEncoding>,
     /// How far paths are normalised.
     pub path_normalization: PathNormalization,
+    /// Unless it says no, there are spans where the rest says where they go.
+    pub enable_tracing: Option<bool>,
+    /// Parts outside the mesh that it may use; each is looked at by itself.
+    pub extension_providers: Value,
+    /// Which of those are used for what.
+    pub default_providers: Value,
+    /// Settings of proxies.
+    pub default_config: Value,
 }
 
 /// Where workloads may go.
@@ -130,7 +138,7 @@ const WITHOUT_MEANING: &[&str] = &[
     "mixerReportServer",
 ];
 /// Fields of `defaultConfig` of which the same is true: Istio's own installation writes them.
-const PROXY_WITHOUT_MEANING: &[&str] = &["discoveryAddress", "image", "proxyMetadata", "tracing"];
+const PROXY_WITHOUT_MEANING: &[&str] = &["discoveryAddress", "image", "proxyMetadata"];
 
 /// Fields that are honoured.
 const HONOURED: &[&str] = &[
@@ -138,6 +146,9 @@ const HONOURED: &[&str] = &[
     "accessLogFile",
     "accessLogFormat",
     "discoverySelectors",
+    "enableTracing",
+    // Each of them that is not: as in `MeshConfig::read_traces`.
+    "extensionProviders",
     "outboundTrafficPolicy",
     "pathNormalization",
     "rootNamespace",
@@ -153,15 +164,8 @@ const NARROWING: &[&str] = &[
     "serviceEntryVisibility",
 ];
 
-/// What becomes of a field that is not honoured.
-pub(crate) fn instead(field: &str) -> &'static str {
-    match field {
-        "extensionProviders" | "defaultProviders" => {
-            "providers: no policy, log or trace of this mesh uses one"
-        }
-        _ => "a setting for the whole mesh",
-    }
-}
+/// What a field is that is not honoured.
+pub(crate) const NOT_HONOURED: &str = "a setting for the whole mesh";
 
 /// A MeshConfig, and what of it is not honoured.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -254,7 +258,9 @@ fn ignored(fields: &Map<String, Value>) -> Vec<String> {
             (_, Value::Null) => {}
             ("defaultConfig", Value::Object(proxy)) => {
                 let told = proxy.keys();
-                let told = told.filter(|name| !PROXY_WITHOUT_MEANING.contains(&name.as_str()));
+                let told = told.filter(|name| {
+                    *name != "tracing" && !PROXY_WITHOUT_MEANING.contains(&name.as_str())
+                });
                 all.extend(told.map(|name| format!("defaultConfig.{name}")));
             }
             ("outboundTrafficPolicy", Value::Object(policy)) => {
@@ -341,7 +347,6 @@ pathNormalisation: {}
         ignored.sort();
         let expect = [
             "defaultConfig.holdApplicationUntilProxyStarts",
-            "extensionProviders",
             "meshMTLS",
             "outboundTrafficPolicy.tls",
             "pathNormalisation",

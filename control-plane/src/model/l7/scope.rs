@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use isobar_objects::{ObjectHead, ObjectRef, ObjectSet, WaypointLines};
+use isobar_objects::{MeshTraces, ObjectHead, ObjectRef, ObjectSet, WaypointLines};
 use isobar_proto::isobar::v1 as wire;
 use isobar_route::path::Normalization;
 use isobar_types::NamespacedName;
@@ -191,6 +191,7 @@ pub(crate) fn plan_waypoint(
     };
     plan.waypoint.access_log = access_log(&scoping.settings.lines);
     plan.waypoint.path_normalization = paths(scoping.settings.paths).into();
+    plan.waypoint.tracing = scoping.settings.traces.as_ref().map(tracing);
     plan
 }
 
@@ -200,6 +201,14 @@ const fn paths(how: Normalization) -> wire::PathNormalization {
         Normalization::Base => wire::PathNormalization::Base,
         Normalization::MergeSlashes => wire::PathNormalization::MergeSlashes,
         Normalization::DecodeAndMergeSlashes => wire::PathNormalization::DecodeAndMergeSlashes,
+    }
+}
+
+fn tracing(traces: &MeshTraces) -> wire::Tracing {
+    wire::Tracing {
+        host: traces.host.clone(),
+        port: traces.port.into(),
+        per_million: traces.per_million,
     }
 }
 

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::Report;
-use crate::mesh_config::{EntryVisibilities, MeshConfig, instead};
+use crate::mesh_config::{EntryVisibilities, MeshConfig, NOT_HONOURED};
 use crate::read::unknown_field;
 use crate::strict::UnknownField;
 
@@ -26,8 +26,11 @@ pub(super) fn check(map: &ConfigMap, report: &mut Report) {
             for (field, why) in read.config.read_lines().1 {
                 report.unsupported(format!("data.mesh: {field}"), &why);
             }
+            for (field, why) in read.config.read_traces().1 {
+                report.unsupported(format!("data.mesh: {field}"), &why);
+            }
             for field in &read.ignored {
-                report.unsupported(format!("data.mesh: {field}"), instead(field));
+                report.unsupported(format!("data.mesh: {field}"), NOT_HONOURED);
             }
         }
     }
