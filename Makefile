@@ -118,10 +118,12 @@ profile: build-bench ## Count under load what the proxies run, for the compiler:
 	RUSTFLAGS="-C profile-generate=$(COUNTING)/counts" $(CARGO) build --profile lean --target $(HOST) --target-dir $(COUNTING) --workspace --bin ztunnel --bin waypoint
 	rm -rf $(COUNTING)/counts $(COUNTING)/bin && mkdir -p $(COUNTING)/counts $(COUNTING)/bin
 	cp $(addprefix $(LEAN)/,isobar isobard isobar-cni isobar-samples isobar-benches) $(addprefix $(COUNTING)/$(HOST)/lean/,ztunnel waypoint) $(COUNTING)/bin
-	$(COUNTING)/bin/isobar-benches l7 --only loads,policies --rounds 1 --seconds 1 --out $(COUNTING)/out
+	$(COUNTING)/bin/isobar-benches l7 --only loads,policies,hbone --rounds 1 --seconds 1 --out $(COUNTING)/out
 	$(COUNTING)/bin/isobar-benches l4 --only loads --rounds 1 --seconds 2 --out $(COUNTING)/out
 	@mkdir -p $(dir $(PROFILE_DATA))
 	$(LLVM_PROFDATA) merge --sparse -o $(PROFILE_DATA) $(COUNTING)/counts/*.profraw
+	@# Cargo looks at the file's name only.
+	$(CARGO) clean --quiet --profile lean --target $(HOST)
 
 bench-micro: setup ## What one decision costs, and how that grows with the mesh (BENCH_ARGS=filter)
 	$(CARGO) bench --workspace --bench micro $(if $(BENCH_ARGS),-- $(BENCH_ARGS))
