@@ -277,3 +277,6 @@ fn chain(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

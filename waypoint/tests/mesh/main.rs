@@ -27,6 +27,7 @@ mod sessions;
 mod steady;
 mod tcp;
 mod towards;
+mod traces;
 mod translation;
 mod trickle;
 mod withdrawn;
