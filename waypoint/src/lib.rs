@@ -35,8 +35,8 @@ pub mod session;
 pub mod stream;
 pub mod target;
 pub mod tcp;
-pub mod traces;
 #[cfg(test)]
 mod testing;
+pub mod traces;
 pub mod upstream;
 pub mod world;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use isobar_hbone::Admission;
 use isobar_route::Tables;
+use isobar_spans::Spans;
 use isobar_state::{
     Locality, NetworkMode, Profile, Service, ServicePorts, Snapshot, TunnelProtocol, Workload,
     WorkloadType,
 };
 use isobar_types::{Identity, NamespacedHostname, NetworkAddress, Str};
-use isobar_spans::Spans;
 use isobar_xds::Store;
 
 use crate::cluster::Clusters;

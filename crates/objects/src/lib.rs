@@ -66,8 +66,8 @@ pub use mesh_config::{
     OutboundTrafficPolicy, ReadMeshConfig, is_trust_domain, mesh_config_of,
 };
 pub use mesh_lines::{LineEncoding, WaypointLines};
-pub use mesh_traces::MeshTraces;
 pub use mesh_paths::{PathForm, PathNormalization};
+pub use mesh_traces::MeshTraces;
 pub use named_secrets::{
     NamedSecret, UNREAD, authority_of_callers, may_name_secret, named_secrets, secret_name,
 };
