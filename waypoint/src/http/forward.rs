@@ -432,11 +432,14 @@ fn speak(place: &Place, session: &Session, asked: &Asked) -> upstream::Version {
     }
 }
 
-/// `path` with the query that was asked for. Most are as the caller wrote them, and not made again.
+/// `path` with the query that was asked for. Most are as the caller wrote them, and not made again; an
+/// empty path before a query (`http://host?a`) is: it reads as `/`, and is written as nothing.
 fn full_path(asked: &Asked, path: &str) -> Result<PathAndQuery, InvalidUri> {
     let query = asked.clean.query.as_deref();
     let written = asked.uri.path_and_query();
-    if let Some(written) = written.filter(|w| w.path() == path && w.query() == query) {
+    let same =
+        |w: &&PathAndQuery| w.as_str().starts_with('/') && w.path() == path && w.query() == query;
+    if let Some(written) = written.filter(same) {
         return Ok(written.clone());
     }
     PathAndQuery::try_from(match query {

@@ -313,6 +313,19 @@ fn a_length_beside_chunks_is_not_passed_on() {
     });
 }
 
+#[test]
+fn an_empty_path_before_a_query_arrives_as_a_slash() {
+    run(|bed| async move {
+        bed.backend("a", "v1").await;
+        let mut tunnel = bed.tunnel("client", VIP).await.unwrap();
+        let head = b"GET http://a?x=1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        tunnel.write_all(head).await.unwrap();
+        let mut answer = String::new();
+        tunnel.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("a /?x=1 0"), "{answer}");
+    });
+}
+
 /// `/old` becomes `/new` on another host, with header edits both ways.
 fn rewriting() -> proto::HttpRoute {
     let mut rewrite = forward("rewrite", vec![to("v1", 0)]);
