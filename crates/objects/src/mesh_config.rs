@@ -224,7 +224,7 @@ impl MeshConfig {
             return Ok(None);
         };
         let value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-        let fields = match value {
+        let fields = match without_nulls(value) {
             Value::Object(fields) => fields,
             Value::Null => return Ok(None),
             _ => return Err("not a map of fields".to_owned()),
@@ -250,12 +250,26 @@ impl MeshConfig {
     }
 }
 
+/// Fields that say `null` say nothing (protobuf's JSON mapping): templates write them.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let said = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(
+                said.map(|(name, value)| (name, without_nulls(value)))
+                    .collect(),
+            )
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_nulls).collect()),
+        other => other,
+    }
+}
+
 fn ignored(fields: &Map<String, Value>) -> Vec<String> {
     let mut all = Vec::new();
     for (name, value) in fields {
         let known = HONOURED.contains(&name.as_str()) || WITHOUT_MEANING.contains(&name.as_str());
         match (name.as_str(), value) {
-            (_, Value::Null) => {}
             ("defaultConfig", Value::Object(proxy)) => {
                 let told = proxy.keys();
                 let told = told.filter(|name| {
@@ -411,6 +425,8 @@ serviceEntryVisibility:
         for (word, expect) in [
             ("{}", Normalization::Base),
             ("{normalization: DEFAULT}", Normalization::Base),
+            ("{normalization: null}", Normalization::Base),
+            ("null", Normalization::Base),
             ("{normalization: NONE}", Normalization::None),
             (
                 "{normalization: MERGE_SLASHES}",
