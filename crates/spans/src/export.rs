@@ -63,6 +63,8 @@ pub struct Exporter {
     wait: Duration,
     /// No connection is made before.
     not_before: Instant,
+    /// The last answer was a refusal of some spans: told once until one is not.
+    refuses: bool,
 }
 
 impl Exporter {
@@ -81,6 +83,7 @@ impl Exporter {
             client: None,
             wait: Duration::ZERO,
             not_before: Instant::now(),
+            refuses: false,
         })
     }
 
@@ -98,7 +101,7 @@ impl Exporter {
         loop {
             tokio::select! {
                 biased;
-                Ok(()) = self.collector.changed() => self.client = None,
+                Ok(()) = self.collector.changed() => self.begin_anew(),
                 spans = self.waiting.queue.recv_many(batch, BATCH) => match spans {
                     0 => return false,
                     _ => break,
@@ -116,10 +119,18 @@ impl Exporter {
         true
     }
 
+    /// Forgets how it went with the collector before.
+    fn begin_anew(&mut self) {
+        self.client = None;
+        self.wait = Duration::ZERO;
+        self.not_before = Instant::now();
+        self.refuses = false;
+    }
+
     async fn deliver(&mut self, spans: Vec<Span>) {
         let count = spans.len() as u64;
         if self.collector.has_changed().unwrap_or_default() {
-            self.client = None;
+            self.begin_anew();
         }
         let Some(collector) = self.collector.borrow_and_update().clone() else {
             self.spans.count(Outcome::Dropped, count);
@@ -169,10 +180,11 @@ impl Exporter {
         let answer = client.export(request.clone()).await?.into_inner();
         let partial = answer.partial_success.unwrap_or_default();
         let refused = u64::try_from(partial.rejected_spans).unwrap_or_default();
-        if refused > 0 {
+        if refused > 0 && !self.refuses {
             let why = bounded(&partial.error_message, TOLD);
             tracing::warn!(refused, why, "the collector refused spans");
         }
+        self.refuses = refused > 0;
         Ok(refused)
     }
 
