@@ -40,12 +40,15 @@ pub fn serve(
 ) -> std::io::Result<()> {
     let (address, stats) = (admin.config.admin, admin.config.stats);
     let syncs = admin.sync.clone();
+    let one_page = Arc::new(tokio::sync::Mutex::new(()));
     let routes = Routes::new()
         .get("/config_dump", move |_| {
-            let admin = admin.clone();
-            // Discovery and readiness have this thread too.
-            let page = tokio::task::spawn_blocking(move || Reply::json(&dump::page(&admin)));
+            let (admin, one_page) = (admin.clone(), one_page.clone());
             async move {
+                // Pages are large in a large mesh: never several at once.
+                let _turn = one_page.lock().await;
+                // Discovery and readiness have this thread too.
+                let page = tokio::task::spawn_blocking(move || Reply::json(&dump::page(&admin)));
                 page.await.unwrap_or_else(|error| {
                     Reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
                 })
