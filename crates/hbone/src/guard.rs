@@ -25,6 +25,7 @@ pub use opening::taken_of_opening;
 pub(crate) use pace::paced;
 pub(crate) use score::Misuse;
 use score::{CONNECTION_LIMIT, Score};
+pub(crate) use sources::Visit;
 use turns::Turn;
 pub(crate) use turns::in_turns;
 pub(crate) use watch::Watch;
@@ -40,6 +41,8 @@ pub(crate) struct Guard {
     /// Bytes sent on it.
     sent: Cell<u64>,
     turn: Turn,
+    /// Whether a stream was accepted on it.
+    carried: Cell<bool>,
     /// Who is at the other end, if counted.
     member: Option<Rc<Member>>,
 }
@@ -53,6 +56,7 @@ impl Guard {
             opened: Cell::new(0),
             sent: Cell::new(0),
             turn: Turn::default(),
+            carried: Cell::new(false),
             member,
         })
     }
@@ -79,6 +83,16 @@ impl Guard {
             }
             self.trip.notified().await;
         }
+    }
+
+    /// A stream was accepted.
+    pub(crate) fn carries(&self) {
+        self.carried.set(true);
+    }
+
+    /// Whether one ever was.
+    pub(crate) const fn has_carried(&self) -> bool {
+        self.carried.get()
     }
 
     pub(crate) const fn is_tripped(&self) -> bool {

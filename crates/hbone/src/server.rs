@@ -18,7 +18,7 @@ use tokio::time::timeout;
 pub use connect::Connect;
 
 use crate::cork::{self, Corked};
-use crate::guard::{Admission, Guard, Member, Misuse, Role, Watch, in_turns, paced};
+use crate::guard::{Admission, Guard, Member, Misuse, Role, Visit, Watch, in_turns, paced};
 use crate::liveness::{self, Liveness};
 use crate::settings::{
     DATA_FRAME_BUDGET, ERROR_RESETS, PENDING_RESETS, SEND_BUFFER, SERVER_HEADERS, SERVER_STREAMS,
@@ -73,7 +73,7 @@ where
     let permit = options.admission.handshake(options.source)?;
     permit.turn().await;
     // Dropped with the connection, which may have been too short to be worth its handshake.
-    let _visit = permit.visit();
+    let visit = permit.visit();
     let limit = permit.deadline(options.timeouts.tls);
     let (io, gate) = cork::hold(io);
     // Boxed: the room of a handshake must not stay with its connection.
@@ -85,7 +85,7 @@ where
         })??;
     drop(permit);
     let cork = Corked::new(io, gate);
-    Box::pin(serve_verified(cork, peer, options, life, handle)).await
+    Box::pin(serve_verified(cork, peer, options, life, &visit, handle)).await
 }
 
 /// Serves HTTP/2 over a connection whose other end is known.
@@ -94,6 +94,7 @@ async fn serve_verified<IO, H, F>(
     peer: VerifiedPeer,
     options: &ServerOptions,
     life: &Lifetime,
+    visit: &Visit,
     handle: H,
 ) -> Result<(), ServeError>
 where
@@ -139,6 +140,9 @@ where
     };
     let running = Box::pin(serving.run(connection, &cork, life, handle));
     let result = in_turns(&serving.guard, running).await;
+    if serving.guard.has_carried() && !matches!(result, Err(ServeError::Abuse(_))) {
+        visit.was_worth_its_handshake();
+    }
     // The connection is gone: every stream fails at its next use, so futures end by themselves.
     // Those that wait for something else end when the process stops.
     tokio::select! {

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -7,7 +8,8 @@ use super::admission::{Limits, lock};
 
 /// Handshake time while more than half of all places are taken.
 const SHED_DEADLINE: Duration = Duration::from_secs(2);
-/// A connection that is over so soon was not worth its handshake: callers keep theirs for minutes.
+/// A connection that is over so soon, and carried nothing, was not worth its handshake: callers keep theirs
+/// for minutes.
 const BRIEF: Duration = Duration::from_secs(1);
 /// Brief connections of one address, beyond which its handshakes take turns.
 const CREDIT: f64 = 16.0;
@@ -59,6 +61,15 @@ pub(crate) struct Visit {
     handshakes: Handshakes,
     source: Option<IpAddr>,
     start: Instant,
+    worth: Cell<bool>,
+}
+
+impl Visit {
+    /// It carried a stream for its caller. Tunnels through a gateway of networks are for one stream each
+    /// and may be brief, and all of another network have the gateway's address.
+    pub(crate) fn was_worth_its_handshake(&self) {
+        self.worth.set(true);
+    }
 }
 
 impl Handshakes {
@@ -165,6 +176,7 @@ impl HandshakePermit {
             handshakes: self.handshakes.clone(),
             source: self.source,
             start: Instant::now(),
+            worth: Cell::new(false),
         }
     }
 }
@@ -188,7 +200,7 @@ impl Drop for HandshakePermit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        if let Some(source) = self.source {
+        if let Some(source) = self.source.filter(|_| !self.worth.get()) {
             self.handshakes.over(source, self.start, Instant::now());
         }
     }
@@ -253,6 +265,23 @@ mod tests {
         assert!(begin(at(2)).is_some());
         drop(waiting);
         assert_eq!(turn(at(1), paid), None);
+    }
+
+    #[test]
+    fn a_brief_connection_that_carried_something_owes_nothing() {
+        let handshakes = Handshakes::default();
+        let visit = || {
+            let begun = handshakes.begin(&Limits::default(), Some(at(1)), Instant::now());
+            begun.unwrap().visit()
+        };
+        let owes = || {
+            let table = lock(&handshakes.0);
+            table.sources.get(&at(1)).map_or(0.0, |one| one.brief)
+        };
+        visit().was_worth_its_handshake();
+        assert!(owes() < 0.5);
+        drop(visit());
+        assert!(owes() > 0.5);
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Connect {
             .respond
             .send_response(response, false)
             .map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?;
+        self.guard.carries();
         Ok(TunnelStream::new(
             send,
             self.body,

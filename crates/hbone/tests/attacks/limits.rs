@@ -251,9 +251,23 @@ async fn at_18_an_address_of_brief_connections_is_slowed_down() {
     println!(
         "AT-18: 32 connections of one address in {passed:?}; a newcomer in {elsewhere:?}, beside it in {beside:?}"
     );
-    // 16 at once, then five a second.
-    assert!(passed > Duration::from_millis(500), "{passed:?}");
+    // Eight before it have theirs, five a second. How many begin before the first is over is up to the machine.
+    assert!(beside > Duration::from_millis(500), "{beside:?}");
     assert!(beside < Duration::from_secs(5), "{beside:?}");
+}
+
+/// All callers of another network come from its gateway's address, each with a tunnel for one stream.
+#[tokio::test]
+async fn at_18_brief_connections_that_carry_something_wait_for_no_turn() {
+    let bed = Bed::new(Mode::Usual).await;
+    let start = Instant::now();
+    for _ in 0..80 {
+        bed.raw_of("front").await.serves(1).await;
+    }
+    let passed = start.elapsed();
+    println!("AT-18: 80 brief connections with a stream each in {passed:?}");
+    // Those that carry nothing take 64 turns of a fifth of a second.
+    assert!(passed < Duration::from_secs(10), "{passed:?}");
 }
 
 #[tokio::test]
