@@ -23,7 +23,8 @@ const SIZE: usize = 4 * TOGETHER * (DATA_MAX + AROUND);
 const TURN: u8 = 4;
 
 thread_local! {
-    /// One for all connections of a thread, as a turn uses up what it reads. Idle ones have none.
+    /// One for all connections of a thread, as a turn uses up what it reads, unless it is of one who floods and has to
+    /// wait for the next. Idle ones have none.
     static SPARE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -7,7 +7,6 @@
 
 mod context;
 mod export;
-mod hex;
 mod queue;
 mod request;
 

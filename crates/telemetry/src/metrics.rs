@@ -11,7 +11,7 @@ pub(crate) const OPENMETRICS: &str = "application/openmetrics-text;charset=utf-8
 /// The metrics of a process. Cheap to clone; registering is for start-up, encoding for scrapes.
 #[derive(Clone, Default)]
 pub struct Registry {
-    // Held while registering one metric or encoding one scrape, on the control runtime only.
+    // Held while registering one metric or encoding one scrape: scrapes have threads of their own.
     inner: Arc<Mutex<prometheus_client::registry::Registry>>,
 }
 

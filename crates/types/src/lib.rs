@@ -8,6 +8,7 @@ mod address;
 pub mod converted;
 pub mod discovery;
 mod framing;
+pub mod hex;
 mod identity;
 pub mod labels;
 pub mod ports;

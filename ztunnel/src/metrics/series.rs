@@ -189,7 +189,8 @@ impl Metrics {
             let Some(known) = shown.get(labels) else {
                 continue;
             };
-            // Nobody can come to hold it while this looks; a connection may have come before.
+            // A connection may have come before this looks. One that comes in this very moment, by what its pod
+            // keeps of the series, counts into nothing: after five idle minutes, for workloads that are gone.
             let series = &known.series;
             if Arc::strong_count(series) == 1 && series.opened.get() == known.idle.count {
                 series.hide();

@@ -1,8 +1,9 @@
 use std::fmt;
 
+use isobar_types::hex;
+
 /// A context without its numbers.
 const BLANK: &[u8; 55] = b"00-00000000000000000000000000000000-0000000000000000-00";
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// W3C trace context of one application connection: `00-TRACE-SPAN-FLAGS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +38,9 @@ impl TraceParent {
             return None;
         }
         let found = Self {
-            trace: number(bytes.get(3..35)?)?,
-            span: u64::try_from(number(bytes.get(36..52)?)?).ok()?,
-            flags: u8::try_from(number(bytes.get(53..)?)?).ok()?,
+            trace: hex::number(bytes.get(3..35)?)?,
+            span: u64::try_from(hex::number(bytes.get(36..52)?)?).ok()?,
+            flags: u8::try_from(hex::number(bytes.get(53..)?)?).ok()?,
         };
         (found.trace != 0 && found.span != 0).then_some(found)
     }
@@ -48,29 +49,9 @@ impl TraceParent {
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = *BLANK;
-        write_number(&mut text[3..35], self.trace);
-        write_number(&mut text[36..52], u128::from(self.span));
-        write_number(&mut text[53..], u128::from(self.flags));
+        hex::write(&mut text[3..35], self.trace);
+        hex::write(&mut text[36..52], u128::from(self.span));
+        hex::write(&mut text[53..], u128::from(self.flags));
         f.write_str(std::str::from_utf8(&text).unwrap_or_default())
-    }
-}
-
-/// Reads lower case hexadecimal digits only.
-fn number(digits: &[u8]) -> Option<u128> {
-    digits.iter().try_fold(0, |number, digit| {
-        let value = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        Some(number << 4 | u128::from(value))
-    })
-}
-
-/// Fills `text` with the last digits of `number`.
-fn write_number(text: &mut [u8], mut number: u128) {
-    for digit in text.iter_mut().rev() {
-        *digit = DIGITS[(number & 0xf) as usize];
-        number >>= 4;
     }
 }

@@ -1,9 +1,9 @@
 //! B3, in one header or in several: whoever calls with it gets it passed on in the same form.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use isobar_types::hex;
 
 use super::{Received, unique};
-use crate::hex;
 
 const SINGLE: HeaderName = HeaderName::from_static("b3");
 const TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");

@@ -1,9 +1,9 @@
 //! W3C Trace Context, level 1, and its rules for levels that are to come.
 
 use http::{HeaderMap, HeaderValue};
+use isobar_types::hex;
 
 use super::{Received, TRACEPARENT, TRACESTATE, unique};
-use crate::hex;
 
 /// A context without its numbers.
 const BLANK: &[u8; 55] = b"00-00000000000000000000000000000000-0000000000000000-00";

@@ -50,16 +50,19 @@ fn split_horizon(
 
 fn call(objects: &[wire::Address], crosses_networks: bool, dice: u64) -> Result<NextHop, Refusal> {
     let snapshot = mesh(objects);
+    route(&snapshot, &asked(&snapshot, crosses_networks), dice)
+}
+
+fn asked(snapshot: &Snapshot, crosses_networks: bool) -> OutboundCall<'_> {
     let source = snapshot.local_workload("node-1", "default", "client", "client");
-    let call = OutboundCall {
+    OutboundCall {
         source: source.unwrap(),
         source_ip: ip("10.0.0.9"),
         destination: at("10.96.0.1:80"),
         network: "",
         crosses_networks,
         ejections: None,
-    };
-    route(&snapshot, &call, dice)
+    }
 }
 
 fn names(list: &[Identity]) -> Vec<String> {
@@ -133,15 +136,7 @@ fn another_pod_of_a_gateway_is_tried_and_then_who_is_near() {
     for (near, last) in [(None, None), (Some(near), Some("10.0.0.1"))] {
         objects.extend(near.map(of_workload));
         let snapshot = mesh(&objects);
-        let source = snapshot.local_workload("node-1", "default", "client", "client");
-        let call = OutboundCall {
-            source: source.unwrap(),
-            source_ip: ip("10.0.0.9"),
-            destination: at("10.96.0.1:80"),
-            network: "",
-            crosses_networks: true,
-            ejections: None,
-        };
+        let call = asked(&snapshot, true);
         for dice in 0..50 {
             let mut tried = Vec::new();
             let mut hop = route(&snapshot, &call, dice);

@@ -2,8 +2,9 @@
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// Reads lower-case digits only, all of them.
-pub(crate) fn number(digits: &[u8]) -> Option<u128> {
+/// Reads 1 to 32 lower-case digits, and nothing else.
+#[must_use]
+pub fn number(digits: &[u8]) -> Option<u128> {
     if digits.is_empty() || digits.len() > 32 {
         return None;
     }
@@ -18,9 +19,24 @@ pub(crate) fn number(digits: &[u8]) -> Option<u128> {
 }
 
 /// Fills `text` with the last digits of `number`.
-pub(crate) fn write(text: &mut [u8], mut number: u128) {
+pub fn write(text: &mut [u8], mut number: u128) {
     for digit in text.iter_mut().rev() {
         *digit = DIGITS[(number & 0xf) as usize];
         number >>= 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_the_same_and_nothing_else_is_read() {
+        let mut text = [0; 32];
+        write(&mut text, u128::MAX - 0xab);
+        assert_eq!(number(&text), Some(u128::MAX - 0xab));
+        for wrong in ["", "AB", "0x1", "g", "123456789012345678901234567890123"] {
+            assert_eq!(number(wrong.as_bytes()), None, "{wrong}");
+        }
     }
 }
